@@ -1,0 +1,1 @@
+"""A caching toolkit for async SQLAlchemy."""

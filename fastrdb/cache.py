@@ -1,0 +1,230 @@
+"""The settings of a cache, and what belongs to it in each event loop: stores, flights, tasks.
+
+`loads` and `invalidations` do the work of one decorated function with what they find here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import re
+from collections.abc import Coroutine, Hashable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Self
+from weakref import WeakKeyDictionary
+
+from .calls import MISSING
+from .errors import CacheUnavailableError, OptionError, PatternError
+from .events import Counters, Hook, Stats
+from .keys import Template
+from .policy import Seconds, seconds
+from .prefixes import Prefix, prefixes_of
+from .singleflight import Flights
+from .store import Store
+from .transactions import settled
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+    from redis.asyncio.cluster import RedisCluster
+
+OnError = Literal["bypass", "raise"]
+
+
+class LoopState:
+    """What a cache has in one event loop. Futures and connections belong to the loop they were made in."""
+
+    def __init__(self) -> None:
+        self.flights = Flights()
+        self.stores: dict[Hashable, Store] = {}
+        self.by_pool: WeakKeyDictionary[Any, Store] = WeakKeyDictionary()
+        self.tasks: set[asyncio.Task[Any]] = set()
+
+
+class BaseCache:
+    """All of `Cache` but its decorators."""
+
+    def __init__(
+        self,
+        redis: Redis | RedisCluster | None = None,
+        *,
+        near: None = None,
+        on_error: OnError = "bypass",
+        timeout: Seconds = 0.25,
+        namespace: str = "",
+        lease: Seconds = 10.0,
+        barrier: Seconds = 10.0,
+        hook: Hook | None = None,
+    ) -> None:
+        """Settings of all functions decorated with this cache. Durations are seconds.
+
+        Args:
+            redis: the client for functions that are not given one.
+            near: not in this version; anything but None is refused.
+            on_error: what a commit does that Redis cannot be told of: "bypass" lets it stand, repairs the cache as
+                soon as Redis is back and until then reads past it; "raise" makes the commit fail.
+            timeout: the longest that one operation on Redis may take before the call goes on without.
+            namespace: put before every key, with a colon: caches with different ones share nothing.
+            lease: the longest load whose result is stored.
+            barrier: the longest time between a COMMIT's start and its end that is covered.
+            hook: is told every `Event`.
+
+        Raises:
+            OptionError: naming the option.
+        """
+        owner = type(self).__name__
+        if near is not None:
+            raise OptionError(f"{owner}: near={near!r}: there is no near cache in this version")
+        if on_error not in ("bypass", "raise"):
+            raise OptionError(f"{owner}: on_error={on_error!r} must be 'bypass' or 'raise'")
+        if not re.fullmatch(r"[A-Za-z0-9_.\-]*", namespace):
+            raise OptionError(f"{owner}: namespace={namespace!r} must be letters, digits, '_', '.' or '-'")
+        self.redis = None if redis is None else _checked(redis, owner)
+        self.on_error: OnError = on_error
+        self.namespace = namespace
+        self.timeout = seconds(timeout, name="timeout", owner=owner)
+        self.lease = seconds(lease, name="lease", owner=owner)
+        self.barrier = seconds(barrier, name="barrier", owner=owner)
+        self.hook = hook
+        self._counters: list[Counters] = []
+        self._loops: WeakKeyDictionary[asyncio.AbstractEventLoop, LoopState] = WeakKeyDictionary()
+
+    def here(self) -> LoopState:
+        """The state of the running event loop."""
+        loop = asyncio.get_running_loop()
+        state = self._loops.get(loop)
+        if state is None:
+            state = self._loops[loop] = LoopState()
+        return state
+
+    def client(self, found: Any, owner: str) -> Any:
+        """The client of a call: what the call itself has, else the cache's own. None means: just run the function."""
+        if found is not MISSING:
+            return found
+        if self.redis is None:
+            raise OptionError(
+                f"{owner}: no Redis: give it a parameter `redis`, its instance an attribute `redis`, or Cache(redis=...)"
+            )
+        return self.redis
+
+    def store(self, client: Any) -> Store:
+        """The store behind `client`: one for each server, so that a client per request finds what others know."""
+        state = self.here()
+        pool = getattr(client, "connection_pool", client)
+        store = state.by_pool.get(pool)
+        if store is None:
+            server = _server(_checked(client, type(self).__name__), pool)
+            store = state.stores.get(server)
+            if store is None:
+                store = state.stores[server] = Store(
+                    namespace=self.namespace,
+                    timeout=self.timeout,
+                    lease=self.lease,
+                    barrier=self.barrier,
+                    on_error=self.on_error,
+                )
+            state.by_pool[pool] = store
+        return store
+
+    def background(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run `work` whatever becomes of the caller. What it cannot do with an unwell Redis lapses by time."""
+        tasks = self.here().tasks
+        task = asyncio.get_running_loop().create_task(_forgiving(work))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+        return task
+
+    async def shielded(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Run `work` to its end even if the caller is cancelled while waiting for it."""
+        await asyncio.shield(self.background(work))
+
+    def counters(self, function: str) -> Counters:
+        """The counters of one more decorated function."""
+        counters = Counters(function, self.hook)
+        self._counters.append(counters)
+        return counters
+
+    def stats(self) -> Stats:
+        """The sum over all functions decorated with this cache, in this process."""
+        return sum((counters.snapshot() for counters in self._counters), Stats())
+
+    async def invalidate(
+        self, prefix: str | Iterable[str] = (), *, keys: Iterable[str] = (), redis: Redis | None = None
+    ) -> None:
+        """Delete now what lies under each prefix (`"user:*"`; no placeholders) and the exact `keys`.
+
+        For writes that no decorated function made. With Redis unreachable it is repeated until it succeeds, or raises
+        CacheUnavailableError if the cache was made with on_error="raise".
+
+        Raises:
+            PatternError: a prefix that cannot be.
+            OptionError: no Redis anywhere.
+        """
+        owner = f"{type(self).__name__}.invalidate"
+        texts = [prefix] if isinstance(prefix, str) else list(prefix)
+        found = [made for text in texts for made in _plain_prefixes(text, owner)]
+        client = self.client(MISSING if redis is None else redis, owner)
+        await self.delete(client, found, list(keys))
+
+    async def delete(self, client: Any, prefixes: Sequence[Prefix], keys: Sequence[str]) -> None:
+        """Invalidate by hand, with no transaction in sight; goes on if the caller is cancelled."""
+        store = self.store(client)
+        if self.on_error == "raise":
+            task = asyncio.ensure_future(store.invalidate(client, prefixes, keys))
+            await asyncio.shield(task)
+        else:
+            await self.shielded(store.invalidate_soon(client, prefixes, keys))
+
+    async def aclose(self, limit: float = 5.0) -> None:
+        """Let what runs in the background of this loop come to its end, for at most `limit` seconds.
+
+        Clients stay open: they are the caller's.
+        """
+        state = self.here()
+        await settled()
+        if state.tasks:
+            await asyncio.wait(set(state.tasks), timeout=limit)
+        for store in state.stores.values():
+            await store.aclose(limit)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.aclose()
+
+
+async def _forgiving(work: Coroutine[Any, Any, Any]) -> None:
+    try:
+        await work
+    except CacheUnavailableError:
+        pass
+
+
+def _plain_prefixes(text: str, owner: str) -> list[Prefix]:
+    template = Template.parse(text, owner=owner, kind="prefix")
+    if template.fields:
+        raise PatternError(f"{owner}: prefix {text!r} has placeholders, and nothing here fills them")
+    return prefixes_of(template, ())
+
+
+def _checked(client: Any, owner: str) -> Any:
+    """Refuse what cannot be a client before it is first used."""
+    if any(cls.__name__ == "RedisCluster" for cls in type(client).__mro__):
+        raise OptionError(f"{owner}: {type(client).__name__}: Redis Cluster is not supported in this version")
+    execute = getattr(client, "execute_command", None)
+    if not inspect.iscoroutinefunction(execute):
+        raise OptionError(f"{owner}: redis={client!r} must be a redis.asyncio client")
+    return client
+
+
+def _server(client: Any, pool: Any) -> Hashable:
+    """What tells one server's data from another's."""
+    known: dict[str, Any] = getattr(pool, "connection_kwargs", {})
+    database = known.get("db", 0)
+    service = getattr(pool, "service_name", None)
+    if service is not None:
+        return ("sentinel", service, database)
+    if "path" in known:
+        return ("unix", known["path"], database)
+    if pool is client:
+        return id(client)
+    return (known.get("host", "localhost"), known.get("port", 6379), database)

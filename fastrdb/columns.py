@@ -1,0 +1,200 @@
+"""What a mapped class says of its columns: names, Python types, unique keys, and which values equality tells apart.
+
+Everything that a user names (filters, orders, placeholders) is looked up here, and is a column or an error: no other
+attribute of the model can be reached by name. No I/O, and no configuring of mappers: a `FastRDB` may be made while
+the classes that its model relates to do not exist yet.
+"""
+
+from __future__ import annotations
+
+import datetime
+import enum
+import reprlib
+import uuid
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Final, Literal
+
+from pydantic import TypeAdapter, ValidationError
+from sqlalchemy import CHAR, Boolean, Column, Date, Enum, Integer, String, Table, TypeDecorator, Uuid
+from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy.orm import InstrumentedAttribute, Mapper, class_mapper
+from sqlalchemy.types import TypeEngine
+
+from fastrdb.errors import MissingKeyFieldError, OptionError, UnknownFieldError
+
+_PLAIN: Final = (
+    bool,
+    int,
+    float,
+    str,
+    bytes,
+    Decimal,
+    uuid.UUID,
+    datetime.date,
+    datetime.time,
+    datetime.timedelta,
+    enum.Enum,
+)
+_SEVERAL: Final = (list, tuple, set, frozenset)
+Exactness = Literal["everywhere", "by collation", "nowhere"]
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One column attribute. `exactness` says where the database finds only equal values equal."""
+
+    name: str
+    column: Column[Any]
+    python_type: Any
+    exactness: Exactness
+    adapter: TypeAdapter[Any] | None
+
+    @classmethod
+    def of(cls, name: str, column: Column[Any]) -> Field:
+        """What the column's type tells."""
+        python_type = _python_type(column.type)
+        adapter = None if python_type is Any else TypeAdapter(python_type)
+        return cls(name, column, python_type, _exactness(column.type), adapter)
+
+    def exact_in(self, dialect: str) -> bool:
+        """True if two values that are equal in the database are equal here, whatever the collation there."""
+        if self.exactness == "by collation":  # by default only MySQL's and MariaDB's take different texts for equal
+            return dialect in {"sqlite", "postgresql"}
+        return self.exactness == "everywhere"
+
+    def coerce(self, value: Any, model: str) -> Any:
+        """`value` as the column's Python type, so that "5" and 5 have one key. ValueError naming the column."""
+        if value is None or self.adapter is None:
+            return value
+        try:
+            return self.adapter.validate_python(value)
+        except ValidationError:
+            kind = getattr(self.python_type, "__name__", self.python_type)
+            raise ValueError(f"{model}.{self.name}: {reprlib.repr(value)} is not a value of type {kind}") from None
+
+
+class Columns:
+    """The column attributes of one mapped class."""
+
+    def __init__(self, model: type[Any]) -> None:
+        try:
+            self.mapper: Mapper[Any] = class_mapper(model, configure=False)
+        except InvalidRequestError as error:
+            raise OptionError(f"FastRDB: {model!r} is not a mapped class") from error
+        self.model = model
+        self.name = model.__name__
+        self.fields = {
+            name: Field.of(name, column)
+            for name, column in self.mapper.columns.items()
+            if isinstance(column, Column) and column.table is not None
+        }
+        self.primary_key = tuple(self._names(self.mapper.primary_key) or ())
+
+    def field(self, name: object) -> Field:
+        """The column of that name. Raises UnknownFieldError."""
+        found = self.fields.get(name) if isinstance(name, str) else None
+        if found is None:
+            raise UnknownFieldError(str(name), self.name, self.fields)
+        return found
+
+    def attribute(self, name: object) -> InstrumentedAttribute[Any]:
+        """The same as what statements are made of. Raises UnknownFieldError."""
+        attribute: InstrumentedAttribute[Any] = getattr(self.model, self.field(name).name)
+        return attribute
+
+    def filters(
+        self, given: Mapping[str, Any], *, required: Iterable[str] = (), pattern: str = "", some: bool = False
+    ) -> dict[str, Any]:
+        """What a caller filters by, each value as its column's type; None finds NULL.
+
+        Raises:
+            UnknownFieldError: a name that is no column.
+            MissingKeyFieldError: one of `required`, which `pattern` needs, is not there.
+            ValueError: a value that the column cannot have; several values where one is meant; with `some`, no
+                filter at all.
+        """
+        asked = {name: self._one(self.field(name), value) for name, value in given.items()}
+        for name in required:
+            if name not in asked:
+                raise MissingKeyFieldError(name, pattern)
+        if some and not asked:
+            raise ValueError(f"at least one column of {self.name} must say which rows are meant")
+        return asked
+
+    def listed(self, given: Mapping[str, Any]) -> tuple[str, list[Any]]:
+        """The one filter that has several values, and these. Raises UnknownFieldError, ValueError."""
+        names = [name for name in given if isinstance(given[name], _SEVERAL) and not self._holds_list(self.field(name))]
+        if len(names) != 1:
+            raise ValueError(f"get_many takes one list of values, as in get_many(..., id=[1, 2]); got {len(names)}")
+        field = self.field(names[0])
+        return field.name, [self._one(field, value) for value in given[field.name]]
+
+    def exact_in(self, dialect: str, names: Iterable[str]) -> bool:
+        """True if in that database a row found by these columns has the very values it was asked by."""
+        return all(self.fields[name].exact_in(dialect) for name in names)
+
+    def unique(self, names: Collection[str]) -> bool:
+        """True if no two rows have the same values there: they hold the primary key or a unique constraint."""
+        return any(key <= set(names) for key in self._unique_keys())
+
+    def values(self, row: object, names: Iterable[str]) -> dict[str, Any]:
+        """The row's values in these columns."""
+        return {name: getattr(row, name) for name in names}
+
+    def _one(self, field: Field, value: Any) -> Any:
+        if isinstance(value, _SEVERAL) and not self._holds_list(field):
+            raise ValueError(f"{self.name}.{field.name}: one value is meant, not several: those are for get_many")
+        return field.coerce(value, self.name)
+
+    def _holds_list(self, field: Field) -> bool:
+        return bool(getattr(field.column.type, "_is_array", False))
+
+    def _unique_keys(self) -> Iterator[frozenset[str]]:
+        yield frozenset(self.primary_key)
+        for table in self.mapper.tables:
+            if isinstance(table, Table):
+                yield from self._unique_keys_of(table)
+
+    def _unique_keys_of(self, table: Table) -> Iterator[frozenset[str]]:
+        for constraint in table.constraints:
+            names = self._names(constraint.columns) if constraint.__visit_name__ == "unique_constraint" else None
+            if names:
+                yield frozenset(names)
+        for index in table.indexes:
+            partial = any(index.dialect_options[known].get("where") is not None for known in ("postgresql", "sqlite"))
+            names = self._names(index.expressions) if index.unique and not partial else None
+            if names:
+                yield frozenset(names)
+
+    def _names(self, columns: Iterable[Any]) -> list[str] | None:
+        """The attributes of these columns; None if one has none."""
+        names = []
+        for column in columns:
+            try:
+                names.append(self.mapper.get_property_by_column(column).key)
+            except InvalidRequestError:
+                return None
+        return names
+
+
+def _python_type(kind: TypeEngine[Any]) -> Any:
+    """The Python type of a column's values; Any where it cannot be known, as behind a user's TypeDecorator."""
+    if isinstance(kind, TypeDecorator):
+        return Any
+    try:
+        found = kind.python_type
+    except NotImplementedError:
+        return Any
+    return found if issubclass(found, _PLAIN) else Any
+
+
+def _exactness(kind: TypeEngine[Any]) -> Exactness:
+    if isinstance(kind, Integer | Boolean | Date) or (isinstance(kind, Uuid) and kind.as_uuid):
+        return "everywhere"
+    plain = isinstance(kind, String) and not isinstance(kind, Enum | CHAR)
+    # A type of one dialect may compare by its own rules (CITEXT), a collation does.
+    if plain and type(kind).__module__.startswith("sqlalchemy.sql.") and getattr(kind, "collation", None) is None:
+        return "by collation"
+    return "nowhere"

@@ -1,0 +1,96 @@
+"""Whether two values are the same, type for type: `1`, `1.0` and `True` are equal in Python, and not the same."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from datetime import date, datetime, time
+from decimal import Decimal
+from types import NoneType
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from pydantic import BaseModel
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+_ABSENT = object()
+_PLAIN = frozenset({str, int, bool, NoneType, bytes, date, UUID})  # same type and equal is the same
+
+
+def difference(left: Any, right: Any, where: str = "value") -> str | None:
+    """The first place where `left` is not the same as `right`, said in words without the values; None if nowhere."""
+    kind, found = type(right), None
+    if type(left) is not kind:
+        return f"{where}: {kind.__name__} comes back as {type(left).__name__}"
+    if isinstance(right, BaseModel):
+        found = _in_fields(_state(left), _state(right), where)
+    elif dataclasses.is_dataclass(right):
+        found = _in_fields(_attributes(left), _attributes(right), where)
+    elif isinstance(right, dict):
+        found = _in_dict(left, right, where)
+    elif isinstance(right, list | tuple | deque):
+        found = _in_items(left, right, where)
+    elif isinstance(right, set | frozenset):
+        found = _in_items(_matched(left, right), right, where) if left == right else f"{where}: other members come back"
+    elif left is not right and not _same_scalar(left, right):
+        found = f"{where}: another {kind.__name__} comes back"
+    return found
+
+
+def _same_scalar(left: Any, right: Any) -> bool:
+    if isinstance(right, float):
+        return repr(left) == repr(right)  # tells -0.0 from 0.0
+    if isinstance(right, Decimal):
+        return bool(left.as_tuple() == right.as_tuple())  # tells 1.0 from 1.00
+    if isinstance(right, datetime | time):
+        return bool(left == right and left.utcoffset() == right.utcoffset())
+    return bool(left == right)
+
+
+def _in_fields(left: dict[str, Any], right: dict[str, Any], where: str) -> str | None:
+    if left.keys() != right.keys():
+        return f"{where}: other fields come back"
+    for name, value in right.items():
+        if not _plainly_same(left[name], value) and (found := difference(left[name], value, f"{where}.{name}")):
+            return found
+    return None
+
+
+def _in_dict(left: dict[Any, Any], right: dict[Any, Any], where: str) -> str | None:
+    if left.keys() != right.keys():
+        return f"{where}: other keys come back"
+    keys = _in_items(_matched(left, right), list(right), f"{where} (key)")
+    return keys or _in_items([left[key] for key in right], list(right.values()), where)
+
+
+def _in_items(left: Collection[Any], right: Collection[Any], where: str) -> str | None:
+    if len(left) != len(right):
+        return f"{where}: {len(right)} items come back as {len(left)}"
+    for index, (one, other) in enumerate(zip(left, right, strict=True)):
+        if not _plainly_same(one, other) and (found := difference(one, other, f"{where}[{index}]")):
+            return found
+    return None
+
+
+def _plainly_same(left: Any, right: Any) -> bool:
+    """The usual answer at little cost; where it says no, `difference` looks."""
+    kind = type(right)
+    return kind in _PLAIN and type(left) is kind and bool(left == right)
+
+
+def _matched(left: Iterable[Any], right: Iterable[Any]) -> list[Any]:
+    """The members of `left` that equal those of `right`, in the order of `right`."""
+    own = {member: member for member in left}
+    return [own.get(member, _ABSENT) for member in right]
+
+
+def _state(model: Any) -> dict[str, Any]:
+    """All that makes up a pydantic model: fields, extras, private attributes; not what it memoizes."""
+    fields = {name: vars(model)[name] for name in type(model).model_fields if name in vars(model)}
+    return {**fields, **(model.__pydantic_extra__ or {}), **(model.__pydantic_private__ or {})}
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    return {field.name: getattr(value, field.name, _ABSENT) for field in dataclasses.fields(value)}

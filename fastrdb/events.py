@@ -1,0 +1,94 @@
+"""What happened in a cached call: an event for those who listen, and the counters of each function.
+
+Nothing here knows Redis or a session. Metrics and traces hang on the `Hook`; none is required.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+Kind = Literal[
+    "hit",  # answered from Redis
+    "miss",  # nothing there
+    "load",  # the function ran
+    "join",  # answered by another caller's load
+    "fill",  # the result was stored
+    "unstored",  # the result was not stored; `detail` says why
+    "bypass",  # the cache was not asked; `detail` says why
+    "corrupt",  # an entry that cannot be read as the declared type
+    "unavailable",  # Redis did not answer
+    "invalidation",  # prefixes and keys were invalidated, or put on a transaction
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing that happened in a call of `function` (its qualified name) under `key`."""
+
+    function: str
+    kind: Kind
+    key: str
+    detail: str = ""
+
+
+class Hook(Protocol):
+    """Whom a `Cache` tells what happens. Called on the event loop: it must neither block nor raise."""
+
+    def __call__(self, event: Event, /) -> None:
+        """Take note of `event`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """How often each kind of `Event` happened in this process; `+` adds two of them up."""
+
+    hits: int = 0
+    misses: int = 0
+    loads: int = 0
+    joins: int = 0
+    fills: int = 0
+    unstored: int = 0
+    bypasses: int = 0
+    corrupt: int = 0
+    unavailable: int = 0
+    invalidations: int = 0
+
+    def __add__(self, other: Stats) -> Stats:
+        return Stats(*map(sum, zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
+
+
+_FIELDS: dict[Kind, str] = {
+    "hit": "hits",
+    "miss": "misses",
+    "load": "loads",
+    "join": "joins",
+    "fill": "fills",
+    "unstored": "unstored",
+    "bypass": "bypasses",
+    "corrupt": "corrupt",
+    "unavailable": "unavailable",
+    "invalidation": "invalidations",
+}
+
+
+class Counters:
+    """The running counts of one decorated function, and the hook that hears of each event."""
+
+    __slots__ = ("function", "hook", "counts")
+
+    def __init__(self, function: str, hook: Hook | None = None) -> None:
+        self.function = function
+        self.hook = hook
+        self.counts: dict[Kind, int] = dict.fromkeys(_FIELDS, 0)
+
+    def tell(self, kind: Kind, key: str, detail: str = "") -> None:
+        """Count an event; build it only if somebody listens."""
+        self.counts[kind] += 1
+        if self.hook is not None:
+            self.hook(Event(self.function, kind, key, detail))
+
+    def snapshot(self) -> Stats:
+        """The counts as they are now."""
+        return Stats(**{_FIELDS[kind]: count for kind, count in self.counts.items()})

@@ -1,0 +1,128 @@
+"""The exact form of a type: the one JSON that its values are stored as, and nothing that is merely like it.
+
+Works on pydantic's core schema: nested dicts, each with a "type". Nothing here runs when a value is read or written.
+"""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from pydantic_core import SchemaSerializer, SchemaValidator
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+Schema = dict[str, Any]
+
+_SINGLE = (
+    *("schema", "items_schema", "keys_schema", "values_schema", "extras_schema", "extras_keys_schema", "json_schema"),
+    *("python_schema", "lax_schema", "strict_schema", "arguments_schema", "var_args_schema", "var_kwargs_schema"),
+)
+_SEVERAL = ("items_schema", "choices", "fields", "definitions", "steps", "arguments_schema")
+# One JSON form whatever the models' own settings: bytes that are not UTF-8 come back, the output stays plain JSON.
+_JSON = {
+    "ser_json_bytes": "base64",
+    "val_json_bytes": "base64",
+    "ser_json_timedelta": "iso8601",
+    "ser_json_temporal": "iso8601",
+    "ser_json_inf_nan": "null",
+}
+_building = threading.Lock()
+
+
+def kind_of(schema: Schema) -> str:
+    """The "type" of a schema."""
+    return str(schema.get("type", "argument"))  # a named tuple's arguments have no type of their own
+
+
+def rebuild(schema: Schema, change: Callable[[Schema, str], Schema]) -> Schema:
+    """A copy of `schema` with each schema directly inside it changed; `change` gets it and its field name, or ""."""
+    copy = dict(schema)
+    for key in _SINGLE:
+        if isinstance(copy.get(key), dict):
+            copy[key] = change(copy[key], "")
+    for key in _SEVERAL:
+        if isinstance(copy.get(key), list):
+            copy[key] = [_rebuild_item(item, change) for item in copy[key]]
+    for key in ("fields", "choices"):
+        if isinstance(copy.get(key), dict):
+            named = key == "fields"  # the others are tags of a union
+            copy[key] = {name: _rebuild_item(part, change, name if named else "") for name, part in copy[key].items()}
+    return copy
+
+
+def _rebuild_item(item: Any, change: Callable[[Schema, str], Schema], name: Any = "") -> Any:
+    if isinstance(item, dict):
+        return change(item, str(item.get("name", name)))
+    if isinstance(item, tuple):  # a union member with its label
+        return (change(item[0], ""), *item[1:])
+    return item  # the field names of a dataclass, or a tag that stands for another
+
+
+def parts(schema: Schema) -> list[tuple[Schema, str]]:
+    """The schemas directly inside `schema`, each with its field name, or ""."""
+    found: list[tuple[Schema, str]] = []
+
+    def note(part: Schema, name: str) -> Schema:
+        found.append((part, name))
+        return part
+
+    rebuild(schema, note)
+    return found
+
+
+def exact(schema: Schema, config: Schema | None = None) -> Schema:
+    """The schema of stored entries: every field is there, by its own name, and no other; no default fills a gap.
+
+    Optional keys of a TypedDict stay optional, and extra="allow" stays allowed.
+    """
+    kind = kind_of(schema)
+    if kind == "default":
+        inner = exact(schema["schema"], config)
+        return inner | {key: schema[key] for key in ("ref", "serialization") if key in schema}
+    if kind in ("model", "dataclass"):
+        config = schema.get("config")
+    elif "config" in schema:
+        config = {**(config or {}), **schema["config"]}
+    copy = rebuild(schema, lambda part, _: exact(part, config))
+    copy.pop("validation_alias", None)
+    if "config" in copy or kind in ("model", "dataclass", "typed-dict"):
+        copy["config"] = {**(config or {}), **_JSON}
+    if kind == "model":
+        copy["custom_init"] = False  # an own __init__ would go back to the model's lenient validator
+    if kind in ("model-fields", "dataclass-args", "typed-dict"):
+        extra = copy.get("extra_behavior") or (config or {}).get("extra_fields_behavior")
+        copy["extra_behavior"] = "allow" if extra == "allow" else "forbid"
+    return copy
+
+
+def compile_exact(schema: Schema) -> tuple[SchemaValidator, SchemaSerializer]:
+    """Validator and serializer of an exact schema."""
+    with _building, _rebuilt(set(_classes(schema))):
+        return SchemaValidator(schema, _JSON), SchemaSerializer(schema, _JSON)  # type: ignore[arg-type]
+
+
+def _classes(schema: Schema) -> Iterator[type]:
+    if kind_of(schema) in ("model", "dataclass"):
+        yield schema["cls"]
+    for part, _ in parts(schema):
+        yield from _classes(part)
+
+
+@contextmanager
+def _rebuilt(classes: set[type]) -> Iterator[None]:
+    """Have pydantic build these classes from the schema it is given.
+
+    It takes a class's own finished (lenient) validator instead, whatever the schema says, if the class calls itself
+    complete. That mark is read at building only, so nobody who uses the class meanwhile sees a difference.
+    """
+    marked = [cls for cls in classes if vars(cls).get("__pydantic_complete__")]
+    for cls in marked:
+        type.__setattr__(cls, "__pydantic_complete__", False)
+    try:
+        yield
+    finally:
+        for cls in marked:
+            type.__setattr__(cls, "__pydantic_complete__", True)

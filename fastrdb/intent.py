@@ -1,0 +1,259 @@
+"""What one transaction will do to the cache, done around its COMMIT; and what to do when Redis was not there for it.
+
+The order is the protocol's, and the model check refutes every other one: barriers over all that is reached; then the
+sweep, which deletes entries with their leases; then the writer's own leases; COMMIT; fills under those leases; barriers
+down. A writer that dies anywhere leaves its barriers and leases to lapse, and nothing stale behind them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import secrets
+from contextlib import suppress
+from contextvars import Context
+from dataclasses import dataclass
+from time import monotonic
+from typing import TYPE_CHECKING, Literal
+
+from fastrdb.errors import CacheUnavailableError
+from fastrdb.scripts import EXACTLY, Client, Link, Names, Reach, Script, Target
+from fastrdb.sweep import Sweeper, batches, lists
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
+logger = logging.getLogger("fastrdb")
+
+_END = Script.load("end")
+
+_KEY_BARRIERS = 64
+"""Every acquire looks at every barrier. A transaction with more single keys than this bars their common head instead:
+more is barred for the time of a COMMIT, never less."""
+_OWED = 1024
+"""So many targets a repair remembers one by one. More, and everything is invalidated: memory has a bound."""
+_PAUSES = (0.05, 1.0)
+
+
+class Repairs:
+    """Invalidations owed to Redis, tried again until it takes them. Entries must not be read meanwhile.
+
+    A target is owed with barriers (`barred`) as long as the COMMIT may still be to come: deleting alone would leave the
+    time until then open. Once the COMMIT is known to be done, deleting is enough, as by hand.
+    """
+
+    def __init__(self, sweeper: Sweeper, sleep: Callable[[float], Awaitable[object]] = asyncio.sleep) -> None:
+        self._sweeper, self._sleep = sweeper, sleep
+        self._owed: dict[Target, bool] = {}
+        self._trying: dict[Target, bool] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def owed(self) -> bool:
+        """Whether there is something to repair."""
+        return bool(self._owed or self._trying)
+
+    def add(self, client: Client, targets: Iterable[Target], *, barred: bool, reason: object) -> None:
+        """Owe these from now on, also those that are being repaired right now: that may have been too early."""
+        if not self.owed:
+            logger.warning("Redis missed an invalidation (%s): reading past the cache until it is made up for", reason)
+        for target in targets:
+            self._owe(target, barred)
+        if self._task is None and self._owed:
+            with suppress(RuntimeError):  # no loop is running: the next one to add starts the work
+                # In a context of its own: that of a request must not live as long as an outage.
+                self._task = asyncio.get_running_loop().create_task(self._repair(client), context=Context())
+
+    async def aclose(self, limit: float) -> None:
+        """Wait at most `limit` seconds for what is owed, then stop."""
+        task = self._task
+        if task is None:
+            return
+        _, late = await asyncio.wait({task}, timeout=limit)
+        if late:
+            logger.warning("closed with invalidations that Redis has not taken: %d targets", len(self._owed) or 1)
+            task.cancel()
+            await asyncio.wait({task})
+
+    def _owe(self, target: Target, barred: bool) -> None:
+        if len(self._owed) >= _OWED and target not in self._owed:
+            barred = barred or any(self._owed.values())
+            target = self._sweeper.names.everything
+            self._owed.clear()
+        self._owed[target] = barred or self._owed.get(target, False)
+
+    async def _repair(self, client: Client) -> None:
+        pause, longest = _PAUSES
+        try:
+            while self._owed:
+                if await self._attempt(client):
+                    pause = _PAUSES[0]
+                else:
+                    await self._sleep(pause)
+                    pause = min(pause * 2, longest)
+            logger.info("Redis has taken the invalidations that it missed: the cache is used again")
+        finally:
+            self._task = None
+
+    async def _attempt(self, client: Client) -> bool:
+        """Try what is owed by now; what comes meanwhile is another attempt's."""
+        self._trying, self._owed = self._owed, {}
+        done = False
+        try:
+            token = secrets.token_hex(16)
+            barriers = [target.barrier(token) for target, barred in self._trying.items() if barred]
+            await self._sweeper.begin(client, token, barriers, self._trying)
+            done = True
+        except CacheUnavailableError as error:
+            logger.debug("repair: %s", error)
+        finally:
+            tried, self._trying = self._trying, {}
+            if not done:
+                for target, barred in tried.items():
+                    self._owe(target, barred)
+        return done
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a store lends to its intents."""
+
+    link: Link
+    names: Names
+    sweeper: Sweeper
+    repairs: Repairs
+    chunk: int
+    on_error: Literal["bypass", "raise"]
+    renew: float
+
+
+class Intent:
+    """What one transaction will do to the cache. Call `begin` before COMMIT, then `end` or `abandon`, once.
+
+    Cancelled in `begin`, do not commit: `end(False)` takes back what reached Redis, or it lapses.
+    """
+
+    def __init__(self, room: Room, client: Client) -> None:
+        self._room, self._client = room, client
+        self.token = secrets.token_hex(16)
+        self._targets: dict[Target, None] = {}
+        self._puts: dict[str, tuple[bytes, int]] = {}
+        self._new: dict[Target, None] = {}
+        self._new_puts: dict[str, None] = {}
+        self._barriers: dict[bytes, None] = {}
+        self._leases: dict[bytes, None] = {}
+        self._begun = -math.inf
+        self._failed = False
+        self._over = False
+
+    @property
+    def pending(self) -> bool:
+        """Whether something was added that `begin` has not covered yet."""
+        return bool(self._new or self._new_puts)
+
+    def add(self, prefixes: Iterable[Reach] = (), keys: Iterable[str] = ()) -> None:
+        """Invalidate these too. A value that was put under one of them before is dropped: it may be out of date."""
+        names = self._room.names
+        for prefix in prefixes:
+            self._add(names.under(prefix))
+            for key in [key for key in self._puts if prefix.matches(key)]:
+                self._drop(key)
+        for key in keys:
+            self._add(names.exactly(key))
+            self._drop(key)
+
+    def put(self, key: str, raw: bytes, ttl_ms: int) -> None:
+        """Write `raw` through under `key` for `ttl_ms` (at least 1) once committed; replaces an earlier put of the key.
+
+        The value must follow from rows that this transaction has written and so has locked: nobody else can have
+        changed them since it was read.
+        """
+        self._puts[key] = (raw, ttl_ms)
+        if self._room.names.entry(key) not in self._leases:
+            self._new_puts[key] = None
+
+    async def begin(self) -> None:
+        """Bar and delete what was added since the last time, and take the leases of what will be written through.
+
+        Raises CacheUnavailableError if the store's `on_error` is "raise". Else what Redis did not do is owed to it: by
+        barriers at once, since COMMIT comes next, and once more when it has been.
+        """
+        room, now = self._room, monotonic()
+        late = now - self._begun > room.renew
+        if late:  # what was barred before may lapse before this COMMIT is done
+            self._new.update(dict.fromkeys(self._reached()))
+        targets, puts, again = list(self._new), list(self._new_puts), bool(self._leases)
+        leases = [room.names.entry(key) for key in puts]
+        barriers = [target.barrier(self.token) for target in self._fence(targets, leases)]
+        # Noted before they are sent: whatever reaches the server, end() takes it back.
+        self._barriers.update(dict.fromkeys(barriers))
+        self._leases.update(dict.fromkeys(leases))
+        try:
+            await room.sweeper.begin(self._client, self.token, barriers, targets, leases, again=again)
+        except CacheUnavailableError as error:
+            if room.on_error == "raise":
+                raise
+            self._failed = True
+            room.repairs.add(self._client, self._reached(), barred=True, reason=error)
+        self._begun = now if late else self._begun
+        for target in targets:
+            self._new.pop(target, None)
+        for key in puts:
+            self._new_puts.pop(key, None)
+
+    async def end(self, committed: bool) -> None:
+        """Say how the transaction ended: fill what it put if it committed, and take the barriers down. Never fails.
+
+        What Redis does not do now lapses by itself. A commit that `begin` did not cover is owed from now on: a repair
+        that came before the COMMIT has deleted too early to count, for its barrier may lapse before the COMMIT is done.
+        """
+        if self._over:
+            return
+        self._over = True
+        if committed and (self._failed or self.pending):
+            self._owe(barred=False)
+            return
+        names = self._room.names
+        fills = [(names.entry(key), raw, ttl) for key, (raw, ttl) in self._puts.items()] if committed else []
+        filled = {entry for entry, _, _ in fills}
+        released = [entry for entry in self._leases if entry not in filled]
+        with suppress(CacheUnavailableError):
+            for call in batches(self._room.chunk, fills, released, list(self._barriers)):
+                await self._room.link.script(self._client, _END, names.shared, self.token, names.leases, *lists(*call))
+
+    def abandon(self) -> None:
+        """Say that nobody knows how it ended: the barriers stay until they lapse, for it may be committing still."""
+        if self._over:
+            return
+        self._over = True
+        if self._failed or self.pending:
+            self._owe(barred=True)
+
+    def _add(self, target: Target) -> None:
+        if target not in self._targets:
+            self._targets[target] = self._new[target] = None
+
+    def _drop(self, key: str) -> None:
+        if self._puts.pop(key, None) is not None and self._new_puts.pop(key, self) is None:
+            self._add(self._room.names.exactly(key))
+
+    def _fence(self, targets: Iterable[Target], leases: Iterable[bytes]) -> list[Target]:
+        """Give the targets to bar: single keys only where no prefix of this transaction bars them already."""
+        wide = [target for target in targets if not target.exact]
+        heads = tuple(target.head for target in self._targets if not target.filter)
+        single = {target.head for target in targets if target.exact} | set(leases)
+        alone = sorted(key for key in single if not key.startswith(heads))
+        if len(alone) > _KEY_BARRIERS:
+            first, last = alone[0], alone[-1]  # sorted: what these two share, all share
+            same = next(
+                (at for at, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first)
+            )
+            return [*wide, Target(first[:same])]
+        return [*wide, *(Target(key, EXACTLY) for key in alone)]
+
+    def _reached(self) -> list[Target]:
+        return [*self._targets, *map(self._room.names.exactly, self._puts)]
+
+    def _owe(self, *, barred: bool) -> None:
+        self._room.repairs.add(self._client, self._reached(), barred=barred, reason="it missed a commit")

@@ -1,0 +1,156 @@
+"""What the state of a session allows a cached call to do: read the cache, and fill it.
+
+The five rules of the protocol, and nothing else. `transactions` knows the facts, `loads` asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.exc import NoResultFound
+from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
+from sqlalchemy.orm import ORMExecuteState, Session
+from sqlalchemy.util import greenlet_spawn
+
+from .transactions import autocommits, connections_of, transaction_of
+
+_CURRENT = ("READ COMMITTED", "AUTOCOMMIT")  # levels at which a statement sees all that is committed by then
+_levels: WeakKeyDictionary[Engine, str] = WeakKeyDictionary()
+
+
+def sync_session(session: object) -> Session | None:
+    """The `Session` inside an `AsyncSession` or a scoped one; None for what is not SQLAlchemy's."""
+    if isinstance(session, AsyncSession):
+        return session.sync_session
+    if isinstance(session, async_scoped_session):
+        found: Session = session().sync_session
+        return found
+    return None
+
+
+def wrote(session: Session) -> bool:
+    """Rule 1: True if its open transaction has written, flushed or not. Then the cache is neither read nor filled."""
+    if not has_transaction(session):  # adding, changing and deleting objects begins one
+        return False
+    if session.new or session.deleted or session.dirty:
+        return True
+    return any(found.wrote for c in connections_of(session) if (found := transaction_of(c)))
+
+
+def has_transaction(session: Session) -> bool:
+    """True if a commit may follow that what is done now must wait for."""
+    return session.in_transaction() or (isinstance(session.bind, Connection) and session.bind.in_transaction())
+
+
+async def unfit(session: Session, since: int) -> str | None:
+    """Rules 1 and 2: why what was loaded after the point `since` must not be stored, or None if it may.
+
+    A transaction that was open at `since`, when the lease was granted, may look at an older snapshot.
+    """
+    if wrote(session):
+        return "the session has written in its open transaction"
+    for connection in connections_of(session):
+        if connection.closed:
+            continue
+        level = await _level(session, connection)
+        if level == "READ UNCOMMITTED":
+            return "READ UNCOMMITTED sees what may never be committed"
+        transaction = transaction_of(connection)
+        if level in _CURRENT or (transaction is not None and transaction.order > since):
+            continue
+        if connection.dialect.name == "sqlite" and not _sqlite_snapshot(connection):
+            continue
+        return f"the session's snapshot ({level}) may be older than the lease"
+    return None
+
+
+def _sqlite_snapshot(connection: Connection) -> bool:
+    """True if SQLite itself is in a transaction. The driver sends BEGIN late, or never: see sqlite3's manual."""
+    driver: Any = connection.connection.driver_connection
+    return bool(driver.in_transaction)
+
+
+async def _level(session: Session, connection: Connection) -> str:
+    if autocommits(connection):
+        return "AUTOCOMMIT"
+    chosen = connection.get_execution_options().get("isolation_level")
+    if chosen is not None:
+        return str(chosen).replace("_", " ").upper()
+    known = _levels.get(connection.engine)
+    if known is None:  # asked once for each engine
+        try:
+            known = await greenlet_spawn(connection.get_isolation_level)
+        except NotImplementedError:
+            known = "an unknown isolation level"
+        _levels[connection.engine] = known
+    return known
+
+
+def schema_map(session: Session) -> dict[str, str | None] | None:
+    """Rule 5: the `schema_translate_map` of the session or of its engine, which decides what a statement reads."""
+    options: Any = getattr(session, "execution_options", None)  # SQLAlchemy 2.1
+    found = options.get("schema_translate_map") if options else None
+    if found is None and session.bind is not None:
+        found = session.bind.get_execution_options().get("schema_translate_map")
+    return dict(found) if found else None
+
+
+def missing_row(error: BaseException) -> bool:
+    """True for SQLAlchemy's NoResultFound, which `negative_exp` may cache."""
+    return isinstance(error, NoResultFound)
+
+
+def no_result(message: str) -> NoResultFound:
+    """The error of a row that is known to be missing."""
+    return NoResultFound(message)
+
+
+# --- rule 3: a load under a lease must not be answered by the identity map
+
+
+class _Load:
+    """A load that is going on. A flag on it, because tasks that it started may outlive it."""
+
+    __slots__ = ("active",)
+
+    def __init__(self) -> None:
+        self.active = True
+
+
+_load: ContextVar[_Load | None] = ContextVar("fastrdb_load", default=None)
+
+
+@contextmanager
+def fresh_reads(session: Session | None) -> Iterator[None]:
+    """Inside, what is loaded comes from the database, not from what a session loaded long ago."""
+    load = _Load()
+    token = _load.set(load)
+    # Session.get() and many-to-one loads look into the identity map before any statement.
+    hidden = session is not None and len(session.identity_map) > 0
+    if hidden and session is not None:
+        session.__dict__["_identity_lookup"] = _found_nothing
+    try:
+        yield
+    finally:
+        load.active = False
+        _load.reset(token)
+        if hidden and session is not None:
+            session.__dict__.pop("_identity_lookup", None)
+
+
+def _found_nothing(*args: Hashable, **kwargs: Hashable) -> None:
+    return None
+
+
+@event.listens_for(Session, "do_orm_execute")
+def _populate_existing(state: ORMExecuteState) -> None:
+    load = _load.get()
+    if load is None or not load.active or not state.is_select or state.is_column_load:
+        return
+    if not (state.session.new or state.session.dirty or state.session.deleted):  # never over unflushed changes
+        state.update_execution_options(populate_existing=True)

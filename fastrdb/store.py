@@ -1,0 +1,211 @@
+"""The store room's door: every operation of the protocol on one Redis, one method each.
+
+It knows Redis and bytes; not sessions, not values, not functions. What keeps a stale entry out is in the scripts
+(`lua/`), in the order of steps of `intent.py`, and in what the methods here say they need from their caller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from fastrdb.errors import CacheUnavailableError
+from fastrdb.intent import Intent, Repairs, Room
+from fastrdb.scripts import Call, Client, Link, Names, Reach, Script, Target
+from fastrdb.sweep import Sweeper
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+
+_ACQUIRE = Script.load("acquire")
+_FILL = Script.load("fill")
+_COMPARE_DELETE = Script.load("compare_delete")
+_INSPECT = Script.load("inspect")
+
+_DEAD_PER_FILL = 10
+"""How many dead index members each fill sweeps: more than it adds, so the index cannot grow with what has expired."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """There is an entry by now: its bytes."""
+
+    raw: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """The lease is the caller's: load, then fill or release."""
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """Another caller loads or writes this key: the token of its lease."""
+
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class Barred:
+    """A writer that reaches this key is about to commit: load, and do not store."""
+
+
+Outcome = Hit | Granted | Busy | Barred
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What Redis holds for a key. `ttl_ms` is None when there is no entry, and -1 when it never expires."""
+
+    ttl_ms: int | None
+    size: int
+    leased: bool
+    barred: bool
+
+
+class Store:
+    """The protocol on one Redis, for one event loop; holds no client but while a repair is under way.
+
+    Durations are seconds: `timeout` is the deadline of each round trip, `lease` the longest load that is stored,
+    `barrier` the longest COMMIT. `chunk` is how many index members one script looks at. `sleep` is for tests.
+
+    All methods but those that say otherwise raise CacheUnavailableError when Redis does not do it.
+    """
+
+    def __init__(
+        self,
+        *,
+        namespace: str = "",
+        timeout: float = 0.25,
+        lease: float = 10.0,
+        barrier: float = 10.0,
+        chunk: int = 256,
+        on_error: Literal["bypass", "raise"] = "bypass",
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+    ) -> None:
+        self._names = names = Names(namespace)
+        self._link = link = Link(timeout)
+        self._lease_ms = max(1, round(lease * 1000))
+        self._sweeper = Sweeper(link, names, max(1, round(barrier * 1000)), chunk)
+        self._repairs = Repairs(self._sweeper, sleep)
+        self._room = Room(link, names, self._sweeper, self._repairs, chunk, on_error, renew=barrier / 2)
+
+    @property
+    def ready(self) -> bool:
+        """Whether entries may be read: not while an invalidation is owed to Redis."""
+        return not self._repairs.owed
+
+    def name(self, key: str) -> str:
+        """Give the name in Redis of the entry of `key`."""
+        return self._names.entry(key).decode()
+
+    async def get(self, client: Client, key: str) -> bytes | None:
+        """Give the entry, by one GET and nothing else."""
+        raw: bytes | None = await self._link.command(client, "GET", self._names.entry(key))
+        return raw
+
+    async def get_many(self, client: Client, keys: Sequence[str]) -> list[bytes | None]:
+        """Give the entries in the order of `keys`, by one MGET."""
+        if not keys:
+            return []
+        raws: list[bytes | None] = await self._link.command(client, "MGET", *map(self._names.entry, keys))
+        return raws
+
+    async def acquire(self, client: Client, key: str, token: str, *, refresh: bool = False) -> Outcome:
+        """Ask for the right to load `key` and store it; with `refresh`, although there is an entry.
+
+        The load must begin after this has returned. Who is cancelled in here, or gets an error, may have been granted
+        the lease all the same: release it with the same token, or it keeps others from storing until it runs out.
+        """
+        call = self._acquire(key, token, refresh=refresh)
+        return _outcome(await self._link.script(client, call.script, call.keys, *call.arguments))
+
+    async def acquire_many(self, client: Client, tokens: Mapping[str, str]) -> dict[str, Outcome]:
+        """Ask for many keys, each with its token, in one round trip; what `acquire` says holds for each of them."""
+        if not tokens:
+            return {}
+        calls = [self._acquire(key, token, refresh=False) for key, token in tokens.items()]
+        replies = await self._link.batch(client, _ACQUIRE, calls)
+        return dict(zip(tokens, map(_outcome, replies), strict=True))
+
+    async def fill(self, client: Client, key: str, token: str, raw: bytes, ttl_ms: int) -> bool:
+        """Store what was loaded for `ttl_ms` (at least 1) and give the lease back; False if the lease was lost."""
+        call = self._fill(key, token, raw, ttl_ms)
+        return bool(await self._link.script(client, call.script, call.keys, *call.arguments))
+
+    async def fill_many(self, client: Client, fills: Iterable[tuple[str, str, bytes, int]]) -> int:
+        """Store many (key, token, raw, ttl_ms) in one round trip, and give the number of those that were stored."""
+        calls = [self._fill(*each) for each in fills]
+        return sum(await self._link.batch(client, _FILL, calls)) if calls else 0
+
+    async def release(self, client: Client, key: str, token: str) -> None:
+        """Give the lease back, if it is held by this token."""
+        await self._compare_delete(client, self._names.lease(self._names.entry(key)), token.encode())
+
+    async def discard(self, client: Client, key: str, raw: bytes) -> bool:
+        """Delete an entry that nobody can read, if it is this one still."""
+        return await self._compare_delete(client, self._names.entry(key), raw)
+
+    async def invalidate(self, client: Client, prefixes: Iterable[Reach] = (), keys: Iterable[str] = ()) -> int:
+        """Delete by hand what the prefixes and keys reach, with the leases; give the number of entries deleted.
+
+        What it is for must be committed already. Cancelled or failed, it may have deleted a part.
+        """
+        return await self._sweeper.delete(client, self._targets(prefixes, keys))
+
+    async def invalidate_soon(self, client: Client, prefixes: Iterable[Reach] = (), keys: Iterable[str] = ()) -> None:
+        """Do as `invalidate`, but never fail: what Redis does not do now, or a cancellation cuts short, is owed."""
+        targets = self._targets(prefixes, keys)
+        try:
+            await self._sweeper.delete(client, targets)
+        except CacheUnavailableError as error:
+            self._repairs.add(client, targets, barred=False, reason=error)
+        except asyncio.CancelledError:
+            self._repairs.add(client, targets, barred=False, reason="cancelled")
+            raise
+
+    async def inspect(self, client: Client, key: str) -> Entry:
+        """Tell what Redis holds for `key`."""
+        entry = self._names.entry(key)
+        keys = (entry, self._names.lease(entry), self._names.barriers)
+        ttl_ms, size, leased, barred = await self._link.script(client, _INSPECT, keys)
+        return Entry(None if ttl_ms == -2 else ttl_ms, size, bool(leased), bool(barred))
+
+    def intent(self, client: Client) -> Intent:
+        """Give a new record of what one transaction will do to the cache."""
+        return Intent(self._room, client)
+
+    async def aclose(self, limit: float = 1.0) -> None:
+        """Let repairs that are under way finish within `limit` seconds, then stop them."""
+        await self._repairs.aclose(limit)
+
+    def _acquire(self, key: str, token: str, *, refresh: bool) -> Call:
+        names, entry = self._names, self._names.entry(key)
+        keys = (entry, names.lease(entry), names.index, names.expiry, names.barriers)
+        return Call(_ACQUIRE, keys, (token, self._lease_ms, int(refresh)))
+
+    def _fill(self, key: str, token: str, raw: bytes, ttl_ms: int) -> Call:
+        names, entry = self._names, self._names.entry(key)
+        keys = (entry, names.lease(entry), names.index, names.expiry)
+        return Call(_FILL, keys, (token, raw, ttl_ms, names.leases, _DEAD_PER_FILL))
+
+    async def _compare_delete(self, client: Client, name: bytes, held: bytes) -> bool:
+        return bool(await self._link.script(client, _COMPARE_DELETE, (name,), held))
+
+    def _targets(self, prefixes: Iterable[Reach], keys: Iterable[str]) -> list[Target]:
+        names = self._names
+        return [*dict.fromkeys([*map(names.under, prefixes), *map(names.exactly, keys)])]
+
+
+def _outcome(reply: list[bytes]) -> Outcome:
+    """Read the result of acquire.lua."""
+    match reply:
+        case [b"hit", raw]:
+            return Hit(raw)
+        case [b"granted"]:
+            return Granted()
+        case [b"busy", token]:
+            return Busy(token.decode())
+        case _:
+            return Barred()

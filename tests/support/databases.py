@@ -1,0 +1,129 @@
+"""Databases for the tests: a SQLite file, and a database of its own on a real PostgreSQL or MariaDB."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sqlalchemy import URL, NullPool, make_url, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+
+    from sqlalchemy.orm import DeclarativeBase
+
+T = TypeVar("T")
+_CONNECT_LIMIT = 5.0
+POSTGRESQL = [URL.create("postgresql+asyncpg", user, host="127.0.0.1", port=5432) for user in ("postgres", "root")]
+MARIADB = [URL.create("mariadb+aiomysql", "root", host="127.0.0.1", port=3306)]
+
+_KILL_CONNECTIONS = "BEGIN NOT ATOMIC FOR c IN (SELECT id FROM information_schema.processlist WHERE db = '{}') DO KILL c.id; END FOR; END"
+
+
+class NoServerError(Exception):
+    """No database server answered; the message says which were tried and why each failed."""
+
+
+@dataclass(frozen=True)
+class Database:
+    """One database, empty at the start of the test. Without a pool, so it can be used in any event loop."""
+
+    engine: AsyncEngine
+    sessions: async_sessionmaker[AsyncSession]
+
+    @property
+    def name(self) -> str:
+        """`sqlite`, `postgresql` or `mariadb`."""
+        return self.engine.dialect.name
+
+    async def create(self, base: type[DeclarativeBase]) -> None:
+        """Make all tables of *base*."""
+        async with self.engine.begin() as connection:
+            await connection.run_sync(base.metadata.create_all)
+
+
+@contextlib.asynccontextmanager
+async def opened(url: URL | str, **options: Any) -> AsyncIterator[Database]:
+    """Give the database at *url*; its engine is disposed of afterwards."""
+    engine = create_async_engine(url, poolclass=NullPool, **options)
+    try:
+        yield Database(engine, async_sessionmaker(engine, expire_on_commit=False))
+    finally:
+        await engine.dispose()
+
+
+@dataclass(frozen=True)
+class ServerDatabase:
+    """A database with a unique name on a server, made for this run of the tests alone."""
+
+    admin: URL
+    url: URL
+
+    async def create(self) -> None:
+        """Make it."""
+        await execute(self.admin, f"CREATE DATABASE {self.url.database}")
+
+    async def clear(self) -> None:
+        """End whatever still holds it (a leaked connection keeps its locks), and make it anew, empty."""
+        await self.drop()
+        await self.create()
+
+    async def drop(self) -> None:
+        """Remove it from the server, and whoever is still connected to it."""
+        name = self.url.database
+        if self.admin.get_backend_name() == "postgresql":
+            await execute(self.admin, f"DROP DATABASE {name} WITH (FORCE)")
+        else:
+            await execute(self.admin, _KILL_CONNECTIONS.format(name), f"DROP DATABASE {name}")
+
+
+@contextlib.contextmanager
+def server_database(variable: str, defaults: Sequence[URL]) -> Iterator[ServerDatabase]:
+    """Make a database on the server that *variable* of the environment names, or on the first default that answers.
+
+    Raises:
+        NoServerError: none answers.
+    """
+    given = os.environ.get(variable)
+    admin = _run(_first_that_answers([make_url(given)] if given else defaults))
+    database = ServerDatabase(admin, admin.set(database=f"fastrdb_test_{secrets.token_hex(6)}"))
+    _run(database.create())
+    try:
+        yield database
+    finally:
+        _run(database.drop())
+
+
+async def execute(url: URL, *statements: str) -> None:
+    """Execute statements outside of any transaction."""
+    engine = create_async_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+    async with asyncio.timeout(_CONNECT_LIMIT * 4), engine.connect() as connection:
+        for statement in statements:
+            await connection.execute(text(statement))
+    await engine.dispose()
+
+
+async def _first_that_answers(urls: Sequence[URL]) -> URL:
+    tried = []
+    for url in urls:
+        try:
+            async with asyncio.timeout(_CONNECT_LIMIT):
+                await execute(url, "SELECT 1")
+        except (DBAPIError, OSError, TimeoutError) as error:
+            tried.append(f"{url}: {error}")
+        else:
+            return url
+    raise NoServerError("; ".join(tried))
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine from synchronous code, in a thread: the caller's own event loop may be running or prepared."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, work).result()
