@@ -1,1 +1,45 @@
-"""A caching toolkit for async SQLAlchemy."""
+"""fastrdb: async query functions answered from Redis, never from before the last committed write.
+
+`cached`, `cached_list` and `invalidates` go on functions; `Cache` holds settings; `FastRDB` is typed CRUD made of them.
+"""
+
+from .crud import FastRDB
+from .decorators import Cache, Cached, cached, cached_list, invalidates
+from .errors import (
+    CacheUnavailableError,
+    FastRDBError,
+    KeyValueError,
+    MissingKeyFieldError,
+    OptionError,
+    PageOutOfRange,
+    PatternError,
+    SchemaError,
+    UnknownFieldError,
+)
+from .events import Event, Hook, Stats
+from .loads import Explanation, no_store
+from .pagination import PaginatedResponse
+
+__all__ = [
+    "Cache",
+    "CacheUnavailableError",
+    "Cached",
+    "Event",
+    "Explanation",
+    "FastRDB",
+    "FastRDBError",
+    "Hook",
+    "KeyValueError",
+    "MissingKeyFieldError",
+    "OptionError",
+    "PageOutOfRange",
+    "PaginatedResponse",
+    "PatternError",
+    "SchemaError",
+    "Stats",
+    "UnknownFieldError",
+    "cached",
+    "cached_list",
+    "invalidates",
+    "no_store",
+]

@@ -12,7 +12,7 @@ from collections.abc import Coroutine, Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
 from weakref import WeakKeyDictionary
 
-from .calls import MISSING
+from .calls import MISSING, CallPlan
 from .errors import CacheUnavailableError, OptionError, PatternError
 from .events import Counters, Hook, Stats
 from .keys import Template
@@ -95,10 +95,14 @@ class BaseCache:
             state = self._loops[loop] = LoopState()
         return state
 
-    def client(self, found: Any, owner: str) -> Any:
+    def client(self, plan: CallPlan, values: dict[str, Any]) -> Any:
         """The client of a call: what the call itself has, else the cache's own. None means: just run the function."""
+        found = plan.redis(values)
         if found is not MISSING:
             return found
+        return self.redis if plan.redis_optional else self._own(plan.function)
+
+    def _own(self, owner: str) -> Any:
         if self.redis is None:
             raise OptionError(
                 f"{owner}: no Redis: give it a parameter `redis`, its instance an attribute `redis`, or Cache(redis=...)"
@@ -161,7 +165,7 @@ class BaseCache:
         owner = f"{type(self).__name__}.invalidate"
         texts = [prefix] if isinstance(prefix, str) else list(prefix)
         found = [made for text in texts for made in _plain_prefixes(text, owner)]
-        client = self.client(MISSING if redis is None else redis, owner)
+        client = self._own(owner) if redis is None else redis
         await self.delete(client, found, list(keys))
 
     async def delete(self, client: Any, prefixes: Sequence[Prefix], keys: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ the classes that its model relates to do not exist yet.
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import enum
 import reprlib
 import uuid
@@ -32,9 +32,9 @@ _PLAIN: Final = (
     bytes,
     Decimal,
     uuid.UUID,
-    datetime.date,
-    datetime.time,
-    datetime.timedelta,
+    dt.date,
+    dt.time,
+    dt.timedelta,
     enum.Enum,
 )
 _SEVERAL: Final = (list, tuple, set, frozenset)

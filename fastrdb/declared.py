@@ -50,7 +50,7 @@ _MAPPINGS: frozenset[Any] = frozenset((dict, collections.abc.Mapping, collection
 
 
 def members(declared: Any, depth: int = 0) -> list[Any]:
-    """What a declared type comes down to: through Annotated, NewType, aliases, TypeVars, Literal and unions, less None."""
+    """What a declared type comes down to: through Annotated, NewType, aliases, TypeVars, Literal, unions, less None."""
     if depth > _DEPTH:
         return [Any]
     inner = _inner(declared)
@@ -188,6 +188,6 @@ def _hint_of(owner: type, name: str) -> Any:
     getter = found.fget if isinstance(found, property) else None
     try:
         hints = typing.get_type_hints(owner if getter is None else getter, include_extras=True)
-    except Exception:  # annotations may name what is not there at run time, or fail in any way of their own
+    except Exception:  # noqa: BLE001 - annotations may name what is not there at run time, or fail in any way of their own
         return MISSING
     return hints.get(name if getter is None else "return", MISSING)

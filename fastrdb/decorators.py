@@ -133,6 +133,10 @@ class _Extras:
         return self._self_query.plan.bind(instance, args, kwargs, partial=True)
 
     @property
+    def query(self) -> CachedQuery:
+        return self._self_query
+
+    @property
     def stats(self) -> Stats:
         return self._self_query.counters.snapshot()
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel
-from sqlalchemy import inspect
 from sqlalchemy.orm import MappedAsDataclass
 
 from fastrdb.columns import Columns
@@ -80,8 +79,3 @@ def _settable(columns: Columns, name: str, value: object) -> bool:
 
 def _is_missing(value: object) -> bool:
     return value is dataclasses.MISSING
-
-
-def is_persistent(instance: object) -> bool:
-    """True if the instance is a row that its session has."""
-    return bool(inspect(instance, raiseerr=True).persistent)

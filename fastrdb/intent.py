@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Literal
 
-from fastrdb.errors import CacheUnavailableError
-from fastrdb.scripts import EXACTLY, Client, Link, Names, Reach, Script, Target
-from fastrdb.sweep import Sweeper, batches, lists
+from .errors import CacheUnavailableError
+from .scripts import EXACTLY, Client, Link, Names, Reach, Script, Target
+from .sweep import Sweeper, batches, lists
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -47,6 +47,7 @@ class Repairs:
         self._sweeper, self._sleep = sweeper, sleep
         self._owed: dict[Target, bool] = {}
         self._trying: dict[Target, bool] = {}
+        self._client: Client | None = None
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -60,10 +61,16 @@ class Repairs:
             logger.warning("Redis missed an invalidation (%s): reading past the cache until it is made up for", reason)
         for target in targets:
             self._owe(target, barred)
-        if self._task is None and self._owed:
-            with suppress(RuntimeError):  # no loop is running: the next one to add starts the work
+        self._client = client
+        self.start()
+
+    def start(self) -> None:
+        """See to it that somebody works on what is owed."""
+        if self._task is None and self._client is not None and self._owed:
+            with suppress(RuntimeError):  # no loop is running here; who asks next whether anything is owed starts it
+                loop = asyncio.get_running_loop()
                 # In a context of its own: that of a request must not live as long as an outage.
-                self._task = asyncio.get_running_loop().create_task(self._repair(client), context=Context())
+                self._task = loop.create_task(self._repair(self._client), context=Context())
 
     async def aclose(self, limit: float) -> None:
         """Wait at most `limit` seconds for what is owed, then stop."""
@@ -92,6 +99,7 @@ class Repairs:
                 else:
                     await self._sleep(pause)
                     pause = min(pause * 2, longest)
+            self._client = None
             logger.info("Redis has taken the invalidations that it missed: the cache is used again")
         finally:
             self._task = None
@@ -182,7 +190,8 @@ class Intent:
         room, now = self._room, monotonic()
         late = now - self._begun > room.renew
         if late:  # what was barred before may lapse before this COMMIT is done
-            self._new.update(dict.fromkeys(self._reached()))
+            leased = (room.names.exactly(key) for key in self._puts if key not in self._new_puts)
+            self._new.update(dict.fromkeys([*self._targets, *leased]))
         targets, puts, again = list(self._new), list(self._new_puts), bool(self._leases)
         leases = [room.names.entry(key) for key in puts]
         barriers = [target.barrier(self.token) for target in self._fence(targets, leases)]
@@ -256,4 +265,4 @@ class Intent:
         return [*self._targets, *map(self._room.names.exactly, self._puts)]
 
     def _owe(self, *, barred: bool) -> None:
-        self._room.repairs.add(self._client, self._reached(), barred=barred, reason="it missed a commit")
+        self._room.repairs.add(self._client, self._reached(), barred=barred, reason="at a commit")

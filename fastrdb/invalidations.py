@@ -29,7 +29,7 @@ class Invalidation:
     async def run(self, function: Callable[[], Awaitable[Any]], values: dict[str, Any]) -> Any:
         """What `function()` gives; when that is committed, nothing older than it is in the cache."""
         plan = self.plan
-        client = self.cache.client(plan.redis(values), plan.function)
+        client = self.cache.client(plan, values)
         if client is None:
             return await function()
         store = self.cache.store(client)

@@ -7,11 +7,10 @@ is escaped (see `values`), then perhaps `?name=value&name=value` for the argumen
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from operator import attrgetter
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from .declared import MISSING as MISSING
 from .declared import encode_value as encode_value
@@ -28,6 +27,10 @@ NIL: Final = "%nil"
 """Text of `{user.id}` where `user` itself is None, which is not the same as an id of None."""
 
 _TOKENS = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]|[^{}]+")
+_BRACES = {
+    "pattern": re.compile(r"[^{}]*(\{[^{}]+\}[^{}]*)?"),
+    "prefix": re.compile(r"[^{}]*(\{[^{}]+\}[^{}]*|\{[^{}]*)?"),  # a prefix may end inside the hash tag
+}
 _LITERAL_ALLOWED = {"pattern": ":&=\\{}", "prefix": ":&=\\{}%*?"}
 
 
@@ -75,10 +78,8 @@ class Template:
             raise refuse("it must be a str")
         literals, fields = _split(text, refuse)
         _check_literals(literals, fields, kind, refuse)
-        parts = tuple(
-            Part(literal, field, _also(after)) for literal, field, after in zip(literals, fields, literals[1:], strict=False)
-        )
-        return cls(text, parts, literals[-1])
+        parts = zip(literals, fields, map(_also, literals[1:]), strict=False)
+        return cls(text, tuple(Part(*each) for each in parts), literals[-1])
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -144,9 +145,8 @@ def _check_literals(literals: list[str], fields: list[str], kind: str, refuse: _
         raise refuse("it is empty")
     if literals[0].startswith(RESERVED_HEAD):
         raise refuse(f"it begins with '{RESERVED_HEAD}', where fastrdb keeps its own keys")
-    if re.search(r"[{}]", whole) and not re.fullmatch(r"[^{}]*\{[^{}]+\}[^{}]*", whole):
-        if kind == "pattern" or not re.fullmatch(r"[^{}]*\{[^{}]*", whole):  # a prefix may end inside the hash tag
-            raise refuse("literal braces must be one hash tag, '{{...}}' with something between")
+    if not _BRACES[kind].fullmatch(whole):
+        raise refuse("literal braces must be one hash tag, '{{...}}' with something between")
     for between, first, second in zip(literals[1:-1], fields, fields[1:], strict=False):
         if not between or between.isalnum():
             raise refuse(f"nothing separates {{{first}}} from {{{second}}}, so that two calls could share a key")
@@ -159,11 +159,6 @@ def _also(after: str) -> str:
     """
     stop = next((char for char in after if not char.isalnum()), "")
     return stop if stop and has_meaningful(stop) is None else ""
-
-
-def getter(part: Part) -> Callable[[Any], Any] | None:
-    """What takes the attribute of a placeholder from its parameter's value; None if it is the parameter itself."""
-    return attrgetter(".".join(part.path)) if part.path else None
 
 
 def guard(key: str) -> str:

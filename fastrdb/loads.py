@@ -7,11 +7,11 @@ these outcomes is the store's, which session may read and fill is decided in `se
 from __future__ import annotations
 
 import asyncio
-import itertools
+import json
 import random
 import secrets
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -23,15 +23,11 @@ from .calls import CallPlan
 from .codec import Codec, DecodeError, encode_missing, missing_message
 from .errors import CacheUnavailableError, OptionError
 from .events import Counters
-from .keys import encode_value
 from .policy import Policy
 from .session import fresh_reads, has_transaction, missing_row, no_result, schema_map, sync_session, unfit, wrote
-from .singleflight import Again, Alone, Failed, Flight, Landed, Late
+from .singleflight import Again, Alone, Failed, Flight, Landed, Late, Watch
 from .store import Barred, Busy, Granted, Hit, Store
 from .transactions import mark, state_of, work_on
-
-_PAUSES = (0.005, 0.01, 0.02, 0.04, 0.08, 0.1)  # seconds between looks at another process's lease
-
 
 @dataclass(slots=True)
 class Call:
@@ -54,7 +50,8 @@ class Explanation:
     reasons: tuple[str, ...]
 
 
-_MISS: Any = object()
+MISS: Any = object()
+"""No value: None is one."""
 _notes: ContextVar[list[str] | None] = ContextVar("fastrdb_notes", default=None)
 
 
@@ -95,14 +92,14 @@ class CachedQuery:
         call = self.call(run, values)
         if call is None:
             return self.codec.convert(await run())
-        if (reason := self._closed(call)) is not None:
-            return await self._alone(call, reason)
+        if (reason := self.closed(call)) is not None:
+            return await self.alone(call, reason)
         if not refresh:
             try:
                 raw = await call.store.get(call.client, call.key)
             except CacheUnavailableError as error:
-                return await self._without_redis(call, error)
-            if raw is not None and (value := await self._read(call, raw)) is not _MISS:
+                return await self.without_redis(call, error)
+            if raw is not None and (value := await self.read(call, raw)) is not MISS:
                 self.counters.tell("hit", call.key)
                 return value
             self.counters.tell("miss", call.key)
@@ -110,7 +107,7 @@ class CachedQuery:
 
     def call(self, run: Callable[[], Awaitable[Any]], values: dict[str, Any]) -> Call | None:
         """What the arguments come to; None where Redis is given as None."""
-        client = self.cache.client(self.plan.redis(values), self.plan.function)
+        client = self.cache.client(self.plan, values)
         if client is None:
             return None
         session = sync_session(self.plan.session(values))
@@ -121,7 +118,7 @@ class CachedQuery:
         schemas = schema_map(session) if session is not None else None
         if schemas is None:
             return self.plan.key(values)
-        return self.plan.key(values, {"%schema": encode_value(schemas)})
+        return self.plan.key(values, {"%schema": json.dumps(schemas, sort_keys=True)})
 
     def full_key(self, values: dict[str, Any]) -> str:
         """The key as it is in Redis."""
@@ -132,7 +129,7 @@ class CachedQuery:
 
     async def invalidate(self, values: dict[str, Any]) -> None:
         """Delete the entry: when the session's open transaction commits, or now where there is none."""
-        call = self.call(_nothing, values)
+        call = self.call(nothing, values)
         if call is None:
             return
         self.counters.tell("invalidation", call.key)
@@ -143,7 +140,7 @@ class CachedQuery:
 
     async def put(self, value: Any, values: dict[str, Any]) -> None:
         """Have `value` stored when the session's open transaction commits; without one, delete the entry."""
-        call = self.call(_nothing, values)
+        call = self.call(nothing, values)
         if call is None:
             return
         if call.session is None or not has_transaction(call.session):
@@ -157,11 +154,11 @@ class CachedQuery:
 
     async def explain(self, values: dict[str, Any]) -> Explanation:
         """Look without loading, storing or changing anything."""
-        call = self.call(_nothing, values)
+        call = self.call(nothing, values)
         if call is None:
             return Explanation(self.key(values), "bypass", None, ("redis is None",))
         key = call.store.name(call.key)
-        if (reason := self._closed(call)) is not None:
+        if (reason := self.closed(call)) is not None:
             return Explanation(key, "bypass", None, (reason,))
         try:
             entry = await call.store.inspect(call.client, call.key)
@@ -198,7 +195,7 @@ class CachedQuery:
         """Milliseconds that this value's entry lives."""
         return self.policy.ttl_ms(negative=value is None, random=random.random())
 
-    async def _read(self, call: Call, raw: bytes) -> Any:
+    async def read(self, call: Call, raw: bytes) -> Any:
         """The value of an entry. One that cannot be read is deleted (unless replaced meanwhile), and is a miss."""
         message = missing_message(raw) if raw[:1] == b" " else None
         if message is not None:
@@ -211,11 +208,17 @@ class CachedQuery:
             await call.store.discard(call.client, call.key, raw)
         except CacheUnavailableError:
             pass
-        return _MISS
+        return MISS
+
+    async def read_or_none(self, call: Call, raw: bytes) -> Any:
+        """As `read`, where a row that is known to be missing is None."""
+        if missing_message(raw) is not None:
+            return None
+        return await self.read(call, raw)
 
     # --- past the cache
 
-    def _closed(self, call: Call) -> str | None:
+    def closed(self, call: Call) -> str | None:
         """Why the cache must not even be read."""
         if not call.store.ready:
             return "a commit that Redis has not heard of is being repaired"
@@ -223,15 +226,15 @@ class CachedQuery:
             return "the session has written in its open transaction"
         return None
 
-    async def _alone(self, call: Call, reason: str) -> Any:
+    async def alone(self, call: Call, reason: str) -> Any:
         self.counters.tell("bypass", call.key, reason)
-        return await self._load(call)
+        return await self.load(call)
 
-    async def _without_redis(self, call: Call, error: CacheUnavailableError) -> Any:
+    async def without_redis(self, call: Call, error: CacheUnavailableError) -> Any:
         self.counters.tell("unavailable", call.key, str(error))
-        return await self._load(call)
+        return await self.load(call)
 
-    async def _load(self, call: Call) -> Any:
+    async def load(self, call: Call) -> Any:
         self.counters.tell("load", call.key)
         return self.codec.convert(await call.run())
 
@@ -250,48 +253,40 @@ class _Miss:
         self.deadline = asyncio.get_running_loop().time() + query.policy.wait
 
     async def resolve(self) -> Any:
-        """Acquire, and do what the outcome says; wait for a foreign holder on behalf of all who do here."""
+        """Acquire until the outcome is a value, or a right to load."""
         query, call, flights = self.query, self.call, self.state.flights
-        mine = flights.open(self.token)  # before `acquire`: who finds our lease must find our flight
-        watched: Flight | None = None
-        pauses = itertools.chain(_PAUSES, itertools.repeat(_PAUSES[-1]))
-        try:
+        watch = Watch(flights)
+        with flights.open(self.token) as mine, closing(watch):  # before `acquire`: who finds our lease finds our flight
             while True:
                 try:
                     outcome = await self._acquire()
                 except CacheUnavailableError as error:
-                    return await query._without_redis(call, error)
+                    return await query.without_redis(call, error)
                 match outcome:
                     case Hit(raw):
-                        if (value := await query._read(call, raw)) is _MISS:
-                            continue
-                        if watched is not None:
-                            watched.settle(Landed(raw))
-                        query.counters.tell("hit", call.key)
-                        return value
+                        value = await query.read(call, raw)
+                        if value is not MISS:
+                            watch.saw(raw)
+                            query.counters.tell("hit", call.key)
                     case Granted():
-                        if watched is not None:
-                            watched.close()
+                        watch.close()
                         return await self._lead(mine)
                     case Barred():
-                        return await query._alone(call, "a write to it is being committed")
+                        return await query.alone(call, "a write to it is being committed")
                     case Busy(holder):
-                        flight = flights.get(holder)
-                        if flight is not None and flight is not watched:
-                            if (value := await self._follow(flight)) is not _MISS:
-                                return value
-                            continue
-                        if watched is None:
-                            watched = flights.open(holder)
-                        elif flight is None:
-                            watched.answers_to(holder)
-                        if self._left() <= 0:
-                            return await query._alone(call, "another caller's load took longer than `wait`")
-                        await asyncio.sleep(min(next(pauses), self._left()))
-        finally:
-            mine.close()
-            if watched is not None:
-                watched.close()
+                        value = await self._wait(holder, watch)
+                if value is not MISS:
+                    return value
+
+    async def _wait(self, holder: str, watch: Watch) -> Any:
+        """What the holder of the lease loads, or MISS: look again."""
+        flight = watch.other(holder)
+        if flight is not None:
+            return await self._follow(flight)
+        if self._left() <= 0:
+            return await self.query.alone(self.call, "another caller's load took longer than `wait`")
+        await watch.pause(self._left())
+        return MISS
 
     def _left(self) -> float:
         return self.deadline - asyncio.get_running_loop().time()
@@ -307,21 +302,21 @@ class _Miss:
         return self.query.cache.background(self.call.store.release(self.call.client, self.call.key, self.token))
 
     async def _follow(self, flight: Flight) -> Any:
-        """Another caller's result, or _MISS: start over."""
+        """Another caller's result, or MISS: start over."""
         query, call = self.query, self.call
         match await flight.join(max(0.0, self._left())):
             case Landed(raw, shared):
                 query.counters.tell("join", call.key)
-                return shared[0] if shared is not None else await query._read(call, raw)
+                return shared[0] if shared is not None else await query.read(call, raw)
             case Failed(error):
                 query.counters.tell("join", call.key)
                 raise error
             case Alone():
-                return await query._alone(call, "the load that it waited for was the leader's only")
+                return await query.alone(call, "the load that it waited for was the leader's only")
             case Late():
-                return await query._alone(call, "another caller's load took longer than `wait`")
+                return await query.alone(call, "another caller's load took longer than `wait`")
             case Again():
-                return _MISS
+                return MISS
 
     async def _lead(self, flight: Flight) -> Any:
         """Load under the lease, tell those who wait, store."""
@@ -330,7 +325,7 @@ class _Miss:
         stored = False
         try:
             with fresh_reads(call.session), taking_notes() as notes:
-                value = await query._load(call)
+                value = await query.load(call)
             raw, reason = query.encoded(value, notes)
             old = await self._old(since)
             shared = (value,) if query.codec.shared else None
@@ -370,7 +365,7 @@ class _Miss:
         return stored
 
 
-async def _nothing() -> None:
+async def nothing() -> None:
     return None
 
 

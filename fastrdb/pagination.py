@@ -50,7 +50,7 @@ def pages_of(total: int, limit: int) -> int:
 def check_page(limit: int, page: int) -> None:
     """Refuse what is not a page. Raises ValueError naming the argument."""
     for name, value in (("limit", limit), ("page", page)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if not _is_count(value) or value < 1:
             raise ValueError(f"{name}={value!r} must be an integer of at least 1")
     if limit > _LARGEST_OFFSET or (page - 1) * limit > _LARGEST_OFFSET:
         raise ValueError(f"page={page!r} of limit={limit!r} is further than any database counts")
@@ -70,7 +70,7 @@ def paginate(data: Sequence[T], limit: int, page: int, total: int | None = None)
         ValueError: an argument that is not a count.
     """
     check_page(limit, page)
-    if total is not None and (isinstance(total, bool) or not isinstance(total, int) or total < 0):
+    if total is not None and (not _is_count(total) or total < 0):
         raise ValueError(f"total={total!r} must be an integer of at least 0")
     whole = len(data) if total is None else total
     pages = pages_of(whole, limit)
@@ -78,3 +78,7 @@ def paginate(data: Sequence[T], limit: int, page: int, total: int | None = None)
         raise PageOutOfRange(page, pages, whole)
     items = data[(page - 1) * limit : page * limit] if total is None else data
     return PaginatedResponse(data=list(items), total=whole, page=page, limit=limit)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

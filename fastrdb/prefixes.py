@@ -20,7 +20,7 @@ _PIECES = re.compile(r"\*+|\?|[^*?]+")
 class Prefix:
     """A range of keys: those that begin with `head`, and whose rest matches `glob`.
 
-    `whole`: the prefix ended in a value, which must be the whole value: after it the key ends, or `:`, `?` or `&` follows.
+    `whole`: the prefix ended in a value, which must be the whole value: then the key ends, or `:`, `?` or `&` follows.
     """
 
     head: str
@@ -67,10 +67,10 @@ class Prefix:
             return False
         if not self.filters:
             return True
-        body = "".join(_python(piece) for piece in _pieces(self.glob))
+        body = "".join(_python(piece) for piece in _pieces(self))
         ends = self._ends(r"\Z", "[:?&]")
-        start = re.escape(self.head.encode())
-        return any(re.match(start + (body + end).encode(), key.encode(), re.DOTALL) for end in ends) or self._digest(key)
+        raw, start = key.encode(), re.escape(self.head.encode())
+        return any(re.match(start + (body + end).encode(), raw, re.DOTALL) for end in ends) or self._digest(key)
 
     def _digest(self, key: str) -> bool:
         # What a long key's value was cannot be read from its digest: reach it, rather than leave it stale.
@@ -92,7 +92,7 @@ class Prefix:
         if not self.filters:
             return ""
         start = f"^{_lua_literal(self.head)}"
-        body = "".join(_lua(piece) for piece in _pieces(self.glob))
+        body = "".join(_lua(piece) for piece in _pieces(self))
         lines = [f"{start}{body}{end}" for end in self._ends("$", "[:?&]")]
         return "\n".join([*lines, f"{start}{'.-' if self.glob else ''}%%h"])
 
@@ -103,9 +103,10 @@ def successor(raw: bytes) -> bytes | None:
     return kept[:-1] + bytes([kept[-1] + 1]) if kept else None
 
 
-def _pieces(glob: str) -> Iterator[str]:
-    """Runs of literal text, `?`, and `*`; a final `*` is left out, since nothing is anchored after it."""
-    return (piece[0] if piece[0] == "*" else piece for piece in _PIECES.findall(glob.rstrip("*") if glob[-1:] == "*" else glob))
+def _pieces(prefix: Prefix) -> Iterator[str]:
+    """Runs of literal text, `?`, and `*`; a final `*` is left out where nothing is anchored after it."""
+    glob = prefix.glob if prefix.whole else prefix.glob.rstrip("*")
+    return ("*" if piece[0] == "*" else piece for piece in _PIECES.findall(glob))
 
 
 def _python(piece: str) -> str:

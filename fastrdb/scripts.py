@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from redis.exceptions import NoScriptError
 
-from fastrdb.errors import CacheUnavailableError
+from .errors import CacheUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,7 +7,10 @@ load that began before a commit has lost its lease, and who calls after that com
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, repeat
 from typing import Any
 
 
@@ -42,6 +45,9 @@ class Late:
 
 
 Outcome = Landed | Failed | Again | Alone
+
+
+_PAUSES = (0.005, 0.01, 0.02, 0.04, 0.08, 0.1)  # seconds; the last one again and again
 
 
 class Flight:
@@ -93,11 +99,55 @@ class Flights:
     def __init__(self) -> None:
         self.by_token: dict[str, Flight] = {}
 
-    def open(self, token: str) -> Flight:
-        """A flight that can be joined from now on; to be closed by who opens it."""
+    @contextmanager
+    def open(self, token: str) -> Iterator[Flight]:
+        """A flight that can be joined while the block lasts."""
         flight = self.by_token[token] = Flight(self, token)
-        return flight
+        try:
+            yield flight
+        finally:
+            flight.close()
 
     def get(self, token: str) -> Flight | None:
         """The flight to join for who found `token` on its key."""
         return self.by_token.get(token)
+
+
+class Watch:
+    """One caller looks, with growing pauses, at a lease of another process; all others here join its flight.
+
+    Tokens of leases are given as they are found on the key, one after the other.
+    """
+
+    __slots__ = ("_flight", "_flights", "_pauses")
+
+    def __init__(self, flights: Flights) -> None:
+        self._flights = flights
+        self._flight: Flight | None = None
+        self._pauses = chain(_PAUSES, repeat(_PAUSES[-1]))
+
+    def other(self, token: str) -> Flight | None:
+        """The flight of another caller of this process that knows `token`; None: then this caller looks, for all."""
+        found = self._flights.get(token)
+        if found is not None and found is not self._flight:
+            return found
+        if self._flight is None:
+            self._flight = self._flights.by_token[token] = Flight(self._flights, token)
+        elif found is None:
+            self._flight.answers_to(token)
+        return None
+
+    async def pause(self, longest: float) -> None:
+        """Wait until it is time to look again, at most `longest` seconds."""
+        await asyncio.sleep(min(next(self._pauses), longest))
+
+    def saw(self, raw: bytes) -> None:
+        """The holder has stored its result: here it is."""
+        if self._flight is not None:
+            self._flight.settle(Landed(raw))
+
+    def close(self) -> None:
+        """Stop looking: who still waits starts over."""
+        if self._flight is not None:
+            self._flight.close()
+            self._flight = None

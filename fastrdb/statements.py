@@ -108,8 +108,10 @@ class Statements:
     def _for_update(self, rows: Select[Any]) -> Select[Any]:
         # Joins to other tables are left out: PostgreSQL locks no outer join, LIMIT with a collection needs a subquery.
         options = [lazyload("*"), undefer("*")]
-        return rows.options(*options).with_for_update(of=list(self.columns.mapper.tables)).execution_options(
-            populate_existing=True
+        return (
+            rows.options(*options)
+            .with_for_update(of=list(self.columns.mapper.tables))
+            .execution_options(populate_existing=True)
         )
 
     def _identities(self, rows: Sequence[object]) -> Iterator[ColumnElement[bool]]:

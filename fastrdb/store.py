@@ -10,10 +10,10 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from fastrdb.errors import CacheUnavailableError
-from fastrdb.intent import Intent, Repairs, Room
-from fastrdb.scripts import Call, Client, Link, Names, Reach, Script, Target
-from fastrdb.sweep import Sweeper
+from .errors import CacheUnavailableError
+from .intent import Intent, Repairs, Room
+from .scripts import Call, Client, Link, Names, Reach, Script, Target
+from .sweep import Sweeper
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -94,7 +94,10 @@ class Store:
     @property
     def ready(self) -> bool:
         """Whether entries may be read: not while an invalidation is owed to Redis."""
-        return not self._repairs.owed
+        if not self._repairs.owed:
+            return True
+        self._repairs.start()
+        return False
 
     def name(self, key: str) -> str:
         """Give the name in Redis of the entry of `key`."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fastrdb.scripts import Client, Link, Names, Range, Script, Target
+from .scripts import Client, Link, Names, Range, Script, Target
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -24,7 +24,7 @@ _CONNECT_LIMIT = 5.0
 POSTGRESQL = [URL.create("postgresql+asyncpg", user, host="127.0.0.1", port=5432) for user in ("postgres", "root")]
 MARIADB = [URL.create("mariadb+aiomysql", "root", host="127.0.0.1", port=3306)]
 
-_KILL_CONNECTIONS = "BEGIN NOT ATOMIC FOR c IN (SELECT id FROM information_schema.processlist WHERE db = '{}') DO KILL c.id; END FOR; END"
+_KILL_CONNECTIONS = "FOR c IN (SELECT id FROM information_schema.processlist WHERE db = '{}') DO KILL c.id; END FOR"
 
 
 class NoServerError(Exception):

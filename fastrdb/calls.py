@@ -1,0 +1,288 @@
+"""How a call gives its key, its Redis and its session: decided when a function is decorated, cheap when called."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from .arguments import BOUND, Binder
+from .declared import MISSING, attribute_type, encode_with, encoder_for
+from .errors import KeyValueError, MissingKeyFieldError, OptionError, PatternError
+from .filling import Filling, attribute, part_encoder, reader
+from .keys import LIMIT, RESERVED_HEAD, Part, Template, fit, guard
+from .parameters import Inspected, Parameter, inspect_function, is_redis, is_session
+from .prefixes import Prefix
+from .values import Encoder, quote
+
+__all__ = ["MISSING", "CallPlan"]
+
+_RESULT = "result"
+_SURE = LIMIT // 4  # so few characters are never too many bytes
+
+
+class CallPlan:
+    """One decorated function's calls. Built by `of`; nothing in it changes afterwards."""
+
+    def __init__(self, found: Inspected, ignore: Iterable[str], owner: str) -> None:
+        self.function = found.name
+        self.return_type = found.return_type
+        self._parameters = {each.name: each for each in found.parameters}
+        self._kwargs = found.of_kind(inspect.Parameter.VAR_KEYWORD)
+        self._keyword_encoder = encoder_for(self._parameters[self._kwargs].declared if self._kwargs else MISSING)
+        self._redis = next((each for each in found.parameters if each.role == "redis"), None)
+        self._session = next((each.name for each in found.parameters if each.role == "session"), None)
+        self.takes_session = self._session is not None
+        self._first = found.parameters[0].name if found.parameters else None
+        self._self = self._first if found.takes_instance else None
+        self._outside = self._left_out(ignore, owner)
+        self._binder = Binder(found, self._outside)
+        self._template: Template | None = None
+        self._guarded = False
+        self._steps: tuple[tuple[str, str, Callable[[Any], Any] | None, Encoder], ...] = ()
+        self._query: tuple[tuple[str, Any, str | None, Encoder], ...] = ()
+        self._before: tuple[Filling, ...] = ()
+        self._after: tuple[Filling, ...] = ()
+        self._keys_before: tuple[Filling, ...] = ()
+        self._keys_after: tuple[Filling, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        fn: Any,
+        *,
+        pattern: str | None,
+        prefixes: Sequence[str] = (),
+        keys: Sequence[str] = (),
+        ignore: Sequence[str] = (),
+        decorator: str,
+    ) -> CallPlan:
+        """The plan for *fn*, everything checked.
+
+        Args:
+            pattern: the key's pattern; None for a function that has no key.
+            prefixes: what is invalidated; `{result.x}` takes the function's result.
+            keys: patterns of single keys that are invalidated.
+            ignore: parameters that do not make a difference to the result.
+            decorator: its name, for messages.
+
+        Raises:
+            PatternError: a wrong pattern or prefix, or a placeholder for what the function does not have.
+            OptionError: *fn* is not a coroutine function; *ignore* names what it does not have.
+        """
+        found = inspect_function(fn, decorator)
+        owner = f"@{decorator} on {found.name}"
+        plan = cls(found, (ignore,) if isinstance(ignore, str) else ignore, owner)
+        if pattern is not None:
+            plan._compile(Template.parse(pattern, owner=owner, kind="pattern"), owner)
+        filled = [plan._filling(text, owner, "prefix") for text in prefixes if text != ""]
+        plan._before, plan._after = _halves(filled)
+        plan._keys_before, plan._keys_after = _halves([plan._filling(text, owner, "pattern") for text in keys])
+        return plan
+
+    # --- at decoration ------------------------------------------------------------------------------------------------
+
+    def _left_out(self, ignore: Iterable[str], owner: str) -> frozenset[str]:
+        """The names that are never part of a key."""
+        for name in (names := tuple(ignore)):
+            if name not in self._parameters and self._kwargs is None:
+                raise OptionError(f"{owner}: ignore names '{name}', but there is only {self._known()}")
+        special = {name for name, each in self._parameters.items() if each.role != "value"}
+        if self._kwargs is not None:  # without parameters of their own, these arrive among the keyword arguments
+            special |= {"redis"} - self._parameters.keys() if self._redis is None else set()
+            special |= {"db", "session"} - self._parameters.keys() if self._session is None else set()
+        return frozenset(special.union(names))
+
+    def _known(self) -> str:
+        names = [name for name, each in self._parameters.items() if each.role in ("value", "self")]
+        return ", ".join(f"'{name}'" for name in names) or "no parameter"
+
+    def _check(self, part: Part, template: Template, owner: str, *, result: bool) -> None:
+        name = part.root
+        if result and name == _RESULT:
+            return
+        start = f"{owner}: {template.text!r}: placeholder '{{{part.field}}}'"
+        if name == self._kwargs or (name not in self._parameters and self._kwargs is None):
+            raise PatternError(f"{start}: there is no parameter '{name}', only {self._known()}")
+        role = self._parameters[name].role if name in self._parameters else "value"
+        if role == "self" and part.path:
+            return
+        if name in self._outside:
+            reason = f"is its {role}" if role != "value" else "is ignored, or the call's Redis or session"
+            raise PatternError(f"{start}: parameter '{name}' {reason}, and never part of a key")
+
+    def _compile(self, template: Template, owner: str) -> None:
+        for part in template.parts:
+            self._check(part, template, owner, result=False)
+        self._template = template
+        self._guarded = RESERVED_HEAD.startswith(template.head)  # else the literal head alone keeps it apart
+        self._steps = tuple(
+            (part.literal, part.root, reader(part.path), part_encoder(part, self._type_at(part)))
+            for part in template.parts
+        )
+        left = self._parameters.keys() - template.names - self._outside - {self._kwargs}
+        self._query = tuple(self._pair(name) for name in sorted(left))
+
+    def _type_at(self, part: Part, *, result: bool = False) -> Any:
+        """Declared type of what a placeholder stands for, MISSING if it cannot be made out."""
+        if result and part.root == _RESULT:
+            return attribute_type(self.return_type, part.path)
+        found = self._parameters.get(part.root) or self._parameters.get(self._kwargs or "")
+        return MISSING if found is None else attribute_type(self._type_of(found), part.path)
+
+    def _type_of(self, parameter: Parameter) -> Any:
+        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+            return MISSING if parameter.declared is MISSING else types.GenericAlias(tuple, (parameter.declared, ...))
+        return parameter.declared
+
+    def _pair(self, name: str) -> tuple[str, Any, str | None, Encoder]:
+        """Name, default, the default's text and the encoder of an argument that the pattern does not name."""
+        parameter = self._parameters[name]
+        encode = encoder_for(self._type_of(parameter))
+        default = () if parameter.kind is inspect.Parameter.VAR_POSITIONAL else parameter.default
+        try:
+            text = None if default is MISSING else encode(default)
+        except (KeyValueError, RecursionError):  # a sentinel of the function's own: only itself is left out
+            text = None
+        return name, default, text, encode
+
+    def _filling(self, text: str, owner: str, kind: Any) -> Filling:
+        template = Template.parse(text, owner=owner, kind=kind)
+        for part in template.parts:
+            self._check(part, template, owner, result=True)
+        return Filling(template, [self._type_at(part, result=True) for part in template.parts], self.function)
+
+    # --- at a call ----------------------------------------------------------------------------------------------------
+
+    def bind(
+        self, instance: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, partial: bool = False
+    ) -> dict[str, Any]:
+        """The call's arguments by name, defaults applied; a Redis that is not given is not there.
+
+        Args:
+            instance: what a method is bound to, or None.
+            partial: what is not part of the key may be left out.
+
+        Raises:
+            TypeError: the arguments do not fit the function.
+        """
+        return self._binder.bind(instance, args, kwargs, partial)
+
+    def key(self, values: Mapping[str, Any], extra: Mapping[str, str] | None = None) -> str:
+        """The key of a call.
+
+        Args:
+            values: what `bind` gave.
+            extra: further pairs for the query string.
+
+        Raises:
+            KeyValueError: an argument has no canonical form.
+            MissingKeyFieldError: the pattern needs a keyword argument that the call does not have.
+        """
+        template = self._template
+        if template is None:
+            raise PatternError(f"{self.function}: it has no pattern, so its calls have no key")
+        try:
+            out: list[str] = []
+            for literal, name, read, encode in self._steps:
+                value = values[name]
+                out.append(literal)
+                out.append(encode(value if read is None else read(value)))
+            out.append(template.tail)
+            query = self._pairs(values) if self._query or self._kwargs is not None else []
+        except (KeyValueError, AttributeError, KeyError, RecursionError):
+            self._explain(values, template)
+            raise
+        if extra:
+            query += [f"{name}={quote(text)}" for name, text in sorted(extra.items())]
+        if query:
+            out.append(f"?{'&'.join(query)}")
+        key = "".join(out)
+        if self._guarded:
+            key = guard(key)
+        return key if len(key) <= _SURE else fit(key)
+
+    def _pairs(self, values: Mapping[str, Any]) -> list[str]:
+        query: list[str] = []
+        bound = self._first if BOUND in values else None
+        for name, default, default_text, encode in self._query:
+            value = values[name]
+            if value is default or name == bound:
+                continue
+            text = encode(value)
+            if text != default_text:
+                query.append(f"{name}={text}")
+        if self._kwargs is not None:
+            encode = self._keyword_encoder
+            query += [f"{quote(name)}={encode(values[name])}" for name in self._keyword_names(values)]
+            query.sort()
+        return query
+
+    def _keyword_names(self, values: Mapping[str, Any]) -> set[str]:
+        """Keyword arguments without a parameter of their own, less those in the pattern."""
+        known = self._parameters.keys() | self._outside | {BOUND}
+        return values.keys() - known if self._template is None else values.keys() - known - self._template.names
+
+    def _explain(self, values: Mapping[str, Any], template: Template) -> None:
+        """Raise what names the argument because of which there is no key."""
+        for part, (_, name, read, encode) in zip(template.parts, self._steps, strict=True):
+            if name not in values:
+                raise MissingKeyFieldError(name, template.text) from None
+            value = values[name] if read is None else attribute(read, values[name], self.function, part)
+            encode_with(encode, value, self.function, part.field)
+        bound = self._first if BOUND in values else None
+        for name, _, _, encode in self._query:
+            if name != bound:
+                encode_with(encode, values[name], self.function, name)
+        for name in self._keyword_names(values):
+            encode_with(self._keyword_encoder, values[name], self.function, name)
+
+    def redis(self, values: Mapping[str, Any]) -> Any:
+        """The client of the call: its argument (None too, if given), else `self.redis`, else MISSING."""
+        name = "redis" if self._redis is None else self._redis.name
+        if name in self._outside and name in values:
+            return values[name]
+        if self._redis is not None and self._redis.default not in (None, MISSING):
+            return self._redis.default
+        found = getattr(self._instance(values), "redis", MISSING)
+        return found if found is None or is_redis(found) else MISSING
+
+    def session(self, values: Mapping[str, Any]) -> Any:
+        """The session of the call: its argument, else `self.db`, else `self.session`, else None."""
+        names = ("db", "session") if self._session is None else (self._session,)
+        for name in names:
+            if name in self._outside and values.get(name) is not None:
+                return values[name]
+        instance = self._instance(values)
+        found = (getattr(instance, name, None) for name in ("db", "session"))
+        return next((each for each in found if is_session(each)), None)
+
+    def _instance(self, values: Mapping[str, Any]) -> Any:
+        name = self._first if BOUND in values else self._self
+        return None if name is None else values.get(name)
+
+    def prefixes_before(self, values: Mapping[str, Any]) -> list[Prefix]:
+        """What the call's arguments alone say is invalidated."""
+        return [prefix for each in self._before for prefix in each.prefixes(values)]
+
+    def prefixes_after(self, values: Mapping[str, Any], result: Any) -> list[Prefix]:
+        """What is invalidated besides, now that the result is known."""
+        known = {**values, _RESULT: result}
+        unknown = [each for each in self._keys_after if not each.keys(known, lenient=True)]
+        return [prefix for each in (*self._after, *unknown) for prefix in each.prefixes(known, lenient=True)]
+
+    def keys_before(self, values: Mapping[str, Any]) -> list[str]:
+        """The single keys that the call's arguments alone say are invalidated."""
+        return [key for each in self._keys_before for key in each.keys(values)]
+
+    def keys_after(self, values: Mapping[str, Any], result: Any) -> list[str]:
+        """The single keys that are invalidated besides, now that the result is known."""
+        known = {**values, _RESULT: result}
+        return [key for each in self._keys_after for key in each.keys(known, lenient=True)]
+
+
+def _halves(filled: Sequence[Filling]) -> tuple[tuple[Filling, ...], tuple[Filling, ...]]:
+    """Those that need no result, and those that do."""
+    after = tuple(each for each in filled if _RESULT in each.template.names)
+    return tuple(each for each in filled if each not in after), after

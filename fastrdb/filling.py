@@ -1,0 +1,113 @@
+"""Templates filled with values of known declared types: the prefixes and single keys of an invalidation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
+from typing import Any, Final
+
+from .declared import MISSING, encode_with, encoder_for, escaping, texts_of
+from .errors import KeyValueError, MissingKeyFieldError
+from .keys import NIL, Part, Template, fit, guard
+from .prefixes import Prefix, prefixes_of
+from .values import Encoder
+
+_NOTHING: Final = object()  # the attribute of a value that is None
+
+
+def reader(path: tuple[str, ...]) -> Callable[[Any], Any] | None:
+    """What takes the attribute (or a mapping's item) at *path* from a value; None if the path is empty."""
+    if not path:
+        return None
+
+    def read(value: Any) -> Any:
+        for name in path:
+            if value is None:
+                return _NOTHING
+            value = value[name] if isinstance(value, Mapping) else getattr(value, name)
+        return value
+
+    return read
+
+
+def part_encoder(part: Part, declared: Any) -> Encoder:
+    """Encoder of what a placeholder stands for, *declared* as it is; an attribute of None is `%nil`."""
+    encode = escaping(encoder_for(declared), part.also)
+    if not part.path:
+        return encode
+    return lambda value: NIL if value is _NOTHING else encode(value)
+
+
+class Filling:
+    """A template whose placeholders take values by name, with the declared type of each."""
+
+    def __init__(self, template: Template, declared: Sequence[Any] | None = None, function: str = "") -> None:
+        self.template = template
+        self._function = function
+        types = [MISSING] * len(template.parts) if declared is None else declared
+        self._sources = tuple(
+            (part, reader(part.path), encoder_for(each)) for part, each in zip(template.parts, types, strict=True)
+        )
+
+    def prefixes(self, values: Mapping[str, Any], *, lenient: bool = False) -> list[Prefix]:
+        """The prefixes for *values*; a placeholder whose value is not there cuts them, so that more is reached.
+
+        Args:
+            lenient: a value without a canonical form, or without the attribute, cuts them too.
+
+        Raises:
+            KeyValueError: such a value, if not *lenient*.
+        """
+        return prefixes_of(self.template, self._texts(values, lenient))
+
+    def keys(self, values: Mapping[str, Any], *, lenient: bool = False) -> list[str]:
+        """The keys for *values*, none if *lenient* and one of them cannot be written.
+
+        Raises:
+            KeyValueError: a value without a canonical form.
+            MissingKeyFieldError: a value is missing.
+        """
+        texts = self._texts(values, lenient)
+        if len(texts) < len(self._sources):
+            if lenient:
+                return []
+            raise MissingKeyFieldError(self._sources[len(texts)][0].field, self.template.text)
+        return [fit(guard(self.template.join(each))) for each in product(*texts)]
+
+    def _texts(self, values: Mapping[str, Any], lenient: bool) -> list[tuple[str, ...]]:
+        """What each placeholder may be written as, up to the first that cannot be."""
+        found: list[tuple[str, ...]] = []
+        for part, read, encode in self._sources:
+            if part.root not in values:
+                break
+            try:
+                found.append(self._texts_of(part, read, encode, values[part.root], lenient))
+            except Exception:  # an attribute may do anything when read: an ORM row's, once it is expired, needs I/O
+                if not lenient:
+                    raise
+                break
+        return found
+
+    def _texts_of(
+        self, part: Part, read: Callable[[Any], Any] | None, encode: Encoder, source: Any, lenient: bool
+    ) -> tuple[str, ...]:
+        value = source if read is None else attribute(read, source, self._function, part)
+        if value is _NOTHING:
+            if lenient:
+                raise KeyValueError(self._function, part.field, "NoneType")
+            return (NIL,)
+        encode_with(encode, value, self._function, part.field)
+        return texts_of(value, encode, part.also)
+
+
+def attribute(read: Callable[[Any], Any], source: Any, function: str, part: Part) -> Any:
+    """What *read* takes from *source*.
+
+    Raises:
+        KeyValueError: *source* has no such attribute.
+    """
+    try:
+        return read(source)
+    except (AttributeError, KeyError):
+        hint = f"it has no '{'.'.join(part.path)}'"
+        raise KeyValueError(function, part.field, type(source).__qualname__, hint) from None

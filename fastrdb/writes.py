@@ -1,0 +1,125 @@
+"""One write: what a method of `FastRDB` does inside its transaction, and what of it the cache is told."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Generic, TypeVar
+
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from fastrdb.bindings import Bindings, only
+from fastrdb.instances import build, change
+from fastrdb.statements import Statements, dialect_of
+from fastrdb.units import unit_of_work
+
+Response = TypeVar("Response")
+
+
+class Write(Generic[Response]):
+    """The rows that one transaction changes. `commits`: the method commits when it is done."""
+
+    def __init__(
+        self, db: AsyncSession, redis: Any, sql: Statements, bound: Bindings[Response], *, commits: bool
+    ) -> None:
+        self.db = db
+        self.redis = redis
+        self.sql = sql
+        self.bound = bound
+        self.commits = commits
+
+    async def one(self, asked: Mapping[str, Any]) -> Any:
+        """The one row, locked. Raises NoResultFound, MultipleResultsFound; then nothing has changed."""
+        row = only(await self._locked(asked, limit=2))
+        await self._touch([row])
+        return row
+
+    async def all(self, asked: Mapping[str, Any]) -> list[Any]:
+        """All rows, locked."""
+        rows = await self._locked(asked)
+        await self._touch(rows)
+        return rows
+
+    async def insert(self, several: Sequence[Mapping[str, Any]]) -> list[Response]:
+        """New rows with these values, in this order."""
+        rows = [build(self.sql.columns, values) for values in several]
+        self.db.add_all(rows)
+        return await self.publish(rows)
+
+    async def update(self, rows: Sequence[Any], values: Mapping[str, Any]) -> list[Response]:
+        """These rows, with these values in them."""
+        for row in rows:
+            change(row, values)
+        return await self.publish(rows)
+
+    async def upsert(
+        self, key: Mapping[str, Any], new: Mapping[str, Any], changes: Mapping[str, Any]
+    ) -> list[Response]:
+        """The row of that key with `changes` in it, or a new one. Who else inserts it meanwhile makes it an update.
+
+        It is looked for without a lock first: MariaDB locks the gap where a row is not, and two who do so and then
+        insert have a deadlock.
+        """
+        await self._begin()
+        if (await self.db.scalars(self.sql.exists(key))).first() is not None and (found := await self._found(key)):
+            return await self.update(found, changes)
+        try:
+            async with self.db.begin_nested():
+                row = build(self.sql.columns, new)
+                self.db.add(row)
+                await self.db.flush()
+        except IntegrityError:
+            if not (found := await self._found(key)):
+                raise
+            return await self.update(found, changes)
+        return await self.publish([row])
+
+    async def delete(self, rows: Sequence[Any]) -> None:
+        """Delete through the session, so that what the model's relationships cascade to goes along."""
+        for row in rows:
+            await self.db.delete(row)
+        await self.db.flush()
+
+    async def publish(self, rows: Sequence[Any]) -> list[Response]:
+        """The rows as the database has them now; what shows them in the cache is replaced, or goes, at the commit."""
+        await self.db.flush()
+        for columns in self.sql.again(rows):
+            await self.db.execute(columns)
+        for related in self.sql.related(rows):
+            (await self.db.scalars(related)).unique().all()
+        await self._touch(rows)
+        answers: list[Response] = [self.bound.convert(row) for row in rows]
+        if self.commits:
+            for row, answer in zip(rows, answers, strict=True):
+                await self.bound.put(self.db, self.redis, row, answer)
+        return answers
+
+    async def _found(self, key: Mapping[str, Any]) -> list[Any]:
+        rows = await self._locked(key, limit=2)
+        if rows:
+            only(rows)
+            await self._touch(rows)
+        return rows
+
+    async def _locked(self, asked: Mapping[str, Any], *, limit: int | None = None) -> list[Any]:
+        await self._begin()
+        return list((await self.db.scalars(self.sql.locked(asked, limit=limit))).unique().all())
+
+    async def _begin(self) -> None:
+        await self.db.flush()  # what the caller has changed so far is to be found, and not to be overwritten
+        lock = self.sql.write_lock() if dialect_of(self.db, self.sql.model) == "sqlite" else None
+        if lock is not None:
+            await self.db.execute(lock)
+
+    async def _touch(self, rows: Sequence[Any]) -> None:
+        await self.bound.touch(self.db, self.redis, rows)
+
+
+@asynccontextmanager
+async def write(
+    db: AsyncSession, redis: Any, sql: Statements, bound: Bindings[Response]
+) -> AsyncIterator[Write[Response]]:
+    """A write in a transaction: see `unit_of_work`."""
+    async with unit_of_work(db) as commits:
+        yield Write(db, redis, sql, bound, commits=commits)

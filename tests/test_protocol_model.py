@@ -1,0 +1,56 @@
+"""The protocol holds in every interleaving of a small world, and each thing that is taken out of it is missed."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.model import Fault, Layout, Model, Mutant, Outcome, Setup
+
+ALL = frozenset({Fault.CANCEL, Fault.CRASH, Fault.EXPIRY})
+WITHOUT_CANCEL = frozenset({Fault.CRASH, Fault.EXPIRY})
+PER_SLOT_ONLY = {Mutant.BARRIER_CHECK_FIRST, Mutant.UNINDEXED_AT_INVALIDATION}
+EVERYWHERE = [(layout, mutant) for layout in Layout for mutant in Mutant if mutant not in PER_SLOT_ONLY]
+MUTANTS = [*EVERYWHERE, (Layout.SLOTS, Mutant.BARRIER_CHECK_FIRST)]
+
+
+def explain(outcome: Outcome) -> str:
+    """Tell how a rule was broken, state by state."""
+    return f"{outcome.rule}\n" + "\n".join(map(str, outcome.trace))
+
+
+def name(value: object) -> str | None:
+    """Name a layout or a mutant in a test's id."""
+    return value.name.lower() if isinstance(value, (Layout, Mutant)) else None
+
+
+def test_two_readers_and_two_writers_on_one_server() -> None:
+    """As it is built, with every fault: no reachable state breaks a rule."""
+    outcome = Model(Setup(Layout.CHUNKS, readers=2, writers=2, faults=ALL)).explore()
+    assert outcome.rule is None, explain(outcome)
+    assert outcome.states > 200_000, "the search has seen too little to prove anything"
+
+
+@pytest.mark.parametrize(("readers", "writers"), [(2, 1), (1, 2)])
+@pytest.mark.parametrize("layout", [Layout.SCRIPT, Layout.SLOTS], ids=name)
+def test_other_layouts(layout: Layout, readers: int, writers: int) -> None:
+    """Neither longer scripts nor a step per cluster slot break a rule."""
+    outcome = Model(Setup(layout, readers, writers, ALL)).explore()
+    assert outcome.rule is None, explain(outcome)
+
+
+@pytest.mark.parametrize(("layout", "mutant"), MUTANTS, ids=name)
+def test_mutants_are_refuted(layout: Layout, mutant: Mutant) -> None:
+    """One mechanism taken out, or one order changed, breaks a rule."""
+    assert Model(Setup(layout, 1, 2, WITHOUT_CANCEL, mutant)).explore().rule is not None
+
+
+def test_cluster_must_not_unindex_at_invalidation() -> None:
+    """Where index and entry lie in two slots, a writer that takes the key out of the index leaves a stale entry."""
+    setup = Setup(Layout.SLOTS, readers=1, writers=3, faults=WITHOUT_CANCEL, mutant=Mutant.UNINDEXED_AT_INVALIDATION)
+    assert Model(setup).explore().rule is not None
+
+
+@pytest.mark.parametrize("layout", Layout, ids=name)
+def test_losing_the_index_is_not_survived(layout: Layout) -> None:
+    """If the index can vanish (eviction under allkeys-*), rules break: that policy needs another way."""
+    assert Model(Setup(layout, 1, 2, frozenset({Fault.INDEX_LOSS}))).explore().rule is not None
