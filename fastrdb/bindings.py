@@ -25,7 +25,7 @@ from fastrdb.policy import Seconds
 from fastrdb.statements import Statements, dialect_of, rows_of
 
 Response = TypeVar("Response")
-_PAGING = ("page", "limit", "order_by", "ascending")
+_PAGING: dict[str, Any] = {"limit": 10, "page": 1, "order_by": None, "ascending": True}  # the defaults are in no key
 _TAKEN = ("db", "redis")
 
 
@@ -188,10 +188,12 @@ class Bindings(Generic[Response]):
         parameters = {**{name: self.typed[name] for name in self._used}, **dict.fromkeys(self._what.values(), Any)}
         self._touched = self.cache.invalidates(texts)(self._function("write", _nothing, parameters, None))
 
-    async def touch(self, db: AsyncSession, redis: Any, rows: Iterable[Any]) -> None:
-        """These rows, as they are now, are to be replaced, or are new: what shows them goes at the commit."""
+    async def touch(self, db: AsyncSession, redis: Any, rows: Iterable[Any], done: set[str]) -> None:
+        """These rows, as they are now, are to be replaced, or are new: what shows them goes at the commit.
+
+        `done`: what this transaction has said already; this is added to it.
+        """
         what = {name: value for part in self.what().values() for name, value in part.items()}
-        done = set()
         for row in rows:
             values = self.columns.values(row, self._used)
             mark = repr(values)
@@ -254,13 +256,14 @@ class Bindings(Generic[Response]):
 
         kinds = {"db": AsyncSession, "redis": Any, **typed}
         keyword = inspect.Parameter.KEYWORD_ONLY
+        defaults = {"redis": None, **(_PAGING if name == "get_multi" else {})}
         required = {"db", *self.item_fields} if name == "get" else {"db"}
         bound.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
             [
                 inspect.Parameter(
                     parameter,
                     keyword,
-                    default=inspect.Parameter.empty if parameter in required else _default(parameter),
+                    default=inspect.Parameter.empty if parameter in required else defaults.get(parameter, _Unset.UNSET),
                     annotation=kind,
                 )
                 for parameter, kind in kinds.items()
@@ -295,10 +298,6 @@ def only(rows: Sequence[Any]) -> Any:
 
 def _literal(text: str) -> str:
     return text.replace("{", "{{").replace("}", "}}")
-
-
-def _default(parameter: str) -> Any:
-    return None if parameter == "redis" else _Unset.UNSET
 
 
 async def _nothing(db: AsyncSession, asked: dict[str, Any]) -> None:

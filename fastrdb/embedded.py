@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 _HOST = "127.0.0.1"
 _PORT_TRIES = 5
 _POLL = 0.01
-_PROBE_LIMIT = 1.0
+_PROBE_LIMIT = 0.2
 # Asks the kernel to end the server when the thread that started it dies, and then becomes the server: it holds even if
 # this process is killed. Not a preexec_fn, which can deadlock where there are threads.
 _LAUNCHER = """
@@ -233,8 +234,13 @@ def _resolve(binary: str | Path | None) -> Path:
 
 
 def _launcher() -> list[str]:
-    """Give the command in front of the server's own that ties its life to this process, where the system can."""
-    return [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid())] if sys.platform == "linux" else []
+    """Give the command to put in front of the server's own, which ties its life to this process where that can be.
+
+    The kernel watches the thread that starts the server, so only the main thread stands for the whole process.
+    """
+    if sys.platform != "linux" or threading.current_thread() is not threading.main_thread():
+        return []
+    return [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid())]
 
 
 def _free_port() -> int:

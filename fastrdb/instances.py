@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel
-from sqlalchemy.orm import MappedAsDataclass
+from sqlalchemy.orm import LoaderCallableStatus, MappedAsDataclass, class_mapper
 
 from fastrdb.columns import Columns
 from fastrdb.errors import UnknownFieldError
+
+_NONE: Any = object()
 
 
 def given(columns: Columns, obj_in: object, *, only_set: bool = False) -> dict[str, Any]:
@@ -38,10 +40,10 @@ def build(columns: Columns, values: Mapping[str, Any]) -> Any:
     """
     if not issubclass(columns.model, MappedAsDataclass):
         return columns.model(**values)
-    instance = columns.mapper.class_manager.new_instance()
+    instance = class_mapper(columns.model).class_manager.new_instance()  # `class_mapper` also readies the attributes
     for field in dataclasses.fields(columns.model):
-        if field.name in columns.fields and field.name not in values and not _is_missing(field.default_factory):
-            setattr(instance, field.name, field.default_factory())
+        if field.name in columns.fields and field.name not in values and (default := _default(field)) is not _NONE:
+            setattr(instance, field.name, default)
     change(instance, values)
     if hasattr(instance, "__post_init__"):
         instance.__post_init__()
@@ -77,5 +79,9 @@ def _settable(columns: Columns, name: str, value: object) -> bool:
     raise UnknownFieldError(name, columns.name, columns.fields)
 
 
-def _is_missing(value: object) -> bool:
-    return value is dataclasses.MISSING
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    # SQLAlchemy 2.1 leaves scalars to the column's own default, and says so.
+    unset = field.default is dataclasses.MISSING or isinstance(field.default, LoaderCallableStatus)
+    return _NONE if unset else field.default

@@ -171,8 +171,10 @@ def _holds_model(schema: Schema) -> bool:
 
 def _is_frozen_container(schema: Schema, kind: str) -> bool:
     if kind in ("model", "dataclass"):
-        cls, config = schema["cls"], schema.get("config", {})
-        frozen = schema.get("frozen") or config.get("frozen") or getattr(cls, "model_config", {}).get("frozen")
+        cls = schema["cls"]
+        settings = getattr(cls, "model_config", None) or schema.get("config", {})
+        standard = getattr(cls, "__dataclass_params__", None)  # pydantic does not look at the standard library's frozen=
+        frozen = settings.get("frozen") or (standard is not None and standard.frozen)
         loose = schema["schema"].get("extra_behavior") == "allow" or getattr(cls, "__private_attributes__", None)
         return bool(frozen) and not loose and not _has_memo(cls)
     return kind in _FROZEN_IF_PARTS_ARE

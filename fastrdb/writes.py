@@ -28,6 +28,7 @@ class Write(Generic[Response]):
         self.sql = sql
         self.bound = bound
         self.commits = commits
+        self._touched: set[str] = set()
 
     async def one(self, asked: Mapping[str, Any]) -> Any:
         """The one row, locked. Raises NoResultFound, MultipleResultsFound; then nothing has changed."""
@@ -113,7 +114,7 @@ class Write(Generic[Response]):
             await self.db.execute(lock)
 
     async def _touch(self, rows: Sequence[Any]) -> None:
-        await self.bound.touch(self.db, self.redis, rows)
+        await self.bound.touch(self.db, self.redis, rows, self._touched)
 
 
 @asynccontextmanager

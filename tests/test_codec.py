@@ -7,15 +7,17 @@ import dataclasses
 import enum
 import json
 import random
+import re
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, NotRequired, TypeVar
 from uuid import UUID
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -26,11 +28,10 @@ from pydantic import (
     field_serializer,
     model_validator,
 )
-from sqlalchemy import ForeignKey, select
-from sqlalchemy.exc import MissingGreenlet
-from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
-from typing_extensions import NotRequired, TypedDict
+from sqlalchemy import ForeignKey
+from sqlalchemy.orm import DeclarativeBase, Mapped, make_transient_to_detached, mapped_column, relationship
+from sqlalchemy.orm.exc import DetachedInstanceError
+from typing_extensions import TypedDict
 
 from fastrdb.codec import Codec, DecodeError, EncodeError, encode_missing, missing_message
 from fastrdb.errors import SchemaError
@@ -97,7 +98,7 @@ class Everything(BaseModel):
     raw: bytes
     address: Address = Address()
     pet: Annotated[Cat | Dog, Field(discriminator="kind")]
-    page: Page[Point] = Page()
+    page: Page[Point] = Page[Point]()
     tags: Tags
     ids: Ids
     by_day: dict[date, frozenset[str]] = {}
@@ -293,13 +294,7 @@ class Rounded(BaseModel):
 def test_what_would_come_back_different_is_told(kind: Any, value: Any, reason: str) -> None:
     """verify() gives the place and the reason, so that the value is not stored."""
     codec = Codec(kind, owner="load")
-    found = codec.verify(codec.encode(value), value)
-    assert found is not None
-    pytest.raises(ValueError, _raise, found).match(reason)
-
-
-def _raise(text: str) -> None:
-    raise ValueError(text)
+    assert re.search(reason, codec.verify(codec.encode(value), value) or "")
 
 
 def test_a_private_attribute_that_would_be_lost_is_told() -> None:
@@ -319,25 +314,23 @@ def test_a_value_without_json_is_an_encode_error(value: Any) -> None:
 def test_a_verify_that_cannot_compare_says_so() -> None:
     """An __eq__ of the user's that raises is a reason, not an error."""
 
-    class Broken(str):
+    class Odd(str):
         __slots__ = ()
 
         def __eq__(self, other: object) -> bool:
-            raise RuntimeError("no")
+            raise RuntimeError
 
         __hash__ = str.__hash__
 
     class Holder(BaseModel):
-        a: str
+        a: Annotated[str, AfterValidator(Odd)]
 
-    codec = Codec(list[Holder], owner="load")
-    assert codec.verify(b"[]", Broken("x")) == "value: Broken comes back as list"
-    enumerated = Codec(Literal["x"], owner="load")
-    assert enumerated.verify(b'"x"', Broken("x")) == "value: Broken comes back as str"
+    codec, value = Codec(Holder, owner="load"), Holder(a="x")
+    assert "RuntimeError" in (codec.verify(codec.encode(value), value) or "")
 
 
 def test_fuzzed_bytes_are_a_decode_error_or_a_value() -> None:
-    """20,000 random or mutated entries: nothing but DecodeError escapes, and a value is one that can be stored again."""
+    """20,000 random or mutated entries: nothing but DecodeError escapes, and a value can be stored again."""
     dice = random.Random(20)
     valid = CODEC.encode(SAMPLE.model_copy(update={"child": SAMPLE}))
     for number in range(20_000):
@@ -445,7 +438,7 @@ def test_a_schema_with_a_shape_of_its_own_is_kept() -> None:
 
 
 def test_rows_become_the_schema() -> None:
-    """ORM rows, mappings and None are converted, by alias or by name; a result that is the schema already is itself."""
+    """ORM rows, mappings and None are converted, by alias or name; a result that is the schema already is itself."""
     row, value = Author(id=1, name="a"), AuthorOut(id=1, authorName="a")
     many = Codec(list[Author], schema=AuthorOut, owner="load")
     assert [value, value] == many.convert([row, {"id": 1, "name": "a"}])
@@ -461,15 +454,9 @@ def test_a_result_that_does_not_fit_names_the_field() -> None:
         Codec(list[Author], schema=AuthorOut, owner="load").convert([Book(id=1)])
 
 
-async def test_a_relationship_that_was_not_loaded_raises_its_own_error() -> None:
-    """SQLAlchemy's MissingGreenlet reaches the caller as it is, not as a validation error."""
-    engine = create_async_engine("sqlite+aiosqlite://")
-    async with engine.begin() as connection:
-        await connection.run_sync(Base.metadata.create_all)
-    async with AsyncSession(engine) as session:
-        session.add(Author(id=1, name="a"))
-        await session.commit()
-        rows = (await session.scalars(select(Author))).all()
-        with pytest.raises(MissingGreenlet):
-            Codec(list[Author], schema=Shelf, owner="load").convert(rows)
-    await engine.dispose()
+def test_a_relationship_that_was_not_loaded_raises_its_own_error() -> None:
+    """SQLAlchemy's error (here of a detached row) reaches the caller as it is, not as a validation error."""
+    row = Author(id=1, name="a")
+    make_transient_to_detached(row)
+    with pytest.raises(DetachedInstanceError):
+        Codec(list[Author], schema=Shelf, owner="load").convert([row])

@@ -142,7 +142,7 @@ def identity(value: Any) -> Any:
     return (type(value), repr(value))
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=800, deadline=None)
 @given(VALUES, VALUES, DECLARED)
 def test_equal_text_means_equal_value(first: Any, second: Any, declared: Any) -> None:
     """Whatever is declared, two values are written alike if and only if they are the same value of the same type."""
@@ -150,7 +150,7 @@ def test_equal_text_means_equal_value(first: Any, second: Any, declared: Any) ->
     assert (identity(first) == identity(second)) == alike
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(SCALARS, min_size=2, max_size=12), DECLARED)
 def test_many_scalars_keep_apart(values: list[Any], declared: Any) -> None:
     """Among many values there are as many texts as there are different values."""
@@ -163,7 +163,7 @@ def test_text_holds_nothing_that_means_something(text: str) -> None:
     """A declared str is written without separators, wildcards, blanks or control characters, and can be sent as UTF-8."""
     written = encode_value(text, str)
     assert not set(":?&=*[]\\{} \n\t\x00\x7f\x85\u2028") & set(written)
-    assert written.encode()
+    assert written.encode().decode() == written
 
 
 @pytest.mark.parametrize(
@@ -317,7 +317,7 @@ def test_prefixes_may_hold_wildcards(text: str) -> None:
 SEPARATORS = ["-", ":", "x-", "-x", "::", "_", ".", "@", "a:b", "&b=", "→", "-:", "/"]
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(st.data(), st.sampled_from(SEPARATORS), st.sampled_from(SEPARATORS))
 def test_separators_keep_placeholders_apart(data: st.DataObject, first: str, second: str) -> None:
     """Whatever separates them, three values in one key can be told apart."""
