@@ -12,17 +12,17 @@ from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, 
 from typing import Any, Generic, TypedDict, TypeVar
 
 from pydantic import BaseModel
-from sqlalchemy.exc import MultipleResultsFound, NoResultFound
+from sqlalchemy.exc import MultipleResultsFound
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from fastrdb.codec import Codec
 from fastrdb.decorators import Cache, Cached
 from fastrdb.errors import PatternError
 from fastrdb.keys import Template
-from fastrdb.loads import no_store
+from fastrdb.loads import CachedQuery, no_store
 from fastrdb.many import get_many
 from fastrdb.policy import Seconds
-from fastrdb.statements import Statements, dialect_of, rows_of
+from fastrdb.statements import Statements, dialect_of, only, rows_of
 
 Response = TypeVar("Response")
 _PAGING: dict[str, Any] = {"limit": 10, "page": 1, "order_by": None, "ascending": True}  # the defaults are in no key
@@ -143,7 +143,7 @@ class Bindings(Generic[Response]):
             answers = [by_key.get(self.item.key(**asked, **{name: value})) for value in missing]
             return [None if row is None else self.convert(row) for row in answers]
 
-        query = self.item.query
+        query: CachedQuery = getattr(self.item, "query")  # noqa: B009  # not for everyone: not in the Protocol
         arguments = [query.plan.bind(None, (), {**call, "db": db, "redis": redis}) for call in calls.values()]
         found = dict(zip(calls, await get_many(query, arguments, load), strict=True))
         await self._find_alike(db, name, {key: calls[key] for key, answer in found.items() if answer is None}, found)
@@ -285,15 +285,6 @@ def cut(template: Template, fillable: Collection[str]) -> str:
             return f"{made}*"
         made += f"{{{part.field}}}"
     return made + _literal(template.tail)
-
-
-def only(rows: Sequence[Any]) -> Any:
-    """The one row. Raises NoResultFound, MultipleResultsFound."""
-    if not rows:
-        raise NoResultFound("No row was found when one was required")
-    if len(rows) > 1:
-        raise MultipleResultsFound("Multiple rows were found when exactly one was required")
-    return rows[0]
 
 
 def _literal(text: str) -> str:

@@ -34,6 +34,7 @@ class CallPlan:
         self._redis = next((each for each in found.parameters if each.role == "redis"), None)
         self._session = next((each.name for each in found.parameters if each.role == "session"), None)
         self.takes_session = self._session is not None
+        self.redis_optional = self._redis is not None and self._redis.default is None
         self._first = found.parameters[0].name if found.parameters else None
         self._self = self._first if found.takes_instance else None
         self._outside = self._left_out(ignore, owner)

@@ -17,7 +17,7 @@ from decimal import Decimal
 from typing import Any, Final, Literal
 
 from pydantic import TypeAdapter, ValidationError
-from sqlalchemy import CHAR, Boolean, Column, Date, Enum, Integer, String, Table, TypeDecorator, Uuid
+from sqlalchemy import CHAR, Boolean, Column, Date, Enum, Integer, String, Table, TypeDecorator, UniqueConstraint, Uuid
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import InstrumentedAttribute, Mapper, class_mapper
 from sqlalchemy.types import TypeEngine
@@ -85,11 +85,8 @@ class Columns:
             raise OptionError(f"FastRDB: {model!r} is not a mapped class") from error
         self.model = model
         self.name = model.__name__
-        self.fields = {
-            name: Field.of(name, column)
-            for name, column in self.mapper.columns.items()
-            if isinstance(column, Column) and column.table is not None
-        }
+        mapped: list[tuple[str, Any]] = self.mapper.columns.items()  # expressions of column_property among them
+        self.fields = {name: Field.of(name, column) for name, column in mapped if isinstance(column, Column)}
         self.primary_key = tuple(self._names(self.mapper.primary_key) or ())
 
     def field(self, name: object) -> Field:
@@ -159,7 +156,7 @@ class Columns:
 
     def _unique_keys_of(self, table: Table) -> Iterator[frozenset[str]]:
         for constraint in table.constraints:
-            names = self._names(constraint.columns) if constraint.__visit_name__ == "unique_constraint" else None
+            names = self._names(constraint.columns) if isinstance(constraint, UniqueConstraint) else None
             if names:
                 yield frozenset(names)
         for index in table.indexes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, Unpack
 
 from sqlalchemy.exc import NoResultFound
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
     from redis.asyncio.cluster import RedisCluster
 
-    Client = Redis | RedisCluster | None
-    Database = AsyncSession | async_scoped_session[AsyncSession]
+    Client: TypeAlias = Redis | RedisCluster | None
+    Database: TypeAlias = AsyncSession | async_scoped_session[AsyncSession]
 
 Model = TypeVar("Model")
 Create = TypeVar("Create")
@@ -150,7 +150,7 @@ class FastRDB(Generic[Model, Create, Update, Response]):
     async def upsert(
         self, db: Database, redis: Client = OWN, obj_in: Create | Mapping[str, Any] = _REQUIRED, **kwargs: Any
     ) -> Response:
-        """Change the row that `obj_in` and `kwargs` have the key of, in the columns of `pattern`; insert it if it is new.
+        """Change the row with the values that `obj_in` and `kwargs` have for `pattern`; insert it if there is none.
 
         Only fields that are set in `obj_in` or `kwargs` change. Raises MissingKeyFieldError, MultipleResultsFound.
         """

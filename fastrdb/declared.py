@@ -6,7 +6,7 @@ import collections.abc
 import types
 import typing
 from enum import Enum
-from typing import Annotated, Any, Final, ForwardRef, Literal, NewType, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, NewType, TypeVar, Union, get_args, get_origin
 
 from .errors import KeyValueError
 from .values import (
@@ -99,7 +99,7 @@ def _encoder_of(member: Any) -> Encoder:
     origin = get_origin(member)
     if origin is not None:
         return _generic_encoder(origin, get_args(member), member)
-    if not isinstance(member, type) or member is object or isinstance(member, str | ForwardRef):
+    if not isinstance(member, type) or member is object or member is Any:  # Any is a class since Python 3.11
         return undeclared
     base = scalar_base(member)
     if base is not None:

@@ -27,7 +27,9 @@ Q = ParamSpec("Q")
 S = TypeVar("S")
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
-_Self = TypeVar("_Self", contravariant=True)
+_Self = TypeVar("_Self")
+_Owner = TypeVar("_Owner")
+MYPY = False  # true for mypy alone, whose convention this name is
 
 
 class Cached(Protocol[P, T_co]):
@@ -36,35 +38,68 @@ class Cached(Protocol[P, T_co]):
     @property
     def __wrapped__(self) -> Callable[P, Coroutine[Any, Any, Any]]:
         """The function itself, without the cache."""
+        ...
 
     @property
     def stats(self) -> Stats:
         """The counts of this function in this process."""
+        ...
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, T_co]:
         """The function's result, from Redis where it is there."""
+        ...
 
     def key(self, *args: Any, **kwargs: Any) -> str:
         """The key in Redis."""
+        ...
 
     async def invalidate(self, *args: Any, **kwargs: Any) -> None:
         """Delete this entry; with a session that has a transaction open, when that commits."""
+        ...
 
-    async def refresh(self, *args: Any, **kwargs: Any) -> T_co:
+    async def refresh(self, *args: P.args, **kwargs: P.kwargs) -> T_co:
         """Load now, and store."""
+        ...
 
     async def put(self, value: Any, /, *args: Any, **kwargs: Any) -> None:
         """Have `value`, just written in the session's open transaction, stored when that commits."""
+        ...
 
     async def explain(self, *args: Any, **kwargs: Any) -> Explanation:
         """What a call would find, and why it may not be stored."""
+        ...
+
+    # No checker tells a protocol whether it sits on a class or static method: the first parameter has to. mypy finds
+    # that parameter only in a Callable, pyright only in this protocol, so each rule stands here twice.
+    @overload
+    def __get__(  # type: ignore[misc]
+        self: Callable[Concatenate[type[_Owner], Q], Coroutine[Any, Any, T]],
+        instance: _Owner | None,
+        owner: type[_Owner],
+        /,
+    ) -> Cached[Q, T]: ...
+    if not MYPY:
+
+        @overload
+        def __get__(
+            self: Cached[Concatenate[type[_Owner], Q], T], instance: _Owner | None, owner: type[_Owner], /
+        ) -> Cached[Q, T]: ...
 
     @overload
     def __get__(self, instance: None, owner: type, /) -> Cached[P, T_co]: ...
     @overload
     def __get__(
-        self: Cached[Concatenate[_Self, Q], T_co], instance: _Self, owner: type | None = None, /
-    ) -> Cached[Q, T_co]: ...
+        self: Callable[Concatenate[_Self, Q], Coroutine[Any, Any, T]], instance: _Self, owner: type | None = None, /
+    ) -> Cached[Q, T]: ...
+    if not MYPY:
+
+        @overload
+        def __get__(
+            self: Cached[Concatenate[_Self, Q], T], instance: _Self, owner: type | None = None, /
+        ) -> Cached[Q, T]: ...
+
+    @overload
+    def __get__(self, instance: object, owner: type | None = None, /) -> Cached[P, T_co]: ...
 
 
 class _Mapped(Protocol):
@@ -84,7 +119,13 @@ class _WithSchema(Protocol[S]):
     @overload
     def __call__(self, function: Callable[P, Coroutine[Any, Any, _Row | None]], /) -> Cached[P, S | None]: ...
     @overload
-    def __call__(self, function: Callable[P, Coroutine[Any, Any, Sequence[_Row]]], /) -> Cached[P, list[S]]: ...
+    def __call__(  # pyright: ignore[reportOverlappingOverload]
+        self, function: Callable[P, Coroutine[Any, Any, Sequence[_Row]]], /
+    ) -> Cached[P, list[S]]: ...
+    @overload
+    def __call__(  # pyright: ignore[reportOverlappingOverload]
+        self, function: Callable[P, Coroutine[Any, Any, Sequence[_Row] | None]], /
+    ) -> Cached[P, list[S] | None]: ...
     @overload
     def __call__(self, function: Callable[P, Coroutine[Any, Any, Any]], /) -> Cached[P, S]: ...
 
@@ -157,13 +198,13 @@ class _Extras:
         return await self._self_query.explain(self._self_values(args, kwargs))
 
 
-class _BoundCached(_Extras, wrapt.BoundFunctionWrapper):  # type: ignore[misc]
+class _BoundCached(_Extras, wrapt.BoundFunctionWrapper):  # type: ignore[type-arg]
     @property
     def _self_query(self) -> CachedQuery:  # type: ignore[override]
         return cast("CachedQuery", self._self_parent._self_query)
 
 
-class _CachedFunction(_Extras, wrapt.FunctionWrapper):  # type: ignore[misc]
+class _CachedFunction(_Extras, wrapt.FunctionWrapper):  # type: ignore[type-arg]
     __bound_function_wrapper__ = _BoundCached
 
     def __init__(self, function: Any, query: CachedQuery) -> None:
@@ -232,7 +273,7 @@ class Cache(BaseCache):
         owner = plan.function
         if unknown := chosen.keys() - Options.__annotations__.keys():
             raise OptionError(f"{owner}: {decorator} has no option {', '.join(sorted(unknown))}")
-        later = {name: chosen.pop(name) for name in ("stale", "fail_safe", "early", "near") if name in chosen}
+        later: dict[str, Any] = {name: chosen.pop(name) for name in ("stale", "fail_safe", "early", "near") if name in chosen}
         check_unused(later, owner)
         policy = Policy.of(owner, **{"exp": 3600.0, **chosen})
         annotation = plan.return_type

@@ -45,8 +45,9 @@ def build(columns: Columns, values: Mapping[str, Any]) -> Any:
         if field.name in columns.fields and field.name not in values and (default := _default(field)) is not _NONE:
             setattr(instance, field.name, default)
     change(instance, values)
-    if hasattr(instance, "__post_init__"):
-        instance.__post_init__()
+    finish = getattr(instance, "__post_init__", None)
+    if finish is not None:
+        finish()
     return instance
 
 

@@ -181,6 +181,11 @@ class Intent:
         if self._room.names.entry(key) not in self._leases:
             self._new_puts[key] = None
 
+    def distrust(self) -> None:
+        """Store nothing of what was put so far, only invalidate it: a part of the transaction has been undone."""
+        for key in list(self._puts):
+            self._drop(key)
+
     async def begin(self) -> None:
         """Bar and delete what was added since the last time, and take the leases of what will be written through.
 

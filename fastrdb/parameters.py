@@ -8,7 +8,7 @@ import sys
 import typing
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from enum import Enum
 from types import FrameType
 from typing import Any, ForwardRef, Literal, get_origin
@@ -187,4 +187,5 @@ def _is_keyable(declared: Any) -> bool:
 def _is_value_type(member: Any) -> bool:
     if not isinstance(member, type):
         return False
-    return scalar_base(member) is not None or issubclass(member, Enum | list | tuple | set | frozenset | dict)
+    model = is_dataclass(member) or hasattr(member, "__pydantic_fields__")
+    return model or scalar_base(member) is not None or issubclass(member, Enum | list | tuple | set | frozenset | dict)

@@ -105,8 +105,6 @@ def _read_parts(schema: Schema, kind: str, raw: bool) -> Iterator[tuple[Schema, 
     else:
         before = kind in ("function-before", "function-wrap")
         for index, (part, name) in enumerate(parts(schema)):
-            if part is schema.get("extras_schema"):
-                continue  # extras are compared when they are stored
             yield part, name, raw and not before and not (kind == "chain" and index)
 
 
@@ -173,7 +171,9 @@ def _is_frozen_container(schema: Schema, kind: str) -> bool:
     if kind in ("model", "dataclass"):
         cls = schema["cls"]
         settings = getattr(cls, "model_config", None) or schema.get("config", {})
-        standard = getattr(cls, "__dataclass_params__", None)  # pydantic does not look at the standard library's frozen=
+        standard = getattr(
+            cls, "__dataclass_params__", None
+        )  # pydantic does not look at the standard library's frozen=
         frozen = settings.get("frozen") or (standard is not None and standard.frozen)
         loose = schema["schema"].get("extra_behavior") == "allow" or getattr(cls, "__private_attributes__", None)
         return bool(frozen) and not loose and not _has_memo(cls)

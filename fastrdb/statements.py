@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from sqlalchemy import ColumnElement, Select, Table, Update, false, func, literal, select, tuple_, update
+from sqlalchemy.exc import MultipleResultsFound, NoResultFound
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute, lazyload, undefer
 from sqlalchemy.sql.base import ExecutableOption
@@ -48,11 +49,11 @@ class Statements:
         if any(value is None for value in values):
             yield select(self.model).where(*self.where(asked), attribute.is_(None)).options(*self.options)
 
-    def count(self, asked: Mapping[str, Any]) -> Select[tuple[int]]:
+    def count(self, asked: Mapping[str, Any]) -> Select[Any]:
         """How many rows."""
         return select(func.count()).select_from(self.model).where(*self.where(asked))
 
-    def exists(self, asked: Mapping[str, Any]) -> Select[tuple[int]]:
+    def exists(self, asked: Mapping[str, Any]) -> Select[Any]:
         """A row, if there is any."""
         return select(literal(1)).select_from(self.model).where(*self.where(asked)).limit(1)
 
@@ -142,3 +143,12 @@ async def rows_of(db: AsyncSession, statement: Select[Any]) -> list[Any]:
     if not (db.new or db.dirty or db.deleted):
         statement = statement.execution_options(populate_existing=True)
     return list((await db.scalars(statement)).unique().all())
+
+
+def only(rows: Sequence[Any]) -> Any:
+    """The one row. Raises NoResultFound, MultipleResultsFound."""
+    if not rows:
+        raise NoResultFound("No row was found when one was required")
+    if len(rows) > 1:
+        raise MultipleResultsFound("Multiple rows were found when exactly one was required")
+    return rows[0]

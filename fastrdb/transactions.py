@@ -42,6 +42,9 @@ class Work(Protocol):
     def put(self, key: str, raw: bytes, ttl_ms: int) -> None:
         """An entry to store when the transaction has committed."""
 
+    def distrust(self) -> None:
+        """A part of the transaction has been undone: what was put may never be committed."""
+
     async def begin(self) -> None:
         """Before COMMIT: nothing that is about to be stale may stay or come back."""
 
@@ -194,6 +197,7 @@ def _on_rollback(connection: Connection) -> None:
     transaction = _transactions.get(connection)
     if transaction is not None:
         transaction.wrote = False
+    if transaction is not None and transaction.inherited:
         inherited, transaction.inherited = transaction.inherited, []
         _finish(_end(inherited, committed=False), inherited)
 
@@ -252,6 +256,20 @@ def _on_error(context: ExceptionContext) -> None:
         return
     state = state_of(session)
     state.refused = state.attempts == 1 and len(state.connections) == 1
+    _distrust(state)  # PostgreSQL answers the COMMIT of a failed transaction with a ROLLBACK, and no error
+
+
+@event.listens_for(Engine, "rollback_savepoint")
+def _on_rollback_savepoint(connection: Connection, name: str, context: None) -> None:
+    transaction = _transactions.get(connection)
+    session = transaction.session() if transaction is not None and transaction.session is not None else None
+    if session is not None:
+        _distrust(state_of(session))
+
+
+def _distrust(state: State) -> None:
+    for work in state.works.values():
+        work.distrust()
 
 
 def _begin_works(connection: Connection, transaction: Transaction) -> None:

@@ -9,9 +9,9 @@ from typing import Any, Generic, TypeVar
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from fastrdb.bindings import Bindings, only
+from fastrdb.bindings import Bindings
 from fastrdb.instances import build, change
-from fastrdb.statements import Statements, dialect_of
+from fastrdb.statements import Statements, dialect_of, only
 from fastrdb.units import unit_of_work
 
 Response = TypeVar("Response")

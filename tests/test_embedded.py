@@ -208,9 +208,11 @@ if sys.argv[1] == "killed":
 """
 
 
-def run(how: str) -> tuple[int, str]:
+def run(how: str, directory: Path) -> tuple[int, str]:
     """Start a server in another Python process, which ends in some way; give the server's pid, and whether it ran."""
-    done = subprocess.run([sys.executable, "-c", PROGRAM, how], stdout=subprocess.PIPE, text=True, check=False)
+    environment = {**os.environ, "TMPDIR": str(directory)}
+    command = [sys.executable, "-c", PROGRAM, how]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=environment)
     pid, running = done.stdout.split()
     return int(pid), running
 
@@ -225,23 +227,23 @@ def wait_for_end(pid: int) -> None:
     os.close(descriptor)
 
 
-def test_it_ends_with_its_process() -> None:
+def test_it_ends_with_its_process(tmp_path: Path) -> None:
     """A process that ends without closing its server takes it along."""
-    pid, _ = run("ended")
+    pid, _ = run("ended", tmp_path)
     assert not alive(pid)
 
 
-def test_a_forked_child_leaves_it_alone() -> None:
+def test_a_forked_child_leaves_it_alone(tmp_path: Path) -> None:
     """A child that inherited the server by fork does not end it."""
-    pid, running = run("fork")
+    pid, running = run("fork", tmp_path)
     assert running == "True"
     assert not alive(pid)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has died")
-def test_it_ends_with_its_killed_process() -> None:
+def test_it_ends_with_its_killed_process(tmp_path: Path) -> None:
     """On Linux, even a process that is killed takes its server along."""
-    pid, _ = run("killed")
+    pid, _ = run("killed", tmp_path)
     wait_for_end(pid)
     assert not alive(pid)
 

@@ -65,6 +65,7 @@ class User(Base):
 
 
 UserId = NewType("UserId", int)
+NOON = datetime.fromisoformat("2020-01-01T12:00:00")
 
 TEXT = st.text(alphabet=st.one_of(st.sampled_from("a1:?&=%*[]{}\\ \n-éT.s\ud800"), st.characters()), max_size=6)
 NUMBERLIKE = st.sampled_from(
@@ -78,12 +79,10 @@ SCALARS = st.one_of(
     TEXT,
     NUMBERLIKE,
     st.just(uuid.UUID(int=1)).flatmap(lambda value: st.sampled_from([value, str(value), value.hex, value.bytes])),
-    st.sampled_from(
-        [date(2020, 1, 1), datetime(2020, 1, 1), datetime(2020, 1, 1, tzinfo=UTC), time(10), "2020-01-01T00:00:00"]
-    ),
+    st.sampled_from([date(2020, 1, 1), NOON, NOON.replace(tzinfo=UTC), time(10), "2020-01-01T12:00:00"]),
     st.sampled_from([Decimal(1), Decimal("1.0"), timedelta(seconds=1), b"", b"1", *Odd]),
 )
-HASHABLE = SCALARS.filter(lambda value: value == value)
+HASHABLE = SCALARS.filter(lambda value: repr(value) != "nan")
 VALUES = st.recursive(
     SCALARS,
     lambda inner: st.one_of(
@@ -114,8 +113,6 @@ DECLARED = st.sampled_from(
         int | str,
         Odd,
         Odd | None,
-    ]
-    + [
         list[str],
         list[int] | None,
         tuple[int, ...],
@@ -142,7 +139,7 @@ def identity(value: Any) -> Any:
     return (type(value), repr(value))
 
 
-@settings(max_examples=800, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(VALUES, VALUES, DECLARED)
 def test_equal_text_means_equal_value(first: Any, second: Any, declared: Any) -> None:
     """Whatever is declared, two values are written alike if and only if they are the same value of the same type."""
@@ -160,7 +157,7 @@ def test_many_scalars_keep_apart(values: list[Any], declared: Any) -> None:
 @settings(max_examples=300, deadline=None)
 @given(TEXT)
 def test_text_holds_nothing_that_means_something(text: str) -> None:
-    """A declared str is written without separators, wildcards, blanks or control characters, and can be sent as UTF-8."""
+    """A declared str is written without separators, wildcards, blanks or controls, and can be sent."""
     written = encode_value(text, str)
     assert not set(":?&=*[]\\{} \n\t\x00\x7f\x85\u2028") & set(written)
     assert written.encode().decode() == written
@@ -180,6 +177,8 @@ def test_text_holds_nothing_that_means_something(text: str) -> None:
         (1, str, "%i1"),
         (1, int | None, "1"),
         ("1", MISSING, "%s1"),
+        ("a", Any, "a"),
+        ("1", object, "%s1"),
         ("1", str, "1"),
         ("1", Annotated[str | None, "doc"], "1"),
         ("1", Literal["1", "2"], "1"),
@@ -246,7 +245,7 @@ def test_what_holds_itself_is_refused() -> None:
 def test_recursive_and_strange_declarations_count_as_none() -> None:
     """What cannot be made out of a declaration is left undeclared."""
     assert encode_value("1", "SomewhereElse") == encode_value("1") == "%s1"
-    assert encode_value("1", Annotated["Nowhere", 1]) == "%s1"
+    assert encode_value("1", list[str] | dict[str, str] | None) == "%s1"
 
 
 # --- templates --------------------------------------------------------------------------------------------------------

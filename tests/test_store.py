@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-import redis.asyncio
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 
 from fastrdb.embedded import EmbeddedServer
 from fastrdb.errors import CacheUnavailableError
@@ -90,7 +91,7 @@ async def test_busy_names_the_holder(any_client: Redis, store: Store) -> None:
 
 async def test_a_lost_reply_of_acquire_is_granted_again(gated: GatedClient, store: Store) -> None:
     """The server took the lease and the reply was lost: the same token is granted when it asks again."""
-    gated.fail_with(redis.exceptions.ConnectionError("cut"), times=1, sent=True)
+    gated.fail_with(ConnectionError("cut"), times=1, sent=True)
     with pytest.raises(CacheUnavailableError):
         await store.acquire(gated, "k", "me")
     assert (await store.inspect(gated, "k")).leased
@@ -195,7 +196,11 @@ async def test_namespaces_do_not_meet(any_client: Redis) -> None:
     intent = stores["a"].intent(any_client)
     intent.add([prefix("*")])
     await intent.begin()
-    assert {name: await store.get(any_client, "k") for name, store in stores.items()} == {"": b"1", "a": None, "ab": b"1"}
+    assert {name: await store.get(any_client, "k") for name, store in stores.items()} == {
+        "": b"1",
+        "a": None,
+        "ab": b"1",
+    }
     assert await stores["a"].acquire(any_client, "k", "t") == Barred()
     assert await stores["ab"].acquire(any_client, "new", "t") == Granted()
     assert await any_client.zcard("fastrdb:a:index") == 0
@@ -216,8 +221,7 @@ async def test_the_dead_are_swept_by_fills(any_client: Redis, store: Store) -> N
         await lapse(any_client, f"fastrdb:lease:{{dead:{n}}}")
     await store.acquire(any_client, "alive", "t")
     await store.fill(any_client, "alive", "t", b"1", 60_000)
-    for member in await any_client.zrange("fastrdb:expiry", 0, -1):
-        await any_client.zadd("fastrdb:expiry", {member: 1})
+    await any_client.zadd("fastrdb:expiry", {"alive": 1, **{f"dead:{n}": 1 for n in range(30)}})
     for n in range(5):
         await store.acquire(any_client, f"new:{n}", "t")
         await store.fill(any_client, f"new:{n}", "t", b"1", 60_000)
@@ -233,20 +237,18 @@ async def test_an_index_member_outlives_entry_and_lease(any_client: Redis, ttl_m
     await store.acquire(any_client, "k", "a")
     seconds, micros = await any_client.time()
     now = seconds * 1000 + micros // 1000
-    assert await any_client.zscore("fastrdb:expiry", "k") > now + 60_000
+    assert (await any_client.zscore("fastrdb:expiry", "k") or 0) > now + 60_000
     await store.fill(any_client, "k", "a", b"1", ttl_ms)
-    score = await any_client.zscore("fastrdb:expiry", "k")
-    assert score is not None
-    assert score > now + max(60_000, ttl_ms)
+    assert (await any_client.zscore("fastrdb:expiry", "k") or 0) > now + max(60_000, ttl_ms)
 
 
 async def test_what_redis_does_not_do_is_said_in_one_way(server: EmbeddedServer, store: Store) -> None:
     """An error of the network or of the server becomes CacheUnavailableError, naming operation and reason."""
-    dead = Redis(host="127.0.0.1", port=1, retry=None)
+    dead = Redis(host="127.0.0.1", port=1, retry=Retry(NoBackoff(), 0))
     with pytest.raises(CacheUnavailableError) as caught:
         await store.get(dead, "k")
     assert caught.value.operation == "GET"
     assert caught.value.reason
     async with Redis(port=server.port, username="nobody", password="none") as denied:
-        with pytest.raises(CacheUnavailableError, match="acquire: WRONGPASS"):
+        with pytest.raises(CacheUnavailableError, match="acquire: invalid username"):
             await store.acquire(denied, "k", "t")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from pathlib import Path
 
 import pytest
 import redis.asyncio
@@ -15,11 +14,11 @@ from redis.exceptions import RedisError
 from sqlalchemy import text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-import fastrdb
 from fastrdb.embedded import EmbeddedServer
+from fastrdb.store import Store
 from tests.support import databases
 from tests.support.databases import Database, ServerDatabase
-from tests.support.gates import GatedClient
+from tests.support.gates import GatedClient, script_texts
 from tests.support.proxy import TcpProxy
 
 
@@ -62,11 +61,18 @@ async def test_gate_after_holds_what_is_done(gated: GatedClient, client: redis.a
 
 async def test_scripts_go_by_their_file(gated: GatedClient) -> None:
     """A Lua script has its file's name, called by digest or by text; another script is just EVAL."""
-    script = next((Path(fastrdb.__file__).parent / "lua").glob("*.lua"))
-    digest = hashlib.sha1(script.read_bytes()).hexdigest()
-    assert gated.name_of(("EVALSHA", digest, 0)) == script.stem
-    assert gated.name_of(("EVAL", script.read_text(), 0)) == script.stem
+    for stem, script in script_texts().items():
+        assert gated.name_of(("EVALSHA", hashlib.sha1(script.encode()).hexdigest(), 0)) == stem
+        assert gated.name_of(("EVAL", script.encode(), 0)) == stem
     assert gated.name_of(("eval", "return 1", 0)) == "EVAL"
+
+
+async def test_the_store_sends_the_scripts_that_gates_know(gated: GatedClient) -> None:
+    """The store's own calls go by their names."""
+    token = "0" * 32
+    await Store().acquire(gated, "key", token)
+    await Store().fill(gated, "key", token, b"1", 1000)
+    assert set(gated.names()) == {"acquire", "fill"}
 
 
 async def test_faults_strike_as_often_as_told(gated: GatedClient, client: redis.asyncio.Redis) -> None:

@@ -36,8 +36,8 @@ async def test_every_byte_is_inside_the_range(any_client: Redis) -> None:
     """No byte that a key may go on with falls out of the range, 0xff least of all."""
     store = Store(timeout=5)
     names = [b"p:" + bytes([n]) for n in range(256)]
-    await any_client.mset({name: b"1" for name in names})
-    await any_client.zadd("fastrdb:index", {name: 0 for name in names})
+    await any_client.mset(dict.fromkeys(names, b"1"))
+    await any_client.zadd("fastrdb:index", dict.fromkeys(names, 0))
     assert await store.invalidate(any_client, [prefix("p:*")]) == 256
 
 
@@ -98,6 +98,19 @@ async def test_a_portion_is_bounded_though_nothing_matches(gated: GatedClient) -
     gated.log.clear()
     assert await store.invalidate(gated, [prefix("user:*:name"), prefix("none:*")]) == 0
     assert len(gated.log) in {10, 11}  # one more where the script had to be sent
+
+
+async def test_all_that_one_call_does_is_bounded(gated: GatedClient) -> None:
+    """Ranges share the budget of a call, and keys are cut into portions too."""
+    store = Store(timeout=5, chunk=10)
+    await stored(gated, store, [f"p{n}:{m}" for n in range(5) for m in range(9)])
+    assert await store.invalidate(gated, keys=["loads the script"]) == 0
+    gated.log.clear()
+    assert await store.invalidate(gated, [prefix(f"p{n}:") for n in range(5)]) == 45
+    assert len(gated.log) == 5
+    gated.log.clear()
+    await store.invalidate(gated, keys=[f"k:{n}" for n in range(25)])
+    assert len(gated.log) == 3
 
 
 async def test_exact_keys_need_no_index(any_client: Redis) -> None:

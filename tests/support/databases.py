@@ -117,7 +117,7 @@ async def _first_that_answers(urls: Sequence[URL]) -> URL:
             async with asyncio.timeout(_CONNECT_LIMIT):
                 await execute(url, "SELECT 1")
         except (DBAPIError, OSError, TimeoutError) as error:
-            tried.append(f"{url}: {error}")
+            tried.append(f"{url.render_as_string()}: {error}")
         else:
             return url
     raise NoServerError("; ".join(tried))

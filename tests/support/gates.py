@@ -100,7 +100,7 @@ class GatedClient(redis.asyncio.Redis):
         self.gates = Gates()
         self.log: list[tuple[str, tuple[Any, ...]]] = []
         self._faults: list[_Fault] = []
-        self._scripts = {hashlib.sha1(p.read_bytes()).hexdigest(): p.stem for p in _LUA.glob("*.lua")}
+        self._scripts = {_digest(text): stem for stem, text in script_texts().items()}
 
     def before(self, name: str) -> Gate:
         """Hold the next `name` before it is sent."""
@@ -138,7 +138,7 @@ class GatedClient(redis.asyncio.Redis):
         if command in {"EVALSHA", "EVALSHA_RO"}:
             return self._scripts.get(_text(args[1]), command)
         if command in {"EVAL", "EVAL_RO"}:
-            return self._scripts.get(hashlib.sha1(_text(args[1]).encode()).hexdigest(), command)
+            return self._scripts.get(_digest(_text(args[1])), command)
         return command
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
@@ -189,6 +189,17 @@ class _GatedPipeline(Pipeline):
         replies: list[Any] = await super().execute(raise_on_error)
         await self._owner.depart(names)
         return replies
+
+
+def script_texts() -> dict[str, str]:
+    """Give each script as it is sent, by its file's stem: what all share goes in front of it."""
+    files = {path.stem: path.read_text("utf-8") for path in _LUA.glob("*.lua")}
+    shared = files.pop("common", "")
+    return {stem: shared + text for stem, text in files.items()}
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha1(text.encode()).hexdigest()
 
 
 def _text(value: Any) -> str:
