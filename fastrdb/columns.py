@@ -132,6 +132,11 @@ class Columns:
         """True if in that database a row found by these columns has the very values it was asked by."""
         return all(self.fields[name].exact_in(dialect) for name in names)
 
+    def deferred(self) -> list[str]:
+        """The columns that the model does not load unless asked to."""
+        found = {name: self.mapper.get_property_by_column(field.column) for name, field in self.fields.items()}
+        return [name for name, mapped in found.items() if getattr(mapped, "deferred", False)]
+
     def unique(self, names: Collection[str]) -> bool:
         """True if no two rows have the same values there: they hold the primary key or a unique constraint."""
         return any(key <= set(names) for key in self._unique_keys())

@@ -13,6 +13,7 @@ from .values import (
     Encoder,
     container,
     enum_encoder,
+    mistaken,
     percent,
     plain,
     scalar_base,
@@ -164,12 +165,12 @@ def encode_with(encode: Encoder, value: Any, function: str = "", parameter: str 
 
 
 def texts_of(value: Any, encode: Encoder, also: str) -> tuple[str, ...]:
-    """Every text that functions may have written *value* as: as declared here, plainly, and undeclared.
+    """Every text that functions may have written *value* as: as declared here, plainly, undeclared, and mistaken.
 
     Prefixes are written in one function and keys in another, which may declare the parameter otherwise (or not at
-    all): what is invalidated must reach them all. For nearly all values these are one text.
+    all), or be called against what it declares: what is invalidated must reach them all.
     """
-    found = (encode(value), plain(value), undeclared(value))
+    found = (encode(value), plain(value), undeclared(value), *mistaken(value))
     return tuple(dict.fromkeys(escaping(str, also)(text) for text in found))
 
 

@@ -1,15 +1,14 @@
 """`cached`, `cached_list`, `invalidates`: what is put on a function, and what it then carries.
 
 The only home of wrapt, which keeps signature, name, docstring and binding; the work is done in `loads` and
-`invalidations`. A wrapper of wrapt loses its typed extras when bound, so the types are published as Protocols with
-two `__get__` overloads, and there is one cast.
+`invalidations`, and what type checkers see is in `protocols`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
-from typing import Any, ClassVar, Concatenate, ParamSpec, Protocol, TypedDict, TypeVar, Unpack, cast, overload
+from typing import Any, TypeVar, Unpack, cast, overload
 
 import wrapt
 
@@ -20,147 +19,13 @@ from .errors import OptionError
 from .events import Stats
 from .invalidations import Invalidation
 from .loads import CachedQuery, Explanation, check_unused
-from .policy import Policy, Seconds
+from .policy import Policy
+from .protocols import Cached as Cached
+from .protocols import ListWithSchema, Options, WithoutSchema, WithSchema
 
-P = ParamSpec("P")
-Q = ParamSpec("Q")
 S = TypeVar("S")
-T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
-_Self = TypeVar("_Self")
-_Owner = TypeVar("_Owner")
-MYPY = False  # true for mypy alone, whose convention this name is
-
-
-class Cached(Protocol[P, T_co]):
-    """A cached function. Its extras take the function's own arguments; what no key needs may be left out."""
-
-    @property
-    def __wrapped__(self) -> Callable[P, Coroutine[Any, Any, Any]]:
-        """The function itself, without the cache."""
-        ...
-
-    @property
-    def stats(self) -> Stats:
-        """The counts of this function in this process."""
-        ...
-
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, T_co]:
-        """The function's result, from Redis where it is there."""
-        ...
-
-    def key(self, *args: Any, **kwargs: Any) -> str:
-        """The key in Redis."""
-        ...
-
-    async def invalidate(self, *args: Any, **kwargs: Any) -> None:
-        """Delete this entry; with a session that has a transaction open, when that commits."""
-        ...
-
-    async def refresh(self, *args: P.args, **kwargs: P.kwargs) -> T_co:
-        """Load now, and store."""
-        ...
-
-    async def put(self, value: Any, /, *args: Any, **kwargs: Any) -> None:
-        """Have `value`, just written in the session's open transaction, stored when that commits."""
-        ...
-
-    async def explain(self, *args: Any, **kwargs: Any) -> Explanation:
-        """What a call would find, and why it may not be stored."""
-        ...
-
-    # No checker tells a protocol whether it sits on a class or static method: the first parameter has to. mypy finds
-    # that parameter only in a Callable, pyright only in this protocol, so each rule stands here twice.
-    @overload
-    def __get__(  # type: ignore[misc]
-        self: Callable[Concatenate[type[_Owner], Q], Coroutine[Any, Any, T]],
-        instance: _Owner | None,
-        owner: type[_Owner],
-        /,
-    ) -> Cached[Q, T]: ...
-    if not MYPY:
-
-        @overload
-        def __get__(
-            self: Cached[Concatenate[type[_Owner], Q], T], instance: _Owner | None, owner: type[_Owner], /
-        ) -> Cached[Q, T]: ...
-
-    @overload
-    def __get__(self, instance: None, owner: type, /) -> Cached[P, T_co]: ...
-    @overload
-    def __get__(
-        self: Callable[Concatenate[_Self, Q], Coroutine[Any, Any, T]], instance: _Self, owner: type | None = None, /
-    ) -> Cached[Q, T]: ...
-    if not MYPY:
-
-        @overload
-        def __get__(
-            self: Cached[Concatenate[_Self, Q], T], instance: _Self, owner: type | None = None, /
-        ) -> Cached[Q, T]: ...
-
-    @overload
-    def __get__(self, instance: object, owner: type | None = None, /) -> Cached[P, T_co]: ...
-
-
-class _Mapped(Protocol):
-    """An ORM class: what `schema=` turns into the schema."""
-
-    __mapper__: ClassVar[Any]
-
-
-_Row = TypeVar("_Row", bound=_Mapped)
-
-
-class _WithSchema(Protocol[S]):
-    """The decorator with `schema=`: rows of a mapped class come out as the schema, in the shape they had."""
-
-    @overload
-    def __call__(self, function: Callable[P, Coroutine[Any, Any, _Row]], /) -> Cached[P, S]: ...
-    @overload
-    def __call__(self, function: Callable[P, Coroutine[Any, Any, _Row | None]], /) -> Cached[P, S | None]: ...
-    @overload
-    def __call__(  # pyright: ignore[reportOverlappingOverload]
-        self, function: Callable[P, Coroutine[Any, Any, Sequence[_Row]]], /
-    ) -> Cached[P, list[S]]: ...
-    @overload
-    def __call__(  # pyright: ignore[reportOverlappingOverload]
-        self, function: Callable[P, Coroutine[Any, Any, Sequence[_Row] | None]], /
-    ) -> Cached[P, list[S] | None]: ...
-    @overload
-    def __call__(self, function: Callable[P, Coroutine[Any, Any, Any]], /) -> Cached[P, S]: ...
-
-
-class _WithoutSchema(Protocol):
-    """The decorator without `schema=`: what the function declares."""
-
-    def __call__(self, function: Callable[P, Coroutine[Any, Any, T]], /) -> Cached[P, T]: ...
-
-
-class _ListWithSchema(Protocol[S]):
-    """`cached_list` with `schema=`: rows come out as a list of the schema."""
-
-    def __call__(self, function: Callable[P, Coroutine[Any, Any, Any]], /) -> Cached[P, list[S]]: ...
-
-
-class Options(TypedDict, total=False):
-    """The options of a cached function. All durations are seconds, `float | timedelta`."""
-
-    exp: Seconds
-    """How long an entry lives; an hour by default."""
-    jitter: float
-    """A fraction of `exp`, 0 <= jitter < 1: each entry lives up to that much shorter, so that not all end at once."""
-    negative_exp: Seconds | None
-    """Cache None, and SQLAlchemy's NoResultFound, this long. Without it None lives like any value, errors are not kept."""
-    wait: Seconds
-    """The longest wait for another caller's load; then the function runs, and its result is not stored. 5 by default."""
-    cache_if: Callable[[Any], bool] | None
-    """Is asked with each result whether to store it."""
-    ignore: Sequence[str]
-    """Parameters that are no part of the key, because they do not change the result."""
-    stale: Seconds
-    fail_safe: Seconds
-    early: float
-    near: None
+LATER = ("stale", "fail_safe", "early", "near")
+F = TypeVar("F", bound=Callable[..., Coroutine[Any, Any, Any]])
 
 
 class _Extras:
@@ -217,9 +82,6 @@ class _CachedFunction(_Extras, wrapt.FunctionWrapper):  # type: ignore[type-arg]
         self._self_query = query
 
 
-F = TypeVar("F", bound=Callable[..., Coroutine[Any, Any, Any]])
-
-
 class Cache(BaseCache):
     """A cache in Redis, and the decorators that use it. See `BaseCache.__init__` for the settings.
 
@@ -227,9 +89,9 @@ class Cache(BaseCache):
     """
 
     @overload
-    def cached(self, pattern: str, *, schema: None = None, **options: Unpack[Options]) -> _WithoutSchema: ...
+    def cached(self, pattern: str, *, schema: None = None, **options: Unpack[Options]) -> WithoutSchema: ...
     @overload
-    def cached(self, pattern: str, *, schema: type[S], **options: Unpack[Options]) -> _WithSchema[S]: ...
+    def cached(self, pattern: str, *, schema: type[S], **options: Unpack[Options]) -> WithSchema[S]: ...
     def cached(self, pattern: str, *, schema: Any = None, **options: Unpack[Options]) -> Any:
         """Answer calls of an async function from Redis, under `pattern` filled with its arguments.
 
@@ -246,9 +108,9 @@ class Cache(BaseCache):
         return partial(self._cached, "cached", pattern, schema, MISSING, options)
 
     @overload
-    def cached_list(self, list_pattern: str, *, schema: None = None, **options: Unpack[Options]) -> _WithoutSchema: ...
+    def cached_list(self, list_pattern: str, *, schema: None = None, **options: Unpack[Options]) -> WithoutSchema: ...
     @overload
-    def cached_list(self, list_pattern: str, *, schema: type[S], **options: Unpack[Options]) -> _ListWithSchema[S]: ...
+    def cached_list(self, list_pattern: str, *, schema: type[S], **options: Unpack[Options]) -> ListWithSchema[S]: ...
     def cached_list(self, list_pattern: str, *, schema: Any = None, **options: Unpack[Options]) -> Any:
         """`cached` for functions that give a list: `schema` is that of one item. Raises what `cached` raises."""
         return partial(self._cached, "cached_list", list_pattern, schema, list[Any], options)
@@ -273,8 +135,7 @@ class Cache(BaseCache):
         owner = plan.function
         if unknown := chosen.keys() - Options.__annotations__.keys():
             raise OptionError(f"{owner}: {decorator} has no option {', '.join(sorted(unknown))}")
-        later: dict[str, Any] = {name: chosen.pop(name) for name in ("stale", "fail_safe", "early", "near") if name in chosen}
-        check_unused(later, owner)
+        check_unused({name: chosen.pop(name) for name in LATER if name in chosen}, owner)
         policy = Policy.of(owner, **{"exp": 3600.0, **chosen})
         annotation = plan.return_type
         if annotation is MISSING:

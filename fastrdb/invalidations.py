@@ -13,7 +13,7 @@ from .cache import BaseCache
 from .calls import CallPlan
 from .prefixes import Prefix
 from .session import has_transaction, sync_session
-from .transactions import Scope, state_of, work_on
+from .works import Scope, work_on
 
 
 class Invalidation:
@@ -36,30 +36,30 @@ class Invalidation:
         session = sync_session(plan.session(values))
         scope = Scope(store, lambda: store.intent(client), plan.prefixes_before(values), plan.keys_before(values))
         if session is not None and has_transaction(session):
-            scope.join(state_of(session))
+            scope.join(session)
         try:
             with scope.entered():
                 result = await function()
         except BaseException:
-            if scope.direct is not None:  # a commit may or may not have been among what it did
+            if not scope.hand_over() and scope.direct is not None:  # it may or may not have committed something
                 scope.direct.abandon()
             raise
-        if scope.direct is not None:
-            await self.cache.shielded(scope.direct.end(committed=True))
         await self._follow(scope, session, client, plan.prefixes_after(values, result), plan.keys_after(values, result))
         return result
 
-    async def _follow(
-        self, scope: Scope, session: Any, client: Any, prefixes: list[Prefix], keys: list[str]
-    ) -> None:
+    async def _follow(self, scope: Scope, session: Any, client: Any, prefixes: list[Prefix], keys: list[str]) -> None:
+        """After a commit only what was not known by then is left; one that is still to come takes all along."""
         self.counters.tell("invalidation", ", ".join([*(p.head for p in [*scope.prefixes, *prefixes]), *scope.keys]))
-        open_one = session is not None and has_transaction(session)
-        if open_one:
-            work_on(state_of(session), scope.owner, scope.make).add(
-                [*scope.prefixes, *prefixes], [*scope.keys, *keys]
-            )
-        if scope.carried:  # it has committed already: only what was not known by then is left
+        to_come = scope.hand_over()
+        if to_come:
+            scope.direct_work().add(prefixes, keys)
+        elif scope.direct is not None:
+            await self.cache.shielded(scope.direct.end(committed=True))
+        if session is not None and has_transaction(session):
+            to_come = True
+            work_on(session, scope.owner, scope.make).add([*scope.prefixes, *prefixes], [*scope.keys, *keys])
+        if scope.carried:
             if prefixes or keys:
                 await self.cache.delete(client, prefixes, keys)
-        elif not open_one:
+        elif not to_come:
             await self.cache.delete(client, [*scope.prefixes, *prefixes], [*scope.keys, *keys])

@@ -10,7 +10,7 @@ from .errors import CacheUnavailableError
 from .loads import MISS, CachedQuery, Call, nothing, taking_notes
 from .session import fresh_reads, unfit
 from .store import Granted, Hit
-from .transactions import mark
+from .works import mark
 
 Loader = Callable[[list[int]], Awaitable[Sequence[Any]]]
 
@@ -75,12 +75,13 @@ class _Many:
         if not missing:
             return
         since, session = mark(), self.first.session
+        old = None if session is None else await unfit(session, since)
         with fresh_reads(session), taking_notes() as notes:
             loaded = await self.load(missing)
         for at, value in zip(missing, loaded, strict=True):
             self.query.counters.tell("load", self.calls[at].key)
             self.values[at] = self.query.codec.convert(value) if value is not None else None
-        if not notes and (session is None or await unfit(session, since) is None):
+        if not notes and old is None and (session is None or await unfit(session, since) is None):
             await self._fill([at for at in missing if self.calls[at].key in leased], tokens)
 
     async def _acquire(self, tokens: dict[str, str]) -> set[str]:

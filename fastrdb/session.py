@@ -12,12 +12,13 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Engine, event
-from sqlalchemy.exc import NoResultFound
+from sqlalchemy.exc import NoResultFound, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
 from sqlalchemy.orm import ORMExecuteState, Session
 from sqlalchemy.util import greenlet_spawn
 
-from .transactions import autocommits, connections_of, transaction_of
+from .transactions import autocommits, sqlite_driver
+from .works import connections_of, transaction_of
 
 _CURRENT = ("READ COMMITTED", "AUTOCOMMIT")  # levels at which a statement sees all that is committed by then
 _levels: WeakKeyDictionary[Engine, str] = WeakKeyDictionary()
@@ -63,16 +64,11 @@ async def unfit(session: Session, since: int) -> str | None:
         transaction = transaction_of(connection)
         if level in _CURRENT or (transaction is not None and transaction.order > since):
             continue
-        if connection.dialect.name == "sqlite" and not _sqlite_snapshot(connection):
+        driver = sqlite_driver(connection)
+        if driver is not None and not driver.in_transaction:  # it sends BEGIN late, or never: see sqlite3's manual
             continue
         return f"the session's snapshot ({level}) may be older than the lease"
     return None
-
-
-def _sqlite_snapshot(connection: Connection) -> bool:
-    """True if SQLite itself is in a transaction. The driver sends BEGIN late, or never: see sqlite3's manual."""
-    driver: Any = connection.connection.driver_connection
-    return bool(driver.in_transaction)
 
 
 async def _level(session: Session, connection: Connection) -> str:
@@ -85,8 +81,8 @@ async def _level(session: Session, connection: Connection) -> str:
     if known is None:  # asked once for each engine
         try:
             known = await greenlet_spawn(connection.get_isolation_level)
-        except NotImplementedError:
-            known = "an unknown isolation level"
+        except (SQLAlchemyError, NotImplementedError):  # a failed transaction answers nothing until it is rolled back
+            return "an unknown isolation level"
         _levels[connection.engine] = known
     return known
 
@@ -131,7 +127,7 @@ def fresh_reads(session: Session | None) -> Iterator[None]:
     load = _Load()
     token = _load.set(load)
     # Session.get() and many-to-one loads look into the identity map before any statement.
-    hidden = session is not None and len(session.identity_map) > 0
+    hidden = session is not None and len(session.identity_map) > 0 and "_identity_lookup" not in session.__dict__
     if hidden and session is not None:
         session.__dict__["_identity_lookup"] = _found_nothing
     try:
@@ -139,7 +135,7 @@ def fresh_reads(session: Session | None) -> Iterator[None]:
     finally:
         load.active = False
         _load.reset(token)
-        if hidden and session is not None:
+        if hidden and session is not None:  # by this load, and not by one that this one is a part of
             session.__dict__.pop("_identity_lookup", None)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from sqlalchemy import ColumnElement, Select, Table, Update, false, func, literal, select, tuple_, update
@@ -19,11 +19,19 @@ _EAGER = (False, "joined", "selectin", "subquery", "immediate")
 
 
 class Statements:
-    """What one model is read, locked and counted with. `options` are SQLAlchemy's loader options, for every read."""
+    """What one model is read, locked and counted with.
 
-    def __init__(self, columns: Columns, options: Sequence[ExecutableOption] = ()) -> None:
+    `options` are SQLAlchemy's loader options, for every read; columns that are `shown` are loaded even if the model
+    defers them.
+    """
+
+    def __init__(
+        self, columns: Columns, options: Sequence[ExecutableOption] = (), shown: Collection[str] = ()
+    ) -> None:
         self.columns = columns
         self.options = tuple(options)
+        undeferred = [undefer(columns.attribute(name)) for name in columns.deferred() if name in shown]
+        self._loaded = (*undeferred, *self.options)
         self.model: Any = columns.model
         self.key = [columns.attribute(name) for name in columns.primary_key]
 
@@ -31,23 +39,23 @@ class Statements:
 
     def one(self, asked: Mapping[str, Any]) -> Select[Any]:
         """At most two rows: enough to know whether there is exactly one."""
-        return select(self.model).where(*self.where(asked)).options(*self.options).limit(2)
+        return select(self.model).where(*self.where(asked)).options(*self._loaded).limit(2)
 
     def page(
         self, asked: Mapping[str, Any], *, limit: int, page: int, order_by: str | None, ascending: bool
     ) -> Select[Any]:
         """One page, in an order that no two rows share."""
         order = self.order(order_by, ascending=ascending)
-        rows = select(self.model).where(*self.where(asked)).options(*self.options)
+        rows = select(self.model).where(*self.where(asked)).options(*self._loaded)
         return rows.order_by(*order).limit(limit).offset((page - 1) * limit)
 
     def several(self, asked: Mapping[str, Any], name: str, values: Sequence[Any]) -> Iterator[Select[Any]]:
         """All rows that have one of `values` in the column `name`."""
         attribute = self.columns.attribute(name)
         for part in chunks([value for value in values if value is not None]):
-            yield select(self.model).where(*self.where(asked), attribute.in_(part)).options(*self.options)
+            yield select(self.model).where(*self.where(asked), attribute.in_(part)).options(*self._loaded)
         if any(value is None for value in values):
-            yield select(self.model).where(*self.where(asked), attribute.is_(None)).options(*self.options)
+            yield select(self.model).where(*self.where(asked), attribute.is_(None)).options(*self._loaded)
 
     def count(self, asked: Mapping[str, Any]) -> Select[Any]:
         """How many rows."""
@@ -87,7 +95,7 @@ class Statements:
         """What the options and the model's eager relationships load besides, and `again` has left out."""
         if self.options or any(found.lazy in _EAGER for found in self.columns.mapper.relationships):
             for part in self._identities(rows):
-                yield select(self.model).where(part).options(*self.options)
+                yield select(self.model).where(part).options(*self._loaded)
 
     # --- parts
 

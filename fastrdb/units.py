@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from sqlalchemy.exc import MultipleResultsFound, NoResultFound
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
@@ -22,9 +23,17 @@ def opened_by_caller(db: AsyncSession) -> bool:
     return root is not None and (root.origin is SessionTransactionOrigin.BEGIN or db.in_nested_transaction())
 
 
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A transaction: whether it `began` with the method, and whether the method `commits` it."""
+
+    began: bool
+    commits: bool
+
+
 @asynccontextmanager
-async def unit_of_work(db: AsyncSession) -> AsyncIterator[bool]:
-    """Commit at the end, unless the caller has opened the transaction: then flush only. Yields which.
+async def unit_of_work(db: AsyncSession) -> AsyncIterator[Unit]:
+    """Commit at the end, unless the caller has opened the transaction: then flush only.
 
     After an error nothing of what was done inside can be committed any more, and the session stays usable: rolled back
     here, or by the caller whose transaction it is. Not finding the row to write changes nothing, so it takes back
@@ -33,9 +42,8 @@ async def unit_of_work(db: AsyncSession) -> AsyncIterator[bool]:
     began = not db.in_transaction()
     commits = not opened_by_caller(db)
     try:
-        if began and not db.sync_session.autobegin:
-            await db.begin()
-        yield commits
+        await begin(db)
+        yield Unit(began, commits)
         await (db.commit() if commits else db.flush())
     except (NoResultFound, MultipleResultsFound):
         if began:
@@ -45,6 +53,12 @@ async def unit_of_work(db: AsyncSession) -> AsyncIterator[bool]:
         if commits:
             await roll_back(db)
         raise
+
+
+async def begin(db: AsyncSession) -> None:
+    """Have a transaction, also in a session that does not begin one by itself."""
+    if not db.in_transaction() and not db.sync_session.autobegin:
+        await db.begin()
 
 
 async def roll_back(db: AsyncSession) -> None:

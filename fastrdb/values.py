@@ -33,6 +33,8 @@ _reads_otherwise = re.compile(
     re.ASCII | re.DOTALL,
 ).fullmatch
 
+_whole_number = re.compile(r"0|-?[1-9][0-9]*", re.ASCII).fullmatch
+
 
 def percent(text: str) -> str:
     """Every byte of the text as `%XX`; a lone surrogate too, which UTF-8 itself refuses."""
@@ -149,6 +151,17 @@ def plain(value: Any) -> str:
         return _enum_text(value)
     known = None if value is None else _tagged_scalar(value)
     return undeclared(value) if known is None else known[1]
+
+
+def mistaken(value: Any) -> tuple[str, ...]:
+    """Texts of a value where a caller passed it against the declared type: `1` to a `str`, `"1"` to an `int`."""
+    known = None if value is None else _tagged_scalar(value)
+    if known is None:
+        return ()
+    tag, text = known
+    if tag != "s":
+        return f"%{tag}{text}", f"%s{text}"
+    return (f"%s{text}", f"%i{text}") if _whole_number(text) else ()
 
 
 def scalar_encoder(base: type) -> Encoder:

@@ -12,22 +12,20 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from fastrdb.bindings import Bindings
 from fastrdb.instances import build, change
 from fastrdb.statements import Statements, dialect_of, only
-from fastrdb.units import unit_of_work
+from fastrdb.units import Unit, begin, roll_back, unit_of_work
 
 Response = TypeVar("Response")
 
 
 class Write(Generic[Response]):
-    """The rows that one transaction changes. `commits`: the method commits when it is done."""
+    """The rows that one transaction changes."""
 
-    def __init__(
-        self, db: AsyncSession, redis: Any, sql: Statements, bound: Bindings[Response], *, commits: bool
-    ) -> None:
+    def __init__(self, db: AsyncSession, redis: Any, sql: Statements, bound: Bindings[Response], unit: Unit) -> None:
         self.db = db
         self.redis = redis
         self.sql = sql
         self.bound = bound
-        self.commits = commits
+        self.unit = unit
         self._touched: set[str] = set()
 
     async def one(self, asked: Mapping[str, Any]) -> Any:
@@ -59,8 +57,9 @@ class Write(Generic[Response]):
     ) -> list[Response]:
         """The row of that key with `changes` in it, or a new one. Who else inserts it meanwhile makes it an update.
 
-        It is looked for without a lock first: MariaDB locks the gap where a row is not, and two who do so and then
-        insert have a deadlock.
+        MariaDB locks the gap where a row is not, and keeps the lock of a failed insert even when the savepoint is
+        rolled back: two who do so and then go on wait for each other. So the row is looked for without a lock first,
+        and a transaction that is this method's own begins anew after it has lost.
         """
         await self._begin()
         if (await self.db.scalars(self.sql.exists(key))).first() is not None and (found := await self._found(key)):
@@ -71,6 +70,8 @@ class Write(Generic[Response]):
                 self.db.add(row)
                 await self.db.flush()
         except IntegrityError:
+            if self.unit.began:
+                await roll_back(self.db)
             if not (found := await self._found(key)):
                 raise
             return await self.update(found, changes)
@@ -91,7 +92,7 @@ class Write(Generic[Response]):
             (await self.db.scalars(related)).unique().all()
         await self._touch(rows)
         answers: list[Response] = [self.bound.convert(row) for row in rows]
-        if self.commits:
+        if self.unit.commits:
             for row, answer in zip(rows, answers, strict=True):
                 await self.bound.put(self.db, self.redis, row, answer)
         return answers
@@ -108,6 +109,7 @@ class Write(Generic[Response]):
         return list((await self.db.scalars(self.sql.locked(asked, limit=limit))).unique().all())
 
     async def _begin(self) -> None:
+        await begin(self.db)
         await self.db.flush()  # what the caller has changed so far is to be found, and not to be overwritten
         lock = self.sql.write_lock() if dialect_of(self.db, self.sql.model) == "sqlite" else None
         if lock is not None:
@@ -122,5 +124,5 @@ async def write(
     db: AsyncSession, redis: Any, sql: Statements, bound: Bindings[Response]
 ) -> AsyncIterator[Write[Response]]:
     """A write in a transaction: see `unit_of_work`."""
-    async with unit_of_work(db) as commits:
-        yield Write(db, redis, sql, bound, commits=commits)
+    async with unit_of_work(db) as unit:
+        yield Write(db, redis, sql, bound, unit)

@@ -352,3 +352,17 @@ def test_long_keys_end_in_a_digest(text: str) -> None:
 def test_long_keys_differ_beyond_the_cut() -> None:
     """Two long keys that differ in their last character only are two keys."""
     assert fit("a" * 600 + "b") != fit("a" * 600 + "c")
+
+
+@pytest.mark.parametrize("start", range(466, 472))
+def test_a_long_key_does_not_break_off_inside_an_escape(start: int) -> None:
+    """Wherever the cut falls, what is kept are whole escapes."""
+    kept = fit("a" * start + "%3A" * 30).partition("%h")[0]
+    assert kept.lstrip("a").replace("%3A", "") == ""
+
+
+@pytest.mark.parametrize("member", Odd)
+def test_an_enum_member_is_not_its_value(member: Odd) -> None:
+    """A member with the value None, "" or a Decimal is another argument than that value; in a list too."""
+    assert encode_value(member, Odd | None) != encode_value(member.value, Odd | None)
+    assert encode_value([member], list[Odd | None]) != encode_value([member.value], list[Odd | None])

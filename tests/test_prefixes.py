@@ -101,9 +101,9 @@ def test_what_a_prefix_reaches(
 ) -> None:
     """Each of these keys is reached, and none of those; Lua says the same of all keys in the range."""
     assert reached(text, *hits, *misses, **values) == hits
-    (prefix,) = filled(text, **values)
-    keys = [key for key in (*hits, *misses) if key.startswith(prefix.head)]
-    assert found_by_lua(lua, prefix, keys) == [prefix.matches(key) for key in keys]
+    for prefix in filled(text, **values):
+        keys = [key for key in (*hits, *misses) if key.startswith(prefix.head)]
+        assert found_by_lua(lua, prefix, keys) == [prefix.matches(key) for key in keys]
 
 
 def test_the_empty_prefix_is_no_prefix() -> None:
@@ -140,7 +140,7 @@ def test_functions_may_declare_differently(value: Any, declared: Any, given_as: 
 
 def test_what_is_not_known_cuts_the_prefix() -> None:
     """More is reached, never less: the text before the first placeholder that cannot be filled is the prefix."""
-    assert filled("list:{a}:{b}:x", a=1) == [Prefix("list:1:")]
+    assert filled("list:{a}:{b}:x", a=1.5)[0] == Prefix("list:1.5:")
     assert filled("list:{a}:{b}:x", b=1) == [Prefix("list:")]
     assert filled("{a}:x") == [Prefix("")]
     lenient = Filling(Template.parse("list:{a.b}:x", owner="f", kind="prefix"), None, "f")
@@ -151,8 +151,8 @@ def test_what_is_not_known_cuts_the_prefix() -> None:
 def test_single_keys_are_whole_or_not_at_all() -> None:
     """A key whose value is missing is an error that names it, or none where that is allowed."""
     filling = Filling(Template.parse("user:{a.b}", owner="f", kind="pattern"), None, "f")
-    assert filling.keys({"a": {"b": 1}}) == ["user:1"]
-    assert filling.keys({"a": {"b": "1"}}) == ["user:%s1", "user:1"]
+    assert filling.keys({"a": {"b": 1}}) == ["user:1", "user:%i1", "user:%s1"]
+    assert filling.keys({"a": {"b": "1"}}) == ["user:%s1", "user:1", "user:%i1"]
     assert filling.keys({}, lenient=True) == []
     with pytest.raises(MissingKeyFieldError, match=r"a\.b"):
         filling.keys({})
@@ -226,3 +226,12 @@ def test_lua_and_python_agree(lua: redis.Redis, text: str, keys: list[str], valu
     assert prefix is not None
     inside = [prefix.head + key for key in keys] + [f"{prefix.head}b%h{'0' * 40}"]
     assert found_by_lua(lua, prefix, inside) == [prefix.matches(key) for key in inside]
+
+
+@pytest.mark.parametrize(("given_to_writer", "given_to_reader"), [(1, 1), (1, "1"), ("1", 1), ("1", "1")])
+@pytest.mark.parametrize("declared", [int, str, MISSING])
+def test_a_call_against_the_declared_type_is_reached(given_to_writer: Any, given_to_reader: Any, declared: Any) -> None:
+    """Whoever passes `1` where `"1"` is declared, or the reverse, has an entry that the writer reaches all the same."""
+    key = f"user:{encode_value(given_to_reader, declared)}"
+    filling = Filling(Template.parse("user:{x}", owner="f", kind="prefix"), [declared])
+    assert any(prefix.matches(key) for prefix in filling.prefixes({"x": given_to_writer}))

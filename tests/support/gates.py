@@ -132,6 +132,10 @@ class GatedClient(redis.asyncio.Redis):
         """Give the names of what was sent so far, in order."""
         return [name for name, _ in self.log]
 
+    def knows(self, sha: str, name: str) -> None:
+        """Give a script of a test's own a name."""
+        self._scripts[sha] = name
+
     def name_of(self, args: tuple[Any, ...]) -> str:
         """Give the name by which gates, faults and log know a command."""
         command = _text(args[0]).upper()

@@ -1,0 +1,104 @@
+"""The tutorial's FastAPI application: six routes over `user_crud`, and a start page."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, FastAPI, Query, Request
+from fastapi.responses import HTMLResponse, JSONResponse
+from pydantic import EmailStr
+from redis.asyncio import Redis
+from sqlalchemy.exc import IntegrityError, NoResultFound
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from fastrdb import PaginatedResponse, UnknownFieldError
+from fastrdb.demo.cache import get_redis, open_redis
+from fastrdb.demo.crud import user_crud
+from fastrdb.demo.database import async_get_db, open_database
+from fastrdb.demo.page import start_page
+from fastrdb.demo.rows import insert_users
+from fastrdb.demo.schemas import UserCreate, UserResponse, UserUpdate
+
+Database = Annotated[AsyncSession, Depends(async_get_db)]
+Client = Annotated[Redis, Depends(get_redis)]
+Page = Annotated[int, Query(ge=1, le=1_000_000)]
+Limit = Annotated[int, Query(ge=1, le=100)]
+
+users = APIRouter(prefix="/users", tags=["users"])
+
+
+@users.post("/", status_code=201)
+async def create_user(user: UserCreate, redis: Client, db: Database) -> UserResponse:
+    """Create a user."""
+    return await user_crud.create(db=db, redis=redis, obj_in=user, email=user.email)
+
+
+@users.post("/bulk", status_code=201)
+async def create_users(users: list[UserCreate], redis: Client, db: Database) -> list[UserResponse]:
+    """Create many users: all of them or none."""
+    return await user_crud.create_multi(db=db, redis=redis, instances=users)
+
+
+@users.get("/")
+async def read_users(
+    redis: Client,
+    db: Database,
+    page: Page = 1,
+    limit: Limit = 10,
+    order_by: str | None = None,
+    ascending: bool = True,
+) -> PaginatedResponse[UserResponse]:
+    """One page of all users."""
+    return await user_crud.get_page(db=db, redis=redis, limit=limit, page=page, order_by=order_by, ascending=ascending)
+
+
+@users.get("/{email}")
+async def read_user(email: EmailStr, redis: Client, db: Database) -> UserResponse:
+    """One user."""
+    return await user_crud.get(db=db, redis=redis, email=email)
+
+
+@users.put("/{email}")
+async def update_user(email: EmailStr, user: UserUpdate, redis: Client, db: Database) -> UserResponse:
+    """Change a user: only the fields that are given."""
+    return await user_crud.update(db=db, redis=redis, obj_in=user, email=email)
+
+
+@users.delete("/{email}", status_code=204)
+async def delete_user(email: EmailStr, redis: Client, db: Database) -> None:
+    """Delete a user."""
+    await user_crud.delete(db=db, redis=redis, email=email)
+
+
+def create_app(database_url: str, redis_url: str, *, rows: int = 0) -> FastAPI:
+    """The application on this database and this Redis; at its start `rows` generated users are put in."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with open_database(database_url), open_redis(redis_url), user_crud.cache:
+            async with async_get_db() as db:
+                await insert_users(db, rows)
+            yield
+
+    app = FastAPI(title="Users", description="The tutorial of fastrdb.", lifespan=lifespan)
+    app.include_router(users)
+    app.add_exception_handler(NoResultFound, _answer(404, "There is no such user."))
+    app.add_exception_handler(IntegrityError, _answer(409, "The e-mail address is taken, or a required field is null."))
+    app.add_exception_handler(UnknownFieldError, _answer(422, None))
+
+    @app.get("/", include_in_schema=False)
+    async def start() -> HTMLResponse:
+        return HTMLResponse(start_page(app))
+
+    return app
+
+
+def _answer(status: int, message: str | None) -> Callable[[Request, Exception], Awaitable[JSONResponse]]:
+    """A handler that answers an exception with a status, and with this message or the exception's own."""
+
+    async def answer(request: Request, error: Exception) -> JSONResponse:
+        return JSONResponse({"detail": message or str(error)}, status_code=status)
+
+    return answer

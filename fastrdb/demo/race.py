@@ -1,0 +1,133 @@
+"""The race that caches lose, step by step: a reader misses and loads the old row; a writer commits and invalidates;
+the reader's fill arrives last. Once with GET, SET and DEL by hand, once with fastrdb.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from redis.asyncio import Redis
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from fastrdb import Cache, Event
+from fastrdb.demo.crud import user_crud
+from fastrdb.demo.database import async_get_db
+from fastrdb.demo.models import User
+from fastrdb.demo.schemas import UserResponse, UserUpdate
+
+
+@dataclass(slots=True)
+class Race:
+    """What happened, in order, as (who, what); and in the end what a later reader got and what the database holds."""
+
+    moments: list[tuple[str, str]] = field(default_factory=list)
+    served: str = ""
+    source: str = ""
+    committed: str = ""
+
+    @property
+    def stale(self) -> bool:
+        """True if the later reader got something else than what was committed before it began."""
+        return self.served != self.committed
+
+    def say(self, who: str, what: str) -> None:
+        """Write down what has just happened."""
+        self.moments.append((who, what))
+
+
+class Pause:
+    """Holds a reader up when it has loaded, until it is let go."""
+
+    def __init__(self) -> None:
+        self._loaded: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._go = asyncio.Event()
+
+    async def hold(self, name: str) -> None:
+        """Where the reader waits, with the name it has loaded."""
+        self._loaded.set_result(name)
+        await self._go.wait()
+
+    async def loaded(self) -> str:
+        """Wait for the reader to have loaded; gives the name."""
+        return await self._loaded
+
+    def end(self) -> None:
+        """Let the reader go on."""
+        self._go.set()
+
+
+async def by_hand(redis: Redis, email: str, *, new: str) -> Race:
+    """The race with a cache of GET, SET and DEL."""
+    race, key = Race(), f"by-hand:user:{email}"
+    await redis.delete(key)
+    found = await redis.get(key)
+    race.say("reader", f"GET gives {'nothing' if found is None else 'an entry'}")
+    loaded = await _load(email)
+    race.say("reader", f"loads {loaded.name!r} from the database; its SET is held up")
+    await _write(None, email, new)
+    deleted = await redis.delete(key)
+    race.say("writer", f"commits {new!r}, and DEL deletes {deleted} keys")
+    await redis.set(key, loaded.model_dump_json(), ex=600)
+    race.say("reader", f"its SET arrives: {loaded.name!r}, for {await redis.ttl(key)} s")
+    raw = await redis.get(key)
+    later = await _load(email) if raw is None else UserResponse.model_validate_json(raw)
+    return await _finish(race, later.name, "the database" if raw is None else "Redis", email)
+
+
+async def with_fastrdb(redis: Redis, email: str, *, new: str) -> Race:
+    """The same steps in the same order, with a cached function."""
+    race, events = Race(), list[Event]()
+    cache = Cache(hook=events.append)
+    pause = Pause()
+
+    @cache.cached(pattern="user:race:{email}", exp=600, ignore=("pause",))
+    async def read(db: AsyncSession, redis: Redis, email: str, pause: Pause | None = None) -> UserResponse:
+        answer = await _one(db, email)
+        if pause is not None:
+            await pause.hold(answer.name)
+        return answer
+
+    lease = f"fastrdb:lease:{{{read.key(email=email)}}}"
+    async with cache, async_get_db() as slow, async_get_db() as later:
+        await read.invalidate(redis=redis, email=email)
+        events.clear()
+        reader = asyncio.ensure_future(read(slow, redis, email, pause))
+        loaded = await pause.loaded()
+        race.say("reader", f"GET gives {'nothing' if events[0].kind == 'miss' else 'an entry'}")
+        race.say("reader", f"{await _state(redis, lease)}; loads {loaded!r} from the database; its fill is held up")
+        await _write(redis, email, new)
+        race.say("writer", f"commits {new!r}; the reader's {await _state(redis, lease)}")
+        pause.end()
+        await reader
+        refused = [event.detail for event in events if event.kind == "unstored"]
+        race.say("reader", f"its fill is refused: {refused[0]}" if refused else "its fill is stored")
+        events.clear()
+        answer = await read(later, redis, email)
+    return await _finish(race, answer.name, "Redis" if events[0].kind == "hit" else "the database", email)
+
+
+async def _state(redis: Redis, lease: str) -> str:
+    return "lease is held" if await redis.exists(lease) else "lease is gone"
+
+
+async def _finish(race: Race, served: str, source: str, email: str) -> Race:
+    race.served, race.source, race.committed = served, source, (await _load(email)).name
+    race.say("later reader", f"gets {served!r} from {source}; the database holds {race.committed!r}")
+    return race
+
+
+async def _one(db: AsyncSession, email: str) -> UserResponse:
+    row = (await db.scalars(select(User).where(User.email == email))).one()
+    return UserResponse.model_validate(row)
+
+
+async def _load(email: str) -> UserResponse:
+    async with async_get_db() as db:
+        return await _one(db, email)
+
+
+async def _write(redis: Redis | None, email: str, name: str) -> None:
+    async with async_get_db() as db:
+        await user_crud.update(db=db, redis=redis, obj_in=UserUpdate(name=name), email=email)

@@ -1,0 +1,227 @@
+"""What the terminal demo does: the tutorial's calls, each measured, and the keys on the server before and after."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+
+from redis.asyncio import Redis
+from sqlalchemy.exc import NoResultFound
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from fastrdb.demo.cache import get_redis
+from fastrdb.demo.crud import user_crud
+from fastrdb.demo.database import async_get_db
+from fastrdb.demo.meter import Measured, Meter
+from fastrdb.demo.rows import generated
+from fastrdb.demo.schemas import UserCreate, UserUpdate
+
+ADA = "ada@example.com"
+CALLERS = 50
+Work = Callable[[AsyncSession, Redis | None], Awaitable[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One call, as a reader would say it, and what it gave and took."""
+
+    what: str
+    measured: Measured[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One key on the server; `ttl` in seconds, None for one that stays."""
+
+    name: str
+    kind: str
+    ttl: int | None
+    value: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What became of the entries between two looks at the server."""
+
+    gone: list[str]
+    replaced: list[str]
+    kept: list[str]
+    new: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The same answer from Redis and from the database: median seconds of each."""
+
+    what: str
+    redis: float
+    database: float
+
+
+async def tutorial(meter: Meter) -> AsyncIterator[Step]:
+    """The tutorial's calls, one after the other; each has a session of its own, like a request."""
+    email = generated(1)[0]["email"]
+    steps: list[tuple[str, Work]] = [
+        ("create 25 users in one transaction", _create_many),
+        ("create a user", _create),
+        ("get that user", lambda db, redis: _get(db, redis, ADA)),
+        ("get a user who was there before", lambda db, redis: _get(db, redis, email)),
+        ("get the same user again", lambda db, redis: _get(db, redis, email)),
+        ("list page 1", lambda db, redis: _list(db, redis, 1)),
+        ("list page 1 again", lambda db, redis: _list(db, redis, 1)),
+        ("paginate: page 3 and the total", lambda db, redis: _paginate(db, redis, 3)),
+        ("paginate: page 3 again", lambda db, redis: _paginate(db, redis, 3)),
+        ("count the users", _count),
+    ]
+    for what, work in steps:
+        yield await _step(meter, what, work)
+    async with get_redis() as redis:
+        await asyncio.gather(*(redis.ping() for _ in range(CALLERS)))  # so that connecting is not what is measured
+    yield Step(f"{CALLERS} callers at once, nothing cached", await meter.measure(_crowd))
+
+
+async def update(meter: Meter) -> Step:
+    """The update of one user."""
+    return await _step(meter, "update a user", _update)
+
+
+async def after_update(meter: Meter) -> AsyncIterator[Step]:
+    """Reads that must show the update, and the delete."""
+    steps: list[tuple[str, Work]] = [
+        ("get the updated user", lambda db, redis: _get(db, redis, ADA)),
+        ("list the newest users", _newest),
+        ("list them again", _newest),
+        ("delete the user", _delete),
+        ("get the deleted user", lambda db, redis: _get(db, redis, ADA)),
+        ("list the newest users", _newest),
+        ("count the users", _count),
+    ]
+    for what, work in steps:
+        yield await _step(meter, what, work)
+
+
+async def comparisons(meter: Meter, *, repeats: int) -> list[Comparison]:
+    """How long an answer takes from Redis and from the database (`redis=None`): medians of so many calls."""
+    email = generated(1)[0]["email"]
+    works: dict[str, Work] = {
+        "get one user": lambda db, redis: _get(db, redis, email),
+        "list 50 users by name": lambda db, redis: _list(db, redis, 1, limit=50, order_by="name"),
+        "count all users": _count,
+    }
+    found = []
+    for what, work in works.items():
+        await _call(work)  # from here on it is in Redis
+        medians = await meter.compare(partial(_call, work), partial(_past, work), repeats=repeats)
+        found.append(Comparison(what, *medians))
+    return found
+
+
+async def keys_on(redis: Redis) -> list[Key]:
+    """All keys on the server, with what they hold."""
+    found = []
+    for name in sorted([str(name) async for name in redis.scan_iter()]):
+        kind, ttl = str(await redis.type(name)), int(await redis.ttl(name))
+        value = str(await redis.get(name)) if kind == "string" else None
+        found.append(Key(name, kind, None if ttl < 0 else ttl, value))
+    return found
+
+
+def change(before: list[Key], after: list[Key]) -> Change:
+    """What became of the entries that were there before."""
+    now, entries = _entries(after), _entries(before)
+    return Change(
+        gone=[name for name in entries if name not in now],
+        replaced=[name for name, value in entries.items() if name in now and now[name] != value],
+        kept=[name for name, value in entries.items() if name in now and now[name] == value],
+        new=[name for name in now if name not in entries],
+    )
+
+
+def is_own(key: Key) -> bool:
+    """True for the keys that fastrdb keeps for itself."""
+    return key.name.startswith("fastrdb:")
+
+
+def _entries(keys: list[Key]) -> dict[str, str | None]:
+    return {key.name: key.value for key in keys if not is_own(key)}
+
+
+# --- the calls
+
+
+async def _create(db: AsyncSession, redis: Redis | None) -> str:
+    user = UserCreate(email=ADA, name="Ada Lovelace", bio="The first.")
+    created = await user_crud.create(db=db, redis=redis, obj_in=user, email=user.email)
+    return f"{created.name}, id {created.id}"
+
+
+async def _create_many(db: AsyncSession, redis: Redis | None) -> str:
+    users = [UserCreate(**values) for values in generated(25, first=1_000_001)]
+    created = await user_crud.create_multi(db=db, redis=redis, instances=users)
+    return f"{len(created)} users, ids {created[0].id} to {created[-1].id}"
+
+
+async def _get(db: AsyncSession, redis: Redis | None, email: str) -> str:
+    try:
+        return (await user_crud.get(db=db, redis=redis, email=email)).name
+    except NoResultFound:
+        return "NoResultFound"
+
+
+async def _update(db: AsyncSession, redis: Redis | None) -> str:
+    user = UserUpdate(name="Ada King")
+    return (await user_crud.update(db=db, redis=redis, obj_in=user, email=ADA)).name
+
+
+async def _delete(db: AsyncSession, redis: Redis | None) -> str:
+    await user_crud.delete(db=db, redis=redis, email=ADA)
+    return "deleted"
+
+
+async def _list(
+    db: AsyncSession, redis: Redis | None, page: int, *, limit: int = 10, order_by: str | None = None
+) -> str:
+    users = await user_crud.get_multi(db=db, redis=redis, limit=limit, page=page, order_by=order_by)
+    return f"{len(users)} users from {users[0].name}"
+
+
+async def _newest(db: AsyncSession, redis: Redis | None) -> str:
+    users = await user_crud.get_multi(
+        db=db, redis=redis, limit=30, page=1, order_by="id", ascending=False, is_active=True
+    )
+    own = [user.name for user in users if user.email == ADA]
+    return f"{len(users)} users, {f'{own[0]} among them' if own else 'no Ada'}"
+
+
+async def _paginate(db: AsyncSession, redis: Redis | None, page: int) -> str:
+    found = await user_crud.get_page(db=db, redis=redis, limit=10, page=page)
+    return f"page {found.page} of {found.pages}, {found.total} users in all"
+
+
+async def _count(db: AsyncSession, redis: Redis | None) -> str:
+    return f"{await user_crud.count(db=db, redis=redis)} users"
+
+
+async def _crowd() -> str:
+    email = generated(2)[1]["email"]
+    names = await asyncio.gather(*(_call(lambda db, redis: _get(db, redis, email)) for _ in range(CALLERS)))
+    return f"{names.count(names[0])} times {names[0]}"
+
+
+# --- their sessions
+
+
+async def _step(meter: Meter, what: str, work: Work) -> Step:
+    return Step(what, await meter.measure(partial(_call, work)))
+
+
+async def _call(work: Work) -> str:
+    async with get_redis() as redis, async_get_db() as db:
+        return await work(db, redis)
+
+
+async def _past(work: Work) -> str:
+    async with async_get_db() as db:
+        return await work(db, None)

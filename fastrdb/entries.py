@@ -1,0 +1,136 @@
+"""Values and entries of one cached function: which value an entry holds, which values may become one, and loading.
+
+`misses` finds its way from a miss to a value with these; `loads` ties both to the calls of the decorated function.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from .cache import BaseCache
+from .calls import CallPlan
+from .codec import Codec, DecodeError, missing_message
+from .errors import CacheUnavailableError
+from .events import Counters
+from .policy import Policy
+from .session import no_result, wrote
+from .store import Store
+
+
+@dataclass(slots=True)
+class Call:
+    """One call of a cached function: where its entry is, and how to load it."""
+
+    key: str
+    client: Any
+    store: Store
+    session: Session | None
+    run: Callable[[], Awaitable[Any]]
+
+
+MISS: Any = object()
+"""No value: None is one."""
+_notes: ContextVar[list[str] | None] = ContextVar("fastrdb_notes", default=None)
+
+
+def no_store(reason: str) -> None:
+    """Called inside a cached function: this result is right for this caller, but must not be stored."""
+    notes = _notes.get()
+    if notes is not None:
+        notes.append(reason)
+
+
+@contextmanager
+def taking_notes() -> Iterator[list[str]]:
+    """Inside, what `no_store` is told ends up in the list."""
+    notes: list[str] = []
+    token = _notes.set(notes)
+    try:
+        yield notes
+    finally:
+        _notes.reset(token)
+
+
+class Entries:
+    """What one cached function makes of values and entries, in one cache: its codec, policy and counters."""
+
+    __slots__ = ("cache", "plan", "codec", "policy", "counters")
+
+    def __init__(self, cache: BaseCache, plan: CallPlan, codec: Codec, policy: Policy) -> None:
+        self.cache = cache
+        self.plan = plan
+        self.codec = codec
+        self.policy = policy
+        self.counters: Counters = cache.counters(plan.function)
+
+    # --- entries
+
+    def encoded(self, value: Any, notes: list[str]) -> tuple[bytes | None, str | None]:
+        """The entry of a value, and why it must not be stored."""
+        try:
+            raw = self.codec.encode(value)
+            broken = self.codec.verify(raw, value)
+        except Exception as error:  # noqa: BLE001  # whatever a user's serializer raises: the value is right, its entry is not
+            return None, f"the value cannot be written as JSON: {error}"
+        if broken is not None:
+            return None, broken
+        if notes:
+            return raw, notes[0]
+        if self.policy.cache_if is not None and not self.policy.cache_if(value):
+            return raw, "cache_if"
+        return raw, None
+
+    def ttl_ms(self, value: Any) -> int:
+        """Milliseconds that this value's entry lives."""
+        return self.policy.ttl_ms(negative=value is None, random=random.random())
+
+    async def read(self, call: Call, raw: bytes) -> Any:
+        """The value of an entry. One that cannot be read is deleted (unless replaced meanwhile), and is a miss."""
+        message = missing_message(raw) if raw[:1] == b" " else None
+        if message is not None:
+            raise no_result(message)
+        try:
+            return self.codec.decode(raw)
+        except DecodeError as error:
+            self.counters.tell("corrupt", call.key, str(error))
+        with suppress(CacheUnavailableError):
+            await call.store.discard(call.client, call.key, raw)
+        return MISS
+
+    async def read_or_none(self, call: Call, raw: bytes) -> Any:
+        """As `read`, where a row that is known to be missing is None."""
+        if missing_message(raw) is not None:
+            return None
+        return await self.read(call, raw)
+
+    # --- past the cache
+
+    def closed(self, call: Call) -> str | None:
+        """Why the cache must not even be read."""
+        if not call.store.ready:
+            return "a commit that Redis has not heard of is being repaired"
+        if call.session is not None and wrote(call.session):
+            return "the session has written in its open transaction"
+        return None
+
+    async def alone(self, call: Call, reason: str) -> Any:
+        """Load for this caller only; `reason` says why."""
+        self.counters.tell("bypass", call.key, reason)
+        return await self.load(call)
+
+    async def without_redis(self, call: Call, error: CacheUnavailableError) -> Any:
+        """Load for this caller only, because Redis does not answer."""
+        self.counters.tell("unavailable", call.key, str(error))
+        return await self.load(call)
+
+    async def load(self, call: Call) -> Any:
+        """Run the function."""
+        self.counters.tell("load", call.key)
+        return self.codec.convert(await call.run())

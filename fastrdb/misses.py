@@ -1,0 +1,170 @@
+"""The way from a miss to a value: acquire the lease and load, join who holds it, or go past the cache."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+from .cache import LoopState
+from .codec import encode_missing
+from .entries import MISS, Call, Entries, taking_notes
+from .errors import CacheUnavailableError
+from .session import fresh_reads, missing_row, unfit
+from .singleflight import Again, Alone, Failed, Flight, Landed, Late, Outcome, Watch
+from .store import Barred, Busy, Granted, Hit
+from .works import mark
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """What a load gave: a value or an error, its entry, why that must not be stored, and what those who wait get."""
+
+    value: Any
+    error: Exception | None
+    raw: bytes | None
+    reason: str | None
+    outcome: Outcome
+
+
+class Miss:
+    """One caller's way from a miss to a value."""
+
+    __slots__ = ("query", "call", "refresh", "token", "state", "deadline")
+
+    def __init__(self, query: Entries, call: Call, refresh: bool) -> None:
+        self.query = query
+        self.call = call
+        self.refresh = refresh
+        self.token = secrets.token_hex(16)
+        self.state: LoopState = query.cache.here()
+        self.deadline = asyncio.get_running_loop().time() + query.policy.wait
+
+    async def resolve(self) -> Any:
+        """Acquire until the outcome is a value, or a right to load."""
+        query, call, flights = self.query, self.call, self.state.flights
+        watch = Watch(flights)
+        with flights.open(self.token) as mine, closing(watch):  # before `acquire`: who finds our lease finds our flight
+            while True:
+                try:
+                    outcome = await self._acquire()
+                except CacheUnavailableError as error:
+                    watch.close()
+                    return await query.without_redis(call, error)
+                match outcome:
+                    case Hit(raw):
+                        value = await query.read(call, raw)
+                        if value is not MISS:
+                            watch.saw(raw)
+                            query.counters.tell("hit", call.key)
+                    case Granted():
+                        watch.close()
+                        return await self._lead(mine)
+                    case Barred():
+                        watch.close()
+                        return await query.alone(call, "a write to it is being committed")
+                    case Busy(holder):
+                        value = await self._wait(holder, watch)
+                if value is not MISS:
+                    return value
+
+    async def _wait(self, holder: str, watch: Watch) -> Any:
+        """What the holder of the lease loads, or MISS: look again."""
+        flight = watch.other(holder)
+        if flight is not None:
+            return await self._follow(flight)
+        if self._left() <= 0:
+            watch.close()
+            return await self.query.alone(self.call, "another caller's load took longer than `wait`")
+        await watch.pause(self._left())
+        return MISS
+
+    def _left(self) -> float:
+        return self.deadline - asyncio.get_running_loop().time()
+
+    async def _acquire(self) -> Hit | Granted | Busy | Barred:
+        try:
+            return await self.call.store.acquire(self.call.client, self.call.key, self.token, refresh=self.refresh)
+        except (asyncio.CancelledError, CacheUnavailableError):
+            self._release()  # the server may have granted it all the same
+            raise
+
+    def _release(self) -> asyncio.Task[Any]:
+        return self.query.cache.background(self.call.store.release(self.call.client, self.call.key, self.token))
+
+    async def _follow(self, flight: Flight) -> Any:
+        """Another caller's result, or MISS: start over."""
+        query, call = self.query, self.call
+        match await flight.join(max(0.0, self._left())):
+            case Landed(raw, shared):
+                query.counters.tell("join", call.key)
+                return shared[0] if shared is not None else await query.read(call, raw)
+            case Failed(error):
+                query.counters.tell("join", call.key)
+                raise error
+            case Alone():
+                return await query.alone(call, "the load that it waited for was the leader's only")
+            case Late():
+                return await query.alone(call, "another caller's load took longer than `wait`")
+            case Again():
+                return MISS
+
+    async def _lead(self, flight: Flight) -> Any:
+        """Load under the lease, tell those who wait, store."""
+        stored = False
+        try:
+            loaded = await self._load()
+            flight.settle(loaded.outcome)
+            stored = await self._fill(loaded)
+        finally:
+            if not stored:
+                self._release()
+        if loaded.error is not None:
+            raise loaded.error
+        return loaded.value
+
+    async def _load(self) -> _Loaded:
+        query, call, since = self.query, self.call, mark()
+        value, error = None, None
+        old = await self._old(since)  # asked now, too: when the load is done, that transaction may be over
+        with fresh_reads(call.session), taking_notes() as notes:
+            try:
+                value = await query.load(call)
+            except Exception as raised:  # noqa: BLE001  # raised again when those who wait know of it
+                error = raised
+        old = old or await self._old(since)
+        outcome: Outcome = Alone()
+        if error is None:
+            raw, reason = query.encoded(value, notes)
+            if raw is not None and not old and not notes:
+                outcome = Landed(raw, (value,) if query.codec.shared else None)
+        else:
+            negative = query.policy.negative_ms is not None and missing_row(error)
+            raw, reason = encode_missing(str(error)) if negative else None, notes[0] if notes else None
+            if not old and not notes:
+                outcome = Failed(error)
+        return _Loaded(value, error, raw, old or reason, outcome)
+
+    async def _old(self, since: int) -> str | None:
+        """Why what was loaded is this caller's only: its session may have looked at something older or unpublished."""
+        return None if self.call.session is None else await unfit(self.call.session, since)
+
+    async def _fill(self, loaded: _Loaded) -> bool:
+        query, call = self.query, self.call
+        if loaded.raw is None or loaded.reason is not None:
+            if loaded.error is None or loaded.raw is not None:
+                query.counters.tell("unstored", call.key, loaded.reason or "")
+            return False
+        ttl_ms = query.ttl_ms(loaded.value)
+        try:
+            stored = await call.store.fill(call.client, call.key, self.token, loaded.raw, ttl_ms)
+        except CacheUnavailableError as error:
+            query.counters.tell("unavailable", call.key, str(error))
+            return False
+        if stored:
+            query.counters.tell("fill", call.key)
+        else:
+            query.counters.tell("unstored", call.key, "the lease was lost: a write came between, or the load was slow")
+        return stored

@@ -1,0 +1,49 @@
+"""Runs mypy, pyright and ruff from the tests' own interpreter, and reads what they say."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[2]
+_MYPY_LINE = re.compile(r"^(?P<file>[^:]+):(?P<line>\d+): error: (?P<text>.*)$", re.MULTILINE)
+
+
+class Complaint(NamedTuple):
+    """One error that a checker found: in the file of this name, on this line, counted from 1."""
+
+    name: str
+    line: int
+    text: str
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    """Run a module of this interpreter in the project's root."""
+    return subprocess.run(
+        [sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, check=False, timeout=240
+    )
+
+
+def mypy(*files: str) -> list[Complaint]:
+    """Give what mypy, strict, has to say about these files, or about all of the project."""
+    done = run("mypy", "--strict", "--no-error-summary", "--no-color-output", *files)
+    assert done.returncode in {0, 1}, done.stdout + done.stderr
+    lines = _MYPY_LINE.finditer(done.stdout)
+    return [Complaint(Path(found["file"]).name, int(found["line"]), found["text"]) for found in lines]
+
+
+def pyright(*files: str) -> list[Complaint]:
+    """Give what pyright has to say about these files, or about all of the project."""
+    done = run("pyright", "--pythonpath", sys.executable, "--outputjson", *files)
+    assert done.returncode in {0, 1}, done.stdout + done.stderr
+    report = json.loads(done.stdout[done.stdout.index("{") :])
+    assert report["summary"]["filesAnalyzed"] > 0
+    return [
+        Complaint(Path(found["file"]).name, found["range"]["start"]["line"] + 1, found["message"])
+        for found in report["generalDiagnostics"]
+        if found["severity"] == "error"
+    ]

@@ -1,0 +1,235 @@
+"""A small world for races: one database, one Redis, two processes with a cache each, and gates where they can be held.
+
+The two processes are two `Cache` objects in one event loop: they share nothing but the server, as processes do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from contextvars import Context
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+from redis.asyncio import Redis
+from sqlalchemy import Connection, ForeignKey, event, select, text, update
+from sqlalchemy.ext.asyncio import AsyncAttrs, AsyncConnection, AsyncSession
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+from sqlalchemy.util import await_only
+
+from fastrdb import Cache
+from fastrdb.scripts import Script
+from fastrdb.store import Store
+from tests.support.databases import Database
+from tests.support.gates import Gate, GatedClient, Gates
+
+T = TypeVar("T")
+PATIENT = 30.0  # seconds: gates stand inside the cache's deadline
+
+
+class Base(AsyncAttrs, DeclarativeBase):
+    pass
+
+
+class Owner(Base):
+    __tablename__ = "owner"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+
+
+class Item(Base):
+    __tablename__ = "item"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    owner_id: Mapped[int] = mapped_column(ForeignKey("owner.id"))
+    owner: Mapped[Owner] = relationship()
+
+
+for _column in (Owner.__table__.c.name, Item.__table__.c.name):
+    _column.type.length = 100  # type: ignore[attr-defined]  # MariaDB wants one
+
+
+class ItemOut(BaseModel):
+    id: int
+    name: str
+
+
+def spawn(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """Start a caller of its own."""
+    return asyncio.get_running_loop().create_task(work)
+
+
+def rewritten(script: Script, old: str, new: str) -> Script:
+    """Give the script with `old` in its text replaced."""
+    assert old in script.text
+    changed = script.text.replace(old, new)
+    return Script(script.name, changed, hashlib.sha1(changed.encode()).hexdigest())
+
+
+class Process:
+    """One process: its client, its cache, its functions."""
+
+    def __init__(self, database: Database, client: Redis, **settings: Any) -> None:
+        self.database = database
+        self.client = GatedClient(client)
+        self.cache = Cache(**{"timeout": PATIENT, **settings})
+        self.gates = Gates()  # "load": before and after the query of `get`
+        cache, gates = self.cache, self.gates
+
+        @cache.cached("item:{item_id}", schema=ItemOut, wait=PATIENT)
+        async def get(db: AsyncSession, redis: Redis, item_id: int) -> Item:
+            await gates.arrive("load")
+            found = (await db.execute(select(Item).where(Item.id == item_id))).scalar_one()
+            await gates.leave("load")
+            return found
+
+        @cache.cached("item-by-get:{item_id}", schema=ItemOut)
+        async def get_by_identity(db: AsyncSession, redis: Redis, item_id: int) -> Item:
+            return await db.get_one(Item, item_id)
+
+        @cache.cached("item-owner:{item_id}")
+        async def get_owner(db: AsyncSession, redis: Redis, item_id: int) -> str:
+            found = (await db.execute(select(Item).where(Item.id == item_id))).scalar_one()
+            owner: Owner = await found.awaitable_attrs.owner
+            return owner.name
+
+        @cache.cached("item:{item_id}:committed", schema=ItemOut)
+        async def get_and_commit(db: AsyncSession, redis: Redis, item_id: int) -> Item:
+            found = (await db.execute(select(Item).where(Item.id == item_id))).scalar_one()
+            await db.commit()
+            return found
+
+        @cache.invalidates(["item*:{item_id}", "item:{item_id}:*"])
+        async def rename(db: AsyncSession, redis: Redis, item_id: int, name: str) -> None:
+            await db.execute(update(Item).where(Item.id == item_id).values(name=name))
+
+        @cache.invalidates("item*")
+        async def rename_owner(db: AsyncSession, redis: Redis, name: str) -> None:
+            await db.execute(update(Owner).values(name=name))
+            await db.commit()
+
+        @cache.invalidates("item*")
+        async def change(db: AsyncSession, redis: Redis, item_id: int, name: str) -> None:
+            await db.execute(update(Item).where(Item.id == item_id).values(name=name))
+            await db.commit()
+
+        self.get, self.get_by_identity, self.get_owner, self.get_and_commit = (
+            get,
+            get_by_identity,
+            get_owner,
+            get_and_commit,
+        )
+        self.rename, self.rename_owner, self.change = rename, rename_owner, change
+
+    @property
+    def store(self) -> Store:
+        """The store behind the client."""
+        return self.cache.store(self.client)
+
+    async def read(self, item_id: int = 1) -> str:
+        """What a caller with a session of its own is answered."""
+        async with self.database.sessions() as db:
+            return (await self.get(db, self.client, item_id)).name
+
+    async def write(self, name: str, item_id: int = 1) -> None:
+        """A write with a session of its own, committed."""
+        async with self.database.sessions() as db:
+            await self.rename(db, self.client, item_id, name)
+            await db.commit()
+
+    async def save(self, name: str, item_id: int = 1) -> None:
+        """A write whose value is stored at its commit."""
+        async with self.database.sessions() as db:
+            await db.execute(update(Item).where(Item.id == item_id).values(name=name))
+            await self.get.put(ItemOut(id=item_id, name=name), db=db, redis=self.client, item_id=item_id)
+            await db.commit()
+
+    async def by_text(self, db: AsyncSession | AsyncConnection, name: str) -> None:
+        """A write that SQLAlchemy takes for nothing in particular."""
+        await db.execute(text("UPDATE item SET name = :name WHERE id = 1"), {"name": name})
+
+
+class World:
+    """The database with item 1 and 2 named "old", two processes, and gates between `begin` and COMMIT."""
+
+    def __init__(self, database: Database, client: Redis, **settings: Any) -> None:
+        self.database, self.client = database, client
+        self.one = Process(database, client, **settings)
+        self.two = Process(database, client, **settings)
+        self._commits: deque[Gate] = deque()
+
+    def at_commit(self) -> Gate:
+        """Hold the next COMMIT: the cache has been told that it comes, the database not."""
+        gate = Gate()
+        self._commits.append(gate)
+        return gate
+
+    async def truth(self, item_id: int = 1) -> str:
+        """What is committed."""
+        async with self.database.sessions() as db:
+            return (await db.scalars(select(Item.name).where(Item.id == item_id))).one()
+
+    async def keys(self, pattern: str = "*") -> set[str]:
+        """The keys in Redis."""
+        return {key.decode() for key in await self.client.keys(pattern)}
+
+    async def lapse(self, name: str) -> None:
+        """Let the time of one key in Redis be over."""
+        assert await self.client.pexpire(name, 0)
+
+    async def lapse_barriers(self) -> None:
+        """Let the time of all barriers be over."""
+        for member, _ in await self.client.zrange("fastrdb:barriers", 0, -1, withscores=True):
+            await self.client.zadd("fastrdb:barriers", {member: 1})
+
+    def knows(self, script: Script) -> None:
+        """Let gates find a script that was rewritten."""
+        for process in (self.one, self.two):
+            process.client.knows(script.sha, script.name)
+
+    async def fair(self, item_id: int = 1) -> None:
+        """Nobody is answered with anything but what is committed."""
+        truth = await self.truth(item_id)
+        assert await self.one.read(item_id) == truth
+        assert await self.two.read(item_id) == truth
+
+    async def quiet(self) -> None:
+        """Everything has ended, and nothing was left behind but entries and their index."""
+        for process in (self.one, self.two):
+            await process.cache.aclose()
+            assert not process.cache.here().flights.by_token
+        assert await self.keys("fastrdb:lease:*") == set()
+        assert await self.client.zcard("fastrdb:barriers") == 0
+
+
+@asynccontextmanager
+async def world(database: Database, client: Redis, **settings: Any) -> AsyncIterator[World]:
+    """Give the world; what still runs at its end is waited for."""
+    await database.create(Base)
+    async with database.sessions() as db:
+        db.add_all([Owner(id=1, name="old"), *(Item(id=n, name="old", owner_id=1) for n in (1, 2))])
+        await db.commit()
+    made = World(database, client, **settings)
+
+    def hold(connection: Connection) -> None:
+        if made._commits:
+            await_only(made._commits.popleft().hold())
+
+    event.listen(database.engine.sync_engine, "commit", hold)
+    try:
+        yield made
+    finally:
+        event.remove(database.engine.sync_engine, "commit", hold)
+        await made.one.cache.aclose()
+        await made.two.cache.aclose()
+
+
+Scenario = Callable[[World], Coroutine[Any, Any, None]]
+
+
+async def in_a_new_context(work: Coroutine[Any, Any, T]) -> T:
+    """Do it where nothing is known of the calls around it, as another program would."""
+    return await asyncio.get_running_loop().create_task(work, context=Context())

@@ -1,0 +1,194 @@
+"""All that can be wrong is said when a function is decorated, naming the function and the option or parameter."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from fastrdb import Cache, OptionError, PatternError, SchemaError, cached, cached_list, invalidates
+from tests.support.items import Item, Row
+
+
+async def load(redis: Redis, number: int) -> Item:
+    """Stand for a query function."""
+    raise LookupError(number)
+
+
+async def untyped(redis: Redis, number: int):  # type: ignore[no-untyped-def]  # noqa: ANN201
+    """Declare nothing."""
+    raise LookupError(number)
+
+
+async def row(redis: Redis, number: int) -> Row:
+    """Return what has no JSON form."""
+    raise LookupError(number)
+
+
+def sync(redis: Redis, number: int) -> Item:
+    """Give no coroutine."""
+    raise LookupError(number)
+
+
+async def generator(redis: Redis, number: int) -> AsyncIterator[Item]:
+    """Give many."""
+    yield Item(id=number, name="a")
+
+
+DECORATORS = [cached("item:{number}"), cached_list("items:{number}"), invalidates("item:*")]
+
+
+@pytest.mark.parametrize("decorator", DECORATORS, ids=["cached", "cached_list", "invalidates"])
+@pytest.mark.parametrize("function", [sync, generator, Item, lambda redis, number: None], ids=repr)
+def test_only_coroutine_functions_are_decorated(decorator: Callable[[Any], Any], function: Any) -> None:
+    """A sync function, an async generator, a class and a lambda are refused by name."""
+    name = function.__qualname__
+    with pytest.raises(OptionError) as caught:
+        decorator(function)
+    assert name in str(caught.value)
+    assert isinstance(caught.value, TypeError)
+
+
+def test_a_result_type_is_demanded() -> None:
+    """Without one nothing can be read back; `schema=` does as well."""
+    with pytest.raises(OptionError, match="untyped: declare what it returns, or give schema="):
+        cached("item:{number}")(untyped)
+    cached("item:{number}", schema=Item)(untyped)
+    cached_list("item:{number}", schema=Item)(untyped)
+    invalidates("item:*")(untyped)
+
+
+def test_a_mapped_class_needs_a_schema() -> None:
+    """An ORM row has no JSON form; the message says what helps."""
+    with pytest.raises(SchemaError, match="row: Row is a mapped SQLAlchemy class.*schema="):
+        cached("row:{number}")(row)
+    cached("row:{number}", schema=Item)(row)
+
+
+WRONG_OPTIONS: list[tuple[str, Any]] = [
+    ("exp", 0),
+    ("exp", -1),
+    ("exp", True),
+    ("exp", "60"),
+    ("exp", None),
+    ("exp", float("nan")),
+    ("exp", float("inf")),
+    ("exp", timedelta(0)),
+    ("negative_exp", 0),
+    ("negative_exp", False),
+    ("jitter", 1),
+    ("jitter", -0.1),
+    ("jitter", True),
+    ("jitter", "0.5"),
+    ("wait", -1),
+    ("wait", True),
+    ("cache_if", 3),
+    ("stale", 1),
+    ("fail_safe", 1.0),
+    ("early", 1.0),
+    ("near", object()),
+]
+
+
+@pytest.mark.parametrize(("option", "value"), WRONG_OPTIONS, ids=[f"{name}={value!r}" for name, value in WRONG_OPTIONS])
+def test_impossible_options_are_refused(option: str, value: Any) -> None:
+    """The error is both TypeError and ValueError, and names function, option and value."""
+    with pytest.raises(OptionError) as caught:
+        cached("item:{number}", **{option: value})(load)
+    assert "load" in str(caught.value)
+    assert f"{option}=" in str(caught.value)
+    assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize("options", [{"stale": 0}, {"fail_safe": 0}, {"early": 0.0}, {"near": None}, {"wait": 0}])
+def test_options_that_change_nothing_are_taken(options: dict[str, Any]) -> None:
+    """The defaults of options that this version does not have may be written out."""
+    cached("item:{number}", **options)(load)
+
+
+def test_options_of_later_versions_say_so() -> None:
+    """They are known, and not there yet."""
+    with pytest.raises(OptionError, match="load.*stale=5: not in this version"):
+        cached("item:{number}", stale=5)(load)
+
+
+def test_unknown_options_are_refused() -> None:
+    """A slip of the pen is no option."""
+    with pytest.raises(OptionError, match="load: cached has no option expiry, tll"):
+        cached("item:{number}", expiry=5, tll=1)(load)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("where", ["pattern", "prefix", "keys"])
+def test_unknown_placeholders_are_refused(where: str) -> None:
+    """The error names the function, the placeholder, and what there is."""
+    decorator: Any = {
+        "pattern": lambda: cached("item:{nmber}"),
+        "prefix": lambda: invalidates("item:{nmber}:*"),
+        "keys": lambda: invalidates(keys=["item:{nmber}"]),
+    }[where]()
+    with pytest.raises(PatternError, match=r"load.*'\{nmber\}'.*'number'") as caught:
+        decorator(load)
+    assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize("pattern", ["", "item:*", "item {number}", "fastrdb:{number}", "item:{redis}", "a:{number.x()}"])
+def test_impossible_patterns_are_refused(pattern: str) -> None:
+    """Empty, globs, spaces, the bookkeeping's own names, the call's Redis, a call."""
+    with pytest.raises(PatternError, match="load"):
+        cached(pattern)(load)
+
+
+def test_ignored_parameters_must_exist_and_be_out_of_the_pattern() -> None:
+    """`ignore` is checked both ways."""
+    with pytest.raises(OptionError, match=r"load.*'numbr'.*'number'"):
+        cached("item:{number}", ignore=("numbr",))(load)
+    with pytest.raises(PatternError, match=r"load.*'number' is ignored"):
+        cached("item:{number}", ignore=("number",))(load)
+
+
+def test_an_invalidation_of_nothing_is_refused() -> None:
+    """Neither prefix nor keys: a mistake. An empty prefix is said on purpose."""
+    with pytest.raises(OptionError, match="load: invalidates needs a prefix or keys"):
+        invalidates()(load)
+    invalidates(prefix="")(load)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"near": object()}, "near="),
+        ({"on_error": "ignore"}, "on_error='ignore'"),
+        ({"namespace": "a:b"}, "namespace='a:b'"),
+        ({"namespace": "a*"}, "namespace="),
+        ({"timeout": 0}, "timeout=0"),
+        ({"lease": -1}, "lease=-1"),
+        ({"barrier": True}, "barrier=True"),
+        ({"redis": "redis://localhost"}, "redis='redis://localhost' must be a redis.asyncio client"),
+    ],
+)
+def test_settings_of_a_cache_are_checked(options: dict[str, Any], message: str) -> None:
+    """When it is made, by name."""
+    with pytest.raises(OptionError) as caught:
+        Cache(**options)
+    assert message in str(caught.value)
+
+
+def test_a_cluster_is_refused_by_name() -> None:
+    """It is not in this version: said when the cache is made, not by wrong answers."""
+
+    class RedisCluster:
+        pass
+
+    with pytest.raises(OptionError, match="RedisCluster: Redis Cluster is not supported in this version"):
+        Cache(RedisCluster())  # type: ignore[arg-type]
+
+
+def test_a_synchronous_client_is_refused() -> None:
+    """It would block the loop."""
+    import redis  # noqa: PLC0415
+
+    with pytest.raises(OptionError, match=r"must be a redis\.asyncio client"):
+        Cache(redis.Redis())  # type: ignore[arg-type]

@@ -1,0 +1,108 @@
+"""Events, their hook, and the counters of a function."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import get_args
+
+import pytest
+from redis.asyncio import Redis
+
+from fastrdb import Cache, Event, Stats
+from fastrdb.events import Counters, Kind
+from tests.support.gates import GatedClient
+from tests.support.items import Item, Loader
+
+
+def test_each_kind_has_its_own_count() -> None:
+    """No event is counted twice, none is lost."""
+    for kind in get_args(Kind):
+        counters = Counters("f")
+        counters.tell(kind, "k")
+        counts = counters.snapshot()
+        assert sum(getattr(counts, name) for name in Stats.__slots__) == 1
+
+
+def test_a_snapshot_stays_as_it_is() -> None:
+    """And can be added to others."""
+    counters = Counters("f")
+    counters.tell("hit", "k")
+    before = counters.snapshot()
+    counters.tell("hit", "k")
+    counters.tell("load", "k")
+    assert before == Stats(hits=1)
+    assert before + counters.snapshot() == Stats(hits=3, loads=1)
+
+
+def test_an_event_cannot_be_changed() -> None:
+    """Every listener gets the same."""
+    event = Event("f", "hit", "k")
+    with pytest.raises(AttributeError):
+        event.key = "other"  # type: ignore[misc]
+
+
+async def test_a_hook_hears_everything_in_order(client: Redis) -> None:
+    """Function, kind, key and why, as it happens."""
+    heard: list[Event] = []
+    loader, cache = Loader(), Cache(client, hook=heard.append)
+
+    @cache.cached("item:{number}", cache_if=lambda item: item.id == 1)
+    async def load(number: int) -> Item:
+        return loader.item(number)
+
+    @cache.invalidates("item:*", keys=["top"])
+    async def write() -> None:
+        return None
+
+    await load(1)
+    await load(1)
+    await load(2)
+    await write()
+    name = load.__qualname__
+    assert heard == [
+        Event(name, "miss", "item:1"),
+        Event(name, "load", "item:1"),
+        Event(name, "fill", "item:1"),
+        Event(name, "hit", "item:1"),
+        Event(name, "miss", "item:2"),
+        Event(name, "load", "item:2"),
+        Event(name, "unstored", "item:2", "cache_if"),
+        Event(write.__qualname__, "invalidation", "item:, top"),
+    ]
+
+
+async def test_events_of_a_shared_load(client: Redis, gated: GatedClient) -> None:
+    """One load and one fill; who waited has joined."""
+    heard: list[Event] = []
+    loader, cache = Loader(), Cache(hook=heard.append)
+
+    @cache.cached("item:{number}")
+    async def load(redis: Redis, number: int) -> Item:
+        return loader.item(number)
+
+    gate = gated.gates.before("fill")
+    leader = asyncio.create_task(load(gated, 1))  # type: ignore[arg-type]
+    await gate.reached()
+    await load(client, 1)
+    gate.open()
+    await leader
+    assert [event.kind for event in heard] == ["miss", "load", "miss", "join", "fill"]
+
+
+async def test_the_sum_over_all_functions_is_the_caches(client: Redis) -> None:
+    """`Cache.stats()` adds up what was decorated with it, and nothing else."""
+    loader, cache, other = Loader(), Cache(client), Cache(client)
+
+    @cache.cached("one:{number}")
+    async def one(number: int) -> Item:
+        return loader.item(number)
+
+    @cache.cached("two:{number}")
+    async def two(number: int) -> Item:
+        return loader.item(number)
+
+    await one(1)
+    await two(1)
+    await two(1)
+    assert cache.stats() == one.stats + two.stats == Stats(hits=1, misses=2, loads=2, fills=2)
+    assert other.stats() == Stats()

@@ -1,0 +1,75 @@
+"""What must not pass: each line that ends in a remark is an error to mypy and to pyright, and no other line is."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from redis.asyncio import Redis
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from fastrdb import Cache, cached, cached_list, invalidates
+from tests.typing.shop import Item, ItemChange, NewItem, Row, Shop, crud, item, items, rename, row, row_list
+
+
+async def arguments_are_checked(db: AsyncSession, redis: Redis) -> None:
+    """Types, names, number."""
+    await item(db, redis, "1")  # error
+    await item(db, redis, 1, True)  # error
+    await item(db, redis)  # error
+    await item(db, redis, no=1, deeper=True)  # error
+    await items(db, redis, order_by=3)  # error
+    await row(db, redis, no="x")  # error
+    await row_list(db, redis, "x")  # error
+    await rename(db, redis, 1, name=2)  # error
+    await item.refresh(db, redis, "1")  # error
+    item.nothing()  # error
+
+
+async def results_are_checked(db: AsyncSession, redis: Redis) -> None:
+    """A row that went in comes out as the schema."""
+    wrong: str = await item(db, redis, 1)  # error
+    still: Row = await row(db, redis, 1)  # error
+    one: Item = await row_list(db, redis, 1)  # error
+    key: bytes = item.key(no=1)  # error
+    print(wrong, still, one, key, await item(db, redis, 1))
+    print((await row(db, redis, 1)).metadata)  # error
+
+
+async def methods_are_checked(redis: Redis, shop: Shop) -> None:
+    """Bound as well as unbound."""
+    await shop.item("1")  # error
+    await shop.item(1, True)  # error
+    await Shop.item(1)  # error
+    await shop.static_inside(redis, "1")  # error
+    await Shop.static_outside(redis, "1")  # error
+    await shop.class_inside(redis, "1")  # error
+    await Shop.class_outside(redis, "1")  # error
+    await shop.rename(1, name=2)  # error
+
+
+async def crud_is_checked(db: AsyncSession, redis: Redis) -> None:
+    """Its arguments have the types that the class was given."""
+    await crud.create(db, redis, ItemChange(name="a"))  # error
+    await crud.update(db, redis, NewItem(name="a"), id=1)  # error
+    await crud.get_multi(db, redis, limit="5")  # error
+    await crud.get(redis, db, id=1)  # error
+    text: str = await crud.get(db, redis, id=1)  # error
+    print(text)
+
+
+def a_function_without_a_coroutine(no: int) -> Item:
+    """Is nothing to decorate."""
+    raise LookupError(no)
+
+
+cached(pattern="a:{no}")(a_function_without_a_coroutine)  # error
+invalidates(prefix="a:*")(a_function_without_a_coroutine)  # error
+cached(pattern="a", exp="60")  # error
+cached(pattern="a", expiry=60)  # error
+cached(pattern="a", exp=timedelta(minutes=1), jitter="much")  # error
+cached(pattern="a", schema=3)  # error
+cached_list(pattern="a")  # error
+cached("a", 60)  # error
+invalidates(prefix=3)  # error
+Cache(on_error="ignore")  # error
+Cache(namespace=3)  # error

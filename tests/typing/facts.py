@@ -1,0 +1,134 @@
+"""What must be so: each line is checked by mypy and by pyright, both strict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any, assert_type
+
+from redis.asyncio import Redis
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from fastrdb import Explanation, PaginatedResponse, Stats
+from tests.typing.shop import (
+    Item,
+    ItemChange,
+    Labels,
+    NewItem,
+    Point,
+    Shop,
+    count,
+    crud,
+    fresh,
+    item,
+    items,
+    labels,
+    maybe,
+    maybe_row,
+    maybe_rows,
+    point,
+    rename,
+    row,
+    row_list,
+    row_sequence,
+    rows,
+)
+
+
+async def a_call_gives_what_the_function_declares(db: AsyncSession, redis: Redis) -> None:
+    """By position and by name alike."""
+    assert_type(await item(db, redis, 1), Item)
+    assert_type(await item(db=db, redis=redis, no=1, deep=True), Item)
+    assert_type(await maybe(redis, 1), Item | None)
+    assert_type(await count(db, redis), int)
+    assert_type(await labels(redis), Labels)
+    assert_type(await point(redis), Point)
+    assert_type(await items(db, redis), list[Item])
+    assert_type(await items(db, redis, page=2, order_by="name"), list[Item])
+    pending: Coroutine[Any, Any, Item] = item(db, redis, 1)
+    assert_type(await pending, Item)
+
+
+async def a_schema_takes_the_place_of_the_row(db: AsyncSession, redis: Redis) -> None:
+    """In the shape that the function declares."""
+    assert_type(await row(db, redis, 1), Item)
+    assert_type(await maybe_row(db, redis, 1), Item | None)
+    assert_type(await rows(db, redis), list[Item])
+    assert_type(await row_sequence(db, redis), list[Item])
+    assert_type(await maybe_rows(db, redis), list[Item] | None)
+    assert_type(await row_list(db, redis, 1), list[Item])
+
+
+async def the_extras_are_typed(db: AsyncSession, redis: Redis) -> None:
+    """They take the function's own arguments; the key's suffice where nothing is loaded."""
+    assert_type(item.key(no=1), str)
+    assert_type(item.stats, Stats)
+    assert_type(item.stats.hits, int)
+    assert_type(await item.refresh(db, redis, 1), Item)
+    assert_type(await row.refresh(db, redis, no=1), Item)
+    assert_type(await item.explain(db, redis, 1), Explanation)
+    assert_type((await item.explain(redis=redis, no=1)).ttl, float | None)
+    await item.invalidate(redis=redis, no=1)
+    await item.put(Item(id=1, name="a"), db, redis, 1)
+
+
+def the_function_itself_is_there() -> Callable[[AsyncSession, Redis], Coroutine[Any, Any, Any]]:
+    """With its own parameters."""
+    return count.__wrapped__
+
+
+async def methods_lose_their_first_parameter(redis: Redis, shop: Shop) -> None:
+    """Of an instance; on the class they keep it."""
+    assert_type(await shop.item(1, deep=True), Item)
+    assert_type(await shop.row(no=1), Item | None)
+    assert_type(await shop.rows(), list[Item])
+    assert_type(await Shop.item(shop, 1), Item)
+    assert_type(shop.item.key(1), str)
+    assert_type(await shop.item.refresh(1), Item)
+    assert_type(await shop.item.explain(1), Explanation)
+    assert_type(shop.row.stats, Stats)
+
+
+async def static_and_class_methods_keep_theirs(redis: Redis, shop: Shop) -> None:
+    """In both orders of the decorators, on the class and on an instance."""
+    assert_type(await Shop.static_outside(redis, 1), Item)
+    assert_type(await shop.static_outside(redis, no=1), Item)
+    assert_type(await Shop.static_inside(redis, 1), Item)
+    assert_type(await shop.static_inside(redis, no=1), Item)
+    assert_type(Shop.static_inside.key(no=1), str)
+    assert_type(await Shop.static_outside.refresh(redis, 1), Item)
+    assert_type(await Shop.class_outside(redis, 1), Item)
+    assert_type(await shop.class_outside(redis, no=1), Item)
+    assert_type(await Shop.class_inside(redis, 1), Item)
+    assert_type(await shop.class_inside(redis, no=1), Item)
+    assert_type(Shop.class_inside.key(no=1), str)
+    assert_type(await Shop.class_outside.refresh(redis, 1), Item)
+
+
+async def a_function_that_invalidates_keeps_its_type(db: AsyncSession, redis: Redis, shop: Shop) -> None:
+    """And what it carried before."""
+    assert_type(await rename(db, redis, 1, name="b"), Item)
+    assert_type(await shop.rename(1, name="b"), Item)
+    assert_type(await fresh(redis, 1), Item)
+    assert_type(fresh.key(no=1), str)
+
+
+async def crud_speaks_the_parameters_of_its_class(db: AsyncSession, redis: Redis) -> None:
+    """Model, Create, Update, Response."""
+    assert_type(await crud.create(db, redis, NewItem(name="a")), Item)
+    assert_type(await crud.create(db=db, redis=redis, obj_in=NewItem(name="a"), id=1), Item)
+    assert_type(await crud.get(db=db, redis=redis, id=1), Item)
+    assert_type(await crud.get_or_none(db, redis, id=1), Item | None)
+    assert_type(await crud.update(db, redis, ItemChange(name="b"), id=1), Item)
+    assert_type(await crud.upsert(db, redis, NewItem(name="a"), id=1), Item)
+    assert_type(await crud.get_multi(db, redis, limit=5, page=2, order_by="name", ascending=False), list[Item])
+    assert_type(await crud.create_multi(db, redis, [NewItem(name="a")]), list[Item])
+    assert_type(await crud.get_many(db, redis, id=[1, 2]), list[Item | None])
+    assert_type(await crud.update_multi(db, redis, ItemChange(name="b"), name="a"), list[Item])
+    assert_type(await crud.delete_multi(db, redis, name="a"), int)
+    assert_type(await crud.count(db=db, name="a"), int)
+    assert_type(await crud.exists(db, redis, name="a"), bool)
+    assert_type(await crud.get_page(db, redis, limit=5), PaginatedResponse[Item])
+    listed = await crud.get_multi(db, redis)
+    assert_type(crud.paginate(listed, limit=5, page=1), PaginatedResponse[Item])
+    assert_type(crud.paginate(data=listed, limit=5, page=1, total=7).data, list[Item])
+    await crud.delete(db, redis, id=1)

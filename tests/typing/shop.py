@@ -1,0 +1,217 @@
+"""The functions and classes that `facts` and `errors` are about."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypedDict
+
+from pydantic import BaseModel
+from redis.asyncio import Redis
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from fastrdb import Cache, FastRDB, cached, cached_list, invalidates
+
+cache = Cache()
+
+
+class Base(DeclarativeBase):
+    """All mapped classes."""
+
+
+class Row(Base):
+    """What the database holds."""
+
+    __tablename__ = "items"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+
+
+class Item(BaseModel):
+    """What a caller gets."""
+
+    id: int
+    name: str
+
+
+class NewItem(BaseModel):
+    """What makes one."""
+
+    name: str
+
+
+class ItemChange(BaseModel):
+    """What changes one."""
+
+    name: str | None = None
+
+
+class Labels(TypedDict):
+    """A TypedDict among the results."""
+
+    de: str
+    en: str
+
+
+@dataclass
+class Point:
+    """A dataclass among the results."""
+
+    x: int
+
+
+# --- functions; the bodies do not matter here
+
+
+@cached(pattern="item:{no}", exp=60)
+async def item(db: AsyncSession, redis: Redis, no: int, *, deep: bool = False) -> Item:
+    """One model."""
+    raise NotFoundError
+
+
+@cached(pattern="item:{no}:maybe", negative_exp=5.0, jitter=0.1, ignore=("redis",))
+async def maybe(redis: Redis, no: int) -> Item | None:
+    """A model or None."""
+    raise NotFoundError
+
+
+@cached("count", exp=1)
+async def count(db: AsyncSession, redis: Redis) -> int:
+    """A number."""
+    raise NotFoundError
+
+
+@cached("labels")
+async def labels(redis: Redis) -> Labels:
+    """A TypedDict."""
+    raise NotFoundError
+
+
+@cached("point")
+async def point(redis: Redis) -> Point:
+    """A dataclass."""
+    raise NotFoundError
+
+
+@cached_list(list_pattern="items:{page}", exp=60)
+async def items(db: AsyncSession, redis: Redis, page: int = 1, order_by: str | None = None) -> list[Item]:
+    """A list."""
+    raise NotFoundError
+
+
+# --- with schema=
+
+
+@cached(pattern="row:{no}", schema=Item)
+async def row(db: AsyncSession, redis: Redis, no: int) -> Row:
+    """A row comes out as the schema."""
+    raise NotFoundError
+
+
+@cached(pattern="row:{no}:maybe", schema=Item)
+async def maybe_row(db: AsyncSession, redis: Redis, no: int) -> Row | None:
+    """A row or None as the schema or None."""
+    raise NotFoundError
+
+
+@cached(pattern="rows", schema=Item)
+async def rows(db: AsyncSession, redis: Redis) -> list[Row]:
+    """A list of rows as a list of the schema."""
+    raise NotFoundError
+
+
+@cached(pattern="rows:sequence", schema=Item)
+async def row_sequence(db: AsyncSession, redis: Redis) -> Sequence[Row]:
+    """A sequence of rows as a list of the schema."""
+    raise NotFoundError
+
+
+@cached(pattern="rows:maybe", schema=Item)
+async def maybe_rows(db: AsyncSession, redis: Redis) -> Sequence[Row] | None:
+    """No list at all stays None."""
+    raise NotFoundError
+
+
+@cached_list(list_pattern="rows:{page}", schema=Item)
+async def row_list(db: AsyncSession, redis: Redis, page: int) -> Sequence[Row]:
+    """In `cached_list` the schema is that of one item."""
+    raise NotFoundError
+
+
+# --- writes
+
+
+@invalidates(prefix=["item:*", "rows:*"], keys=["count"])
+async def rename(db: AsyncSession, redis: Redis, no: int, *, name: str) -> Item:
+    """A write."""
+    raise NotFoundError
+
+
+@invalidates(prefix="count")
+@cached(pattern="fresh:{no}")
+async def fresh(redis: Redis, no: int) -> Item:
+    """Both decorators."""
+    raise NotFoundError
+
+
+# --- in a class
+
+
+class Shop:
+    """A repository."""
+
+    redis: Redis
+
+    @cached(pattern="shop:item:{no}")
+    async def item(self, no: int, *, deep: bool = False) -> Item:
+        """Look one up."""
+        raise NotFoundError
+
+    @cache.cached(pattern="shop:row:{no}", schema=Item)
+    async def row(self, no: int) -> Row | None:
+        """Look a row up."""
+        raise NotFoundError
+
+    @cache.cached_list(list_pattern="shop:rows", schema=Item)
+    async def rows(self) -> Sequence[Row]:
+        """Look all rows up."""
+        raise NotFoundError
+
+    @staticmethod
+    @cached(pattern="shop:inner:{no}")
+    async def static_outside(redis: Redis, no: int) -> Item:
+        """Have no instance."""
+        raise NotFoundError
+
+    @cached(pattern="shop:outer:{no}")
+    @staticmethod
+    async def static_inside(redis: Redis, no: int) -> Item:
+        """Have no instance."""
+        raise NotFoundError
+
+    @classmethod
+    @cached(pattern="shop:class:{no}")
+    async def class_outside(cls, redis: Redis, no: int) -> Item:
+        """Have the class."""
+        raise NotFoundError
+
+    @cached(pattern="shop:class:{no}")
+    @classmethod
+    async def class_inside(cls, redis: Redis, no: int) -> Item:
+        """Have the class."""
+        raise NotFoundError
+
+    @cache.invalidates(prefix="shop:*")
+    async def rename(self, no: int, name: str) -> Item:
+        """Write."""
+        raise NotFoundError
+
+
+class NotFoundError(Exception):
+    """Bodies raise it, so that they have no type of their own."""
+
+
+crud = FastRDB[Row, NewItem, ItemChange, Item](
+    Row, Item, pattern="crud:{id}", list_pattern="crud:page:{page}:{limit}", exp=60, invalidate_pattern_prefix="crud:*"
+)
