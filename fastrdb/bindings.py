@@ -79,6 +79,7 @@ class Bindings(Generic[Response]):
         self.item_fields = self._pattern.fields
         self.list_fields = tuple(field for field in self._list_pattern.fields if field not in _PAGING)
         self._writes_through = self.columns.unique(self.item_fields) and self._is_own(schema)
+        sql.show({*getattr(schema, "model_fields", ()), *self.item_fields})
         self._bind_reads(schema, {"exp": exp, **settings})
         self._bind_writes(prefixes)
 

@@ -92,8 +92,7 @@ class FastRDB(Generic[Model, Create, Update, Response]):
         self.cache = default_cache if cache is None else cache
         prefixes = invalidate_pattern_prefix
         self._columns = Columns(model)
-        shown = {*shown_by(response_schema), *self._columns.placeholders(pattern)}
-        self._sql = Statements(self._columns, options, shown)
+        self._sql = Statements(self._columns, options)
         self._bound: Bindings[Response] = Bindings(
             self._sql,
             response_schema,

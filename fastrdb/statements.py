@@ -19,21 +19,19 @@ _EAGER = (False, "joined", "selectin", "subquery", "immediate")
 
 
 class Statements:
-    """What one model is read, locked and counted with.
+    """What one model is read, locked and counted with. `options` are SQLAlchemy's loader options, for every read."""
 
-    `options` are SQLAlchemy's loader options, for every read; columns that are `shown` are loaded even if the model
-    defers them.
-    """
-
-    def __init__(
-        self, columns: Columns, options: Sequence[ExecutableOption] = (), shown: Collection[str] = ()
-    ) -> None:
+    def __init__(self, columns: Columns, options: Sequence[ExecutableOption] = ()) -> None:
         self.columns = columns
         self.options = tuple(options)
-        undeferred = [undefer(columns.attribute(name)) for name in columns.deferred() if name in shown]
-        self._loaded = (*undeferred, *self.options)
+        self._loaded = self.options
         self.model: Any = columns.model
         self.key = [columns.attribute(name) for name in columns.primary_key]
+
+    def show(self, names: Collection[str]) -> None:
+        """Have every read load these columns, even if the model defers them."""
+        wanted = [name for name in self.columns.deferred() if name in names]
+        self._loaded = (*(undefer(self.columns.attribute(name)) for name in wanted), *self.options)
 
     # --- reads
 

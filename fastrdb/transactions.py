@@ -146,15 +146,17 @@ def _on_autocommit(transaction: Transaction) -> None:
 def _on_savepoint(connection: Connection, name: str) -> None:
     transaction = transaction_of(connection)
     driver = sqlite_driver(connection)
-    if transaction is not None and driver is not None and not driver.in_transaction:
-        transaction.outermost = name
+    if transaction is not None and (transaction.savepoints or (driver is not None and not driver.in_transaction)):
+        transaction.savepoints += 1
 
 
 @event.listens_for(Engine, "release_savepoint")
 def _on_release_savepoint(connection: Connection, name: str, context: None) -> None:
     transaction = transaction_of(connection)
-    if transaction is not None and transaction.wrote and transaction.outermost == name:
-        _on_autocommit(transaction)
+    if transaction is not None and transaction.savepoints:
+        transaction.savepoints -= 1
+        if not transaction.savepoints and transaction.wrote:
+            _on_autocommit(transaction)
 
 
 @event.listens_for(Engine, "handle_error")
@@ -172,7 +174,10 @@ def _on_error(context: ExceptionContext) -> None:
 @event.listens_for(Engine, "rollback_savepoint")
 def _on_rollback_savepoint(connection: Connection, name: str, context: None) -> None:
     transaction = transaction_of(connection)
-    for session in transaction.sessions if transaction is not None else ():
+    if transaction is None:
+        return
+    transaction.savepoints = max(0, transaction.savepoints - 1)
+    for session in transaction.sessions:
         _distrust(state_of(session))
 
 

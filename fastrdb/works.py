@@ -54,7 +54,7 @@ class Transaction:
     order: int
     wrote: bool = False
     unsettled: bool = True  # what it wrote is neither committed nor rolled back
-    outermost: str | None = None  # a savepoint that SQLite was given without BEGIN before it: its release commits
+    savepoints: int = 0  # open ones, where SQLite was given no BEGIN before the first: its release commits
     users: list[ref[Session]] = field(default_factory=list)
     inherited: list[Work] = field(default_factory=list)  # of sessions and calls that have ended before it
 

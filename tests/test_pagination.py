@@ -91,4 +91,4 @@ def test_as_a_response_model() -> None:
     }
     assert PaginatedResponse[Item].model_validate_json(typed.model_dump_json()) == typed
     with pytest.raises(ValidationError):
-        typed.total = 4  # type: ignore[misc]
+        typed.total = 4

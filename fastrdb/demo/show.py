@@ -25,12 +25,12 @@ _SHOWN = 8  # keys of one sort
 _NARROW = 72  # columns: below, tables of five do not fit
 
 
-async def show(console: Console, database_url: str, redis_url: str) -> None:
-    """The whole demo, on an empty database and an empty Redis."""
+async def show(console: Console, database_url: str, redis_url: str, *, rows: int = ROWS) -> None:
+    """The whole demo, on an empty database and an empty Redis; `rows` (at least 30) users are there at the start."""
     async with open_database(database_url) as engine, open_redis(redis_url) as redis, user_crud.cache:
         with Meter(engine, user_crud.cache).listening() as meter:
             await _machine(console, redis)
-            await _rows(console, meter, redis)
+            await _rows(console, meter, redis, rows)
             await _tutorial(console, meter, redis)
             await _times(console, meter)
             await _races(console, redis)
@@ -43,10 +43,10 @@ async def _machine(console: Console, redis: Redis) -> None:
     console.print(f"Python {platform.python_version()}, {libraries}, SQLite and a private {server}.", style="dim")
 
 
-async def _rows(console: Console, meter: Meter, redis: Redis) -> None:
+async def _rows(console: Console, meter: Meter, redis: Redis, rows: int) -> None:
     async def insert() -> int:
         async with async_get_db() as db:
-            await insert_users(db, ROWS)
+            await insert_users(db, rows)
             return await user_crud.count(db=db, redis=None)
 
     made = await meter.measure(insert)

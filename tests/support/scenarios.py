@@ -262,10 +262,12 @@ async def joiner(w: World) -> None:
     first = spawn(w.one.read())
     await gate.reached()
     await w.two.write("new")
+    asked = w.one.client.after("GET")
     second = spawn(w.one.read())
-    done, _ = await asyncio.wait({second}, timeout=None if w.one.client.names().count("acquire") > 1 else 0.05)
+    await asked.reached()
+    asked.open()
     gate.open()
-    assert await second == "new", done
+    assert await second == "new"
     assert await first == "old"
     await w.fair()
 
