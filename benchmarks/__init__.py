@@ -1,0 +1,1 @@
+"""Measurements: `python -m benchmarks [--quick]` prints one table. One file per question."""

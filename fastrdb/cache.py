@@ -9,8 +9,9 @@ import asyncio
 import inspect
 import re
 from collections.abc import Coroutine, Hashable, Iterable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, Self
-from weakref import WeakKeyDictionary
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 from .calls import MISSING, CallPlan
 from .errors import CacheUnavailableError, OptionError, PatternError
@@ -86,13 +87,17 @@ class BaseCache:
         self.hook = hook
         self._counters: list[Counters] = []
         self._loops: WeakKeyDictionary[asyncio.AbstractEventLoop, LoopState] = WeakKeyDictionary()
+        # The loop and state of the latest call, since there is but one loop nearly always.
+        self._latest: tuple[ReferenceType[asyncio.AbstractEventLoop] | None, LoopState] = (None, LoopState())
 
     def here(self) -> LoopState:
         """The state of the running event loop."""
         loop = asyncio.get_running_loop()
-        state = self._loops.get(loop)
-        if state is None:
-            state = self._loops[loop] = LoopState()
+        latest, state = self._latest
+        if latest is None or latest() is not loop:
+            found = self._loops.get(loop)
+            state = self._loops[loop] = LoopState() if found is None else found
+            self._latest = (ref(loop), state)
         return state
 
     def client(self, plan: CallPlan, values: dict[str, Any]) -> Any:
@@ -105,14 +110,15 @@ class BaseCache:
     def _own(self, owner: str) -> Any:
         if self.redis is None:
             raise OptionError(
-                f"{owner}: no Redis: give it a parameter `redis`, its instance an attribute `redis`, or Cache(redis=...)"
+                f"{owner}: no Redis: give it a parameter `redis`, its instance an attribute `redis`, "
+                "or Cache(redis=...)"
             )
         return self.redis
 
     def store(self, client: Any) -> Store:
         """The store behind `client`: one for each server, so that a client per request finds what others know."""
         state = self.here()
-        pool = getattr(client, "connection_pool", client)
+        pool = getattr(client, "connection_pool", None) or _checked(client, type(self).__name__)
         store = state.by_pool.get(pool)
         if store is None:
             server = _server(_checked(client, type(self).__name__), pool)
@@ -197,10 +203,8 @@ class BaseCache:
 
 
 async def _forgiving(work: Coroutine[Any, Any, Any]) -> None:
-    try:
+    with suppress(CacheUnavailableError):
         await work
-    except CacheUnavailableError:
-        pass
 
 
 def _plain_prefixes(text: str, owner: str) -> list[Prefix]:

@@ -38,6 +38,8 @@ class CallPlan:
         self._first = found.parameters[0].name if found.parameters else None
         self._self = self._first if found.takes_instance else None
         self._outside = self._left_out(ignore, owner)
+        names = ("db", "session") if self._session is None else (self._session,)
+        self._session_names = tuple(name for name in names if name in self._outside)
         self._binder = Binder(found, self._outside)
         self._template: Template | None = None
         self._guarded = False
@@ -251,13 +253,15 @@ class CallPlan:
 
     def session(self, values: Mapping[str, Any]) -> Any:
         """The session of the call: its argument, else `self.db`, else `self.session`, else None."""
-        names = ("db", "session") if self._session is None else (self._session,)
-        for name in names:
-            if name in self._outside and values.get(name) is not None:
-                return values[name]
+        for name in self._session_names:
+            found = values.get(name)
+            if found is not None:
+                return found
         instance = self._instance(values)
-        found = (getattr(instance, name, None) for name in ("db", "session"))
-        return next((each for each in found if is_session(each)), None)
+        if instance is None:
+            return None
+        own = (getattr(instance, name, None) for name in ("db", "session"))
+        return next((each for each in own if is_session(each)), None)
 
     def _instance(self, values: Mapping[str, Any]) -> Any:
         name = self._first if BOUND in values else self._self

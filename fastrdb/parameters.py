@@ -6,10 +6,11 @@ import inspect
 import re
 import sys
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, is_dataclass
 from enum import Enum
+from functools import lru_cache
 from types import FrameType
 from typing import Any, ForwardRef, Literal, get_origin
 
@@ -174,7 +175,12 @@ def is_redis(value: Any) -> bool:
 
 def is_session(value: Any) -> bool:
     """Whether *value* is an AsyncSession or a scoped one."""
-    return bool(class_names(type(value)) & _SESSION)
+    return _is_session_type(type(value))
+
+
+@lru_cache(maxsize=256)
+def _is_session_type(cls: Hashable) -> bool:
+    return isinstance(cls, type) and bool(class_names(cls) & _SESSION)
 
 
 def _is_keyable(declared: Any) -> bool:

@@ -26,6 +26,9 @@ MYPY = False  # true for mypy alone, whose convention this name is
 class Cached(Protocol[P, T_co]):
     """A cached function. Its extras take the function's own arguments; what no key needs may be left out."""
 
+    __name__: str
+    __qualname__: str
+
     @property
     def __wrapped__(self) -> Callable[P, Coroutine[Any, Any, Any]]:
         """The function itself, without the cache."""

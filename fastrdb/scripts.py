@@ -6,7 +6,6 @@ goes wrong on the way (errors of the server, the network, the pool, the deadline
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from dataclasses import dataclass
 from importlib import resources
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from redis.exceptions import NoScriptError
 
+from .deadlines import Deadlines
 from .errors import CacheUnavailableError
 
 if TYPE_CHECKING:
@@ -168,12 +168,12 @@ class Link:
     """
 
     def __init__(self, timeout: float) -> None:
-        self.timeout = timeout
+        self._deadlines = Deadlines(timeout)
 
     async def command(self, client: Client, *command: Argument) -> Any:
         """Send one command, and give its reply."""
         try:
-            async with asyncio.timeout(self.timeout):
+            with self._deadlines.start():
                 return await client.execute_command(*command, NEVER_DECODE=True)
         except Exception as error:
             raise _unavailable(str(command[0]), error) from error
@@ -182,7 +182,7 @@ class Link:
         """Run a script, and give its result."""
         call = Call(script, keys, arguments)
         try:
-            async with asyncio.timeout(self.timeout):
+            with self._deadlines.start():
                 try:
                     return await client.execute_command(*call.known(), NEVER_DECODE=True)
                 except NoScriptError:
@@ -193,7 +193,7 @@ class Link:
     async def batch(self, client: Client, script: Script, calls: Sequence[Call]) -> list[Any]:
         """Run a script many times in one round trip; the first error is raised when all have been run."""
         try:
-            async with asyncio.timeout(self.timeout):
+            with self._deadlines.start():
                 replies = await _pipeline(client, [call.known() for call in calls])
                 unknown = [at for at, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
                 if unknown:  # one brings the script along, the others find it there

@@ -91,8 +91,9 @@ def schema_map(session: Session) -> dict[str, str | None] | None:
     """Rule 5: the `schema_translate_map` of the session or of its engine, which decides what a statement reads."""
     options: Any = getattr(session, "execution_options", None)  # SQLAlchemy 2.1
     found = options.get("schema_translate_map") if options else None
-    if found is None and session.bind is not None:
-        found = session.bind.get_execution_options().get("schema_translate_map")
+    bind = session.bind
+    if found is None and bind is not None and (own := bind.get_execution_options()):
+        found = own.get("schema_translate_map")
     return dict(found) if found else None
 
 

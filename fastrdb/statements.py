@@ -113,7 +113,8 @@ class Statements:
         return [key.asc() if ascending else key.desc() for key in keys]
 
     def _for_update(self, rows: Select[Any]) -> Select[Any]:
-        # Joins to other tables are left out: PostgreSQL locks no outer join, LIMIT with a collection needs a subquery.
+        # The row alone: what the model always joins is loaded once it has changed, by `related`. Naming the tables,
+        # because PostgreSQL refuses to lock the outer side of a join, which `with_polymorphic` makes.
         options = [lazyload("*"), undefer("*")]
         return (
             rows.options(*options)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import CacheUnavailableError
 from .intent import Intent, Repairs, Room
@@ -16,7 +16,7 @@ from .scripts import Call, Client, Link, Names, Reach, Script, Target
 from .sweep import Sweeper
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 
 _ACQUIRE = Script.load("acquire")
 _FILL = Script.load("fill")
@@ -103,10 +103,10 @@ class Store:
         """Give the name in Redis of the entry of `key`."""
         return self._names.entry(key).decode()
 
-    async def get(self, client: Client, key: str) -> bytes | None:
+    def get(self, client: Client, key: str) -> Coroutine[Any, Any, bytes | None]:
         """Give the entry, by one GET and nothing else."""
-        raw: bytes | None = await self._link.command(client, "GET", self._names.entry(key))
-        return raw
+        # Handed on rather than awaited: on a hit each level of coroutines is felt.
+        return self._link.command(client, "GET", self._names.entry(key))
 
     async def get_many(self, client: Client, keys: Sequence[str]) -> list[bytes | None]:
         """Give the entries in the order of `keys`, by one MGET."""

@@ -12,14 +12,14 @@ import pytest
 import redis.asyncio
 from pydantic import BaseModel, ConfigDict, EmailStr
 from sqlalchemy import Boolean, DateTime, Integer, String, event, func, select, update
-from sqlalchemy.exc import IntegrityError, MultipleResultsFound, NoResultFound
+from sqlalchemy.exc import IntegrityError, MultipleResultsFound, NoResultFound, OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
 from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, mapped_column
 from sqlalchemy.util import await_only
 
 from fastrdb import Cache, FastRDB, MissingKeyFieldError, OptionError, PageOutOfRange, PatternError, UnknownFieldError
 from fastrdb.decorators import default_cache
-from tests.support.databases import Database
+from tests.support.databases import Database, opened
 
 Redis = redis.asyncio.Redis
 
@@ -308,6 +308,16 @@ async def test_upsert_that_loses_the_race(concurrent: Database, own: bool, clien
         await session.commit()
     assert inserted
     assert (answer.bio, answer.name) == ("first", "second")
+
+
+async def test_upsert_that_cannot_be(db: AsyncSession, database: Database, client: Redis) -> None:
+    """An IntegrityError that is not about the key passes through, and the session can be used."""
+    crud = make_crud(pattern="user:id:{id}")
+    made = await crud.upsert(db, client, user(), id=1)
+    with pytest.raises(IntegrityError):
+        await crud.upsert(db, client, user(), id=2)
+    assert not db.in_transaction()
+    assert await crud.get_many(db, client, id=[1, 2]) == [made, None]
 
 
 # --- many rows
@@ -662,6 +672,7 @@ async def test_the_callers_rollback(db: AsyncSession, database: Database, client
 async def test_inside_a_savepoint(db: AsyncSession, database: Database, client: Redis) -> None:
     """In a savepoint a method leaves the commit to the caller, too; a rolled back one takes its writes with it."""
     crud = make_crud()
+    await db.execute(select(User))  # begins the transaction, which so is not one that the caller has begun
     async with db.begin_nested() as savepoint:
         await crud.create(db, client, user())
         await savepoint.rollback()
@@ -747,6 +758,50 @@ async def test_cancelled_before_the_commit(db: AsyncSession, database: Database,
     assert [row.name for row in await in_database(database)] == ["Anna"]
 
 
+async def test_cancelled_twice(lite: AsyncSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cancelled again while it rolls back, a write still rolls back to the end before it says so."""
+    crud = make_crud()
+    rollback, reached, go_on = lite.rollback, asyncio.Event(), asyncio.Event()
+
+    async def fail() -> None:
+        raise RuntimeError("the commit failed")
+
+    async def slow() -> None:
+        reached.set()
+        await go_on.wait()
+        await rollback()
+
+    monkeypatch.setattr(lite, "commit", fail)
+    monkeypatch.setattr(lite, "rollback", slow)
+    task = asyncio.create_task(crud.create(lite, None, user()))
+    await reached.wait()
+    task.cancel()
+    await asyncio.wait([task], timeout=0)
+    assert not task.done()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not lite.in_transaction()
+
+
+async def test_rollback_that_fails(lite: AsyncSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the connection gone in the middle the error is the first one, and the session connects anew."""
+    crud = make_crud()
+
+    async def fail() -> None:
+        raise RuntimeError("the first error")
+
+    async def gone() -> None:
+        raise ConnectionError("no connection to roll back")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(lite, "commit", fail)
+        patched.setattr(lite, "rollback", gone)
+        with pytest.raises(RuntimeError, match="the first error"):
+            await crud.create(lite, None, user())
+    assert (await crud.create(lite, None, user())).email == ANN
+
+
 async def test_expiring_sessions(sqlite: Database, client: Redis) -> None:
     """With SQLAlchemy's default of expiring what is committed, answers are whole."""
     await sqlite.create(Base)
@@ -784,6 +839,43 @@ async def test_update_sees_what_others_wrote(db: AsyncSession, database: Databas
         assert await crud.get(other, client, email=ANN) == same
 
 
+async def test_update_of_what_the_session_loaded_long_ago(db: AsyncSession, database: Database, client: Redis) -> None:
+    """A row that others have changed since is changed from what it is now: value and key, and their entry goes."""
+    crud = make_crud()
+    made = await crud.create(db, client, user())
+    loaded = (await db.scalars(select(User))).one()
+    await db.commit()
+    async with database.sessions() as other:
+        await crud.update(other, client, UserUpdate(email=BOB, name="other"), email=ANN)
+    changed = await crud.update(db, client, UserUpdate(email="eve@example.com", name="ann"), id=made.id)
+    assert (changed.name, loaded.name) == ("ann", "ann")
+    async with database.sessions() as other:
+        assert await crud.get_or_none(other, client, email=BOB) is None
+        assert await crud.get(other, client, email="eve@example.com") == changed
+        assert await crud.get(other, None, email="eve@example.com") == changed
+
+
+async def test_sqlite_locks_before_it_looks(lite: AsyncSession, sqlite: Database) -> None:
+    """Between the look at a row and its change nobody else can write, in SQLite, too."""
+    crud = make_crud()
+    await crud.create(lite, None, user())
+    refused: list[str] = []
+
+    async def write() -> None:
+        async with opened(sqlite.engine.url, connect_args={"timeout": 0}) as other, other.sessions() as session:
+            with pytest.raises(OperationalError, match="locked") as caught:
+                await session.execute(update(User).values(name="other"))
+            refused.append(str(caught.value))
+
+    def before(_conn: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if statement.startswith("UPDATE user SET name"):
+            await_only(write())
+
+    event.listen(sqlite.engine.sync_engine, "before_cursor_execute", before)
+    assert (await crud.update(lite, None, UserUpdate(name="Ann"), email=ANN)).name == "Ann"
+    assert len(refused) == 1
+
+
 async def test_concurrent_updates_lose_nothing(database: Database, client: Redis) -> None:
     """Updates of one row at once wait for each other; the entry is the last one's."""
     await database.create(Base)
@@ -807,12 +899,14 @@ async def test_reads_show_the_database(db: AsyncSession, database: Database) -> 
     """Without Redis, too, a read gives what the database has, not what the session loaded before."""
     crud = make_crud()
     await crud.create(db, None, user())
+    kept = (await db.scalars(select(User))).one()
     await db.commit()
     async with database.sessions() as other:
         await other.execute(update(User).values(name="Ann"))
         await other.commit()
     assert (await crud.get(db, None, email=ANN)).name == "Ann"
     assert [answer.name for answer in await crud.get_multi(db, None)] == ["Ann"]
+    assert kept.name == "Ann"
 
 
 async def test_reads_overwrite_no_changes(sqlite: Database) -> None:

@@ -39,6 +39,7 @@ from sqlalchemy.orm import (
     relationship,
     selectinload,
 )
+from sqlalchemy.types import UserDefinedType
 
 from fastrdb import Cache, FastRDB, MissingKeyFieldError, PatternError, UnknownFieldError
 from fastrdb.bindings import cut
@@ -55,6 +56,15 @@ class Base(DeclarativeBase):
 
 class Schema(BaseModel):
     model_config = ConfigDict(from_attributes=True)
+
+
+class Point(UserDefinedType[str]):
+    """A type that does not say what its values are."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        return "TEXT"
 
 
 class Verse(Base):
@@ -187,6 +197,24 @@ class Book(Base):
     title: Mapped[str] = mapped_column(String(50))
     author_id: Mapped[int | None] = mapped_column(ForeignKey("author.id"))
     author: Mapped[Author | None] = relationship(back_populates="books", lazy="joined")
+
+
+class Shelf(Base):
+    """A collection that is always joined."""
+
+    __tablename__ = "shelf"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    place: Mapped[str] = mapped_column(String(50))
+    boxes: Mapped[list[Box]] = relationship(lazy="joined", order_by="Box.id")
+
+
+class Box(Base):
+    __tablename__ = "box"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    shelf_id: Mapped[int] = mapped_column(ForeignKey("shelf.id"))
+    name: Mapped[str] = mapped_column(String(50))
 
 
 class AuthorName(Schema):
@@ -427,6 +455,51 @@ async def test_columns_named_as_arguments(lite: AsyncSession, client: Redis) -> 
     assert [answer.label for answer in await crud.get_multi(lite, client, page=1)] == ["bag"]
 
 
+async def test_lists_with_null(lite: AsyncSession) -> None:
+    """None among the values of `get_many` finds NULL."""
+    crud = crud_of(Thing, ThingResponse, "code")
+    empty, full = await crud.create_multi(lite, None, [{"label": "a"}, {"label": "b", "code": "C"}])
+    assert await crud.get_many(lite, None, code=["C", None]) == [full, empty]
+
+
+async def test_columns_of_any_name_and_type(sqlite: Database, client: Redis) -> None:
+    """Columns may be named as what fastrdb names itself, and be of a type that says nothing of its values."""
+
+    class Base2(DeclarativeBase):
+        pass
+
+    class Odd(Base2):
+        __tablename__ = "odd"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        count: Mapped[int] = mapped_column(default=2)
+        exists: Mapped[int] = mapped_column(default=3)
+        point: Mapped[Any] = mapped_column(Point(), default="1,2")
+        db: Mapped[int] = mapped_column(default=4)
+        redis: Mapped[int] = mapped_column(default=5)
+        session: Mapped[int] = mapped_column(default=6)
+
+    class OddResponse(Schema):
+        id: int
+        count: int
+        exists: int
+        point: str
+        redis: int
+
+    await sqlite.create(Base2)
+    crud = crud_of(Odd, OddResponse, "count", invalidate_pattern_prefix="x:{redis}:{session}:*")
+    async with sqlite.sessions() as session:
+        made = await crud.create(session, client, {})
+        await session.commit()
+        assert await crud.get(session, client, count=2, exists=3, point="1,2", session=6) == made
+        assert await crud.count(session, client, count=2, exists=3) == 1
+        assert await crud.exists(session, client, count=2, exists=4) is False
+        await crud.create(session, client, {"count": 3})
+        assert await crud.count(session, client) == 2
+        with pytest.raises(PatternError, match=r"placeholder '\{redis\}'"):
+            crud_of(Odd, OddResponse, "redis")
+
+
 async def test_json_of_models(lite: AsyncSession) -> None:
     """A pydantic model inside a schema becomes what a JSON column takes."""
 
@@ -527,6 +600,26 @@ async def test_joined_relationships(db: AsyncSession, client: Redis) -> None:
     changed = await crud.update(db, client, {"author_id": author.id}, id=made.id)
     assert changed.author == author
     assert await entries(client) == {f"author:id:{author.id}"}
+    assert await crud.get(db, client, id=made.id) == changed
+    assert await crud.get_multi(db, client) == [changed]
+
+
+async def test_joined_collections(db: AsyncSession, client: Redis) -> None:
+    """A collection that the model always joins is in the answer, and one row is still one row, locked."""
+
+    class BoxName(Schema):
+        name: str
+
+    class ShelfResponse(Schema):
+        id: int
+        place: str
+        boxes: list[BoxName]
+
+    crud, boxes = crud_of(Shelf, ShelfResponse, "id"), crud_of(Box, BoxName, "id")
+    made = await crud.create(db, client, {"place": "left"})
+    await boxes.create_multi(db, client, [{"name": "a"}, {"name": "b"}, {"name": "c"}], shelf_id=made.id)
+    changed = await crud.update(db, client, {"place": "right"}, place="left")
+    assert (changed.place, [box.name for box in changed.boxes]) == ("right", ["a", "b", "c"])
     assert await crud.get(db, client, id=made.id) == changed
     assert await crud.get_multi(db, client) == [changed]
 

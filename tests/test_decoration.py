@@ -18,7 +18,7 @@ async def load(redis: Redis, number: int) -> Item:
     raise LookupError(number)
 
 
-async def untyped(redis: Redis, number: int):  # type: ignore[no-untyped-def]  # noqa: ANN201
+async def untyped(redis: Redis, number: int):  # type: ignore[no-untyped-def]
     """Declare nothing."""
     raise LookupError(number)
 
@@ -63,7 +63,7 @@ def test_a_result_type_is_demanded() -> None:
 
 def test_a_mapped_class_needs_a_schema() -> None:
     """An ORM row has no JSON form; the message says what helps."""
-    with pytest.raises(SchemaError, match="row: Row is a mapped SQLAlchemy class.*schema="):
+    with pytest.raises(SchemaError, match=r"row: Row is a mapped SQLAlchemy class.*schema="):
         cached("row:{number}")(row)
     cached("row:{number}", schema=Item)(row)
 
@@ -111,7 +111,7 @@ def test_options_that_change_nothing_are_taken(options: dict[str, Any]) -> None:
 
 def test_options_of_later_versions_say_so() -> None:
     """They are known, and not there yet."""
-    with pytest.raises(OptionError, match="load.*stale=5: not in this version"):
+    with pytest.raises(OptionError, match=r"load.*stale=5: not in this version"):
         cached("item:{number}", stale=5)(load)
 
 
@@ -124,17 +124,19 @@ def test_unknown_options_are_refused() -> None:
 @pytest.mark.parametrize("where", ["pattern", "prefix", "keys"])
 def test_unknown_placeholders_are_refused(where: str) -> None:
     """The error names the function, the placeholder, and what there is."""
-    decorator: Any = {
-        "pattern": lambda: cached("item:{nmber}"),
-        "prefix": lambda: invalidates("item:{nmber}:*"),
-        "keys": lambda: invalidates(keys=["item:{nmber}"]),
-    }[where]()
+    decorators: dict[str, Any] = {
+        "pattern": cached("item:{nmber}"),
+        "prefix": invalidates("item:{nmber}:*"),
+        "keys": invalidates(keys=["item:{nmber}"]),
+    }
     with pytest.raises(PatternError, match=r"load.*'\{nmber\}'.*'number'") as caught:
-        decorator(load)
+        decorators[where](load)
     assert isinstance(caught.value, ValueError)
 
 
-@pytest.mark.parametrize("pattern", ["", "item:*", "item {number}", "fastrdb:{number}", "item:{redis}", "a:{number.x()}"])
+@pytest.mark.parametrize(
+    "pattern", ["", "item:*", "item {number}", "fastrdb:{number}", "item:{redis}", "item:{number.x()}"]
+)
 def test_impossible_patterns_are_refused(pattern: str) -> None:
     """Empty, globs, spaces, the bookkeeping's own names, the call's Redis, a call."""
     with pytest.raises(PatternError, match="load"):

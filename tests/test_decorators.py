@@ -196,7 +196,7 @@ async def test_a_class_method_that_writes_invalidates(client: Redis, loader: Loa
 async def test_both_decorators_stack_in_either_order(inner_first: bool, client: Redis) -> None:
     """The result is cached, and each call that runs the outer one invalidates; extras are there in both."""
     loader = Loader()
-    pair = [cached("item:{number}"), invalidates("list:*")]
+    pair: list[Any] = [cached("item:{number}"), invalidates("list:*")]
 
     def wrap(function: Any) -> Any:
         for decorator in pair if inner_first else reversed(pair):

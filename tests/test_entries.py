@@ -31,6 +31,7 @@ async def test_an_entry_is_plain_json(client: Redis) -> None:
     load, _ = item_loader()
     await load(client, 1)
     raw = await client.get("item:1")
+    assert raw is not None
     assert json.loads(raw) == {"id": 1, "name": "a"}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, time, timedelta, timezone
 from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import pytest
 from pydantic import BaseModel
@@ -68,3 +69,14 @@ def test_two_copies_are_the_same(make: Any) -> None:
 def test_the_place_is_named_without_the_values() -> None:
     """The text leads to the field and keeps what is in it to itself."""
     assert difference(Item(a=[Item(a="secret")]), Item(a=[Item(a="other")])) == "value.a[0].a: another str comes back"
+
+
+def test_a_drivers_own_uuid_is_a_uuid() -> None:
+    """asyncpg gives UUIDs of a class of its own: they are stored, and come back as the standard library's."""
+
+    class DriverUUID(UUID):
+        pass
+
+    text = "6ba7b810-9dad-11d1-80b4-00c04fd430c8"
+    assert difference(UUID(text), DriverUUID(text)) is None
+    assert difference(UUID(text), DriverUUID(text.replace("6", "7"))) is not None

@@ -81,7 +81,7 @@ async def test_events_of_a_shared_load(client: Redis, gated: GatedClient) -> Non
         return loader.item(number)
 
     gate = gated.gates.before("fill")
-    leader = asyncio.create_task(load(gated, 1))  # type: ignore[arg-type]
+    leader = asyncio.create_task(load(gated, 1))
     await gate.reached()
     await load(client, 1)
     gate.open()

@@ -65,7 +65,7 @@ def test_a_key_needs_its_arguments(load: Any) -> None:
         load.key()
     with pytest.raises(TypeError, match="nmber"):
         load.key(nmber=1)
-    with pytest.raises(KeyValueError, match="parameter .number. of type .*object") as caught:
+    with pytest.raises(KeyValueError, match=r"parameter .number. of type .*object") as caught:
         load.key(number=object())
     assert caught.value.parameter == "number"
 

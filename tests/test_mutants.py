@@ -17,12 +17,11 @@ import fastrdb.store
 import fastrdb.sweep
 import fastrdb.transactions
 from fastrdb import intent
-from fastrdb.scripts import Script
 from fastrdb.store import Busy
 from fastrdb.works import Scope, Transaction
-from tests.support import databases, scenarios, scenarios_commits
+from tests.support import databases, scenarios, scenarios_commits, scenarios_sessions
 from tests.support.databases import Database, ServerDatabase
-from tests.support.world import Scenario, World, rewritten, world
+from tests.support.world import Mutation, Scenario, World, pooled, world
 
 
 @pytest.fixture
@@ -36,19 +35,6 @@ async def lost(race: Coroutine[Any, Any, None]) -> None:
     """The race ends with somebody being answered wrongly."""
     with pytest.raises(AssertionError):
         await race
-
-
-class Mutation:
-    """Takes one line out of a script."""
-
-    def __init__(self, where: Any, name: str, old: str, new: str) -> None:
-        self.where, self.name, self.old, self.new = where, name, old, new
-
-    def __call__(self, monkeypatch: pytest.MonkeyPatch, w: World) -> None:
-        script: Script = getattr(self.where, self.name)
-        mutant = rewritten(script, self.old, self.new)
-        monkeypatch.setattr(self.where, self.name, mutant)
-        w.knows(mutant)
 
 
 LEASE_CHECK = "if redis.call('GET', lease) ~= token then return 0 end"
@@ -66,7 +52,7 @@ SCRIPTS: dict[str, tuple[Mutation, list[Scenario]]] = {
     ),
     "begin sets no barrier": (
         Mutation(fastrdb.sweep, "_BEGIN", BARRIER_UP, ""),
-        [scenarios.refill_before_commit, scenarios.put_before_a_writer, scenarios_commits.hidden_session],
+        [scenarios.refill_before_commit, scenarios_commits.hidden_session, scenarios_commits.connection_outside],
     ),
     "acquire asks for no barrier": (
         Mutation(fastrdb.store, "_ACQUIRE", "if barred(barriers, entry) then", "if false then"),
@@ -82,7 +68,7 @@ SCRIPTS: dict[str, tuple[Mutation, list[Scenario]]] = {
     ),
     "write-through asks for no lease": (
         Mutation(intent, "_END", LEASE_CHECK, ""),
-        [scenarios.put_against_a_writer],
+        [scenarios_sessions.put_against_a_writer],
     ),
     "release asks for no token": (
         Mutation(fastrdb.store, "_COMPARE_DELETE", "if redis.call('GET', KEYS[1]) == ARGV[1] then", "if true then"),
@@ -135,12 +121,16 @@ async def test_without_rule_1(w: World, monkeypatch: pytest.MonkeyPatch) -> None
     """A session that has written reads the cache and fills it."""
     for module in (fastrdb.entries, fastrdb.session):
         monkeypatch.setattr(module, "wrote", lambda session: False)
-    await lost(scenarios.own_writes(w))
+    await lost(scenarios_sessions.own_writes(w))
 
 
 @pytest.mark.parametrize(
     "race",
-    [scenarios.old_snapshot, scenarios.old_snapshot_ended_inside, scenarios.old_snapshot_of_a_leader],
+    [
+        scenarios_sessions.old_snapshot,
+        scenarios_sessions.old_snapshot_ended_inside,
+        scenarios_sessions.old_snapshot_of_a_leader,
+    ],
     ids=lambda race: race.__name__,
 )
 async def test_without_rule_2(
@@ -176,12 +166,16 @@ async def test_rule_2_asked_after_the_load_only(
         databases.opened(postgresql_server.url, isolation_level="REPEATABLE READ") as database,
         world(database, client) as made,
     ):
-        await lost(scenarios.old_snapshot_ended_inside(made))
+        await lost(scenarios_sessions.old_snapshot_ended_inside(made))
 
 
 @pytest.mark.parametrize(
     "race",
-    [scenarios.identity_map, scenarios.identity_map_by_get, scenarios.identity_map_by_relationship],
+    [
+        scenarios_sessions.identity_map,
+        scenarios_sessions.identity_map_by_get,
+        scenarios_sessions.identity_map_by_relationship,
+    ],
     ids=lambda race: race.__name__,
 )
 async def test_without_rule_3(w: World, monkeypatch: pytest.MonkeyPatch, race: Scenario) -> None:
@@ -195,13 +189,11 @@ async def test_without_rule_3(w: World, monkeypatch: pytest.MonkeyPatch, race: S
     [
         scenarios.refill_before_commit,
         scenarios.deleted_before_commit,
-        scenarios.put_before_a_writer,
+        scenarios_sessions.put_before_a_writer,
         scenarios_commits.hidden_session,
-        scenarios_commits.joined,
         scenarios_commits.connection_inside,
-        scenarios_commits.connection_outside,
         scenarios_commits.older_hidden_session,
-        scenarios.savepoint_that_commits,
+        scenarios_sessions.savepoint_that_commits,
     ],
     ids=lambda race: race.__name__,
 )
@@ -251,7 +243,7 @@ def _no_savepoints(monkeypatch: pytest.MonkeyPatch) -> None:
         (_no_hand_over, scenarios_commits.connection_outside),
         (_one_session, scenarios_commits.joined_and_open),
         (_always_carried, scenarios_commits.read_only_commit),
-        (_no_savepoints, scenarios.savepoint_that_commits),
+        (_no_savepoints, scenarios_sessions.savepoint_that_commits),
     ],
 )
 async def test_following_commits(
@@ -265,7 +257,7 @@ async def test_following_commits(
 async def test_savepoints_that_are_rolled_back(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was put in them is stored at the commit."""
     monkeypatch.setattr(fastrdb.transactions, "_distrust", lambda state: None)
-    await lost(scenarios.savepoint_rolled_back(w))
+    await lost(scenarios_sessions.savepoint_rolled_back(w))
 
 
 @pytest.mark.parametrize(
@@ -288,6 +280,13 @@ async def test_taking_autocommit_for_a_transaction(
         world(database, client) as made,
     ):
         await lost(race(made))
+
+
+async def test_leaving_the_transaction_open(sqlite: Database, client: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is cancelled before its COMMIT is not rolled back: it is still there for the next one."""
+    monkeypatch.setattr(fastrdb.transactions, "_undo", lambda connection: None)
+    async with pooled(sqlite) as database, world(database, client) as made:
+        await lost(scenarios.cancelled_before_commit(made, made.two.client.after("begin")))
 
 
 async def test_beginning_once(sqlite: Database, client: Redis, monkeypatch: pytest.MonkeyPatch) -> None:

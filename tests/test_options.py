@@ -92,7 +92,7 @@ async def test_a_row_that_does_not_fit_is_an_error_not_an_entry(database: Databa
         return "no row"
 
     async with database.sessions() as db:
-        with pytest.raises(SchemaError, match="load: the result, str, does not fit"):
+        with pytest.raises(SchemaError, match=r"load: the result, str, does not fit"):
             await load(db, client, 1)
     assert await client.keys("row:*") == []
     assert await client.keys("fastrdb:lease:*") == []
@@ -126,7 +126,9 @@ async def test_entries_live_as_long_as_they_are_told(
 ) -> None:
     """`exp` in seconds or as timedelta, an hour where it is not given; `jitter` only shortens it."""
 
-    @cached("item:{number}", **options)
+    decorate: Any = cached("item:{number}", **options)
+
+    @decorate  # type: ignore[untyped-decorator]
     async def load(redis: Redis, number: int) -> int:
         return number
 
@@ -145,7 +147,9 @@ def absent(**options: Any) -> tuple[Any, Loader]:
     """Give a function that finds nothing, and what counts its loads."""
     loader = Loader()
 
-    @cached("item:{number}", exp=60, **options)
+    decorate: Any = cached("item:{number}", exp=60, **options)
+
+    @decorate  # type: ignore[untyped-decorator]
     async def load(redis: Redis, number: int) -> Item | None:
         loader.calls += 1
         if number == 0:
@@ -170,7 +174,7 @@ async def test_a_missing_row_is_remembered_if_told(client: Redis) -> None:
     """The same error with the same text, without a load, as long as `negative_exp` says."""
     load, loader = absent(negative_exp=timedelta(seconds=5))
     for _ in range(3):
-        with pytest.raises(NoResultFound, match="^No row was found when one was required$"):
+        with pytest.raises(NoResultFound, match=r"^No row was found when one was required$"):
             await load(client, 1)
     assert loader.calls == 1
     assert 4000 < await client.pttl("item:1") <= 5000
@@ -273,13 +277,12 @@ async def test_callers_share_a_value_only_if_nobody_can_change_it(
 
     load.__annotations__["return"] = model
     decorated = cached("item:{number}")(load)
-    gate = gated.gates.after("acquire")
+    gate = gated.gates.before("fill")
     first = asyncio.create_task(decorated(gated, 1))
     await gate.reached()
-    second = asyncio.create_task(decorated(gated, 1))
-    third = asyncio.create_task(decorated(client, 1))
+    others = await asyncio.gather(decorated(client, 1), decorated(client, 1))
     gate.open()
-    values = await asyncio.gather(first, second, third)
+    values = [await first, *others]
     assert values[0] == values[1] == values[2]
     assert decorated.stats.joins == 2
     assert (values[0] is values[1]) is (values[1] is values[2]) is shared

@@ -24,7 +24,7 @@ def test_durations_are_seconds(value: Any, expected: float) -> None:
 @pytest.mark.parametrize("value", [0, -1, True, "1", None, float("nan"), float("inf"), timedelta(0), 10**10])
 def test_impossible_durations_are_refused(value: Any) -> None:
     """By the name of owner and option, with the value."""
-    with pytest.raises(OptionError, match="^f: exp=") as caught:
+    with pytest.raises(OptionError, match=r"^f: exp=") as caught:
         seconds(value, name="exp", owner="f")
     assert repr(value) in str(caught.value)
 

@@ -8,9 +8,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 from redis.asyncio import Redis
-from sqlalchemy.ext.asyncio import create_async_engine
 
-from tests.support import databases, scenarios, scenarios_commits
+from tests.support import databases, scenarios, scenarios_commits, scenarios_sessions
 from tests.support.databases import Database, ServerDatabase
 from tests.support.world import Scenario, World, spawn, world
 
@@ -19,21 +18,21 @@ RACES: list[Scenario] = [
     scenarios.refill_before_commit,
     scenarios.window_after_commit,
     scenarios.deleted_before_commit,
-    scenarios.identity_map,
-    scenarios.identity_map_by_get,
-    scenarios.identity_map_by_relationship,
-    scenarios.own_writes,
-    scenarios.savepoint_rolled_back,
+    scenarios_sessions.identity_map,
+    scenarios_sessions.identity_map_by_get,
+    scenarios_sessions.identity_map_by_relationship,
+    scenarios_sessions.own_writes,
+    scenarios_sessions.savepoint_rolled_back,
     scenarios.lease_expired,
     scenarios.release_spares_others,
     scenarios.zombie_fill,
     scenarios.zombie_acquire,
     scenarios.joiner,
     scenarios.followers,
-    scenarios.put_against_a_writer,
-    scenarios.put_before_a_writer,
-    scenarios.put_against_a_reader,
-    scenarios.put_rolled_back,
+    scenarios_sessions.put_against_a_writer,
+    scenarios_sessions.put_before_a_writer,
+    scenarios_sessions.put_against_a_reader,
+    scenarios_sessions.put_rolled_back,
     scenarios.lost_reply,
     scenarios_commits.result_prefix,
     scenarios_commits.closed_without_commit,
@@ -50,9 +49,9 @@ RACES: list[Scenario] = [
     scenarios_commits.read_only_commit,
 ]
 SNAPSHOTS: list[Scenario] = [
-    scenarios.old_snapshot,
-    scenarios.old_snapshot_ended_inside,
-    scenarios.old_snapshot_of_a_leader,
+    scenarios_sessions.old_snapshot,
+    scenarios_sessions.old_snapshot_ended_inside,
+    scenarios_sessions.old_snapshot_of_a_leader,
 ]
 AUTOCOMMIT: list[Scenario] = [
     scenarios_commits.autocommit,
@@ -87,13 +86,13 @@ async def on_mariadb(mariadb: Database, client: Redis) -> AsyncIterator[World]:
         yield made
 
 
-@pytest.mark.parametrize("race", [*RACES, scenarios.savepoint_that_commits], ids=name)
+@pytest.mark.parametrize("race", [*RACES, scenarios_sessions.savepoint_that_commits], ids=name)
 async def test_on_sqlite(on_sqlite: World, race: Scenario) -> None:
     """Nobody is answered with anything older than what was committed, whoever comes when."""
     await race(on_sqlite)
 
 
-@pytest.mark.parametrize("race", [*RACES, scenarios.savepoint_released, scenarios.two_writers], ids=name)
+@pytest.mark.parametrize("race", [*RACES, scenarios_sessions.savepoint_released, scenarios.two_writers], ids=name)
 async def test_on_postgresql(on_postgresql: World, race: Scenario) -> None:
     """The same where readers and writers do not wait for each other."""
     await race(on_postgresql)
@@ -119,7 +118,7 @@ async def test_old_snapshots_on_postgresql(postgresql_server: ServerDatabase, cl
 @pytest.mark.parametrize("how", ["attribute", "text"])
 async def test_every_kind_of_own_write(on_sqlite: World, how: str) -> None:
     """R6 for changes that are not flushed yet, and for statements given as text."""
-    await scenarios.own_writes(on_sqlite, how)
+    await scenarios_sessions.own_writes(on_sqlite, how)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -157,25 +156,3 @@ async def test_stale_fill_in_any_order(on_sqlite: World, seed: int) -> None:
     await w.fair()
     assert await w.client.get("item:1") == b'{"id":1,"name":"new"}'
     await w.quiet()
-
-
-async def test_a_listener_that_fails_leaves_no_transaction_behind(sqlite: Database, client: Redis) -> None:
-    """Cancelled before COMMIT, nothing is committed, not even by who gets the connection from the pool next."""
-    engine = create_async_engine(sqlite.engine.url, pool_size=1, max_overflow=0)
-    pooled = Database(engine, databases.async_sessionmaker(engine))
-    async with world(pooled, client) as w:
-        gate = w.two.client.after("begin")
-        writer = spawn(w.two.write("never"))
-        await gate.reached()
-        writer.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await writer
-        async with pooled.sessions() as db:
-            await w.one.by_text(db, "new")
-            await db.commit()
-        async with pooled.sessions() as db:
-            await db.execute(scenarios.update(scenarios.Item).where(scenarios.Item.id == 2).values(name="other"))
-            await db.commit()
-        assert await w.truth() == "new"
-        await w.quiet()
-    await engine.dispose()

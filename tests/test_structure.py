@@ -25,7 +25,7 @@ ROOMS = {
     "policy": ["policy"],
     "events": ["events"],
     "singleflight": ["singleflight"],
-    "store": ["scripts", "sweep", "intent", "store"],
+    "store": ["deadlines", "scripts", "sweep", "intent", "store"],
     "session": ["works", "transactions", "session"],
     "cache": ["cache", "entries", "misses", "loads", "many", "invalidations"],
     "decorators": ["protocols", "decorators"],

@@ -66,7 +66,7 @@ async def update_user(email: EmailStr, user: UserUpdate, redis: Client, db: Data
     return await user_crud.update(db=db, redis=redis, obj_in=user, email=email)
 
 
-@users.delete("/{email}", status_code=204)
+@users.delete("/{email}", status_code=204, response_model=None)
 async def delete_user(email: EmailStr, redis: Client, db: Database) -> None:
     """Delete a user."""
     await user_crud.delete(db=db, redis=redis, email=email)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
@@ -38,8 +39,10 @@ def demo(
     try:
         with _servers() as (database_url, redis_url):
             if serve:
-                uvicorn.run(create_app(database_url, redis_url, rows=ROWS), host=host, port=port)
+                with suppress(KeyboardInterrupt):  # it has shut down by then
+                    uvicorn.run(create_app(database_url, redis_url, rows=ROWS), host=host, port=port)
             else:
+                gc.freeze()  # a collection that walks all that is imported takes longer than what is measured
                 asyncio.run(show(Console(markup=False, emoji=False, highlight=False), database_url, redis_url))
     except EmbeddedServerError as error:
         typer.echo(str(error), err=True)

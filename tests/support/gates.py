@@ -47,20 +47,30 @@ class Gate:
 class Gates:
     """The gates set for names, each used once, in the order in which they were set."""
 
+    _made: list[Gate] = field(default_factory=list)
     _before: defaultdict[str, deque[Gate]] = field(default_factory=lambda: defaultdict(deque))
     _after: defaultdict[str, deque[Gate]] = field(default_factory=lambda: defaultdict(deque))
 
     def before(self, name: str) -> Gate:
         """Hold the next `name` before it is sent."""
-        gate = Gate()
+        gate = self._make()
         self._before[name].append(gate)
         return gate
 
     def after(self, name: str) -> Gate:
         """Hold the next `name` when its reply has arrived and its caller has not seen it yet."""
-        gate = Gate()
+        gate = self._make()
         self._after[name].append(gate)
         return gate
+
+    def open_all(self) -> None:
+        """Let everybody go on: the test is over."""
+        for gate in self._made:
+            gate.open()
+
+    def _make(self) -> Gate:
+        self._made.append(Gate())
+        return self._made[-1]
 
     async def arrive(self, name: str) -> None:
         """Stand at the gate before `name`, if one is set."""

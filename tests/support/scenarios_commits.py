@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Coroutine
+from typing import Any
+
 import pytest
 from sqlalchemy import select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
@@ -11,6 +15,19 @@ from tests.support.scenarios import LEASE
 from tests.support.world import Item, ItemOut, World, in_a_new_context, spawn
 
 NEW = update(Item).where(Item.id == 1).values(name="new")
+
+
+async def carried(w: World, commit: Coroutine[Any, Any, None]) -> None:
+    """The commit is told to Redis before it is sent."""
+    gate = w.at_commit()
+    committing = spawn(commit)
+    await gate.reached()
+    try:
+        assert await w.one.read() == "old"
+        assert not await w.client.exists("item:1", LEASE)
+    finally:
+        gate.open()
+        await committing
 
 
 async def result_prefix(w: World) -> None:
@@ -50,7 +67,7 @@ async def joined(w: World) -> None:
             await w.two.rename(db, w.two.client, 1, "new")
             await db.commit()
         assert await w.one.read() == "old"
-        await outer.commit()
+        await carried(w, outer.commit())
     await w.fair()
 
 
@@ -59,6 +76,7 @@ async def joined_and_open(w: World) -> None:
     async with w.two.database.engine.connect() as connection:
         outer = await connection.begin()
         async with AsyncSession(connection) as first, AsyncSession(connection) as second:
+            await first.execute(select(Item.id))
             await w.two.rename(first, w.two.client, 1, "new")
             await second.execute(select(Item.id))
             assert await w.one.read() == "old"
@@ -106,13 +124,7 @@ async def hidden_session(w: World) -> None:
             await db.commit()
 
     assert await w.one.read() == "old"
-    gate = w.at_commit()
-    writer = spawn(hidden(two.client, 1))
-    await gate.reached()
-    assert await w.one.read() == "old"
-    assert not await w.client.exists("item:1", LEASE)
-    gate.open()
-    await writer
+    await carried(w, hidden(two.client, 1))
     assert two.client.names().count("begin") == 1, "what a commit carried is not invalidated a second time"
     await w.fair()
 
@@ -130,7 +142,7 @@ async def older_hidden_session(w: World) -> None:
         await db.execute(select(Item.id))
         await hidden(two.client, 1)
         assert await w.one.read() == "old"
-        await db.commit()
+        await carried(w, db.commit())
     await w.fair()
 
 
@@ -144,13 +156,7 @@ async def connection_inside(w: World) -> None:
             await connection.execute(NEW)
 
     assert await w.one.read() == "old"
-    gate = w.at_commit()
-    writer = spawn(write(two.client, 1))
-    await gate.reached()
-    assert await w.one.read() == "old"
-    assert not await w.client.exists("item:1", LEASE)
-    gate.open()
-    await writer
+    await carried(w, write(two.client, 1))
     await w.fair()
 
 
@@ -161,12 +167,11 @@ async def connection_outside(w: World) -> None:
     async def write(connection: AsyncConnection, redis: object, item_id: int) -> None:
         await connection.execute(NEW)
 
-    write_on_anything = write
     async with w.two.database.engine.connect() as connection:
         await connection.begin()
-        await write_on_anything(connection, w.two.client, 1)
+        await write(connection, w.two.client, 1)
         assert await w.one.read() == "old"
-        await connection.commit()
+        await carried(w, connection.commit())
     await w.fair()
 
 
@@ -218,7 +223,7 @@ async def autocommit(w: World) -> None:
 
 async def autocommit_again(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second statement commits when the barrier of the first has run out: it is told of like the first."""
-    later = intent.monotonic() + 1000
+    later = time.monotonic() + 1000
     two = w.two
 
     @two.cache.invalidates("item:{item_id}")

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from contextvars import Context
 from typing import Any, TypeVar
 
+import pytest
 from pydantic import BaseModel
 from redis.asyncio import Redis
 from sqlalchemy import Connection, ForeignKey, event, select, text, update
-from sqlalchemy.ext.asyncio import AsyncAttrs, AsyncConnection, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncAttrs, AsyncConnection, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from sqlalchemy.util import await_only
 
@@ -27,6 +27,7 @@ from tests.support.databases import Database
 from tests.support.gates import Gate, GatedClient, Gates
 
 T = TypeVar("T")
+_spawned: set[asyncio.Task[Any]] = set()
 PATIENT = 30.0  # seconds: gates stand inside the cache's deadline
 
 
@@ -59,7 +60,10 @@ class ItemOut(BaseModel):
 
 def spawn(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
     """Start a caller of its own."""
-    return asyncio.get_running_loop().create_task(work)
+    task = asyncio.get_running_loop().create_task(work)
+    _spawned.add(task)
+    task.add_done_callback(_spawned.discard)
+    return task
 
 
 def rewritten(script: Script, old: str, new: str) -> Script:
@@ -67,6 +71,55 @@ def rewritten(script: Script, old: str, new: str) -> Script:
     assert old in script.text
     changed = script.text.replace(old, new)
     return Script(script.name, changed, hashlib.sha1(changed.encode()).hexdigest())
+
+
+def _reads(cache: Cache, gates: Gates) -> Any:
+    """The cached functions of a process."""
+
+    @cache.cached("item:{item_id}", schema=ItemOut, wait=PATIENT)
+    async def get(db: AsyncSession, redis: Redis, item_id: int) -> Item:
+        await gates.arrive("load")
+        found = (await db.execute(select(Item).where(Item.id == item_id))).scalar_one()
+        await gates.leave("load")
+        return found
+
+    @cache.cached("item-by-get:{item_id}", schema=ItemOut)
+    async def get_by_identity(db: AsyncSession, redis: Redis, item_id: int) -> Item:
+        return await db.get_one(Item, item_id)
+
+    @cache.cached("item-owner:{item_id}")
+    async def get_owner(db: AsyncSession, redis: Redis, item_id: int) -> str:
+        found = (await db.execute(select(Item).where(Item.id == item_id))).scalar_one()
+        owner: Owner = await found.awaitable_attrs.owner
+        return owner.name
+
+    @cache.cached("item:{item_id}:committed", schema=ItemOut)
+    async def get_and_commit(db: AsyncSession, redis: Redis, item_id: int) -> Item:
+        found = (await db.execute(select(Item).where(Item.id == item_id))).scalar_one()
+        await db.commit()
+        return found
+
+    return get, get_by_identity, get_owner, get_and_commit
+
+
+def _writes(cache: Cache) -> Any:
+    """The functions of a process that write."""
+
+    @cache.invalidates(["item*:{item_id}", "item:{item_id}:*"])
+    async def rename(db: AsyncSession, redis: Redis, item_id: int, name: str) -> None:
+        await db.execute(update(Item).where(Item.id == item_id).values(name=name))
+
+    @cache.invalidates("item*")
+    async def rename_owner(db: AsyncSession, redis: Redis, name: str) -> None:
+        await db.execute(update(Owner).values(name=name))
+        await db.commit()
+
+    @cache.invalidates("item*")
+    async def change(db: AsyncSession, redis: Redis, item_id: int, name: str) -> None:
+        await db.execute(update(Item).where(Item.id == item_id).values(name=name))
+        await db.commit()
+
+    return rename, rename_owner, change
 
 
 class Process:
@@ -77,52 +130,8 @@ class Process:
         self.client = GatedClient(client)
         self.cache = Cache(**{"timeout": PATIENT, **settings})
         self.gates = Gates()  # "load": before and after the query of `get`
-        cache, gates = self.cache, self.gates
-
-        @cache.cached("item:{item_id}", schema=ItemOut, wait=PATIENT)
-        async def get(db: AsyncSession, redis: Redis, item_id: int) -> Item:
-            await gates.arrive("load")
-            found = (await db.execute(select(Item).where(Item.id == item_id))).scalar_one()
-            await gates.leave("load")
-            return found
-
-        @cache.cached("item-by-get:{item_id}", schema=ItemOut)
-        async def get_by_identity(db: AsyncSession, redis: Redis, item_id: int) -> Item:
-            return await db.get_one(Item, item_id)
-
-        @cache.cached("item-owner:{item_id}")
-        async def get_owner(db: AsyncSession, redis: Redis, item_id: int) -> str:
-            found = (await db.execute(select(Item).where(Item.id == item_id))).scalar_one()
-            owner: Owner = await found.awaitable_attrs.owner
-            return owner.name
-
-        @cache.cached("item:{item_id}:committed", schema=ItemOut)
-        async def get_and_commit(db: AsyncSession, redis: Redis, item_id: int) -> Item:
-            found = (await db.execute(select(Item).where(Item.id == item_id))).scalar_one()
-            await db.commit()
-            return found
-
-        @cache.invalidates(["item*:{item_id}", "item:{item_id}:*"])
-        async def rename(db: AsyncSession, redis: Redis, item_id: int, name: str) -> None:
-            await db.execute(update(Item).where(Item.id == item_id).values(name=name))
-
-        @cache.invalidates("item*")
-        async def rename_owner(db: AsyncSession, redis: Redis, name: str) -> None:
-            await db.execute(update(Owner).values(name=name))
-            await db.commit()
-
-        @cache.invalidates("item*")
-        async def change(db: AsyncSession, redis: Redis, item_id: int, name: str) -> None:
-            await db.execute(update(Item).where(Item.id == item_id).values(name=name))
-            await db.commit()
-
-        self.get, self.get_by_identity, self.get_owner, self.get_and_commit = (
-            get,
-            get_by_identity,
-            get_owner,
-            get_and_commit,
-        )
-        self.rename, self.rename_owner, self.change = rename, rename_owner, change
+        self.get, self.get_by_identity, self.get_owner, self.get_and_commit = _reads(self.cache, self.gates)
+        self.rename, self.rename_owner, self.change = _writes(self.cache)
 
     @property
     def store(self) -> Store:
@@ -132,7 +141,8 @@ class Process:
     async def read(self, item_id: int = 1) -> str:
         """What a caller with a session of its own is answered."""
         async with self.database.sessions() as db:
-            return (await self.get(db, self.client, item_id)).name
+            found: ItemOut = await self.get(db, self.client, item_id)
+            return found.name
 
     async def write(self, name: str, item_id: int = 1) -> None:
         """A write with a session of its own, committed."""
@@ -159,13 +169,20 @@ class World:
         self.database, self.client = database, client
         self.one = Process(database, client, **settings)
         self.two = Process(database, client, **settings)
-        self._commits: deque[Gate] = deque()
+        self._commits = Gates()
 
     def at_commit(self) -> Gate:
         """Hold the next COMMIT: the cache has been told that it comes, the database not."""
-        gate = Gate()
-        self._commits.append(gate)
-        return gate
+        return self._commits.before("COMMIT")
+
+    async def end(self) -> None:
+        """Let everybody go on; who was waiting for something that did not come is cancelled."""
+        for gates in (self._commits, *(each for p in (self.one, self.two) for each in (p.gates, p.client.gates))):
+            gates.open_all()
+        left = [task for task in _spawned if task.get_loop() is asyncio.get_running_loop()]
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
 
     async def truth(self, item_id: int = 1) -> str:
         """What is committed."""
@@ -174,7 +191,11 @@ class World:
 
     async def keys(self, pattern: str = "*") -> set[str]:
         """The keys in Redis."""
-        return {key.decode() for key in await self.client.keys(pattern)}
+        return {_text(key) for key in await self.client.keys(pattern)}
+
+    async def value(self, key: str) -> str:
+        """What is under a key in Redis."""
+        return _text(await self.client.get(key))
 
     async def lapse(self, name: str) -> None:
         """Let the time of one key in Redis be over."""
@@ -182,8 +203,8 @@ class World:
 
     async def lapse_barriers(self) -> None:
         """Let the time of all barriers be over."""
-        for member, _ in await self.client.zrange("fastrdb:barriers", 0, -1, withscores=True):
-            await self.client.zadd("fastrdb:barriers", {member: 1})
+        for member in await self.client.zrange("fastrdb:barriers", 0, -1):
+            await self.client.zadd("fastrdb:barriers", {_text(member): 1})
 
     def knows(self, script: Script) -> None:
         """Let gates find a script that was rewritten."""
@@ -215,14 +236,14 @@ async def world(database: Database, client: Redis, **settings: Any) -> AsyncIter
     made = World(database, client, **settings)
 
     def hold(connection: Connection) -> None:
-        if made._commits:
-            await_only(made._commits.popleft().hold())
+        await_only(made._commits.arrive("COMMIT"))
 
     event.listen(database.engine.sync_engine, "commit", hold)
     try:
         yield made
     finally:
         event.remove(database.engine.sync_engine, "commit", hold)
+        await made.end()
         await made.one.cache.aclose()
         await made.two.cache.aclose()
 
@@ -230,6 +251,33 @@ async def world(database: Database, client: Redis, **settings: Any) -> AsyncIter
 Scenario = Callable[[World], Coroutine[Any, Any, None]]
 
 
+@asynccontextmanager
+async def pooled(database: Database) -> AsyncIterator[Database]:
+    """Give the database with one connection for all, which shows what is left on it."""
+    engine = create_async_engine(database.engine.url, pool_size=1, max_overflow=0)
+    try:
+        yield Database(engine, async_sessionmaker(engine, expire_on_commit=False))
+    finally:
+        await engine.dispose()
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
 async def in_a_new_context(work: Coroutine[Any, Any, T]) -> T:
     """Do it where nothing is known of the calls around it, as another program would."""
     return await asyncio.get_running_loop().create_task(work, context=Context())
+
+
+class Mutation:
+    """Takes one line out of a script."""
+
+    def __init__(self, where: Any, name: str, old: str, new: str) -> None:
+        self.where, self.name, self.old, self.new = where, name, old, new
+
+    def __call__(self, monkeypatch: pytest.MonkeyPatch, w: World) -> None:
+        script: Script = getattr(self.where, self.name)
+        mutant = rewritten(script, self.old, self.new)
+        monkeypatch.setattr(self.where, self.name, mutant)
+        w.knows(mutant)

@@ -1,0 +1,77 @@
+"""The deadline of every operation on Redis: all are equally long, so one timer serves them all.
+
+`asyncio.timeout` sets a timer for each operation and cancels it again, which is a tenth of what a `GET` costs. Here an
+operation costs a place in a queue; whoever is at its head when the time has come is cancelled, as `asyncio.timeout`
+does it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from types import TracebackType
+from typing import Any
+from weakref import ReferenceType, ref
+
+
+class Deadline:
+    """`with deadlines.start():` raises TimeoutError when the block lasts too long. For one task, once."""
+
+    __slots__ = ("cancelling", "expired", "task", "when")
+
+    def __init__(self, task: asyncio.Task[Any], when: float) -> None:
+        self.task: asyncio.Task[Any] | None = task  # None: the block is left
+        self.when = when
+        self.cancelling = task.cancelling()
+        self.expired = False
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        task, self.task = self.task, None
+        # Somebody else may have cancelled the task as well: then it is theirs, and no TimeoutError.
+        if self.expired and task is not None and task.uncancel() <= self.cancelling and kind is asyncio.CancelledError:
+            raise TimeoutError from error
+
+    def expire(self) -> None:
+        """Cancel what still runs."""
+        if self.task is not None:
+            self.expired = True
+            self.task.cancel()
+
+
+class Deadlines:
+    """The deadlines of `seconds` that are running in one event loop, the next one first."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._running: deque[Deadline] = deque()
+        self._loop: ReferenceType[asyncio.AbstractEventLoop] | None = None  # whose timer is set
+
+    def start(self) -> Deadline:
+        """Give a deadline that begins now. RuntimeError outside of a task."""
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task(loop)
+        if task is None:
+            raise RuntimeError("a deadline needs a task to cancel")
+        deadline = Deadline(task, loop.time() + self.seconds)
+        running = self._running
+        while running and running[0].task is None:
+            running.popleft()
+        if self._loop is None or self._loop() is not loop:  # no timer, or that of a loop that has ended
+            running.clear()
+            self._loop = ref(loop)
+            loop.call_at(deadline.when, self._next, loop)
+        running.append(deadline)
+        return deadline
+
+    def _next(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Cancel what is too late, and set the timer for the next that runs."""
+        running, now = self._running, loop.time()
+        while running and (running[0].task is None or running[0].when <= now):
+            running.popleft().expire()
+        if running:
+            loop.call_at(running[0].when, self._next, loop)
+        else:
+            self._loop = None

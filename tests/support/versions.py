@@ -1,0 +1,62 @@
+"""Reads that are cancelled at random, checked against what had been answered when they began."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Any
+
+from redis.asyncio import Redis
+
+from fastrdb import Cache
+from tests.support.world import PATIENT
+
+
+class Versions:
+    """A database in memory: versions that were written, and those whose writer has been answered."""
+
+    def __init__(self, client: Redis, chance: random.Random) -> None:
+        self.client, self.chance = client, chance
+        self.written = dict.fromkeys(range(5), 0)
+        self.answered = dict.fromkeys(range(5), 0)
+        self.caches = [Cache(timeout=PATIENT, barrier=PATIENT) for _ in range(2)]
+        self.functions = [self._functions(cache) for cache in self.caches]
+
+    def _functions(self, cache: Cache) -> Any:
+        @cache.cached("version:{key}", wait=PATIENT)
+        async def read(redis: object, key: int) -> int:
+            await self.steps(2)
+            found = self.written[key]
+            await self.steps(4)
+            return found
+
+        @cache.invalidates("version:{key}")
+        async def write(redis: object, key: int) -> int:
+            await self.steps(2)
+            self.written[key] += 1
+            return self.written[key]
+
+        return read, write
+
+    async def steps(self, most: int) -> None:
+        """Let others go on, a few times."""
+        for _ in range(self.chance.randrange(most)):
+            await asyncio.sleep(0)
+
+    async def read_and_cancel(self) -> str:
+        """One read, cancelled after some steps, and what came of it."""
+        (read, _), key = self.chance.choice(self.functions), self.chance.randrange(5)
+        known = self.answered[key]
+        task = asyncio.create_task(read(self.client, key))
+        await self.steps(60)
+        task.cancel()
+        try:
+            found = await task
+        except asyncio.CancelledError:
+            return "cancelled"
+        return "right" if known <= found <= self.written[key] else f"wrong: {found}, {known} was answered"
+
+    async def write(self) -> None:
+        """One write, and its answer."""
+        (_, write), key = self.chance.choice(self.functions), self.chance.randrange(5)
+        self.answered[key] = max(self.answered[key], await write(self.client, key))

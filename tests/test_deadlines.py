@@ -1,0 +1,139 @@
+"""Deadlines by one timer do what `asyncio.timeout` does. One of no seconds passes as soon as the loop turns."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import weakref
+
+import pytest
+
+from fastrdb.deadlines import Deadlines
+
+
+async def forever() -> None:
+    """Wait for what never comes."""
+    await asyncio.get_running_loop().create_future()
+
+
+async def turn() -> None:
+    """Let every task that can go on do so."""
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+async def under(deadlines: Deadlines) -> None:
+    """Wait under a deadline."""
+    with deadlines.start():
+        await forever()
+
+
+async def test_what_lasts_too_long_is_ended() -> None:
+    """By a TimeoutError; the task itself is not cancelled and goes on."""
+    with pytest.raises(TimeoutError):
+        await under(Deadlines(0))
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+    await asyncio.sleep(0)
+
+
+async def test_what_ends_in_time_is_left_alone() -> None:
+    """Results and errors pass, and no cancellation comes later."""
+    deadlines = Deadlines(0)
+    with deadlines.start():
+        pass
+    with pytest.raises(ValueError, match="own"), deadlines.start():
+        raise ValueError("own")
+    await turn()
+
+
+async def test_each_task_has_its_own() -> None:
+    """One timer serves many, those that begin while it runs too."""
+    deadlines = Deadlines(0)
+    tasks = [asyncio.create_task(under(deadlines)) for _ in range(3)]
+    late = asyncio.create_task(forever())
+    done = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(error) for error in done] == [TimeoutError] * 3
+    with pytest.raises(TimeoutError):
+        await under(deadlines)
+    assert not late.done()
+    late.cancel()
+
+
+async def test_a_later_deadline_outlives_an_earlier_one() -> None:
+    """The timer goes on to the next that runs."""
+    deadlines = Deadlines(0)
+    first = asyncio.create_task(under(deadlines))
+    await asyncio.sleep(0)
+    deadlines.seconds = 60
+    second = asyncio.create_task(under(deadlines))
+    with pytest.raises(TimeoutError):
+        await first
+    await turn()
+    assert not second.done()
+    second.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await second
+
+
+async def test_a_cancellation_from_outside_is_no_timeout() -> None:
+    """It passes through as it is, in time or together with the deadline."""
+    calm = asyncio.create_task(under(Deadlines(60)))
+    both = asyncio.create_task(under(Deadlines(0)))
+    await asyncio.sleep(0)
+    calm.cancel()
+    both.cancel()
+    for task in (calm, both):
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+async def test_deadlines_nest() -> None:
+    """The inner one ends the inner block only."""
+    outer, inner = Deadlines(60), Deadlines(0)
+    with outer.start():
+        with pytest.raises(TimeoutError), inner.start():
+            await forever()
+        await turn()
+
+
+async def test_what_has_ended_is_forgotten() -> None:
+    """A caller after the other leaves nothing behind."""
+    deadlines = Deadlines(60)
+    for _ in range(1000):
+        with deadlines.start():
+            pass
+    assert len(deadlines._running) == 1
+
+
+def test_a_loop_that_has_ended_is_let_go() -> None:
+    """The next loop has a timer of its own, and the last one can be collected."""
+    deadlines = Deadlines(0)
+    loops = []
+    for _ in range(2):
+
+        async def main() -> None:
+            loops.append(weakref.ref(asyncio.get_running_loop()))
+            with deadlines.start():
+                pass
+            with pytest.raises(TimeoutError):
+                await under(deadlines)
+
+        asyncio.run(main())
+    gc.collect()
+    assert [found() for found in loops] == [None, None]
+
+
+async def test_outside_of_a_task_there_is_nothing_to_cancel() -> None:
+    """A callback of the loop gets a clear error."""
+    raised: list[BaseException] = []
+
+    def callback() -> None:
+        with pytest.raises(RuntimeError, match="needs a task") as caught:
+            Deadlines(1).start()
+        raised.append(caught.value)
+
+    asyncio.get_running_loop().call_soon(callback)
+    await turn()
+    assert raised
