@@ -10,9 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
-
-from sqlalchemy.orm import Session
+from typing import TYPE_CHECKING, Any
 
 from .cache import BaseCache
 from .calls import CallPlan
@@ -22,6 +20,9 @@ from .events import Counters
 from .policy import Policy
 from .session import no_result, wrote
 from .store import Store
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
 
 
 @dataclass(slots=True)

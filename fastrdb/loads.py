@@ -9,9 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
-
-from sqlalchemy.orm import Session
+from typing import TYPE_CHECKING, Any, Literal
 
 from .entries import MISS as MISS
 from .entries import Call as Call
@@ -22,6 +20,9 @@ from .errors import CacheUnavailableError, OptionError
 from .misses import Miss
 from .session import has_transaction, schema_map, sync_session, unfit
 from .works import mark, state_of, work_on
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
 
 
 @dataclass(frozen=True, slots=True)

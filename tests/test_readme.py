@@ -35,7 +35,7 @@ DEMO_COMMAND, TEST_COMMAND = (each.strip() for each in re.findall(r"```sh\n(.*?)
 async def run(code: str, names: dict[str, Any]) -> dict[str, Any]:
     """Run a block, which may await at its top level, with these names; give the names afterwards."""
     compiled = compile(code, "README.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
-    result = eval(compiled, names)  # noqa: S307  # the README's own code
+    result = eval(compiled, names)  # the README's own code
     if inspect.isawaitable(result):
         await result
     return names
