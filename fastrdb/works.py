@@ -27,6 +27,7 @@ class Work(Protocol):
     @property
     def pending(self) -> bool:
         """Whether something was added that `begin` has not covered yet."""
+        ...
 
     def add(self, prefixes: Iterable[Prefix] = ..., keys: Iterable[str] = ...) -> None:
         """More to invalidate."""

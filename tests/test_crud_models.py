@@ -786,6 +786,7 @@ async def test_two_caches(lite: AsyncSession, client: Redis) -> None:
         await crud.create(lite, client, {"chapter_id": 1, "verse_id": 1, "text": "x"})
         await crud.create(lite, client, {"chapter_id": 2, "verse_id": 1, "text": "secret"})
         assert await entries(client) == {"mine:verse:chapter_id:1:verse_id:1"}
+        assert len(await crud.get_multi(lite, client, chapter_id=2)) == 1  # `cache_if` is about single rows
         assert cache.stats().invalidations > 0
     with pytest.raises(PatternError, match=r"FastRDB\[Verse\]: pattern 'x:\{chapter\}'"):
         crud_of(Verse, VerseResponse, "verse_id", pattern="x:{chapter}")

@@ -16,10 +16,12 @@ from redis.asyncio import Redis
 from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from fastrdb import Cache
 from fastrdb.demo.cache import get_redis, open_redis
 from fastrdb.demo.database import async_get_db, open_database
 from fastrdb.demo.models import User
 from fastrdb.demo.schemas import UserCreate, UserResponse, UserUpdate
+from fastrdb.protocols import Options
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -44,22 +46,26 @@ async def run(code: str, names: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture
 async def names(server: EmbeddedServer, client: Redis, tmp_path: Path) -> AsyncIterator[dict[str, Any]]:
     """Give what the README's blocks take for granted: the tutorial's models, a session, a client."""
-    async with open_database(f"sqlite+aiosqlite:///{tmp_path / 'readme.db'}"), open_redis(server.url):
-        async with get_redis() as redis, async_get_db() as db:
-            yield {
-                "AsyncSession": AsyncSession,
-                "Redis": Redis,
-                "User": User,
-                "UserCreate": UserCreate,
-                "UserResponse": UserResponse,
-                "UserUpdate": UserUpdate,
-                "async_get_db": async_get_db,
-                "db": db,
-                "get_redis": get_redis,
-                "redis": redis,
-                "select": select,
-                "update": update,
-            }
+    async with (
+        open_database(f"sqlite+aiosqlite:///{tmp_path / 'readme.db'}"),
+        open_redis(server.url),
+        get_redis() as redis,
+        async_get_db() as db,
+    ):
+        yield {
+            "AsyncSession": AsyncSession,
+            "Redis": Redis,
+            "User": User,
+            "UserCreate": UserCreate,
+            "UserResponse": UserResponse,
+            "UserUpdate": UserUpdate,
+            "async_get_db": async_get_db,
+            "db": db,
+            "get_redis": get_redis,
+            "redis": redis,
+            "select": select,
+            "update": update,
+        }
 
 
 async def test_the_smallest_program_runs(server: EmbeddedServer, client: Redis, tmp_path: Path) -> None:
@@ -79,12 +85,13 @@ async def test_the_smallest_program_runs(server: EmbeddedServer, client: Redis, 
 async def test_the_decorators_work_as_shown(names: dict[str, Any]) -> None:
     """The cached reads follow the write, under the keys that the README names."""
     await run(CRUD.partition("user = await")[0], names)
-    await names["user_crud"].create(db=names["db"], redis=names["redis"], obj_in=UserCreate(email="a@example.com", name="A"))
-    await run(DECORATORS, names)
     asked = {"db": names["db"], "redis": names["redis"]}
-    before = [await names["get_user"](**asked, email="a@example.com"), *await names["list_users"](**asked, order_by="name")]
+    await names["user_crud"].create(**asked, obj_in=UserCreate(email="a@example.com", name="A"))
+    await run(DECORATORS, names)
+    get, listed = names["get_user"], names["list_users"]
+    before = [await get(**asked, email="a@example.com"), *await listed(**asked, order_by="name")]
     await names["rename"](**asked, email="a@example.com", name="B")
-    after = [await names["get_user"](**asked, email="a@example.com"), *await names["list_users"](**asked, order_by="name")]
+    after = [await get(**asked, email="a@example.com"), *await listed(**asked, order_by="name")]
     assert [user.name for user in before] == ["A", "A"]
     assert [user.name for user in after] == ["B", "B"]
     assert {type(user) for user in before} == {UserResponse}
@@ -124,8 +131,5 @@ def test_ci_runs_the_test_command_of_the_readme() -> None:
 
 def test_every_option_is_in_the_readme() -> None:
     """The tables of options name all that `cached` and `Cache` take."""
-    from fastrdb import Cache
-    from fastrdb.protocols import Options
-
     taken = {*Options.__annotations__, *inspect.signature(Cache.__init__).parameters} - {"self", "redis"}
     assert [name for name in sorted(taken) if f"`{name}`" not in README] == []
