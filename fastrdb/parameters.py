@@ -6,7 +6,7 @@ import inspect
 import re
 import sys
 import typing
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, is_dataclass
 from enum import Enum
@@ -175,12 +175,13 @@ def is_redis(value: Any) -> bool:
 
 def is_session(value: Any) -> bool:
     """Whether *value* is an AsyncSession or a scoped one."""
-    return _is_session_type(type(value))
+    cls: Any = type(value)
+    return _is_session_type(cls)
 
 
 @lru_cache(maxsize=256)
-def _is_session_type(cls: Hashable) -> bool:
-    return isinstance(cls, type) and bool(class_names(cls) & _SESSION)
+def _is_session_type(cls: type) -> bool:
+    return bool(class_names(cls) & _SESSION)
 
 
 def _is_keyable(declared: Any) -> bool:

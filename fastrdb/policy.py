@@ -48,7 +48,8 @@ class Policy:
         cache_if: Callable[[Any], bool] | None = None,
     ) -> Policy:
         """Check the options of `owner`. Raises OptionError."""
-        if isinstance(jitter, bool) or not isinstance(jitter, int | float) or not 0 <= jitter < 1:
+        fraction: object = jitter
+        if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 <= fraction < 1:
             raise OptionError(f"{owner}: jitter={jitter!r} must be a fraction of exp: 0 <= jitter < 1")
         if cache_if is not None and not callable(cache_if):
             raise OptionError(f"{owner}: cache_if={cache_if!r} must be a function of the result")

@@ -48,7 +48,7 @@ class Versions:
         (read, _), key = self.chance.choice(self.functions), self.chance.randrange(5)
         known = self.answered[key]
         task = asyncio.create_task(read(self.client, key))
-        await self.steps(60)
+        await self.steps(self.chance.choice((6, 20, 60)))
         task.cancel()
         try:
             found = await task
