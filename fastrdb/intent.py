@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os.path
 import secrets
 from contextlib import suppress
 from contextvars import Context
@@ -28,9 +29,9 @@ logger = logging.getLogger("fastrdb")
 
 _END = Script.load("end")
 
-_KEY_BARRIERS = 64
-"""Every acquire looks at every barrier. A transaction with more single keys than this bars their common head instead:
-more is barred for the time of a COMMIT, never less."""
+_MOST_BARRIERS = 64
+"""Every acquire looks at every barrier. A transaction that would set more than this (a bulk write, with prefixes of its
+own for each row) bars their common head instead: more is barred for the time of a COMMIT, never less."""
 _OWED = 1024
 """So many targets a repair remembers one by one. More, and everything is invalidated: memory has a bound."""
 _PAUSES = (0.05, 1.0)
@@ -257,14 +258,10 @@ class Intent:
         wide = [target for target in targets if not target.exact]
         heads = tuple(target.head for target in self._targets if not target.filter)
         single = {target.head for target in targets if target.exact} | set(leases)
-        alone = sorted(key for key in single if not key.startswith(heads))
-        if len(alone) > _KEY_BARRIERS:
-            first, last = alone[0], alone[-1]  # sorted: what these two share, all share
-            same = next(
-                (at for at, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first)
-            )
-            return [*wide, Target(first[:same])]
-        return [*wide, *(Target(key, EXACTLY) for key in alone)]
+        fence = [*wide, *(Target(key, EXACTLY) for key in single if not key.startswith(heads))]
+        if len(fence) <= _MOST_BARRIERS:
+            return fence
+        return [Target(os.path.commonprefix([target.head for target in fence]))]
 
     def _reached(self) -> list[Target]:
         return [*self._targets, *map(self._room.names.exactly, self._puts)]

@@ -127,6 +127,8 @@ def _on_statement(
     transaction.wrote = True
     if not transaction.users and not scopes():
         return
+    for session in transaction.sessions:
+        _distrust(state_of(session))  # what was put before this may be what it changes
     for scope in scopes():
         scope.meet(transaction)
     if autocommits(connection):

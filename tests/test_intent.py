@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 
 from fastrdb import intent as intents
 from fastrdb.errors import CacheUnavailableError
+from fastrdb.prefixes import Prefix
 from fastrdb.scripts import Script
 from fastrdb.store import Barred, Busy, Granted, Store
 from tests.support.gates import GatedClient
@@ -320,6 +321,18 @@ async def test_many_keys_are_one_barrier(any_client: Redis, store: Store) -> Non
     intent.put("user:2", b"1", 60_000)
     await intent.begin()
     assert await barriers(any_client) == 1
+
+
+async def test_many_prefixes_are_one_barrier(any_client: Redis, store: Store) -> None:
+    """A bulk write with a prefix for each row bars what the prefixes have in common."""
+    intent = store.intent(any_client)
+    intent.add([Prefix(f"user:{n}", "", whole=True) for n in range(1000)])
+    await intent.begin()
+    assert await barriers(any_client) == 1
+    assert await store.acquire(any_client, "user:999?a=b", "t") == Barred()
+    assert await store.acquire(any_client, "page:1", "t") == Granted()
+    await intent.end(committed=True)
+    assert await store.acquire(any_client, "user:999?a=b", "t") == Granted()
 
 
 # --- cancellation and unknown outcomes
