@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import os.path
 import secrets
 from contextlib import suppress
 from contextvars import Context
@@ -261,7 +260,9 @@ class Intent:
         fence = [*wide, *(Target(key, EXACTLY) for key in single if not key.startswith(heads))]
         if len(fence) <= _MOST_BARRIERS:
             return fence
-        return [Target(os.path.commonprefix([target.head for target in fence]))]
+        first, last = min(target.head for target in fence), max(target.head for target in fence)
+        same = (at for at, (one, other) in enumerate(zip(first, last, strict=False)) if one != other)
+        return [Target(first[: next(same, len(first))])]  # what the first and the last share, all share
 
     def _reached(self) -> list[Target]:
         return [*self._targets, *map(self._room.names.exactly, self._puts)]

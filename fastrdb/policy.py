@@ -56,9 +56,7 @@ class Policy:
         return cls(
             exp_ms=_ms(seconds(exp, name="exp", owner=owner)),
             jitter=float(jitter),
-            negative_ms=None
-            if negative_exp is None
-            else _ms(seconds(negative_exp, name="negative_exp", owner=owner)),
+            negative_ms=None if negative_exp is None else _ms(seconds(negative_exp, name="negative_exp", owner=owner)),
             wait=seconds(wait, name="wait", owner=owner, least=-1e-9),
             cache_if=cache_if,
         )

@@ -241,9 +241,7 @@ async def test_explain_tells_and_changes_nothing(load: Any, database: Database, 
         assert load.stats.hits == 0
 
 
-async def test_explain_says_what_the_session_stands_in_the_way_of(
-    load: Any, database: Database, client: Redis
-) -> None:
+async def test_explain_says_what_the_session_stands_in_the_way_of(load: Any, database: Database, client: Redis) -> None:
     """A transaction that has written neither reads nor fills."""
     async with database.sessions() as db:
         await rename(db, "b")

@@ -121,9 +121,7 @@ async def test_redis_none_converts_too() -> None:
     ],
     ids=["default", "seconds", "timedelta", "jitter"],
 )
-async def test_entries_live_as_long_as_they_are_told(
-    client: Redis, options: Any, least: int, most: int
-) -> None:
+async def test_entries_live_as_long_as_they_are_told(client: Redis, options: Any, least: int, most: int) -> None:
     """`exp` in seconds or as timedelta, an hour where it is not given; `jitter` only shortens it."""
 
     decorate: Any = cached("item:{number}", **options)
