@@ -201,6 +201,18 @@ async def test_put_is_forgotten_on_rollback(load: Any, database: Database, clien
     assert await client.keys("row:*") == []
 
 
+async def test_put_is_dropped_by_a_later_write(load: Any, database: Database, client: Redis) -> None:
+    """What the transaction writes after `put` may be the same row: the entry is deleted, and loaded again."""
+    async with database.sessions() as db:
+        await db.execute(update(Row).where(Row.id == 1).values(name="b"))
+        await load.put(Item(id=1, name="b"), db, client, 1)
+        await db.execute(update(Row).where(Row.id == 1).values(name="c"))
+        await db.commit()
+    assert await client.get("row:1") is None
+    async with database.sessions() as db:
+        assert await load(db, client, 1) == Item(id=1, name="c")
+
+
 async def test_put_without_a_transaction_deletes(load: Any, database: Database, client: Redis) -> None:
     """There is no commit to vouch for the value."""
     async with database.sessions() as db:
