@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from redis.asyncio import Redis
-from sqlalchemy import insert, select, update
+from sqlalchemy import insert, select, text, update
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from fastrdb import Cache, KeyValueError, Stats, cached, no_store
@@ -211,6 +212,22 @@ async def test_put_is_dropped_by_a_later_write(load: Any, database: Database, cl
     assert await client.get("row:1") is None
     async with database.sessions() as db:
         assert await load(db, client, 1) == Item(id=1, name="c")
+
+
+async def test_put_is_dropped_where_commit_rolls_back(load: Any, postgresql: Database, client: Redis) -> None:
+    """PostgreSQL answers the COMMIT of a failed transaction with a rollback and no error: nothing put is stored."""
+    await postgresql.create(Base)
+    async with postgresql.sessions() as db:
+        await db.execute(insert(Row).values(id=1, name="a"))
+        await db.commit()
+        await db.execute(update(Row).where(Row.id == 1).values(name="b"))
+        await load.put(Item(id=1, name="b"), db, client, 1)
+        with pytest.raises(DBAPIError):
+            await db.execute(text("SELECT 1 / 0"))
+        await db.commit()
+    assert await client.get("row:1") is None
+    async with postgresql.sessions() as db:
+        assert await load(db, client, 1) == Item(id=1, name="a")
 
 
 async def test_put_without_a_transaction_deletes(load: Any, database: Database, client: Redis) -> None:
