@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import re
-from collections.abc import Coroutine, Hashable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, Self
 from weakref import ReferenceType, WeakKeyDictionary, ref
@@ -90,6 +90,14 @@ class BaseCache:
         # The loop and state of the latest call, since there is but one loop nearly always.
         self._latest: tuple[ReferenceType[asyncio.AbstractEventLoop] | None, LoopState] = (None, LoopState())
 
+        # The client of the latest call, its loop and its store. A client belongs to one loop: while that runs, it is
+        # this one, and asking which one it is would cost more than all the rest of this.
+        self._recent: tuple[Callable[[], Any], ReferenceType[asyncio.AbstractEventLoop] | None, Any] = (
+            _nobody,
+            None,
+            None,
+        )
+
     def here(self) -> LoopState:
         """The state of the running event loop."""
         loop = asyncio.get_running_loop()
@@ -105,6 +113,10 @@ class BaseCache:
         found = plan.redis(values)
         if found is not MISSING:
             return found
+        return self.own(plan)
+
+    def own(self, plan: CallPlan) -> Any:
+        """The cache's own client, for a call that has none. None where the function may do without."""
         return self.redis if plan.redis_optional else self._own(plan.function)
 
     def _own(self, owner: str) -> Any:
@@ -117,6 +129,10 @@ class BaseCache:
 
     def store(self, client: Any) -> Store:
         """The store behind `client`: one for each server, so that a client per request finds what others know."""
+        recent, loop, latest = self._recent
+        if recent() is client and loop is not None and (running := loop()) is not None and running.is_running():
+            found: Store = latest
+            return found
         state = self.here()
         pool = getattr(client, "connection_pool", None) or _checked(client, type(self).__name__)
         store = state.by_pool.get(pool)
@@ -132,6 +148,7 @@ class BaseCache:
                     on_error=self.on_error,
                 )
             state.by_pool[pool] = store
+        self._recent = ref(client), ref(asyncio.get_running_loop()), store
         return store
 
     def background(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
@@ -200,6 +217,11 @@ class BaseCache:
 
     async def __aexit__(self, *exc: object) -> None:
         await self.aclose()
+
+
+def _nobody() -> object:
+    """No client at all: nothing is this object."""
+    return _forgiving
 
 
 async def _forgiving(work: Coroutine[Any, Any, Any]) -> None:

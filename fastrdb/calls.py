@@ -8,17 +8,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from .arguments import BOUND, Binder
+from .compiled import Locate, Recipe, compile_locate
 from .declared import MISSING, attribute_type, encode_with, encoder_for
 from .errors import KeyValueError, MissingKeyFieldError, OptionError, PatternError
 from .filling import Filling, attribute, part_encoder, reader
 from .keys import LIMIT, RESERVED_HEAD, Part, Template, fit, guard
-from .parameters import Inspected, Parameter, inspect_function, is_redis, is_session
-from .prefixes import Prefix
+from .parameters import Inspected, Parameter, inspect_function, redis_of, session_of
+from .reaches import RESULT, Reaches
 from .values import Encoder, quote
 
 __all__ = ["MISSING", "CallPlan"]
 
-_RESULT = "result"
 _SURE = LIMIT // 4  # so few characters are never too many bytes
 
 
@@ -45,10 +45,10 @@ class CallPlan:
         self._guarded = False
         self._steps: tuple[tuple[str, str, Callable[[Any], Any] | None, Encoder], ...] = ()
         self._query: tuple[tuple[str, Any, str | None, Encoder], ...] = ()
-        self._before: tuple[Filling, ...] = ()
-        self._after: tuple[Filling, ...] = ()
-        self._keys_before: tuple[Filling, ...] = ()
-        self._keys_after: tuple[Filling, ...] = ()
+        self.reaches = Reaches((), ())
+        self._signature = found.signature
+        self._takes_instance = found.takes_instance
+        self._compiled: Locate | None = None
 
     @classmethod
     def of(
@@ -80,8 +80,7 @@ class CallPlan:
         if pattern is not None:
             plan._compile(Template.parse(pattern, owner=owner, kind="pattern"), owner)
         filled = [plan._filling(text, owner, "prefix") for text in prefixes if text != ""]
-        plan._before, plan._after = _halves(filled)
-        plan._keys_before, plan._keys_after = _halves([plan._filling(text, owner, "pattern") for text in keys])
+        plan.reaches = Reaches(filled, [plan._filling(text, owner, "pattern") for text in keys])
         return plan
 
     # --- at decoration ------------------------------------------------------------------------------------------------
@@ -103,7 +102,7 @@ class CallPlan:
 
     def _check(self, part: Part, template: Template, owner: str, *, result: bool) -> None:
         name = part.root
-        if result and name == _RESULT:
+        if result and name == RESULT:
             return
         start = f"{owner}: {template.text!r}: placeholder '{{{part.field}}}'"
         if name == self._kwargs or (name not in self._parameters and self._kwargs is None):
@@ -126,10 +125,29 @@ class CallPlan:
         )
         left = self._parameters.keys() - template.names - self._outside - {self._kwargs}
         self._query = tuple(self._pair(name) for name in sorted(left))
+        if self._kwargs is None:
+            self._compiled = compile_locate(
+                self.function, [*self._signature.parameters.values()], self._recipe(template)
+            )
+
+    def _recipe(self, template: Template) -> Recipe:
+        return Recipe(
+            steps=self._steps,
+            tail=template.tail,
+            query=self._query,
+            finish=lambda key: fit(guard(key)) if self._guarded else fit(key),
+            always_finish=self._guarded,
+            sure=_SURE,
+            redis=None if self._redis is None else self._redis.name,
+            session=self._session,
+            own_redis=redis_of,
+            own_session=session_of,
+            instance=self._self,
+        )
 
     def _type_at(self, part: Part, *, result: bool = False) -> Any:
         """Declared type of what a placeholder stands for, MISSING if it cannot be made out."""
-        if result and part.root == _RESULT:
+        if result and part.root == RESULT:
             return attribute_type(self.return_type, part.path)
         found = self._parameters.get(part.root) or self._parameters.get(self._kwargs or "")
         return MISSING if found is None else attribute_type(self._type_of(found), part.path)
@@ -157,6 +175,22 @@ class CallPlan:
         return Filling(template, [self._type_at(part, result=True) for part in template.parts], self.function)
 
     # --- at a call ----------------------------------------------------------------------------------------------------
+
+    def locate(self, instance: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Any, str]:
+        """The call's Redis (None too, if given; MISSING where there is none), its session (or None), and its key.
+
+        Raises what `bind` and `key` raise.
+        """
+        compiled = self._compiled
+        if compiled is not None and (instance is None or self._takes_instance is not None):
+            try:
+                if instance is None or not self._takes_instance:
+                    return compiled(*args, **kwargs)
+                return compiled(instance, *args, **kwargs)
+            except (KeyValueError, AttributeError, KeyError, RecursionError, TypeError):
+                pass  # said better below
+        values = self.bind(instance, args, kwargs)
+        return self.redis(values), self.session(values), self.key(values)
 
     def bind(
         self, instance: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, partial: bool = False
@@ -248,8 +282,7 @@ class CallPlan:
             return values[name]
         if self._redis is not None and self._redis.default not in (None, MISSING):
             return self._redis.default
-        found = getattr(self._instance(values), "redis", MISSING)
-        return found if found is None or is_redis(found) else MISSING
+        return redis_of(self._instance(values))
 
     def session(self, values: Mapping[str, Any]) -> Any:
         """The session of the call: its argument, else `self.db`, else `self.session`, else None."""
@@ -258,36 +291,8 @@ class CallPlan:
             if found is not None:
                 return found
         instance = self._instance(values)
-        if instance is None:
-            return None
-        own = (getattr(instance, name, None) for name in ("db", "session"))
-        return next((each for each in own if is_session(each)), None)
+        return None if instance is None else session_of(instance)
 
     def _instance(self, values: Mapping[str, Any]) -> Any:
         name = self._first if BOUND in values else self._self
         return None if name is None else values.get(name)
-
-    def prefixes_before(self, values: Mapping[str, Any]) -> list[Prefix]:
-        """What the call's arguments alone say is invalidated."""
-        return [prefix for each in self._before for prefix in each.prefixes(values)]
-
-    def prefixes_after(self, values: Mapping[str, Any], result: Any) -> list[Prefix]:
-        """What is invalidated besides, now that the result is known."""
-        known = {**values, _RESULT: result}
-        unknown = [each for each in self._keys_after if not each.keys(known, lenient=True)]
-        return [prefix for each in (*self._after, *unknown) for prefix in each.prefixes(known, lenient=True)]
-
-    def keys_before(self, values: Mapping[str, Any]) -> list[str]:
-        """The single keys that the call's arguments alone say are invalidated."""
-        return [key for each in self._keys_before for key in each.keys(values)]
-
-    def keys_after(self, values: Mapping[str, Any], result: Any) -> list[str]:
-        """The single keys that are invalidated besides, now that the result is known."""
-        known = {**values, _RESULT: result}
-        return [key for each in self._keys_after for key in each.keys(known, lenient=True)]
-
-
-def _halves(filled: Sequence[Filling]) -> tuple[tuple[Filling, ...], tuple[Filling, ...]]:
-    """Those that need no result, and those that do."""
-    after = tuple(each for each in filled if _RESULT in each.template.names)
-    return tuple(each for each in filled if each not in after), after

@@ -49,9 +49,9 @@ class Deadlines:
         self._running: deque[Deadline] = deque()
         self._loop: ReferenceType[asyncio.AbstractEventLoop] | None = None  # whose timer is set
 
-    def start(self) -> Deadline:
-        """Give a deadline that begins now. RuntimeError outside of a task."""
-        loop = asyncio.get_running_loop()
+    def start(self, loop: asyncio.AbstractEventLoop | None = None) -> Deadline:
+        """Give a deadline that begins now, in the running `loop`. RuntimeError outside of a task."""
+        loop = asyncio.get_running_loop() if loop is None else loop
         task = asyncio.current_task(loop)
         if task is None:
             raise RuntimeError("a deadline needs a task to cancel")

@@ -94,13 +94,18 @@ class Entries:
 
     async def read(self, call: Call, raw: bytes) -> Any:
         """The value of an entry. One that cannot be read is deleted (unless replaced meanwhile), and is a miss."""
-        message = missing_message(raw) if raw[:1] == b" " else None
-        if message is not None:
-            raise no_result(message)
         try:
             return self.codec.decode(raw)
         except DecodeError as error:
-            self.counters.tell("corrupt", call.key, str(error))
+            return await self.unreadable(call, raw, error)
+
+    async def unreadable(self, call: Call, raw: bytes, error: DecodeError) -> Any:
+        """What follows from an entry that has no value: NoResultFound, or a miss."""
+        message = missing_message(raw)
+        if message is not None:
+            self.counters.tell("hit", call.key)
+            raise no_result(message)
+        self.counters.tell("corrupt", call.key, str(error))
         with suppress(CacheUnavailableError):
             await call.store.discard(call.client, call.key, raw)
         return MISS
@@ -113,13 +118,11 @@ class Entries:
 
     # --- past the cache
 
-    def closed(self, call: Call) -> str | None:
+    def closed(self, store: Store, client: Any, session: Session | None) -> str | None:
         """Why the cache must not even be read."""
-        if not call.store.ready:
-            return "a commit that Redis has not heard of is being repaired"
-        if call.session is not None and wrote(call.session):
+        if session is not None and wrote(session):
             return "the session has written in its open transaction"
-        return None
+        return store.closed(client)
 
     async def alone(self, call: Call, reason: str) -> Any:
         """Load for this caller only; `reason` says why."""

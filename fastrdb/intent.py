@@ -18,7 +18,8 @@ from time import monotonic
 from typing import TYPE_CHECKING, Literal
 
 from .errors import CacheUnavailableError
-from .scripts import EXACTLY, Client, Link, Names, Reach, Script, Target
+from .link import Client, Link
+from .scripts import EXACTLY, Names, Reach, Script, Target
 from .sweep import Sweeper, batches, lists
 
 if TYPE_CHECKING:

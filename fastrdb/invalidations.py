@@ -34,7 +34,9 @@ class Invalidation:
             return await function()
         store = self.cache.store(client)
         session = sync_session(plan.session(values))
-        scope = Scope(store, lambda: store.intent(client), plan.prefixes_before(values), plan.keys_before(values))
+        scope = Scope(
+            store, lambda: store.intent(client), plan.reaches.prefixes_before(values), plan.reaches.keys_before(values)
+        )
         if session is not None and has_transaction(session):
             scope.join(session)
         try:
@@ -44,7 +46,9 @@ class Invalidation:
             if not scope.hand_over() and scope.direct is not None:  # it may or may not have committed something
                 scope.direct.abandon()
             raise
-        await self._follow(scope, session, client, plan.prefixes_after(values, result), plan.keys_after(values, result))
+        await self._follow(
+            scope, session, client, plan.reaches.prefixes_after(values, result), plan.reaches.keys_after(values, result)
+        )
         return result
 
     async def _follow(self, scope: Scope, session: Any, client: Any, prefixes: list[Prefix], keys: list[str]) -> None:

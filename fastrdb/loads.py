@@ -9,8 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+from .calls import MISSING
+from .codec import DecodeError
 from .entries import MISS as MISS
 from .entries import Call as Call
 from .entries import Entries
@@ -42,23 +45,59 @@ class CachedQuery(Entries):
 
     # --- what the decorated function does
 
-    async def get(self, run: Callable[[], Awaitable[Any]], values: dict[str, Any], *, refresh: bool = False) -> Any:
-        """The value of the call with these arguments: from Redis, from another caller's load, or from `run()`."""
+    def answer(self, function: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The coroutine of one call. Raises at once what is wrong with its arguments; all else waits for the await."""
+        client, session, key = self.plan.locate(instance, args, kwargs)
+        if session is not None:
+            session = sync_session(session)
+            if session is not None and schema_map(session) is not None:
+                key = self.key(self.plan.bind(instance, args, kwargs), session)
+        if client is MISSING:
+            client = self.cache.own(self.plan)
+        if client is None:
+            return self._uncached(function, args, kwargs)
+        return self._get(client, session, key, function, args, kwargs)
+
+    async def _get(
+        self, client: Any, session: Session | None, key: str, function: Any, args: tuple[Any, ...], kwargs: Any
+    ) -> Any:
+        store = self.cache.store(client)
+        reason = self.closed(store, client, session)
+        raw, obstacle = None, None
+        if reason is None:
+            try:
+                raw = await store.get(client, key)
+                if raw is not None:
+                    value = self.codec.decode(raw)
+                    self.counters.tell("hit", key)
+                    return value
+            except (CacheUnavailableError, DecodeError) as error:
+                obstacle = error
+        # Only now: a hit needs none of this.
+        call = Call(key, client, store, session, partial(function, *args, **kwargs))
+        if reason is not None:
+            return await self.alone(call, reason)
+        return await self._missed(call, raw, obstacle)
+
+    async def _missed(self, call: Call, raw: bytes | None, obstacle: Exception | None) -> Any:
+        if isinstance(obstacle, CacheUnavailableError):
+            return await self.without_redis(call, obstacle)
+        if isinstance(obstacle, DecodeError) and raw is not None:
+            await self.unreadable(call, raw, obstacle)
+        self.counters.tell("miss", call.key)
+        return await Miss(self, call, refresh=False).resolve()
+
+    async def _uncached(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self.codec.convert(await function(*args, **kwargs))
+
+    async def refresh(self, run: Callable[[], Awaitable[Any]], values: dict[str, Any]) -> Any:
+        """Load now, whatever is in Redis, and store."""
         call = self.call(run, values)
         if call is None:
             return self.codec.convert(await run())
-        if (reason := self.closed(call)) is not None:
+        if (reason := self.closed(call.store, call.client, call.session)) is not None:
             return await self.alone(call, reason)
-        if not refresh:
-            try:
-                raw = await call.store.get(call.client, call.key)
-            except CacheUnavailableError as error:
-                return await self.without_redis(call, error)
-            if raw is not None and (value := await self.read(call, raw)) is not MISS:
-                self.counters.tell("hit", call.key)
-                return value
-            self.counters.tell("miss", call.key)
-        return await Miss(self, call, refresh).resolve()
+        return await Miss(self, call, refresh=True).resolve()
 
     def call(self, run: Callable[[], Awaitable[Any]], values: dict[str, Any]) -> Call | None:
         """What the arguments come to; None where Redis is given as None."""
@@ -115,7 +154,7 @@ class CachedQuery(Entries):
         if call is None:
             return Explanation(self.key(values), "bypass", None, ("redis is None",))
         key = call.store.name(call.key)
-        if (reason := self.closed(call)) is not None:
+        if (reason := self.closed(call.store, call.client, call.session)) is not None:
             return Explanation(key, "bypass", None, (reason,))
         try:
             entry = await call.store.inspect(call.client, call.key)

@@ -25,7 +25,11 @@ async def get_many(query: CachedQuery, arguments: Sequence[dict[str, Any]], load
     """
     calls = [query.call(nothing, values) for values in arguments]
     known = [call for call in calls if call is not None]
-    if len(known) < len(calls) or not known or query.closed(known[0]) is not None:
+    if (
+        len(known) < len(calls)
+        or not known
+        or query.closed(known[0].store, known[0].client, known[0].session) is not None
+    ):
         return list(await load(list(range(len(calls)))))
     return await _Many(query, known, load).resolve()
 

@@ -179,6 +179,18 @@ def is_session(value: Any) -> bool:
     return _is_session_type(cls)
 
 
+def redis_of(instance: Any) -> Any:
+    """`instance.redis`, which may be None; MISSING where there is none, or it is no client."""
+    found = MISSING if instance is None else getattr(instance, "redis", MISSING)
+    return found if found is None or is_redis(found) else MISSING
+
+
+def session_of(instance: Any) -> Any:
+    """`instance.db` or else `instance.session`, whichever is one; else None."""
+    own = (getattr(instance, name, None) for name in ("db", "session"))
+    return next((each for each in own if is_session(each)), None)
+
+
 @lru_cache(maxsize=256)
 def _is_session_type(cls: type) -> bool:
     return bool(class_names(cls) & _SESSION)

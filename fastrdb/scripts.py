@@ -1,38 +1,18 @@
-"""How the store speaks to Redis: what its keys are called, its Lua scripts, one deadline and one error boundary.
-
-Nothing here knows what the scripts are for. Replies are bytes whatever the client was told to decode, and whatever
-goes wrong on the way (errors of the server, the network, the pool, the deadline) is a CacheUnavailableError.
-"""
+"""What the store's keys are called in Redis, what an invalidation reaches, and the Lua scripts. Sends nothing."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
-
-from redis.exceptions import NoScriptError
-
-from .deadlines import Deadlines
-from .errors import CacheUnavailableError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 Argument = bytes | str | int
+Command = Sequence[Argument]
 
 EXACTLY = b"="
 """The filter of a target that is one key. No Lua pattern of a prefix reads so: they begin with ^."""
-
-
-class Client(Protocol):
-    """What is used of redis.asyncio.Redis, and of its relatives."""
-
-    def execute_command(self, *args: Any, **options: Any) -> Any:
-        """Send one command; the result is awaited."""
-
-    def pipeline(self, transaction: bool = ...) -> Any:
-        """Collect commands to send at once."""
 
 
 class Reach(Protocol):
@@ -100,6 +80,7 @@ class Names:
         room = f"fastrdb:{namespace}:" if namespace else "fastrdb:"
         self.before = f"{namespace}:".encode() if namespace else b""
         self.index, self.expiry, self.barriers = (f"{room}{part}".encode() for part in ("index", "expiry", "barriers"))
+        self.server, self.healing = f"{room}server".encode(), f"{room}healing".encode()
         self.shared = (self.index, self.expiry, self.barriers)
         self.leases = f"{room}lease:".encode()
 
@@ -158,65 +139,3 @@ class Call(NamedTuple):
     def whole(self) -> tuple[Argument, ...]:
         """Give the command that brings the script along, and leaves it there."""
         return ("EVAL", self.script.text, len(self.keys), *self.keys, *self.arguments)
-
-
-class Link:
-    """Sends commands and scripts, each under a deadline of `timeout` seconds.
-
-    Everything here may raise CacheUnavailableError. A command that was cancelled or timed out may still be executed:
-    redis-py sends again what it got no reply to, so all that goes through here is at-least-once.
-    """
-
-    def __init__(self, timeout: float) -> None:
-        self._deadlines = Deadlines(timeout)
-
-    async def command(self, client: Client, *command: Argument) -> Any:
-        """Send one command, and give its reply."""
-        try:
-            with self._deadlines.start():
-                return await client.execute_command(*command, NEVER_DECODE=True)
-        except Exception as error:
-            raise _unavailable(str(command[0]), error) from error
-
-    async def script(self, client: Client, script: Script, keys: Sequence[bytes], *arguments: Argument) -> Any:
-        """Run a script, and give its result."""
-        call = Call(script, keys, arguments)
-        try:
-            with self._deadlines.start():
-                try:
-                    return await client.execute_command(*call.known(), NEVER_DECODE=True)
-                except NoScriptError:
-                    return await client.execute_command(*call.whole(), NEVER_DECODE=True)
-        except Exception as error:
-            raise _unavailable(script.name, error) from error
-
-    async def batch(self, client: Client, script: Script, calls: Sequence[Call]) -> list[Any]:
-        """Run a script many times in one round trip; the first error is raised when all have been run."""
-        try:
-            with self._deadlines.start():
-                replies = await _pipeline(client, [call.known() for call in calls])
-                unknown = [at for at, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
-                if unknown:  # one brings the script along, the others find it there
-                    first, *others = (calls[at] for at in unknown)
-                    again = await _pipeline(client, [first.whole(), *(call.known() for call in others)])
-                    for at, reply in zip(unknown, again, strict=True):
-                        replies[at] = reply
-        except Exception as error:
-            raise _unavailable(script.name, error) from error
-        for reply in replies:
-            if isinstance(reply, Exception):
-                raise _unavailable(script.name, reply) from reply
-        return replies
-
-
-async def _pipeline(client: Client, commands: Sequence[Sequence[Argument]]) -> list[Any]:
-    async with client.pipeline(transaction=False) as pipeline:
-        for command in commands:
-            pipeline.execute_command(*command, NEVER_DECODE=True)
-        replies: list[Any] = await pipeline.execute(raise_on_error=False)
-    return replies
-
-
-def _unavailable(operation: str, error: Exception) -> CacheUnavailableError:
-    """Translate an error; a deadline that has passed has no text of its own."""
-    return CacheUnavailableError(operation, str(error) or type(error).__name__)

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import CacheUnavailableError
 from .intent import Intent, Repairs, Room
-from .scripts import Call, Client, Link, Names, Reach, Script, Target
+from .link import Client, Link
+from .restarts import OTHER_DATA, Restarts
+from .scripts import Call, Names, Reach, Script, Target
 from .sweep import Sweeper
 
 if TYPE_CHECKING:
@@ -85,19 +87,35 @@ class Store:
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self._names = names = Names(namespace)
-        self._link = link = Link(timeout)
+        self._restarts = Restarts(names)
+        self._link = link = Link(timeout, self._restarts)
+        self._breaker = link.breaker
         self._lease_ms = max(1, round(lease * 1000))
-        self._sweeper = Sweeper(link, names, max(1, round(barrier * 1000)), chunk)
-        self._repairs = Repairs(self._sweeper, sleep)
+        insistent = Sweeper(link.insisting(), names, max(1, round(barrier * 1000)), chunk)
+        # A commit that may not go on without Redis tries it in any case.
+        self._sweeper = insistent if on_error == "raise" else Sweeper(link, names, insistent.barrier_ms, chunk)
+        self._repairs = Repairs(insistent, sleep)
         self._room = Room(link, names, self._sweeper, self._repairs, chunk, on_error, renew=barrier / 2)
 
     @property
-    def ready(self) -> bool:
-        """Whether entries may be read: not while an invalidation is owed to Redis."""
-        if not self._repairs.owed:
-            return True
-        self._repairs.start()
-        return False
+    def owes(self) -> bool:
+        """Whether Redis has yet to be told of an invalidation."""
+        return self._repairs.owed
+
+    def closed(self, client: Client) -> str | None:
+        """Why entries may not be read for the time being; None if they may. Sees to it that this comes to its end."""
+        if self._breaker.opened and self._link.closed_for(client):
+            return "Redis has not answered lately"
+        if self._repairs.owed:
+            self._repairs.start()
+            return "a commit that Redis has not heard of is being repaired"
+        if self._restarts.other_data:
+            self._restarts.heal(
+                lambda call: self._link.script(client, call.script, call.keys, *call.arguments),
+                lambda: self._sweeper.delete(client, [self._names.everything]),
+            )
+            return OTHER_DATA
+        return None
 
     def name(self, key: str) -> str:
         """Give the name in Redis of the entry of `key`."""
@@ -106,14 +124,11 @@ class Store:
     def get(self, client: Client, key: str) -> Coroutine[Any, Any, bytes | None]:
         """Give the entry, by one GET and nothing else."""
         # Handed on rather than awaited: on a hit each level of coroutines is felt.
-        return self._link.command(client, "GET", self._names.entry(key))
+        return self._link.get(client, self._names.entry(key))
 
     async def get_many(self, client: Client, keys: Sequence[str]) -> list[bytes | None]:
         """Give the entries in the order of `keys`, by one MGET."""
-        if not keys:
-            return []
-        raws: list[bytes | None] = await self._link.command(client, "MGET", *map(self._names.entry, keys))
-        return raws
+        return await self._link.get_many(client, [self._names.entry(key) for key in keys]) if keys else []
 
     async def acquire(self, client: Client, key: str, token: str, *, refresh: bool = False) -> Outcome:
         """Ask for the right to load `key` and store it; with `refresh`, although there is an entry.
@@ -122,7 +137,7 @@ class Store:
         the lease all the same: release it with the same token, or it keeps others from storing until it runs out.
         """
         call = self._acquire(key, token, refresh=refresh)
-        return _outcome(await self._link.script(client, call.script, call.keys, *call.arguments))
+        return self._outcome(await self._link.script(client, call.script, call.keys, *call.arguments))
 
     async def acquire_many(self, client: Client, tokens: Mapping[str, str]) -> dict[str, Outcome]:
         """Ask for many keys, each with its token, in one round trip; what `acquire` says holds for each of them."""
@@ -130,7 +145,7 @@ class Store:
             return {}
         calls = [self._acquire(key, token, refresh=False) for key, token in tokens.items()]
         replies = await self._link.batch(client, _ACQUIRE, calls)
-        return dict(zip(tokens, map(_outcome, replies), strict=True))
+        return dict(zip(tokens, map(self._outcome, replies), strict=True))
 
     async def fill(self, client: Client, key: str, token: str, raw: bytes, ttl_ms: int) -> bool:
         """Store what was loaded for `ttl_ms` (at least 1) and give the lease back; False if the lease was lost."""
@@ -180,17 +195,19 @@ class Store:
         return Intent(self._room, client)
 
     async def aclose(self, limit: float = 1.0) -> None:
-        """Let repairs that are under way finish within `limit` seconds, then stop them."""
+        """Let repairs that are under way finish within `limit` seconds, then stop them; give connections back."""
         await self._repairs.aclose(limit)
+        await self._restarts.aclose()
+        await self._link.aclose()
 
     def _acquire(self, key: str, token: str, *, refresh: bool) -> Call:
         names, entry = self._names, self._names.entry(key)
-        keys = (entry, names.lease(entry), names.index, names.expiry, names.barriers)
+        keys = (entry, names.lease(entry), names.index, names.expiry, names.barriers, names.server)
         return Call(_ACQUIRE, keys, (token, self._lease_ms, int(refresh)))
 
     def _fill(self, key: str, token: str, raw: bytes, ttl_ms: int) -> Call:
         names, entry = self._names, self._names.entry(key)
-        keys = (entry, names.lease(entry), names.index, names.expiry)
+        keys = (entry, names.lease(entry), names.index, names.expiry, names.server)
         return Call(_FILL, keys, (token, raw, ttl_ms, names.leases, _DEAD_PER_FILL))
 
     async def _compare_delete(self, client: Client, name: bytes, held: bytes) -> bool:
@@ -200,15 +217,17 @@ class Store:
         names = self._names
         return [*dict.fromkeys([*map(names.under, prefixes), *map(names.exactly, keys)])]
 
-
-def _outcome(reply: list[bytes]) -> Outcome:
-    """Read the result of acquire.lua."""
-    match reply:
-        case [b"hit", raw]:
-            return Hit(raw)
-        case [b"granted"]:
-            return Granted()
-        case [b"busy", token]:
-            return Busy(token.decode())
-        case _:
-            return Barred()
+    def _outcome(self, reply: list[bytes]) -> Outcome:
+        """Read the result of acquire.lua."""
+        match reply:
+            case [b"hit", raw]:
+                return Hit(raw)
+            case [b"granted"]:
+                return Granted()
+            case [b"busy", token]:
+                return Busy(token.decode())
+            case [b"restarted"]:
+                self._restarts.found()
+                return Barred()
+            case _:
+                return Barred()

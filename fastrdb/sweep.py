@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .scripts import Client, Link, Names, Range, Script, Target
+from .link import Client, Link
+from .scripts import Names, Range, Script, Target
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +21,7 @@ class Sweeper:
     """Sets barriers, and deletes what targets reach: begin.lua in as many calls as it takes."""
 
     def __init__(self, link: Link, names: Names, barrier_ms: int, chunk: int) -> None:
-        self._link, self.names, self._barrier_ms, self._chunk = link, names, barrier_ms, chunk
+        self._link, self.names, self.barrier_ms, self._chunk = link, names, barrier_ms, chunk
 
     async def begin(
         self,
@@ -42,7 +43,7 @@ class Sweeper:
         deleted = 0
         for call in batches(self._chunk, barriers, ranges, keys, leases):
             deleted += await self._call(
-                client, (token, self._barrier_ms, self._chunk, self.names.leases, int(again)), *call
+                client, (token, self.barrier_ms, self._chunk, self.names.leases, int(again)), *call
             )
         return deleted
 

@@ -459,12 +459,12 @@ def test_prefixes_of_arguments_and_of_results() -> None:
         keys=["one:{email}", "two:{result.code}"],
     )
     values = plan.bind(None, (DB, "a*"), {})
-    assert plan.prefixes_before(values) == [Prefix("user:"), Prefix("user:a%2A:")]
+    assert plan.reaches.prefixes_before(values) == [Prefix("user:"), Prefix("user:a%2A:")]
     result = Row(id=1, code="a")
-    assert plan.prefixes_after(values, result)[0] == Prefix("id:1", "", whole=True)
-    assert plan.prefixes_after(values, result)[-1] == Prefix("code:a%2A:a:")
-    assert plan.keys_before(values) == ["one:a%2A"]
-    assert plan.keys_after(values, result) == ["two:a"]
+    assert plan.reaches.prefixes_after(values, result)[0] == Prefix("id:1", "", whole=True)
+    assert plan.reaches.prefixes_after(values, result)[-1] == Prefix("code:a%2A:a:")
+    assert plan.reaches.keys_before(values) == ["one:a%2A"]
+    assert plan.reaches.keys_after(values, result) == ["two:a"]
 
 
 @pytest.mark.parametrize("result", [None, 1, [Row(id=1, code="a")], {"id": object(), "code": object()}])
@@ -474,8 +474,8 @@ def test_results_that_do_not_fit_invalidate_more(result: Any) -> None:
     async def function(a: int) -> Any: ...
 
     plan = plan_of(function, prefixes=["id:{result.id}:x"], keys=["two:{result.code}"])
-    assert plan.keys_after({"a": 1}, result) == []
-    assert plan.prefixes_after({"a": 1}, result) == [Prefix("id:"), Prefix("two:")]
+    assert plan.reaches.keys_after({"a": 1}, result) == []
+    assert plan.reaches.prefixes_after({"a": 1}, result) == [Prefix("id:"), Prefix("two:")]
 
 
 # --- what is refused, and what is not ---------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 import fastrdb
 from fastrdb import Cache, OptionError, cached, invalidates
 from fastrdb.events import Stats
+from fastrdb.store import Store
 from tests.support.databases import Database
 from tests.support.items import Item, Loader
 
@@ -204,8 +205,9 @@ async def test_both_decorators_stack_in_either_order(inner_first: bool, client: 
         return function
 
     load = plain(loader, wrap)
-    await client.set("list:1", "1")
-    await client.zadd("fastrdb:index", {"list:1": 0})
+    store = Store()
+    await store.acquire(client, "list:1", "t")
+    await store.fill(client, "list:1", "t", b"1", 60_000)
     assert await load(client, 1) == await load(client, number=1)
     assert loader.calls == 1
     assert await client.get("list:1") is None

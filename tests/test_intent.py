@@ -355,7 +355,7 @@ async def test_a_cancelled_begin_is_taken_back(gated: GatedClient, store: Store)
     await intent.end(committed=False)
     assert await barriers(gated) == 0
     assert await store.acquire(gated, "user:1", "t") == Granted()
-    assert store.ready
+    assert not store.owes
 
 
 async def test_an_unknown_outcome_leaves_the_barrier(any_client: Redis, store: Store) -> None:
@@ -383,7 +383,7 @@ async def test_redis_gone_at_the_end_leaves_nothing_stale(gated: GatedClient, st
     gated.fail_with(ConnectionError("gone"))
     await intent.end(committed=True)
     gated.heal()
-    assert store.ready
+    assert not store.owes
     assert await store.get(gated, "user:1") is None
     assert await store.acquire(gated, "user:1", "t") == Barred()
 
@@ -397,4 +397,4 @@ async def test_raise_aborts_the_commit(gated: GatedClient) -> None:
     with pytest.raises(CacheUnavailableError, match="begin: gone"):
         await intent.begin()
     await intent.end(committed=False)
-    assert store.ready
+    assert not store.owes

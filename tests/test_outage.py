@@ -39,7 +39,7 @@ async def own(stoppable: EmbeddedServer) -> AsyncIterator[Redis]:
 async def repaired(*processes: Process) -> None:
     """Wait until Redis has taken what it missed."""
     for process in processes:
-        while not process.store.ready:
+        while process.store.owes:
             await process.store.aclose(PATIENT)
 
 
@@ -66,7 +66,8 @@ async def test_stopped_and_started_again(
         await w.fair()
         assert await own.get("item:1") == b'{"id":1,"name":"newer"}'
     messages = [record.message for record in caplog.records if record.name == "fastrdb"]
-    assert len(messages) == 2, messages
+    assert len([message for message in messages if "invalidation" in message]) == 2, messages
+    assert len(set(messages)) == len(messages) <= 6, messages  # likewise of the breaker, and of the data that came back
 
 
 async def test_stopped_between_commit_and_end(sqlite: Database, stoppable: EmbeddedServer, own: Redis) -> None:

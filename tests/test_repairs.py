@@ -58,7 +58,7 @@ def store(pauses: Pauses) -> Store:
 async def repaired(store: Store) -> None:
     """Wait until nothing is owed."""
     await store.aclose(10)
-    assert store.ready
+    assert not store.owes
 
 
 async def test_a_commit_without_redis_is_made_up_for(gated: GatedClient, store: Store, pauses: Pauses) -> None:
@@ -69,10 +69,10 @@ async def test_a_commit_without_redis_is_made_up_for(gated: GatedClient, store: 
     intent.add([USERS])
     intent.put("page:1", b"new", 60_000)
     await intent.begin()
-    assert not store.ready
+    assert store.owes
     await intent.end(committed=True)
     await pauses.begun()
-    assert not store.ready
+    assert store.owes
     gated.heal()
     pauses.end()
     await repaired(store)
@@ -104,7 +104,7 @@ async def test_a_repair_before_the_commit_does_not_count(gated: GatedClient, sto
     await gated.delete("fastrdb:barriers")  # as when the transaction takes longer than a barrier
     await stored(gated, store, ["user:1"])
     await intent.end(committed=True)
-    assert not store.ready
+    assert store.owes
     await repaired(store)
     assert await store.get(gated, "user:1") is None
     assert await store.acquire(gated, "user:1", "reader") == Granted()
@@ -140,7 +140,7 @@ async def test_a_commit_that_nobody_began_is_owed(gated: GatedClient, store: Sto
     intent.add([USERS])
     intent.put("page:1", b"new", 60_000)
     await intent.end(committed=True)
-    assert not store.ready
+    assert store.owes
     await repaired(store)
     assert await store.get_many(gated, ["user:1", "page:1"]) == [None, None]
 
@@ -163,7 +163,7 @@ async def test_invalidate_soon_never_loses_anything(gated: GatedClient, store: S
     await stored(gated, store, ["user:1", "page:1"])
     gated.fail_with(ConnectionError("a moment"), times=1)
     await store.invalidate_soon(gated, [USERS])
-    assert not store.ready
+    assert store.owes
     await repaired(store)
     gate = gated.before("begin")
     task = asyncio.create_task(store.invalidate_soon(gated, keys=["page:1"]))
@@ -171,7 +171,7 @@ async def test_invalidate_soon_never_loses_anything(gated: GatedClient, store: S
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert not store.ready
+    assert store.owes
     await repaired(store)
     assert await store.get_many(gated, ["user:1", "page:1"]) == [None, None]
 
@@ -197,7 +197,7 @@ async def test_what_is_owed_is_bounded(gated: GatedClient, pauses: Pauses) -> No
 async def test_one_message_per_change_of_state(
     gated: GatedClient, store: Store, pauses: Pauses, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One warning when the cache is left, one message when it is used again, however many commits there were."""
+    """One warning and one message of what is owed, one of each of the breaker, however many commits there were."""
     caplog.set_level(logging.INFO, "fastrdb")
     gated.fail_with(ConnectionError("gone"))
     for _ in range(3):
@@ -211,7 +211,8 @@ async def test_one_message_per_change_of_state(
     gated.heal()
     pauses.end()
     await repaired(store)
-    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+    told = [(record.levelname, "invalidation" in record.getMessage()) for record in caplog.records]
+    assert sorted(told) == sorted([("WARNING", True), ("INFO", True), ("WARNING", False), ("INFO", False)])
 
 
 async def test_closing_gives_up_at_its_limit(gated: GatedClient, store: Store, pauses: Pauses) -> None:
@@ -242,7 +243,7 @@ def test_what_is_owed_outside_of_a_loop_waits_for_one(server: EmbeddedServer, st
     intent.abandon()
 
     async def later() -> None:
-        assert not store.ready
+        assert store.closed(client)
         await repaired(store)
         await client.aclose()
 

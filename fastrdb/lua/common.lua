@@ -14,6 +14,25 @@ local function ms(number)
   return string.format('%.0f', number)
 end
 
+-- What tells one start of one server from every other; nil and the reason where an ACL denies it.
+local function run_id()
+  local info = redis.pcall('INFO', 'server')
+  if type(info) ~= 'string' then return nil, info.err or 'INFO' end
+  return string.match(info, 'run_id:(%w+)'), 'no run_id'
+end
+
+-- Is the data that of this very server? The first to find nothing at all makes it so.
+local function at_home(server, index)
+  local own = run_id()
+  if not own then return true end
+  local noted = redis.call('GET', server)
+  if not noted and redis.call('EXISTS', index) == 0 then
+    redis.call('SET', server, own)
+    return true
+  end
+  return noted == own
+end
+
 -- The braces put the lease into its key's slot; a key with a hash tag of its own has its slot already.
 local function lease_name(prefix, key)
   local open = string.find(key, '{', 1, true)

@@ -1,0 +1,269 @@
+"""The one way to Redis: every command under a deadline, every failure a CacheUnavailableError, a breaker before it all.
+
+Replies are bytes whatever the client was told to decode. What was cancelled or timed out may still be executed, and
+what got no reply may be sent again: all that goes through here is at-least-once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Awaitable, Coroutine, Sequence
+from contextvars import Context
+from copy import copy
+from types import FunctionType
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary, ref
+
+from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from .breaker import Breaker
+from .connections import PoolSource
+from .deadlines import Deadlines
+from .errors import CacheUnavailableError
+from .restarts import OTHER_DATA, Restarts
+from .scripts import Argument, Call, Command, Script
+from .wire import Greeting, Wire
+
+logger = logging.getLogger("fastrdb")
+
+_SILENT = (TimeoutError, OSError, RedisConnectionError, RedisTimeoutError)
+"""What counts for the breaker: no answer. A server that answers with an error is there, and costs no time."""
+
+
+class Client(Protocol):
+    """What is used of redis.asyncio.Redis, and of its relatives."""
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        """Send one command; the result is awaited."""
+
+    def pipeline(self, transaction: bool = ...) -> Any:
+        """Collect commands to send at once."""
+
+
+class Route(Protocol):
+    """How commands get to the server of one client."""
+
+    def get(self, name: bytes, /) -> Awaitable[bytes | None]:
+        """Give the value of a key."""
+        ...
+
+    def send(self, commands: Sequence[Command], /) -> Coroutine[Any, Any, list[Any]]:
+        """Send commands in their order, and give their replies: the server's errors as they are, not raised."""
+        ...
+
+    async def aclose(self) -> None:
+        """Give back what is held."""
+
+
+class Direct:
+    """Each command by the client's own methods: for clients with something of their own in them, and small pools."""
+
+    def __init__(self, client: Client, deadlines: Deadlines, greet: Greeting) -> None:
+        self._client, self._deadlines, self._greet = ref(client), deadlines, greet
+        self._greeted = False
+
+    async def get(self, name: bytes) -> bytes | None:
+        """Give the value of a key."""
+        (reply,) = await self.send((("GET", name),))
+        if isinstance(reply, Exception):
+            raise reply
+        raw: bytes | None = reply
+        return raw
+
+    async def send(self, commands: Sequence[Command]) -> list[Any]:
+        """Send commands in their order; several in one pipeline."""
+        client = self._client()
+        if client is None:
+            raise RedisConnectionError("the client is gone")
+        try:
+            with self._deadlines.start():
+                if not self._greeted:
+                    await self._greet(lambda command: client.execute_command(*command, NEVER_DECODE=True))
+                    self._greeted = True
+                return await _sent(client, commands)
+        except _SILENT:
+            self._greeted = False  # it may be another server that answers next
+            raise
+
+    async def aclose(self) -> None:
+        """Nothing is held."""
+
+
+async def _sent(client: Client, commands: Sequence[Command]) -> list[Any]:
+    if len(commands) == 1:
+        try:
+            return [await client.execute_command(*commands[0], NEVER_DECODE=True)]
+        except ResponseError as error:
+            return [error]
+    async with client.pipeline(transaction=False) as pipeline:
+        for command in commands:
+            pipeline.execute_command(*command, NEVER_DECODE=True)
+        replies: list[Any] = await pipeline.execute(raise_on_error=False)
+    return replies
+
+
+class Link:
+    """Sends commands and scripts, each under a deadline of `timeout` seconds. For one event loop.
+
+    Everything here may raise CacheUnavailableError.
+
+    `restarts` is asked about each new connection. What it finds is said of reads here, and by the scripts of the rest.
+    """
+
+    def __init__(self, timeout: float, restarts: Restarts) -> None:
+        self._deadlines, self._restarts = Deadlines(timeout), restarts
+        self.breaker = Breaker()
+        self._routes: WeakKeyDictionary[Any, Route] = WeakKeyDictionary()
+        # The client of the latest call and its route, since there is but one client nearly always.
+        self._latest: Any = lambda: None
+        self._route: Any = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._insists = False
+
+    def insisting(self) -> Link:
+        """The same link for work that nobody waits for: it tries Redis whatever the breaker says, and may close it."""
+        other = copy(self)
+        other._insists = True
+        return other
+
+    async def get(self, client: Client, name: bytes) -> bytes | None:
+        """Give the value of a key."""
+        if self.breaker.opened:
+            raise self._closed_for("GET", client)
+        route: Route = self._route if self._latest() is client else self._find(client)
+        try:
+            raw = await route.get(name)
+        except Exception as error:
+            raise self._unavailable("GET", error) from error
+        self.breaker.failures = 0
+        if self._restarts.other_data:  # found out just before the GET was sent
+            raise CacheUnavailableError("GET", OTHER_DATA)
+        return raw
+
+    async def get_many(self, client: Client, names: Sequence[bytes]) -> list[bytes | None]:
+        """Give the values of keys."""
+        raws: list[bytes | None] = await self.command(client, "MGET", *names)
+        if self._restarts.other_data:
+            raise CacheUnavailableError("MGET", OTHER_DATA)
+        return raws
+
+    async def command(self, client: Client, *command: Argument) -> Any:
+        """Send one command, and give its reply."""
+        (reply,) = await self.many(client, (command,))
+        return reply
+
+    async def script(self, client: Client, script: Script, keys: Sequence[bytes], *arguments: Argument) -> Any:
+        """Run a script, and give its result."""
+        (reply,) = await self.batch(client, script, (Call(script, keys, arguments),))
+        return reply
+
+    async def batch(self, client: Client, script: Script, calls: Sequence[Call]) -> list[Any]:
+        """Run a script many times in one round trip; the first error is raised when all have been run."""
+        replies = await self._send(client, script.name, [call.known() for call in calls])
+        unknown = [at for at, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+        if unknown:  # one brings the script along, the others find it there
+            first, *others = (calls[at] for at in unknown)
+            again = await self._send(client, script.name, [first.whole(), *(call.known() for call in others)])
+            for at, reply in zip(unknown, again, strict=True):
+                replies[at] = reply
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise self._unavailable(script.name, reply) from reply
+        return replies
+
+    async def many(self, client: Client, commands: Sequence[Command]) -> list[Any]:
+        """Send several commands in one round trip, and give their replies; the first error is raised."""
+        replies = await self._send(client, str(commands[0][0]), commands)
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise self._unavailable(str(commands[0][0]), reply) from reply
+        return replies
+
+    async def aclose(self) -> None:
+        """Give connections back to their pools."""
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(set(self._tasks))
+        for route in list(self._routes.values()):
+            await route.aclose()
+
+    # --- parts
+
+    async def _send(self, client: Client, operation: str, commands: Sequence[Command]) -> list[Any]:
+        if self.breaker.opened and not self._insists:
+            raise self._closed_for(operation, client)
+        try:
+            replies = await self._find(client).send(commands)
+        except Exception as error:
+            raise self._unavailable(operation, error) from error
+        if self.breaker.succeeded():
+            logger.info("Redis answers again")
+        return replies
+
+    def _find(self, client: Client) -> Route:
+        if self._latest() is client:
+            found: Route = self._route
+            return found
+        pool = _pool_to_share(client)
+        place = client if pool is None else pool
+        route = self._routes.get(place)
+        if route is None:
+            route = (
+                Direct(client, self._deadlines, self._restarts.greet)
+                if pool is None
+                else Wire(PoolSource(pool), self._deadlines, self._restarts.greet)
+            )
+            self._routes[place] = route
+        self._latest, self._route = ref(client), route
+        return route
+
+    def _unavailable(self, operation: str, error: Exception) -> CacheUnavailableError:
+        """Translate an error, and count it. A deadline that has passed has no text of its own."""
+        reason = str(error) or type(error).__name__
+        if isinstance(error, _SILENT) and self.breaker.failed():
+            logger.warning("Redis does not answer (%s: %s): calls go on without it until it does", operation, reason)
+        return CacheUnavailableError(operation, reason)
+
+    # --- while the breaker is open
+
+    def closed_for(self, client: Client) -> bool:
+        """Whether nothing is asked of Redis for the time being; sees to it that it is tried again."""
+        if not self.breaker.opened:
+            return False
+        if self.breaker.due():
+            task = asyncio.get_running_loop().create_task(self._try(client), context=Context())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        return True
+
+    def _closed_for(self, operation: str, client: Client) -> CacheUnavailableError:
+        self.closed_for(client)
+        return CacheUnavailableError(operation, "Redis has not answered lately")
+
+    async def _try(self, client: Client) -> None:
+        """Whether Redis answers again: nobody waits for this."""
+        try:
+            await self.insisting().command(client, "PING")
+        except CacheUnavailableError as error:
+            logger.debug("still no answer: %s", error)
+        finally:
+            self.breaker.tried()
+
+
+def _pool_to_share(client: Any) -> Any:
+    """The pool of a plain redis-py client that can spare a connection; None where the client must be asked itself.
+
+    Its own `execute_command` may be more than redis-py's (a subclass, an instrumentation, a test's gate), and must then
+    see every command.
+    """
+    own = inspect.getattr_static(client, "execute_command", None)
+    if not isinstance(client, Redis) or type(own) is not FunctionType or own.__module__ != Redis.__module__:
+        return None
+    pool = client.connection_pool
+    return pool if client.connection is None and PoolSource.spares(pool) else None

@@ -1,0 +1,241 @@
+"""One connection that all callers of an event loop share: what they send travels in batches, one batch at a time.
+
+With nothing in flight a GET goes out at once, in its caller's own task: a lone caller pays nothing. While something is
+in flight, the others queue, and go out together when it returns, their GETs as one MGET. Nobody joins what has been
+sent: a reply that was on its way already may be older than a commit that the caller knows of.
+
+What changes something is sent by a task of the wire's own, so that a cancelled caller leaves nothing half done, and
+what it sends next (the release of a lease, say) cannot overtake what it sent before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextvars import Context
+from itertools import islice
+from typing import Any
+
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from .connections import Connection, Source, talk
+from .deadlines import Deadlines
+from .scripts import Command
+
+_MOST_GETS = 1024
+_MOST_COMMANDS = 256
+"""So much goes out in one batch; what is more waits for the next, so that nobody waits long for a huge reply."""
+_IDLE = 1.0
+"""Seconds without use after which the connection goes back to its pool."""
+
+
+Greeting = Callable[[Callable[[Command], Awaitable[Any]]], Awaitable[None]]
+
+
+class Wire:
+    """The shared connection to one server. For one event loop.
+
+    All methods raise what redis-py raises, and TimeoutError when a batch takes longer than the deadline. If a batch
+    fails, so does what had queued behind it: it would have waited as long again.
+
+    Args:
+        greet: is awaited for each new connection before it is used, with a function that sends one command on it.
+    """
+
+    def __init__(self, source: Source, deadlines: Deadlines, greet: Greeting) -> None:
+        self._source, self._deadlines, self._greet = source, deadlines, greet
+        self._loop = asyncio.get_running_loop()  # once: it is felt on a hit
+        self._busy = False
+        self._gets: dict[bytes, list[asyncio.Future[Any]]] = {}
+        self._sends: list[tuple[Sequence[Command], asyncio.Future[list[Any]]]] = []
+        self._connection: Connection | None = None
+        self._used = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def get(self, name: bytes) -> Awaitable[bytes | None]:
+        """Give the value of a key."""
+        if not self._busy:
+            return self._get_at_once(name)
+        future: asyncio.Future[bytes | None] = self._loop.create_future()
+        if name in self._gets:
+            self._gets[name].append(future)
+        else:
+            self._gets[name] = [future]
+        return future
+
+    async def _get_at_once(self, name: bytes) -> bytes | None:
+        if self._busy:  # somebody has come between the call and its await
+            return await self.get(name)
+        self._busy = True
+        try:
+            with self._deadlines.start(self._loop):
+                (reply,) = await self._exchange((("GET", name),))
+        except Exception as error:
+            self._fail(error)
+            raise
+        finally:
+            self._next()
+        if isinstance(reply, Exception):
+            raise reply
+        raw: bytes | None = reply
+        return raw
+
+    async def send(self, commands: Sequence[Command]) -> list[Any]:
+        """Send commands in their order, and give their replies: the server's errors as they are, not raised."""
+        future: asyncio.Future[list[Any]] = self._loop.create_future()
+        self._sends.append((commands, future))
+        if not self._busy:
+            self._busy = True
+            self._next()
+        return await future
+
+    async def aclose(self) -> None:
+        """Give the connection back; the next who asks takes one again."""
+        while self._tasks:
+            await asyncio.wait(set(self._tasks))
+        if not self._busy:
+            await self._rest()
+
+    # --- batches
+
+    def _next(self) -> None:
+        """Go on with what has queued, or be idle."""
+        if self._gets or self._sends:
+            self._spawn(self._drain())
+        else:
+            self._busy = False
+
+    async def _drain(self) -> None:
+        """Send what has queued, batch by batch."""
+        gets: dict[bytes, list[asyncio.Future[Any]]] = {}
+        sends: list[tuple[Sequence[Command], asyncio.Future[list[Any]]]] = []
+        try:
+            while self._gets or self._sends:
+                gets, sends = self._batch()
+                commands = [command for each, _ in sends for command in each]
+                if gets:
+                    commands.insert(0, ("MGET", *gets))
+                try:
+                    with self._deadlines.start(self._loop):
+                        replies = await self._exchange(commands)
+                except Exception as error:  # noqa: BLE001  # handed to those who asked
+                    _refuse(gets, sends, error)
+                    self._fail(error)
+                else:
+                    _distribute(gets, sends, replies)
+        finally:
+            self._busy = False
+            ending = RedisConnectionError("the event loop is ending")
+            _refuse(gets, sends, ending)  # all are answered but if this task was cancelled
+            self._fail(ending)
+
+    def _batch(self) -> tuple[dict[bytes, list[asyncio.Future[Any]]], list[Any]]:
+        """Take the next batch off the queue. What its caller does not wait for any more is sent all the same if it
+        changes something: a release, say, must follow."""
+        gets, sends = self._gets, self._sends
+        if len(gets) <= _MOST_GETS:
+            self._gets = {}
+        else:
+            gets = dict(islice(self._gets.items(), _MOST_GETS))
+            self._gets = dict(islice(self._gets.items(), _MOST_GETS, None))
+        count = taken = 0
+        for commands, _ in sends:
+            if taken and count + len(commands) > _MOST_COMMANDS:
+                break
+            count, taken = count + len(commands), taken + 1
+        self._sends = sends[taken:]
+        return gets, sends[:taken]
+
+    def _fail(self, error: Exception) -> None:
+        """Refuse what has queued."""
+        gets, self._gets = self._gets, {}
+        sends, self._sends = self._sends, []
+        _refuse(gets, sends, error)
+
+    # --- the connection
+
+    async def _exchange(self, commands: Sequence[Command]) -> list[Any]:
+        connection = self._connection
+        kept = connection is not None
+        if connection is None:
+            connection = await self._source.take()
+        try:
+            if kept and connection.is_connected:
+                try:
+                    return await talk(connection, commands)
+                except RedisConnectionError:
+                    pass  # the server may have closed it since; what is sent here may be sent twice
+            await self._welcome(connection)
+            return await talk(connection, commands)
+        finally:
+            self._keep(connection)
+
+    async def _welcome(self, connection: Connection) -> None:
+        """Connect if need be, and greet."""
+        await connection.connect()
+
+        async def ask(command: Command) -> Any:
+            (reply,) = await talk(connection, (command,))
+            return reply
+
+        await self._greet(ask)
+
+    def _keep(self, connection: Connection) -> None:
+        """Until it has not been used for a while."""
+        self._connection = connection
+        self._used = True
+        if self._timer is None:
+            self._timer = self._loop.call_later(_IDLE, self._look)
+
+    def _look(self) -> None:
+        """Give the connection back if it has not been used since the last look."""
+        self._timer = None
+        if self._used or self._busy:
+            self._used = False
+            self._timer = self._loop.call_later(_IDLE, self._look)
+        elif self._connection is not None:
+            self._spawn(self._rest())
+
+    async def _rest(self) -> None:
+        connection, self._connection = self._connection, None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if connection is not None:
+            await self._source.give(connection)
+
+    def _spawn(self, work: Any) -> None:
+        # In a context of its own: that of a request must not live on in it.
+        task = self._loop.create_task(work, context=Context())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _distribute(gets: dict[bytes, list[asyncio.Future[Any]]], sends: Sequence[Any], replies: list[Any]) -> None:
+    at = 0
+    if gets:
+        at, found = 1, replies[0]
+        values = [found] * len(gets) if isinstance(found, Exception) else found
+        for futures, value in zip(gets.values(), values, strict=True):
+            for future in futures:
+                _settle(future, value)
+    for commands, future in sends:
+        if not future.done():
+            future.set_result(replies[at : at + len(commands)])
+        at += len(commands)
+
+
+def _settle(future: asyncio.Future[Any], value: Any) -> None:
+    if future.done():
+        return
+    if isinstance(value, Exception):
+        future.set_exception(value)
+    else:
+        future.set_result(value)
+
+
+def _refuse(gets: dict[bytes, list[asyncio.Future[Any]]], sends: Sequence[Any], error: Exception) -> None:
+    for future in [*(future for futures in gets.values() for future in futures), *(future for _, future in sends)]:
+        if not future.done():
+            future.set_exception(error)
