@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -61,7 +62,7 @@ class Codec:
         entry = exact.exact(core)
         self.shared = schemas.is_immutable(entry)
         validator, serializer = exact.compile_exact(entry)
-        self._load = validator.validate_json
+        self._load = partial(validator.validate_json, strict=True)
         self._dump = serializer.to_json
         self.optional = self._takes_none()
 
@@ -104,7 +105,7 @@ class Codec:
         """
         try:
             if raw[0] != _SPACE:
-                return self._load(raw, strict=True)
+                return self._load(raw)
         except Exception as exc:  # validators are the user's, and may raise what they like
             raise DecodeError(f"{self.owner}: the entry is not {_name(self.type)}") from exc
         raise DecodeError(f"{self.owner}: a negative entry has no value")

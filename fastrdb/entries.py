@@ -18,7 +18,7 @@ from .codec import Codec, DecodeError, missing_message
 from .errors import CacheUnavailableError
 from .events import Counters
 from .policy import Policy
-from .session import no_result, wrote
+from .session import WROTE, no_result, wrote
 from .store import Store
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class Entries:
     def closed(self, store: Store, client: Any, session: Session | None) -> str | None:
         """Why the cache must not even be read."""
         if session is not None and wrote(session):
-            return "the session has written in its open transaction"
+            return WROTE
         return store.closed(client)
 
     async def alone(self, call: Call, reason: str) -> Any:

@@ -44,8 +44,13 @@ class Repairs:
     time until then open. Once the COMMIT is known to be done, deleting is enough, as by hand.
     """
 
-    def __init__(self, sweeper: Sweeper, sleep: Callable[[float], Awaitable[object]] = asyncio.sleep) -> None:
-        self._sweeper, self._sleep = sweeper, sleep
+    def __init__(
+        self,
+        sweeper: Sweeper,
+        obstacles: set[object],
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+    ) -> None:
+        self._sweeper, self._obstacles, self._sleep = sweeper, obstacles, sleep
         self._owed: dict[Target, bool] = {}
         self._trying: dict[Target, bool] = {}
         self._client: Client | None = None
@@ -62,6 +67,8 @@ class Repairs:
             logger.warning("Redis missed an invalidation (%s): reading past the cache until it is made up for", reason)
         for target in targets:
             self._owe(target, barred)
+        if self.owed:
+            self._obstacles.add(self)
         self._client = client
         self.start()
 
@@ -101,6 +108,7 @@ class Repairs:
                     await self._sleep(pause)
                     pause = min(pause * 2, longest)
             self._client = None
+            self._obstacles.discard(self)
             logger.info("Redis has taken the invalidations that it missed: the cache is used again")
         finally:
             self._task = None

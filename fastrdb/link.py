@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextvars import Context
 from copy import copy
 from types import FunctionType
@@ -27,7 +27,7 @@ from .deadlines import Deadlines
 from .errors import CacheUnavailableError
 from .restarts import OTHER_DATA, Restarts
 from .scripts import Argument, Call, Command, Script
-from .wire import Greeting, Wire
+from .wire import Boundary, Greeting, Wire
 
 logger = logging.getLogger("fastrdb")
 
@@ -63,35 +63,47 @@ class Route(Protocol):
 class Direct:
     """Each command by the client's own methods: for clients with something of their own in them, and small pools."""
 
-    def __init__(self, client: Client, deadlines: Deadlines, greet: Greeting) -> None:
-        self._client, self._deadlines, self._greet = ref(client), deadlines, greet
+    def __init__(self, client: Client, deadlines: Deadlines, greet: Greeting, boundary: Boundary) -> None:
+        self._client, self._deadlines, self._greet, self._boundary = ref(client), deadlines, greet, boundary
         self._greeted = False
 
     async def get(self, name: bytes) -> bytes | None:
         """Give the value of a key."""
-        (reply,) = await self.send((("GET", name),))
-        if isinstance(reply, Exception):
-            raise reply
-        raw: bytes | None = reply
+        reply, refused = await self._send((("GET", name),))
+        if refused is not None:
+            raise refused
+        if isinstance(reply[0], Exception):
+            raise self._boundary.failed("GET", reply[0])
+        raw: bytes | None = reply[0]
         return raw
 
     async def send(self, commands: Sequence[Command]) -> list[Any]:
         """Send commands in their order; several in one pipeline."""
-        client = self._client()
-        if client is None:
-            raise RedisConnectionError("the client is gone")
+        replies, _ = await self._send(commands)
+        return replies
+
+    async def _send(self, commands: Sequence[Command]) -> tuple[list[Any], Exception | None]:
         try:
             with self._deadlines.start():
+                client = _alive(self._client)
                 if not self._greeted:
                     await self._greet(lambda command: client.execute_command(*command, NEVER_DECODE=True))
                     self._greeted = True
-                return await _sent(client, commands)
-        except _SILENT:
+                replies = await _sent(client, commands)
+        except Exception as error:
             self._greeted = False  # it may be another server that answers next
-            raise
+            raise self._boundary.failed(str(commands[0][0]), error) from error
+        return replies, self._boundary.answered()
 
     async def aclose(self) -> None:
         """Nothing is held."""
+
+
+def _alive(client: Callable[[], Client | None]) -> Client:
+    found = client()
+    if found is None:
+        raise RedisConnectionError("the client is gone")
+    return found
 
 
 async def _sent(client: Client, commands: Sequence[Command]) -> list[Any]:
@@ -115,8 +127,8 @@ class Link:
     `restarts` is asked about each new connection. What it finds is said of reads here, and by the scripts of the rest.
     """
 
-    def __init__(self, timeout: float, restarts: Restarts) -> None:
-        self._deadlines, self._restarts = Deadlines(timeout), restarts
+    def __init__(self, timeout: float, restarts: Restarts, obstacles: set[object]) -> None:
+        self._deadlines, self._restarts, self._obstacles = Deadlines(timeout), restarts, obstacles
         self.breaker = Breaker()
         self._routes: WeakKeyDictionary[Any, Route] = WeakKeyDictionary()
         # The client of the latest call and its route, since there is but one client nearly always.
@@ -131,19 +143,12 @@ class Link:
         other._insists = True
         return other
 
-    async def get(self, client: Client, name: bytes) -> bytes | None:
+    def get(self, client: Client, name: bytes) -> Awaitable[bytes | None]:
         """Give the value of a key."""
         if self.breaker.opened:
             raise self._closed_for("GET", client)
         route: Route = self._route if self._latest() is client else self._find(client)
-        try:
-            raw = await route.get(name)
-        except Exception as error:
-            raise self._unavailable("GET", error) from error
-        self.breaker.failures = 0
-        if self._restarts.other_data:  # found out just before the GET was sent
-            raise CacheUnavailableError("GET", OTHER_DATA)
-        return raw
+        return route.get(name)
 
     async def get_many(self, client: Client, names: Sequence[bytes]) -> list[bytes | None]:
         """Give the values of keys."""
@@ -173,7 +178,7 @@ class Link:
                 replies[at] = reply
         for reply in replies:
             if isinstance(reply, Exception):
-                raise self._unavailable(script.name, reply) from reply
+                raise self.failed(script.name, reply) from reply
         return replies
 
     async def many(self, client: Client, commands: Sequence[Command]) -> list[Any]:
@@ -181,7 +186,7 @@ class Link:
         replies = await self._send(client, str(commands[0][0]), commands)
         for reply in replies:
             if isinstance(reply, Exception):
-                raise self._unavailable(str(commands[0][0]), reply) from reply
+                raise self.failed(str(commands[0][0]), reply) from reply
         return replies
 
     async def aclose(self) -> None:
@@ -199,12 +204,9 @@ class Link:
         if self.breaker.opened and not self._insists:
             raise self._closed_for(operation, client)
         try:
-            replies = await self._find(client).send(commands)
-        except Exception as error:
-            raise self._unavailable(operation, error) from error
-        if self.breaker.succeeded():
-            logger.info("Redis answers again")
-        return replies
+            return await self._find(client).send(commands)
+        except CacheUnavailableError as error:  # of the batch: said here of what was asked
+            raise CacheUnavailableError(operation, error.reason) from error
 
     def _find(self, client: Client) -> Route:
         if self._latest() is client:
@@ -215,18 +217,28 @@ class Link:
         route = self._routes.get(place)
         if route is None:
             route = (
-                Direct(client, self._deadlines, self._restarts.greet)
+                Direct(client, self._deadlines, self._restarts.greet, self)
                 if pool is None
-                else Wire(PoolSource(pool), self._deadlines, self._restarts.greet)
+                else Wire(PoolSource(pool), self._deadlines, self._restarts.greet, self)
             )
             self._routes[place] = route
         self._latest, self._route = ref(client), route
         return route
 
-    def _unavailable(self, operation: str, error: Exception) -> CacheUnavailableError:
+    # --- the boundary
+
+    def answered(self) -> Exception | None:
+        """Redis has answered. Why what was read may not be used all the same: found out just before it was sent."""
+        if self.breaker.succeeded():
+            self._obstacles.discard(self.breaker)
+            logger.info("Redis answers again")
+        return CacheUnavailableError("GET", OTHER_DATA) if self._obstacles and self._restarts.other_data else None
+
+    def failed(self, operation: str, error: Exception) -> Exception:
         """Translate an error, and count it. A deadline that has passed has no text of its own."""
         reason = str(error) or type(error).__name__
         if isinstance(error, _SILENT) and self.breaker.failed():
+            self._obstacles.add(self.breaker)
             logger.warning("Redis does not answer (%s: %s): calls go on without it until it does", operation, reason)
         return CacheUnavailableError(operation, reason)
 

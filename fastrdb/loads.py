@@ -21,7 +21,7 @@ from .entries import no_store as no_store
 from .entries import taking_notes as taking_notes
 from .errors import CacheUnavailableError, OptionError
 from .misses import Miss
-from .session import has_transaction, schema_map, sync_session, unfit
+from .session import WROTE, has_transaction, schema_map, sync_session, unfit, wrote
 from .works import mark, state_of, work_on
 
 if TYPE_CHECKING:
@@ -62,7 +62,9 @@ class CachedQuery(Entries):
         self, client: Any, session: Session | None, key: str, function: Any, args: tuple[Any, ...], kwargs: Any
     ) -> Any:
         store = self.cache.store(client)
-        reason = self.closed(store, client, session)
+        reason = store.closed(client) if store.obstacles else None
+        if session is not None and reason is None and wrote(session):
+            reason = WROTE
         raw, obstacle = None, None
         if reason is None:
             try:

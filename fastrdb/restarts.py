@@ -31,13 +31,17 @@ Run = Callable[[Call], Awaitable[Any]]
 
 
 class Restarts:
-    """What one event loop knows of it. `other_data`: entries must not be read until `heal` has come to its end."""
+    """What one event loop knows of it; among the `obstacles` to reading from when it is found until it is healed."""
 
-    def __init__(self, names: Names) -> None:
-        self._names = names
+    def __init__(self, names: Names, obstacles: set[object]) -> None:
+        self._names, self._obstacles = names, obstacles
         self._task: asyncio.Task[None] | None = None
         self._untold = False
-        self.other_data = False
+
+    @property
+    def other_data(self) -> bool:
+        """Whether what is there may be anything."""
+        return self in self._obstacles
 
     async def greet(self, ask: Callable[[Command], Awaitable[Any]]) -> None:
         """Look at a server before a connection to it is first used; raises only what a lost connection raises."""
@@ -49,7 +53,7 @@ class Restarts:
         """A script says so."""
         if not self.other_data:
             logger.warning("%s: everything is invalidated before it is used again", OTHER_DATA)
-        self.other_data = True
+        self._obstacles.add(self)
 
     def heal(self, run: Run, delete_all: Callable[[], Awaitable[object]]) -> None:
         """See to it that somebody deletes what is there; `run` runs a script."""
@@ -86,10 +90,10 @@ class Restarts:
         if reply[0] == b"other":
             self.found()
         elif reply[0] == b"same" and self.other_data:
-            self.other_data = False
+            self._obstacles.discard(self)
             logger.info("everything has been invalidated: the cache is used again")
         elif reply[0] == b"unknown":
-            self.other_data = False
+            self._obstacles.discard(self)
             if not self._untold:
                 logger.warning("Redis does not tell its run_id (%s): a restart with old data is not noticed", reply[1])
             self._untold = True

@@ -20,6 +20,7 @@ from sqlalchemy.util import greenlet_spawn
 from .transactions import autocommits, sqlite_driver
 from .works import connections_of, transaction_of
 
+WROTE = "the session has written in its open transaction"
 _CURRENT = ("READ COMMITTED", "AUTOCOMMIT")  # levels at which a statement sees all that is committed by then
 _levels: WeakKeyDictionary[Engine, str] = WeakKeyDictionary()
 
@@ -54,7 +55,7 @@ async def unfit(session: Session, since: int) -> str | None:
     A transaction that was open at `since`, when the lease was granted, may look at an older snapshot.
     """
     if wrote(session):
-        return "the session has written in its open transaction"
+        return WROTE
     for connection in connections_of(session):
         if connection.closed:
             continue

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from .errors import CacheUnavailableError
 from .intent import Intent, Repairs, Room
@@ -18,7 +18,7 @@ from .scripts import Call, Names, Reach, Script, Target
 from .sweep import Sweeper
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 _ACQUIRE = Script.load("acquire")
 _FILL = Script.load("fill")
@@ -87,14 +87,15 @@ class Store:
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self._names = names = Names(namespace)
-        self._restarts = Restarts(names)
-        self._link = link = Link(timeout, self._restarts)
-        self._breaker = link.breaker
+        # All that entries may not be read for, in one place: on a hit one look has to do.
+        self.obstacles: set[object] = set()
+        self._restarts = Restarts(names, self.obstacles)
+        self._link = link = Link(timeout, self._restarts, self.obstacles)
         self._lease_ms = max(1, round(lease * 1000))
         insistent = Sweeper(link.insisting(), names, max(1, round(barrier * 1000)), chunk)
         # A commit that may not go on without Redis tries it in any case.
         self._sweeper = insistent if on_error == "raise" else Sweeper(link, names, insistent.barrier_ms, chunk)
-        self._repairs = Repairs(insistent, sleep)
+        self._repairs = Repairs(insistent, self.obstacles, sleep)
         self._room = Room(link, names, self._sweeper, self._repairs, chunk, on_error, renew=barrier / 2)
 
     @property
@@ -104,7 +105,9 @@ class Store:
 
     def closed(self, client: Client) -> str | None:
         """Why entries may not be read for the time being; None if they may. Sees to it that this comes to its end."""
-        if self._breaker.opened and self._link.closed_for(client):
+        if not self.obstacles:
+            return None
+        if self._link.closed_for(client):
             return "Redis has not answered lately"
         if self._repairs.owed:
             self._repairs.start()
@@ -121,7 +124,7 @@ class Store:
         """Give the name in Redis of the entry of `key`."""
         return self._names.entry(key).decode()
 
-    def get(self, client: Client, key: str) -> Coroutine[Any, Any, bytes | None]:
+    def get(self, client: Client, key: str) -> Awaitable[bytes | None]:
         """Give the entry, by one GET and nothing else."""
         # Handed on rather than awaited: on a hit each level of coroutines is felt.
         return self._link.get(client, self._names.entry(key))

@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 
@@ -29,25 +29,40 @@ _IDLE = 1.0
 """Seconds without use after which the connection goes back to its pool."""
 
 
+_Gets = dict[bytes, list[asyncio.Future[Any]]]  # who waits for a key
+_Send = tuple[Sequence[Command], asyncio.Future[list[Any]]]
 Greeting = Callable[[Callable[[Command], Awaitable[Any]]], Awaitable[None]]
+
+
+class Boundary(Protocol):
+    """Who is told how each batch went, and says what callers are told."""
+
+    def answered(self) -> Exception | None:
+        """The server has answered a batch. Gives why what was read may not be used all the same."""
+        ...
+
+    def failed(self, operation: str, error: Exception) -> Exception:
+        """A batch, or one command of it, has failed. Gives what is raised instead."""
+        ...
 
 
 class Wire:
     """The shared connection to one server. For one event loop.
 
-    All methods raise what redis-py raises, and TimeoutError when a batch takes longer than the deadline. If a batch
-    fails, so does what had queued behind it: it would have waited as long again.
+    All methods raise what `boundary` makes of redis-py's errors, and of the TimeoutError of a batch that takes longer
+    than the deadline. If a batch fails, so does what had queued behind it: it would have waited as long again.
 
     Args:
         greet: is awaited for each new connection before it is used, with a function that sends one command on it.
     """
 
-    def __init__(self, source: Source, deadlines: Deadlines, greet: Greeting) -> None:
-        self._source, self._deadlines, self._greet = source, deadlines, greet
+    def __init__(self, source: Source, deadlines: Deadlines, greet: Greeting, boundary: Boundary) -> None:
+        self._source, self._deadlines, self._greet, self._boundary = source, deadlines, greet, boundary
         self._loop = asyncio.get_running_loop()  # once: it is felt on a hit
         self._busy = False
-        self._gets: dict[bytes, list[asyncio.Future[Any]]] = {}
-        self._sends: list[tuple[Sequence[Command], asyncio.Future[list[Any]]]] = []
+        self._crowded = False
+        self._gets: _Gets = {}
+        self._sends: list[_Send] = []
         self._connection: Connection | None = None
         self._used = False
         self._timer: asyncio.TimerHandle | None = None
@@ -56,7 +71,11 @@ class Wire:
     def get(self, name: bytes) -> Awaitable[bytes | None]:
         """Give the value of a key."""
         if not self._busy:
-            return self._get_at_once(name)
+            if not self._crowded:
+                return self._get_at_once(name)
+            # Lately there were several at a time: those who are about to ask in this turn of the loop come along.
+            self._busy = True
+            self._spawn(self._drain())
         future: asyncio.Future[bytes | None] = self._loop.create_future()
         if name in self._gets:
             self._gets[name].append(future)
@@ -72,12 +91,16 @@ class Wire:
             with self._deadlines.start(self._loop):
                 (reply,) = await self._exchange((("GET", name),))
         except Exception as error:
-            self._fail(error)
-            raise
+            refusal = self._boundary.failed("GET", error)
+            self._fail(refusal)
+            raise refusal from error
         finally:
             self._next()
+        refused = self._boundary.answered()
+        if refused is not None:
+            raise refused
         if isinstance(reply, Exception):
-            raise reply
+            raise self._boundary.failed("GET", reply)
         raw: bytes | None = reply
         return raw
 
@@ -108,11 +131,12 @@ class Wire:
 
     async def _drain(self) -> None:
         """Send what has queued, batch by batch."""
-        gets: dict[bytes, list[asyncio.Future[Any]]] = {}
-        sends: list[tuple[Sequence[Command], asyncio.Future[list[Any]]]] = []
+        gets: _Gets = {}
+        sends: list[_Send] = []
         try:
             while self._gets or self._sends:
                 gets, sends = self._batch()
+                self._crowded = len(gets) > 1
                 commands = [command for each, _ in sends for command in each]
                 if gets:
                     commands.insert(0, ("MGET", *gets))
@@ -120,17 +144,20 @@ class Wire:
                     with self._deadlines.start(self._loop):
                         replies = await self._exchange(commands)
                 except Exception as error:  # noqa: BLE001  # handed to those who asked
-                    _refuse(gets, sends, error)
-                    self._fail(error)
+                    refusal = self._boundary.failed(str(commands[0][0]), error)
+                    _refuse(gets, sends, refusal)
+                    self._fail(refusal)
                 else:
-                    _distribute(gets, sends, replies)
+                    self._distribute(gets, sends, replies)
+        except asyncio.CancelledError:  # the loop is ending
+            refusal = self._boundary.failed("batch", RuntimeError("the event loop is ending"))
+            _refuse(gets, sends, refusal)
+            self._fail(refusal)
+            raise
         finally:
             self._busy = False
-            ending = RedisConnectionError("the event loop is ending")
-            _refuse(gets, sends, ending)  # all are answered but if this task was cancelled
-            self._fail(ending)
 
-    def _batch(self) -> tuple[dict[bytes, list[asyncio.Future[Any]]], list[Any]]:
+    def _batch(self) -> tuple[_Gets, list[_Send]]:
         """Take the next batch off the queue. What its caller does not wait for any more is sent all the same if it
         changes something: a release, say, must follow."""
         gets, sends = self._gets, self._sends
@@ -146,6 +173,24 @@ class Wire:
             count, taken = count + len(commands), taken + 1
         self._sends = sends[taken:]
         return gets, sends[:taken]
+
+    def _distribute(self, gets: _Gets, sends: Sequence[Any], replies: list[Any]) -> None:
+        at, refused = 0, self._boundary.answered()
+        if gets:
+            at, found = 1, replies[0]
+            if isinstance(found, Exception):
+                refused = self._boundary.failed("MGET", found)
+            if refused is not None:
+                _refuse(gets, (), refused)
+            else:
+                for futures, value in zip(gets.values(), found, strict=True):
+                    for future in futures:
+                        if not future.done():
+                            future.set_result(value)
+        for commands, future in sends:
+            if not future.done():
+                future.set_result(replies[at : at + len(commands)])
+            at += len(commands)
 
     def _fail(self, error: Exception) -> None:
         """Refuse what has queued."""
@@ -212,30 +257,7 @@ class Wire:
         task.add_done_callback(self._tasks.discard)
 
 
-def _distribute(gets: dict[bytes, list[asyncio.Future[Any]]], sends: Sequence[Any], replies: list[Any]) -> None:
-    at = 0
-    if gets:
-        at, found = 1, replies[0]
-        values = [found] * len(gets) if isinstance(found, Exception) else found
-        for futures, value in zip(gets.values(), values, strict=True):
-            for future in futures:
-                _settle(future, value)
-    for commands, future in sends:
-        if not future.done():
-            future.set_result(replies[at : at + len(commands)])
-        at += len(commands)
-
-
-def _settle(future: asyncio.Future[Any], value: Any) -> None:
-    if future.done():
-        return
-    if isinstance(value, Exception):
-        future.set_exception(value)
-    else:
-        future.set_result(value)
-
-
-def _refuse(gets: dict[bytes, list[asyncio.Future[Any]]], sends: Sequence[Any], error: Exception) -> None:
+def _refuse(gets: _Gets, sends: Sequence[_Send], error: Exception) -> None:
     for future in [*(future for futures in gets.values() for future in futures), *(future for _, future in sends)]:
         if not future.done():
             future.set_exception(error)
