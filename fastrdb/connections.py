@@ -1,15 +1,11 @@
-"""The connections that a wire is made of: where it has one from, and how it speaks on it."""
+"""Where a wire has its connection from, and what it uses of it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Protocol
-from weakref import ref
+from weakref import WeakKeyDictionary, ref
 
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
-
-from .scripts import Command
 
 _SMALL_POOL = 8
 """A pool of fewer connections than this cannot spare one for good."""
@@ -17,6 +13,8 @@ _SMALL_POOL = 8
 
 class Connection(Protocol):
     """What is used of redis-py's connections."""
+
+    socket_timeout: float | None
 
     @property
     def is_connected(self) -> bool:
@@ -32,7 +30,7 @@ class Connection(Protocol):
     async def send_packed_command(self, command: Any, check_health: bool = ...) -> None:
         """Write."""
 
-    async def read_response(self, disable_decoding: bool = ...) -> Any:
+    async def read_response(self, disable_decoding: bool = ..., *, disconnect_on_error: bool = ...) -> Any:
         """Read one reply; the server's errors are raised."""
 
     def pack_commands(self, commands: Any) -> Any:
@@ -55,6 +53,7 @@ class PoolSource:
 
     def __init__(self, pool: Any) -> None:
         self._pool = ref(pool)  # a wire must not keep a pool alive whose client is gone
+        self._timeouts: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
     @staticmethod
     def spares(pool: Any) -> bool:
@@ -67,25 +66,14 @@ class PoolSource:
         if pool is None:
             raise RedisConnectionError("the client is gone")
         connection: Connection = await pool.get_connection()
+        # A wire has a deadline of its own, for all of a batch; redis-py's costs a timer for each read, and a task for
+        # each write.
+        self._timeouts[connection] = connection.socket_timeout
+        connection.socket_timeout = None
         return connection
 
     async def give(self, connection: Connection) -> None:
         """Give it back, or close it if its pool is gone."""
         pool = self._pool()
+        connection.socket_timeout = self._timeouts.pop(connection, None)
         await (connection.disconnect(nowait=True) if pool is None else pool.release(connection))
-
-
-async def talk(connection: Connection, commands: Sequence[Command]) -> list[Any]:
-    """Send and read. Who is interrupted closes the connection: the next one would take the replies for its own."""
-    replies: list[Any] = []
-    try:
-        await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
-        for _ in commands:
-            try:
-                replies.append(await connection.read_response(disable_decoding=True))
-            except ResponseError as error:
-                replies.append(error)
-    except BaseException:
-        await connection.disconnect(nowait=True)
-        raise
-    return replies

@@ -25,9 +25,10 @@ from .breaker import Breaker
 from .connections import PoolSource
 from .deadlines import Deadlines
 from .errors import CacheUnavailableError
+from .line import Greeting
 from .restarts import OTHER_DATA, Restarts
 from .scripts import Argument, Call, Command, Script
-from .wire import Boundary, Greeting, Wire
+from .wire import Boundary, Wire
 
 logger = logging.getLogger("fastrdb")
 

@@ -1,37 +1,29 @@
-"""One connection that all callers of an event loop share: what they send travels in batches, one batch at a time.
+"""What all callers of an event loop send to one server: in batches, over one connection, one batch at a time.
 
-With nothing in flight a GET goes out at once, in its caller's own task: a lone caller pays nothing. While something is
-in flight, the others queue, and go out together when it returns, their GETs as one MGET. Nobody joins what has been
-sent: a reply that was on its way already may be older than a commit that the caller knows of.
-
-What changes something is sent by a task of the wire's own, so that a cancelled caller leaves nothing half done, and
-what it sends next (the release of a lease, say) cannot overtake what it sent before.
+With nothing in flight a command goes out at once, in its caller's own task: a lone caller pays nothing. While one is in
+flight, the others queue, and go out together when it returns, their GETs as one MGET. Nobody joins what has been sent:
+a reply that was on its way already may be older than a commit that the caller knows of.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Sequence
 from contextvars import Context
 from itertools import islice
 from typing import Any, Protocol
 
-from redis.exceptions import ConnectionError as RedisConnectionError
-
-from .connections import Connection, Source, talk
+from .connections import Source
 from .deadlines import Deadlines
+from .line import Greeting, Line
 from .scripts import Command
 
 _MOST_GETS = 1024
 _MOST_COMMANDS = 256
 """So much goes out in one batch; what is more waits for the next, so that nobody waits long for a huge reply."""
-_IDLE = 1.0
-"""Seconds without use after which the connection goes back to its pool."""
-
 
 _Gets = dict[bytes, list[asyncio.Future[Any]]]  # who waits for a key
 _Send = tuple[Sequence[Command], asyncio.Future[list[Any]]]
-Greeting = Callable[[Callable[[Command], Awaitable[Any]]], Awaitable[None]]
 
 
 class Boundary(Protocol):
@@ -57,15 +49,12 @@ class Wire:
     """
 
     def __init__(self, source: Source, deadlines: Deadlines, greet: Greeting, boundary: Boundary) -> None:
-        self._source, self._deadlines, self._greet, self._boundary = source, deadlines, greet, boundary
+        self._line, self._deadlines, self._boundary = Line(source, greet), deadlines, boundary
         self._loop = asyncio.get_running_loop()  # once: it is felt on a hit
         self._busy = False
         self._crowded = False
         self._gets: _Gets = {}
         self._sends: list[_Send] = []
-        self._connection: Connection | None = None
-        self._used = False
-        self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     def get(self, name: bytes) -> Awaitable[bytes | None]:
@@ -86,16 +75,7 @@ class Wire:
     async def _get_at_once(self, name: bytes) -> bytes | None:
         if self._busy:  # somebody has come between the call and its await
             return await self.get(name)
-        self._busy = True
-        try:
-            with self._deadlines.start(self._loop):
-                (reply,) = await self._exchange((("GET", name),))
-        except Exception as error:
-            refusal = self._boundary.failed("GET", error)
-            self._fail(refusal)
-            raise refusal from error
-        finally:
-            self._next()
+        (reply,) = await self._at_once((("GET", name),))
         refused = self._boundary.answered()
         if refused is not None:
             raise refused
@@ -106,21 +86,36 @@ class Wire:
 
     async def send(self, commands: Sequence[Command]) -> list[Any]:
         """Send commands in their order, and give their replies: the server's errors as they are, not raised."""
-        future: asyncio.Future[list[Any]] = self._loop.create_future()
-        self._sends.append((commands, future))
-        if not self._busy:
-            self._busy = True
-            self._next()
-        return await future
+        if self._busy:
+            future: asyncio.Future[list[Any]] = self._loop.create_future()
+            self._sends.append((commands, future))
+            return await future
+        replies = await self._at_once(commands)
+        self._boundary.answered()
+        return replies
 
     async def aclose(self) -> None:
         """Give the connection back; the next who asks takes one again."""
         while self._tasks:
             await asyncio.wait(set(self._tasks))
         if not self._busy:
-            await self._rest()
+            await self._line.give_back()
 
     # --- batches
+
+    async def _at_once(self, commands: Sequence[Command]) -> list[Any]:
+        """Send what nobody has to wait for, in the caller's own task."""
+        self._busy = True
+        try:
+            with self._deadlines.start(self._loop):
+                return await self._line.exchange(commands)
+        except Exception as error:
+            await self._line.hang_up()  # what is late may come yet
+            refusal = self._boundary.failed(str(commands[0][0]), error)
+            self._fail(refusal)
+            raise refusal from error
+        finally:
+            self._next()
 
     def _next(self) -> None:
         """Go on with what has queued, or be idle."""
@@ -142,8 +137,9 @@ class Wire:
                     commands.insert(0, ("MGET", *gets))
                 try:
                     with self._deadlines.start(self._loop):
-                        replies = await self._exchange(commands)
+                        replies = await self._line.exchange(commands)
                 except Exception as error:  # noqa: BLE001  # handed to those who asked
+                    await self._line.hang_up()
                     refusal = self._boundary.failed(str(commands[0][0]), error)
                     _refuse(gets, sends, refusal)
                     self._fail(refusal)
@@ -197,58 +193,6 @@ class Wire:
         gets, self._gets = self._gets, {}
         sends, self._sends = self._sends, []
         _refuse(gets, sends, error)
-
-    # --- the connection
-
-    async def _exchange(self, commands: Sequence[Command]) -> list[Any]:
-        connection = self._connection
-        kept = connection is not None
-        if connection is None:
-            connection = await self._source.take()
-        try:
-            if kept and connection.is_connected:
-                try:
-                    return await talk(connection, commands)
-                except RedisConnectionError:
-                    pass  # the server may have closed it since; what is sent here may be sent twice
-            await self._welcome(connection)
-            return await talk(connection, commands)
-        finally:
-            self._keep(connection)
-
-    async def _welcome(self, connection: Connection) -> None:
-        """Connect if need be, and greet."""
-        await connection.connect()
-
-        async def ask(command: Command) -> Any:
-            (reply,) = await talk(connection, (command,))
-            return reply
-
-        await self._greet(ask)
-
-    def _keep(self, connection: Connection) -> None:
-        """Until it has not been used for a while."""
-        self._connection = connection
-        self._used = True
-        if self._timer is None:
-            self._timer = self._loop.call_later(_IDLE, self._look)
-
-    def _look(self) -> None:
-        """Give the connection back if it has not been used since the last look."""
-        self._timer = None
-        if self._used or self._busy:
-            self._used = False
-            self._timer = self._loop.call_later(_IDLE, self._look)
-        elif self._connection is not None:
-            self._spawn(self._rest())
-
-    async def _rest(self) -> None:
-        connection, self._connection = self._connection, None
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if connection is not None:
-            await self._source.give(connection)
 
     def _spawn(self, work: Any) -> None:
         # In a context of its own: that of a request must not live on in it.

@@ -25,7 +25,7 @@ ROOMS = {
     "policy": ["policy"],
     "events": ["events"],
     "singleflight": ["singleflight"],
-    "store": ["deadlines", "breaker", "scripts", "connections", "wire", "restarts", "link", "sweep", "intent", "store"],
+    "store": ["deadlines", "breaker", "scripts", "connections", "line", "wire", "restarts", "link", "sweep", "intent", "store"],
     "session": ["works", "transactions", "session"],
     "cache": ["cache", "entries", "misses", "loads", "many", "invalidations"],
     "decorators": ["protocols", "decorators"],
