@@ -17,9 +17,11 @@ from .connections import Connection, Source
 from .scripts import Command
 
 try:
-    from hiredis import pack_command as _pack
+    import hiredis
 except ImportError:  # redis-py can do without it, several times slower
-    _pack = None  # type: ignore[assignment]
+    _pack: Callable[[Any], bytes] | None = None
+else:
+    _pack = hiredis.pack_command
 
 Greeting = Callable[[Callable[[Command], Awaitable[Any]]], Awaitable[None]]
 
@@ -122,5 +124,4 @@ class Line:
 def _packed(connection: Connection, commands: Sequence[Command]) -> Any:
     if _pack is None:
         return connection.pack_commands(commands)
-    pack: Callable[[Any], bytes] = _pack
-    return [pack(tuple(command)) for command in commands]
+    return [_pack(tuple(command)) for command in commands]

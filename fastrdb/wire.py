@@ -178,7 +178,7 @@ class Wire:
                 refused = self._boundary.failed("MGET", found)
             if refused is not None:
                 _refuse(gets, (), refused)
-            else:
+            elif isinstance(found, list):
                 for futures, value in zip(gets.values(), found, strict=True):
                     for future in futures:
                         if not future.done():

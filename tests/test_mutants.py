@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 from sqlalchemy import Connection
 
 import fastrdb.entries
+import fastrdb.loads
 import fastrdb.misses
 import fastrdb.session
 import fastrdb.store
@@ -119,7 +120,7 @@ async def test_joining_by_key(w: World, monkeypatch: pytest.MonkeyPatch) -> None
 
 async def test_without_rule_1(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A session that has written reads the cache and fills it."""
-    for module in (fastrdb.entries, fastrdb.session):
+    for module in (fastrdb.entries, fastrdb.loads, fastrdb.session):
         monkeypatch.setattr(module, "wrote", lambda session: False)
     await lost(scenarios_sessions.own_writes(w))
 

@@ -86,7 +86,7 @@ async def test_a_server_that_never_answers_costs_the_deadline() -> None:
 async def test_a_cancellation_is_not_taken_for_a_deadline(gated: GatedClient) -> None:
     """Who is cancelled while waiting for Redis is cancelled, though a deadline is running."""
     gate = gated.before("GET")
-    task = asyncio.create_task(Store(timeout=60).get(gated, "k"))
+    task = asyncio.ensure_future(Store(timeout=60).get(gated, "k"))
     await gate.reached()
     task.cancel("from outside")
     with pytest.raises(asyncio.CancelledError, match="from outside"):

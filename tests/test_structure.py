@@ -25,7 +25,8 @@ ROOMS = {
     "policy": ["policy"],
     "events": ["events"],
     "singleflight": ["singleflight"],
-    "store": ["deadlines", "breaker", "scripts", "connections", "line", "wire", "restarts", "link", "sweep", "intent", "store"],
+    "wire": ["deadlines", "scripts", "connections", "line", "wire"],
+    "store": ["breaker", "restarts", "link", "sweep", "intent", "store"],
     "session": ["works", "transactions", "session"],
     "cache": ["cache", "entries", "misses", "loads", "many", "invalidations"],
     "decorators": ["protocols", "decorators"],
@@ -35,7 +36,7 @@ ROOMS = {
 }
 ORDER = [module for room in ROOMS.values() for module in room]
 HOMES = {
-    "redis": {*ROOMS["store"], "demo"},
+    "redis": {*ROOMS["wire"], *ROOMS["store"], "demo"},
     "wrapt": {*ROOMS["decorators"]},
     "sqlalchemy": {*ROOMS["session"], *ROOMS["crud"], "demo"},
 }
