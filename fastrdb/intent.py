@@ -15,7 +15,7 @@ from contextlib import suppress
 from contextvars import Context
 from dataclasses import dataclass
 from time import monotonic
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import CacheUnavailableError
 from .link import Client, Link
@@ -228,7 +228,8 @@ class Intent:
     async def end(self, committed: bool) -> None:
         """Say how the transaction ended: fill what it put if it committed, and take the barriers down. Never fails.
 
-        What Redis does not do now lapses by itself. A commit that `begin` did not cover is owed from now on: a repair
+        A barrier that Redis does not take down now lapses by itself; whether it stood for as long as it had to is not
+        known then, so what it covered is owed. A commit that `begin` did not cover is owed from now on: a repair
         that came before the COMMIT has deleted too early to count, for its barrier may lapse before the COMMIT is done.
         """
         if self._over:
@@ -241,9 +242,24 @@ class Intent:
         fills = [(names.entry(key), raw, ttl) for key, (raw, ttl) in self._puts.items()] if committed else []
         filled = {entry for entry, _, _ in fills}
         released = [entry for entry in self._leases if entry not in filled]
-        with suppress(CacheUnavailableError):
+        down = False
+        try:
             for call in batches(self._room.chunk, fills, released, list(self._barriers)):
-                await self._room.link.script(self._client, _END, names.shared, self.token, names.leases, *lists(*call))
+                down |= await self._end(call)
+            # The server came back without the barriers, or they lapsed before the COMMIT: whoever loaded before it may
+            # have stored what it saw.
+            if down and committed:
+                await self._room.sweeper.delete(self._client, self._reached())
+        except CacheUnavailableError as error:
+            if committed:
+                self._room.repairs.add(self._client, self._reached(), barred=False, reason=error)
+
+    async def _end(self, call: list[list[Any]]) -> bool:
+        """Whether one of the barriers was down already."""
+        names = self._room.names
+        keys = (*names.shared, names.server)
+        _, down = await self._room.link.script(self._client, _END, keys, self.token, names.leases, *lists(*call))
+        return bool(down)
 
     def abandon(self) -> None:
         """Say that nobody knows how it ended: the barriers stay until they lapse, for it may be committing still."""

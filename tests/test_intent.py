@@ -374,7 +374,7 @@ async def test_an_unknown_outcome_leaves_the_barrier(any_client: Redis, store: S
 
 
 async def test_redis_gone_at_the_end_leaves_nothing_stale(gated: GatedClient, store: Store) -> None:
-    """End does not fail; the entries are gone, and the barrier lapses by itself."""
+    """End does not fail; the entries are gone, the barrier lapses by itself, and what it covered goes once more."""
     await stored(gated, store, ["user:1"])
     intent = store.intent(gated)
     intent.add([USERS])
@@ -382,10 +382,49 @@ async def test_redis_gone_at_the_end_leaves_nothing_stale(gated: GatedClient, st
     await intent.begin()
     gated.fail_with(ConnectionError("gone"))
     await intent.end(committed=True)
+    assert store.owes, "nobody knows whether the barrier stood until the COMMIT"
     gated.heal()
+    await store.aclose(10)
     assert not store.owes
     assert await store.get(gated, "user:1") is None
     assert await store.acquire(gated, "user:1", "t") == Barred()
+
+
+async def test_a_barrier_that_was_down_before_the_end(any_client: Redis, store: Store) -> None:
+    """Redis came back without it between begin and COMMIT, and somebody stored what was committed before: it goes."""
+    intent = store.intent(any_client)
+    intent.add([USERS])
+    await intent.begin()
+    await any_client.flushall()
+    assert await store.acquire(any_client, "user:1", "reader") == Granted()
+    assert await store.acquire(any_client, "user:2", "slow") == Granted()
+    assert await store.fill(any_client, "user:1", "reader", b"old", 60_000)
+    await intent.end(committed=True)
+    assert await store.get(any_client, "user:1") is None
+    assert not await store.fill(any_client, "user:2", "slow", b"old", 60_000)
+
+
+async def test_a_barrier_that_lapsed_before_the_end(any_client: Redis) -> None:
+    """The COMMIT took longer than the barrier stands: what was stored meanwhile goes when it is known to be done."""
+    store = Store(timeout=5, barrier=0.001)
+    intent = store.intent(any_client)
+    intent.add([USERS])
+    await intent.begin()
+    while await store.acquire(any_client, "user:1", "reader") == Barred():
+        pass
+    assert await store.fill(any_client, "user:1", "reader", b"old", 60_000)
+    await intent.end(committed=True)
+    assert await store.get(any_client, "user:1") is None
+
+
+async def test_a_lease_that_came_back_is_not_written_through(any_client: Redis, store: Store) -> None:
+    """After a restart with old data the own lease may be one that another writer had taken away: nothing is stored."""
+    intent = store.intent(any_client)
+    intent.put("user:1", b"older than another's", 60_000)
+    await intent.begin()
+    await any_client.set("fastrdb:server", "another")
+    await intent.end(committed=True)
+    assert not await any_client.exists("user:1")
 
 
 async def test_raise_aborts_the_commit(gated: GatedClient) -> None:

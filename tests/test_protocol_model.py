@@ -8,8 +8,9 @@ from tests.support.model import Fault, Layout, Model, Mutant, Outcome, Setup
 
 ALL = frozenset({Fault.CANCEL, Fault.CRASH, Fault.EXPIRY})
 WITHOUT_CANCEL = frozenset({Fault.CRASH, Fault.EXPIRY})
-PER_SLOT_ONLY = {Mutant.BARRIER_CHECK_FIRST, Mutant.UNINDEXED_AT_INVALIDATION}
-EVERYWHERE = [(layout, mutant) for layout in Layout for mutant in Mutant if mutant not in PER_SLOT_ONLY]
+RESTART = frozenset({Fault.CANCEL, Fault.EXPIRY, Fault.RESTART})
+ELSEWHERE = {Mutant.BARRIER_CHECK_FIRST, Mutant.UNINDEXED_AT_INVALIDATION, Mutant.NO_SECOND_SWEEP}
+EVERYWHERE = [(layout, mutant) for layout in Layout for mutant in Mutant if mutant not in ELSEWHERE]
 MUTANTS = [*EVERYWHERE, (Layout.SLOTS, Mutant.BARRIER_CHECK_FIRST)]
 
 
@@ -48,6 +49,20 @@ def test_cluster_must_not_unindex_at_invalidation() -> None:
     """Where index and entry lie in two slots, a writer that takes the key out of the index leaves a stale entry."""
     setup = Setup(Layout.SLOTS, readers=1, writers=3, faults=WITHOUT_CANCEL, mutant=Mutant.UNINDEXED_AT_INVALIDATION)
     assert Model(setup).explore().rule is not None
+
+
+@pytest.mark.parametrize(("readers", "writers"), [(2, 1), (1, 2)])
+@pytest.mark.parametrize("layout", [Layout.SCRIPT, Layout.CHUNKS], ids=name)
+def test_a_restart_between_begin_and_end(layout: Layout, readers: int, writers: int) -> None:
+    """The barrier is gone before the COMMIT: once the writer has seen that and swept again, nothing stale is left."""
+    outcome = Model(Setup(layout, readers, writers, RESTART)).explore()
+    assert outcome.rule is None, explain(outcome)
+
+
+@pytest.mark.parametrize("layout", [Layout.SCRIPT, Layout.CHUNKS], ids=name)
+def test_a_restart_needs_the_second_sweep(layout: Layout) -> None:
+    """A writer that does not look whether its barrier stood until the end leaves a stale entry."""
+    assert Model(Setup(layout, 1, 1, RESTART, Mutant.NO_SECOND_SWEEP)).explore().rule is not None
 
 
 @pytest.mark.parametrize("layout", Layout, ids=name)

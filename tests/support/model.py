@@ -44,6 +44,7 @@ class Fault(Enum):
     CRASH = auto()
     EXPIRY = auto()
     INDEX_LOSS = auto()
+    RESTART = auto()  # the server comes back without barriers; what it has is deleted before it is used
 
 
 class Mutant(Enum):
@@ -58,6 +59,7 @@ class Mutant(Enum):
     DELETE_AFTER_COMMIT = "the writer deletes nothing before COMMIT"
     WRITE_LEASE_NOT_INDEXED = "the writer does not index the key that it will write through"
     READS_NOT_INDEXED = "the reader does not index the key that it leases"
+    NO_SECOND_SWEEP = "the writer does not look whether its barrier stood until the end"
     UNINDEXED_AT_INVALIDATION = "the writer takes the key out of the index in a step of its own"
 
 
@@ -149,6 +151,8 @@ class Model:
             "commit": self._commit,
             "write through": self._write_through,
             "unbar": self._unbar,
+            "range again": self._range_again,
+            "delete again": self._delete_again,
             "acknowledge": self._acknowledge,
         }
 
@@ -175,7 +179,8 @@ class Model:
 
     def _broken(self, world: World) -> Rule | None:
         for reader in world.readers:
-            if reader.at == "hit" and reader.value < reader.committed:
+            # After a restart in the middle of a COMMIT, only the end of that commit puts things right.
+            if reader.at == "hit" and reader.value < reader.committed and Fault.RESTART not in self.setup.faults:
                 return Rule.COMMITTED
             if reader.at in _READ_ENDED and NOTHING < reader.value < reader.acknowledged:
                 return Rule.ACKNOWLEDGED
@@ -196,6 +201,8 @@ class Model:
             yield from _expiry(world)
         if Fault.INDEX_LOSS in self.setup.faults:
             yield world._replace(indexed=False)
+        if Fault.RESTART in self.setup.faults and world.barriers:
+            yield world._replace(entry=NOTHING, lease=FREE, indexed=False, barriers=frozenset())
 
     def _reader_moves(self, world: World, place: int, reader: Reader) -> Iterator[World]:
         step = self._read_steps.get(reader.at)
@@ -335,7 +342,18 @@ class Model:
         return after, world._replace(entry=writer.version, lease=_released(world, me), indexed=True)
 
     def _unbar(self, world: World, writer: Writer, me: int) -> tuple[Writer, World]:
-        return writer._replace(at="acknowledge"), world._replace(barriers=world.barriers - {me})
+        stood = me in world.barriers or self._has(Mutant.NO_SECOND_SWEEP) or self._has(Mutant.NO_BARRIER)
+        after = "acknowledge" if stood else "range again"
+        return writer._replace(at=after), world._replace(barriers=world.barriers - {me})
+
+    def _range_again(self, world: World, writer: Writer, me: int) -> tuple[Writer, World]:
+        if not world.indexed:
+            return writer._replace(at="acknowledge"), world
+        return (writer._replace(at="delete again"), world) if self.slots else self._delete_again(world, writer, me)
+
+    def _delete_again(self, world: World, writer: Writer, _me: int) -> tuple[Writer, World]:
+        indexed = world.indexed and self.slots
+        return writer._replace(at="acknowledge"), world._replace(entry=NOTHING, lease=FREE, indexed=indexed)
 
     def _acknowledge(self, world: World, writer: Writer, _me: int) -> tuple[Writer, World]:
         return writer._replace(at="done"), world._replace(acknowledged=max(world.acknowledged, writer.version))
