@@ -18,6 +18,7 @@ from .errors import (
 )
 from .events import Event, Hook, Stats
 from .loads import Explanation, no_store
+from .near import Near
 from .pagination import PaginatedResponse
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "Hook",
     "KeyValueError",
     "MissingKeyFieldError",
+    "Near",
     "OptionError",
     "PageOutOfRange",
     "PaginatedResponse",

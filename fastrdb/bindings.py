@@ -39,7 +39,7 @@ class Settings(TypedDict, total=False):
     stale: Seconds
     fail_safe: Seconds
     early: float
-    near: None
+    near: bool | None
 
 
 class _Unset(enum.Enum):

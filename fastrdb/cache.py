@@ -17,6 +17,7 @@ from .calls import MISSING, CallPlan
 from .errors import CacheUnavailableError, OptionError, PatternError
 from .events import Counters, Hook, Stats
 from .keys import Template
+from .near import Near
 from .policy import Seconds, seconds
 from .prefixes import Prefix, prefixes_of
 from .singleflight import Flights
@@ -47,7 +48,7 @@ class BaseCache:
         self,
         redis: Redis | RedisCluster | None = None,
         *,
-        near: None = None,
+        near: Near | bool | None = None,
         on_error: OnError = "bypass",
         timeout: Seconds = 0.25,
         namespace: str = "",
@@ -59,7 +60,8 @@ class BaseCache:
 
         Args:
             redis: the client for functions that are not given one.
-            near: not in this version; anything but None is refused.
+            near: keep entries in this process as well, with these bounds (True: those of a plain `Near()`), unless a
+                function is decorated with near=False; without it, only those with near=True.
             on_error: what a commit does that Redis cannot be told of: "bypass" lets it stand, repairs the cache as
                 soon as Redis is back and until then reads past it; "raise" makes the commit fail.
             timeout: the longest that one operation on Redis may take before the call goes on without.
@@ -72,12 +74,15 @@ class BaseCache:
             OptionError: naming the option.
         """
         owner = type(self).__name__
-        if near is not None:
-            raise OptionError(f"{owner}: near={near!r}: there is no near cache in this version")
+        if near is not None and not isinstance(near, bool | Near):
+            raise OptionError(f"{owner}: near={near!r} must be a Near, True, False or None")
         if on_error not in ("bypass", "raise"):
             raise OptionError(f"{owner}: on_error={on_error!r} must be 'bypass' or 'raise'")
         if not re.fullmatch(r"[A-Za-z0-9_.\-]*", namespace):
             raise OptionError(f"{owner}: namespace={namespace!r} must be letters, digits, '_', '.' or '-'")
+        self.near = near if isinstance(near, Near) else Near()
+        self.near_by_default = bool(near)
+        self.near_heads: set[str] = set()  # what the keys of functions begin with that keep their entries here
         self.redis = None if redis is None else _checked(redis, owner)
         self.on_error: OnError = on_error
         self.namespace = namespace
@@ -146,6 +151,8 @@ class BaseCache:
                     lease=self.lease,
                     barrier=self.barrier,
                     on_error=self.on_error,
+                    near=self.near,
+                    heads=self.near_heads,
                 )
             state.by_pool[pool] = store
         self._recent = ref(client), ref(asyncio.get_running_loop()), store

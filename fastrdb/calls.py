@@ -42,6 +42,7 @@ class CallPlan:
         self._session_names = tuple(name for name in names if name in self._outside)
         self._binder = Binder(found, self._outside)
         self._template: Template | None = None
+        self.head = ""  # what its keys begin with, but for the few that `guard` changes
         self._guarded = False
         self._steps: tuple[tuple[str, str, Callable[[Any], Any] | None, Encoder], ...] = ()
         self._query: tuple[tuple[str, Any, str | None, Encoder], ...] = ()
@@ -117,7 +118,7 @@ class CallPlan:
     def _compile(self, template: Template, owner: str) -> None:
         for part in template.parts:
             self._check(part, template, owner, result=False)
-        self._template = template
+        self._template, self.head = template, template.head
         self._guarded = RESERVED_HEAD.startswith(template.head)  # else the literal head alone keeps it apart
         self._steps = tuple(
             (part.literal, part.root, reader(part.path), part_encoder(part, self._type_at(part)))

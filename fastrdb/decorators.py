@@ -19,12 +19,13 @@ from .errors import OptionError
 from .events import Stats
 from .invalidations import Invalidation
 from .loads import CachedQuery, Explanation, check_unused
+from .near_loads import NearQuery
 from .policy import Policy
 from .protocols import Cached as Cached
 from .protocols import ListWithSchema, Options, WithoutSchema, WithSchema
 
 S = TypeVar("S")
-LATER = ("stale", "fail_safe", "early", "near")
+LATER = ("stale", "fail_safe", "early")
 F = TypeVar("F", bound=Callable[..., Coroutine[Any, Any, Any]])
 
 
@@ -143,6 +144,9 @@ class Cache(BaseCache):
         if unknown := chosen.keys() - Options.__annotations__.keys():
             raise OptionError(f"{owner}: {decorator} has no option {', '.join(sorted(unknown))}")
         check_unused({name: chosen.pop(name) for name in LATER if name in chosen}, owner)
+        near = chosen.pop("near", None)
+        if near is not None and not isinstance(near, bool):
+            raise OptionError(f"{owner}: near={near!r} must be True, False or None: its bounds are the cache's")
         policy = Policy.of(owner, **{"exp": 3600.0, **chosen})
         annotation = plan.return_type
         if annotation is MISSING:
@@ -150,7 +154,8 @@ class Cache(BaseCache):
                 raise OptionError(f"{owner}: declare what it returns, or give schema=: its values must be read back")
             annotation = shape
         codec = Codec(annotation, schema=schema, owner=owner)
-        return _CachedFunction(function, CachedQuery(self, plan, codec, policy))
+        kind = NearQuery if (self.near_by_default if near is None else near) else CachedQuery
+        return _CachedFunction(function, kind(self, plan, codec, policy))
 
     def _invalidates(self, prefixes: list[str], keys: list[str], function: Any) -> Any:
         plan = CallPlan.of(function, pattern=None, prefixes=prefixes, keys=keys, decorator="invalidates")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 Kind = Literal[
+    "near",  # answered from this process
     "hit",  # answered from Redis
     "miss",  # nothing there
     "load",  # the function ran
@@ -44,6 +45,7 @@ class Hook(Protocol):
 class Stats:
     """How often each kind of `Event` happened in this process; `+` adds two of them up."""
 
+    near: int = 0
     hits: int = 0
     misses: int = 0
     loads: int = 0
@@ -60,6 +62,7 @@ class Stats:
 
 
 _FIELDS: dict[Kind, str] = {
+    "near": "near",
     "hit": "hits",
     "miss": "misses",
     "load": "loads",

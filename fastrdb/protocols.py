@@ -162,4 +162,5 @@ class Options(TypedDict, total=False):
     stale: Seconds
     fail_safe: Seconds
     early: float
-    near: None
+    near: bool | None
+    """Keep entries in this process as well; None as the `Cache` says, whose `near=` has the bounds."""

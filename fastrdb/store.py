@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Literal
 from .errors import CacheUnavailableError
 from .intent import Intent, Repairs, Room
 from .link import Client, Link
+from .near import Near, NearCache, Token
 from .restarts import OTHER_DATA, Restarts
 from .scripts import Call, Names, Reach, Script, Target
 from .sweep import Sweeper
+from .tracking import Tracking
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 
 _ACQUIRE = Script.load("acquire")
 _FILL = Script.load("fill")
@@ -71,6 +73,7 @@ class Store:
 
     Durations are seconds: `timeout` is the deadline of each round trip, `lease` the longest load that is stored,
     `barrier` the longest COMMIT. `chunk` is how many index members one script looks at. `sleep` is for tests.
+    `near` bounds what is kept in this process, `heads` is what the keys begin with that may be: it may grow.
 
     All methods but those that say otherwise raise CacheUnavailableError when Redis does not do it.
     """
@@ -84,17 +87,22 @@ class Store:
         barrier: float = 10.0,
         chunk: int = 256,
         on_error: Literal["bypass", "raise"] = "bypass",
+        near: Near | None = None,
+        heads: Collection[str] = (),
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self._names = names = Names(namespace)
+        self.near = NearCache(near or Near(), before=names.before)
+        self._tracking = Tracking(self.near, heads)
         # All that entries may not be read for, in one place: on a hit one look has to do.
         self.obstacles: set[object] = set()
         self._restarts = Restarts(names, self.obstacles)
         self._link = link = Link(timeout, self._restarts, self.obstacles)
         self._lease_ms = max(1, round(lease * 1000))
-        insistent = Sweeper(link.insisting(), names, max(1, round(barrier * 1000)), chunk)
+        insistent = Sweeper(link.insisting(), names, max(1, round(barrier * 1000)), chunk, self.near)
         # A commit that may not go on without Redis tries it in any case.
-        self._sweeper = insistent if on_error == "raise" else Sweeper(link, names, insistent.barrier_ms, chunk)
+        polite = Sweeper(link, names, insistent.barrier_ms, chunk, self.near)
+        self._sweeper = insistent if on_error == "raise" else polite
         self._repairs = Repairs(insistent, self.obstacles, sleep)
         self._room = Room(link, names, self._sweeper, self._repairs, chunk, on_error, renew=barrier / 2)
 
@@ -113,6 +121,7 @@ class Store:
             self._repairs.start()
             return "a commit that Redis has not heard of is being repaired"
         if self._restarts.other_data:
+            self._tracking.stop()  # who knows which server it was that told of changes
             self._restarts.heal(
                 lambda call: self._link.script(client, call.script, call.keys, *call.arguments),
                 lambda: self._sweeper.delete(client, [self._names.everything]),
@@ -132,6 +141,24 @@ class Store:
     async def get_many(self, client: Client, keys: Sequence[str]) -> list[bytes | None]:
         """Give the entries in the order of `keys`, by one MGET."""
         return await self._link.get_many(client, [self._names.entry(key) for key in keys]) if keys else []
+
+    def near_token(self, client: Client, key: str) -> Token | None:
+        """Give the token to keep an entry in this process with, before it is asked for; None if it cannot be kept.
+
+        Then it is seen to that the server tells of changes, so that it can be some time later.
+        """
+        token = self.near.begin(key)
+        if token is None:
+            self._tracking.start(getattr(client, "connection_pool", None))
+        return token
+
+    async def get_lasting(self, client: Client, key: str) -> tuple[bytes | None, int]:
+        """Give the entry, and the rest of its life as PTTL says it: for who keeps it."""
+        name = self._names.entry(key)
+        raw, ttl_ms = await self._link.many(client, (("GET", name), ("PTTL", name)))
+        if self._restarts.other_data:  # found out just before the GET was sent
+            raise CacheUnavailableError("GET", OTHER_DATA)
+        return raw, ttl_ms
 
     async def acquire(self, client: Client, key: str, token: str, *, refresh: bool = False) -> Outcome:
         """Ask for the right to load `key` and store it; with `refresh`, although there is an entry.
@@ -153,12 +180,14 @@ class Store:
     async def fill(self, client: Client, key: str, token: str, raw: bytes, ttl_ms: int) -> bool:
         """Store what was loaded for `ttl_ms` (at least 1) and give the lease back; False if the lease was lost."""
         call = self._fill(key, token, raw, ttl_ms)
-        return bool(await self._link.script(client, call.script, call.keys, *call.arguments))
+        with self.near.shut(names=call.keys[:1]):  # a refresh: there may be an entry
+            return bool(await self._link.script(client, call.script, call.keys, *call.arguments))
 
     async def fill_many(self, client: Client, fills: Iterable[tuple[str, str, bytes, int]]) -> int:
         """Store many (key, token, raw, ttl_ms) in one round trip, and give the number of those that were stored."""
         calls = [self._fill(*each) for each in fills]
-        return sum(await self._link.batch(client, _FILL, calls)) if calls else 0
+        with self.near.shut(names=[call.keys[0] for call in calls]):
+            return sum(await self._link.batch(client, _FILL, calls)) if calls else 0
 
     async def release(self, client: Client, key: str, token: str) -> None:
         """Give the lease back, if it is held by this token."""
@@ -201,6 +230,7 @@ class Store:
         """Let repairs that are under way finish within `limit` seconds, then stop them; give connections back."""
         await self._repairs.aclose(limit)
         await self._restarts.aclose()
+        await self._tracking.aclose()
         await self._link.aclose()
 
     def _acquire(self, key: str, token: str, *, refresh: bool) -> Call:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .link import Client, Link
+from .near import NearCache
 from .scripts import Names, Range, Script, Target
 
 if TYPE_CHECKING:
@@ -20,8 +21,8 @@ _BYTES_PER_CALL = 256 * 1024
 class Sweeper:
     """Sets barriers, and deletes what targets reach: begin.lua in as many calls as it takes."""
 
-    def __init__(self, link: Link, names: Names, barrier_ms: int, chunk: int) -> None:
-        self._link, self.names, self.barrier_ms, self._chunk = link, names, barrier_ms, chunk
+    def __init__(self, link: Link, names: Names, barrier_ms: int, chunk: int, near: NearCache) -> None:
+        self._link, self.names, self.barrier_ms, self._chunk, self._near = link, names, barrier_ms, chunk, near
 
     async def begin(
         self,
@@ -33,18 +34,18 @@ class Sweeper:
         *,
         again: bool = False,
     ) -> int:
-        """Do it in the protocol's order, and give the number of entries deleted.
+        """Do it in the protocol's order, and give the number of entries deleted. What is kept here goes first.
 
         `leases` are the entries to take the lease of. `again`: spare the leases that this token took before.
         """
         each = list(targets)
         ranges = [target.range() for target in each if not target.exact]
         keys = [target.head for target in each if target.exact]
+        settings = (token, self.barrier_ms, self._chunk, self.names.leases, int(again))
         deleted = 0
-        for call in batches(self._chunk, barriers, ranges, keys, leases):
-            deleted += await self._call(
-                client, (token, self.barrier_ms, self._chunk, self.names.leases, int(again)), *call
-            )
+        with self._near.shut([each.head for each in ranges], [*keys, *leases]):
+            for call in batches(self._chunk, barriers, ranges, keys, leases):
+                deleted += await self._call(client, settings, *call)
         return deleted
 
     async def delete(self, client: Client, targets: Iterable[Target]) -> int:

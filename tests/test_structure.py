@@ -26,9 +26,10 @@ ROOMS = {
     "events": ["events"],
     "singleflight": ["singleflight"],
     "wire": ["deadlines", "scripts", "connections", "line", "wire"],
+    "near": ["near", "tracking"],
     "store": ["breaker", "restarts", "link", "sweep", "intent", "store"],
     "session": ["works", "transactions", "session"],
-    "cache": ["cache", "entries", "misses", "loads", "many", "invalidations"],
+    "cache": ["cache", "entries", "misses", "loads", "near_loads", "many", "invalidations"],
     "decorators": ["protocols", "decorators"],
     "crud": ["pagination", "columns", "statements", "instances", "units", "bindings", "writes", "crud"],
     "embedded": ["embedded"],
@@ -36,7 +37,8 @@ ROOMS = {
 }
 ORDER = [module for room in ROOMS.values() for module in room]
 HOMES = {
-    "redis": {*ROOMS["wire"], *ROOMS["store"], "demo"},
+    "redis": {*ROOMS["wire"], "tracking", *ROOMS["store"], "demo"},
+    "cachebox": {"near"},
     "wrapt": {*ROOMS["decorators"]},
     "sqlalchemy": {*ROOMS["session"], *ROOMS["crud"], "demo"},
 }
