@@ -14,8 +14,6 @@ from .session import wrote
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-    from .near import Kept
-
 
 class NearQuery(CachedQuery):
     """A cached function whose entries are kept in this process as well."""
@@ -32,7 +30,11 @@ class NearQuery(CachedQuery):
         store = self.cache.store(client)
         kept = None if store.obstacles else store.near.lookup(key)
         if kept is not None and (session is None or not wrote(session)):
-            value = kept.value if kept.owner is self.codec else self._read_kept(kept)
+            owner, value = kept.owner, kept.value
+            if owner is None:
+                value = self._decoded(value)
+            elif owner is not self.codec:  # another function's object
+                value = MISS
             if value is not MISS:
                 self.counters.tell("near", key)
                 return value
@@ -52,11 +54,9 @@ class NearQuery(CachedQuery):
             return await self._missed(call, raw, obstacle)
         return await super()._get(client, session, key, function, args, kwargs)
 
-    def _read_kept(self, kept: Kept) -> Any:
-        """The value of JSON that is kept; MISS where Redis has to say what it is: nobody else's object is ours."""
-        if kept.owner is not None:
-            return MISS
+    def _decoded(self, raw: bytes) -> Any:
+        """The value of JSON that is kept; MISS where it is another function's and no value of this one: ask Redis."""
         try:
-            return self.codec.decode(kept.value)
+            return self.codec.decode(raw)
         except DecodeError:
             return MISS

@@ -201,7 +201,12 @@ async def test_other_data_is_no_obstacle(w: World) -> None:
 
 async def test_objects_are_anybodys(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two functions with one key hand out each other's objects."""
-    monkeypatch.setattr(NearQuery, "_read_kept", lambda self, kept: kept.value)
+
+    def nobodys(self: NearCache, token: Token, value: Any, owner: object | None = None, **options: Any) -> bool:
+        return _keep(self, token, value, None, **options)
+
+    monkeypatch.setattr(NearCache, "keep", nobodys)
+    monkeypatch.setattr(NearQuery, "_decoded", lambda self, raw: raw)
     async with Cache(w.one.client, near=True, timeout=5) as cache:
         await lost(whole.test_two_functions_one_key(cache, w.one.client))
 
