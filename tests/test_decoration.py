@@ -103,7 +103,9 @@ def test_impossible_options_are_refused(option: str, value: Any) -> None:
     assert isinstance(caught.value, ValueError)
 
 
-@pytest.mark.parametrize("options", [{"stale": 0}, {"fail_safe": 0}, {"early": 0.0}, {"near": None}, {"wait": 0}])
+@pytest.mark.parametrize(
+    "options", [{"stale": 0}, {"fail_safe": 0}, {"early": 0.0}, {"near": None}, {"near": False}, {"wait": 0}]
+)
 def test_options_that_change_nothing_are_taken(options: dict[str, Any]) -> None:
     """The defaults of options that this version does not have may be written out."""
     cached("item:{number}", **options)(load)

@@ -234,12 +234,14 @@ def test_the_settings_of_a_cache() -> None:
 
 def test_the_option_of_a_function() -> None:
     """True, False or None: bounds are the cache's."""
+
+    async def get(redis: Redis, x: int) -> Point:
+        return Point(x=x)
+
+    wrong: Any
     for wrong in (1, "yes", Near()):
         with pytest.raises(OptionError, match=r"get: near=.* must be True, False or None"):
-
-            @cached("point:{x}", near=wrong)  # type: ignore[arg-type]
-            async def get(redis: Redis, x: int) -> Point:
-                return Point(x=x)
+            cached("point:{x}", near=wrong)(get)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-import fastrdb.codec
 import fastrdb.near_loads
+import fastrdb.schemas
 import fastrdb.store
 from fastrdb import Cache
 from fastrdb.embedded import EmbeddedServer
@@ -213,7 +213,7 @@ async def test_objects_are_anybodys(w: World, monkeypatch: pytest.MonkeyPatch) -
 
 async def test_mutable_objects_are_shared(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """What one caller changes, the next one gets."""
-    monkeypatch.setattr(fastrdb.codec.schemas, "is_immutable", lambda entry: True)
+    monkeypatch.setattr(fastrdb.schemas, "is_immutable", lambda entry: True)
     async with Cache(w.one.client, near=True, timeout=5) as cache:
         await lost(whole.test_what_a_caller_changes_is_its_own(cache, w.one.client, whole.renumber))
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
-SMALLEST, DECORATORS, CRUD, FASTAPI = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+SMALLEST, DECORATORS, CRUD, NEAR, FASTAPI = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 DEMO_COMMAND, TEST_COMMAND = (each.strip() for each in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)[:2])
 
 
@@ -106,6 +106,18 @@ async def test_the_crud_class_works_as_shown(names: dict[str, Any]) -> None:
     assert [user.name for user in found["users"]] == ["B"]
     assert found["page"].total == 1
     assert await found["user_crud"].count(db=found["db"]) == 0
+
+
+async def test_the_near_cache_works_as_shown(names: dict[str, Any]) -> None:
+    """The block's function is answered by the process, once the server tells of changes."""
+    await run(CRUD.partition("user = await")[0], names)
+    asked = {"db": names["db"], "redis": names["redis"]}
+    await names["user_crud"].create(**asked, obj_in=UserCreate(email="a@example.com", name="A"))
+    await run(NEAR, names)
+    get = names["get_user_near"]
+    async with names["cache"]:
+        while not get.stats.near:
+            assert (await get(**asked, email="a@example.com")).name == "A"
 
 
 async def test_the_fastapi_block_works_as_shown(names: dict[str, Any]) -> None:

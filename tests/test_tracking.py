@@ -34,7 +34,7 @@ CLIENTS = {
 PARSERS = {"resp2-python": (2, _AsyncRESP2Parser), "resp3-python": (3, _AsyncRESP3Parser)}
 
 
-@pytest.fixture(params=CLIENTS.values(), ids=CLIENTS)
+@pytest.fixture(params=CLIENTS.values(), ids=list(CLIENTS))
 async def n(request: pytest.FixtureRequest, any_server: EmbeddedServer) -> AsyncIterator[Nearby]:
     """Give a near cache on each kind of server, by each protocol."""
     async with nearby(any_server, **request.param) as made:
@@ -47,7 +47,7 @@ async def test_scenarios(n: Nearby, scenario: Any) -> None:
     await scenario(n)
 
 
-@pytest.mark.parametrize(("protocol", "parser"), PARSERS.values(), ids=PARSERS)
+@pytest.mark.parametrize(("protocol", "parser"), PARSERS.values(), ids=list(PARSERS))
 @pytest.mark.parametrize("scenario", [scenarios_near.foreign_write, scenarios_near.flushed, scenarios_near.killed])
 async def test_without_hiredis(server: EmbeddedServer, protocol: int, parser: Any, scenario: Any) -> None:
     """redis-py's own parsers, which hand pushes on in another way."""
@@ -169,6 +169,25 @@ async def test_a_server_that_refuses(
                 assert "the near cache is on again" in caplog.text
             await tracking.aclose()
         await admin.execute_command("ACL", "DELUSER", "app")
+
+
+@pytest.mark.parametrize(("protocol", "channels"), [(3, ()), (2, ("&__redis__:invalidate",))])
+async def test_a_user_with_just_these_rights(
+    redis_server: EmbeddedServer, protocol: int, channels: tuple[str, ...]
+) -> None:
+    """What the README names is enough."""
+    rights = ("+client|tracking", "+client|id", "+ping", "+subscribe", *channels)
+    async with Redis(port=redis_server.port) as admin:
+        await admin.execute_command("ACL", "SETUSER", "few", "reset", "on", ">secret", "~item:*", *rights)
+        async with Redis(port=redis_server.port, protocol=protocol, username="few", password="secret") as client:
+            near = Observed(Near(heartbeat=0.1))
+            tracking = Tracking(near, {"item:"})
+            tracking.start(client.connection_pool)
+            await near.until(lambda: near.valid_until > 0)
+            first = near.valid_until
+            await near.until(lambda: near.valid_until > first)
+            await tracking.aclose()
+        await admin.execute_command("ACL", "DELUSER", "few")
 
 
 async def test_a_client_unlike_any_other(caplog: pytest.LogCaptureFixture) -> None:

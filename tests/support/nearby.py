@@ -126,6 +126,7 @@ class Nearby:
 
     async def beat(self) -> None:
         """Let one PING be sent and answered."""
+        await self.near.until(lambda: self.tracking._asked is None)
         await self.clock.asleep()
         self.clock.advance(self.heartbeat / 3)
         await self.near.until(lambda: self.near.valid_until == self.clock() + self.heartbeat)
@@ -144,7 +145,7 @@ async def nearby(
     server: EmbeddedServer, *, heartbeat: float = 1.0, parser: Any = None, **options: Any
 ) -> AsyncIterator[Nearby]:
     """Give a near cache that is on; `options` are those of its client, `parser` that of its tracking connection."""
-    heads = set(HEADS)
+    heads: set[str] = set(HEADS)
     async with (
         TcpProxy(server.port) as proxy,
         Redis(port=server.port) as foreign,

@@ -132,7 +132,8 @@ async def late_pushes(n: Nearby) -> None:
     n.proxy.hold("down")
     await n.foreign.set(KEY, b"new")
     await n.clock.asleep()
-    n.clock.advance(n.heartbeat / 3)  # a PING
+    n.clock.advance(n.heartbeat / 3)
+    await n.clock.asleep()  # a PING is sent
     await n.proxy.held("down")
     n.clock.advance(n.heartbeat)
     assert n.local(KEY) is None
