@@ -54,11 +54,6 @@ def own_connection(pool: Any) -> Any:
     return pool.connection_class(**settings)
 
 
-async def _as_it_is(message: Any) -> Any:
-    """Hand a push on to who reads: redis-py drops those that nobody has asked for."""
-    return message
-
-
 class Tracking:
     """Keeps one channel of `near` open, from `start` to `aclose` or the end of the event loop.
 
@@ -146,12 +141,16 @@ class Tracking:
         if connection.protocol in (3, "3"):
             parser = connection._parser  # there is no other way to hear of invalidations
             if hasattr(parser, "set_invalidation_push_handler"):
-                parser.set_invalidation_push_handler(_as_it_is)
+                parser.set_invalidation_push_handler(self._hear)
             await _ask(connection, "CLIENT", "TRACKING", "ON", "BCAST", *prefixes)
         else:
             own = await _ask(connection, "CLIENT", "ID")
             await _ask(connection, "CLIENT", "TRACKING", "ON", "REDIRECT", own, "BCAST", *prefixes)
             await _ask(connection, "SUBSCRIBE", _CHANNEL)  # the last: no other command is taken after it
+
+    async def _hear(self, message: list[Any]) -> None:
+        """A push, from parsers that tell pushes from replies."""
+        self._near.pushed(message[1])
 
     async def _listen(self, connection: Any) -> None:
         while True:
