@@ -67,22 +67,24 @@ class Kept:
     Two functions can share a key and not the type that they make of it: an object is for the owner that made it.
     """
 
-    __slots__ = ("owner", "size", "until", "value")
+    __slots__ = ("head", "owner", "size", "until", "value")
 
-    def __init__(self, value: Any, owner: object | None, until: float, size: int) -> None:
+    def __init__(self, value: Any, owner: object | None, until: float, size: int, head: str) -> None:
         self.value = value
         self.owner = owner
         self.until = until
         self.size = size
+        self.head = head
 
 
 class Token:
     """Put down for a key before its value is asked for. It goes with its reader: a cancelled one leaves none."""
 
-    __slots__ = ("__weakref__", "key", "since")
+    __slots__ = ("__weakref__", "head", "key", "since")
 
-    def __init__(self, key: str, since: float) -> None:
+    def __init__(self, key: str, head: str, since: float) -> None:
         self.key = key
+        self.head = head
         self.since = since
 
 
@@ -124,7 +126,7 @@ class NearCache:
     """
 
     __slots__ = (
-        *("_bytes", "_channels", "_count", "_cut", "_kept", "_shut", "_tokens", "_ttl"),
+        *("_bytes", "_channels", "_count", "_cut", "_groups", "_kept", "_shut", "_size", "_tokens", "_ttl"),
         *("__weakref__", "before", "clock", "heartbeat", "valid_until"),
     )
 
@@ -133,7 +135,10 @@ class NearCache:
         self.heartbeat = seconds(near.heartbeat, name="heartbeat", owner="Near")
         self._ttl = seconds(near.ttl, name="ttl", owner="Near")
         self._count, self._bytes, self._cut = near.entries, near.bytes, len(before.decode())
-        self._kept: cachebox.LRUCache[str, Kept] = cachebox.LRUCache(near.bytes, getsizeof=lambda _, kept: kept.size)
+        self._kept: cachebox.LRUCache[str, Kept] = cachebox.LRUCache(0)  # its order is used; the bounds are kept here
+        self._size = 0
+        # Keys by the head of their pattern: a prefix is looked for where it can be only.
+        self._groups: dict[str, set[str]] = {}
         self._tokens: WeakValueDictionary[str, Token] = WeakValueDictionary()
         self._channels: list[Channel] = []
         self._shut: list[tuple[tuple[str, ...], frozenset[str]]] = []
@@ -154,17 +159,17 @@ class NearCache:
                 return kept
         return None
 
-    def begin(self, key: str) -> Token | None:
+    def begin(self, key: str, head: str = "") -> Token | None:
         """Give the token to `keep` what will be read; None if it could not be kept. To be called before it is sent.
 
-        Of several readers of a key it is the last one's that counts.
+        Of several readers of a key it is the last one's that counts. `head` is what the key's pattern begins with.
         """
         now = self.clock()
         if now >= self.valid_until or not all(key.startswith(channel.heads) for channel in self._channels):
             return None
         if any(key in keys or key.startswith(heads) for heads, keys in self._shut):
             return None
-        token = self._tokens[key] = Token(key, now)
+        token = self._tokens[key] = Token(key, head if key.startswith(head) else "", now)
         return token
 
     def keep(self, token: Token, value: Any, owner: object | None = None, *, size: int, ttl_ms: int) -> bool:
@@ -177,18 +182,20 @@ class NearCache:
             size: bytes of the JSON.
             ttl_ms: what PTTL said with the value: milliseconds, -1 for an entry that does not expire.
         """
-        if self._tokens.get(token.key) is not token or ttl_ms < -1:
+        key = token.key
+        if self._tokens.get(key) is not token or ttl_ms < -1:
             return False
-        del self._tokens[token.key]
-        size += len(token.key) + _OVERHEAD
+        self._drop(key)
+        size += len(key) + _OVERHEAD
         if size > self._bytes:
-            self._kept.pop(token.key, None)
             return False
         ttl = self._ttl if ttl_ms < 0 else min(self._ttl, ttl_ms / 1000)
         # From `begin` on: the server has measured the rest of its life after that.
-        self._kept.insert(token.key, Kept(value, owner, token.since + ttl, size))
-        if len(self._kept) > self._count:
-            self._kept.popitem()
+        self._kept.insert(key, Kept(value, owner, token.since + ttl, size, token.head))
+        self._groups.setdefault(token.head, set()).add(key)
+        self._size += size
+        while len(self._kept) > self._count or self._size > self._bytes:
+            self._account(*self._kept.popitem())
         return True
 
     # --- changes
@@ -218,6 +225,8 @@ class NearCache:
     def clear(self) -> None:
         """Drop everything, and what is on its way."""
         self._kept.clear()
+        self._groups.clear()
+        self._size = 0
         self._tokens.clear()
 
     # --- channels
@@ -238,16 +247,29 @@ class NearCache:
         return name.decode("utf-8", "surrogateescape")[self._cut :]
 
     def _drop(self, key: str) -> None:
-        self._kept.pop(key, None)
+        kept = self._kept.pop(key, None)
+        if kept is not None:
+            self._account(key, kept)
         self._tokens.pop(key, None)
+
+    def _account(self, key: str, kept: Kept) -> None:
+        """It is kept no more."""
+        self._groups[kept.head].discard(key)
+        self._size -= kept.size
 
     def _drop_reached(self, heads: tuple[str, ...], keys: frozenset[str]) -> None:
         for key in keys:
             self._drop(key)
         if heads:
             # A prefix may have a filter, which is not asked: more is dropped, never less.
-            for key in [key for each in (self._kept, self._tokens) for key in each if key.startswith(heads)]:
+            for key in [key for each in (*self._under(heads), self._tokens) for key in each if key.startswith(heads)]:
                 self._drop(key)
+
+    def _under(self, heads: tuple[str, ...]) -> Iterator[set[str]]:
+        """Groups that may hold keys under one of `heads`: one of the two heads begins with the other."""
+        for group, keys in self._groups.items():
+            if group.startswith(heads) or any(head.startswith(group) for head in heads):
+                yield keys
 
 
 _of_this_process: WeakSet[NearCache] = WeakSet()

@@ -38,7 +38,10 @@ class NearQuery(CachedQuery):
             if value is not MISS:
                 self.counters.tell("near", key)
                 return value
-        if self.closed(store, client, session) is None and (token := store.near_token(client, key)) is not None:
+        if (
+            self.closed(store, client, session) is None
+            and (token := store.near_token(client, key, self.plan.head)) is not None
+        ):
             raw, obstacle = None, None
             try:
                 raw, ttl_ms = await store.get_lasting(client, key)

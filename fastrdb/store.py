@@ -142,12 +142,13 @@ class Store:
         """Give the entries in the order of `keys`, by one MGET."""
         return await self._link.get_many(client, [self._names.entry(key) for key in keys]) if keys else []
 
-    def near_token(self, client: Client, key: str) -> Token | None:
+    def near_token(self, client: Client, key: str, head: str) -> Token | None:
         """Give the token to keep an entry in this process with, before it is asked for; None if it cannot be kept.
 
-        Then it is seen to that the server tells of changes, so that it can be some time later.
+        If not, it is seen to that the server tells of changes, so that it can be some time later. `head` is what the
+        key's pattern begins with.
         """
-        token = self.near.begin(key)
+        token = self.near.begin(key, head)
         if token is None:
             self._tracking.start(getattr(client, "connection_pool", None))
         return token

@@ -294,6 +294,40 @@ def test_a_head_of_nothing_reaches_all(clock: ManualClock) -> None:
         assert near.begin("b") is None
 
 
+KEYS = [f"{head}{rest}" for head in ("", "a:", "a:b:", "c:") for rest in ("1", "2", "é")]
+HEADS = ["", "a", "a:", "a:b:", "a:b:1", "c:", "d:"]
+KEEPS = st.tuples(st.just("keep"), st.sampled_from(KEYS), st.sampled_from(HEADS), st.integers(0, 3000))
+DROPS = st.tuples(st.sampled_from(["push", "name"]), st.sampled_from(KEYS), st.just(""), st.just(0))
+PREFIXES = st.tuples(st.just("prefix"), st.just(""), st.sampled_from(HEADS), st.just(0))
+
+
+@given(st.lists(KEEPS | DROPS | PREFIXES, max_size=60))
+def test_it_is_a_dictionary_with_losses(steps: list[tuple[str, str, str, int]]) -> None:
+    """Whatever is kept and dropped in any order: nothing that was dropped is found, and the accounts are right."""
+    near, expected = made(ManualClock(), Near(entries=8, bytes=8000)), dict[str, int]()
+    for number, (step, key, head, size) in enumerate(steps):
+        if step == "keep":
+            token = near.begin(key, head)
+            assert token is not None
+            near.keep(token, number, size=size, ttl_ms=-1)
+            expected[key] = number
+        elif step == "push":
+            near.pushed([key.encode()])
+            expected.pop(key, None)
+        else:
+            with near.shut(heads=[head.encode()] if step == "prefix" else [], names=[key.encode()] if key else []):
+                pass
+            gone = [each for each in expected if (each.startswith(head) if step == "prefix" else each == key)]
+            for each in gone:
+                del expected[each]
+        found = {each: near.lookup(each) for each in KEYS}
+        kept = {each: entry for each, entry in found.items() if entry is not None}
+        assert all(entry.value == expected[each] for each, entry in kept.items())
+        assert len(kept) == len(near) <= 8
+        assert near._size == sum(entry.size for entry in kept.values()) <= 8000
+        assert sorted(each for group in near._groups.values() for each in group) == sorted(kept)
+
+
 # --- channels
 
 

@@ -49,7 +49,8 @@ def no_token_at_all(self: NearCache, token: Token, value: Any, **options: Any) -
 
 def pushes_spare_tokens(self: NearCache, key: str) -> None:
     """Only what is kept already goes."""
-    self._kept.pop(key, None)
+    if (kept := self._kept.pop(key, None)) is not None:
+        self._account(key, kept)
 
 
 def deaf(self: NearCache, names: Iterable[bytes] | None) -> None:
@@ -79,7 +80,7 @@ def outlives_redis(self: NearCache, token: Token, value: Any, *, ttl_ms: int, **
     return _keep(self, token, value, ttl_ms=-1, **options)
 
 
-def covers_anything(self: NearCache, key: str) -> Token | None:
+def covers_anything(self: NearCache, key: str, head: str = "") -> Token | None:
     """Nobody looks whether a key is tracked."""
     for channel in self._channels:
         channel.heads = ("",)
@@ -104,7 +105,7 @@ def drops_and_stays_open(self: NearCache, heads: Iterable[bytes] = (), names: It
 def drops_entries_only(self: NearCache, heads: Iterable[bytes] = (), names: Iterable[bytes] = ()) -> Iterator[None]:
     """What is on its way is not stopped."""
     for name in names:
-        self._kept.pop(name.decode(), None)
+        pushes_spare_tokens(self, name.decode())
     yield
 
 
