@@ -256,11 +256,11 @@ def test_what_one_invalidates_oneself_is_gone_at_once(clock: ManualClock) -> Non
     for key in ("user:1", "user:2", "post:1", "post:2"):
         keep(near, key)
     near.lookup("user:1")
-    tokens = {key: near.begin(key) for key in ("user:1", "post:1", "post:2")}
+    tokens = {key: near.begin(key) for key in ("user:1", "user:3", "post:1", "post:2")}
     with near.shut(heads=[b"ns:user:"], names=[b"ns:post:1"]):
         assert [key for key in ("user:1", "user:2", "post:1", "post:2") if near.lookup(key)] == ["post:2"]
         kept = {key: near.keep(token, b"2", size=1, ttl_ms=-1) for key, token in tokens.items() if token}
-        assert kept == {"user:1": False, "post:1": False, "post:2": True}
+        assert kept == {"user:1": False, "user:3": False, "post:1": False, "post:2": True}
 
 
 def test_nothing_is_kept_under_an_invalidation_that_is_being_sent(clock: ManualClock) -> None:
