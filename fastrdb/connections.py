@@ -6,8 +6,12 @@ from typing import Any, Protocol
 from weakref import WeakKeyDictionary, ref
 
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
-_SMALL_POOL = 8
+SILENT = (TimeoutError, OSError, RedisConnectionError, RedisTimeoutError)
+"""What counts for a breaker: no answer. A server that answers with an error is there, and costs no time."""
+
+SMALL_POOL = 8
 """A pool of fewer connections than this cannot spare one for good."""
 
 
@@ -58,7 +62,7 @@ class PoolSource:
     @staticmethod
     def spares(pool: Any) -> bool:
         """Whether the pool is large enough to do without one connection."""
-        return int(getattr(pool, "max_connections", 0)) >= _SMALL_POOL
+        return int(getattr(pool, "max_connections", 0)) >= SMALL_POOL
 
     async def take(self) -> Connection:
         """Give one of the pool's connections."""

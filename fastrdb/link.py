@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Coroutine, Sequence
 from contextvars import Context
 from copy import copy
 from types import FunctionType
@@ -17,33 +17,23 @@ from typing import Any, Protocol
 from weakref import WeakKeyDictionary, ref
 
 from redis.asyncio import Redis
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, ResponseError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.asyncio.cluster import RedisCluster
+from redis.exceptions import NoScriptError
 
 from .breaker import Breaker
-from .connections import PoolSource
+from .connections import SILENT, PoolSource
 from .deadlines import Deadlines
+from .direct import Client as Client
+from .direct import ClusterDirect, Direct
 from .errors import CacheUnavailableError
-from .line import Greeting
+from .histories import Histories
+from .masters import Masters
+from .nodes import NodeSource
 from .restarts import OTHER_DATA, Restarts
-from .scripts import Argument, Call, Command, Script
-from .wire import Boundary, Wire
+from .scripts import Argument, Call, Command
+from .wire import Wire
 
 logger = logging.getLogger("fastrdb")
-
-_SILENT = (TimeoutError, OSError, RedisConnectionError, RedisTimeoutError)
-"""What counts for the breaker: no answer. A server that answers with an error is there, and costs no time."""
-
-
-class Client(Protocol):
-    """What is used of redis.asyncio.Redis, and of its relatives."""
-
-    def execute_command(self, *args: Any, **options: Any) -> Any:
-        """Send one command; the result is awaited."""
-
-    def pipeline(self, transaction: bool = ...) -> Any:
-        """Collect commands to send at once."""
 
 
 class Route(Protocol):
@@ -61,65 +51,6 @@ class Route(Protocol):
         """Give back what is held."""
 
 
-class Direct:
-    """Each command by the client's own methods: for clients with something of their own in them, and small pools."""
-
-    def __init__(self, client: Client, deadlines: Deadlines, greet: Greeting, boundary: Boundary) -> None:
-        self._client, self._deadlines, self._greet, self._boundary = ref(client), deadlines, greet, boundary
-        self._greeted = False
-
-    async def get(self, name: bytes) -> bytes | None:
-        """Give the value of a key."""
-        reply, refused = await self._send((("GET", name),))
-        if refused is not None:
-            raise refused
-        if isinstance(reply[0], Exception):
-            raise self._boundary.failed("GET", reply[0])
-        raw: bytes | None = reply[0]
-        return raw
-
-    async def send(self, commands: Sequence[Command]) -> list[Any]:
-        """Send commands in their order; several in one pipeline."""
-        replies, _ = await self._send(commands)
-        return replies
-
-    async def _send(self, commands: Sequence[Command]) -> tuple[list[Any], Exception | None]:
-        try:
-            with self._deadlines.start():
-                client = _alive(self._client)
-                if not self._greeted:
-                    await self._greet(lambda command: client.execute_command(*command, NEVER_DECODE=True))
-                    self._greeted = True
-                replies = await _sent(client, commands)
-        except Exception as error:
-            self._greeted = False  # it may be another server that answers next
-            raise self._boundary.failed(str(commands[0][0]), error) from error
-        return replies, self._boundary.answered()
-
-    async def aclose(self) -> None:
-        """Nothing is held."""
-
-
-def _alive(client: Callable[[], Client | None]) -> Client:
-    found = client()
-    if found is None:
-        raise RedisConnectionError("the client is gone")
-    return found
-
-
-async def _sent(client: Client, commands: Sequence[Command]) -> list[Any]:
-    if len(commands) == 1:
-        try:
-            return [await client.execute_command(*commands[0], NEVER_DECODE=True)]
-        except ResponseError as error:
-            return [error]
-    async with client.pipeline(transaction=False) as pipeline:
-        for command in commands:
-            pipeline.execute_command(*command, NEVER_DECODE=True)
-        replies: list[Any] = await pipeline.execute(raise_on_error=False)
-    return replies
-
-
 class Link:
     """Sends commands and scripts, each under a deadline of `timeout` seconds. For one event loop.
 
@@ -128,7 +59,7 @@ class Link:
     `restarts` is asked about each new connection. What it finds is said of reads here, and by the scripts of the rest.
     """
 
-    def __init__(self, timeout: float, restarts: Restarts, obstacles: set[object]) -> None:
+    def __init__(self, timeout: float, restarts: Restarts | Histories, obstacles: set[object]) -> None:
         self._deadlines, self._restarts, self._obstacles = Deadlines(timeout), restarts, obstacles
         self.breaker = Breaker()
         self._routes: WeakKeyDictionary[Any, Route] = WeakKeyDictionary()
@@ -151,48 +82,49 @@ class Link:
         route: Route = self._route if self._latest() is client else self._find(client)
         return route.get(name)
 
-    async def get_many(self, client: Client, names: Sequence[bytes]) -> list[bytes | None]:
-        """Give the values of keys."""
-        (raws,) = await self._read(client, (("MGET", *names),))
-        found: list[bytes | None] = raws
-        return found
-
-    async def get_timed(self, client: Client, names: Sequence[bytes]) -> list[tuple[bytes | None, int]]:
-        """Give the values of keys and their PTTL, in one round trip."""
-        # A value that is replaced in between gets its successor's life. It was there when it was read all the same.
-        raws, *lives = await self._read(client, (("MGET", *names), *(("PTTL", name) for name in names)))
-        return list(zip(raws, lives, strict=True))
+    async def read(self, client: Client, commands: Sequence[Command]) -> list[Any]:
+        """Send commands that read entries in one round trip, and give their replies, which may be used."""
+        replies = await self.many(client, commands)
+        if self._restarts.other_data:  # found out just before they were sent
+            raise CacheUnavailableError(str(commands[0][0]), OTHER_DATA)
+        return replies
 
     async def command(self, client: Client, *command: Argument) -> Any:
         """Send one command, and give its reply."""
         (reply,) = await self.many(client, (command,))
         return reply
 
-    async def script(self, client: Client, script: Script, keys: Sequence[bytes], *arguments: Argument) -> Any:
+    async def script(self, client: Client, call: Call) -> Any:
         """Run a script, and give its result."""
-        (reply,) = await self.batch(client, script, (Call(script, keys, arguments),))
+        (reply,) = await self.many(client, (call,))
         return reply
 
-    async def batch(self, client: Client, script: Script, calls: Sequence[Call]) -> list[Any]:
-        """Run a script many times in one round trip; the first error is raised when all have been run."""
-        replies = await self._send(client, script.name, [call.known() for call in calls])
-        unknown = [at for at, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
-        if unknown:  # one brings the script along, the others find it there
-            first, *others = (calls[at] for at in unknown)
-            again = await self._send(client, script.name, [first.whole(), *(call.known() for call in others)])
-            for at, reply in zip(unknown, again, strict=True):
-                replies[at] = reply
-        for reply in replies:
+    async def many(self, client: Client, commands: Sequence[Call | Command]) -> list[Any]:
+        """Send commands and scripts in one round trip; the first error is raised when all have been tried."""
+        return self.raised(commands, await self.run(client, commands))
+
+    def raised(self, commands: Sequence[Call | Command], replies: list[Any]) -> list[Any]:
+        """Give the replies; raise the first error among them."""
+        for command, reply in zip(commands, replies, strict=True):
+            if isinstance(reply, CacheUnavailableError):
+                raise reply
             if isinstance(reply, Exception):
-                raise self.failed(script.name, reply) from reply
+                raise self.failed(_name(command), reply) from reply
         return replies
 
-    async def many(self, client: Client, commands: Sequence[Command]) -> list[Any]:
-        """Send several commands in one round trip, and give their replies; the first error is raised."""
-        replies = await self._send(client, str(commands[0][0]), commands)
-        for reply in replies:
-            if isinstance(reply, Exception):
-                raise self.failed(str(commands[0][0]), reply) from reply
+    async def run(self, client: Client, commands: Sequence[Call | Command]) -> list[Any]:
+        """Send commands and scripts in one round trip, and give what comes of each: errors as they are, not raised."""
+        name = _name(commands[0])
+        replies = await self._send(client, name, [_known(command) for command in commands])
+        unknown = _unknown(replies)
+        while unknown:  # one of each script brings it along, and the others find it there; on each server of a cluster
+            whole = {call.script.sha: at for at in reversed(unknown) if isinstance(call := commands[at], Call)}.values()
+            again = [_whole(commands[at]) if at in whole else _known(commands[at]) for at in unknown]
+            for at, reply in zip(unknown, await self._send(client, name, again), strict=True):
+                replies[at] = reply
+            before, unknown = unknown, _unknown(replies)
+            if len(unknown) == len(before):
+                break
         return replies
 
     async def aclose(self) -> None:
@@ -205,13 +137,6 @@ class Link:
             await route.aclose()
 
     # --- parts
-
-    async def _read(self, client: Client, commands: Sequence[Command]) -> list[Any]:
-        """Send commands that read entries; what they give may be used."""
-        replies = await self.many(client, commands)
-        if self._restarts.other_data:  # found out just before they were sent
-            raise CacheUnavailableError(str(commands[0][0]), OTHER_DATA)
-        return replies
 
     async def _send(self, client: Client, operation: str, commands: Sequence[Command]) -> list[Any]:
         if self.breaker.opened and not self._insists:
@@ -229,14 +154,18 @@ class Link:
         place = client if pool is None else pool
         route = self._routes.get(place)
         if route is None:
-            route = (
-                Direct(client, self._deadlines, self._restarts.greet, self)
-                if pool is None
-                else Wire(PoolSource(pool), self._deadlines, self._restarts.greet, self)
-            )
-            self._routes[place] = route
+            route = self._routes[place] = self._made(client, pool)
         self._latest, self._route = ref(client), route
         return route
+
+    def _made(self, client: Any, pool: Any) -> Route:
+        restarts = self._restarts
+        if isinstance(restarts, Histories):
+            kind = Masters if _is_plain(client, RedisCluster) and NodeSource.spares(client) else ClusterDirect
+            return kind(client, self._deadlines, restarts, self)
+        if pool is None:
+            return Direct(client, self._deadlines, restarts.greet, self)
+        return Wire(PoolSource(pool), self._deadlines, restarts.greet, self)
 
     # --- the boundary
 
@@ -250,7 +179,7 @@ class Link:
     def failed(self, operation: str, error: Exception) -> Exception:
         """Translate an error, and count it. A deadline that has passed has no text of its own."""
         reason = str(error) or type(error).__name__
-        if isinstance(error, _SILENT) and self.breaker.failed():
+        if isinstance(error, SILENT) and self.breaker.failed():
             self._obstacles.add(self.breaker)
             logger.warning("Redis does not answer (%s: %s): calls go on without it until it does", operation, reason)
         return CacheUnavailableError(operation, reason)
@@ -281,14 +210,36 @@ class Link:
             self.breaker.tried()
 
 
-def _pool_to_share(client: Any) -> Any:
-    """The pool of a plain redis-py client that can spare a connection; None where the client must be asked itself.
+def _name(command: Call | Command) -> str:
+    return command.script.name if isinstance(command, Call) else str(command[0])
 
-    Its own `execute_command` may be more than redis-py's (a subclass, an instrumentation, a test's gate), and must then
-    see every command.
-    """
-    own = inspect.getattr_static(client, "execute_command", None)
-    if not isinstance(client, Redis) or type(own) is not FunctionType or own.__module__ != Redis.__module__:
+
+def _known(command: Call | Command) -> Command:
+    return command.known() if isinstance(command, Call) else command
+
+
+def _whole(command: Call | Command) -> Command:
+    return command.whole() if isinstance(command, Call) else command
+
+
+def _unknown(replies: Sequence[Any]) -> list[int]:
+    """Where a script was not known."""
+    return [at for at, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+
+
+def _pool_to_share(client: Any) -> Any:
+    """The pool of a plain redis-py client that can spare a connection; None where the client must be asked itself."""
+    if not _is_plain(client, Redis):
         return None
     pool = client.connection_pool
     return pool if client.connection is None and PoolSource.spares(pool) else None
+
+
+def _is_plain(client: Any, kind: type[Any]) -> bool:
+    """Whether a client sends commands as redis-py does.
+
+    Its own `execute_command` may be more than that (a subclass, an instrumentation, a test's gate), and must then see
+    every command.
+    """
+    own = inspect.getattr_static(client, "execute_command", None)
+    return isinstance(client, kind) and type(own) is FunctionType and own.__module__ == kind.__module__

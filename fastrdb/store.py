@@ -7,84 +7,39 @@ It knows Redis and bytes; not sessions, not values, not functions. What keeps a 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
+from . import layouts
 from .errors import CacheUnavailableError
 from .intent import Intent, Repairs, Room
-from .link import Client, Link
+from .layouts import Settings
+from .leases import compare_delete
+from .link import Client
 from .near import Near, NearCache, Token
-from .restarts import OTHER_DATA, Restarts
-from .scripts import Call, Names, Reach, Script, Target
-from .sweep import Sweeper
+from .outcomes import GONE, Asked, Fill
+from .outcomes import Barred as Barred
+from .outcomes import Busy as Busy
+from .outcomes import Entry as Entry
+from .outcomes import Granted as Granted
+from .outcomes import Hit as Hit
+from .outcomes import Outcome as Outcome
+from .outcomes import Timed as Timed
+from .restarts import OTHER_DATA
+from .scripts import Names, Reach, Target
 from .tracking import Tracking
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-
-_ACQUIRE = Script.load("acquire")
-_FILL = Script.load("fill")
-_COMPARE_DELETE = Script.load("compare_delete")
-_INSPECT = Script.load("inspect")
-
-_DEAD_PER_FILL = 10
-"""How many dead index members each fill sweeps: more than it adds, so the index cannot grow with what has expired."""
-
-_GONE = -2  # what PTTL says of a key that is not there
-
-
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """There is an entry by now: its bytes."""
-
-    raw: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Granted:
-    """The lease is the caller's: load, then fill or release."""
-
-
-@dataclass(frozen=True, slots=True)
-class Busy:
-    """Another caller loads or writes this key: the token of its lease."""
-
-    token: str
-
-
-@dataclass(frozen=True, slots=True)
-class Barred:
-    """A writer that reaches this key is about to commit: load, and do not store."""
-
-
-Outcome = Hit | Granted | Busy | Barred
-
-
-@dataclass(frozen=True, slots=True)
-class Timed:
-    """An entry and what is left of its life in Redis: milliseconds, or -1 if it never expires."""
-
-    raw: bytes
-    ttl_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """What Redis holds for a key. `ttl_ms` is None when there is no entry, and -1 when it never expires."""
-
-    ttl_ms: int | None
-    size: int
-    leased: bool
-    barred: bool
 
 
 class Store:
     """The protocol on one Redis, for one event loop; holds no client but while a repair is under way.
 
     Durations are seconds: `timeout` is the deadline of each round trip, `lease` the longest load that is stored,
-    `barrier` the longest COMMIT. `chunk` is how many index members one script looks at. `sleep` is for tests.
-    `near` bounds what is kept in this process, `heads` is what the keys begin with that may be: it may grow.
+    `barrier` the longest COMMIT. `chunk` is how many index members one script looks at. `cluster`: its clients are
+    those of a cluster. `sleep` is for tests. `near` bounds what is kept in this process, `heads` is what the keys begin
+    with that may be: it may grow.
 
     All methods but those that say otherwise raise CacheUnavailableError when Redis does not do it.
     """
@@ -98,24 +53,23 @@ class Store:
         barrier: float = 10.0,
         chunk: int = 256,
         on_error: Literal["bypass", "raise"] = "bypass",
+        cluster: bool = False,
         near: Near | None = None,
         heads: Collection[str] = (),
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
-        self._names = names = Names(namespace)
-        self.near = NearCache(near or Near(), before=names.before)
+        self.near = NearCache(near or Near(), before=Names(namespace).before)
         self._tracking = Tracking(self.near, heads)
         # All that entries may not be read for, in one place: on a hit one look has to do.
         self.obstacles: set[object] = set()
-        self._restarts = Restarts(names, self.obstacles)
-        self._link = link = Link(timeout, self._restarts, self.obstacles)
-        self._lease_ms = max(1, round(lease * 1000))
-        insistent = Sweeper(link.insisting(), names, max(1, round(barrier * 1000)), chunk, self.near)
+        lease_ms, barrier_ms = (max(1, round(seconds * 1000)) for seconds in (lease, barrier))
+        settings = Settings(namespace, timeout, lease_ms, barrier_ms, chunk, self.obstacles, self.near)
+        self._layout = layout = layouts.cluster(settings) if cluster else layouts.one_server(settings)
+        self._names, self._link, self._leases = layout.names, layout.link, layout.leases
         # A commit that may not go on without Redis tries it in any case.
-        polite = Sweeper(link, names, insistent.barrier_ms, chunk, self.near)
-        self._sweeper = insistent if on_error == "raise" else polite
-        self._repairs = Repairs(insistent, self.obstacles, sleep)
-        self._room = Room(link, names, self._sweeper, self._repairs, chunk, on_error, renew=barrier / 2)
+        self._sweeper = layout.insistent if on_error == "raise" else layout.sweeper
+        self._repairs = Repairs(layout.insistent, self.obstacles, sleep)
+        self._room = Room(layout.names, self._sweeper, self._repairs, on_error, renew=barrier / 2)
 
     @property
     def owes(self) -> bool:
@@ -131,12 +85,9 @@ class Store:
         if self._repairs.owed:
             self._repairs.start()
             return "a commit that Redis has not heard of is being repaired"
-        if self._restarts.other_data:
+        if self._layout.trust.other_data:
             self._tracking.stop()  # who knows which server it was that told of changes
-            self._restarts.heal(
-                lambda call: self._link.script(client, call.script, call.keys, *call.arguments),
-                lambda: self._sweeper.delete(client, [self._names.everything]),
-            )
+            self._layout.heal(client)
             return OTHER_DATA
         return None
 
@@ -151,7 +102,17 @@ class Store:
 
     async def get_many(self, client: Client, keys: Sequence[str]) -> list[bytes | None]:
         """Give the entries in the order of `keys`, by one MGET."""
-        return await self._link.get_many(client, [self._names.entry(key) for key in keys]) if keys else []
+        return await self._leases.get_many(client, [self._names.entry(key) for key in keys]) if keys else []
+
+    async def get_timed(self, client: Client, key: str) -> Timed | None:
+        """Give the entry with what is left of its life, in one round trip; None too if it went in between."""
+        (found,) = await self.get_many_timed(client, (key,))
+        return found
+
+    async def get_many_timed(self, client: Client, keys: Sequence[str]) -> list[Timed | None]:
+        """Give the entries in the order of `keys`, each with what is left of its life, in one round trip."""
+        found = await self._leases.get_timed(client, [self._names.entry(key) for key in keys]) if keys else []
+        return [None if raw is None or ttl_ms == GONE else Timed(raw, ttl_ms) for raw, ttl_ms in found]
 
     def near_token(self, client: Client, key: str, head: str) -> Token | None:
         """Give the token to keep an entry in this process with, before it is asked for; None if it cannot be kept.
@@ -166,21 +127,8 @@ class Store:
 
     async def get_lasting(self, client: Client, key: str) -> tuple[bytes | None, int]:
         """Give the entry, and the rest of its life as PTTL says it: for who keeps it."""
-        name = self._names.entry(key)
-        raw, ttl_ms = await self._link.many(client, (("GET", name), ("PTTL", name)))
-        if self._restarts.other_data:  # found out just before the GET was sent
-            raise CacheUnavailableError("GET", OTHER_DATA)
+        ((raw, ttl_ms),) = await self._leases.get_timed(client, (self._names.entry(key),))
         return raw, ttl_ms
-
-    async def get_timed(self, client: Client, key: str) -> Timed | None:
-        """Give the entry with what is left of its life, in one round trip; None too if it went in between."""
-        (found,) = await self.get_many_timed(client, (key,))
-        return found
-
-    async def get_many_timed(self, client: Client, keys: Sequence[str]) -> list[Timed | None]:
-        """Give the entries in the order of `keys`, each with what is left of its life, in one round trip."""
-        found = await self._link.get_timed(client, [self._names.entry(key) for key in keys]) if keys else []
-        return [None if raw is None or ttl_ms == _GONE else Timed(raw, ttl_ms) for raw, ttl_ms in found]
 
     async def acquire(
         self, client: Client, key: str, token: str, *, refresh: bool = False, seen_ms: int | None = None
@@ -193,8 +141,9 @@ class Store:
         The load must begin after this has returned. Who is cancelled in here, or gets an error, may have been granted
         the lease all the same: release it with the same token, or it keeps others from storing until it runs out.
         """
-        call = self._acquire(key, token, refresh=refresh, seen_ms=seen_ms)
-        return self._outcome(await self._link.script(client, call.script, call.keys, *call.arguments))
+        old = "*" if refresh else "" if seen_ms is None else seen_ms
+        (outcome,) = await self._leases.acquire(client, (Asked(self._names.entry(key), token, old),))
+        return outcome
 
     async def acquire_many(
         self, client: Client, tokens: Mapping[str, str], seen_ms: Mapping[str, int] = MappingProxyType({})
@@ -202,29 +151,29 @@ class Store:
         """Ask for many keys, each with its token, in one round trip; what `acquire` says holds for each of them."""
         if not tokens:
             return {}
-        calls = [self._acquire(key, token, refresh=False, seen_ms=seen_ms.get(key)) for key, token in tokens.items()]
-        replies = await self._link.batch(client, _ACQUIRE, calls)
-        return dict(zip(tokens, map(self._outcome, replies), strict=True))
+        asked = [Asked(self._names.entry(key), token, seen_ms.get(key, "")) for key, token in tokens.items()]
+        return dict(zip(tokens, await self._leases.acquire(client, asked), strict=True))
 
     async def fill(self, client: Client, key: str, token: str, raw: bytes, ttl_ms: int) -> bool:
         """Store what was loaded for `ttl_ms` (at least 1) and give the lease back; False if the lease was lost."""
-        call = self._fill(key, token, raw, ttl_ms)
-        with self.near.shut(names=call.keys[:1]):  # a refresh: there may be an entry
-            return bool(await self._link.script(client, call.script, call.keys, *call.arguments))
+        fill = Fill(self._names.entry(key), token, raw, ttl_ms)
+        with self.near.shut(names=(fill.entry,)):  # a refresh: there may be an entry
+            (stored,) = await self._leases.fill(client, (fill,))
+        return stored
 
     async def fill_many(self, client: Client, fills: Iterable[tuple[str, str, bytes, int]]) -> int:
         """Store many (key, token, raw, ttl_ms) in one round trip, and give the number of those that were stored."""
-        calls = [self._fill(*each) for each in fills]
-        with self.near.shut(names=[call.keys[0] for call in calls]):
-            return sum(await self._link.batch(client, _FILL, calls)) if calls else 0
+        each = [Fill(self._names.entry(key), token, raw, ttl_ms) for key, token, raw, ttl_ms in fills]
+        with self.near.shut(names=[fill.entry for fill in each]):
+            return sum(await self._leases.fill(client, each)) if each else 0
 
     async def release(self, client: Client, key: str, token: str) -> None:
         """Give the lease back, if it is held by this token."""
-        await self._compare_delete(client, self._names.lease(self._names.entry(key)), token.encode())
+        await self._leases.release(client, self._names.entry(key), token)
 
     async def discard(self, client: Client, key: str, raw: bytes) -> bool:
         """Delete an entry that nobody can read, if it is this one still."""
-        return await self._compare_delete(client, self._names.entry(key), raw)
+        return await compare_delete(self._link, client, self._names.entry(key), raw)
 
     async def invalidate(self, client: Client, prefixes: Iterable[Reach] = (), keys: Iterable[str] = ()) -> int:
         """Delete by hand what the prefixes and keys reach, with the leases; give the number of entries deleted.
@@ -246,10 +195,7 @@ class Store:
 
     async def inspect(self, client: Client, key: str) -> Entry:
         """Tell what Redis holds for `key`."""
-        entry = self._names.entry(key)
-        keys = (entry, self._names.lease(entry), self._names.barriers)
-        ttl_ms, size, leased, barred = await self._link.script(client, _INSPECT, keys)
-        return Entry(None if ttl_ms == -2 else ttl_ms, size, bool(leased), bool(barred))
+        return await self._leases.inspect(client, self._names.entry(key))
 
     def intent(self, client: Client) -> Intent:
         """Give a new record of what one transaction will do to the cache."""
@@ -258,39 +204,11 @@ class Store:
     async def aclose(self, limit: float = 1.0) -> None:
         """Let repairs that are under way finish within `limit` seconds, then stop them; give connections back."""
         await self._repairs.aclose(limit)
-        await self._restarts.aclose()
+        await self._leases.aclose()
+        await self._layout.trust.aclose()
         await self._tracking.aclose()
         await self._link.aclose()
-
-    def _acquire(self, key: str, token: str, *, refresh: bool, seen_ms: int | None) -> Call:
-        names, entry = self._names, self._names.entry(key)
-        keys = (entry, names.lease(entry), names.index, names.expiry, names.barriers, names.server)
-        old = "*" if refresh else "" if seen_ms is None else seen_ms
-        return Call(_ACQUIRE, keys, (token, self._lease_ms, old))
-
-    def _fill(self, key: str, token: str, raw: bytes, ttl_ms: int) -> Call:
-        names, entry = self._names, self._names.entry(key)
-        keys = (entry, names.lease(entry), names.index, names.expiry, names.server)
-        return Call(_FILL, keys, (token, raw, ttl_ms, names.leases, _DEAD_PER_FILL))
-
-    async def _compare_delete(self, client: Client, name: bytes, held: bytes) -> bool:
-        return bool(await self._link.script(client, _COMPARE_DELETE, (name,), held))
 
     def _targets(self, prefixes: Iterable[Reach], keys: Iterable[str]) -> list[Target]:
         names = self._names
         return [*dict.fromkeys([*map(names.under, prefixes), *map(names.exactly, keys)])]
-
-    def _outcome(self, reply: list[bytes]) -> Outcome:
-        """Read the result of acquire.lua."""
-        match reply:
-            case [b"hit", raw]:
-                return Hit(raw)
-            case [b"granted"]:
-                return Granted()
-            case [b"busy", token]:
-                return Busy(token.decode())
-            case [b"restarted"]:
-                self._restarts.found()
-                return Barred()
-            case _:
-                return Barred()

@@ -45,14 +45,17 @@ class Wire:
     than the deadline. If a batch fails, so does what had queued behind it: it would have waited as long again.
 
     Args:
+        in_slots: it is a master of a cluster, which refuses an MGET of keys in several slots.
         greet: is awaited for each new connection before it is used, with a function that sends one command on it.
     """
 
-    def __init__(self, source: Source, deadlines: Deadlines, greet: Greeting, boundary: Boundary) -> None:
+    def __init__(
+        self, source: Source, deadlines: Deadlines, greet: Greeting, boundary: Boundary, *, in_slots: bool = False
+    ) -> None:
         self._line, self._deadlines, self._boundary = Line(source, greet), deadlines, boundary
         self._loop = asyncio.get_running_loop()  # once: it is felt on a hit
         self._busy = False
-        self._crowded = False
+        self._crowded, self._in_slots = False, in_slots
         self._gets: _Gets = {}
         self._sends: list[_Send] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -134,7 +137,7 @@ class Wire:
                 self._crowded = len(gets) > 1
                 commands = [command for each, _ in sends for command in each]
                 if gets:
-                    commands.insert(0, ("MGET", *gets))
+                    commands[:0] = [("GET", name) for name in gets] if self._in_slots else [("MGET", *gets)]
                 try:
                     with self._deadlines.start(self._loop):
                         replies = await self._line.exchange(commands)
@@ -173,16 +176,14 @@ class Wire:
     def _distribute(self, gets: _Gets, sends: Sequence[Any], replies: list[Any]) -> None:
         at, refused = 0, self._boundary.answered()
         if gets:
-            at, found = 1, replies[0]
+            at, found = (len(gets), replies) if self._in_slots else (1, replies[0])
             if isinstance(found, Exception):
                 refused = self._boundary.failed("MGET", found)
             if refused is not None:
                 _refuse(gets, (), refused)
             elif isinstance(found, list):
-                for futures, value in zip(gets.values(), found, strict=True):
-                    for future in futures:
-                        if not future.done():
-                            future.set_result(value)
+                for futures, value in zip(gets.values(), found, strict=False):
+                    _settle(futures, self._boundary.failed("GET", value) if isinstance(value, Exception) else value)
         for commands, future in sends:
             if not future.done():
                 future.set_result(replies[at : at + len(commands)])
@@ -199,6 +200,16 @@ class Wire:
         task = self._loop.create_task(work, context=Context())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _settle(futures: Sequence[asyncio.Future[Any]], value: Any) -> None:
+    for future in futures:
+        if future.done():
+            continue
+        if isinstance(value, Exception):
+            future.set_exception(value)
+        else:
+            future.set_result(value)
 
 
 def _refuse(gets: _Gets, sends: Sequence[_Send], error: Exception) -> None:

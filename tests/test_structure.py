@@ -11,6 +11,7 @@ from typing import NamedTuple
 import pytest
 
 import fastrdb
+from fastrdb.scripts import SHARED
 
 PACKAGE = Path(fastrdb.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -25,9 +26,12 @@ ROOMS = {
     "policy": ["policy"],
     "events": ["events"],
     "singleflight": ["singleflight"],
-    "wire": ["deadlines", "scripts", "connections", "line", "wire"],
     "near": ["near", "tracking"],
-    "store": ["breaker", "restarts", "link", "sweep", "intent", "store"],
+    "wire": ["deadlines", "scripts", "connections", "line", "wire"],
+    "store": [
+        *("outcomes", "breaker", "slots", "restarts", "histories", "nodes", "masters", "direct", "link"),
+        *("leases", "sweep", "cluster_leases", "cluster_sweep", "layouts", "intent", "store"),
+    ],
     "session": ["works", "transactions", "session"],
     "cache": ["cache", "entries", "misses", "loads", "near_loads", "many", "invalidations"],
     "decorators": ["protocols", "decorators"],
@@ -137,7 +141,7 @@ def test_public_names_exist(file: Path) -> None:
 def test_typed_and_scripted_files_are_in_the_package() -> None:
     """What the wheel must carry besides Python lies inside the package: the marker of types, the Lua scripts."""
     assert (PACKAGE / "py.typed").is_file()
-    scripts = {path.stem: path.read_text() for path in (PACKAGE / "lua").glob("*.lua") if path.stem != "common"}
+    scripts = {path.stem: path.read_text() for path in (PACKAGE / "lua").glob("*.lua") if path.stem not in SHARED}
     assert scripts
     for name, text in scripts.items():
         assert all(f"-- {word}: " in text for word in ("KEYS", "ARGV", "Result")), f"{name} does not say what it takes"
