@@ -117,9 +117,11 @@ class ClusterLeases:
                 return Hit(raw)
             case [b"busy", token]:
                 return Busy(token.decode())
-            case [_, history]:
+            case [b"granted", history]:
                 self._histories.seen(history)
-        return Granted()
+                return Granted()
+            case _:
+                return Barred()
 
     def _release(self, entry: bytes, token: str) -> Call:
         return Call(_RELEASE, (self._names.lease(entry),), (token,))

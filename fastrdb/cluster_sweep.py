@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .cluster_leases import fill_calls
@@ -113,6 +114,7 @@ class ClusterSweeper:
         ]
         replies = await self._link.many(client, calls)
         if self._histories.other_data:  # found out meanwhile: the shards may not know of keys that there are
+            self._histories.heal(partial(self._link.run, client))
             raise CacheUnavailableError(_FENCE.name, OTHER_DATA)
         reached: set[bytes] = set()
         for (_, shard_jobs), (done, last, keys) in zip(working, replies, strict=True):

@@ -82,13 +82,13 @@ class Store:
             return None
         if self._link.closed_for(client):
             return "Redis has not answered lately"
-        if self._repairs.owed:
-            self._repairs.start()
-            return "a commit that Redis has not heard of is being repaired"
-        if self._layout.trust.other_data:
+        if self._layout.trust.other_data:  # before any repair: it cannot succeed without
             self._tracking.stop()  # who knows which server it was that told of changes
             self._layout.heal(client)
             return OTHER_DATA
+        if self._repairs.owed:
+            self._repairs.start()
+            return "a commit that Redis has not heard of is being repaired"
         return None
 
     def name(self, key: str) -> str:

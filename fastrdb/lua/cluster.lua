@@ -9,10 +9,13 @@ local function history()
   return string.match(info, 'master_replid:(%w+)'), 'no master_replid'
 end
 
--- A lease holds its token and its history: one that has come back with old data is nobody's.
-local function sealed(token)
-  return token .. '\n' .. (history() or '')
+-- What a lease holds: its token; its history, since one that has come back with old data is nobody's; a mark, if it is a
+-- writer's: who finds that does not wait for it.
+local function sealed(token, mark)
+  return token .. '\n' .. (history() or '') .. '\n' .. mark
 end
+
+local READS, WRITES = 'r', 'w'
 
 -- The token of a lease, whatever its history.
 local function token_in(held)
@@ -26,12 +29,12 @@ local function enlist(roster, name, life_ms)
   redis.call('ZADD', roster, 'GT', ms(now + life_ms + SLACK_MS), name)
 end
 
--- Lists that a script is given in ARGV, each as its length and its items: next() gives the places of the first and the
--- last item of the next list.
+-- The lists that a script is given in ARGV from there on, each as its length and its items. The function that is given
+-- tells the places of the first and of the last part of the next list, whose items have so many parts.
 local function lists(at)
-  return function()
-    local first, count = at + 1, tonumber(ARGV[at])
-    at = first + count
+  return function(parts)
+    local first = at + 1
+    at = first + ARGV[at] * parts
     return first, at - 1
   end
 end

@@ -11,7 +11,7 @@ local index, expiry, barriers = unpack(KEYS)
 local barrier_ms, budget = tonumber(ARGV[1]), tonumber(ARGV[2])
 local following = lists(3)
 
-local first, last = following()
+local first, last = following(1)
 if first <= last then
   redis.call('ZREMRANGEBYSCORE', barriers, '-inf', ms(now_ms()))
   local deadline = ms(now_ms() + barrier_ms)
@@ -19,7 +19,7 @@ if first <= last then
 end
 
 local reached = {}
-first, last = following()
+first, last = following(4)
 for at = first, last, 4 do
   local start, stop, head, filter = unpack(ARGV, at, at + 3)
   local keys = redis.call('ZRANGEBYLEX', index, start, stop, 'LIMIT', 0, budget)
@@ -31,6 +31,6 @@ for at = first, last, 4 do
 end
 
 local ranges = (last - first + 1) / 4
-first, last = following()
+first, last = following(1)
 for i = first, last do put_in_index(index, expiry, ARGV[i], barrier_ms) end
 return {ranges, '', reached}

@@ -5,7 +5,8 @@
 local entry, lease, roster = unpack(KEYS)
 local token, raw, ttl_ms = unpack(ARGV)
 
-if redis.call('GET', lease) ~= sealed(token) then return 0 end
+local held = redis.call('GET', lease)
+if held ~= sealed(token, READS) and held ~= sealed(token, WRITES) then return 0 end
 enlist(roster, entry, tonumber(ttl_ms))
 redis.call('SET', entry, raw, 'PX', ttl_ms)
 redis.call('DEL', lease)

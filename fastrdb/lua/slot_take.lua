@@ -2,5 +2,5 @@
 -- KEYS: lease
 -- ARGV: token, lease ms
 -- Result: 1
-redis.call('SET', KEYS[1], sealed(ARGV[1]), 'PX', ARGV[2])
+redis.call('SET', KEYS[1], sealed(ARGV[1], WRITES), 'PX', ARGV[2])
 return 1
