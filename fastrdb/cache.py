@@ -21,7 +21,7 @@ from .near import Near
 from .policy import Seconds, seconds
 from .prefixes import Prefix, prefixes_of
 from .singleflight import Flights
-from .store import Store
+from .store import Store, is_cluster
 from .transactions import settled
 
 if TYPE_CHECKING:
@@ -153,6 +153,7 @@ class BaseCache:
                     on_error=self.on_error,
                     near=self.near,
                     heads=self.near_heads,
+                    cluster=is_cluster(client),
                 )
             state.by_pool[pool] = store
         self._recent = ref(client), ref(asyncio.get_running_loop()), store
@@ -245,8 +246,6 @@ def _plain_prefixes(text: str, owner: str) -> list[Prefix]:
 
 def _checked(client: Any, owner: str) -> Any:
     """Refuse what cannot be a client before it is first used."""
-    if any(cls.__name__ == "RedisCluster" for cls in type(client).__mro__):
-        raise OptionError(f"{owner}: {type(client).__name__}: Redis Cluster is not supported in this version")
     execute = getattr(client, "execute_command", None)
     if not inspect.iscoroutinefunction(execute):
         raise OptionError(f"{owner}: redis={client!r} must be a redis.asyncio client")
@@ -262,6 +261,8 @@ def _server(client: Any, pool: Any) -> Hashable:
         return ("sentinel", service, database)
     if "path" in known:
         return ("unix", known["path"], database)
+    if is_cluster(client):
+        return ("cluster", *sorted(client.nodes_manager.startup_nodes))
     if pool is client:
         return id(client)
     return (known.get("host", "localhost"), known.get("port", 6379), database)

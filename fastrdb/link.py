@@ -210,6 +210,11 @@ class Link:
             self.breaker.tried()
 
 
+def is_cluster(client: object) -> bool:
+    """Whether it is the client of a cluster."""
+    return isinstance(client, RedisCluster)
+
+
 def _name(command: Call | Command) -> str:
     return command.script.name if isinstance(command, Call) else str(command[0])
 

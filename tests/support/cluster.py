@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -130,6 +130,12 @@ class Cluster:
             if node.server.running:
                 os.kill(node.server.pid, signal.SIGCONT)
             node.server.close()
+
+    def load(self, scripts: Iterable[str]) -> None:
+        """Let every server know these scripts, so that a call is one command."""
+        for script in scripts:
+            for node in self.masters:
+                node.ask("SCRIPT", "LOAD", script)
 
     def flush(self) -> None:
         """Delete everything."""

@@ -8,16 +8,24 @@ from redis.asyncio import Redis
 from redis.asyncio.cluster import ClusterPipeline, RedisCluster
 
 from tests.support.gates import Gate, GatedClient
+from tests.support.stores import is_cluster
 
-_NAMES = {"shard_fence": "begin", "shard_unbar": "end"}
-"""The first and the last of a writer's steps go by the names that they have where they are all that it does."""
+_NAMES = {"shard_fence": "begin", "slot_fill": "end", "shard_unbar": "end", "slot_lease": "acquire"}
+"""What begins on a cluster what one script does on one server goes by that script's name."""
+
+
+def gated(client: Any) -> Any:
+    """Give a client with gates over the connections of another."""
+    return GatedCluster(client) if is_cluster(client) else GatedClient(client)
 
 
 class GatedCluster(RedisCluster):
     """A client over another's connections whose commands stop at gates, fail when told to, and are written down."""
 
     def __init__(self, client: RedisCluster) -> None:
-        self.__dict__.update(client.__dict__)
+        for name in {slot for cls in type(client).__mro__ for slot in getattr(cls, "__slots__", ())} | {*vars(client)}:
+            if hasattr(client, name):
+                setattr(self, name, getattr(client, name))
         self.gated = GatedClient(Redis())  # never connected: it has the gates, and writes down
         self.gates = self.gated.gates
         self.log = self.gated.log
@@ -77,14 +85,16 @@ class GatedCluster(RedisCluster):
         return _GatedPipeline(self, transaction)
 
 
-class _GatedPipeline(ClusterPipeline):
+class _GatedPipeline(ClusterPipeline):  # type: ignore[abstract]
     def __init__(self, owner: GatedCluster, transaction: Any) -> None:
         super().__init__(owner, transaction)
         self._gated = owner.gated
         self._names: list[str] = []
 
     def execute_command(self, *args: Any, **kwargs: Any) -> ClusterPipeline:
-        self._names.append(self._gated.enter(args))
+        name = self._gated.name_of(args)
+        if self._names[-1:] != [name]:  # the same for many slots is one step
+            self._names.append(self._gated.enter(args))
         return super().execute_command(*args, **kwargs)
 
     async def execute(self, raise_on_error: bool = True, allow_redirections: bool = True) -> list[Any]:
