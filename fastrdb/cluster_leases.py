@@ -19,7 +19,7 @@ from .leases import DEAD_PER_FILL
 from .link import Client, Link
 from .outcomes import GONE, Asked, Barred, Busy, Entry, Fill, Granted, Hit, Outcome
 from .scripts import Call, Script
-from .slots import Shard, SlotNames, slot_of
+from .slots import Shard, SlotNames
 
 if TYPE_CHECKING:
     from .histories import Histories
@@ -55,11 +55,8 @@ class ClusterLeases:
 
     async def acquire(self, client: Client, asked: Sequence[Asked]) -> list[Outcome]:
         """Ask for leases, and enter the index with those that are granted."""
-        calls = [
-            Call(_LEASE, (*self._in_slot(entry), self._roster(entry)), (token, self._lease_ms, old))
-            for entry, token, old in asked
-        ]
-        outcomes = [self._outcome(reply) for reply in await self._link.many(client, calls)]
+        leases = await self._link.many(client, [self._lease(ask) for ask in asked])
+        outcomes = [self._outcome(reply) for reply in leases]
         granted = [ask for ask, outcome in zip(asked, outcomes, strict=True) if isinstance(outcome, Granted)]
         refused = await self._enter(client, granted) if granted else set()
         if self._histories.other_data:  # found out meanwhile: what is in the shards may be anything
@@ -123,22 +120,16 @@ class ClusterLeases:
             case _:
                 return Barred()
 
+    def _lease(self, ask: Asked) -> Call:
+        return Call(_LEASE, self._names.in_slot(ask.entry), (ask.token, self._lease_ms, ask.old))
+
     def _release(self, entry: bytes, token: str) -> Call:
         return Call(_RELEASE, (self._names.lease(entry),), (token,))
-
-    def _in_slot(self, entry: bytes) -> tuple[bytes, bytes]:
-        return entry, self._names.lease(entry)
-
-    def _roster(self, entry: bytes) -> bytes:
-        return self._names.roster(slot_of(entry))
 
 
 def fill_calls(names: SlotNames, fills: Iterable[Fill]) -> list[Call]:
     """Give the calls that store under leases."""
-    return [
-        Call(_FILL, (entry, names.lease(entry), names.roster(slot_of(entry))), (token, raw, ttl_ms))
-        for entry, token, raw, ttl_ms in fills
-    ]
+    return [Call(_FILL, names.in_slot(entry), (token, raw, ttl_ms)) for entry, token, raw, ttl_ms in fills]
 
 
 class Undertaker:

@@ -90,6 +90,10 @@ class SlotNames(Names):
         """Give the shard that an entry belongs to."""
         return self.shards[crc32(entry) % SHARDS]
 
+    def in_slot(self, entry: bytes) -> tuple[bytes, bytes, bytes]:
+        """Give what there is in an entry's slot: itself, its lease, the roster."""
+        return entry, self.lease(entry), self.roster(slot_of(entry))
+
     def roster(self, slot: int) -> bytes:
         """Give the name of the list of all entries and leases of a slot."""
         return b"%s{%s}:roster" % (self._room, tags()[slot])
