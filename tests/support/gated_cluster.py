@@ -82,10 +82,10 @@ class GatedCluster(RedisCluster):
 
     def pipeline(self, transaction: Any = None, shard_hint: Any = None) -> ClusterPipeline:
         """Give a pipeline whose commands pass the same gates and faults."""
-        return _GatedPipeline(self, transaction)
+        return _GatedPipeline(self, transaction)  # type: ignore[abstract]
 
 
-class _GatedPipeline(ClusterPipeline):  # type: ignore[abstract]
+class _GatedPipeline(ClusterPipeline):
     def __init__(self, owner: GatedCluster, transaction: Any) -> None:
         super().__init__(owner, transaction)
         self._gated = owner.gated

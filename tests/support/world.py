@@ -127,7 +127,7 @@ def _writes(cache: Cache) -> Any:
 class Process:
     """One process: its client, its cache, its functions."""
 
-    def __init__(self, database: Database, client: Redis, **settings: Any) -> None:
+    def __init__(self, database: Database, client: Any, **settings: Any) -> None:
         self.database = database
         self.client = gated(client)
         self.cache = Cache(**{"timeout": PATIENT, **settings})
@@ -167,7 +167,7 @@ class Process:
 class World:
     """The database with item 1 and 2 named "old", two processes, and gates between `begin` and COMMIT."""
 
-    def __init__(self, database: Database, client: Redis, **settings: Any) -> None:
+    def __init__(self, database: Database, client: Any, **settings: Any) -> None:
         self.database, self.client = database, client
         self.one = Process(database, client, **settings)
         self.two = Process(database, client, **settings)
@@ -228,7 +228,7 @@ class World:
 
 
 @asynccontextmanager
-async def world(database: Database, client: Redis, **settings: Any) -> AsyncIterator[World]:
+async def world(database: Database, client: Any, **settings: Any) -> AsyncIterator[World]:
     """Give the world; what still runs at its end is waited for."""
     await database.create(Base)
     async with database.sessions() as db:
