@@ -16,8 +16,8 @@ from .intent import Intent, Repairs, Room
 from .layouts import Settings
 from .leases import compare_delete
 from .link import Client
-from .near import Near, NearCache, Token
 from .link import is_cluster as is_cluster
+from .near import Near, NearCache, Token
 from .outcomes import GONE, Asked, Fill
 from .outcomes import Barred as Barred
 from .outcomes import Busy as Busy
