@@ -16,7 +16,8 @@ from contextvars import Context
 from typing import Any
 from weakref import ref
 
-from redis.exceptions import AskError, MovedError, RedisError
+from redis.exceptions import AskError, MovedError
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from .deadlines import Deadlines
 from .errors import CacheUnavailableError
@@ -41,7 +42,7 @@ class Masters:
         self._client, self._deadlines, self._histories, self._boundary = ref(client), deadlines, histories, boundary
         self._masters: dict[str, Master] = {}
         self._map: Any = None
-        self._moved: dict[int, str] = {}
+        self._slots: dict[int, Master] = {}
         self._open = False
         self._opening = asyncio.Lock()
         self._looking: asyncio.Task[None] | None = None
@@ -52,7 +53,8 @@ class Masters:
         if not self._open:
             await self._begin()
         master = self._of_slot(slot_of(name))
-        master.check()
+        if master.breaker.opened:
+            master.check()
         try:
             return await master.wire.get(name)
         except AskError as error:
@@ -83,31 +85,44 @@ class Masters:
 
     def look_soon(self) -> None:
         """Have the client look at the map of the cluster, if it has not done so just now."""
-        loop = asyncio.get_running_loop()
-        if self._looking is None and loop.time() - self._looked > _BETWEEN_LOOKS:
-            self._looking = loop.create_task(self._look(), context=Context())
+        if asyncio.get_running_loop().time() - self._looked > _BETWEEN_LOOKS:
+            self._look(self._alive().nodes_manager)
 
-    async def _look(self) -> None:
+    def _look(self, known_by: Any) -> asyncio.Task[None]:
+        """Look in a task of its own: it may take longer than who needs it can wait."""
+        if self._looking is None:
+            self._looking = asyncio.get_running_loop().create_task(self._initialize(known_by), context=Context())
+        return self._looking
+
+    async def _initialize(self, known_by: Any) -> None:
         try:
-            await self._alive().nodes_manager.initialize()
-        except (RedisError, OSError, CacheUnavailableError) as error:
+            await known_by.initialize()
+        except Exception as error:  # noqa: BLE001  # whatever it is, it is tried again
             logger.debug("the map of the cluster: %s", error)
         finally:
             self._looking, self._looked = None, asyncio.get_running_loop().time()
 
+    async def _looked_up(self, known_by: Any) -> None:
+        try:
+            with self._deadlines.start():
+                await asyncio.shield(self._look(known_by))
+        except TimeoutError as error:
+            raise self._boundary.failed("connect", error) from error
+
     def _of_slot(self, slot: int) -> Master:
-        known = self._alive().nodes_manager.slots_cache
+        client = self._client()
+        known = None if client is None else client.nodes_manager.slots_cache
         if known is not self._map:  # it has looked since
             self._map = known
-            self._moved.clear()
-        name = self._moved.get(slot)
-        if name is None:
-            nodes = known.get(slot)
+            self._slots.clear()
+        master = self._slots.get(slot)
+        if master is None:
+            nodes = self._alive().nodes_manager.slots_cache.get(slot)
             if not nodes:
                 self.look_soon()
                 raise CacheUnavailableError("send", f"no server has slot {slot}")
-            name = nodes[0].name
-        return self._master(name)
+            master = self._slots[slot] = self._master(nodes[0].name)
+        return master
 
     def _master(self, name: str) -> Master:
         master = self._masters.get(name)
@@ -131,28 +146,16 @@ class Masters:
         async with self._opening:
             if self._open:
                 return
-            try:
-                with self._deadlines.start():
-                    await asyncio.shield(self._initializing())  # it may take longer than its first caller can wait
-            except Exception as error:
-                raise self._boundary.failed("connect", error) from error
-            names = [node.name for node in self._alive().get_primaries()]
+            client = self._alive()
+            await self._looked_up(client)
+            names = [node.name for node in client.get_primaries()]
+            if not names:
+                raise self._boundary.failed("connect", RedisConnectionError("no server of the cluster answers"))
             with suppress(CacheUnavailableError):
                 await asyncio.gather(*(self._master(name).send((("PING",),)) for name in names))
             if self._histories.other_data:
                 await self._histories.settle(self._send)
             self._open = True
-
-    def _initializing(self) -> asyncio.Task[Any]:
-        if self._looking is None:
-            self._looking = asyncio.get_running_loop().create_task(self._initialize(), context=Context())
-        return self._looking
-
-    async def _initialize(self) -> None:
-        try:
-            await self._alive().initialize()
-        finally:
-            self._looking = None
 
     # --- commands
 
@@ -203,9 +206,8 @@ class Masters:
 
     async def _note_move(self, slot: int, error: MovedError) -> None:
         name = await self._known(error)
-        self._of_slot(slot)  # notes of an older map are dropped first
-        self._moved[slot] = name
-        self.look_soon()
+        self._of_slot(slot)  # what was found in an older map goes first
+        self._slots[slot] = self._master(name)
 
     async def _known(self, error: AskError) -> str:
         """The name of the server that an error points to; who it is is looked up first, if it is new."""
@@ -213,7 +215,7 @@ class Masters:
         host, port = manager.remap_host_port(error.host, error.port)
         name = f"{host}:{port}"
         if name not in manager.nodes_cache:
-            await self._look()
+            await self._looked_up(manager)
         return name
 
 

@@ -45,7 +45,7 @@ def hash_tag(name: bytes) -> bytes:
 
 def slot_of(name: bytes) -> int:
     """The slot of a key."""
-    return crc_hqx(hash_tag(name), 0) % SLOTS
+    return crc_hqx(hash_tag(name) if b"{" in name else name, 0) % SLOTS
 
 
 @cache
