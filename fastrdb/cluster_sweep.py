@@ -7,10 +7,13 @@ which a slot that is being moved does not refuse. After the COMMIT: fills, and t
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from redis.exceptions import TryAgainError
 
 from .cluster_leases import fill_calls
 from .errors import CacheUnavailableError
@@ -32,6 +35,8 @@ _UNBAR = Script.load("shard_unbar")
 _TAKE = Script.load("slot_take")
 _RELEASE = Script.load("slot_release")
 _HOLDER = Script.load("slot_holder")
+
+_TRIES, _PAUSE = 10, 0.01
 
 _Job = tuple[list[bytes], list[Range], list[bytes]]  # barriers, ranges, keys for the index
 
@@ -88,7 +93,7 @@ class ClusterSweeper:
             Call(_UNBAR, (shard.barriers,), [target.barrier(token) for target in targets])
             for shard, targets in self._by_shard(fence).items()
         ]
-        stood = await self._link.many(client, down) if down else []
+        stood = await self._patiently(client, down) if down else []
         return all(stood) and not self._histories.other_data
 
     # --- parts
@@ -112,7 +117,7 @@ class ClusterSweeper:
             Call(_FENCE, shard.work, (self._barrier_ms, self._chunk, *lists(*shard_jobs[0])))
             for shard, shard_jobs in working
         ]
-        replies = await self._link.many(client, calls)
+        replies = await self._patiently(client, calls)
         if self._histories.other_data:  # found out meanwhile: the shards may not know of keys that there are
             self._histories.heal(partial(self._link.run, client))
             raise CacheUnavailableError(_FENCE.name, OTHER_DATA)
@@ -125,6 +130,15 @@ class ClusterSweeper:
                 rest = [ranges[done]._replace(start=b"(" + last), *ranges[done + 1 :]]
                 shard_jobs.appendleft(([], rest, indexed))
         return reached
+
+    async def _patiently(self, client: Client, calls: Sequence[Call]) -> list[Any]:
+        """Run scripts; try again where the keys of a shard are being moved, one after the other."""
+        for _ in range(_TRIES):
+            replies = await self._link.run(client, calls)
+            if not any(isinstance(reply, TryAgainError) for reply in replies):
+                break
+            await asyncio.sleep(_PAUSE)
+        return self._link.raised(calls, replies)
 
     async def _delete(self, client: Client, keys: Iterable[bytes], spared: str | None) -> int:
         """Delete keys with their leases, but those whose lease is held by the spared token."""

@@ -35,6 +35,7 @@ _SLOTS_AT_ONCE = 512
 _NAMES_AT_ONCE = 256
 WHOLE = b"\0"
 """A member of each index from its beginning: an index without it has been lost, and has begun anew."""
+_NOBODY = b"0" * 32 + b"\0\n"  # a barrier that bars no key
 
 Send = Callable[[Sequence[Command]], Awaitable[list[Any]]]
 Run = Callable[[Sequence[Call | Command]], Awaitable[list[Any]]]
@@ -128,11 +129,19 @@ class Histories:
 
     async def _note(self, run: Send, good: set[bytes]) -> None:
         """Note in every shard what is good, and that its index is whole."""
-        if good:
-            commands: list[Command] = []
-            for shard in self._names.shards:
-                commands += [("SADD", shard.histories, *good), ("ZADD", shard.index, 0, WHOLE)]
-            _raised(await run(commands))
+        if not good:
+            return
+        commands: list[Command] = []
+        for shard in self._names.shards:
+            # Something that stays in each key: while a slot is being moved, a script whose keys are not all there, or
+            # all not there, is refused.
+            commands += [
+                ("ZADD", shard.expiry, "+inf", WHOLE),
+                ("ZADD", shard.barriers, "+inf", _NOBODY),
+                ("ZADD", shard.index, 0, WHOLE),
+                ("SADD", shard.histories, *good),
+            ]
+        _raised(await run(commands))
 
 
 def _raised(replies: list[Any]) -> list[Any]:

@@ -11,6 +11,8 @@ from fastrdb.store import Store
 
 WHOLE = b"\0"
 """The member by which an index is known to be whole."""
+NOBODY = b"0" * 32 + b"\0\n"
+"""What is in the barriers of each shard at any time."""
 
 
 def is_cluster(client: Any) -> bool:
@@ -43,7 +45,7 @@ async def members(client: Any, part: str, namespace: str = "") -> set[bytes]:
     found: set[bytes] = set()
     for key in keys_of(client, part, namespace):
         found.update(await client.zrange(key, 0, -1))
-    return found - {WHOLE}
+    return found - {WHOLE, NOBODY}
 
 
 async def put(client: Any, part: str, scores: dict[Any, float]) -> None:
