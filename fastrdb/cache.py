@@ -1,4 +1,4 @@
-"""The settings of a cache, and what belongs to it in each event loop: stores, flights, tasks.
+"""The settings of a cache, and what is done for all of its functions.
 
 `loads` and `invalidations` do the work of one decorated function with what they find here.
 """
@@ -8,19 +8,19 @@ from __future__ import annotations
 import asyncio
 import inspect
 import re
-from collections.abc import Callable, Coroutine, Hashable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Coroutine, Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
-from weakref import ReferenceType, WeakKeyDictionary, ref
+from weakref import ref
 
 from .calls import MISSING, CallPlan
 from .errors import CacheUnavailableError, OptionError, PatternError
 from .events import Counters, Hook, Stats
 from .keys import Template
+from .loops import Loops
+from .loops import LoopState as LoopState
 from .near import Near
 from .policy import Seconds, seconds
 from .prefixes import Prefix, prefixes_of
-from .singleflight import Flights
 from .store import Store
 from .transactions import settled
 
@@ -29,16 +29,6 @@ if TYPE_CHECKING:
     from redis.asyncio.cluster import RedisCluster
 
 OnError = Literal["bypass", "raise"]
-
-
-class LoopState:
-    """What a cache has in one event loop. Futures and connections belong to the loop they were made in."""
-
-    def __init__(self) -> None:
-        self.flights = Flights()
-        self.stores: dict[Hashable, Store] = {}
-        self.by_pool: WeakKeyDictionary[Any, Store] = WeakKeyDictionary()
-        self.tasks: set[asyncio.Task[Any]] = set()
 
 
 class BaseCache:
@@ -91,27 +81,12 @@ class BaseCache:
         self.barrier = seconds(barrier, name="barrier", owner=owner)
         self.hook = hook
         self._counters: list[Counters] = []
-        self._loops: WeakKeyDictionary[asyncio.AbstractEventLoop, LoopState] = WeakKeyDictionary()
-        # The loop and state of the latest call, since there is but one loop nearly always.
-        self._latest: tuple[ReferenceType[asyncio.AbstractEventLoop] | None, LoopState] = (None, LoopState())
-
-        # The client of the latest call, its loop and its store. A client belongs to one loop: while that runs, it is
-        # this one, and asking which one it is would cost more than all the rest of this.
-        self._recent: tuple[Callable[[], Any], ReferenceType[asyncio.AbstractEventLoop] | None, Any] = (
-            _nobody,
-            None,
-            None,
-        )
+        self._own_counters = self.counters(owner)
+        self._loops = Loops()
 
     def here(self) -> LoopState:
         """The state of the running event loop."""
-        loop = asyncio.get_running_loop()
-        latest, state = self._latest
-        if latest is None or latest() is not loop:
-            found = self._loops.get(loop)
-            state = self._loops[loop] = LoopState() if found is None else found
-            self._latest = (ref(loop), state)
-        return state
+        return self._loops.here()
 
     def client(self, plan: CallPlan, values: dict[str, Any]) -> Any:
         """The client of a call: what the call itself has, else the cache's own. None means: just run the function."""
@@ -134,8 +109,8 @@ class BaseCache:
 
     def store(self, client: Any) -> Store:
         """The store behind `client`: one for each server, so that a client per request finds what others know."""
-        recent, loop, latest = self._recent
-        if recent() is client and loop is not None and (running := loop()) is not None and running.is_running():
+        recent, loop, latest = self._loops.recent
+        if recent() is client and (running := loop()) is not None and running.is_running():
             found: Store = latest
             return found
         state = self.here()
@@ -154,16 +129,20 @@ class BaseCache:
                     near=self.near,
                     heads=self.near_heads,
                 )
+                tell = self._own_counters.tell  # not a method of this cache: its stores may outlive it for a moment
+                store.obstacles.listeners.append(lambda kind, detail: tell(kind, "", detail))
+                store.owe(client, state.owed.pop(server, {}))
             state.by_pool[pool] = store
-        self._recent = ref(client), ref(asyncio.get_running_loop()), store
+        self._loops.recent = ref(client), ref(asyncio.get_running_loop()), store
         return store
 
     def background(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run `work` whatever becomes of the caller. What it cannot do with an unwell Redis lapses by time."""
         tasks = self.here().tasks
-        task = asyncio.get_running_loop().create_task(_forgiving(work))
+        task = asyncio.get_running_loop().create_task(work)
         tasks.add(task)
         task.add_done_callback(tasks.discard)
+        task.add_done_callback(_forgive)
         return task
 
     async def shielded(self, work: Coroutine[Any, Any, Any]) -> None:
@@ -212,12 +191,8 @@ class BaseCache:
 
         Clients stay open: they are the caller's.
         """
-        state = self.here()
         await settled()
-        if state.tasks:
-            await asyncio.wait(set(state.tasks), timeout=limit)
-        for store in state.stores.values():
-            await store.aclose(limit)
+        await self.here().aclose(limit)
 
     async def __aenter__(self) -> Self:
         return self
@@ -226,14 +201,11 @@ class BaseCache:
         await self.aclose()
 
 
-def _nobody() -> object:
-    """No client at all: nothing is this object."""
-    return _forgiving
-
-
-async def _forgiving(work: Coroutine[Any, Any, Any]) -> None:
-    with suppress(CacheUnavailableError):
-        await work
+def _forgive(task: asyncio.Task[Any]) -> None:
+    """Take note of how it ended, so that nobody else complains of an unwell Redis."""
+    error = None if task.cancelled() else task.exception()
+    if error is not None and not isinstance(error, CacheUnavailableError):
+        raise error
 
 
 def _plain_prefixes(text: str, owner: str) -> list[Prefix]:
@@ -245,6 +217,13 @@ def _plain_prefixes(text: str, owner: str) -> list[Prefix]:
 
 def _checked(client: Any, owner: str) -> Any:
     """Refuse what cannot be a client before it is first used."""
+    if not getattr(getattr(client, "connection_pool", None), "is_master", True):
+        raise OptionError(
+            f"{owner}: redis={client!r} reads from replicas, which may be behind: give it master_for(...)"
+        )
+    for option in ("read_from_replicas", "load_balancing_strategy"):
+        if (value := getattr(client, option, None)) not in (None, False):
+            raise OptionError(f"{owner}: redis=... has {option}={value!r}: replicas may be behind, read from masters")
     if any(cls.__name__ == "RedisCluster" for cls in type(client).__mro__):
         raise OptionError(f"{owner}: {type(client).__name__}: Redis Cluster is not supported in this version")
     execute = getattr(client, "execute_command", None)
@@ -259,9 +238,11 @@ def _server(client: Any, pool: Any) -> Hashable:
     database = known.get("db", 0)
     service = getattr(pool, "service_name", None)
     if service is not None:
-        return ("sentinel", service, database)
+        manager = getattr(pool, "sentinel_manager", None)  # two groups may have given their masters one name
+        sentinels = (each.connection_pool.connection_kwargs for each in getattr(manager, "sentinels", ()))
+        return ("sentinel", frozenset((each.get("host"), each.get("port")) for each in sentinels), service, database)
     if "path" in known:
         return ("unix", known["path"], database)
     if pool is client:
-        return id(client)
+        return ref(client)  # its id may be another's when it is gone
     return (known.get("host", "localhost"), known.get("port", 6379), database)

@@ -21,12 +21,21 @@ Kind = Literal[
     "corrupt",  # an entry that cannot be read as the declared type
     "unavailable",  # Redis did not answer
     "invalidation",  # prefixes and keys were invalidated, or put on a transaction
+    "outage",  # Redis does not answer: calls go on without it
+    "recovery",  # it answers again
+    "owed",  # Redis missed an invalidation: reading past the cache
+    "repair",  # it has taken what it missed
+    "restart",  # Redis came back with other data: reading past the cache
+    "healing",  # all of that has been invalidated
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One thing that happened in a call of `function` (its qualified name) under `key`."""
+    """One thing that happened in a call of `function` (its qualified name) under `key`.
+
+    What befalls the cache as a whole has its class for a function, and no key.
+    """
 
     function: str
     kind: Kind
@@ -56,6 +65,12 @@ class Stats:
     corrupt: int = 0
     unavailable: int = 0
     invalidations: int = 0
+    outages: int = 0
+    recoveries: int = 0
+    owed: int = 0
+    repairs: int = 0
+    restarts: int = 0
+    healings: int = 0
 
     def __add__(self, other: Stats) -> Stats:
         return Stats(*map(sum, zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
@@ -73,6 +88,12 @@ _FIELDS: dict[Kind, str] = {
     "corrupt": "corrupt",
     "unavailable": "unavailable",
     "invalidation": "invalidations",
+    "outage": "outages",
+    "recovery": "recoveries",
+    "owed": "owed",
+    "repair": "repairs",
+    "restart": "restarts",
+    "healing": "healings",
 }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Coroutine, Sequence
 from contextvars import Context
 from copy import copy
 from types import FunctionType
@@ -18,32 +18,25 @@ from weakref import WeakKeyDictionary, ref
 
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import MaxConnectionsError, NoScriptError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from .breaker import Breaker
 from .connections import PoolSource
 from .deadlines import Deadlines
+from .direct import Client as Client
+from .direct import Direct
 from .errors import CacheUnavailableError
-from .line import Greeting
+from .obstacles import Obstacles
 from .restarts import OTHER_DATA, Restarts
 from .scripts import Argument, Call, Command, Script
-from .wire import Boundary, Wire
+from .wire import Wire
 
 logger = logging.getLogger("fastrdb")
 
 _SILENT = (TimeoutError, OSError, RedisConnectionError, RedisTimeoutError)
-"""What counts for the breaker: no answer. A server that answers with an error is there, and costs no time."""
-
-
-class Client(Protocol):
-    """What is used of redis.asyncio.Redis, and of its relatives."""
-
-    def execute_command(self, *args: Any, **options: Any) -> Any:
-        """Send one command; the result is awaited."""
-
-    def pipeline(self, transaction: bool = ...) -> Any:
-        """Collect commands to send at once."""
+"""What counts for the breaker: no answer. A server that answers with an error is there, and costs no time; nor does a
+client's pool that is exhausted."""
 
 
 class Route(Protocol):
@@ -57,67 +50,11 @@ class Route(Protocol):
         """Send commands in their order, and give their replies: the server's errors as they are, not raised."""
         ...
 
-    async def aclose(self) -> None:
-        """Give back what is held."""
+    async def aclose(self, *, closing: bool = False) -> None:
+        """Give back what is held; with `closing`, closed."""
 
-
-class Direct:
-    """Each command by the client's own methods: for clients with something of their own in them, and small pools."""
-
-    def __init__(self, client: Client, deadlines: Deadlines, greet: Greeting, boundary: Boundary) -> None:
-        self._client, self._deadlines, self._greet, self._boundary = ref(client), deadlines, greet, boundary
-        self._greeted = False
-
-    async def get(self, name: bytes) -> bytes | None:
-        """Give the value of a key."""
-        reply, refused = await self._send((("GET", name),))
-        if refused is not None:
-            raise refused
-        if isinstance(reply[0], Exception):
-            raise self._boundary.failed("GET", reply[0])
-        raw: bytes | None = reply[0]
-        return raw
-
-    async def send(self, commands: Sequence[Command]) -> list[Any]:
-        """Send commands in their order; several in one pipeline."""
-        replies, _ = await self._send(commands)
-        return replies
-
-    async def _send(self, commands: Sequence[Command]) -> tuple[list[Any], Exception | None]:
-        try:
-            with self._deadlines.start():
-                client = _alive(self._client)
-                if not self._greeted:
-                    await self._greet(lambda command: client.execute_command(*command, NEVER_DECODE=True))
-                    self._greeted = True
-                replies = await _sent(client, commands)
-        except Exception as error:
-            self._greeted = False  # it may be another server that answers next
-            raise self._boundary.failed(str(commands[0][0]), error) from error
-        return replies, self._boundary.answered()
-
-    async def aclose(self) -> None:
-        """Nothing is held."""
-
-
-def _alive(client: Callable[[], Client | None]) -> Client:
-    found = client()
-    if found is None:
-        raise RedisConnectionError("the client is gone")
-    return found
-
-
-async def _sent(client: Client, commands: Sequence[Command]) -> list[Any]:
-    if len(commands) == 1:
-        try:
-            return [await client.execute_command(*commands[0], NEVER_DECODE=True)]
-        except ResponseError as error:
-            return [error]
-    async with client.pipeline(transaction=False) as pipeline:
-        for command in commands:
-            pipeline.execute_command(*command, NEVER_DECODE=True)
-        replies: list[Any] = await pipeline.execute(raise_on_error=False)
-    return replies
+    def lose(self) -> None:
+        """Forget what is held: the event loop has ended."""
 
 
 class Link:
@@ -128,7 +65,7 @@ class Link:
     `restarts` is asked about each new connection. What it finds is said of reads here, and by the scripts of the rest.
     """
 
-    def __init__(self, timeout: float, restarts: Restarts, obstacles: set[object]) -> None:
+    def __init__(self, timeout: float, restarts: Restarts, obstacles: Obstacles) -> None:
         self._deadlines, self._restarts, self._obstacles = Deadlines(timeout), restarts, obstacles
         self.breaker = Breaker()
         self._routes: WeakKeyDictionary[Any, Route] = WeakKeyDictionary()
@@ -171,11 +108,12 @@ class Link:
     async def batch(self, client: Client, script: Script, calls: Sequence[Call]) -> list[Any]:
         """Run a script many times in one round trip; the first error is raised when all have been run."""
         replies = await self._send(client, script.name, [call.known() for call in calls])
-        unknown = [at for at, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
-        if unknown:  # one brings the script along, the others find it there
-            first, *others = (calls[at] for at in unknown)
-            again = await self._send(client, script.name, [first.whole(), *(call.known() for call in others)])
-            for at, reply in zip(unknown, again, strict=True):
+        for bringing in (1, len(calls)):  # one brings the script along; if somebody drops it meanwhile, all do
+            unknown = [at for at, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+            if not unknown:
+                break
+            again = [calls[at].whole() if nth < bringing else calls[at].known() for nth, at in enumerate(unknown)]
+            for at, reply in zip(unknown, await self._send(client, script.name, again), strict=True):
                 replies[at] = reply
         for reply in replies:
             if isinstance(reply, Exception):
@@ -190,14 +128,24 @@ class Link:
                 raise self.failed(str(commands[0][0]), reply) from reply
         return replies
 
-    async def aclose(self) -> None:
-        """Give connections back to their pools."""
+    async def aclose(self, *, closing: bool = False) -> None:
+        """Give connections back to their pools, or close them before."""
         for task in list(self._tasks):
             task.cancel()
         if self._tasks:
             await asyncio.wait(set(self._tasks))
         for route in list(self._routes.values()):
-            await route.aclose()
+            await route.aclose(closing=closing)
+
+    def lose(self) -> None:
+        """Forget all connections: their event loop has ended."""
+        for route in list(self._routes.values()):
+            route.lose()
+
+    def pools(self) -> list[Any]:
+        """The connection pools of the clients in use."""
+        pools = [getattr(place, "connection_pool", place) for place in list(self._routes)]
+        return [pool for pool in pools if hasattr(pool, "reset")]
 
     # --- parts
 
@@ -218,9 +166,9 @@ class Link:
         route = self._routes.get(place)
         if route is None:
             route = (
-                Direct(client, self._deadlines, self._restarts.greet, self)
+                Direct(client, self._deadlines, self._restarts, self)
                 if pool is None
-                else Wire(PoolSource(pool), self._deadlines, self._restarts.greet, self)
+                else Wire(PoolSource(pool), self._deadlines, self._restarts, self)
             )
             self._routes[place] = route
         self._latest, self._route = ref(client), route
@@ -231,15 +179,16 @@ class Link:
     def answered(self) -> Exception | None:
         """Redis has answered. Why what was read may not be used all the same: found out just before it was sent."""
         if self.breaker.succeeded():
-            self._obstacles.discard(self.breaker)
+            self._obstacles.take_down(self.breaker, "recovery")
             logger.info("Redis answers again")
         return CacheUnavailableError("GET", OTHER_DATA) if self._obstacles and self._restarts.other_data else None
 
     def failed(self, operation: str, error: Exception) -> Exception:
         """Translate an error, and count it. A deadline that has passed has no text of its own."""
         reason = str(error) or type(error).__name__
-        if isinstance(error, _SILENT) and self.breaker.failed():
-            self._obstacles.add(self.breaker)
+        silent = isinstance(error, _SILENT) and not isinstance(error, MaxConnectionsError)
+        if silent and self.breaker.failed():
+            self._obstacles.put_up(self.breaker, "outage", f"{operation}: {reason}")
             logger.warning("Redis does not answer (%s: %s): calls go on without it until it does", operation, reason)
         return CacheUnavailableError(operation, reason)
 
@@ -252,7 +201,7 @@ class Link:
         if self.breaker.due():
             task = asyncio.get_running_loop().create_task(self._try(client), context=Context())
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(self._tried)
         return True
 
     def _closed_for(self, operation: str, client: Client) -> CacheUnavailableError:
@@ -265,12 +214,14 @@ class Link:
             await self.insisting().command(client, "PING")
         except CacheUnavailableError as error:
             logger.debug("still no answer: %s", error)
-        finally:
-            self.breaker.tried()
+
+    def _tried(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self.breaker.tried()
 
 
 def _pool_to_share(client: Any) -> Any:
-    """The pool of a plain redis-py client that can spare a connection; None where the client must be asked itself.
+    """The pool of a plain redis-py client; None where the client must be asked itself.
 
     Its own `execute_command` may be more than redis-py's (a subclass, an instrumentation, a test's gate), and must then
     see every command.
@@ -278,5 +229,4 @@ def _pool_to_share(client: Any) -> Any:
     own = inspect.getattr_static(client, "execute_command", None)
     if not isinstance(client, Redis) or type(own) is not FunctionType or own.__module__ != Redis.__module__:
         return None
-    pool = client.connection_pool
-    return pool if client.connection is None and PoolSource.spares(pool) else None
+    return None if client.single_connection_client else client.connection_pool

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import CacheUnavailableError
-from .intent import Intent, Repairs, Room
+from .intent import Intent, Room
 from .link import Client, Link
 from .near import Near, NearCache, Token
+from .obstacles import Obstacles
+from .repairs import Repairs
 from .restarts import OTHER_DATA, Restarts
 from .scripts import Call, Names, Reach, Script, Target
 from .sweep import Sweeper
@@ -95,7 +97,7 @@ class Store:
         self.near = NearCache(near or Near(), before=names.before)
         self._tracking = Tracking(self.near, heads)
         # All that entries may not be read for, in one place: on a hit one look has to do.
-        self.obstacles: set[object] = set()
+        self.obstacles = Obstacles()
         self._restarts = Restarts(names, self.obstacles)
         self._link = link = Link(timeout, self._restarts, self.obstacles)
         self._lease_ms = max(1, round(lease * 1000))
@@ -227,12 +229,27 @@ class Store:
         """Give a new record of what one transaction will do to the cache."""
         return Intent(self._room, client)
 
-    async def aclose(self, limit: float = 1.0) -> None:
-        """Let repairs that are under way finish within `limit` seconds, then stop them; give connections back."""
+    def owe(self, client: Client, targets: Mapping[Target, bool]) -> None:
+        """Owe Redis what another store of the same server owed."""
+        for barred in (False, True):
+            if owed := [target for target, bars in targets.items() if bars is barred]:
+                self._repairs.add(client, owed, barred=barred, reason="the event loop of the commit has ended")
+
+    def lose(self) -> dict[Target, bool]:
+        """Forget all connections, for the event loop has ended, and give what is still owed to Redis."""
+        self._link.lose()
+        return self._repairs.left()
+
+    def pools(self) -> list[Any]:
+        """The connection pools of the clients in use."""
+        return self._link.pools()
+
+    async def aclose(self, limit: float = 1.0, *, closing: bool = False) -> None:
+        """Let repairs finish within `limit` seconds, then stop them; give connections back, or close them before."""
         await self._repairs.aclose(limit)
         await self._restarts.aclose()
         await self._tracking.aclose()
-        await self._link.aclose()
+        await self._link.aclose(closing=closing)
 
     def _acquire(self, key: str, token: str, *, refresh: bool) -> Call:
         names, entry = self._names, self._names.entry(key)

@@ -8,7 +8,7 @@ import logging
 import pytest
 from redis.asyncio import Redis
 
-from fastrdb import intent as intents
+from fastrdb import repairs
 from fastrdb.embedded import EmbeddedServer
 from fastrdb.scripts import Target
 from fastrdb.store import Barred, Granted, Store
@@ -183,8 +183,8 @@ async def test_what_is_owed_is_bounded(gated: GatedClient, pauses: Pauses) -> No
     await gated.set("beside", b"1")
     gated.fail_with(ConnectionError("gone"))
     for _ in range(2):
-        await store.invalidate_soon(gated, keys=[f"k:{n}" for n in range(intents._OWED)])
-    assert len(store._repairs._owed) == intents._OWED
+        await store.invalidate_soon(gated, keys=[f"k:{n}" for n in range(repairs._OWED)])
+    assert len(store._repairs._owed) == repairs._OWED
     await store.invalidate_soon(gated, keys=["one more"])
     assert store._repairs._owed == {Target(b"ns:"): False}
     gated.heal()

@@ -2,7 +2,7 @@
 -- KEYS: entry, lease, index, expiry, barriers, server
 -- ARGV: token, lease ms, '1' to load although there is an entry
 -- Result: {'hit', raw} | {'granted'} | {'busy', token of the holder} | {'barred'}
---         | {'restarted'}: the data is not this server's own
+--         | {'restarted'}: the data is not this server's own, or it is a replica by now
 -- Sent twice (a lost reply): the own token is granted again.
 local entry, lease, index, expiry, barriers, server = unpack(KEYS)
 local token, lease_ms, refresh = unpack(ARGV)
