@@ -9,7 +9,7 @@ import asyncio
 import inspect
 import re
 from collections.abc import Callable, Coroutine, Hashable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from typing import TYPE_CHECKING, Any, Literal, Self
 from weakref import ReferenceType, WeakKeyDictionary, ref
 
@@ -22,6 +22,7 @@ from .policy import Seconds, seconds
 from .prefixes import Prefix, prefixes_of
 from .singleflight import Flights
 from .store import Store
+from .switches import Switch
 from .transactions import settled
 
 if TYPE_CHECKING:
@@ -83,14 +84,18 @@ class BaseCache:
         self.near = near if isinstance(near, Near) else Near()
         self.near_by_default = bool(near)
         self.near_heads: set[str] = set()  # what the keys of functions begin with that keep their entries here
-        self.redis = None if redis is None else _checked(redis, owner)
         self.on_error: OnError = on_error
-        self.namespace = namespace
+        self.switch = Switch()
         self.timeout = seconds(timeout, name="timeout", owner=owner)
         self.lease = seconds(lease, name="lease", owner=owner)
         self.barrier = seconds(barrier, name="barrier", owner=owner)
         self.hook = hook
         self._counters: list[Counters] = []
+        self.move(namespace, None if redis is None else _checked(redis, owner))
+
+    def move(self, namespace: str, redis: Any) -> None:
+        """Go on in another namespace, with another client, and with nothing known of before: for tests."""
+        self.namespace, self.redis = namespace, redis
         self._loops: WeakKeyDictionary[asyncio.AbstractEventLoop, LoopState] = WeakKeyDictionary()
         # The loop and state of the latest call, since there is but one loop nearly always.
         self._latest: tuple[ReferenceType[asyncio.AbstractEventLoop] | None, LoopState] = (None, LoopState())
@@ -122,7 +127,7 @@ class BaseCache:
 
     def own(self, plan: CallPlan) -> Any:
         """The cache's own client, for a call that has none. None where the function may do without."""
-        return self.redis if plan.redis_optional else self._own(plan.function)
+        return self.redis if plan.redis_optional or self.switch.is_off() else self._own(plan.function)
 
     def _own(self, owner: str) -> Any:
         if self.redis is None:
@@ -169,6 +174,14 @@ class BaseCache:
     async def shielded(self, work: Coroutine[Any, Any, Any]) -> None:
         """Run `work` to its end even if the caller is cancelled while waiting for it."""
         await asyncio.shield(self.background(work))
+
+    def disabled(self) -> AbstractContextManager[None]:
+        """While inside, this task and those that it starts go past the cache: `with cache.disabled(): ...`.
+
+        Cached functions just run, with Redis or without; nothing is read and nothing is stored. What is invalidated
+        is invalidated all the same, since others go on reading. The module-level decorators' is `default_cache`.
+        """
+        return self.switch.off()
 
     def counters(self, function: str) -> Counters:
         """The counters of one more decorated function."""

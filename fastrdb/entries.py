@@ -20,6 +20,7 @@ from .events import Counters
 from .policy import Policy
 from .session import WROTE, no_result, wrote
 from .store import Store
+from .switches import DISABLED
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -120,6 +121,8 @@ class Entries:
 
     def closed(self, store: Store, client: Any, session: Session | None) -> str | None:
         """Why the cache must not even be read."""
+        if self.cache.switch.touched and self.cache.switch.is_off():
+            return DISABLED
         if session is not None and wrote(session):
             return WROTE
         return store.closed(client)

@@ -29,15 +29,16 @@ ROOMS = {
     "near": ["near", "tracking"],
     "store": ["breaker", "restarts", "link", "sweep", "intent", "store"],
     "session": ["works", "transactions", "session"],
-    "cache": ["cache", "entries", "misses", "loads", "near_loads", "many", "invalidations"],
+    "cache": ["switches", "cache", "entries", "misses", "loads", "near_loads", "many", "invalidations"],
     "decorators": ["protocols", "decorators"],
     "crud": ["pagination", "columns", "statements", "instances", "units", "bindings", "writes", "crud"],
     "embedded": ["embedded"],
+    "testing": ["testing"],
     "front": ["demo", "cli", "__main__"],
 }
 ORDER = [module for room in ROOMS.values() for module in room]
 HOMES = {
-    "redis": {*ROOMS["wire"], "tracking", *ROOMS["store"], "demo"},
+    "redis": {*ROOMS["wire"], "tracking", *ROOMS["store"], "testing", "demo"},
     "cachebox": {"near"},
     "wrapt": {*ROOMS["decorators"]},
     "sqlalchemy": {*ROOMS["session"], *ROOMS["crud"], "demo"},
