@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -47,7 +48,7 @@ TWO_TESTS = """
 @pytest.fixture
 def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
     """Give a project of somebody else's, which sees this fastrdb, and makes errors of warnings."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
     pytester.makeini("[pytest]\nfilterwarnings =\n    error\n    ignore::pytest.PytestDeprecationWarning")
     return pytester
 

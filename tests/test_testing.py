@@ -231,7 +231,7 @@ async def test_emptying_without_redis_only_closes(client: Redis) -> None:
         faulty.cut()
 
 
-# --- what is imported
+# --- imports
 
 
 def imported_by(module: str) -> set[str]:
