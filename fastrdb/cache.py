@@ -18,8 +18,9 @@ from .errors import CacheUnavailableError, OptionError, PatternError
 from .events import Counters, Hook, Stats
 from .keys import Template
 from .near import Near
-from .policy import Seconds, seconds
+from .policy import Seconds, at_least_one, seconds
 from .prefixes import Prefix, prefixes_of
+from .sealing import seal_of
 from .singleflight import Flights
 from .store import Store
 from .switches import Switch
@@ -56,6 +57,8 @@ class BaseCache:
         lease: Seconds = 10.0,
         barrier: Seconds = 10.0,
         hook: Hook | None = None,
+        hash_keys: bytes | None = None,
+        max_bytes: int = 8 * 1024 * 1024,
     ) -> None:
         """Settings of all functions decorated with this cache. Durations are seconds.
 
@@ -70,6 +73,9 @@ class BaseCache:
             lease: the longest load whose result is stored.
             barrier: the longest time between a COMMIT's start and its end that is covered.
             hook: is told every `Event`.
+            hash_keys: a secret; every value in a key is replaced by its hash under it, so that key names tell nobody
+                whose data it is. The entries themselves stay what they are.
+            max_bytes: a larger entry is answered, and not stored: while it travels, others wait.
 
         Raises:
             OptionError: naming the option.
@@ -90,6 +96,8 @@ class BaseCache:
         self.lease = seconds(lease, name="lease", owner=owner)
         self.barrier = seconds(barrier, name="barrier", owner=owner)
         self.hook = hook
+        self.seal = seal_of(hash_keys, owner)
+        self.max_bytes = at_least_one(max_bytes, name="max_bytes", owner=owner)
         self._counters: list[Counters] = []
         self.move(namespace, None if redis is None else _checked(redis, owner))
 
@@ -158,6 +166,7 @@ class BaseCache:
                     on_error=self.on_error,
                     near=self.near,
                     heads=self.near_heads,
+                    switch=self.switch,
                 )
             state.by_pool[pool] = store
         self._recent = ref(client), ref(asyncio.get_running_loop()), store

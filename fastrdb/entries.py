@@ -20,7 +20,6 @@ from .events import Counters
 from .policy import Policy
 from .session import WROTE, no_result, wrote
 from .store import Store
-from .switches import DISABLED
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -83,6 +82,8 @@ class Entries:
             return None, f"the value cannot be written as JSON: {error}"
         if broken is not None:
             return None, broken
+        if len(raw) > self.cache.max_bytes:
+            return raw, f"the entry has {len(raw):,} bytes, and max_bytes is {self.cache.max_bytes:,}"
         if notes:
             return raw, notes[0]
         if self.policy.cache_if is not None and not self.policy.cache_if(value):
@@ -121,8 +122,6 @@ class Entries:
 
     def closed(self, store: Store, client: Any, session: Session | None) -> str | None:
         """Why the cache must not even be read."""
-        if self.cache.switch.touched and self.cache.switch.is_off():
-            return DISABLED
         if session is not None and wrote(session):
             return WROTE
         return store.closed(client)

@@ -231,7 +231,7 @@ async def test_emptying_without_redis_only_closes(client: Redis) -> None:
         faulty.cut()
 
 
-# --- imports
+# --- fresh interpreters
 
 
 def imported_by(module: str) -> set[str]:
