@@ -27,7 +27,7 @@ ROOMS = {
     "singleflight": ["singleflight"],
     "wire": ["deadlines", "scripts", "connections", "line", "wire"],
     "near": ["near", "tracking"],
-    "store": ["switches", "breaker", "restarts", "link", "sweep", "intent", "store"],
+    "store": ["switches", "breaker", "reasons", "restarts", "link", "sweep", "intent", "store"],
     "session": ["works", "transactions", "session"],
     "cache": ["cache", "entries", "misses", "loads", "near_loads", "many", "invalidations"],
     "decorators": ["protocols", "decorators"],

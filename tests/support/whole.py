@@ -166,8 +166,7 @@ class Whole:
         assert await self.read() == person
         await known.invalidate(redis=redis, email=EMAIL)
         key = known.key(email=EMAIL).removeprefix(f"{self.cache.namespace}:")
-        for reach in ({"prefix": "known:*"}, {"keys": [key]}, {"prefix": "person:*:*"}, {"prefix": ""}):
-            await self.cache.invalidate(**reach, redis=redis)  # type: ignore[arg-type]
+        await self.cache.invalidate(["known:*", "person:*:*", ""], keys=[key], redis=redis)
         await self.read()
 
     async def corrupted(self) -> None:
