@@ -117,7 +117,7 @@ async def test_a_server_that_is_not_trusted_is_not_used(binary: Path, certificat
 
             assert [await load(), await load()] == [1, 1]
             assert load.stats.unavailable == 2
-        trusting = {"ssl": True, "ssl_ca_certs": str(certificate.certificate)}
+        trusting: dict[str, Any] = {"ssl": True, "ssl_ca_certs": str(certificate.certificate)}
         async with Redis(port=port, **trusting) as admin:
             assert await admin.dbsize() == 0
 
@@ -152,7 +152,7 @@ def server(binary: Path) -> Iterator[EmbeddedServer]:
 async def restricted(server: EmbeddedServer, *more: str) -> AsyncIterator[tuple[Redis, Redis]]:
     """A client of the README's user, and one that may do everything."""
     async with Redis(port=server.port) as admin:
-        await admin.execute_command("ACL", "SETUSER", "shop", *rules(), *more)  # type: ignore[no-untyped-call]
+        await admin.execute_command("ACL", "SETUSER", "shop", *rules(), *more)
         password = next(word for word in rules() if word.startswith(">"))[1:]
         async with Redis(port=server.port, username="shop", password=password) as client:
             yield client, admin
@@ -194,8 +194,8 @@ async def test_keys_of_others_are_out_of_reach(server: EmbeddedServer) -> None:
             ("CONFIG", "GET", "*"),
             ("ACL", "LIST"),
         ):
-            with pytest.raises(Exception, match="(?i)permission|can't access"):
-                await client.execute_command(*command)  # type: ignore[no-untyped-call]
+            with pytest.raises(Exception, match=r"(?i)permission|can't access"):
+                await client.execute_command(*command)
         assert await admin.get("session:1") == b"somebody else's"
 
 
