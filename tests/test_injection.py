@@ -50,18 +50,20 @@ def key_of(plan: CallPlan, *args: Any, **kwargs: Any) -> str:
 @pytest.mark.parametrize("seal", SEALS.values(), ids=SEALS)
 @pytest.mark.parametrize("pattern", ["k:{a}:x:{b}", "{a}", "k:{b}-{a}_{c}.x"])
 def test_two_calls_that_differ_have_two_keys(pattern: str, seal: Any) -> None:
-    """And a call has one, among many thousand at once: 30,000 calls of five arguments."""
+    """And a call has one, among many thousand at once: 30,000 calls that differ in one argument, or in several."""
     plan, random = plan_of(pattern, seal), Random(1)
+    makers = {"a": fuzz.value, "b": fuzz.scalar, "c": fuzz.scalar, "d": fuzz.value}
     calls: dict[str, Any] = {}
     keys: dict[Any, str] = {}
     for _ in range(5_000):
-        given = {"a": fuzz.value(random), "b": fuzz.scalar(random), "c": fuzz.scalar(random), "d": fuzz.value(random)}
+        chosen = random.sample([*makers], k=random.choice([1, 1, 2, 4]))
+        given = {"a": 0, "b": "x", "c": None, **{name: makers[name](random) for name in chosen}}
         key = key_of(plan, **given)
         same = fuzz.identity(given)
         assert calls.setdefault(key, same) == same, given
         assert keys.setdefault(same, key) == key, given
         assert len(key.encode()) <= 512
-    assert len(calls) > 4_000
+    assert len(calls) > 3_000
 
 
 def test_a_key_says_only_what_its_pattern_says() -> None:
@@ -157,7 +159,8 @@ async def test_an_invalidation_deletes_its_own_and_nothing_else(client: Redis) -
         await cache.invalidate("k:*")
         assert await client.zcard("fastrdb:index") == 0
         own = {"fastrdb:server"}
-        assert {str(key, "utf-8") for key in await client.keys("*")} - own == set(strangers)
+        left: list[Any] = await client.keys("*")
+        assert {key.decode() for key in left} - own == set(strangers)
 
 
 # --- S4: slots
