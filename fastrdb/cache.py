@@ -207,6 +207,8 @@ class BaseCache:
     ) -> None:
         """Delete now what lies under each prefix (`"user:*"`; no placeholders) and the exact `keys`.
 
+        A key may be given as a function's `key()` gives it, with the namespace, or without it.
+
         For writes that no decorated function made. With Redis unreachable it is repeated until it succeeds, or raises
         CacheUnavailableError if the cache was made with on_error="raise".
 
@@ -218,7 +220,9 @@ class BaseCache:
         texts = [prefix] if isinstance(prefix, str) else list(prefix)
         found = [made for text in texts for made in _plain_prefixes(text, owner)]
         client = self._own(owner) if redis is None else redis
-        await self.delete(client, found, list(keys))
+        before = f"{self.namespace}:" if self.namespace else ""
+        named = dict.fromkeys(name for key in keys for name in (key, key.removeprefix(before)))
+        await self.delete(client, found, list(named))
 
     async def delete(self, client: Any, prefixes: Sequence[Prefix], keys: Sequence[str]) -> None:
         """Invalidate by hand, with no transaction in sight; goes on if the caller is cancelled."""

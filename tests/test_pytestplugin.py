@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from importlib.metadata import entry_points
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).parents[1]
-INSTALLED = any(found.name == "fastrdb" for found in entry_points(group="pytest11"))
+from tests.support.plugin import INSTALLED, project, run_file
+
+__all__ = ["project"]
 
 TWO_TESTS = """
     import pytest
@@ -45,24 +42,10 @@ TWO_TESTS = """
 """
 
 
-@pytest.fixture
-def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
-    """Give a project of somebody else's, which sees this fastrdb, and makes errors of warnings."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
-    pytester.makeini("[pytest]\nfilterwarnings =\n    error\n    ignore::pytest.PytestDeprecationWarning")
-    return pytester
-
-
 def run(project: pytest.Pytester, *arguments: str, mark: str = "") -> pytest.RunResult:
     """Run three tests with the plugin."""
     project.makepyfile(TWO_TESTS.format(mark=mark))
     return run_file(project, *arguments)
-
-
-def run_file(project: pytest.Pytester, *arguments: str) -> pytest.RunResult:
-    """Run what is there with the plugin, found as users' runs find it where this checkout is installed."""
-    plugin = () if INSTALLED else ("-p", "_fastrdb_pytestplugin")
-    return project.runpytest_subprocess(*plugin, "-p", "no:cacheprovider", *arguments)
 
 
 @pytest.mark.parametrize(

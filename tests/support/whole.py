@@ -165,7 +165,7 @@ class Whole:
             await db.commit()
         assert await self.read() == person
         await known.invalidate(redis=redis, email=EMAIL)
-        key = known.key(email=EMAIL).removeprefix(f"{self.cache.namespace}:")
+        key = known.key(email=EMAIL)
         await self.cache.invalidate(["known:*", "person:*:*", ""], keys=[key], redis=redis)
         await self.read()
 
