@@ -38,7 +38,7 @@ async def fastrdb_client(fastrdb_server: EmbeddedServer) -> AsyncIterator[Redis]
     """Give a client of the private server."""
     from redis.asyncio import Redis  # noqa: PLC0415 - see above
 
-    async with Redis(port=fastrdb_server.port) as client:
+    async with Redis.from_url(fastrdb_server.url) as client:
         yield client
 
 

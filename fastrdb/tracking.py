@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterable
 
     from .near import Channel, NearCache
+from .reasons import hushed
 
 logger = logging.getLogger("fastrdb")
 
@@ -183,7 +184,7 @@ class Tracking:
 
     def _off(self, error: Exception) -> None:
         if not self._silent:
-            logger.warning("the near cache is off, reads go to Redis: %s: %s", type(error).__name__, error)
+            logger.warning("the near cache is off, reads go to Redis: %s: %s", type(error).__name__, hushed(error))
             self._silent = True
 
 

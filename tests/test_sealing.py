@@ -121,6 +121,18 @@ async def test_writes_reach_what_is_hidden(cache: Cache, client: Redis) -> None:
     assert await client.exists(load.key("2")) == 0
 
 
+async def test_what_is_hidden_is_kept_in_the_process_too(client: Redis) -> None:
+    """A near cache goes by what keys begin with, which is not hidden; a write takes the entry out of it."""
+    async with Cache(client, hash_keys=SECRET, near=True) as cache:
+        load = mail_reader(cache)
+        while not load.stats.near:
+            await load("ada@x.org")
+        loads = load.stats.loads
+        await load.invalidate("ada@x.org")
+        await load("ada@x.org")
+        assert load.stats.loads == loads + 1
+
+
 async def test_a_part_of_a_value_reaches_nothing(cache: Cache, client: Redis) -> None:
     """The documented cost: a hash has no prefix."""
     load = mail_reader(cache)

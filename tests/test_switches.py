@@ -149,6 +149,20 @@ async def test_another_cache_is_not_affected(cache: Cache, client: Redis) -> Non
     assert load.stats.hits == 2
 
 
+async def test_what_is_kept_in_the_process_is_not_read_either(client: Redis) -> None:
+    """A near cache is switched off with its cache, for the same callers, and is there again afterwards."""
+    async with Cache(client, near=True) as cache:
+        load, loader = item_loader(cache)
+        while not load.stats.near:
+            await load(1)
+        calls, near = loader.calls, load.stats.near
+        with cache.disabled():
+            await load(1)
+        assert (loader.calls, load.stats.near) == (calls + 1, near)
+        await load(1)
+        assert (loader.calls, load.stats.near) == (calls + 1, near + 1)
+
+
 async def test_without_any_redis() -> None:
     """Where there is no client, or a mock of one, functions just run, and writes too."""
     cache = Cache()
