@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from .reasons import hushed
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterable
 
     from .near import Channel, NearCache
-from .reasons import hushed
 
 logger = logging.getLogger("fastrdb")
 
