@@ -4,7 +4,7 @@
 """
 
 from .crud import FastRDB
-from .decorators import Cache, Cached, cached, cached_list, invalidates
+from .decorators import Cache, Cached, cached, cached_list, default_cache, invalidates
 from .errors import (
     CacheUnavailableError,
     FastRDBError,
@@ -42,6 +42,7 @@ __all__ = [
     "UnknownFieldError",
     "cached",
     "cached_list",
+    "default_cache",
     "invalidates",
     "no_store",
 ]

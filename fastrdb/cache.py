@@ -9,6 +9,7 @@ import asyncio
 import inspect
 import re
 from collections.abc import Coroutine, Hashable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal, Self
 from weakref import ref
 
@@ -19,9 +20,11 @@ from .keys import Template
 from .loops import Loops
 from .loops import LoopState as LoopState
 from .near import Near
-from .policy import Seconds, seconds
+from .policy import Seconds, at_least_one, seconds
 from .prefixes import Prefix, prefixes_of
+from .sealing import seal_of
 from .store import Store
+from .switches import Switch
 from .transactions import settled
 
 if TYPE_CHECKING:
@@ -45,6 +48,8 @@ class BaseCache:
         lease: Seconds = 10.0,
         barrier: Seconds = 10.0,
         hook: Hook | None = None,
+        hash_keys: bytes | None = None,
+        max_bytes: int = 8 * 1024 * 1024,
     ) -> None:
         """Settings of all functions decorated with this cache. Durations are seconds.
 
@@ -59,6 +64,9 @@ class BaseCache:
             lease: the longest load whose result is stored.
             barrier: the longest time between a COMMIT's start and its end that is covered.
             hook: is told every `Event`.
+            hash_keys: a secret; every value in a key is replaced by its hash under it, so that key names tell nobody
+                whose data it is. The entries themselves stay what they are.
+            max_bytes: a larger entry is answered, and not stored: while it travels, others wait.
 
         Raises:
             OptionError: naming the option.
@@ -73,15 +81,21 @@ class BaseCache:
         self.near = near if isinstance(near, Near) else Near()
         self.near_by_default = bool(near)
         self.near_heads: set[str] = set()  # what the keys of functions begin with that keep their entries here
-        self.redis = None if redis is None else _checked(redis, owner)
         self.on_error: OnError = on_error
-        self.namespace = namespace
+        self.switch = Switch()
         self.timeout = seconds(timeout, name="timeout", owner=owner)
         self.lease = seconds(lease, name="lease", owner=owner)
         self.barrier = seconds(barrier, name="barrier", owner=owner)
         self.hook = hook
+        self.seal = seal_of(hash_keys, owner)
+        self.max_bytes = at_least_one(max_bytes, name="max_bytes", owner=owner)
         self._counters: list[Counters] = []
         self._own_counters = self.counters(owner)
+        self.move(namespace, None if redis is None else _checked(redis, owner))
+
+    def move(self, namespace: str, redis: Any) -> None:
+        """Go on in another namespace, with another client, and with nothing known of before: for tests."""
+        self.namespace, self.redis = namespace, redis
         self._loops = Loops()
 
     def here(self) -> LoopState:
@@ -97,7 +111,7 @@ class BaseCache:
 
     def own(self, plan: CallPlan) -> Any:
         """The cache's own client, for a call that has none. None where the function may do without."""
-        return self.redis if plan.redis_optional else self._own(plan.function)
+        return self.redis if plan.redis_optional or self.switch.is_off() else self._own(plan.function)
 
     def _own(self, owner: str) -> Any:
         if self.redis is None:
@@ -128,6 +142,7 @@ class BaseCache:
                     on_error=self.on_error,
                     near=self.near,
                     heads=self.near_heads,
+                    switch=self.switch,
                 )
                 tell = self._own_counters.tell  # not a method of this cache: its stores may outlive it for a moment
                 store.obstacles.listeners.append(lambda kind, detail: tell(kind, "", detail))
@@ -149,6 +164,14 @@ class BaseCache:
         """Run `work` to its end even if the caller is cancelled while waiting for it."""
         await asyncio.shield(self.background(work))
 
+    def disabled(self) -> AbstractContextManager[None]:
+        """While inside, this task and those that it starts go past the cache: `with cache.disabled(): ...`.
+
+        Cached functions just run, with Redis or without; nothing is read and nothing is stored. What is invalidated
+        is invalidated all the same, since others go on reading. The module-level decorators' is `default_cache`.
+        """
+        return self.switch.off()
+
     def counters(self, function: str) -> Counters:
         """The counters of one more decorated function."""
         counters = Counters(function, self.hook)
@@ -164,6 +187,8 @@ class BaseCache:
     ) -> None:
         """Delete now what lies under each prefix (`"user:*"`; no placeholders) and the exact `keys`.
 
+        A key may be given as a function's `key()` gives it, with the namespace, or without it.
+
         For writes that no decorated function made. With Redis unreachable it is repeated until it succeeds, or raises
         CacheUnavailableError if the cache was made with on_error="raise".
 
@@ -175,7 +200,9 @@ class BaseCache:
         texts = [prefix] if isinstance(prefix, str) else list(prefix)
         found = [made for text in texts for made in _plain_prefixes(text, owner)]
         client = self._own(owner) if redis is None else redis
-        await self.delete(client, found, list(keys))
+        before = f"{self.namespace}:" if self.namespace else ""
+        named = dict.fromkeys(name for key in keys for name in (key, key.removeprefix(before)))
+        await self.delete(client, found, list(named))
 
     async def delete(self, client: Any, prefixes: Sequence[Prefix], keys: Sequence[str]) -> None:
         """Invalidate by hand, with no transaction in sight; goes on if the caller is cancelled."""

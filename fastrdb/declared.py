@@ -164,14 +164,16 @@ def encode_with(encode: Encoder, value: Any, function: str = "", parameter: str 
         raise KeyValueError(function, parameter, type(value).__qualname__, "it is nested too deeply") from None
 
 
-def texts_of(value: Any, encode: Encoder, also: str) -> tuple[str, ...]:
+def texts_of(value: Any, encode: Encoder, write: Encoder = str) -> tuple[str, ...]:
     """Every text that functions may have written *value* as: as declared here, plainly, undeclared, and mistaken.
+
+    *write* is what then becomes of these texts in a key.
 
     Prefixes are written in one function and keys in another, which may declare the parameter otherwise (or not at
     all), or be called against what it declares: what is invalidated must reach them all.
     """
     found = (encode(value), plain(value), undeclared(value), *mistaken(value))
-    return tuple(dict.fromkeys(escaping(str, also)(text) for text in found))
+    return tuple(dict.fromkeys(map(write, found)))
 
 
 def attribute_type(declared: Any, path: tuple[str, ...]) -> Any:

@@ -139,7 +139,8 @@ class Cache(BaseCache):
 
     def _cached(self, decorator: str, pattern: str, schema: Any, shape: Any, options: Options, function: Any) -> Any:
         chosen: dict[str, Any] = dict(options)
-        plan = CallPlan.of(function, pattern=pattern, ignore=chosen.pop("ignore", ()), decorator=decorator)
+        ignore = chosen.pop("ignore", ())
+        plan = CallPlan.of(function, pattern=pattern, ignore=ignore, decorator=decorator, seal=self.seal)
         owner = plan.function
         if unknown := chosen.keys() - Options.__annotations__.keys():
             raise OptionError(f"{owner}: {decorator} has no option {', '.join(sorted(unknown))}")
@@ -158,7 +159,9 @@ class Cache(BaseCache):
         return _CachedFunction(function, kind(self, plan, codec, policy))
 
     def _invalidates(self, prefixes: list[str], keys: list[str], function: Any) -> Any:
-        plan = CallPlan.of(function, pattern=None, prefixes=prefixes, keys=keys, decorator="invalidates")
+        plan = CallPlan.of(
+            function, pattern=None, prefixes=prefixes, keys=keys, decorator="invalidates", seal=self.seal
+        )
         if not prefixes and not keys:
             raise OptionError(f"{plan.function}: invalidates needs a prefix or keys")
         run = Invalidation(self, plan).run

@@ -82,6 +82,8 @@ class Entries:
             return None, f"the value cannot be written as JSON: {error}"
         if broken is not None:
             return None, broken
+        if len(raw) > self.cache.max_bytes:
+            return raw, f"the entry has {len(raw):,} bytes, and max_bytes is {self.cache.max_bytes:,}"
         if notes:
             return raw, notes[0]
         if self.policy.cache_if is not None and not self.policy.cache_if(value):

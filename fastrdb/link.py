@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary, ref
 
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import MaxConnectionsError, NoScriptError
+from redis.exceptions import MaxConnectionsError, NoScriptError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from .breaker import Breaker
@@ -28,6 +28,7 @@ from .direct import Client as Client
 from .direct import Direct
 from .errors import CacheUnavailableError
 from .obstacles import Obstacles
+from .reasons import hushed
 from .restarts import OTHER_DATA, Restarts
 from .scripts import Argument, Call, Command, Script
 from .wire import Wire
@@ -74,6 +75,7 @@ class Link:
         self._route: Any = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._insists = False
+        self._refusals: set[str] = set()  # the first words of those that were logged
 
     def insisting(self) -> Link:
         """The same link for work that nobody waits for: it tries Redis whatever the breaker says, and may close it."""
@@ -184,12 +186,15 @@ class Link:
         return CacheUnavailableError("GET", OTHER_DATA) if self._obstacles and self._restarts.other_data else None
 
     def failed(self, operation: str, error: Exception) -> Exception:
-        """Translate an error, and count it. A deadline that has passed has no text of its own."""
-        reason = str(error) or type(error).__name__
+        """Translate an error, and count it."""
+        reason = hushed(error)
         silent = isinstance(error, _SILENT) and not isinstance(error, MaxConnectionsError)
         if silent and self.breaker.failed():
             self._obstacles.put_up(self.breaker, "outage", f"{operation}: {reason}")
             logger.warning("Redis does not answer (%s: %s): calls go on without it until it does", operation, reason)
+        if isinstance(error, ResponseError) and (kind := reason.partition(" ")[0]) not in self._refusals:
+            self._refusals.add(kind)
+            logger.warning("Redis refuses %s (%s): calls go on without; this is said once", operation, reason)
         return CacheUnavailableError(operation, reason)
 
     # --- while the breaker is open

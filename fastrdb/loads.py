@@ -145,7 +145,7 @@ class CachedQuery(Entries):
         work = work_on(call.session, call.store, lambda: call.store.intent(call.client))
         raw, reason = self.encoded(value, [])
         # Without a lock until COMMIT, another writer may have come since the value was read.
-        if raw is None or reason is not None or state_of(call.session).autocommitted:
+        if raw is None or reason is not None or self.cache.switch.is_off() or state_of(call.session).autocommitted:
             work.add(keys=[call.key])
         else:
             work.put(call.key, raw, self.ttl_ms(value))

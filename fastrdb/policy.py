@@ -26,6 +26,13 @@ def seconds(value: Seconds, *, name: str, owner: str, least: float = 0.0) -> flo
     return float(number)
 
 
+def at_least_one(value: object, *, name: str, owner: str) -> int:
+    """`value`. OptionError naming `owner`, `name` and the value unless it is a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise OptionError(f"{owner}: {name}={value!r} must be a whole number of at least 1")
+    return value
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
     """How long the results of one function live, and which of them are stored."""

