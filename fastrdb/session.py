@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
 from sqlalchemy.orm import ORMExecuteState, Session
 from sqlalchemy.util import greenlet_spawn
 
-from .transactions import autocommits, sqlite_driver
+from .drivers import autocommits, sqlite_driver
 from .works import connections_of, transaction_of
 
 WROTE = "the session has written in its open transaction"
