@@ -8,6 +8,7 @@ import logging
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
+from .uses import join_changed
 from .works import Phase, Scope, Transaction, Work
 
 _log = logging.getLogger("fastrdb")
@@ -29,6 +30,7 @@ def end_own(transaction: Transaction, *, committed: bool) -> None:
 
 def leave(scope: Scope) -> asyncio.Task[None] | None:
     """A call is over, and so is the work for what it committed statement by statement, without a session."""
+    join_changed(scope)
     over = [work for found, work in scope.works.items() if found.autocommit and found.phase is Phase.OPEN]
     for found in scope.works:
         found.works = [work for work in found.works if work not in over]

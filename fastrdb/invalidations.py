@@ -15,7 +15,7 @@ from .calls import CallPlan
 from .endings import leave
 from .prefixes import Prefix
 from .session import has_transaction, sync_session
-from .works import Scope, work_on
+from .works import Scope, state_of
 
 
 class Invalidation:
@@ -56,10 +56,11 @@ class Invalidation:
     async def _follow(self, scope: Scope, session: Any, client: Any, prefixes: list[Prefix], keys: list[str]) -> None:
         """After a commit only what was not known by then is left; one that is still to come takes all along."""
         self.counters.tell("invalidation", ", ".join([*(p.head for p in [*scope.prefixes, *prefixes]), *scope.keys]))
-        to_come = scope.add(prefixes, keys)
-        if session is not None and has_transaction(session):
-            to_come = True
-            work_on(session, scope.owner, scope.make).add([*scope.prefixes, *prefixes], [*scope.keys, *keys])
+        to_come = session is not None and has_transaction(session)
+        if to_come:
+            scope.join(session)
+            state_of(session).declared |= not scope.carried
+        to_come = scope.add(prefixes, keys) or to_come
         if scope.carried:
             if prefixes or keys:
                 await self.cache.delete(client, prefixes, keys)

@@ -105,7 +105,7 @@ def _on_statement(
     transaction = transaction_of(connection)
     if transaction is None or transaction.phase is Phase.SENT:  # then it is a part of that COMMIT
         return
-    if context is not None and context.execution_options.get("stream_results"):
+    if connection.dialect.name == "sqlite" and context is not None and context.execution_options.get("stream_results"):
         stream_begins(connection, context)
     does = _effect(connection, statement, context)
     if Does.CALLS in does:

@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Protocol
-from weakref import WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary, WeakSet, ref
 
 from sqlalchemy import Connection, StaticPool
 from sqlalchemy.orm import Session
@@ -106,6 +106,7 @@ class State:
     tried: list[Transaction] = field(default_factory=list)  # those for which something that commits was sent
     committed: bool = False  # the session said so
     wrote: bool = False  # in a transaction for which it was sent
+    declared: bool = False  # by a function that writes, however it did
 
     @property
     def autocommitted(self) -> bool:
@@ -136,10 +137,12 @@ class Scope:
     keys: list[str]
     carried: bool = False  # by a commit of what was written
     works: dict[Transaction, Work] = field(default_factory=dict)  # of transactions without a session
+    seen: WeakSet[Session] = field(default_factory=WeakSet)  # the sessions that were used or joined
 
     def join(self, session: Session) -> None:
         """Put the prefixes on a session's open transaction."""
         work_on(session, self.owner, self.make).add(self.prefixes, self.keys)
+        self.seen.add(session)
         state = state_of(session)
         if self not in state.scopes:
             state.scopes.append(self)
@@ -154,7 +157,10 @@ class Scope:
             transaction.works.append(work)
 
     def add(self, prefixes: Iterable[Prefix], keys: Iterable[str]) -> bool:
-        """More, for the transactions without a session whose COMMIT is to come; False if there are none."""
+        """More, for all whose COMMIT is to come; False if none of them is surely one that wrote, without a session."""
+        for session in self.seen:
+            if self in state_of(session).scopes:
+                work_on(session, self.owner, self.make).add(prefixes, keys)
         left = [work for transaction, work in self.works.items() if not transaction.settled]
         for work in left:
             work.add(prefixes, keys)

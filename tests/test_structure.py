@@ -30,7 +30,7 @@ ROOMS = {
     "store": [
         *("switches", "breaker", "obstacles", "direct", "restarts", "link", "sweep", "repairs", "intent", "store"),
     ],
-    "session": ["sql", "works", "drivers", "outcomes", "endings", "transactions", "session"],
+    "session": ["sql", "works", "uses", "drivers", "outcomes", "endings", "transactions", "session"],
     "cache": ["loops", "cache", "entries", "misses", "loads", "near_loads", "many", "invalidations"],
     "decorators": ["protocols", "decorators"],
     "crud": ["pagination", "columns", "statements", "instances", "units", "bindings", "writes", "crud"],
