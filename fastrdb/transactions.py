@@ -51,7 +51,7 @@ def _on_rollback(connection: Connection) -> None:
         return
     _distrust(transaction)  # others may go on in it, where a pool gives the same connection to all
     transaction.wrote = transaction.called = False
-    if transaction.phase is Phase.OPEN:
+    if transaction.phase in (Phase.OPEN, Phase.PREPARED):
         transaction.phase = Phase.UNDONE
         end_own(transaction, committed=transaction.published)
 
@@ -81,6 +81,7 @@ def _on_prepare_twophase(connection: Connection, xid: Any) -> None:
     transaction = transaction_of(connection)
     if transaction is not None:
         _begin_works(transaction)
+        transaction.phase = Phase.PREPARED
 
 
 @event.listens_for(Engine, "commit_twophase")
@@ -103,7 +104,7 @@ def _on_statement(
     connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool
 ) -> None:
     transaction = transaction_of(connection)
-    if transaction is None or transaction.phase is Phase.SENT:  # then it is a part of that COMMIT
+    if transaction is None or transaction.phase in (Phase.PREPARED, Phase.SENT):  # then it is a part of that COMMIT
         return
     if connection.dialect.name == "sqlite" and context is not None and context.execution_options.get("stream_results"):
         stream_begins(connection, context)

@@ -53,6 +53,7 @@ class Phase(Enum):
     """How far a transaction has come."""
 
     OPEN = auto()
+    PREPARED = auto()  # the first of two phases is on its way, or done
     SENT = auto()  # COMMIT is on its way
     COMMITTED = auto()  # COMMIT has returned
     UNDONE = auto()  # rolled back, or COMMIT answered with an error
@@ -83,7 +84,7 @@ class Transaction:
     @property
     def settled(self) -> bool:
         """True if no COMMIT is to come."""
-        return self.autocommit or self.phase not in (Phase.OPEN, Phase.SENT)
+        return self.autocommit or self.phase not in (Phase.OPEN, Phase.PREPARED, Phase.SENT)
 
     def leave(self, session: Session) -> None:
         """The session's transaction has ended, whatever becomes of this one."""

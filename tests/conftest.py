@@ -9,7 +9,7 @@ import pytest
 import redis.asyncio
 
 from fastrdb.embedded import EmbeddedServer, find_binaries
-from tests.support import databases
+from tests.support import databases, private_postgresql
 from tests.support.availability import missing
 from tests.support.gates import GatedClient
 
@@ -119,6 +119,22 @@ def postgresql_server() -> Iterator[ServerDatabase]:
             yield made
     except databases.NoServerError as error:
         missing(f"no PostgreSQL: {error}")
+
+
+@pytest.fixture(scope="session")
+def preparing_server(postgresql_server: ServerDatabase) -> Iterator[ServerDatabase]:
+    """Give a database of this run's own on a PostgreSQL that has prepared transactions: that one, or a private one."""
+    if postgresql_server.setting("max_prepared_transactions") != "0":
+        yield postgresql_server
+        return
+    binaries = private_postgresql.find_binaries()
+    if binaries is None:
+        missing("PostgreSQL has max_prepared_transactions = 0, and there are no initdb and pg_ctl for a private one")
+    with (
+        private_postgresql.started(binaries) as url,
+        databases.server_database("FASTRDB_TEST_PREPARING", [url]) as made,
+    ):
+        yield made
 
 
 @pytest.fixture(scope="session")

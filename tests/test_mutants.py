@@ -10,6 +10,7 @@ import pytest
 from redis.asyncio import Redis
 from sqlalchemy import Connection
 
+import fastrdb.drivers
 import fastrdb.entries
 import fastrdb.loads
 import fastrdb.misses
@@ -269,7 +270,7 @@ async def test_taking_autocommit_for_a_transaction(
     def never(connection: Connection) -> bool:
         return False
 
-    for module in (fastrdb.transactions, fastrdb.session):
+    for module in (fastrdb.transactions, fastrdb.drivers):
         monkeypatch.setattr(module, "autocommits", never)
     async with (
         databases.opened(sqlite.engine.url, isolation_level="AUTOCOMMIT") as database,
