@@ -1,4 +1,4 @@
-"""What only the driver's connection knows, or is known of it beyond one transaction; the database is asked for the rest."""
+"""What only the driver's connection knows, or is known of it beyond one transaction; the database knows the rest."""
 
 from __future__ import annotations
 

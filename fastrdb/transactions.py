@@ -93,7 +93,9 @@ def _on_commit_twophase(connection: Connection, xid: Any, is_prepared: bool) -> 
         _begin_works(transaction)  # again, for the barriers may be about to lapse
     except BaseException as error:
         if not is_prepared or not isinstance(error, Exception):
-            _undo(connection, transaction, lambda: connection.dialect.do_rollback_twophase(connection, xid, is_prepared))
+            _undo(
+                connection, transaction, lambda: connection.dialect.do_rollback_twophase(connection, xid, is_prepared)
+            )
             raise
         _log.exception("the cache could not be told again of a commit that is prepared")
     _send(connection, transaction)
@@ -190,7 +192,10 @@ def _distrust(transaction: Transaction) -> None:
 
 
 def _works(transaction: Transaction) -> list[Work]:
-    return [*transaction.works, *(work for session in transaction.sessions for work in state_of(session).works.values())]
+    return [
+        *transaction.works,
+        *(work for session in transaction.sessions for work in state_of(session).works.values()),
+    ]
 
 
 def _begin_works(transaction: Transaction) -> None:
@@ -279,19 +284,21 @@ def _on_session_end(session: Session, transaction: SessionTransaction) -> None:
     if not works:
         return
     outer = [found for c, found in used if c.in_transaction()]
-    if outer:  # joined to a transaction that is still open: nothing is committed yet, whatever the session says
-        for found in outer:
-            found.works += works
-    else:
-        committed = state.outcome()
-        if committed is None:
-            _log.warning("the outcome of a COMMIT is unknown: its barrier is left to lapse")
-            for work in works:
-                work.abandon()
-            return
-        finish(works, committed=committed)
-        if not committed:
-            return
-    if outer or state.wrote:
+    for (
+        found
+    ) in outer:  # joined to a transaction that is still open: nothing is committed yet, whatever the session says
+        found.works += works
+    if outer or _end_session(works, state.outcome()):
         for scope in state.scopes:
-            scope.carried = True
+            scope.carried = scope.carried or bool(outer) or state.wrote
+
+
+def _end_session(works: list[Work], committed: bool | None) -> bool:
+    """The session's transaction has ended for good; gives whether it is known to have committed."""
+    if committed is not None:
+        finish(works, committed=committed)
+        return committed
+    _log.warning("the outcome of a COMMIT is unknown: its barrier is left to lapse")
+    for work in works:
+        work.abandon()
+    return False

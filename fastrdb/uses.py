@@ -25,7 +25,8 @@ def changed(session: Session) -> bool:
 
 def join_changed(scope: Scope) -> None:
     """Put the prefixes of a call on the sessions that have changes when it is over; more than its own at worst."""
-    for session in {*scope.seen, *_used.get(_task(), ())}:
+    task = _task()
+    for session in {*scope.seen, *(_used.get(task, ()) if task is not None else ())}:
         if session.in_transaction() and changed(session):
             scope.join(session)
 

@@ -39,7 +39,7 @@ async def bulk_update(db: AsyncSession) -> None:
 
 async def bulk_mappings(db: AsyncSession) -> None:
     """The older way to do so, in synchronous code."""
-    await db.run_sync(lambda session: session.bulk_update_mappings(Item, [{"id": 1, "name": "new"}]))  # type: ignore[arg-type]
+    await db.run_sync(lambda session: session.bulk_update_mappings(Item, [{"id": 1, "name": "new"}]))
 
 
 async def bulk_insert(db: AsyncSession) -> None:
@@ -163,7 +163,7 @@ POSTGRESQL: list[Way] = [
 POSTGRESQL_SET_UP = [
     "CREATE PROCEDURE rename_item() LANGUAGE sql AS $$ UPDATE item SET name = 'new' WHERE id = 1 $$",
     "CREATE FUNCTION rename_item_too() RETURNS void LANGUAGE sql AS $$ UPDATE item SET name = 'new' WHERE id = 1 $$",
-    "CREATE FUNCTION on_owner() RETURNS trigger LANGUAGE plpgsql AS "
-    "$$ BEGIN UPDATE item SET name = NEW.name WHERE owner_id = NEW.id AND id = 1; RETURN NULL; END $$",
+    """CREATE FUNCTION on_owner() RETURNS trigger LANGUAGE plpgsql AS
+    $$ BEGIN UPDATE item SET name = NEW.name WHERE owner_id = NEW.id AND id = 1; RETURN NULL; END $$""",
     "CREATE TRIGGER on_owner AFTER UPDATE ON owner FOR EACH ROW EXECUTE FUNCTION on_owner()",
 ]

@@ -241,7 +241,7 @@ async def world(database: Database, client: Redis, **settings: Any) -> AsyncIter
     def hold_prepared(connection: Connection, xid: object, is_prepared: bool) -> None:
         hold(connection)
 
-    listeners = [("commit", hold), ("commit_twophase", hold_prepared)]
+    listeners: list[tuple[str, Callable[..., Any]]] = [("commit", hold), ("commit_twophase", hold_prepared)]
     for name, listener in listeners:
         event.listen(database.engine.sync_engine, name, listener)
     try:
