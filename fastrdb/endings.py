@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 
+from sqlalchemy import Connection
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
@@ -26,6 +28,20 @@ def end_own(transaction: Transaction, *, committed: bool) -> None:
     """End what no session ends."""
     if works := transaction.take_works():
         finish(works, committed=committed)
+
+
+def undo(connection: Connection, transaction: Transaction, rollback: Callable[[], None] | None = None) -> None:
+    """Roll back what is not committed because its listener failed, or its COMMIT. SQLAlchemy takes it for committed or
+    refused by then, and would give the connection back to its pool with the transaction open, for the next COMMIT to
+    publish."""
+    transaction.phase = Phase.UNDONE
+    try:
+        rollback() if rollback is not None else connection.dialect.do_rollback(connection.connection)
+    except BaseException:
+        connection.invalidate()
+        raise
+    finally:
+        end_own(transaction, committed=transaction.published)
 
 
 def leave(scope: Scope) -> asyncio.Task[None] | None:

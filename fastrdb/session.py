@@ -60,7 +60,9 @@ async def unfit(session: Session, since: int) -> str | None:
             continue
         transaction = transaction_of(connection)
         try:
-            level: str = known_level(connection) or await greenlet_spawn(ask_level, connection)
+            level = known_level(connection)
+            if level is None:
+                level = await greenlet_spawn(ask_level, connection)
             if transaction is not None and transaction.called and await greenlet_spawn(has_written, connection):
                 return WROTE
         except Exception as error:  # noqa: BLE001  # the driver's own: a failed transaction, say, answers nothing

@@ -11,7 +11,6 @@ The listeners sit on the classes, because a session must be known to have writte
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import Any
 from weakref import ref
 
@@ -22,7 +21,7 @@ from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
 from .drivers import autocommits, level_is_set, sqlite_driver, stream_begins
-from .endings import end_own, finish
+from .endings import end_own, finish, undo
 from .endings import settled as settled
 from .outcomes import watch
 from .sql import Does, effect, sets_isolation
@@ -70,7 +69,7 @@ def _on_commit(connection: Connection) -> None:
     try:
         _begin_works(transaction)
     except BaseException:
-        _undo(connection, transaction)
+        undo(connection, transaction)
         raise
     _send(connection, transaction)
 
@@ -93,9 +92,7 @@ def _on_commit_twophase(connection: Connection, xid: Any, is_prepared: bool) -> 
         _begin_works(transaction)  # again, for the barriers may be about to lapse
     except BaseException as error:
         if not is_prepared or not isinstance(error, Exception):
-            _undo(
-                connection, transaction, lambda: connection.dialect.do_rollback_twophase(connection, xid, is_prepared)
-            )
+            undo(connection, transaction, lambda: connection.dialect.do_rollback_twophase(connection, xid, is_prepared))
             raise
         _log.exception("the cache could not be told again of a commit that is prepared")
     _send(connection, transaction)
@@ -178,7 +175,7 @@ def _on_error(context: ExceptionContext) -> None:
         transaction.phase = Phase.UNDONE
         driver = sqlite_driver(connection)
         if driver is not None and driver.in_transaction:  # a COMMIT that found the database locked can be sent again
-            _undo(connection, transaction)
+            undo(connection, transaction)
         end_own(transaction, committed=transaction.published)
     elif transaction.phase is Phase.SENT or (transaction.published and not answered):
         transaction.phase = Phase.LOST
@@ -234,20 +231,6 @@ def _on_committed(transaction: Transaction) -> None:
     transaction.published = True
     transaction.wrote = transaction.called = False
     end_own(transaction, committed=True)
-
-
-def _undo(connection: Connection, transaction: Transaction, rollback: Callable[[], None] | None = None) -> None:
-    """Roll back what is not committed because its listener failed, or its COMMIT. SQLAlchemy takes it for committed or
-    refused by then, and would give the connection back to its pool with the transaction open, for the next COMMIT to
-    publish."""
-    transaction.phase = Phase.UNDONE
-    try:
-        rollback() if rollback is not None else connection.dialect.do_rollback(connection.connection)
-    except BaseException:
-        connection.invalidate()
-        raise
-    finally:
-        end_own(transaction, committed=transaction.published)
 
 
 # --- sessions

@@ -281,7 +281,7 @@ async def test_taking_autocommit_for_a_transaction(
 
 async def test_leaving_the_transaction_open(sqlite: Database, client: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is cancelled before its COMMIT is not rolled back: it is still there for the next one."""
-    monkeypatch.setattr(fastrdb.transactions, "_undo", lambda connection, transaction: None)
+    monkeypatch.setattr(fastrdb.transactions, "undo", lambda connection, transaction: None)
     async with pooled(sqlite) as database, world(database, client) as made:
         await lost(scenarios.cancelled_before_commit(made, made.two.client.after("begin")))
 

@@ -1,4 +1,4 @@
-"""What becomes of each COMMIT is known, or the barrier stays: whoever sends it, and whatever happens to it on its way."""
+"""What becomes of each COMMIT is known, or the barrier stays, whoever sends it and whatever happens on its way."""
 
 from __future__ import annotations
 
@@ -436,7 +436,7 @@ async def test_taking_the_unknown_for_refused(
 
 async def test_leaving_it_open(sqlite: Database, client: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     """What found the database locked is still there for the next COMMIT."""
-    monkeypatch.setattr(transactions, "_undo", lambda connection, transaction: None)
+    monkeypatch.setattr(transactions, "undo", lambda connection, transaction: None)
     async with locking(sqlite, client) as w:
         with pytest.raises((AssertionError, DBAPIError)):
             await locked_at_commit(w)
