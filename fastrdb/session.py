@@ -18,7 +18,7 @@ from sqlalchemy.util import greenlet_spawn
 
 from .drivers import ask_level, has_written, known_level, sqlite_driver, streams
 from .uses import changed
-from .works import Transaction, connections_of, state_of, transaction_of
+from .works import Transaction, connections_of, state_of, transaction_of, undone_since
 
 WROTE = "the session has written in its open transaction"
 _CURRENT = ("READ COMMITTED", "AUTOCOMMIT")  # levels at which a statement sees all that is committed by then
@@ -55,6 +55,8 @@ async def unfit(session: Session, since: int) -> str | None:
     """
     if wrote(session):
         return WROTE
+    if undone_since(session, since):
+        return "the session has read what it had written, and rolled it back"
     for connection in connections_of(session):
         if connection.closed:
             continue

@@ -25,7 +25,7 @@ from .endings import end_own, finish, undo
 from .endings import settled as settled
 from .outcomes import watch
 from .sql import Does, effect, sets_isolation
-from .works import Phase, Transaction, Work, new_transaction, scopes, state_of, take_state, transaction_of
+from .works import Phase, Transaction, Work, new_transaction, scopes, state_of, take_state, transaction_of, undo_for
 
 _log = logging.getLogger("fastrdb")
 
@@ -48,7 +48,7 @@ def _on_rollback(connection: Connection) -> None:
     transaction = transaction_of(connection)
     if transaction is None:
         return
-    _distrust(transaction)  # others may go on in it, where a pool gives the same connection to all
+    _undone(transaction)  # others may go on in it, where a pool gives the same connection to all
     transaction.wrote = transaction.called = False
     if transaction.phase in (Phase.OPEN, Phase.PREPARED):
         transaction.phase = Phase.UNDONE
@@ -110,7 +110,9 @@ def _on_statement(
     does = _effect(connection, statement, context)
     if Does.CALLS in does:
         transaction.called = True
-    if does & (Does.WRITES | Does.UNDOES):
+    if Does.UNDOES in does:
+        _undone(transaction)
+    elif Does.WRITES in does:
         _distrust(transaction)  # what was put before this may be what it changes
     if Does.WRITES in does:
         _on_write(connection, transaction, statement, does)
@@ -160,7 +162,7 @@ def _on_rollback_savepoint(connection: Connection, name: str, context: None) -> 
     transaction = transaction_of(connection)
     if transaction is not None:
         transaction.savepoints = max(0, transaction.savepoints - 1)
-        _distrust(transaction)
+        _undone(transaction)
 
 
 @event.listens_for(Engine, "handle_error")
@@ -181,6 +183,13 @@ def _on_error(context: ExceptionContext) -> None:
         transaction.phase = Phase.LOST
         for work in transaction.take_works():
             work.abandon()
+
+
+def _undone(transaction: Transaction) -> None:
+    _distrust(transaction)
+    if transaction.wrote or transaction.called:
+        for session in transaction.sessions:
+            undo_for(session)
 
 
 def _distrust(transaction: Transaction) -> None:

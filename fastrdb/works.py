@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from .prefixes import Prefix
 
-_INFO = "fastrdb"  # the place of the State in Session.info
+_INFO, _UNDONE = "fastrdb", "fastrdb.undone"  # the places in Session.info: of the State, and beyond transactions
 
 
 class Work(Protocol):
@@ -225,6 +225,16 @@ def take_state(session: Session) -> State | None:
     """The state of a root transaction that has ended; the next one gets a new one."""
     state: State | None = session.info.pop(_INFO, None)
     return state
+
+
+def undo_for(session: Session) -> None:
+    """Something that the session wrote has been undone: what it has read meanwhile was never committed."""
+    session.info[_UNDONE] = mark()
+
+
+def undone_since(session: Session, since: int) -> bool:
+    """True if something that the session wrote was undone after the point `since`."""
+    return int(session.info.get(_UNDONE, 0)) > since
 
 
 def outer_connection(session: Session) -> Connection | None:

@@ -16,7 +16,7 @@ import fastrdb.session
 import fastrdb.transactions
 from fastrdb import works
 from fastrdb.sql import Does, effect
-from tests.support import places
+from tests.support import places, scenarios_sessions
 from tests.support.databases import Database, ServerDatabase
 from tests.support.gates import Gate
 from tests.support.places import BY_NAME
@@ -316,7 +316,24 @@ async def test_in_memory(client: Redis, race: Any) -> None:
         await race(w)
 
 
+# --- loads that write
+
+
+@pytest.mark.parametrize("how", ["rollback", "savepoint"])
+async def test_undone_in_the_load(w: World, how: str) -> None:
+    """What was never committed is answered to its reader, and not stored."""
+    await scenarios_sessions.undone_in_the_load(w, how)
+
+
 # --- with one mechanism less
+
+
+@pytest.mark.parametrize("how", ["rollback", "savepoint"])
+async def test_forgetting_what_was_undone(pg: World, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """When the load is over, nothing tells any more that it wrote."""
+    monkeypatch.setattr(fastrdb.session, "undone_since", lambda session, since: False)
+    with pytest.raises(AssertionError):
+        await scenarios_sessions.undone_in_the_load(pg, how)
 
 
 def _never_commits(statement: str, dialect: str) -> Does:
