@@ -44,11 +44,12 @@ class NearQuery(CachedQuery):
         ):
             raw, obstacle = None, None
             try:
-                raw, ttl_ms = await store.get_lasting(client, key)
-                if raw is not None:
+                found = await store.get_timed(client, key)
+                if found is not None:
+                    raw = found.raw
                     value = self.codec.decode(raw)
                     kind = (value, self.codec) if self.codec.shared else (raw, None)
-                    store.near.keep(token, *kind, size=len(raw), ttl_ms=ttl_ms)
+                    store.near.keep(token, *kind, size=len(raw), ttl_ms=found.ttl_ms)
                     self.counters.tell("hit", key)
                     return value
             except (CacheUnavailableError, DecodeError) as error:

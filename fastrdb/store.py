@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import CacheUnavailableError
@@ -32,6 +33,8 @@ _INSPECT = Script.load("inspect")
 
 _DEAD_PER_FILL = 10
 """How many dead index members each fill sweeps: more than it adds, so the index cannot grow with what has expired."""
+
+_GONE = -2  # what PTTL says of a key that is not there
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,14 @@ class Barred:
 
 
 Outcome = Hit | Granted | Busy | Barred
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """An entry and what is left of its life in Redis: milliseconds, or -1 if it never expires."""
+
+    raw: bytes
+    ttl_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,28 +172,37 @@ class Store:
             self._tracking.start(getattr(client, "connection_pool", None))
         return token
 
-    async def get_lasting(self, client: Client, key: str) -> tuple[bytes | None, int]:
-        """Give the entry, and the rest of its life as PTTL says it: for who keeps it."""
-        name = self._names.entry(key)
-        raw, ttl_ms = await self._link.many(client, (("GET", name), ("PTTL", name)))
-        if self._restarts.other_data:  # found out just before the GET was sent
-            raise CacheUnavailableError("GET", OTHER_DATA)
-        return raw, ttl_ms
+    async def get_timed(self, client: Client, key: str) -> Timed | None:
+        """Give the entry with what is left of its life, in one round trip; None too if it went in between."""
+        (found,) = await self.get_many_timed(client, (key,))
+        return found
 
-    async def acquire(self, client: Client, key: str, token: str, *, refresh: bool = False) -> Outcome:
+    async def get_many_timed(self, client: Client, keys: Sequence[str]) -> list[Timed | None]:
+        """Give the entries in the order of `keys`, each with what is left of its life, in one round trip."""
+        found = await self._link.get_timed(client, [self._names.entry(key) for key in keys]) if keys else []
+        return [None if raw is None or ttl_ms == _GONE else Timed(raw, ttl_ms) for raw, ttl_ms in found]
+
+    async def acquire(
+        self, client: Client, key: str, token: str, *, refresh: bool = False, seen_ms: int | None = None
+    ) -> Outcome:
         """Ask for the right to load `key` and store it; with `refresh`, although there is an entry.
+
+        With `seen_ms`, although there is one that has at most so long to live: the caller has seen it, and wants what
+        has been stored since, or to load.
 
         The load must begin after this has returned. Who is cancelled in here, or gets an error, may have been granted
         the lease all the same: release it with the same token, or it keeps others from storing until it runs out.
         """
-        call = self._acquire(key, token, refresh=refresh)
+        call = self._acquire(key, token, refresh=refresh, seen_ms=seen_ms)
         return self._outcome(await self._link.script(client, call.script, call.keys, *call.arguments))
 
-    async def acquire_many(self, client: Client, tokens: Mapping[str, str]) -> dict[str, Outcome]:
+    async def acquire_many(
+        self, client: Client, tokens: Mapping[str, str], seen_ms: Mapping[str, int] = MappingProxyType({})
+    ) -> dict[str, Outcome]:
         """Ask for many keys, each with its token, in one round trip; what `acquire` says holds for each of them."""
         if not tokens:
             return {}
-        calls = [self._acquire(key, token, refresh=False) for key, token in tokens.items()]
+        calls = [self._acquire(key, token, refresh=False, seen_ms=seen_ms.get(key)) for key, token in tokens.items()]
         replies = await self._link.batch(client, _ACQUIRE, calls)
         return dict(zip(tokens, map(self._outcome, replies), strict=True))
 
@@ -257,10 +277,11 @@ class Store:
         await self._tracking.aclose()
         await self._link.aclose(closing=closing)
 
-    def _acquire(self, key: str, token: str, *, refresh: bool) -> Call:
+    def _acquire(self, key: str, token: str, *, refresh: bool, seen_ms: int | None) -> Call:
         names, entry = self._names, self._names.entry(key)
         keys = (entry, names.lease(entry), names.index, names.expiry, names.barriers, names.server)
-        return Call(_ACQUIRE, keys, (token, self._lease_ms, int(refresh)))
+        old = "*" if refresh else "" if seen_ms is None else seen_ms
+        return Call(_ACQUIRE, keys, (token, self._lease_ms, old))
 
     def _fill(self, key: str, token: str, raw: bytes, ttl_ms: int) -> Call:
         names, entry = self._names, self._names.entry(key)
