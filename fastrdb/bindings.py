@@ -39,6 +39,7 @@ class Settings(TypedDict, total=False):
     stale: Seconds
     fail_safe: Seconds
     early: float
+    session_factory: Callable[[], Any]
     near: bool | None
 
 

@@ -160,6 +160,13 @@ class BaseCache:
         task.add_done_callback(_forgive)
         return task
 
+    def reload(self, store: Store, key: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run `work()` whatever becomes of the caller, unless such a one for this key is running here already."""
+        reloads, place = self.here().reloads, (store, key)
+        if place not in reloads:
+            task = reloads[place] = asyncio.get_running_loop().create_task(work())
+            task.add_done_callback(lambda _: reloads.pop(place))
+
     async def shielded(self, work: Coroutine[Any, Any, Any]) -> None:
         """Run `work` to its end even if the caller is cancelled while waiting for it."""
         await asyncio.shield(self.background(work))

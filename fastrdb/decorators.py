@@ -18,14 +18,14 @@ from .codec import Codec
 from .errors import OptionError
 from .events import Stats
 from .invalidations import Invalidation
-from .loads import CachedQuery, Explanation, check_unused
+from .loads import CachedQuery, Explanation
 from .near_loads import NearQuery
 from .policy import Policy
 from .protocols import Cached as Cached
 from .protocols import ListWithSchema, Options, WithoutSchema, WithSchema
+from .timed import query_of
 
 S = TypeVar("S")
-LATER = ("stale", "fail_safe", "early")
 F = TypeVar("F", bound=Callable[..., Coroutine[Any, Any, Any]])
 
 
@@ -144,7 +144,6 @@ class Cache(BaseCache):
         owner = plan.function
         if unknown := chosen.keys() - Options.__annotations__.keys():
             raise OptionError(f"{owner}: {decorator} has no option {', '.join(sorted(unknown))}")
-        check_unused({name: chosen.pop(name) for name in LATER if name in chosen}, owner)
         near = chosen.pop("near", None)
         if near is not None and not isinstance(near, bool):
             raise OptionError(f"{owner}: near={near!r} must be True, False or None: its bounds are the cache's")
@@ -155,8 +154,11 @@ class Cache(BaseCache):
                 raise OptionError(f"{owner}: declare what it returns, or give schema=: its values must be read back")
             annotation = shape
         codec = Codec(annotation, schema=schema, owner=owner)
-        kind = NearQuery if (self.near_by_default if near is None else near) else CachedQuery
-        return _CachedFunction(function, kind(self, plan, codec, policy))
+        if near is None:
+            near = self.near_by_default
+        return _CachedFunction(
+            function, NearQuery(self, plan, codec, policy) if near else query_of(self, plan, codec, policy)
+        )
 
     def _invalidates(self, prefixes: list[str], keys: list[str], function: Any) -> Any:
         plan = CallPlan.of(

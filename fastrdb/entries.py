@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from .cache import BaseCache
@@ -17,7 +18,7 @@ from .calls import CallPlan
 from .codec import Codec, DecodeError, missing_message
 from .errors import CacheUnavailableError
 from .events import Counters
-from .policy import Policy
+from .policy import Pace, Policy
 from .session import WROTE, no_result, wrote
 from .store import Store
 
@@ -62,7 +63,7 @@ def taking_notes() -> Iterator[list[str]]:
 class Entries:
     """What one cached function makes of values and entries, in one cache: its codec, policy and counters."""
 
-    __slots__ = ("cache", "plan", "codec", "policy", "counters")
+    __slots__ = ("cache", "plan", "codec", "policy", "counters", "pace")
 
     def __init__(self, cache: BaseCache, plan: CallPlan, codec: Codec, policy: Policy) -> None:
         self.cache = cache
@@ -70,6 +71,7 @@ class Entries:
         self.codec = codec
         self.policy = policy
         self.counters: Counters = cache.counters(plan.function)
+        self.pace = Pace()
 
     # --- entries
 
@@ -91,7 +93,7 @@ class Entries:
         return raw, None
 
     def ttl_ms(self, value: Any) -> int:
-        """Milliseconds that this value's entry lives."""
+        """Milliseconds that this value's entry is kept."""
         return self.policy.ttl_ms(negative=value is None, random=random.random())
 
     async def read(self, call: Call, raw: bytes) -> Any:
@@ -139,4 +141,7 @@ class Entries:
     async def load(self, call: Call) -> Any:
         """Run the function."""
         self.counters.tell("load", call.key)
-        return self.codec.convert(await call.run())
+        begun = monotonic()
+        result = await call.run()
+        self.pace.took((monotonic() - begun) * 1000)
+        return self.codec.convert(result)

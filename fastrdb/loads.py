@@ -7,7 +7,7 @@ and fill is decided in `session`.
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,7 +19,7 @@ from .entries import Call as Call
 from .entries import Entries
 from .entries import no_store as no_store
 from .entries import taking_notes as taking_notes
-from .errors import CacheUnavailableError, OptionError
+from .errors import CacheUnavailableError
 from .misses import Miss
 from .session import WROTE, has_transaction, schema_map, sync_session, unfit, wrote
 from .works import mark, state_of, work_on
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What a call would find: its key, whether it would be a hit, the TTL left (seconds), and why it may not be."""
+    """What a call would find: its key, what it would be, the TTL left (seconds), and why it may not be a hit."""
 
     key: str
-    state: Literal["hit", "miss", "bypass"]
+    state: Literal["hit", "stale", "miss", "bypass"]
     ttl: float | None
     reasons: tuple[str, ...]
 
@@ -87,7 +87,7 @@ class CachedQuery(Entries):
         if isinstance(obstacle, DecodeError) and raw is not None:
             await self.unreadable(call, raw, obstacle)
         self.counters.tell("miss", call.key)
-        return await Miss(self, call, refresh=False).resolve()
+        return await Miss(self, call).resolve()
 
     async def _uncached(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self.codec.convert(await function(*args, **kwargs))
@@ -175,10 +175,3 @@ class CachedQuery(Entries):
 
 async def nothing() -> None:
     """The function of a call that is only asked for its key."""
-
-
-def check_unused(options: Mapping[str, Any], owner: str) -> None:
-    """Refuse options that this version does not have."""
-    for name, value in options.items():
-        if value:
-            raise OptionError(f"{owner}: {name}={value!r}: not in this version")

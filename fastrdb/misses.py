@@ -19,7 +19,7 @@ from .works import mark
 
 
 @dataclass(frozen=True, slots=True)
-class _Loaded:
+class Loaded:
     """What a load gave: a value or an error, its entry, why that must not be stored, and what those who wait get."""
 
     value: Any
@@ -30,14 +30,19 @@ class _Loaded:
 
 
 class Miss:
-    """One caller's way from a miss to a value."""
+    """One caller's way from a miss to a value.
 
-    __slots__ = ("query", "call", "refresh", "token", "state", "deadline")
+    With `refresh`, whatever entry there is; with `seen_ms`, although there is one with at most that life left (see
+    `Store.acquire`): the caller has seen it, and its `exp` is over.
+    """
 
-    def __init__(self, query: Entries, call: Call, refresh: bool) -> None:
+    __slots__ = ("query", "call", "refresh", "seen_ms", "token", "state", "deadline")
+
+    def __init__(self, query: Entries, call: Call, *, refresh: bool = False, seen_ms: int | None = None) -> None:
         self.query = query
         self.call = call
         self.refresh = refresh
+        self.seen_ms = seen_ms
         self.token = secrets.token_hex(16)
         self.state: LoopState = query.cache.here()
         self.deadline = asyncio.get_running_loop().time() + query.policy.wait
@@ -85,8 +90,11 @@ class Miss:
         return self.deadline - asyncio.get_running_loop().time()
 
     async def _acquire(self) -> Hit | Granted | Busy | Barred:
+        call = self.call
         try:
-            return await self.call.store.acquire(self.call.client, self.call.key, self.token, refresh=self.refresh)
+            return await call.store.acquire(
+                call.client, call.key, self.token, refresh=self.refresh, seen_ms=self.seen_ms
+            )
         except (asyncio.CancelledError, CacheUnavailableError):
             self._release()  # the server may have granted it all the same
             raise
@@ -125,7 +133,7 @@ class Miss:
             raise loaded.error
         return loaded.value
 
-    async def _load(self) -> _Loaded:
+    async def _load(self) -> Loaded:
         query, call, since = self.query, self.call, mark()
         value, error = None, None
         old = await self._old(since)  # asked now, too: when the load is done, that transaction may be over
@@ -145,13 +153,13 @@ class Miss:
             raw, reason = encode_missing(str(error)) if negative else None, notes[0] if notes else None
             if not old and not notes:
                 outcome = Failed(error)
-        return _Loaded(value, error, raw, old or reason, outcome)
+        return Loaded(value, error, raw, old or reason, outcome)
 
     async def _old(self, since: int) -> str | None:
         """Why what was loaded is this caller's only: its session may have looked at something older or unpublished."""
         return None if self.call.session is None else await unfit(self.call.session, since)
 
-    async def _fill(self, loaded: _Loaded) -> bool:
+    async def _fill(self, loaded: Loaded) -> bool:
         query, call = self.query, self.call
         if loaded.raw is None or loaded.reason is not None:
             if loaded.error is None or loaded.raw is not None:

@@ -160,7 +160,12 @@ class Options(TypedDict, total=False):
     ignore: Sequence[str]
     """Parameters that are no part of the key, because they do not change the result."""
     stale: Seconds
+    """This long past `exp` the old value is answered at once, while one caller has it reloaded in the background."""
     fail_safe: Seconds
+    """This long past `exp` the old value is answered if the database cannot be reached."""
     early: float
+    """XFetch's beta, usually 1: entries are reloaded before `exp` ends, the sooner the longer a load takes."""
+    session_factory: Callable[[], Any]
+    """Gives an AsyncSession, or an async context manager of one, for reloads in the background."""
     near: bool | None
     """Keep entries in this process as well; None as the `Cache` says, whose `near=` has the bounds."""

@@ -31,7 +31,7 @@ ROOMS = {
         *("switches", "breaker", "obstacles", "direct", "restarts", "link", "sweep", "repairs", "intent", "store"),
     ],
     "session": ["works", "transactions", "session"],
-    "cache": ["loops", "cache", "entries", "misses", "loads", "near_loads", "many", "invalidations"],
+    "cache": ["loops", "cache", "entries", "misses", "reloads", "loads", "timed", "near_loads", "many", "invalidations"],
     "decorators": ["protocols", "decorators"],
     "crud": ["pagination", "columns", "statements", "instances", "units", "bindings", "writes", "crud"],
     "embedded": ["embedded"],
