@@ -22,6 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 import fastrdb.store
 import fastrdb.sweep
 from fastrdb import Cache, Event, OptionError, Stats, cached, no_store
+from fastrdb.decorators import default_cache
 from tests.support import scenarios_timed
 from tests.support.databases import Database
 from tests.support.gates import GatedClient, Gates
@@ -39,6 +40,7 @@ class Source(Loader):
         super().__init__()
         self.error: Exception | None = None
         self.gates = Gates()
+        self.caches = [default_cache]
 
     async def load(self, number: int) -> Item:
         """Give the item as it is now."""
@@ -57,6 +59,7 @@ class Shop:
         self.source, self.client = source, client
         self.heard: list[Event] = []
         self.cache = Cache(hook=self.heard.append)
+        source.caches.append(self.cache)
 
         settings: Any = {"exp": 600, **options}
         decorate: Any = self.cache.cached("item:{number}", **settings)
@@ -84,9 +87,13 @@ class Shop:
 
 
 @pytest.fixture
-def source() -> Source:
-    """Give a database, as it were."""
-    return Source()
+async def source(client: Redis) -> AsyncIterator[Source]:
+    """Give a database, as it were. What runs in the background ends before the client is closed."""
+    made = Source()
+    yield made
+    made.gates.open_all()
+    for cache in made.caches:
+        await cache.aclose()
 
 
 async def age(client: Redis, left_ms: int, key: str = "item:1") -> None:
