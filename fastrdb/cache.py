@@ -160,12 +160,21 @@ class BaseCache:
         task.add_done_callback(_forgive)
         return task
 
-    def reload(self, store: Store, key: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run `work()` whatever becomes of the caller, unless such a one for this key is running here already."""
-        reloads, place = self.here().reloads, (store, key)
-        if place not in reloads:
-            task = reloads[place] = asyncio.get_running_loop().create_task(work())
-            task.add_done_callback(lambda _: reloads.pop(place))
+    def reload(self, store: Store, keys: Iterable[str], work: Callable[[list[str]], Coroutine[Any, Any, None]]) -> None:
+        """Run `work(keys)` whatever becomes of the caller, for the keys that nobody here is reloading already."""
+        reloads = self.here().reloads
+        mine = [key for key in keys if (store, key) not in reloads]
+        if not mine:
+            return
+        task = asyncio.get_running_loop().create_task(work(mine))
+        places = [(store, key) for key in mine]
+        reloads.update(dict.fromkeys(places, task))
+
+        def done(_: object) -> None:
+            for place in places:
+                del reloads[place]
+
+        task.add_done_callback(done)
 
     async def shielded(self, work: Coroutine[Any, Any, Any]) -> None:
         """Run `work` to its end even if the caller is cancelled while waiting for it."""

@@ -69,6 +69,7 @@ class CallPlan:
         """The plan for *fn*, everything checked.
 
         Args:
+            fn: the function, or what `inspect_function` gave for it.
             pattern: the key's pattern; None for a function that has no key.
             prefixes: what is invalidated; `{result.x}` takes the function's result.
             keys: patterns of single keys that are invalidated.
@@ -80,7 +81,7 @@ class CallPlan:
             PatternError: a wrong pattern or prefix, or a placeholder for what the function does not have.
             OptionError: *fn* is not a coroutine function; *ignore* names what it does not have.
         """
-        found = inspect_function(fn, decorator)
+        found = fn if isinstance(fn, Inspected) else inspect_function(fn, decorator)
         owner = f"@{decorator} on {found.name}"
         plan = cls(found, (ignore,) if isinstance(ignore, str) else ignore, owner, seal)
         if pattern is not None:

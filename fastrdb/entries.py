@@ -114,12 +114,6 @@ class Entries:
             await call.store.discard(call.client, call.key, raw)
         return MISS
 
-    async def read_or_none(self, call: Call, raw: bytes) -> Any:
-        """As `read`, where a row that is known to be missing is None."""
-        if missing_message(raw) is not None:
-            return None
-        return await self.read(call, raw)
-
     # --- past the cache
 
     def closed(self, store: Store, client: Any, session: Session | None) -> str | None:

@@ -7,7 +7,7 @@ and fill is decided in `session`.
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -111,10 +111,7 @@ class CachedQuery(Entries):
 
     def key(self, values: dict[str, Any], session: Session | None = None) -> str:
         """The key without the namespace."""
-        schemas = schema_map(session) if session is not None else None
-        if schemas is None:
-            return self.plan.key(values)
-        return self.plan.key(values, {"%schema": json.dumps(schemas, sort_keys=True)})
+        return self.plan.key(values, variant(session))
 
     def full_key(self, values: dict[str, Any]) -> str:
         """The key as it is in Redis."""
@@ -126,13 +123,17 @@ class CachedQuery(Entries):
     async def invalidate(self, values: dict[str, Any]) -> None:
         """Delete the entry: when the session's open transaction commits, or now where there is none."""
         call = self.call(nothing, values)
-        if call is None:
-            return
-        self.counters.tell("invalidation", call.key)
+        if call is not None:
+            await self.drop(call, [call.key])
+
+    async def drop(self, call: Call, keys: Sequence[str]) -> None:
+        """Delete entries where `call` says, as `invalidate` does."""
+        for key in keys:
+            self.counters.tell("invalidation", key)
         if call.session is not None and has_transaction(call.session):
-            work_on(call.session, call.store, lambda: call.store.intent(call.client)).add(keys=[call.key])
+            work_on(call.session, call.store, lambda: call.store.intent(call.client)).add(keys=keys)
         else:
-            await self.cache.delete(call.client, (), [call.key])
+            await self.cache.delete(call.client, (), keys)
 
     async def put(self, value: Any, values: dict[str, Any]) -> None:
         """Have `value` stored when the session's open transaction commits; without one, delete the entry."""
@@ -171,6 +172,12 @@ class CachedQuery(Entries):
             reasons.append("a write to it is being committed")
         ttl = None if entry.ttl_ms is None else entry.ttl_ms / 1000
         return Explanation(key, "miss" if ttl is None else "hit", ttl, tuple(reasons))
+
+
+def variant(session: Session | None) -> dict[str, str] | None:
+    """What a session adds to the keys of its calls: it may read other tables than another."""
+    schemas = schema_map(session) if session is not None else None
+    return None if schemas is None else {"%schema": json.dumps(schemas, sort_keys=True)}
 
 
 async def nothing() -> None:

@@ -17,6 +17,8 @@ from .singleflight import Again, Alone, Failed, Flight, Landed, Late, Outcome, W
 from .store import Barred, Busy, Granted, Hit
 from .works import mark
 
+LOST = "the lease was lost: a write came between, or the load was slow"
+
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
@@ -174,5 +176,5 @@ class Miss:
         if stored:
             query.counters.tell("fill", call.key)
         else:
-            query.counters.tell("unstored", call.key, "the lease was lost: a write came between, or the load was slow")
+            query.counters.tell("unstored", call.key, LOST)
         return stored

@@ -6,7 +6,7 @@ saying what binding makes of them, and `decorators` casts to them once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, ClassVar, Concatenate, ParamSpec, Protocol, TypedDict, TypeVar, overload
 
 from .events import Stats
@@ -15,6 +15,7 @@ from .policy import Seconds
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
+K = TypeVar("K")
 S = TypeVar("S")
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -142,6 +143,27 @@ class ListWithSchema(Protocol[S]):
     def __call__(self, function: Callable[P, Coroutine[Any, Any, Any]], /) -> Cached[P, list[S]]:
         """Give a list of the schema, whatever rows the function gives."""
         ...
+
+
+class ManyWithSchema(Protocol[S]):
+    """`cached_many` with `schema=`: rows by id, or in a list, come out as the schema."""
+
+    @overload
+    def __call__(  # pyright: ignore[reportOverlappingOverload]
+        self, function: Callable[P, Coroutine[Any, Any, Mapping[K, _Row]]], /
+    ) -> Cached[P, dict[K, S]]: ...
+    @overload
+    def __call__(  # pyright: ignore[reportOverlappingOverload]
+        self, function: Callable[P, Coroutine[Any, Any, Mapping[K, _Row | None]]], /
+    ) -> Cached[P, dict[K, S | None]]: ...
+    @overload
+    def __call__(  # pyright: ignore[reportOverlappingOverload]
+        self, function: Callable[P, Coroutine[Any, Any, Sequence[_Row]]], /
+    ) -> Cached[P, list[S]]: ...
+    @overload
+    def __call__(  # pyright: ignore[reportOverlappingOverload]
+        self, function: Callable[P, Coroutine[Any, Any, Sequence[_Row | None]]], /
+    ) -> Cached[P, list[S | None]]: ...
 
 
 class Options(TypedDict, total=False):

@@ -7,7 +7,8 @@ holds the lease does the same, and there is the old value until then.
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from inspect import signature
@@ -59,36 +60,24 @@ class Reload(Miss):
 
 
 class Background(Reload):
-    """A reload that is nobody's call and raises nothing: `run` again, with a session of its own if it takes one."""
+    """A reload that is nobody's call: `run` again, with a session of its own if it takes one."""
 
-    __slots__ = ("run_again",)
+    __slots__ = ("run",)
 
     def __init__(self, query: Entries, call: Call, seen: Timed, run: partial[Any], *, early: bool) -> None:
         super().__init__(query, replace(call, session=None), seen, early=early)
-        self.run_again = run
+        self.run = run
 
-    async def run(self) -> None:
-        """Load and store. What goes wrong is logged, and told to the hook."""
-        query = self.query
-        with apart():
-            try:
-                await self.attempt()
-            except Exception as error:
-                if not missing_row(error):
-                    query.counters.tell("failed", self.call.key, f"{type(error).__name__}: {error}")
-                    logger.warning("%s: a reload in the background failed", query.plan.function, exc_info=error)
+    async def reload(self, keys: list[str]) -> None:
+        """Load and store; raises nothing. `keys` are its one key."""
+        with in_background(self.query, *keys):
+            await self.attempt()
 
     async def _load(self) -> Loaded:
-        name, factory = self.query.plan.session_name, self.query.policy.session_factory
-        if name is None or factory is None:
-            return await super()._load()
-        async with factory() as session:
-            inner = sync_session(session)
-            if inner is None:
-                raise OptionError(
-                    f"{self.query.plan.function}: session_factory gave {session!r}, which is not an AsyncSession"
-                )
-            self.call = replace(self.call, session=inner, run=_with(self.run_again, name, session))
+        async with own_session(self.query) as session:
+            if session is not None:
+                run = with_argument(self.run, str(self.query.plan.session_name), session)
+                self.call = replace(self.call, session=sync_session(session), run=run)
             return await super()._load()
 
     async def _fill(self, loaded: Loaded) -> bool:
@@ -100,9 +89,35 @@ class Background(Reload):
         return stored
 
 
-def _with(call: partial[Any], name: str, session: object) -> partial[Any]:
-    """The call with another session."""
+@contextmanager
+def in_background(query: Entries, *keys: str) -> Iterator[None]:
+    """What is done inside is part of no call. What goes wrong is logged, and told to the hook."""
+    with apart():
+        try:
+            yield
+        except Exception as error:
+            if not missing_row(error):
+                for key in keys:
+                    query.counters.tell("failed", key, f"{type(error).__name__}: {error}")
+                logger.warning("%s: a reload in the background failed", query.plan.function, exc_info=error)
+
+
+@asynccontextmanager
+async def own_session(query: Entries) -> AsyncIterator[Any]:
+    """A session from `session_factory` for a function that takes one; else None. Raises OptionError if it is none."""
+    factory = query.policy.session_factory
+    if factory is None:
+        yield None
+        return
+    async with factory() as session:
+        if sync_session(session) is None:
+            raise OptionError(f"{query.plan.function}: session_factory gave {session!r}, which is not an AsyncSession")
+        yield session
+
+
+def with_argument(call: partial[Any], name: str, value: object) -> partial[Any]:
+    """The call with another value for one of its parameters."""
     bound = signature(call.func).bind(*call.args, **call.keywords)
     bound.apply_defaults()
-    bound.arguments[name] = session
+    bound.arguments[name] = value
     return partial(call.func, *bound.args, **bound.kwargs)

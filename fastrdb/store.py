@@ -86,8 +86,9 @@ class Store:
     """The protocol on one Redis, for one event loop; holds no client but while a repair is under way.
 
     Durations are seconds: `timeout` is the deadline of each round trip, `lease` the longest load that is stored,
-    `barrier` the longest COMMIT. `chunk` is how many index members one script looks at. `sleep` is for tests.
-    `near` bounds what is kept in this process, `heads` is what the keys begin with that may be: it may grow.
+    `barrier` the longest COMMIT. `chunk` is how many index members one script looks at, and how many scripts go at
+    once. `sleep` is for tests. `near` bounds what is kept in this process, `heads` is what the keys begin with that may
+    be: it may grow.
 
     All methods but those that say otherwise raise CacheUnavailableError when Redis does not do it.
     """
@@ -116,6 +117,7 @@ class Store:
         self._restarts = Restarts(names, self.obstacles)
         self._link = link = Link(timeout, self._restarts, self.obstacles)
         self._lease_ms = max(1, round(lease * 1000))
+        self._chunk = chunk
         insistent = Sweeper(link.insisting(), names, max(1, round(barrier * 1000)), chunk, self.near)
         # A commit that may not go on without Redis tries it in any case.
         polite = Sweeper(link, names, insistent.barrier_ms, chunk, self.near)
@@ -197,14 +199,16 @@ class Store:
         return self._outcome(await self._link.script(client, call.script, call.keys, *call.arguments))
 
     async def acquire_many(
-        self, client: Client, tokens: Mapping[str, str], seen_ms: Mapping[str, int] = MappingProxyType({})
+        self,
+        client: Client,
+        tokens: Mapping[str, str],
+        *,
+        refresh: bool = False,
+        seen_ms: Mapping[str, int] = MappingProxyType({}),
     ) -> dict[str, Outcome]:
         """Ask for many keys, each with its token, in one round trip; what `acquire` says holds for each of them."""
-        if not tokens:
-            return {}
-        calls = [self._acquire(key, token, refresh=False, seen_ms=seen_ms.get(key)) for key, token in tokens.items()]
-        replies = await self._link.batch(client, _ACQUIRE, calls)
-        return dict(zip(tokens, map(self._outcome, replies), strict=True))
+        calls = [self._acquire(key, token, refresh=refresh, seen_ms=seen_ms.get(key)) for key, token in tokens.items()]
+        return dict(zip(tokens, map(self._outcome, await self._batch(client, _ACQUIRE, calls)), strict=True))
 
     async def fill(self, client: Client, key: str, token: str, raw: bytes, ttl_ms: int) -> bool:
         """Store what was loaded for `ttl_ms` (at least 1) and give the lease back; False if the lease was lost."""
@@ -212,19 +216,24 @@ class Store:
         with self.near.shut(names=call.keys[:1]):  # a refresh: there may be an entry
             return bool(await self._link.script(client, call.script, call.keys, *call.arguments))
 
-    async def fill_many(self, client: Client, fills: Iterable[tuple[str, str, bytes, int]]) -> int:
-        """Store many (key, token, raw, ttl_ms) in one round trip, and give the number of those that were stored."""
+    async def fill_many(self, client: Client, fills: Iterable[tuple[str, str, bytes, int]]) -> list[bool]:
+        """Store many (key, token, raw, ttl_ms) in one round trip, and tell of each whether it was stored."""
         calls = [self._fill(*each) for each in fills]
         with self.near.shut(names=[call.keys[0] for call in calls]):
-            return sum(await self._link.batch(client, _FILL, calls)) if calls else 0
+            return [bool(stored) for stored in await self._batch(client, _FILL, calls)]
 
     async def release(self, client: Client, key: str, token: str) -> None:
         """Give the lease back, if it is held by this token."""
-        await self._compare_delete(client, self._names.lease(self._names.entry(key)), token.encode())
+        await self.release_many(client, {key: token})
+
+    async def release_many(self, client: Client, tokens: Mapping[str, str]) -> None:
+        """Give many leases back, in one round trip, each if it is held by its token."""
+        leases = ((self._names.lease(self._names.entry(key)), token) for key, token in tokens.items())
+        await self._batch(client, _COMPARE_DELETE, [Call(_COMPARE_DELETE, (name,), (token,)) for name, token in leases])
 
     async def discard(self, client: Client, key: str, raw: bytes) -> bool:
         """Delete an entry that nobody can read, if it is this one still."""
-        return await self._compare_delete(client, self._names.entry(key), raw)
+        return bool(await self._link.script(client, _COMPARE_DELETE, (self._names.entry(key),), raw))
 
     async def invalidate(self, client: Client, prefixes: Iterable[Reach] = (), keys: Iterable[str] = ()) -> int:
         """Delete by hand what the prefixes and keys reach, with the leases; give the number of entries deleted.
@@ -288,8 +297,12 @@ class Store:
         keys = (entry, names.lease(entry), names.index, names.expiry, names.server)
         return Call(_FILL, keys, (token, raw, ttl_ms, names.leases, _DEAD_PER_FILL))
 
-    async def _compare_delete(self, client: Client, name: bytes, held: bytes) -> bool:
-        return bool(await self._link.script(client, _COMPARE_DELETE, (name,), held))
+    async def _batch(self, client: Client, script: Script, calls: Sequence[Call]) -> list[Any]:
+        """Run a script many times: in one round trip, unless they are so many that others would wait for them."""
+        replies: list[Any] = []
+        for at in range(0, len(calls), self._chunk):
+            replies += await self._link.batch(client, script, calls[at : at + self._chunk])
+        return replies
 
     def _targets(self, prefixes: Iterable[Reach], keys: Iterable[str]) -> list[Target]:
         names = self._names

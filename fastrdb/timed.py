@@ -28,10 +28,8 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
 
-def query_of(cache: BaseCache, plan: CallPlan, codec: Codec, policy: Policy) -> CachedQuery:
-    """The query of a function with this policy. Raises OptionError for a reload that would have no session."""
-    if not policy.timed:
-        return CachedQuery(cache, plan, codec, policy)
+def check_session(plan: CallPlan, policy: Policy) -> None:
+    """Refuse a reload in the background that would have no session of its own. Raises OptionError."""
     if policy.stale_ms and plan.session_name is not None and policy.session_factory is None:
         raise OptionError(
             f"{plan.function}: stale={policy.stale_ms / 1000:g}: the reload runs in the background, when the caller's "
@@ -39,7 +37,12 @@ def query_of(cache: BaseCache, plan: CallPlan, codec: Codec, policy: Policy) -> 
         )
     if policy.session_factory is not None and plan.session_name is None:
         raise OptionError(f"{plan.function}: session_factory= is of no use to it: it has no parameter for a session")
-    return TimedQuery(cache, plan, codec, policy)
+
+
+def query_of(cache: BaseCache, plan: CallPlan, codec: Codec, policy: Policy) -> CachedQuery:
+    """The query of a function with this policy. Raises OptionError."""
+    check_session(plan, policy)
+    return (TimedQuery if policy.timed else CachedQuery)(cache, plan, codec, policy)
 
 
 class TimedQuery(CachedQuery):
@@ -50,12 +53,7 @@ class TimedQuery(CachedQuery):
     async def _get(
         self, client: Any, session: Session | None, key: str, function: Any, args: tuple[Any, ...], kwargs: Any
     ) -> Any:
-        if session is not None and self.policy.stale_ms and self.plan.session_name is None:
-            raise OptionError(
-                f"{self.plan.function}: stale={self.policy.stale_ms / 1000:g}: the reload runs in the background, when "
-                "the session that it finds in its instance or among its keyword arguments may be closed: take it as a "
-                "parameter, and give session_factory="
-            )
+        self.check_session_of_call(session)
         store = self.cache.store(client)
         run = partial(function, *args, **kwargs)
         call = Call(key, client, store, session, run)
@@ -67,6 +65,15 @@ class TimedQuery(CachedQuery):
             return await self.without_redis(call, error)
         value = MISS if seen is None else await self._seen(call, run, seen)
         return await self._reached(call, seen) if value is MISS else value
+
+    def check_session_of_call(self, session: Session | None) -> None:
+        """Refuse a session that the function does not take as a parameter: there is no other way to give it another."""
+        if session is not None and self.policy.stale_ms and self.plan.session_name is None:
+            raise OptionError(
+                f"{self.plan.function}: stale={self.policy.stale_ms / 1000:g}: the reload runs in the background, when "
+                "the session that it finds in its instance or among its keyword arguments may be closed: take it as a "
+                "parameter, and give session_factory="
+            )
 
     async def _seen(self, call: Call, run: partial[Any], seen: Timed) -> Any:
         """The value of an entry, or of what has replaced it; MISS if it must be loaded first."""
@@ -94,7 +101,7 @@ class TimedQuery(CachedQuery):
         return value
 
     def _reload(self, call: Call, run: partial[Any], seen: Timed, *, early: bool) -> None:
-        self.cache.reload(call.store, call.key, Background(self, call, seen, run, early=early).run)
+        self.cache.reload(call.store, [call.key], Background(self, call, seen, run, early=early).reload)
 
     async def _early(self, call: Call, seen: Timed, value: Any) -> Any:
         """What the caller loads if the lease is its own; else what it has seen."""

@@ -20,7 +20,7 @@ LONGEST = 300
 ROOMS = {
     "errors": ["errors"],
     "keys": ["values", "sealing", "declared", "keys", "prefixes"],
-    "calls": ["parameters", "arguments", "filling", "reaches", "placeholders", "compiled", "calls"],
+    "calls": ["parameters", "arguments", "filling", "reaches", "placeholders", "compiled", "calls", "elements"],
     "codec": ["equality", "exact", "schemas", "codec"],
     "policy": ["policy"],
     "events": ["events"],
@@ -31,7 +31,8 @@ ROOMS = {
         *("switches", "breaker", "obstacles", "direct", "restarts", "link", "sweep", "repairs", "intent", "store"),
     ],
     "session": ["works", "transactions", "session"],
-    "cache": ["loops", "cache", "entries", "misses", "reloads", "loads", "timed", "near_loads", "many", "invalidations"],
+    "cache": ["loops", "cache", "entries", "misses", "reloads", "loads", "timed", "near_loads", "invalidations"],
+    "many": ["batch", "batch_timed", "many"],
     "decorators": ["protocols", "decorators"],
     "crud": ["pagination", "columns", "statements", "instances", "units", "bindings", "writes", "crud"],
     "embedded": ["embedded"],
