@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from inspect import signature
+from inspect import Parameter, signature
 from typing import Any
 
 from .entries import MISS, Call, Entries
@@ -117,7 +117,9 @@ async def own_session(query: Entries) -> AsyncIterator[Any]:
 
 def with_argument(call: partial[Any], name: str, value: object) -> partial[Any]:
     """The call with another value for one of its parameters."""
-    bound = signature(call.func).bind(*call.args, **call.keywords)
-    bound.apply_defaults()
+    declared = signature(call.func)
+    bound = declared.bind(*call.args, **call.keywords)
+    if declared.parameters[name].kind is Parameter.POSITIONAL_ONLY:
+        bound.apply_defaults()  # what stands before it cannot be left out
     bound.arguments[name] = value
     return partial(call.func, *bound.args, **bound.kwargs)

@@ -11,6 +11,7 @@ import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ import fastrdb.store
 import fastrdb.sweep
 from fastrdb import Cache, Event, OptionError, Stats, cached, no_store
 from fastrdb.decorators import default_cache
+from fastrdb.reloads import with_argument
 from tests.support import scenarios_timed
 from tests.support.databases import Database
 from tests.support.gates import GatedClient, Gates
@@ -822,3 +824,22 @@ async def test_mutants(
         mutation(monkeypatch, made)
         with pytest.raises(AssertionError):
             await race(made)
+
+
+@pytest.mark.parametrize(
+    ("source", "args", "kwargs"),
+    [
+        ("a, db, b=2", (1, "old"), {}),
+        ("a, db, b=2", (), {"a": 1, "db": "old"}),
+        ("a=1, b=2, db=None", (), {}),
+        ("a=1, b=2, db=None", (1,), {"db": "old"}),
+        ("a=1, b=2, db=None, /", (), {}),
+        ("a=1, b=2, db=None, /, *rest", (1, 2, "old"), {}),
+        ("a=1, b=2, *, db=None", (), {"b": 2}),
+        ("a=1, b=2, *, db, **more", (), {"db": "old"}),
+    ],
+)
+def test_one_argument_is_replaced_wherever_it_stands(source: str, args: Any, kwargs: Any) -> None:
+    """By position or name, given or left out; the others stay."""
+    function = eval(f"lambda {source}: (a, b, db)")
+    assert with_argument(partial(function, *args, **kwargs), "db", "new")() == (1, 2, "new")
