@@ -7,7 +7,6 @@ It knows Redis and bytes; not sessions, not values, not functions. What keeps a 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +15,13 @@ from .intent import Intent, Room
 from .link import Client, Link
 from .near import Near, NearCache, Token
 from .obstacles import Obstacles
+from .outcomes import Barred as Barred
+from .outcomes import Busy as Busy
+from .outcomes import Entry as Entry
+from .outcomes import Granted as Granted
+from .outcomes import Hit as Hit
+from .outcomes import Outcome as Outcome
+from .outcomes import Timed as Timed
 from .repairs import Repairs
 from .restarts import OTHER_DATA, Restarts
 from .scripts import Call, Names, Reach, Script, Target
@@ -35,51 +41,6 @@ _DEAD_PER_FILL = 10
 """How many dead index members each fill sweeps: more than it adds, so the index cannot grow with what has expired."""
 
 _GONE = -2  # what PTTL says of a key that is not there
-
-
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """There is an entry by now: its bytes."""
-
-    raw: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Granted:
-    """The lease is the caller's: load, then fill or release."""
-
-
-@dataclass(frozen=True, slots=True)
-class Busy:
-    """Another caller loads or writes this key: the token of its lease."""
-
-    token: str
-
-
-@dataclass(frozen=True, slots=True)
-class Barred:
-    """A writer that reaches this key is about to commit: load, and do not store."""
-
-
-Outcome = Hit | Granted | Busy | Barred
-
-
-@dataclass(frozen=True, slots=True)
-class Timed:
-    """An entry and what is left of its life in Redis: milliseconds, or -1 if it never expires."""
-
-    raw: bytes
-    ttl_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """What Redis holds for a key. `ttl_ms` is None when there is no entry, and -1 when it never expires."""
-
-    ttl_ms: int | None
-    size: int
-    leased: bool
-    barred: bool
 
 
 class Store:

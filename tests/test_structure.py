@@ -28,7 +28,8 @@ ROOMS = {
     "wire": ["deadlines", "reasons", "scripts", "connections", "line", "wire"],
     "near": ["near", "tracking"],
     "store": [
-        *("switches", "breaker", "obstacles", "direct", "restarts", "link", "sweep", "repairs", "intent", "store"),
+        *("switches", "breaker", "obstacles", "direct", "restarts", "link", "sweep", "repairs", "intent", "outcomes"),
+        "store",
     ],
     "session": ["works", "transactions", "session"],
     "cache": ["loops", "cache", "entries", "misses", "reloads", "loads", "timed", "near_loads", "invalidations"],
