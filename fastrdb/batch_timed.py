@@ -13,7 +13,7 @@ from typing import Any, assert_never
 from .batch import Batch, Loader
 from .entries import MISS, Call, Entries
 from .errors import CacheUnavailableError
-from .policy import Early, Fresh, Over, Stale
+from .policy import Early, Fresh, Over, Stale, whole_ms
 from .reloads import in_background, own_session
 from .session import sync_session, unreachable
 
@@ -32,17 +32,26 @@ class TimedBatch(Batch):
 
     async def look(self) -> None:
         """Take what is young enough, and have reloaded what is past its `exp`."""
-        call, policy, keys = self.call, self.query.policy, self.missing()
-        stale: dict[str, bytes] = {}
+        call, query, stale = self.call, self.query, dict[str, bytes]()
+        for key in self.missing():
+            self.values[key] = query.kept(call.store, key)
+            if self.values[key] is not MISS:
+                self.tell("near", key)
+        keys = self.missing()
+        tokens = {key: query.token(call.store, call.client, key) for key in keys}
         for key, entry in zip(keys, await call.store.get_many_timed(call.client, keys), strict=True):
             value = MISS if entry is None else await self.value(key, entry.raw)
             if entry is None or value is MISS:
                 continue
             self.seen_ms[key] = entry.ttl_ms
-            decision = policy.decide(policy.left_ms(entry.ttl_ms, negative=value is None), load_ms=0, random=1)
+            left_ms = query.policy.left_ms(entry.ttl_ms, negative=value is None)
+            decision = query.policy.decide(left_ms, load_ms=0, random=1)
             match decision:
                 case Fresh() | Early():
                     self.tell("hit", key)
+                    token = tokens[key]
+                    if token is not None and value is not None:  # of what is not there, nothing is kept
+                        query.keep(call.store, token, entry.raw, value, whole_ms(left_ms))
                 case Stale():
                     self.tell("stale", key, "it is being reloaded")
                     stale[key] = entry.raw

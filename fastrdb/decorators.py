@@ -19,13 +19,12 @@ from .errors import OptionError
 from .events import Stats
 from .invalidations import Invalidation
 from .loads import CachedQuery, Explanation
-from .many import ManyQuery
-from .near_loads import NearQuery
+from .many import ManyQuery, NearManyQuery
+from .near_loads import query_of
 from .parameters import inspect_function
 from .policy import Policy
 from .protocols import Cached as Cached
 from .protocols import ListWithSchema, ManyWithSchema, Options, WithoutSchema, WithSchema
-from .timed import query_of
 
 S = TypeVar("S")
 F = TypeVar("F", bound=Callable[..., Coroutine[Any, Any, Any]])
@@ -173,15 +172,14 @@ class Cache(BaseCache):
                 raise OptionError(f"{owner}: declare what it returns, or give schema=: its values must be read back")
             annotation = shape
         codec = Codec(annotation, schema=schema, owner=owner)
-        return _CachedFunction(
-            function, NearQuery(self, plan, codec, policy) if near else query_of(self, plan, codec, policy)
-        )
+        return _CachedFunction(function, query_of(self, plan, codec, policy, near=near))
 
     def _cached_many(self, pattern: str, schema: Any, options: Options, function: Any) -> Any:
         decorator = "cached_many"
         found = inspect_function(function, decorator)
         policy = _policy(found.name, decorator, options)
-        query = ManyQuery.of(self, found, pattern, policy, schema=schema, ignore=options.get("ignore", ()))
+        kind = NearManyQuery if _near(found.name, options, self.near_by_default) else ManyQuery
+        query = kind.of(self, found, pattern, policy, schema=schema, ignore=options.get("ignore", ()))
         return _CachedFunction(function, query)
 
     def _invalidates(self, prefixes: list[str], keys: list[str], function: Any) -> Any:

@@ -25,6 +25,8 @@ from .store import Store
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
+    from .near import Token
+
 
 @dataclass(slots=True)
 class Call:
@@ -64,6 +66,8 @@ class Entries:
     """What one cached function makes of values and entries, in one cache: its codec, policy and counters."""
 
     __slots__ = ("cache", "plan", "codec", "policy", "counters", "pace")
+    near = False
+    """Whether entries are kept in this process as well: see `near_loads.Keeping`."""
 
     def __init__(self, cache: BaseCache, plan: CallPlan, codec: Codec, policy: Policy) -> None:
         self.cache = cache
@@ -113,6 +117,19 @@ class Entries:
         with suppress(CacheUnavailableError):
             await call.store.discard(call.client, call.key, raw)
         return MISS
+
+    # --- what is kept in this process
+
+    def kept(self, store: Store, key: str) -> Any:
+        """The value that is kept of `key`, MISS if there is none."""
+        return MISS
+
+    def token(self, store: Store, client: Any, key: str) -> Token | None:
+        """The token to `keep` an entry with that is about to be read; None if it cannot be kept."""
+        return None
+
+    def keep(self, store: Store, token: Token, raw: bytes, value: Any, ttl_ms: int) -> None:
+        """Keep an entry for at most `ttl_ms`, or without end if that is -1."""
 
     # --- past the cache
 

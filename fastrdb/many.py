@@ -16,6 +16,7 @@ from .elements import Elements, elements_of, shape_of
 from .entries import Call, Entries
 from .errors import OptionError, SchemaError
 from .loads import CachedQuery, nothing, variant
+from .near_loads import Keeping
 from .parameters import Inspected
 from .policy import Policy
 from .reloads import with_argument
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 def batch(query: Entries, call: Call, keys: Sequence[str], load: Loader, *, refresh: bool = False) -> Batch:
     """The way from many keys to their values, as the query's policy wants it."""
-    kind = TimedBatch if query.policy.timed else Batch
+    kind = TimedBatch if query.policy.timed or query.near else Batch
     return kind(query, call, keys, load, refresh=refresh)
 
 
@@ -155,6 +156,12 @@ class ManyQuery(TimedQuery):
         if client is not None:
             call = Call("", client, self.cache.store(client), session, nothing)
             await self.drop(call, self._keys(values, ids, session))
+
+
+class NearManyQuery(Keeping, ManyQuery):
+    """The same, with entries that are kept in this process as well."""
+
+    __slots__ = ()
 
 
 def _kind_of(given: Any) -> Any:

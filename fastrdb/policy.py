@@ -180,6 +180,11 @@ class Pace:
         self.ms = self.ms + (ms - self.ms) * _WEIGHT if self.ms else ms
 
 
+def whole_ms(left_ms: float) -> int:
+    """A rest of life as PTTL would say it: -1 for one without end."""
+    return -1 if left_ms == math.inf else int(left_ms)
+
+
 def _number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 

@@ -12,20 +12,21 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, assert_never
 
-from .cache import BaseCache
 from .calls import CallPlan
-from .codec import Codec, DecodeError
+from .codec import DecodeError
 from .entries import MISS, Call
 from .errors import CacheUnavailableError, OptionError
 from .loads import CachedQuery, Explanation, nothing
 from .misses import Miss
-from .policy import Early, Fresh, Over, Policy, Stale
+from .policy import Early, Fresh, Over, Policy, Stale, whole_ms
 from .reloads import Background, Reload
 from .session import unreachable
 from .store import Timed
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
+
+    from .near import Token
 
 
 def check_session(plan: CallPlan, policy: Policy) -> None:
@@ -37,12 +38,6 @@ def check_session(plan: CallPlan, policy: Policy) -> None:
         )
     if policy.session_factory is not None and plan.session_name is None:
         raise OptionError(f"{plan.function}: session_factory= is of no use to it: it has no parameter for a session")
-
-
-def query_of(cache: BaseCache, plan: CallPlan, codec: Codec, policy: Policy) -> CachedQuery:
-    """The query of a function with this policy. Raises OptionError."""
-    check_session(plan, policy)
-    return (TimedQuery if policy.timed else CachedQuery)(cache, plan, codec, policy)
 
 
 class TimedQuery(CachedQuery):
@@ -59,11 +54,12 @@ class TimedQuery(CachedQuery):
         call = Call(key, client, store, session, run)
         if (reason := self.closed(store, client, session)) is not None:
             return await self.alone(call, reason)
+        token = self.token(store, client, key)
         try:
             seen = await store.get_timed(client, key)
         except CacheUnavailableError as error:
             return await self.without_redis(call, error)
-        value = MISS if seen is None else await self._seen(call, run, seen)
+        value = MISS if seen is None else await self._seen(call, run, seen, token)
         return await self._reached(call, seen) if value is MISS else value
 
     def check_session_of_call(self, session: Session | None) -> None:
@@ -75,7 +71,7 @@ class TimedQuery(CachedQuery):
                 "parameter, and give session_factory="
             )
 
-    async def _seen(self, call: Call, run: partial[Any], seen: Timed) -> Any:
+    async def _seen(self, call: Call, run: partial[Any], seen: Timed, token: Token | None) -> Any:
         """The value of an entry, or of what has replaced it; MISS if it must be loaded first."""
         try:
             value = self.codec.decode(seen.raw)
@@ -86,6 +82,8 @@ class TimedQuery(CachedQuery):
         match decision:
             case Fresh():
                 self.counters.tell("hit", call.key)
+                if token is not None:
+                    self.keep(call.store, token, seen.raw, value, whole_ms(left_ms))
             case Stale():
                 self.counters.tell("stale", call.key, "it is being reloaded")
                 self._reload(call, run, seen, early=False)
