@@ -13,19 +13,16 @@ from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from .codec import DecodeError, missing_message
+from .codec import ABSENT, DecodeError, missing_message
 from .entries import MISS, Call, Entries, taking_notes
 from .errors import CacheUnavailableError
 from .events import Kind
 from .misses import LOST
 from .session import fresh_reads, missing_row, unfit
-from .singleflight import Again, Alone, Failed, Flight, Landed, Late, Watch
+from .singleflight import Absent, Again, Alone, Failed, Flight, Landed, Late, Outcome, Watch
 from .store import Barred, Busy, Granted, Hit
 from .store import Outcome as Answer
 from .works import mark
-
-ABSENT = b"null"
-"""The entry of what is not there; also where None is no value of the type."""
 
 
 class Loader(Protocol):
@@ -192,13 +189,13 @@ class Batch:
     def _fill(self, key: str, lease: Lease, why: str | None) -> list[tuple[str, str, bytes, int]]:
         """Tell those who wait for this key, and give what is to be stored; nothing if it must not be."""
         query, value = self.query, self.values[key]
-        raw: bytes | None
-        if value is None:
-            raw, reason = ABSENT, None if query.policy.negative_ms is not None else "it is not there"
-        else:
+        raw: bytes | None = ABSENT
+        reason = None if query.policy.negative_ms is not None and query.stores_absent else "it is not there"
+        outcome: Outcome = Absent()
+        if value is not None:
             raw, reason = query.encoded(value, [])
-        shared = (value,) if query.codec.shared and value is not None else None
-        lease.flight.settle(Alone() if raw is None or why is not None else Landed(raw, shared))
+            outcome = Alone() if raw is None else Landed(raw, (value,) if query.codec.shared else None)
+        lease.flight.settle(outcome if why is None else Alone())
         if raw is None or why is not None or reason is not None:
             self.tell("unstored", key, why or reason or "")
             return []
@@ -258,6 +255,9 @@ class Batch:
                 self.tell("join", key)
                 if not missing_row(error):
                     raise error
+                self.values[key] = None
+            case Absent():
+                self.tell("join", key)
                 self.values[key] = None
             case Alone() | Late():
                 return False

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from .cache import BaseCache
 from .calls import CallPlan
-from .codec import Codec, DecodeError, missing_message
+from .codec import ABSENT, Codec, DecodeError, missing_message
 from .errors import CacheUnavailableError
 from .events import Counters
 from .policy import Pace, Policy
@@ -68,6 +68,8 @@ class Entries:
     __slots__ = ("cache", "plan", "codec", "policy", "counters", "pace")
     near = False
     """Whether entries are kept in this process as well: see `near_loads.Keeping`."""
+    stores_absent = False
+    """Whether what a load of many keys does not find is stored for as long as `negative_exp` says."""
 
     def __init__(self, cache: BaseCache, plan: CallPlan, codec: Codec, policy: Policy) -> None:
         self.cache = cache
@@ -113,7 +115,8 @@ class Entries:
         if message is not None:
             self.counters.tell("hit", call.key)
             raise no_result(message)
-        self.counters.tell("corrupt", call.key, str(error))
+        if raw != ABSENT:  # else `cached_many` says so: it is not there
+            self.counters.tell("corrupt", call.key, str(error))
         with suppress(CacheUnavailableError):
             await call.store.discard(call.client, call.key, raw)
         return MISS

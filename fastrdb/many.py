@@ -52,6 +52,7 @@ class ManyQuery(TimedQuery):
     """One function that takes a list of ids. Its plan, codec and extras are about one of them."""
 
     __slots__ = ("elements", "mapping")
+    stores_absent = True
 
     def __init__(
         self, cache: BaseCache, plan: CallPlan, codec: Codec, policy: Policy, elements: Elements, mapping: bool

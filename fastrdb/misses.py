@@ -13,7 +13,7 @@ from .codec import encode_missing
 from .entries import MISS, Call, Entries, taking_notes
 from .errors import CacheUnavailableError
 from .session import fresh_reads, missing_row, unfit
-from .singleflight import Again, Alone, Failed, Flight, Landed, Late, Outcome, Watch
+from .singleflight import Absent, Again, Alone, Failed, Flight, Landed, Late, Outcome, Watch
 from .store import Barred, Busy, Granted, Hit
 from .works import mark
 
@@ -114,6 +114,11 @@ class Miss:
             case Failed(error):
                 query.counters.tell("join", call.key)
                 raise error
+            case Absent() if query.codec.optional:
+                query.counters.tell("join", call.key)
+                return None
+            case Absent():
+                return await query.alone(call, "the load that it waited for found nothing")
             case Alone():
                 return await query.alone(call, "the load that it waited for was the leader's only")
             case Late():

@@ -314,6 +314,7 @@ async def test_what_is_known_to_be_missing_is_so_for_both(client: Redis, table: 
     assert await maybe(client, 2) is None
     with pytest.raises(NoResultFound):
         await strict(client, 2)
+    assert strict.stats == Stats(misses=2, loads=2, fills=2)
 
 
 @given(numbers=st.lists(st.integers() | st.booleans() | st.none() | st.text(max_size=4), max_size=6))
@@ -733,6 +734,31 @@ async def test_single_calls_and_many_share_their_loads(client: Redis, gated: Gat
     assert (await single, await follower) == (Item(id=3, name="a"), items(3))
     assert table.asked == [[1, 2], [3]]
     assert (one.stats.joins, many.stats.joins) == (2, 1)
+
+
+async def test_who_waits_for_what_is_not_there_says_so_in_its_own_way(
+    client: Redis, gated: GatedClient, table: Table
+) -> None:
+    """A function that raises for a missing row raises."""
+
+    @default_cache.cached("item:{number}")
+    async def one(redis: Any, number: int) -> Item:
+        raise NoResultFound("none")
+
+    @default_cache.cached_many("item:{ids}")
+    async def many(redis: Any, ids: list[int]) -> dict[int, Item]:
+        return await table.load(ids)
+
+    table.missing = {1}
+    gate = table.gates.before("load")
+    first = asyncio.create_task(many(client, [1]))
+    await gate.reached()
+    single = await waiting(gated, one(gated, 1), 1)
+    gate.open()
+    assert await first == {}
+    with pytest.raises(NoResultFound, match="none"):
+        await single
+    assert one.stats == Stats(misses=1, bypasses=1, loads=1)
 
 
 async def test_a_missing_row_that_another_did_not_find_is_missing(
