@@ -96,10 +96,15 @@ class Batch:
 
     async def look(self) -> None:
         """Take what is there. Raises CacheUnavailableError."""
-        keys = list(self.values)
+        keys, decode = list(self.values), self.query.codec.decode
         for key, raw in zip(keys, await self.call.store.get_many(self.call.client, keys), strict=True):
             if raw is not None:
-                await self._take(key, raw)
+                try:
+                    self.values[key] = decode(raw)
+                except DecodeError:
+                    await self._take(key, raw)
+                else:
+                    self.tell("hit", key)
 
     async def _take(self, key: str, raw: bytes) -> None:
         value = await self.value(key, raw)
