@@ -77,10 +77,14 @@ class TimedBatch(Batch):
             value = MISS if entry is None else await self.value(key, entry.raw)
             if entry is None or value is MISS:
                 return False
-            if not policy.falls_back(policy.left_ms(entry.ttl_ms, negative=value is None)):
+            left_ms = policy.left_ms(entry.ttl_ms, negative=value is None)
+            if not policy.falls_back(left_ms):
                 return False
             self.values[key] = value
-            self.tell("stale", key, f"{type(error).__name__}: {error}")
+            if left_ms > 0:
+                self.tell("hit", key)
+            else:
+                self.tell("stale", key, f"{type(error).__name__}: {error}")
         return True
 
 

@@ -15,7 +15,19 @@ from sqlalchemy.exc import NoResultFound
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 import fastrdb.store
-from fastrdb import Cache, Event, KeyValueError, OptionError, PatternError, SchemaError, Stats, cached, cached_many
+from fastrdb import (
+    Cache,
+    Event,
+    KeyValueError,
+    OptionError,
+    PatternError,
+    SchemaError,
+    Stats,
+    cached,
+    cached_many,
+    no_store,
+)
+from fastrdb.declared import MISSING
 from fastrdb.decorators import default_cache
 from fastrdb.elements import elements_of, shape_of
 from fastrdb.parameters import inspect_function
@@ -457,12 +469,25 @@ async def test_put_and_explain_are_about_one(sqlite: Database, client: Redis) ->
     assert load.stats.hits == 1
 
 
-@pytest.mark.parametrize("value", [[1], {1}, (1,), frozenset()])
+@pytest.mark.parametrize("value", [[1], {1}, (1,), frozenset[int]()])
 def test_one_is_not_a_list(table: Table, value: Any) -> None:
     """`key` names one entry: a list is a mistake, and says so."""
     shop = Shop(table, None)
     with pytest.raises(TypeError, match=r"by_id: 'ids' is one of them here, not"):
         shop.by_id.key(ids=value)
+
+
+async def test_the_type_of_elements_may_be_left_open(client: Redis) -> None:
+    """Each value says itself what it is; a tuple may be one of them."""
+
+    @cached_many("any:{things}")
+    async def load(redis: Redis, things: list) -> dict[Any, str]:  # type: ignore[type-arg]
+        return {thing: str(thing) for thing in things}
+
+    assert await load(client, [1, "1", (1, 2)]) == {1: "1", "1": "1", (1, 2): "(1, 2)"}
+    assert len({load.key(things=thing) for thing in (1, "1", (1, 2))}) == 3
+    with pytest.raises(TypeError, match="'things' is one of them"):
+        load.key(things=[1])
 
 
 async def test_elements_may_be_tuples(client: Redis) -> None:
@@ -627,6 +652,8 @@ async def test_an_answer_of_another_shape_is_an_error(
         (Annotated[list[int], "ids"], int),
         (list[int] | None, int),
         (list[list[int]], list[int]),
+        (list, MISSING),
+        (tuple, MISSING),
     ],
 )
 def test_what_takes_a_list(declared: Any, element: Any) -> None:
@@ -691,6 +718,37 @@ async def test_here_the_load_itself_is_joined(client: Redis, gated: GatedClient,
     fill.open()
     await first
     assert (table.asked, shop.stats.joins) == ([[1, 2]], 2)
+
+
+async def test_here_others_hear_that_there_is_nothing(client: Redis, gated: GatedClient, table: Table) -> None:
+    """A missing id is missing for all who waited for it."""
+    shop = Shop(table, gated)
+    table.missing = {1}
+    gate = table.gates.before("load")
+    first = asyncio.create_task(shop.get(1))
+    await gate.reached()
+    second = await waiting(gated, shop.by_id(gated, [1]), 1)
+    gate.open()
+    assert (await first, await second) == ([None], {})
+    assert table.asked == [[1]]
+
+
+async def test_what_is_the_leader_s_only_is_loaded_by_each(client: Redis, gated: GatedClient, table: Table) -> None:
+    """It said that its result must not be stored: for others it may be another one."""
+
+    @default_cache.cached_many("item:{ids}")
+    async def many(redis: Any, ids: list[int]) -> dict[int, Item]:
+        no_store("a preview")
+        return await table.load(ids)
+
+    gate = table.gates.before("load")
+    first = asyncio.create_task(many(client, [1]))
+    await gate.reached()
+    second = await waiting(gated, many(gated, [1]), 1)
+    gate.open()
+    assert await first == await second == items(1)
+    assert table.asked == [[1], [1]]
+    assert await client.keys("item:*") == []
 
 
 async def test_who_has_waited_long_enough_loads_and_does_not_store(client: Redis, table: Table) -> None:
@@ -827,6 +885,7 @@ async def test_who_is_cancelled_leaves_the_load_to_others(client: Redis, gated: 
     first = asyncio.create_task(shop.get(1, 2))
     await gate.reached()
     second = await waiting(gated, shop.get(2, 3), 2)
+    assert await shop.get(3) == ["a"]  # its own is stored, and it waits for the rest
     first.cancel()
     with pytest.raises(asyncio.CancelledError):
         await first
@@ -1062,6 +1121,50 @@ async def test_the_old_values_help_when_the_database_is_away(client: Redis, tabl
         await shop.get(1, 4)
     table.error, table.name = None, "b"
     assert await shop.get(1, 2, 3) == ["b", "b", "a"]
+
+
+async def test_a_value_that_came_meanwhile_is_a_hit(client: Redis, table: Table) -> None:
+    """Another process could reach the database."""
+    shop, other = Shop(table, client, fail_safe=60), Shop(Table(), client)
+    table.error = DEAD
+    gate = table.gates.before("load")
+    call = asyncio.create_task(shop.get(1))
+    await gate.reached()
+    await client.delete("fastrdb:lease:{item:1}")
+    other.table.name = "b"
+    await other.get(1)
+    await client.pexpire("item:1", 90_000)
+    gate.open()
+    assert await call == ["b"]
+    assert (shop.stats.hits, shop.stats.stale) == (1, 0)
+    await other.cache.aclose()
+
+
+@pytest.mark.parametrize("how", ["a session that has written", "no Redis"])
+async def test_without_a_look_at_the_cache_the_error_is_raised(sqlite: Database, gated: GatedClient, how: str) -> None:
+    """It may have written what is not in Redis; or Redis is away, too."""
+    await sqlite.create(Base)
+
+    @default_cache.cached_many("item:{ids}", fail_safe=60)
+    async def load(db: AsyncSession, redis: Any, ids: list[int]) -> dict[int, Item]:
+        if asked:
+            if how == "no Redis":
+                gated.fail_with(ConnectionError("cut"), on="MGET")
+                gated.fail_with(ConnectionError("cut"), on="GET")
+            else:
+                await db.execute(insert(Row).values(id=1, name="a"))
+            raise DEAD
+        asked.append(ids)
+        return items(*ids)
+
+    asked: list[list[int]] = []
+    async with sqlite.sessions() as db:
+        await load(db, gated, [1, 2])
+        await age(gated, 30_000, 1, 2)
+        with pytest.raises(ConnectionRefusedError):
+            await load(db, gated, [1, 2])
+    gated.heal()
+    await default_cache.aclose()
 
 
 async def test_what_was_invalidated_meanwhile_helps_nobody(client: Redis, table: Table) -> None:
