@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import re
-from collections.abc import Coroutine, Hashable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal, Self
 from weakref import ref
@@ -159,6 +159,22 @@ class BaseCache:
         task.add_done_callback(tasks.discard)
         task.add_done_callback(_forgive)
         return task
+
+    def reload(self, store: Store, keys: Iterable[str], work: Callable[[list[str]], Coroutine[Any, Any, None]]) -> None:
+        """Run `work(keys)` whatever becomes of the caller, for the keys that nobody here is reloading already."""
+        reloads = self.here().reloads
+        mine = [key for key in keys if (store, key) not in reloads]
+        if not mine:
+            return
+        task = asyncio.get_running_loop().create_task(work(mine))
+        places = [(store, key) for key in mine]
+        reloads.update(dict.fromkeys(places, task))
+
+        def done(_: object) -> None:
+            for place in places:
+                del reloads[place]
+
+        task.add_done_callback(done)
 
     async def shielded(self, work: Coroutine[Any, Any, Any]) -> None:
         """Run `work` to its end even if the caller is cancelled while waiting for it."""

@@ -35,14 +35,13 @@ class CallPlan:
         declared = self._parameters[self._kwargs].declared if self._kwargs else MISSING
         self._keyword_encoder = sealed(encoder_for(declared), seal)
         self._redis = next((each for each in found.parameters if each.role == "redis"), None)
-        self._session = next((each.name for each in found.parameters if each.role == "session"), None)
-        self.takes_session = self._session is not None
+        self.session_name = next((each.name for each in found.parameters if each.role == "session"), None)
         self.redis_optional = self._redis is not None and self._redis.default is None
         self._first = found.parameters[0].name if found.parameters else None
         self._self = self._first if found.takes_instance else None
         self._outside = self._left_out(ignore, owner)
         self._placeholders = Placeholders(self._parameters, self._kwargs, self._outside, self.return_type)
-        names = ("db", "session") if self._session is None else (self._session,)
+        names = ("db", "session") if self.session_name is None else (self.session_name,)
         self._session_names = tuple(name for name in names if name in self._outside)
         self._binder = Binder(found, self._outside)
         self._template: Template | None = None
@@ -70,6 +69,7 @@ class CallPlan:
         """The plan for *fn*, everything checked.
 
         Args:
+            fn: the function, or what `inspect_function` gave for it.
             pattern: the key's pattern; None for a function that has no key.
             prefixes: what is invalidated; `{result.x}` takes the function's result.
             keys: patterns of single keys that are invalidated.
@@ -81,7 +81,7 @@ class CallPlan:
             PatternError: a wrong pattern or prefix, or a placeholder for what the function does not have.
             OptionError: *fn* is not a coroutine function; *ignore* names what it does not have.
         """
-        found = inspect_function(fn, decorator)
+        found = fn if isinstance(fn, Inspected) else inspect_function(fn, decorator)
         owner = f"@{decorator} on {found.name}"
         plan = cls(found, (ignore,) if isinstance(ignore, str) else ignore, owner, seal)
         if pattern is not None:
@@ -100,7 +100,7 @@ class CallPlan:
         special = {name for name, each in self._parameters.items() if each.role != "value"}
         if self._kwargs is not None:  # without parameters of their own, these arrive among the keyword arguments
             special |= {"redis"} - self._parameters.keys() if self._redis is None else set()
-            special |= {"db", "session"} - self._parameters.keys() if self._session is None else set()
+            special |= {"db", "session"} - self._parameters.keys() if self.session_name is None else set()
         return frozenset(special.union(names))
 
     def _compile(self, template: Template, owner: str) -> None:
@@ -133,7 +133,7 @@ class CallPlan:
             always_finish=self._guarded,
             sure=_SURE,
             redis=None if self._redis is None else self._redis.name,
-            session=self._session,
+            session=self.session_name,
             own_redis=redis_of,
             own_session=session_of,
             instance=self._self,

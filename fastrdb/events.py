@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 
 Kind = Literal[
     "near",  # answered from this process
-    "hit",  # answered from Redis
+    "hit",  # answered from Redis, within `exp`
     "miss",  # nothing there
     "load",  # the function ran
     "join",  # answered by another caller's load
@@ -27,6 +27,9 @@ Kind = Literal[
     "repair",  # it has taken what it missed
     "restart",  # Redis came back with other data: reading past the cache
     "healing",  # all of that has been invalidated
+    "stale",  # answered from Redis although `exp` is over; `detail` says why
+    "early",  # a load was begun although `exp` is not over
+    "failed",  # a load in the background raised; `detail` says what
 ]
 
 
@@ -71,6 +74,9 @@ class Stats:
     repairs: int = 0
     restarts: int = 0
     healings: int = 0
+    stale: int = 0
+    early: int = 0
+    failed: int = 0
 
     def __add__(self, other: Stats) -> Stats:
         return Stats(*map(sum, zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
@@ -94,6 +100,9 @@ _FIELDS: dict[Kind, str] = {
     "repair": "repairs",
     "restart": "restarts",
     "healing": "healings",
+    "stale": "stale",
+    "early": "early",
+    "failed": "failed",
 }
 
 

@@ -92,10 +92,18 @@ class Link:
 
     async def get_many(self, client: Client, names: Sequence[bytes]) -> list[bytes | None]:
         """Give the values of keys."""
-        raws: list[bytes | None] = await self.command(client, "MGET", *names)
-        if self._restarts.other_data:
-            raise CacheUnavailableError("MGET", OTHER_DATA)
-        return raws
+        (raws,) = await self._read(client, (("MGET", *names),))
+        found: list[bytes | None] = raws
+        return found
+
+    async def get_timed(self, client: Client, names: Sequence[bytes]) -> list[tuple[bytes | None, int]]:
+        """Give the values of keys and their PTTL, in one round trip."""
+        # A value that is replaced in between gets its successor's life. It was there when it was read all the same.
+        alone = len(names) == 1
+        values, *lives = await self._read(
+            client, (("GET" if alone else "MGET", *names), *(("PTTL", name) for name in names))
+        )
+        return list(zip([values] if alone else values, lives, strict=True))
 
     async def command(self, client: Client, *command: Argument) -> Any:
         """Send one command, and give its reply."""
@@ -150,6 +158,13 @@ class Link:
         return [pool for pool in pools if hasattr(pool, "reset")]
 
     # --- parts
+
+    async def _read(self, client: Client, commands: Sequence[Command]) -> list[Any]:
+        """Send commands that read entries; what they give may be used."""
+        replies = await self.many(client, commands)
+        if self._restarts.other_data:  # found out just before they were sent
+            raise CacheUnavailableError(str(commands[0][0]), OTHER_DATA)
+        return replies
 
     async def _send(self, client: Client, operation: str, commands: Sequence[Command]) -> list[Any]:
         if self.breaker.opened and not self._insists:

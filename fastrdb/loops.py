@@ -31,6 +31,7 @@ class LoopState:
         self.stores: dict[Hashable, Store] = {}
         self.by_pool: WeakKeyDictionary[Any, Store] = WeakKeyDictionary()
         self.tasks: set[asyncio.Task[Any]] = set()
+        self.reloads: dict[tuple[Store, str], asyncio.Task[None]] = {}  # by key
         self.owed: dict[Hashable, dict[Target, bool]] = {}  # to servers, by loops that have ended
         # A loop that ends waits for the asynchronous generators in it to close: this one is there for that.
         self._open = self._until_the_end()
@@ -41,6 +42,12 @@ class LoopState:
         """Let what runs in the background end within `limit` seconds; give connections back, or close them before."""
         loop = asyncio.get_running_loop()
         end = loop.time() + limit
+        if self.reloads:
+            _, late = await asyncio.wait(set(self.reloads.values()), timeout=limit)
+            for task in late:
+                task.cancel()
+            if late:  # each has a session to close, and a lease to give back
+                await asyncio.wait(late)
         if self.tasks:
             await asyncio.wait(set(self.tasks), timeout=limit)
         for store in list(self.stores.values()):

@@ -1,43 +1,50 @@
-"""Tells when a COMMIT has returned, which SQLAlchemy has no event for.
-
-Its `commit` event comes before, its session's `after_commit` knows nothing of connections. So the dialect's own method
-is asked: the one place where each COMMIT of an engine goes through, and comes back from.
-"""
+"""What Redis answers to the store: what is there, and whether the caller may load."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-from weakref import WeakSet
-
-from sqlalchemy import Connection
-from sqlalchemy.engine import Dialect
-
-from .works import Transaction, transaction_of
-
-_SENT = "fastrdb.sent"  # in `Connection.info`, which belongs to the driver's connection
-_watched: WeakSet[Dialect] = WeakSet()
+from dataclasses import dataclass
 
 
-def watch(connection: Connection, transaction: Transaction, told: Callable[[Transaction], None]) -> None:
-    """Have `told` called when the COMMIT that `connection` is about to send for `transaction` has returned."""
-    connection.info[_SENT] = transaction
-    dialect = connection.dialect
-    if dialect in _watched:
-        return
-    _watched.add(dialect)
-    do_commit, do_commit_twophase = dialect.do_commit, dialect.do_commit_twophase
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """There is an entry by now: its bytes."""
 
-    def commit(dbapi_connection: Any) -> None:
-        do_commit(dbapi_connection)
-        sent = getattr(dbapi_connection, "info", {}).pop(_SENT, None)
-        if sent is not None:
-            told(sent)
+    raw: bytes
 
-    def commit_twophase(connection: Connection, xid: Any, is_prepared: bool = True, recover: bool = False) -> None:
-        do_commit_twophase(connection, xid, is_prepared, recover)
-        if connection.info.pop(_SENT, None) is not None and (sent := transaction_of(connection)) is not None:
-            told(sent)
 
-    dialect.do_commit = commit  # type: ignore[method-assign]
-    dialect.do_commit_twophase = commit_twophase  # type: ignore[method-assign]
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """The lease is the caller's: load, then fill or release."""
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """Another caller loads or writes this key: the token of its lease."""
+
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class Barred:
+    """A writer that reaches this key is about to commit: load, and do not store."""
+
+
+Outcome = Hit | Granted | Busy | Barred
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """An entry and what is left of its life in Redis: milliseconds, or -1 if it never expires."""
+
+    raw: bytes
+    ttl_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What Redis holds for a key. `ttl_ms` is None when there is no entry, and -1 when it never expires."""
+
+    ttl_ms: int | None
+    size: int
+    leased: bool
+    barred: bool

@@ -11,7 +11,8 @@ from contextvars import ContextVar
 from typing import Any
 
 from sqlalchemy import Connection, event
-from sqlalchemy.exc import NoResultFound
+from sqlalchemy.exc import DBAPIError, InterfaceError, NoResultFound, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
 from sqlalchemy.orm import ORMExecuteState, Session
 from sqlalchemy.util import greenlet_spawn
@@ -22,6 +23,11 @@ from .works import Transaction, connections_of, state_of, transaction_of, undone
 
 WROTE = "the session has written in its open transaction"
 _CURRENT = ("READ COMMITTED", "AUTOCOMMIT")  # levels at which a statement sees all that is committed by then
+_UNREACHABLE = (
+    "08",
+    "53",
+    "57P",
+)  # SQLSTATE: connection exception, insufficient resources, shutting down or not yet up
 
 
 def sync_session(session: object) -> Session | None:
@@ -101,6 +107,23 @@ def schema_map(session: Session) -> dict[str, str | None] | None:
 def missing_row(error: BaseException) -> bool:
     """True for SQLAlchemy's NoResultFound, which `negative_exp` may cache."""
     return isinstance(error, NoResultFound)
+
+
+def unreachable(error: BaseException) -> bool:
+    """True if the database could not be reached: then `fail_safe` may fall back on an old value.
+
+    That is: no connection to be had (an OSError of the driver, the pool's TimeoutError, an error before any statement
+    was sent), or one that was lost. An answer of the database is none of these, whatever the class of its error: a
+    missing column is an OperationalError on some of them.
+    """
+    if isinstance(error, OSError | PoolTimeout):
+        return True
+    if not isinstance(error, DBAPIError):  # the driver's own, which SQLAlchemy 2.0 does not translate when connecting
+        return str(getattr(error, "sqlstate", "")).startswith(_UNREACHABLE)
+    connecting = error.statement is None and (
+        isinstance(error, OperationalError | InterfaceError) or type(error) is DBAPIError
+    )
+    return error.connection_invalidated or connecting
 
 
 def no_result(message: str) -> NoResultFound:

@@ -7,7 +7,7 @@ It knows Redis and bytes; not sessions, not values, not functions. What keeps a 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import CacheUnavailableError
@@ -15,6 +15,13 @@ from .intent import Intent, Room
 from .link import Client, Link
 from .near import Near, NearCache, Token
 from .obstacles import Obstacles
+from .outcomes import Barred as Barred
+from .outcomes import Busy as Busy
+from .outcomes import Entry as Entry
+from .outcomes import Granted as Granted
+from .outcomes import Hit as Hit
+from .outcomes import Outcome as Outcome
+from .outcomes import Timed as Timed
 from .repairs import Repairs
 from .restarts import OTHER_DATA, Restarts
 from .scripts import Call, Names, Reach, Script, Target
@@ -33,50 +40,16 @@ _INSPECT = Script.load("inspect")
 _DEAD_PER_FILL = 10
 """How many dead index members each fill sweeps: more than it adds, so the index cannot grow with what has expired."""
 
-
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """There is an entry by now: its bytes."""
-
-    raw: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Granted:
-    """The lease is the caller's: load, then fill or release."""
-
-
-@dataclass(frozen=True, slots=True)
-class Busy:
-    """Another caller loads or writes this key: the token of its lease."""
-
-    token: str
-
-
-@dataclass(frozen=True, slots=True)
-class Barred:
-    """A writer that reaches this key is about to commit: load, and do not store."""
-
-
-Outcome = Hit | Granted | Busy | Barred
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """What Redis holds for a key. `ttl_ms` is None when there is no entry, and -1 when it never expires."""
-
-    ttl_ms: int | None
-    size: int
-    leased: bool
-    barred: bool
+_GONE = -2  # what PTTL says of a key that is not there
 
 
 class Store:
     """The protocol on one Redis, for one event loop; holds no client but while a repair is under way.
 
     Durations are seconds: `timeout` is the deadline of each round trip, `lease` the longest load that is stored,
-    `barrier` the longest COMMIT. `chunk` is how many index members one script looks at. `sleep` is for tests.
-    `near` bounds what is kept in this process, `heads` is what the keys begin with that may be: it may grow.
+    `barrier` the longest COMMIT. `chunk` is how many index members one script looks at, and how many scripts go at
+    once. `sleep` is for tests. `near` bounds what is kept in this process, `heads` is what the keys begin with that may
+    be: it may grow.
 
     All methods but those that say otherwise raise CacheUnavailableError when Redis does not do it.
     """
@@ -105,6 +78,7 @@ class Store:
         self._restarts = Restarts(names, self.obstacles)
         self._link = link = Link(timeout, self._restarts, self.obstacles)
         self._lease_ms = max(1, round(lease * 1000))
+        self._chunk = chunk
         insistent = Sweeper(link.insisting(), names, max(1, round(barrier * 1000)), chunk, self.near)
         # A commit that may not go on without Redis tries it in any case.
         polite = Sweeper(link, names, insistent.barrier_ms, chunk, self.near)
@@ -161,30 +135,41 @@ class Store:
             self._tracking.start(getattr(client, "connection_pool", None))
         return token
 
-    async def get_lasting(self, client: Client, key: str) -> tuple[bytes | None, int]:
-        """Give the entry, and the rest of its life as PTTL says it: for who keeps it."""
-        name = self._names.entry(key)
-        raw, ttl_ms = await self._link.many(client, (("GET", name), ("PTTL", name)))
-        if self._restarts.other_data:  # found out just before the GET was sent
-            raise CacheUnavailableError("GET", OTHER_DATA)
-        return raw, ttl_ms
+    async def get_timed(self, client: Client, key: str) -> Timed | None:
+        """Give the entry with what is left of its life, in one round trip; None too if it went in between."""
+        (found,) = await self.get_many_timed(client, (key,))
+        return found
 
-    async def acquire(self, client: Client, key: str, token: str, *, refresh: bool = False) -> Outcome:
+    async def get_many_timed(self, client: Client, keys: Sequence[str]) -> list[Timed | None]:
+        """Give the entries in the order of `keys`, each with what is left of its life, in one round trip."""
+        found = await self._link.get_timed(client, [self._names.entry(key) for key in keys]) if keys else []
+        return [None if raw is None or ttl_ms == _GONE else Timed(raw, ttl_ms) for raw, ttl_ms in found]
+
+    async def acquire(
+        self, client: Client, key: str, token: str, *, refresh: bool = False, seen_ms: int | None = None
+    ) -> Outcome:
         """Ask for the right to load `key` and store it; with `refresh`, although there is an entry.
+
+        With `seen_ms`, although there is one that has at most so long to live: the caller has seen it, and wants what
+        has been stored since, or to load.
 
         The load must begin after this has returned. Who is cancelled in here, or gets an error, may have been granted
         the lease all the same: release it with the same token, or it keeps others from storing until it runs out.
         """
-        call = self._acquire(key, token, refresh=refresh)
+        call = self._acquire(key, token, refresh=refresh, seen_ms=seen_ms)
         return self._outcome(await self._link.script(client, call.script, call.keys, *call.arguments))
 
-    async def acquire_many(self, client: Client, tokens: Mapping[str, str]) -> dict[str, Outcome]:
+    async def acquire_many(
+        self,
+        client: Client,
+        tokens: Mapping[str, str],
+        *,
+        refresh: bool = False,
+        seen_ms: Mapping[str, int] = MappingProxyType({}),
+    ) -> dict[str, Outcome]:
         """Ask for many keys, each with its token, in one round trip; what `acquire` says holds for each of them."""
-        if not tokens:
-            return {}
-        calls = [self._acquire(key, token, refresh=False) for key, token in tokens.items()]
-        replies = await self._link.batch(client, _ACQUIRE, calls)
-        return dict(zip(tokens, map(self._outcome, replies), strict=True))
+        calls = [self._acquire(key, token, refresh=refresh, seen_ms=seen_ms.get(key)) for key, token in tokens.items()]
+        return dict(zip(tokens, map(self._outcome, await self._batch(client, _ACQUIRE, calls)), strict=True))
 
     async def fill(self, client: Client, key: str, token: str, raw: bytes, ttl_ms: int) -> bool:
         """Store what was loaded for `ttl_ms` (at least 1) and give the lease back; False if the lease was lost."""
@@ -192,19 +177,24 @@ class Store:
         with self.near.shut(names=call.keys[:1]):  # a refresh: there may be an entry
             return bool(await self._link.script(client, call.script, call.keys, *call.arguments))
 
-    async def fill_many(self, client: Client, fills: Iterable[tuple[str, str, bytes, int]]) -> int:
-        """Store many (key, token, raw, ttl_ms) in one round trip, and give the number of those that were stored."""
+    async def fill_many(self, client: Client, fills: Iterable[tuple[str, str, bytes, int]]) -> list[bool]:
+        """Store many (key, token, raw, ttl_ms) in one round trip, and tell of each whether it was stored."""
         calls = [self._fill(*each) for each in fills]
         with self.near.shut(names=[call.keys[0] for call in calls]):
-            return sum(await self._link.batch(client, _FILL, calls)) if calls else 0
+            return [bool(stored) for stored in await self._batch(client, _FILL, calls)]
 
     async def release(self, client: Client, key: str, token: str) -> None:
         """Give the lease back, if it is held by this token."""
-        await self._compare_delete(client, self._names.lease(self._names.entry(key)), token.encode())
+        await self.release_many(client, {key: token})
+
+    async def release_many(self, client: Client, tokens: Mapping[str, str]) -> None:
+        """Give many leases back, in one round trip, each if it is held by its token."""
+        leases = ((self._names.lease(self._names.entry(key)), token) for key, token in tokens.items())
+        await self._batch(client, _COMPARE_DELETE, [Call(_COMPARE_DELETE, (name,), (token,)) for name, token in leases])
 
     async def discard(self, client: Client, key: str, raw: bytes) -> bool:
         """Delete an entry that nobody can read, if it is this one still."""
-        return await self._compare_delete(client, self._names.entry(key), raw)
+        return bool(await self._link.script(client, _COMPARE_DELETE, (self._names.entry(key),), raw))
 
     async def invalidate(self, client: Client, prefixes: Iterable[Reach] = (), keys: Iterable[str] = ()) -> int:
         """Delete by hand what the prefixes and keys reach, with the leases; give the number of entries deleted.
@@ -257,18 +247,23 @@ class Store:
         await self._tracking.aclose()
         await self._link.aclose(closing=closing)
 
-    def _acquire(self, key: str, token: str, *, refresh: bool) -> Call:
+    def _acquire(self, key: str, token: str, *, refresh: bool, seen_ms: int | None) -> Call:
         names, entry = self._names, self._names.entry(key)
         keys = (entry, names.lease(entry), names.index, names.expiry, names.barriers, names.server)
-        return Call(_ACQUIRE, keys, (token, self._lease_ms, int(refresh)))
+        old = "*" if refresh else "" if seen_ms is None else seen_ms
+        return Call(_ACQUIRE, keys, (token, self._lease_ms, old))
 
     def _fill(self, key: str, token: str, raw: bytes, ttl_ms: int) -> Call:
         names, entry = self._names, self._names.entry(key)
         keys = (entry, names.lease(entry), names.index, names.expiry, names.server)
         return Call(_FILL, keys, (token, raw, ttl_ms, names.leases, _DEAD_PER_FILL))
 
-    async def _compare_delete(self, client: Client, name: bytes, held: bytes) -> bool:
-        return bool(await self._link.script(client, _COMPARE_DELETE, (name,), held))
+    async def _batch(self, client: Client, script: Script, calls: Sequence[Call]) -> list[Any]:
+        """Run a script many times: in one round trip, unless they are so many that others would wait for them."""
+        replies: list[Any] = []
+        for at in range(0, len(calls), self._chunk):
+            replies += await self._link.batch(client, script, calls[at : at + self._chunk])
+        return replies
 
     def _targets(self, prefixes: Iterable[Reach], keys: Iterable[str]) -> list[Target]:
         names = self._names

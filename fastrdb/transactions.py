@@ -20,10 +20,10 @@ from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
+from .commits import watch
 from .drivers import autocommits, level_is_set, sqlite_driver, stream_begins
 from .endings import end_own, finish, undo
 from .endings import settled as settled
-from .outcomes import watch
 from .sql import Does, effect, sets_isolation
 from .works import Phase, Transaction, Work, new_transaction, scopes, state_of, take_state, transaction_of, undo_for
 

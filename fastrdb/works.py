@@ -192,6 +192,16 @@ def scopes() -> tuple[Scope, ...]:
     return _scopes.get()
 
 
+@contextmanager
+def apart() -> Iterator[None]:
+    """While inside, this code runs inside of none of the calls around it: it is nobody's part."""
+    token = _scopes.set(())
+    try:
+        yield
+    finally:
+        _scopes.reset(token)
+
+
 def new_transaction(connection: Connection, *, twophase: bool = False) -> Transaction:
     """A transaction begins."""
     made = _common(connection) or Transaction(mark(), twophase=twophase)

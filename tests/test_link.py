@@ -65,7 +65,7 @@ def route(store: Store, client: Redis) -> Any:
 async def fill(client: Redis, store: Store, keys: list[str]) -> None:
     """Put under each key its own name."""
     assert set((await store.acquire_many(client, dict.fromkeys(keys, "t"))).values()) == {Granted()}
-    assert await store.fill_many(client, [(key, "t", key.encode(), 60_000) for key in keys]) == len(keys)
+    assert await store.fill_many(client, [(key, "t", key.encode(), 60_000) for key in keys]) == [True] * len(keys)
 
 
 # --- many callers
@@ -524,7 +524,7 @@ async def test_scripts_are_dropped_all_the_time(client: Redis, server: EmbeddedS
     for number in range(200):
         tokens = {f"k:{number}:{n}": "t" for n in range(5)}
         assert set((await store.acquire_many(client, tokens)).values()) == {Granted()}
-        assert await store.fill_many(client, [(key, "t", b"1", 60_000) for key in tokens]) == 5
+        assert await store.fill_many(client, [(key, "t", b"1", 60_000) for key in tokens]) == [True] * 5
     over = True
     assert await flushing > 50
 

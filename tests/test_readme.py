@@ -33,7 +33,7 @@ __all__ = ["project"]
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
-SMALLEST, DECORATORS, CRUD, NEAR, FASTAPI, TESTING = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+SMALLEST, DECORATORS, MANY, CRUD, NEAR, FASTAPI, TESTING = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 DEMO_COMMAND, TEST_COMMAND = (each.strip() for each in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)[:2])
 
 
@@ -100,6 +100,22 @@ async def test_the_decorators_work_as_shown(names: dict[str, Any]) -> None:
     assert {type(user) for user in before} == {UserResponse}
     assert names["get_user"].key(email="a@example.com") == "user:email:a@example.com"
     assert names["list_users"].key(order_by="name") == "user:page:1:limit:10?order_by=name"
+
+
+async def test_many_ids_work_as_shown(names: dict[str, Any]) -> None:
+    """The block's function is called with what is missing only, and gives the schema by id."""
+    await run(CRUD.partition("user = await")[0], names)
+    asked = {"db": names["db"], "redis": names["redis"]}
+    made = [
+        await names["user_crud"].create(**asked, obj_in=UserCreate(email=f"{name}@example.com", name=name))
+        for name in "AB"
+    ]
+    await run(MANY, names)
+    get, ids = names["get_users"], [user.id for user in made]
+    for _ in range(2):
+        assert await get(**asked, ids=[ids[1], 10**6, ids[0]]) == {ids[1]: made[1], ids[0]: made[0]}
+    assert (get.stats.hits, get.stats.loads) == (3, 3)
+    assert get.key(ids=1) == "user:id:1"
 
 
 async def test_the_crud_class_works_as_shown(names: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -13,7 +14,7 @@ from fastrdb.embedded import EmbeddedServer
 from fastrdb.errors import CacheUnavailableError
 from fastrdb.prefixes import Prefix
 from fastrdb.scripts import Script
-from fastrdb.store import Barred, Busy, Entry, Granted, Hit, Store
+from fastrdb.store import Barred, Busy, Entry, Granted, Hit, Store, Timed
 from tests.support.gates import GatedClient
 
 SHORT = 20  # ms
@@ -58,7 +59,7 @@ async def test_every_protocol_and_decoding(resp: Redis, store: Store) -> None:
     assert await store.get_many(resp, ["none", "k:é"]) == [None, raw]
     assert await store.acquire(resp, "k:é", "other") == Hit(raw)
     assert await store.acquire_many(resp, {"k:é": "a", "new": "b"}) == {"k:é": Hit(raw), "new": Granted()}
-    assert await store.fill_many(resp, [("new", "b", b"1", 1000), ("k:é", "a", b"2", 1000)]) == 1
+    assert await store.fill_many(resp, [("new", "b", b"1", 1000), ("k:é", "a", b"2", 1000)]) == [True, False]
     assert await store.inspect(resp, "absent") == Entry(None, 0, leased=False, barred=False)
     intent = store.intent(resp)
     intent.add([prefix("k:*")])
@@ -76,8 +77,60 @@ async def test_a_hit_is_one_get(gated: GatedClient, store: Store) -> None:
     await store.get_many(gated, ["a", "b"])
     assert await store.get_many(gated, []) == []
     assert await store.acquire_many(gated, {}) == {}
-    assert await store.fill_many(gated, []) == 0
+    assert await store.fill_many(gated, []) == []
+    await store.release_many(gated, {})
     assert [command for _, command in gated.log] == [("GET", b"a"), ("MGET", b"a", b"b")]
+
+
+async def test_an_entry_with_its_life(resp: Redis, store: Store) -> None:
+    """Milliseconds left, -1 for an entry that never expires; None for what is not there."""
+    await store.acquire(resp, "k:1", "me")
+    await store.fill(resp, "k:1", "me", b"1", 60_000)
+    await resp.set("k:2", "2")
+    first, none, second = await store.get_many_timed(resp, ["k:1", "none", "k:2"])
+    assert first is not None
+    assert (first.raw, none, second) == (b"1", None, Timed(b"2", -1))
+    assert 50_000 < first.ttl_ms <= 60_000
+    assert await store.get_timed(resp, "k:2") == Timed(b"2", -1)
+    assert await store.get_timed(resp, "none") is None
+    assert await store.get_many_timed(resp, []) == []
+
+
+async def test_an_entry_that_goes_while_it_is_read_is_none(gated: GatedClient, store: Store) -> None:
+    """A value without a life is not there: it ran out, or somebody has deleted it."""
+
+    class Late(GatedClient):
+        def pipeline(self, *args: Any, **options: Any) -> Any:
+            made = super().pipeline(*args, **options)
+            send = made.execute
+
+            async def execute(raise_on_error: bool = True) -> list[Any]:
+                made.command_stack.insert(1, (("DEL", "k"), {}))  # between the value and its life
+                value, _, life = await send(raise_on_error)
+                return [value, life]
+
+            made.execute = execute  # type: ignore[method-assign]
+            return made
+
+    await gated.set("k", "1")
+    assert await store.get_timed(Late(gated), "k") is None
+
+
+async def test_an_entry_that_was_seen_does_not_answer(any_client: Redis, store: Store) -> None:
+    """Who has seen it wants to load, or what came after it: that lives longer, or for ever."""
+    await store.acquire(any_client, "k", "a")
+    await store.fill(any_client, "k", "a", b"1", 10_000)
+    seen = await store.get_timed(any_client, "k")
+    assert seen is not None
+    assert await store.acquire(any_client, "k", "b") == Hit(b"1")
+    assert await store.acquire(any_client, "k", "b", seen_ms=seen.ttl_ms) == Granted()
+    assert await store.acquire(any_client, "k", "c", seen_ms=seen.ttl_ms) == Busy("b")
+    await store.fill(any_client, "k", "b", b"2", 20_000)
+    assert await store.acquire(any_client, "k", "c", seen_ms=seen.ttl_ms) == Hit(b"2")
+    outcomes = await store.acquire_many(any_client, {"k": "d", "new": "e"}, seen_ms={"k": 20_000})
+    assert outcomes == {"k": Granted(), "new": Granted()}
+    await any_client.persist("k")
+    assert await store.acquire(any_client, "k", "d", seen_ms=20_000) == Hit(b"2")
 
 
 async def test_busy_names_the_holder(any_client: Redis, store: Store) -> None:
@@ -173,8 +226,26 @@ async def test_many_at_once(any_client: Redis, store: Store) -> None:
     outcomes = await store.acquire_many(any_client, {f"k:{n}": f"t{n}" for n in range(5)})
     assert [outcomes[f"k:{n}"] for n in range(5)] == [Granted(), Busy("other"), Barred(), Granted(), Granted()]
     await any_client.script_flush()
-    assert await store.fill_many(any_client, [(f"k:{n}", f"t{n}", b"%d" % n, 60_000) for n in range(5)]) == 3
+    fills = [(f"k:{n}", f"t{n}", b"%d" % n, 60_000) for n in range(5)]
+    assert await store.fill_many(any_client, fills) == [True, False, False, True, True]
     assert await store.get_many(any_client, [f"k:{n}" for n in range(5)]) == [b"0", None, None, b"3", b"4"]
+
+
+async def test_very_many_go_in_parts(gated: GatedClient) -> None:
+    """So that others need not wait for all of them; all are answered, in order."""
+    store = Store(timeout=5, chunk=2)
+    tokens = {f"k:{n}": f"t{n}" for n in range(5)}
+    assert await store.acquire_many(gated, tokens) == dict.fromkeys(tokens, Granted())
+    assert await store.acquire_many(gated, {"k:4": "t"}, refresh=True) == {"k:4": Busy("t4")}
+    gated.log.clear()
+    gate = gated.after("compare_delete")
+    releasing = asyncio.create_task(store.release_many(gated, tokens))
+    await gate.reached()
+    assert gated.names() == ["compare_delete"] * 2
+    gate.open()
+    await releasing
+    assert gated.names() == ["compare_delete"] * 5
+    assert await gated.keys("fastrdb:lease:*") == []
 
 
 async def test_an_error_of_one_of_many_is_an_error(any_client: Redis, store: Store) -> None:
