@@ -1,10 +1,11 @@
 """fastrdb: async query functions answered from Redis, never from before the last committed write.
 
-`cached`, `cached_list` and `invalidates` go on functions; `Cache` holds settings; `FastRDB` is typed CRUD made of them.
+`cached`, `cached_list`, `cached_many` and `invalidates` go on functions; `Cache` holds settings; `FastRDB` is typed
+CRUD made of them.
 """
 
 from .crud import FastRDB
-from .decorators import Cache, Cached, cached, cached_list, invalidates
+from .decorators import Cache, Cached, cached, cached_list, cached_many, default_cache, invalidates
 from .errors import (
     CacheUnavailableError,
     FastRDBError,
@@ -42,6 +43,8 @@ __all__ = [
     "UnknownFieldError",
     "cached",
     "cached_list",
+    "cached_many",
+    "default_cache",
     "invalidates",
     "no_store",
 ]

@@ -39,6 +39,7 @@ class Settings(TypedDict, total=False):
     stale: Seconds
     fail_safe: Seconds
     early: float
+    session_factory: Callable[[], Any]
     near: bool | None
 
 
@@ -137,9 +138,10 @@ class Bindings(Generic[Response]):
         calls = {key: {**asked, name: value} for key, value in zip(keys, values, strict=True)}
         wanted = [call[name] for call in calls.values()]
 
-        async def load(positions: Sequence[int]) -> list[Any]:
+        async def load(positions: Sequence[int], session: AsyncSession | None = None) -> list[Any]:
             missing = [wanted[at] for at in positions]
-            rows = [row for part in self.sql.several(asked, name, missing) for row in await rows_of(db, part)]
+            parts = self.sql.several(asked, name, missing)
+            rows = [row for part in parts for row in await rows_of(session or db, part)]
             by_key = self._by_key(rows, name, asked)
             answers = [by_key.get(self.item.key(**asked, **{name: value})) for value in missing]
             return [None if row is None else self.convert(row) for row in answers]

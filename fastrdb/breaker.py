@@ -1,7 +1,8 @@
 """When Redis does not answer: how many failures in a row it takes to leave it alone, and how it is tried again. Pure.
 
 While the breaker is open nobody waits for Redis. Every so often one caller is told to have it tried in the background;
-what comes of that closes the breaker, or leaves it open for a longer pause.
+what comes of that closes the breaker, or leaves it open for a longer pause. Closed so, it is on trial: the next failure
+opens it at once, for what answers a try may still be too slow for work.
 """
 
 from __future__ import annotations
@@ -36,15 +37,16 @@ class Breaker:
             return False
         self.opened = True
         self.opens += 1
-        self._tries = 0
         self._pause()
         return True
 
     def succeeded(self) -> bool:
         """Redis answered. True if the breaker has closed for it."""
-        self.failures = 0
-        closed, self.opened = self.opened, False
-        return closed
+        if not self.opened:
+            self.failures = self._tries = 0
+            return False
+        self.opened, self.failures = False, FAILURES - 1
+        return True
 
     def due(self) -> bool:
         """Whether it is time to try Redis again; whoever is told so has to do it, and to say how it went."""

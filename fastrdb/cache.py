@@ -1,4 +1,4 @@
-"""The settings of a cache, and what belongs to it in each event loop: stores, flights, tasks.
+"""The settings of a cache, and what is done for all of its functions.
 
 `loads` and `invalidations` do the work of one decorated function with what they find here.
 """
@@ -9,19 +9,22 @@ import asyncio
 import inspect
 import re
 from collections.abc import Callable, Coroutine, Hashable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal, Self
-from weakref import ReferenceType, WeakKeyDictionary, ref
+from weakref import ref
 
 from .calls import MISSING, CallPlan
 from .errors import CacheUnavailableError, OptionError, PatternError
 from .events import Counters, Hook, Stats
 from .keys import Template
+from .loops import Loops
+from .loops import LoopState as LoopState
 from .near import Near
-from .policy import Seconds, seconds
+from .policy import Seconds, at_least_one, seconds
 from .prefixes import Prefix, prefixes_of
-from .singleflight import Flights
+from .sealing import seal_of
 from .store import Store, is_cluster
+from .switches import Switch
 from .transactions import settled
 
 if TYPE_CHECKING:
@@ -29,16 +32,6 @@ if TYPE_CHECKING:
     from redis.asyncio.cluster import RedisCluster
 
 OnError = Literal["bypass", "raise"]
-
-
-class LoopState:
-    """What a cache has in one event loop. Futures and connections belong to the loop they were made in."""
-
-    def __init__(self) -> None:
-        self.flights = Flights()
-        self.stores: dict[Hashable, Store] = {}
-        self.by_pool: WeakKeyDictionary[Any, Store] = WeakKeyDictionary()
-        self.tasks: set[asyncio.Task[Any]] = set()
 
 
 class BaseCache:
@@ -55,6 +48,8 @@ class BaseCache:
         lease: Seconds = 10.0,
         barrier: Seconds = 10.0,
         hook: Hook | None = None,
+        hash_keys: bytes | None = None,
+        max_bytes: int = 8 * 1024 * 1024,
     ) -> None:
         """Settings of all functions decorated with this cache. Durations are seconds.
 
@@ -69,6 +64,9 @@ class BaseCache:
             lease: the longest load whose result is stored.
             barrier: the longest time between a COMMIT's start and its end that is covered.
             hook: is told every `Event`.
+            hash_keys: a secret; every value in a key is replaced by its hash under it, so that key names tell nobody
+                whose data it is. The entries themselves stay what they are.
+            max_bytes: a larger entry is answered, and not stored: while it travels, others wait.
 
         Raises:
             OptionError: naming the option.
@@ -83,35 +81,26 @@ class BaseCache:
         self.near = near if isinstance(near, Near) else Near()
         self.near_by_default = bool(near)
         self.near_heads: set[str] = set()  # what the keys of functions begin with that keep their entries here
-        self.redis = None if redis is None else _checked(redis, owner)
         self.on_error: OnError = on_error
-        self.namespace = namespace
+        self.switch = Switch()
         self.timeout = seconds(timeout, name="timeout", owner=owner)
         self.lease = seconds(lease, name="lease", owner=owner)
         self.barrier = seconds(barrier, name="barrier", owner=owner)
         self.hook = hook
+        self.seal = seal_of(hash_keys, owner)
+        self.max_bytes = at_least_one(max_bytes, name="max_bytes", owner=owner)
         self._counters: list[Counters] = []
-        self._loops: WeakKeyDictionary[asyncio.AbstractEventLoop, LoopState] = WeakKeyDictionary()
-        # The loop and state of the latest call, since there is but one loop nearly always.
-        self._latest: tuple[ReferenceType[asyncio.AbstractEventLoop] | None, LoopState] = (None, LoopState())
+        self._own_counters = self.counters(owner)
+        self.move(namespace, None if redis is None else _checked(redis, owner))
 
-        # The client of the latest call, its loop and its store. A client belongs to one loop: while that runs, it is
-        # this one, and asking which one it is would cost more than all the rest of this.
-        self._recent: tuple[Callable[[], Any], ReferenceType[asyncio.AbstractEventLoop] | None, Any] = (
-            _nobody,
-            None,
-            None,
-        )
+    def move(self, namespace: str, redis: Any) -> None:
+        """Go on in another namespace, with another client, and with nothing known of before: for tests."""
+        self.namespace, self.redis = namespace, redis
+        self._loops = Loops()
 
     def here(self) -> LoopState:
         """The state of the running event loop."""
-        loop = asyncio.get_running_loop()
-        latest, state = self._latest
-        if latest is None or latest() is not loop:
-            found = self._loops.get(loop)
-            state = self._loops[loop] = LoopState() if found is None else found
-            self._latest = (ref(loop), state)
-        return state
+        return self._loops.here()
 
     def client(self, plan: CallPlan, values: dict[str, Any]) -> Any:
         """The client of a call: what the call itself has, else the cache's own. None means: just run the function."""
@@ -122,7 +111,7 @@ class BaseCache:
 
     def own(self, plan: CallPlan) -> Any:
         """The cache's own client, for a call that has none. None where the function may do without."""
-        return self.redis if plan.redis_optional else self._own(plan.function)
+        return self.redis if plan.redis_optional or self.switch.is_off() else self._own(plan.function)
 
     def _own(self, owner: str) -> Any:
         if self.redis is None:
@@ -134,8 +123,8 @@ class BaseCache:
 
     def store(self, client: Any) -> Store:
         """The store behind `client`: one for each server, so that a client per request finds what others know."""
-        recent, loop, latest = self._recent
-        if recent() is client and loop is not None and (running := loop()) is not None and running.is_running():
+        recent, loop, latest = self._loops.recent
+        if recent() is client and (running := loop()) is not None and running.is_running():
             found: Store = latest
             return found
         state = self.here()
@@ -153,23 +142,52 @@ class BaseCache:
                     on_error=self.on_error,
                     near=self.near,
                     heads=self.near_heads,
+                    switch=self.switch,
                     cluster=is_cluster(client),
                 )
+                tell = self._own_counters.tell  # not a method of this cache: its stores may outlive it for a moment
+                store.obstacles.listeners.append(lambda kind, detail: tell(kind, "", detail))
+                store.owe(client, state.owed.pop(server, {}))
             state.by_pool[pool] = store
-        self._recent = ref(client), ref(asyncio.get_running_loop()), store
+        self._loops.recent = ref(client), ref(asyncio.get_running_loop()), store
         return store
 
     def background(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run `work` whatever becomes of the caller. What it cannot do with an unwell Redis lapses by time."""
         tasks = self.here().tasks
-        task = asyncio.get_running_loop().create_task(_forgiving(work))
+        task = asyncio.get_running_loop().create_task(work)
         tasks.add(task)
         task.add_done_callback(tasks.discard)
+        task.add_done_callback(_forgive)
         return task
+
+    def reload(self, store: Store, keys: Iterable[str], work: Callable[[list[str]], Coroutine[Any, Any, None]]) -> None:
+        """Run `work(keys)` whatever becomes of the caller, for the keys that nobody here is reloading already."""
+        reloads = self.here().reloads
+        mine = [key for key in keys if (store, key) not in reloads]
+        if not mine:
+            return
+        task = asyncio.get_running_loop().create_task(work(mine))
+        places = [(store, key) for key in mine]
+        reloads.update(dict.fromkeys(places, task))
+
+        def done(_: object) -> None:
+            for place in places:
+                del reloads[place]
+
+        task.add_done_callback(done)
 
     async def shielded(self, work: Coroutine[Any, Any, Any]) -> None:
         """Run `work` to its end even if the caller is cancelled while waiting for it."""
         await asyncio.shield(self.background(work))
+
+    def disabled(self) -> AbstractContextManager[None]:
+        """While inside, this task and those that it starts go past the cache: `with cache.disabled(): ...`.
+
+        Cached functions just run, with Redis or without; nothing is read and nothing is stored. What is invalidated
+        is invalidated all the same, since others go on reading. The module-level decorators' is `default_cache`.
+        """
+        return self.switch.off()
 
     def counters(self, function: str) -> Counters:
         """The counters of one more decorated function."""
@@ -186,6 +204,8 @@ class BaseCache:
     ) -> None:
         """Delete now what lies under each prefix (`"user:*"`; no placeholders) and the exact `keys`.
 
+        A key may be given as a function's `key()` gives it, with the namespace, or without it.
+
         For writes that no decorated function made. With Redis unreachable it is repeated until it succeeds, or raises
         CacheUnavailableError if the cache was made with on_error="raise".
 
@@ -197,7 +217,9 @@ class BaseCache:
         texts = [prefix] if isinstance(prefix, str) else list(prefix)
         found = [made for text in texts for made in _plain_prefixes(text, owner)]
         client = self._own(owner) if redis is None else redis
-        await self.delete(client, found, list(keys))
+        before = f"{self.namespace}:" if self.namespace else ""
+        named = dict.fromkeys(name for key in keys for name in (key, key.removeprefix(before)))
+        await self.delete(client, found, list(named))
 
     async def delete(self, client: Any, prefixes: Sequence[Prefix], keys: Sequence[str]) -> None:
         """Invalidate by hand, with no transaction in sight; goes on if the caller is cancelled."""
@@ -213,12 +235,8 @@ class BaseCache:
 
         Clients stay open: they are the caller's.
         """
-        state = self.here()
         await settled()
-        if state.tasks:
-            await asyncio.wait(set(state.tasks), timeout=limit)
-        for store in state.stores.values():
-            await store.aclose(limit)
+        await self.here().aclose(limit)
 
     async def __aenter__(self) -> Self:
         return self
@@ -227,14 +245,11 @@ class BaseCache:
         await self.aclose()
 
 
-def _nobody() -> object:
-    """No client at all: nothing is this object."""
-    return _forgiving
-
-
-async def _forgiving(work: Coroutine[Any, Any, Any]) -> None:
-    with suppress(CacheUnavailableError):
-        await work
+def _forgive(task: asyncio.Task[Any]) -> None:
+    """Take note of how it ended, so that nobody else complains of an unwell Redis."""
+    error = None if task.cancelled() else task.exception()
+    if error is not None and not isinstance(error, CacheUnavailableError):
+        raise error
 
 
 def _plain_prefixes(text: str, owner: str) -> list[Prefix]:
@@ -244,8 +259,20 @@ def _plain_prefixes(text: str, owner: str) -> list[Prefix]:
     return prefixes_of(template, ())
 
 
+_CLUSTERS = ("RedisCluster", "ValkeyCluster")
+
+
 def _checked(client: Any, owner: str) -> Any:
     """Refuse what cannot be a client before it is first used."""
+    if not getattr(getattr(client, "connection_pool", None), "is_master", True):
+        raise OptionError(
+            f"{owner}: redis={client!r} reads from replicas, which may be behind: give it master_for(...)"
+        )
+    for option in ("read_from_replicas", "load_balancing_strategy"):
+        if (value := getattr(client, option, None)) not in (None, False):
+            raise OptionError(f"{owner}: redis=... has {option}={value!r}: replicas may be behind, read from masters")
+    if any(cls.__name__ in _CLUSTERS for cls in type(client).__mro__) and not is_cluster(client):
+        raise OptionError(f"{owner}: {type(client).__name__}: not the cluster client of redis.asyncio")
     execute = getattr(client, "execute_command", None)
     if not inspect.iscoroutinefunction(execute):
         raise OptionError(f"{owner}: redis={client!r} must be a redis.asyncio client")
@@ -258,11 +285,13 @@ def _server(client: Any, pool: Any) -> Hashable:
     database = known.get("db", 0)
     service = getattr(pool, "service_name", None)
     if service is not None:
-        return ("sentinel", service, database)
+        manager = getattr(pool, "sentinel_manager", None)  # two groups may have given their masters one name
+        sentinels = (each.connection_pool.connection_kwargs for each in getattr(manager, "sentinels", ()))
+        return ("sentinel", frozenset((each.get("host"), each.get("port")) for each in sentinels), service, database)
     if "path" in known:
         return ("unix", known["path"], database)
     if is_cluster(client):
         return ("cluster", *sorted(client.nodes_manager.startup_nodes))
     if pool is client:
-        return id(client)
+        return ref(client)  # its id may be another's when it is gone
     return (known.get("host", "localhost"), known.get("port", 6379), database)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import inspect
-import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from .arguments import BOUND, Binder
 from .compiled import Locate, Recipe, compile_locate
-from .declared import MISSING, attribute_type, encode_with, encoder_for
+from .declared import MISSING, encode_with, encoder_for
 from .errors import KeyValueError, MissingKeyFieldError, OptionError, PatternError
 from .filling import Filling, attribute, part_encoder, reader
-from .keys import LIMIT, RESERVED_HEAD, Part, Template, fit, guard
-from .parameters import Inspected, Parameter, inspect_function, redis_of, session_of
-from .reaches import RESULT, Reaches
+from .keys import LIMIT, RESERVED_HEAD, Template, fit, guard
+from .parameters import Inspected, inspect_function, redis_of, session_of
+from .placeholders import Placeholders, known, type_of
+from .reaches import Reaches
+from .sealing import Seal, sealed
 from .values import Encoder, quote
 
 __all__ = ["MISSING", "CallPlan"]
@@ -25,20 +26,22 @@ _SURE = LIMIT // 4  # so few characters are never too many bytes
 class CallPlan:
     """One decorated function's calls. Built by `of`; nothing in it changes afterwards."""
 
-    def __init__(self, found: Inspected, ignore: Iterable[str], owner: str) -> None:
+    def __init__(self, found: Inspected, ignore: Iterable[str], owner: str, seal: Seal | None) -> None:
         self.function = found.name
         self.return_type = found.return_type
         self._parameters = {each.name: each for each in found.parameters}
         self._kwargs = found.of_kind(inspect.Parameter.VAR_KEYWORD)
-        self._keyword_encoder = encoder_for(self._parameters[self._kwargs].declared if self._kwargs else MISSING)
+        self._seal = seal
+        declared = self._parameters[self._kwargs].declared if self._kwargs else MISSING
+        self._keyword_encoder = sealed(encoder_for(declared), seal)
         self._redis = next((each for each in found.parameters if each.role == "redis"), None)
-        self._session = next((each.name for each in found.parameters if each.role == "session"), None)
-        self.takes_session = self._session is not None
+        self.session_name = next((each.name for each in found.parameters if each.role == "session"), None)
         self.redis_optional = self._redis is not None and self._redis.default is None
         self._first = found.parameters[0].name if found.parameters else None
         self._self = self._first if found.takes_instance else None
         self._outside = self._left_out(ignore, owner)
-        names = ("db", "session") if self._session is None else (self._session,)
+        self._placeholders = Placeholders(self._parameters, self._kwargs, self._outside, self.return_type)
+        names = ("db", "session") if self.session_name is None else (self.session_name,)
         self._session_names = tuple(name for name in names if name in self._outside)
         self._binder = Binder(found, self._outside)
         self._template: Template | None = None
@@ -61,23 +64,26 @@ class CallPlan:
         keys: Sequence[str] = (),
         ignore: Sequence[str] = (),
         decorator: str,
+        seal: Seal | None = None,
     ) -> CallPlan:
         """The plan for *fn*, everything checked.
 
         Args:
+            fn: the function, or what `inspect_function` gave for it.
             pattern: the key's pattern; None for a function that has no key.
             prefixes: what is invalidated; `{result.x}` takes the function's result.
             keys: patterns of single keys that are invalidated.
             ignore: parameters that do not make a difference to the result.
             decorator: its name, for messages.
+            seal: what hides the values in keys, if something does.
 
         Raises:
             PatternError: a wrong pattern or prefix, or a placeholder for what the function does not have.
             OptionError: *fn* is not a coroutine function; *ignore* names what it does not have.
         """
-        found = inspect_function(fn, decorator)
+        found = fn if isinstance(fn, Inspected) else inspect_function(fn, decorator)
         owner = f"@{decorator} on {found.name}"
-        plan = cls(found, (ignore,) if isinstance(ignore, str) else ignore, owner)
+        plan = cls(found, (ignore,) if isinstance(ignore, str) else ignore, owner, seal)
         if pattern is not None:
             plan._compile(Template.parse(pattern, owner=owner, kind="pattern"), owner)
         filled = [plan._filling(text, owner, "prefix") for text in prefixes if text != ""]
@@ -90,38 +96,25 @@ class CallPlan:
         """The names that are never part of a key."""
         for name in (names := tuple(ignore)):
             if name not in self._parameters and self._kwargs is None:
-                raise OptionError(f"{owner}: ignore names '{name}', but there is only {self._known()}")
+                raise OptionError(f"{owner}: ignore names '{name}', but there is only {known(self._parameters)}")
         special = {name for name, each in self._parameters.items() if each.role != "value"}
         if self._kwargs is not None:  # without parameters of their own, these arrive among the keyword arguments
             special |= {"redis"} - self._parameters.keys() if self._redis is None else set()
-            special |= {"db", "session"} - self._parameters.keys() if self._session is None else set()
+            special |= {"db", "session"} - self._parameters.keys() if self.session_name is None else set()
         return frozenset(special.union(names))
-
-    def _known(self) -> str:
-        names = [name for name, each in self._parameters.items() if each.role in ("value", "self")]
-        return ", ".join(f"'{name}'" for name in names) or "no parameter"
-
-    def _check(self, part: Part, template: Template, owner: str, *, result: bool) -> None:
-        name = part.root
-        if result and name == RESULT:
-            return
-        start = f"{owner}: {template.text!r}: placeholder '{{{part.field}}}'"
-        if name == self._kwargs or (name not in self._parameters and self._kwargs is None):
-            raise PatternError(f"{start}: there is no parameter '{name}', only {self._known()}")
-        role = self._parameters[name].role if name in self._parameters else "value"
-        if role == "self" and part.path:
-            return
-        if name in self._outside:
-            reason = f"is its {role}" if role != "value" else "is ignored, or the call's Redis or session"
-            raise PatternError(f"{start}: parameter '{name}' {reason}, and never part of a key")
 
     def _compile(self, template: Template, owner: str) -> None:
         for part in template.parts:
-            self._check(part, template, owner, result=False)
+            self._placeholders.check(part, template, owner, result=False)
         self._template, self.head = template, template.head
         self._guarded = RESERVED_HEAD.startswith(template.head)  # else the literal head alone keeps it apart
         self._steps = tuple(
-            (part.literal, part.root, reader(part.path), part_encoder(part, self._type_at(part)))
+            (
+                part.literal,
+                part.root,
+                reader(part.path),
+                part_encoder(part, self._placeholders.type_at(part), self._seal),
+            )
             for part in template.parts
         )
         left = self._parameters.keys() - template.names - self._outside - {self._kwargs}
@@ -140,28 +133,16 @@ class CallPlan:
             always_finish=self._guarded,
             sure=_SURE,
             redis=None if self._redis is None else self._redis.name,
-            session=self._session,
+            session=self.session_name,
             own_redis=redis_of,
             own_session=session_of,
             instance=self._self,
         )
 
-    def _type_at(self, part: Part, *, result: bool = False) -> Any:
-        """Declared type of what a placeholder stands for, MISSING if it cannot be made out."""
-        if result and part.root == RESULT:
-            return attribute_type(self.return_type, part.path)
-        found = self._parameters.get(part.root) or self._parameters.get(self._kwargs or "")
-        return MISSING if found is None else attribute_type(self._type_of(found), part.path)
-
-    def _type_of(self, parameter: Parameter) -> Any:
-        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
-            return MISSING if parameter.declared is MISSING else types.GenericAlias(tuple, (parameter.declared, ...))
-        return parameter.declared
-
     def _pair(self, name: str) -> tuple[str, Any, str | None, Encoder]:
         """Name, default, the default's text and the encoder of an argument that the pattern does not name."""
         parameter = self._parameters[name]
-        encode = encoder_for(self._type_of(parameter))
+        encode = sealed(encoder_for(type_of(parameter)), self._seal)
         default = () if parameter.kind is inspect.Parameter.VAR_POSITIONAL else parameter.default
         try:
             text = None if default is MISSING else encode(default)
@@ -172,8 +153,9 @@ class CallPlan:
     def _filling(self, text: str, owner: str, kind: Any) -> Filling:
         template = Template.parse(text, owner=owner, kind=kind)
         for part in template.parts:
-            self._check(part, template, owner, result=True)
-        return Filling(template, [self._type_at(part, result=True) for part in template.parts], self.function)
+            self._placeholders.check(part, template, owner, result=True)
+        types = [self._placeholders.type_at(part, result=True) for part in template.parts]
+        return Filling(template, types, self.function, self._seal)
 
     # --- at a call ----------------------------------------------------------------------------------------------------
 

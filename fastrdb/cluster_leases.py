@@ -40,8 +40,9 @@ _AT_ONCE = 256
 class ClusterLeases:
     """The steps on a cluster."""
 
-    def __init__(self, link: Link, names: SlotNames, histories: Histories, lease_ms: int) -> None:
-        self._link, self._names, self._histories, self._lease_ms = link, names, histories, lease_ms
+    def __init__(self, link: Link, names: SlotNames, histories: Histories, lease_ms: int, chunk: int) -> None:
+        self._link, self._names, self._histories = link, names, histories
+        self._lease_ms, self._chunk = lease_ms, chunk
         self._undertaker = Undertaker(link, names)
 
     async def get_many(self, client: Client, entries: Sequence[bytes]) -> list[bytes | None]:
@@ -80,9 +81,9 @@ class ClusterLeases:
                 self._undertaker.look_at(client, found)
         return [bool(reply) for reply in self._link.raised(calls, replies[: len(calls)])]
 
-    async def release(self, client: Client, entry: bytes, token: str) -> None:
-        """Give a lease back."""
-        await self._link.script(client, self._release(entry, token))
+    async def release(self, client: Client, leases: Sequence[tuple[bytes, str]]) -> None:
+        """Give leases back."""
+        await self._link.portions(client, [self._release(entry, token) for entry, token in leases], self._chunk)
 
     async def inspect(self, client: Client, entry: bytes) -> Entry:
         """Tell what there is."""

@@ -163,6 +163,10 @@ def _name(kind: Any) -> str:
     return kind.__name__ if isinstance(kind, type) and not hasattr(kind, "__args__") else str(kind)
 
 
+ABSENT = b"null"
+"""What is not there, as the entry of one of many ids: also where None is no value of the type."""
+
+
 def encode_missing(message: str) -> bytes:
     """The negative entry: there is no such row, with the `message` of the error to raise."""
     return b" " + json.dumps({"error": "NoResultFound", "message": message}).encode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary, ref
 
@@ -9,10 +10,11 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 SILENT = (TimeoutError, OSError, RedisConnectionError, RedisTimeoutError)
-"""What counts for a breaker: no answer. A server that answers with an error is there, and costs no time."""
+"""What counts for a breaker: no answer. A server that answers with an error is there, and costs no time; nor does a
+client's pool that is exhausted."""
 
 SMALL_POOL = 8
-"""A pool of fewer connections than this cannot spare one for good."""
+"""A pool of fewer connections than this cannot spare one between two exchanges."""
 
 
 class Connection(Protocol):
@@ -44,6 +46,9 @@ class Connection(Protocol):
 class Source(Protocol):
     """Where a wire has its connection from."""
 
+    spares: bool
+    """Whether it can do without one for as long as a wire has work; else it is given back after each exchange."""
+
     async def take(self) -> Connection:
         """Give a connection."""
         ...
@@ -51,18 +56,17 @@ class Source(Protocol):
     async def give(self, connection: Connection) -> None:
         """Take it back."""
 
+    def lose(self, connection: Connection) -> None:
+        """Do without it from now on: its event loop has ended, and nobody can close it any more."""
+
 
 class PoolSource:
     """Connections of a redis-py pool, which keeps its bounds and closes what is out when the client is closed."""
 
     def __init__(self, pool: Any) -> None:
         self._pool = ref(pool)  # a wire must not keep a pool alive whose client is gone
+        self.spares = int(getattr(pool, "max_connections", 0)) >= SMALL_POOL
         self._timeouts: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
-
-    @staticmethod
-    def spares(pool: Any) -> bool:
-        """Whether the pool is large enough to do without one connection."""
-        return int(getattr(pool, "max_connections", 0)) >= SMALL_POOL
 
     async def take(self) -> Connection:
         """Give one of the pool's connections."""
@@ -77,7 +81,22 @@ class PoolSource:
         return connection
 
     async def give(self, connection: Connection) -> None:
-        """Give it back, or close it if its pool is gone."""
+        """Give it back, or close it if its pool is gone or does not know it any more."""
         pool = self._pool()
         connection.socket_timeout = self._timeouts.pop(connection, None)
-        await (connection.disconnect(nowait=True) if pool is None else pool.release(connection))
+        if pool is not None:
+            with suppress(KeyError):  # of a pool that was reset
+                await pool.release(connection)
+                return
+        await connection.disconnect(nowait=True)
+
+    def lose(self, connection: Connection) -> None:
+        """Take it off the pool's books: it would count as in use for ever."""
+        pool = self._pool()
+        if pool is not None:
+            pool._in_use_connections.discard(connection)
+
+
+def connections_of(pool: Any) -> list[Any]:
+    """Give the connections that a redis-py pool has made: it has no public word for them."""
+    return [*getattr(pool, "_available_connections", ()), *getattr(pool, "_in_use_connections", ())]

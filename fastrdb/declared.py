@@ -34,7 +34,7 @@ MISSING: Final = _Missing.MISSING
 """Nothing there: no declared type, no default, no argument. None is a value."""
 
 _DEPTH = 16  # type aliases may be recursive
-_SEQUENCES: frozenset[Any] = frozenset(
+SEQUENCES: frozenset[Any] = frozenset(
     (
         list,
         set,
@@ -47,7 +47,7 @@ _SEQUENCES: frozenset[Any] = frozenset(
         collections.abc.MutableSet,
     )
 )
-_MAPPINGS: frozenset[Any] = frozenset((dict, collections.abc.Mapping, collections.abc.MutableMapping))
+MAPPINGS: frozenset[Any] = frozenset((dict, collections.abc.Mapping, collections.abc.MutableMapping))
 
 
 def members(declared: Any, depth: int = 0) -> list[Any]:
@@ -111,9 +111,9 @@ def _encoder_of(member: Any) -> Encoder:
 
 
 def _generic_encoder(origin: Any, args: tuple[Any, ...], declared: Any) -> Encoder:
-    if origin in _MAPPINGS and len(args) == 2:
+    if origin in MAPPINGS and len(args) == 2:
         return _container_encoder(encoder_for(args[1]), encoder_for(args[0]))
-    if (origin in _SEQUENCES and len(args) == 1) or (origin is tuple and len(args) == 2 and args[1] is Ellipsis):
+    if (origin in SEQUENCES and len(args) == 1) or (origin is tuple and len(args) == 2 and args[1] is Ellipsis):
         return _container_encoder(encoder_for(args[0]), undeclared)
     return _container_encoder(undeclared, undeclared, origin if isinstance(origin, type) else None)
 
@@ -164,14 +164,16 @@ def encode_with(encode: Encoder, value: Any, function: str = "", parameter: str 
         raise KeyValueError(function, parameter, type(value).__qualname__, "it is nested too deeply") from None
 
 
-def texts_of(value: Any, encode: Encoder, also: str) -> tuple[str, ...]:
+def texts_of(value: Any, encode: Encoder, write: Encoder = str) -> tuple[str, ...]:
     """Every text that functions may have written *value* as: as declared here, plainly, undeclared, and mistaken.
+
+    *write* is what then becomes of these texts in a key.
 
     Prefixes are written in one function and keys in another, which may declare the parameter otherwise (or not at
     all), or be called against what it declares: what is invalidated must reach them all.
     """
     found = (encode(value), plain(value), undeclared(value), *mistaken(value))
-    return tuple(dict.fromkeys(escaping(str, also)(text) for text in found))
+    return tuple(dict.fromkeys(map(write, found)))
 
 
 def attribute_type(declared: Any, path: tuple[str, ...]) -> Any:

@@ -18,14 +18,15 @@ from .codec import Codec
 from .errors import OptionError
 from .events import Stats
 from .invalidations import Invalidation
-from .loads import CachedQuery, Explanation, check_unused
-from .near_loads import NearQuery
+from .loads import CachedQuery, Explanation
+from .many import ManyQuery, NearManyQuery
+from .near_loads import query_of
+from .parameters import inspect_function
 from .policy import Policy
 from .protocols import Cached as Cached
-from .protocols import ListWithSchema, Options, WithoutSchema, WithSchema
+from .protocols import ListWithSchema, ManyWithSchema, Options, WithoutSchema, WithSchema
 
 S = TypeVar("S")
-LATER = ("stale", "fail_safe", "early")
 F = TypeVar("F", bound=Callable[..., Coroutine[Any, Any, Any]])
 
 
@@ -123,6 +124,28 @@ class Cache(BaseCache):
         """`cached` for functions that give a list: `schema` is that of one item. Raises what `cached` raises."""
         return partial(self._cached, "cached_list", list_pattern, schema, list[Any], options)
 
+    @overload
+    def cached_many(self, pattern: str, *, schema: None = None, **options: Unpack[Options]) -> WithoutSchema: ...
+    @overload
+    def cached_many(self, pattern: str, *, schema: type[S], **options: Unpack[Options]) -> ManyWithSchema[S]: ...
+    def cached_many(self, pattern: str, *, schema: Any = None, **options: Unpack[Options]) -> Any:
+        """`cached` for functions that take a list of ids, and give a mapping by id or a list in the order of the ids.
+
+        Each id has an entry of its own, under the same key as in a `cached` function with that pattern. One round trip
+        reads them all, and the function is called with the ids that are not there. An id that is left out of the
+        mapping, or None in the list, is not there: it is not stored, or for as long as `negative_exp` says.
+
+        Args:
+            pattern: such as `"user:id:{ids}"`; the placeholder that names the list stands for one of its elements.
+            schema: for functions that return ORM rows: what each is made of, on a miss as on a hit.
+            options: see `Options`; `early` is not for it.
+
+        Raises:
+            PatternError: no placeholder, or several, that name a list; and what `cached` raises.
+            OptionError, SchemaError: what `cached` raises; a return type that is neither mapping nor list.
+        """
+        return partial(self._cached_many, pattern, schema, options)
+
     def invalidates(self, prefix: str | Iterable[str] = (), *, keys: Iterable[str] = ()) -> Callable[[F], F]:
         """After this async function has succeeded and its transaction is committed, nothing older is in the cache.
 
@@ -138,27 +161,31 @@ class Cache(BaseCache):
         return partial(self._invalidates, prefixes, list(keys))
 
     def _cached(self, decorator: str, pattern: str, schema: Any, shape: Any, options: Options, function: Any) -> Any:
-        chosen: dict[str, Any] = dict(options)
-        plan = CallPlan.of(function, pattern=pattern, ignore=chosen.pop("ignore", ()), decorator=decorator)
+        ignore = options.get("ignore", ())
+        plan = CallPlan.of(function, pattern=pattern, ignore=ignore, decorator=decorator, seal=self.seal)
         owner = plan.function
-        if unknown := chosen.keys() - Options.__annotations__.keys():
-            raise OptionError(f"{owner}: {decorator} has no option {', '.join(sorted(unknown))}")
-        check_unused({name: chosen.pop(name) for name in LATER if name in chosen}, owner)
-        near = chosen.pop("near", None)
-        if near is not None and not isinstance(near, bool):
-            raise OptionError(f"{owner}: near={near!r} must be True, False or None: its bounds are the cache's")
-        policy = Policy.of(owner, **{"exp": 3600.0, **chosen})
+        near = _near(owner, options, self.near_by_default)
+        policy = _policy(owner, decorator, options)
         annotation = plan.return_type
         if annotation is MISSING:
             if schema is None:
                 raise OptionError(f"{owner}: declare what it returns, or give schema=: its values must be read back")
             annotation = shape
         codec = Codec(annotation, schema=schema, owner=owner)
-        kind = NearQuery if (self.near_by_default if near is None else near) else CachedQuery
-        return _CachedFunction(function, kind(self, plan, codec, policy))
+        return _CachedFunction(function, query_of(self, plan, codec, policy, near=near))
+
+    def _cached_many(self, pattern: str, schema: Any, options: Options, function: Any) -> Any:
+        decorator = "cached_many"
+        found = inspect_function(function, decorator)
+        policy = _policy(found.name, decorator, options)
+        kind = NearManyQuery if _near(found.name, options, self.near_by_default) else ManyQuery
+        query = kind.of(self, found, pattern, policy, schema=schema, ignore=options.get("ignore", ()))
+        return _CachedFunction(function, query)
 
     def _invalidates(self, prefixes: list[str], keys: list[str], function: Any) -> Any:
-        plan = CallPlan.of(function, pattern=None, prefixes=prefixes, keys=keys, decorator="invalidates")
+        plan = CallPlan.of(
+            function, pattern=None, prefixes=prefixes, keys=keys, decorator="invalidates", seal=self.seal
+        )
         if not prefixes and not keys:
             raise OptionError(f"{plan.function}: invalidates needs a prefix or keys")
         run = Invalidation(self, plan).run
@@ -169,7 +196,22 @@ class Cache(BaseCache):
         return wrapt.FunctionWrapper(function, call)
 
 
+def _policy(owner: str, decorator: str, options: Options) -> Policy:
+    if unknown := options.keys() - Options.__annotations__.keys():
+        raise OptionError(f"{owner}: {decorator} has no option {', '.join(sorted(unknown))}")
+    chosen: dict[str, Any] = {name: value for name, value in options.items() if name not in {"ignore", "near"}}
+    return Policy.of(owner, **{"exp": 3600.0, **chosen})
+
+
+def _near(owner: str, options: Options, default: bool) -> bool:
+    near = options.get("near")
+    if near is not None and not isinstance(near, bool):
+        raise OptionError(f"{owner}: near={near!r} must be True, False or None: its bounds are the cache's")
+    return default if near is None else near
+
+
 default_cache = Cache()
 cached = default_cache.cached
 cached_list = default_cache.cached_list
+cached_many = default_cache.cached_many
 invalidates = default_cache.invalidates

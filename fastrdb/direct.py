@@ -1,21 +1,28 @@
-"""Redis by its client's own methods: for clients with something of their own in them, and for small pools."""
+"""Each command by the client's own methods: for clients with something of their own in them, which must see it.
+
+redis-py connects anew by itself here, so the look at the server comes in front of a command when one is due, and behind
+it when redis-py has connected meanwhile: then another server may have answered.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, Protocol
-from weakref import ref
+from weakref import WeakSet, ref
 
+from redis.client import NEVER_DECODE
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
+from .connections import connections_of
 from .deadlines import Deadlines
-from .histories import Histories
 from .line import Greeting
-from .masters import redirected
 from .scripts import Command
 from .wire import Boundary
+
+_LASTS = 1.0
+"""Seconds that a look at the server holds."""
 
 
 class Client(Protocol):
@@ -29,11 +36,13 @@ class Client(Protocol):
 
 
 class Direct:
-    """Each command by the client's own methods: for clients with something of their own in them, and small pools."""
+    """One client, asked itself. For one event loop."""
 
-    def __init__(self, client: Client, deadlines: Deadlines, greet: Greeting, boundary: Boundary) -> None:
-        self._client, self._deadlines, self._greet, self._boundary = ref(client), deadlines, greet, boundary
-        self._greeted = False
+    def __init__(self, client: Client, deadlines: Deadlines, greeting: Greeting, boundary: Boundary) -> None:
+        self._client, self._deadlines, self._greeting, self._boundary = ref(client), deadlines, greeting, boundary
+        self._connects = Connects(getattr(client, "connection_pool", None))
+        self._loop = asyncio.get_running_loop()
+        self._greeted, self._due = 0, 0.0
 
     async def get(self, name: bytes) -> bytes | None:
         """Give the value of a key."""
@@ -50,21 +59,58 @@ class Direct:
         replies, _ = await self._send(commands)
         return replies
 
+    async def aclose(self, *, closing: bool = False) -> None:
+        """Nothing is held."""
+
+    def lose(self) -> None:
+        """Nothing is held."""
+
     async def _send(self, commands: Sequence[Command]) -> tuple[list[Any], Exception | None]:
         try:
-            with self._deadlines.start():
+            with self._deadlines.start(self._loop):
                 client = _alive(self._client)
-                if not self._greeted:
-                    await self._greet(lambda command: client.execute_command(*command, NEVER_DECODE=True))
-                    self._greeted = True
+                if self._loop.time() >= self._due:
+                    await self._greet(client)
                 replies = await _sent(client, commands)
+                if self._connects.count() > self._greeted:
+                    await self._greet(client)
         except Exception as error:
-            self._greeted = False  # it may be another server that answers next
+            self._due = 0.0  # it may be another server that answers next
             raise self._boundary.failed(str(commands[0][0]), error) from error
         return replies, self._boundary.answered()
 
-    async def aclose(self) -> None:
-        """Nothing is held."""
+    async def _greet(self, client: Client) -> None:
+        now, connects = self._loop.time(), self._connects.count()
+        (reply,) = await _sent(client, (self._greeting.question(),))
+        again = self._greeting.heard(reply)
+        if again is not None:
+            self._greeting.heard(*await _sent(client, (again,)))
+        self._greeted, self._due = connects, now + _LASTS
+
+
+class Connects:
+    """Counts how often a redis-py pool has connected, as far as it can be seen."""
+
+    def __init__(self, pool: Any) -> None:
+        self._pool: Callable[[], Any] = _nobody if pool is None else ref(pool)
+        self._known: WeakSet[Any] = WeakSet()
+        self._count = 0
+
+    def count(self) -> int:
+        """Give the number, those by connections that were made since it was last asked among them."""
+        for connection in connections_of(self._pool()):
+            if connection not in self._known:
+                self._known.add(connection)
+                connection.register_connect_callback(self._on_connect)
+                self._count += 1
+        return self._count
+
+    def _on_connect(self, connection: Any) -> None:
+        self._count += 1
+
+
+def _nobody() -> None:
+    """The pool of a client without one."""
 
 
 def _alive(client: Callable[[], Client | None]) -> Client:
@@ -77,82 +123,11 @@ def _alive(client: Callable[[], Client | None]) -> Client:
 async def _sent(client: Client, commands: Sequence[Command]) -> list[Any]:
     if len(commands) == 1:
         try:
-            return [await client.execute_command(*commands[0], NEVER_DECODE=True)]
+            return [await client.execute_command(*commands[0], **{NEVER_DECODE: True})]
         except ResponseError as error:
             return [error]
     async with client.pipeline(transaction=False) as pipeline:
         for command in commands:
-            pipeline.execute_command(*command, NEVER_DECODE=True)
+            pipeline.execute_command(*command, **{NEVER_DECODE: True})
         replies: list[Any] = await pipeline.execute(raise_on_error=False)
     return replies
-
-
-class ClusterDirect:
-    """The route to a cluster through its client. A takeover is noticed when a command has failed."""
-
-    def __init__(self, client: Any, deadlines: Deadlines, histories: Histories, boundary: Boundary) -> None:
-        self._client, self._deadlines, self._histories, self._boundary = ref(client), deadlines, histories, boundary
-        self._greeted = False
-
-    async def get(self, name: bytes) -> bytes | None:
-        """Give the value of a key."""
-        (reply,) = await self.send((("GET", name),))
-        refused = self._boundary.answered()
-        if refused is not None:
-            raise refused
-        if isinstance(reply, Exception):
-            raise self._boundary.failed("GET", reply)
-        raw: bytes | None = reply
-        return raw
-
-    async def send(self, commands: Sequence[Command]) -> list[Any]:
-        """Send commands, those of each slot in their order."""
-        try:
-            with self._deadlines.start():
-                client = _alive(self._client)
-                if not self._greeted:
-                    await self._greet(client)
-                    self._greeted = True
-                replies = await _sent_in_slots(client, commands)
-        except Exception as error:
-            self._greeted = False  # it may be another server that answers next
-            raise self._boundary.failed(str(commands[0][0]), error) from error
-        self._boundary.answered()
-        return replies
-
-    async def aclose(self) -> None:
-        """Nothing is held."""
-
-    async def _greet(self, client: Any) -> None:
-        """Look at every master, and whether what they have can be relied on."""
-        await client.initialize()
-        for node in client.get_primaries():
-            await self._histories.greet(partial(_asked, client, node))
-        if self._histories.other_data:
-            await self._histories.settle(partial(_sent_in_slots, client))
-
-
-async def _sent_in_slots(client: Any, commands: Sequence[Command]) -> list[Any]:
-    if len(commands) == 1:
-        return [await _one(client, commands[0])]
-    async with client.pipeline(transaction=False) as pipeline:
-        for command in commands:
-            pipeline.execute_command(*command, NEVER_DECODE=True)
-        replies: list[Any] = await pipeline.execute(raise_on_error=False, allow_redirections=False)
-    for at in redirected(commands, replies):
-        replies[at] = await _one(client, commands[at])
-    return replies
-
-
-async def _one(client: Any, command: Command) -> Any:
-    try:
-        return await client.execute_command(*command, NEVER_DECODE=True)
-    except ResponseError as error:
-        return error
-
-
-async def _asked(client: Any, node: Any, command: Command) -> Any:
-    try:
-        return await client.execute_command(*command, target_nodes=node, NEVER_DECODE=True)
-    except ResponseError as error:
-        return error

@@ -10,19 +10,22 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from .cache import BaseCache
 from .calls import CallPlan
-from .codec import Codec, DecodeError, missing_message
+from .codec import ABSENT, Codec, DecodeError, missing_message
 from .errors import CacheUnavailableError
 from .events import Counters
-from .policy import Policy
+from .policy import Pace, Policy
 from .session import WROTE, no_result, wrote
 from .store import Store
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
+
+    from .near import Token
 
 
 @dataclass(slots=True)
@@ -62,7 +65,11 @@ def taking_notes() -> Iterator[list[str]]:
 class Entries:
     """What one cached function makes of values and entries, in one cache: its codec, policy and counters."""
 
-    __slots__ = ("cache", "plan", "codec", "policy", "counters")
+    __slots__ = ("cache", "plan", "codec", "policy", "counters", "pace")
+    near = False
+    """Whether entries are kept in this process as well: see `near_loads.Keeping`."""
+    stores_absent = False
+    """Whether what a load of many keys does not find is stored for as long as `negative_exp` says."""
 
     def __init__(self, cache: BaseCache, plan: CallPlan, codec: Codec, policy: Policy) -> None:
         self.cache = cache
@@ -70,6 +77,7 @@ class Entries:
         self.codec = codec
         self.policy = policy
         self.counters: Counters = cache.counters(plan.function)
+        self.pace = Pace()
 
     # --- entries
 
@@ -82,6 +90,8 @@ class Entries:
             return None, f"the value cannot be written as JSON: {error}"
         if broken is not None:
             return None, broken
+        if len(raw) > self.cache.max_bytes:
+            return raw, f"the entry has {len(raw):,} bytes, and max_bytes is {self.cache.max_bytes:,}"
         if notes:
             return raw, notes[0]
         if self.policy.cache_if is not None and not self.policy.cache_if(value):
@@ -89,7 +99,7 @@ class Entries:
         return raw, None
 
     def ttl_ms(self, value: Any) -> int:
-        """Milliseconds that this value's entry lives."""
+        """Milliseconds that this value's entry is kept."""
         return self.policy.ttl_ms(negative=value is None, random=random.random())
 
     async def read(self, call: Call, raw: bytes) -> Any:
@@ -105,16 +115,24 @@ class Entries:
         if message is not None:
             self.counters.tell("hit", call.key)
             raise no_result(message)
-        self.counters.tell("corrupt", call.key, str(error))
+        if raw != ABSENT:  # else `cached_many` says so: it is not there
+            self.counters.tell("corrupt", call.key, str(error))
         with suppress(CacheUnavailableError):
             await call.store.discard(call.client, call.key, raw)
         return MISS
 
-    async def read_or_none(self, call: Call, raw: bytes) -> Any:
-        """As `read`, where a row that is known to be missing is None."""
-        if missing_message(raw) is not None:
-            return None
-        return await self.read(call, raw)
+    # --- what is kept in this process
+
+    def kept(self, store: Store, key: str) -> Any:
+        """The value that is kept of `key`, MISS if there is none."""
+        return MISS
+
+    def token(self, store: Store, client: Any, key: str) -> Token | None:
+        """The token to `keep` an entry with that is about to be read; None if it cannot be kept."""
+        return None
+
+    def keep(self, store: Store, token: Token, raw: bytes, value: Any, ttl_ms: int) -> None:
+        """Keep an entry for at most `ttl_ms`, or without end if that is -1."""
 
     # --- past the cache
 
@@ -137,4 +155,7 @@ class Entries:
     async def load(self, call: Call) -> Any:
         """Run the function."""
         self.counters.tell("load", call.key)
-        return self.codec.convert(await call.run())
+        begun = monotonic()
+        result = await call.run()
+        self.pace.took((monotonic() - begun) * 1000)
+        return self.codec.convert(result)

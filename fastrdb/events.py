@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 
 Kind = Literal[
     "near",  # answered from this process
-    "hit",  # answered from Redis
+    "hit",  # answered from Redis, within `exp`
     "miss",  # nothing there
     "load",  # the function ran
     "join",  # answered by another caller's load
@@ -21,12 +21,24 @@ Kind = Literal[
     "corrupt",  # an entry that cannot be read as the declared type
     "unavailable",  # Redis did not answer
     "invalidation",  # prefixes and keys were invalidated, or put on a transaction
+    "outage",  # Redis does not answer: calls go on without it
+    "recovery",  # it answers again
+    "owed",  # Redis missed an invalidation: reading past the cache
+    "repair",  # it has taken what it missed
+    "restart",  # Redis came back with other data: reading past the cache
+    "healing",  # all of that has been invalidated
+    "stale",  # answered from Redis although `exp` is over; `detail` says why
+    "early",  # a load was begun although `exp` is not over
+    "failed",  # a load in the background raised; `detail` says what
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One thing that happened in a call of `function` (its qualified name) under `key`."""
+    """One thing that happened in a call of `function` (its qualified name) under `key`.
+
+    What befalls the cache as a whole has its class for a function, and no key.
+    """
 
     function: str
     kind: Kind
@@ -56,6 +68,15 @@ class Stats:
     corrupt: int = 0
     unavailable: int = 0
     invalidations: int = 0
+    outages: int = 0
+    recoveries: int = 0
+    owed: int = 0
+    repairs: int = 0
+    restarts: int = 0
+    healings: int = 0
+    stale: int = 0
+    early: int = 0
+    failed: int = 0
 
     def __add__(self, other: Stats) -> Stats:
         return Stats(*map(sum, zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
@@ -73,6 +94,15 @@ _FIELDS: dict[Kind, str] = {
     "corrupt": "corrupt",
     "unavailable": "unavailable",
     "invalidation": "invalidations",
+    "outage": "outages",
+    "recovery": "recoveries",
+    "owed": "owed",
+    "repair": "repairs",
+    "restart": "restarts",
+    "healing": "healings",
+    "stale": "stale",
+    "early": "early",
+    "failed": "failed",
 }
 
 

@@ -10,6 +10,7 @@ from .declared import MISSING, encode_with, encoder_for, escaping, texts_of
 from .errors import KeyValueError, MissingKeyFieldError
 from .keys import NIL, Part, Template, fit, guard
 from .prefixes import Prefix, prefixes_of
+from .sealing import Seal, sealed
 from .values import Encoder
 
 _NOTHING: Final = object()  # the attribute of a value that is None
@@ -30,9 +31,9 @@ def reader(path: tuple[str, ...]) -> Callable[[Any], Any] | None:
     return read
 
 
-def part_encoder(part: Part, declared: Any) -> Encoder:
+def part_encoder(part: Part, declared: Any, seal: Seal | None = None) -> Encoder:
     """Encoder of what a placeholder stands for, *declared* as it is; an attribute of None is `%nil`."""
-    encode = escaping(encoder_for(declared), part.also)
+    encode = escaping(sealed(encoder_for(declared), seal), part.also)
     if not part.path:
         return encode
     return lambda value: NIL if value is _NOTHING else encode(value)
@@ -41,9 +42,12 @@ def part_encoder(part: Part, declared: Any) -> Encoder:
 class Filling:
     """A template whose placeholders take values by name, with the declared type of each."""
 
-    def __init__(self, template: Template, declared: Sequence[Any] | None = None, function: str = "") -> None:
+    def __init__(
+        self, template: Template, declared: Sequence[Any] | None = None, function: str = "", seal: Seal | None = None
+    ) -> None:
         self.template = template
         self._function = function
+        self._write = str if seal is None else seal
         types = [MISSING] * len(template.parts) if declared is None else declared
         self._sources = tuple(
             (part, reader(part.path), encoder_for(each)) for part, each in zip(template.parts, types, strict=True)
@@ -97,7 +101,7 @@ class Filling:
                 raise KeyValueError(self._function, part.field, "NoneType")
             return (NIL,)
         encode_with(encode, value, self._function, part.field)
-        return texts_of(value, encode, part.also)
+        return texts_of(value, encode, escaping(self._write, part.also))
 
 
 def attribute(read: Callable[[Any], Any], source: Any, function: str, part: Part) -> Any:

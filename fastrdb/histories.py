@@ -19,7 +19,10 @@ from contextlib import suppress
 from contextvars import Context
 from typing import Any
 
+from redis.exceptions import NoScriptError
+
 from .errors import CacheUnavailableError
+from .obstacles import Obstacles
 from .restarts import OTHER_DATA
 from .scripts import Call, Command, Script
 from .slots import SLOTS, SlotNames
@@ -44,7 +47,7 @@ Run = Callable[[Sequence[Call | Command]], Awaitable[list[Any]]]
 class Histories:
     """What one event loop knows of it; among the `obstacles` to reading while there are histories not known as good."""
 
-    def __init__(self, names: SlotNames, obstacles: set[object]) -> None:
+    def __init__(self, names: SlotNames, obstacles: Obstacles) -> None:
         self._names, self._obstacles = names, obstacles
         self._good: set[bytes] = {b""}
         self._doubtful: set[bytes] = set()
@@ -56,21 +59,27 @@ class Histories:
         """Whether what is there may be anything."""
         return self in self._obstacles
 
-    async def greet(self, ask: Callable[[Command], Awaitable[Any]]) -> None:
-        """Look at a server before a connection to it is first used; raises only what a lost connection raises."""
-        reply = await ask(LOOK.whole())
+    def question(self) -> Command:
+        """Give what a server is asked before what it gives is used."""
+        return LOOK.known()
+
+    def heard(self, reply: Any) -> Command | None:
+        """Take the reply, and give what to ask where it did not know the script."""
+        if isinstance(reply, NoScriptError):
+            return LOOK.whole()
         if isinstance(reply, Exception):  # an ACL, say: it will be the answer to every other script, too
-            return
+            return None
         if not reply[0] and not self._untold:
             self._untold = True
             logger.warning("Redis does not tell its history (%s): a takeover with old data is not noticed", reply[1])
         self.seen(reply[0])
+        return None
 
     def seen(self, history: bytes) -> None:
         """A server has this history."""
         if history not in self._good:
             self._doubtful.add(history)
-            self._obstacles.add(self)
+            self._obstacles.put_up(self, "restart")
 
     async def settle(self, run: Send) -> bool:
         """Look whether all that is doubtful is known as good; if nothing at all is known, so it is."""
@@ -85,7 +94,7 @@ class Histories:
         self._doubtful -= noted
         self._good |= noted
         if not self._doubtful:
-            self._obstacles.discard(self)
+            self._obstacles.take_down(self, "healing")
         return not self._doubtful
 
     def heal(self, run: Run) -> None:

@@ -1,4 +1,4 @@
-"""What one transaction will do to the cache, done around its COMMIT; and what to do when Redis was not there for it.
+"""What one transaction will do to the cache, done around its COMMIT.
 
 The order is the protocol's, and the model check refutes every other one: barriers over all that is reached; then the
 sweep, which deletes entries with their leases; then the writer's own leases; COMMIT; fills under those leases; barriers
@@ -7,12 +7,9 @@ down. A writer that dies anywhere leaves its barriers and leases to lapse, and n
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 import secrets
-from contextlib import suppress
-from contextvars import Context
 from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Literal
@@ -20,115 +17,18 @@ from typing import TYPE_CHECKING, Literal
 from .errors import CacheUnavailableError
 from .link import Client
 from .outcomes import Fill
+from .repairs import Repairs
 from .scripts import EXACTLY, Names, Reach, Target
 from .sweep import Writing
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Iterable
 
 logger = logging.getLogger("fastrdb")
 
 _MOST_BARRIERS = 64
 """Every acquire looks at every barrier. A transaction that would set more than this (a bulk write, with prefixes of its
 own for each row) bars their common head instead: more is barred for the time of a COMMIT, never less."""
-_OWED = 1024
-"""So many targets a repair remembers one by one. More, and everything is invalidated: memory has a bound."""
-_PAUSES = (0.05, 1.0)
-
-
-class Repairs:
-    """Invalidations owed to Redis, tried again until it takes them. Entries must not be read meanwhile.
-
-    A target is owed with barriers (`barred`) as long as the COMMIT may still be to come: deleting alone would leave the
-    time until then open. Once the COMMIT is known to be done, deleting is enough, as by hand.
-    """
-
-    def __init__(
-        self,
-        sweeper: Writing,
-        obstacles: set[object],
-        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
-    ) -> None:
-        self._sweeper, self._obstacles, self._sleep = sweeper, obstacles, sleep
-        self._owed: dict[Target, bool] = {}
-        self._trying: dict[Target, bool] = {}
-        self._client: Client | None = None
-        self._task: asyncio.Task[None] | None = None
-
-    @property
-    def owed(self) -> bool:
-        """Whether there is something to repair."""
-        return bool(self._owed or self._trying)
-
-    def add(self, client: Client, targets: Iterable[Target], *, barred: bool, reason: object) -> None:
-        """Owe these from now on, also those that are being repaired right now: that may have been too early."""
-        if not self.owed:
-            logger.warning("Redis missed an invalidation (%s): reading past the cache until it is made up for", reason)
-        for target in targets:
-            self._owe(target, barred)
-        if self.owed:
-            self._obstacles.add(self)
-        self._client = client
-        self.start()
-
-    def start(self) -> None:
-        """See to it that somebody works on what is owed."""
-        if self._task is None and self._client is not None and self._owed:
-            with suppress(RuntimeError):  # no loop is running here; who asks next whether anything is owed starts it
-                loop = asyncio.get_running_loop()
-                # In a context of its own: that of a request must not live as long as an outage.
-                self._task = loop.create_task(self._repair(self._client), context=Context())
-
-    async def aclose(self, limit: float) -> None:
-        """Wait at most `limit` seconds for what is owed, then stop."""
-        task = self._task
-        if task is None:
-            return
-        _, late = await asyncio.wait({task}, timeout=limit)
-        if late:
-            logger.warning("closed with invalidations that Redis has not taken: %d targets", len(self._owed) or 1)
-            task.cancel()
-            await asyncio.wait({task})
-
-    def _owe(self, target: Target, barred: bool) -> None:
-        if len(self._owed) >= _OWED and target not in self._owed:
-            barred = barred or any(self._owed.values())
-            target = self._sweeper.names.everything
-            self._owed.clear()
-        self._owed[target] = barred or self._owed.get(target, False)
-
-    async def _repair(self, client: Client) -> None:
-        pause, longest = _PAUSES
-        try:
-            while self._owed:
-                if await self._attempt(client):
-                    pause = _PAUSES[0]
-                else:
-                    await self._sleep(pause)
-                    pause = min(pause * 2, longest)
-            self._client = None
-            self._obstacles.discard(self)
-            logger.info("Redis has taken the invalidations that it missed: the cache is used again")
-        finally:
-            self._task = None
-
-    async def _attempt(self, client: Client) -> bool:
-        """Try what is owed by now; what comes meanwhile is another attempt's."""
-        self._trying, self._owed = self._owed, {}
-        done = False
-        try:
-            token = secrets.token_hex(16)
-            fence = [target for target, barred in self._trying.items() if barred]
-            await self._sweeper.begin(client, token, fence, self._trying)
-            done = True
-        except CacheUnavailableError as error:
-            logger.debug("repair: %s", error)
-        finally:
-            tried, self._trying = self._trying, {}
-            if not done:
-                for target, barred in tried.items():
-                    self._owe(target, barred)
-        return done
 
 
 @dataclass(frozen=True, slots=True)

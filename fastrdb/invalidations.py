@@ -6,14 +6,16 @@ there until the root transaction ends. What is known only afterwards, and what n
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from .cache import BaseCache
 from .calls import CallPlan
+from .endings import leave
 from .prefixes import Prefix
 from .session import has_transaction, sync_session
-from .works import Scope, work_on
+from .works import Scope, state_of
 
 
 class Invalidation:
@@ -42,10 +44,10 @@ class Invalidation:
         try:
             with scope.entered():
                 result = await function()
-        except BaseException:
-            if not scope.hand_over() and scope.direct is not None:  # it may or may not have committed something
-                scope.direct.abandon()
-            raise
+        finally:
+            ending = leave(scope)
+        if ending is not None:
+            await asyncio.shield(ending)
         await self._follow(
             scope, session, client, plan.reaches.prefixes_after(values, result), plan.reaches.keys_after(values, result)
         )
@@ -54,14 +56,11 @@ class Invalidation:
     async def _follow(self, scope: Scope, session: Any, client: Any, prefixes: list[Prefix], keys: list[str]) -> None:
         """After a commit only what was not known by then is left; one that is still to come takes all along."""
         self.counters.tell("invalidation", ", ".join([*(p.head for p in [*scope.prefixes, *prefixes]), *scope.keys]))
-        to_come = scope.hand_over()
+        to_come = session is not None and has_transaction(session)
         if to_come:
-            scope.direct_work().add(prefixes, keys)
-        elif scope.direct is not None:
-            await self.cache.shielded(scope.direct.end(committed=True))
-        if session is not None and has_transaction(session):
-            to_come = True
-            work_on(session, scope.owner, scope.make).add([*scope.prefixes, *prefixes], [*scope.keys, *keys])
+            scope.join(session)
+            state_of(session).declared |= not scope.carried
+        to_come = scope.add(prefixes, keys) or to_come
         if scope.carried:
             if prefixes or keys:
                 await self.cache.delete(client, prefixes, keys)

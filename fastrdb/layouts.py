@@ -11,6 +11,7 @@ from .histories import Histories
 from .leases import Leases, Reading
 from .link import Client, Link
 from .near import NearCache
+from .obstacles import Obstacles
 from .restarts import Restarts
 from .scripts import Names
 from .slots import SlotNames
@@ -26,7 +27,7 @@ class Settings:
     lease_ms: int
     barrier_ms: int
     chunk: int
-    obstacles: set[object]
+    obstacles: Obstacles
     near: NearCache
 
 
@@ -55,7 +56,7 @@ def one_server(settings: Settings) -> Layout:
     def heal(client: Client) -> None:
         restarts.heal(lambda call: link.script(client, call), lambda: sweeper.delete(client, [names.everything]))
 
-    leases = Leases(link, names, restarts, settings.lease_ms)
+    leases = Leases(link, names, restarts, settings.lease_ms, settings.chunk)
     return Layout(names, restarts, link, leases, sweeper, insistent, heal)
 
 
@@ -72,5 +73,5 @@ def cluster(settings: Settings) -> Layout:
     def heal(client: Client) -> None:
         histories.heal(lambda commands: link.run(client, commands))
 
-    leases = ClusterLeases(link, names, histories, settings.lease_ms)
+    leases = ClusterLeases(link, names, histories, settings.lease_ms, settings.chunk)
     return Layout(names, histories, link, leases, sweeper, insistent, heal)

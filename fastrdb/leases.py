@@ -12,7 +12,7 @@ from .scripts import Call, Names, Script
 
 _ACQUIRE = Script.load("acquire")
 _FILL = Script.load("fill")
-_COMPARE_DELETE = Script.load("compare_delete")
+COMPARE_DELETE = Script.load("compare_delete")
 _INSPECT = Script.load("inspect")
 
 DEAD_PER_FILL = 10
@@ -38,8 +38,8 @@ class Reading(Protocol):
         """Store under leases, and give them back; whether each was stored."""
         ...
 
-    async def release(self, client: Client, entry: bytes, token: str) -> None:
-        """Give a lease back, if it is held by this token."""
+    async def release(self, client: Client, leases: Sequence[tuple[bytes, str]]) -> None:
+        """Give leases back, of an entry each, if they are held by these tokens."""
         ...
 
     async def inspect(self, client: Client, entry: bytes) -> Entry:
@@ -54,8 +54,9 @@ class Reading(Protocol):
 class Leases:
     """The steps on one server."""
 
-    def __init__(self, link: Link, names: Names, restarts: Restarts, lease_ms: int) -> None:
-        self._link, self._names, self._restarts, self._lease_ms = link, names, restarts, lease_ms
+    def __init__(self, link: Link, names: Names, restarts: Restarts, lease_ms: int, chunk: int) -> None:
+        self._link, self._names, self._restarts = link, names, restarts
+        self._lease_ms, self._chunk = lease_ms, chunk
 
     async def get_many(self, client: Client, entries: Sequence[bytes]) -> list[bytes | None]:
         """Give entries by one MGET."""
@@ -66,8 +67,11 @@ class Leases:
     async def get_timed(self, client: Client, entries: Sequence[bytes]) -> list[tuple[bytes | None, int]]:
         """Give entries, each with its PTTL."""
         # A value that is replaced in between gets its successor's life. It was there when it was read all the same.
-        raws, *lives = await self._link.read(client, (("MGET", *entries), *(("PTTL", entry) for entry in entries)))
-        return list(zip(raws, lives, strict=True))
+        alone = len(entries) == 1
+        values, *lives = await self._link.read(
+            client, (("GET" if alone else "MGET", *entries), *(("PTTL", entry) for entry in entries))
+        )
+        return list(zip([values] if alone else values, lives, strict=True))
 
     async def acquire(self, client: Client, asked: Sequence[Asked]) -> list[Outcome]:
         """Ask for leases."""
@@ -80,7 +84,7 @@ class Leases:
             )
             for entry, token, old in asked
         ]
-        return [self._outcome(reply) for reply in await self._link.many(client, calls)]
+        return [self._outcome(reply) for reply in await self._link.portions(client, calls, self._chunk)]
 
     async def fill(self, client: Client, fills: Sequence[Fill]) -> list[bool]:
         """Store under leases."""
@@ -93,11 +97,12 @@ class Leases:
             )
             for entry, token, raw, ttl_ms in fills
         ]
-        return [bool(reply) for reply in await self._link.many(client, calls)]
+        return [bool(reply) for reply in await self._link.portions(client, calls, self._chunk)]
 
-    async def release(self, client: Client, entry: bytes, token: str) -> None:
-        """Give a lease back."""
-        await compare_delete(self._link, client, self._names.lease(entry), token.encode())
+    async def release(self, client: Client, leases: Sequence[tuple[bytes, str]]) -> None:
+        """Give leases back."""
+        calls = [Call(COMPARE_DELETE, (self._names.lease(entry),), (token,)) for entry, token in leases]
+        await self._link.portions(client, calls, self._chunk)
 
     async def inspect(self, client: Client, entry: bytes) -> Entry:
         """Tell what there is."""
@@ -122,8 +127,3 @@ class Leases:
                 return Barred()
             case _:
                 return Barred()
-
-
-async def compare_delete(link: Link, client: Client, name: bytes, held: bytes) -> bool:
-    """Delete a key if it holds just this."""
-    return bool(await link.script(client, Call(_COMPARE_DELETE, (name,), (held,))))

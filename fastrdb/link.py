@@ -18,17 +18,20 @@ from weakref import WeakKeyDictionary, ref
 
 from redis.asyncio import Redis
 from redis.asyncio.cluster import RedisCluster
-from redis.exceptions import NoScriptError
+from redis.exceptions import MaxConnectionsError, NoScriptError, ResponseError
 
 from .breaker import Breaker
+from .cluster_direct import ClusterDirect
 from .connections import SILENT, PoolSource
 from .deadlines import Deadlines
 from .direct import Client as Client
-from .direct import ClusterDirect, Direct
+from .direct import Direct
 from .errors import CacheUnavailableError
 from .histories import Histories
 from .masters import Masters
 from .nodes import NodeSource
+from .obstacles import Obstacles
+from .reasons import hushed
 from .restarts import OTHER_DATA, Restarts
 from .scripts import Argument, Call, Command
 from .wire import Wire
@@ -47,8 +50,11 @@ class Route(Protocol):
         """Send commands in their order, and give their replies: the server's errors as they are, not raised."""
         ...
 
-    async def aclose(self) -> None:
-        """Give back what is held."""
+    async def aclose(self, *, closing: bool = False) -> None:
+        """Give back what is held; with `closing`, closed."""
+
+    def lose(self) -> None:
+        """Forget what is held: the event loop has ended."""
 
 
 class Link:
@@ -59,7 +65,7 @@ class Link:
     `restarts` is asked about each new connection. What it finds is said of reads here, and by the scripts of the rest.
     """
 
-    def __init__(self, timeout: float, restarts: Restarts | Histories, obstacles: set[object]) -> None:
+    def __init__(self, timeout: float, restarts: Restarts | Histories, obstacles: Obstacles) -> None:
         self._deadlines, self._restarts, self._obstacles = Deadlines(timeout), restarts, obstacles
         self.breaker = Breaker()
         self._routes: WeakKeyDictionary[Any, Route] = WeakKeyDictionary()
@@ -68,6 +74,7 @@ class Link:
         self._route: Any = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._insists = False
+        self._refusals: set[str] = set()  # the first words of those that were logged
 
     def insisting(self) -> Link:
         """The same link for work that nobody waits for: it tries Redis whatever the breaker says, and may close it."""
@@ -103,6 +110,13 @@ class Link:
         """Send commands and scripts in one round trip; the first error is raised when all have been tried."""
         return self.raised(commands, await self.run(client, commands))
 
+    async def portions(self, client: Client, commands: Sequence[Call | Command], size: int) -> list[Any]:
+        """As `many`: in one round trip, unless they are so many that others would wait for them."""
+        replies: list[Any] = []
+        for at in range(0, len(commands), size):
+            replies += await self.many(client, commands[at : at + size])
+        return replies
+
     def raised(self, commands: Sequence[Call | Command], replies: list[Any]) -> list[Any]:
         """Give the replies; raise the first error among them."""
         for command, reply in zip(commands, replies, strict=True):
@@ -127,14 +141,24 @@ class Link:
                 break
         return replies
 
-    async def aclose(self) -> None:
-        """Give connections back to their pools."""
+    async def aclose(self, *, closing: bool = False) -> None:
+        """Give connections back to their pools, or close them before."""
         for task in list(self._tasks):
             task.cancel()
         if self._tasks:
             await asyncio.wait(set(self._tasks))
         for route in list(self._routes.values()):
-            await route.aclose()
+            await route.aclose(closing=closing)
+
+    def lose(self) -> None:
+        """Forget all connections: their event loop has ended."""
+        for route in list(self._routes.values()):
+            route.lose()
+
+    def pools(self) -> list[Any]:
+        """The connection pools of the clients in use."""
+        pools = [getattr(place, "connection_pool", place) for place in list(self._routes)]
+        return [pool for pool in pools if hasattr(pool, "reset")]
 
     # --- parts
 
@@ -161,27 +185,31 @@ class Link:
     def _made(self, client: Any, pool: Any) -> Route:
         restarts = self._restarts
         if isinstance(restarts, Histories):
-            kind = Masters if _is_plain(client, RedisCluster) and NodeSource.spares(client) else ClusterDirect
+            kind = Masters if _is_plain(client, RedisCluster) and NodeSource.spares_of(client) else ClusterDirect
             return kind(client, self._deadlines, restarts, self)
         if pool is None:
-            return Direct(client, self._deadlines, restarts.greet, self)
-        return Wire(PoolSource(pool), self._deadlines, restarts.greet, self)
+            return Direct(client, self._deadlines, restarts, self)
+        return Wire(PoolSource(pool), self._deadlines, restarts, self)
 
     # --- the boundary
 
     def answered(self) -> Exception | None:
         """Redis has answered. Why what was read may not be used all the same: found out just before it was sent."""
         if self.breaker.succeeded():
-            self._obstacles.discard(self.breaker)
+            self._obstacles.take_down(self.breaker, "recovery")
             logger.info("Redis answers again")
         return CacheUnavailableError("GET", OTHER_DATA) if self._obstacles and self._restarts.other_data else None
 
     def failed(self, operation: str, error: Exception) -> Exception:
-        """Translate an error, and count it. A deadline that has passed has no text of its own."""
-        reason = str(error) or type(error).__name__
-        if isinstance(error, SILENT) and self.breaker.failed():
-            self._obstacles.add(self.breaker)
+        """Translate an error, and count it."""
+        reason = hushed(error)
+        silent = isinstance(error, SILENT) and not isinstance(error, MaxConnectionsError)
+        if silent and self.breaker.failed():
+            self._obstacles.put_up(self.breaker, "outage", f"{operation}: {reason}")
             logger.warning("Redis does not answer (%s: %s): calls go on without it until it does", operation, reason)
+        if isinstance(error, ResponseError) and (kind := reason.partition(" ")[0]) not in self._refusals:
+            self._refusals.add(kind)
+            logger.warning("Redis refuses %s (%s): calls go on without; this is said once", operation, reason)
         return CacheUnavailableError(operation, reason)
 
     # --- while the breaker is open
@@ -193,7 +221,7 @@ class Link:
         if self.breaker.due():
             task = asyncio.get_running_loop().create_task(self._try(client), context=Context())
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(self._tried)
         return True
 
     def _closed_for(self, operation: str, client: Client) -> CacheUnavailableError:
@@ -206,8 +234,10 @@ class Link:
             await self.insisting().command(client, "PING")
         except CacheUnavailableError as error:
             logger.debug("still no answer: %s", error)
-        finally:
-            self.breaker.tried()
+
+    def _tried(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self.breaker.tried()
 
 
 def is_cluster(client: object) -> bool:
@@ -233,11 +263,10 @@ def _unknown(replies: Sequence[Any]) -> list[int]:
 
 
 def _pool_to_share(client: Any) -> Any:
-    """The pool of a plain redis-py client that can spare a connection; None where the client must be asked itself."""
+    """The pool of a plain redis-py client; None where the client must be asked itself."""
     if not _is_plain(client, Redis):
         return None
-    pool = client.connection_pool
-    return pool if client.connection is None and PoolSource.spares(pool) else None
+    return None if client.single_connection_client else client.connection_pool
 
 
 def _is_plain(client: Any, kind: type[Any]) -> bool:

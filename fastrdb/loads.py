@@ -7,7 +7,7 @@ and fill is decided in `session`.
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,7 +19,7 @@ from .entries import Call as Call
 from .entries import Entries
 from .entries import no_store as no_store
 from .entries import taking_notes as taking_notes
-from .errors import CacheUnavailableError, OptionError
+from .errors import CacheUnavailableError
 from .misses import Miss
 from .session import WROTE, has_transaction, schema_map, sync_session, unfit, wrote
 from .works import mark, state_of, work_on
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What a call would find: its key, whether it would be a hit, the TTL left (seconds), and why it may not be."""
+    """What a call would find: its key, what it would be, the TTL left (seconds), and why it may not be a hit."""
 
     key: str
-    state: Literal["hit", "miss", "bypass"]
+    state: Literal["hit", "stale", "miss", "bypass"]
     ttl: float | None
     reasons: tuple[str, ...]
 
@@ -87,7 +87,7 @@ class CachedQuery(Entries):
         if isinstance(obstacle, DecodeError) and raw is not None:
             await self.unreadable(call, raw, obstacle)
         self.counters.tell("miss", call.key)
-        return await Miss(self, call, refresh=False).resolve()
+        return await Miss(self, call).resolve()
 
     async def _uncached(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self.codec.convert(await function(*args, **kwargs))
@@ -111,10 +111,7 @@ class CachedQuery(Entries):
 
     def key(self, values: dict[str, Any], session: Session | None = None) -> str:
         """The key without the namespace."""
-        schemas = schema_map(session) if session is not None else None
-        if schemas is None:
-            return self.plan.key(values)
-        return self.plan.key(values, {"%schema": json.dumps(schemas, sort_keys=True)})
+        return self.plan.key(values, variant(session))
 
     def full_key(self, values: dict[str, Any]) -> str:
         """The key as it is in Redis."""
@@ -126,13 +123,17 @@ class CachedQuery(Entries):
     async def invalidate(self, values: dict[str, Any]) -> None:
         """Delete the entry: when the session's open transaction commits, or now where there is none."""
         call = self.call(nothing, values)
-        if call is None:
-            return
-        self.counters.tell("invalidation", call.key)
+        if call is not None:
+            await self.drop(call, [call.key])
+
+    async def drop(self, call: Call, keys: Sequence[str]) -> None:
+        """Delete entries where `call` says, as `invalidate` does."""
+        for key in keys:
+            self.counters.tell("invalidation", key)
         if call.session is not None and has_transaction(call.session):
-            work_on(call.session, call.store, lambda: call.store.intent(call.client)).add(keys=[call.key])
+            work_on(call.session, call.store, lambda: call.store.intent(call.client)).add(keys=keys)
         else:
-            await self.cache.delete(call.client, (), [call.key])
+            await self.cache.delete(call.client, (), keys)
 
     async def put(self, value: Any, values: dict[str, Any]) -> None:
         """Have `value` stored when the session's open transaction commits; without one, delete the entry."""
@@ -145,7 +146,7 @@ class CachedQuery(Entries):
         work = work_on(call.session, call.store, lambda: call.store.intent(call.client))
         raw, reason = self.encoded(value, [])
         # Without a lock until COMMIT, another writer may have come since the value was read.
-        if raw is None or reason is not None or state_of(call.session).autocommitted:
+        if raw is None or reason is not None or self.cache.switch.is_off() or state_of(call.session).autocommitted:
             work.add(keys=[call.key])
         else:
             work.put(call.key, raw, self.ttl_ms(value))
@@ -173,12 +174,11 @@ class CachedQuery(Entries):
         return Explanation(key, "miss" if ttl is None else "hit", ttl, tuple(reasons))
 
 
+def variant(session: Session | None) -> dict[str, str] | None:
+    """What a session adds to the keys of its calls: it may read other tables than another."""
+    schemas = schema_map(session) if session is not None else None
+    return None if schemas is None else {"%schema": json.dumps(schemas, sort_keys=True)}
+
+
 async def nothing() -> None:
     """The function of a call that is only asked for its key."""
-
-
-def check_unused(options: Mapping[str, Any], owner: str) -> None:
-    """Refuse options that this version does not have."""
-    for name, value in options.items():
-        if value:
-            raise OptionError(f"{owner}: {name}={value!r}: not in this version")

@@ -1,18 +1,36 @@
-"""Get or load many keys of one cached function: one round trip for all hits, one load of the rest."""
+"""Many calls of one cached function at once, and functions that take many ids: each id has an entry of its own."""
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from .errors import CacheUnavailableError
-from .loads import MISS, CachedQuery, Call, nothing, taking_notes
-from .session import fresh_reads, unfit
-from .store import Granted, Hit
-from .works import mark
+from .batch import Batch, Loader
+from .batch_timed import TimedBatch
+from .cache import BaseCache
+from .calls import CallPlan
+from .codec import Codec
+from .elements import Elements, elements_of, shape_of
+from .entries import Call, Entries
+from .errors import OptionError, SchemaError
+from .loads import CachedQuery, nothing, variant
+from .near_loads import Keeping
+from .parameters import Inspected
+from .policy import Policy
+from .reloads import with_argument
+from .session import sync_session
+from .timed import TimedQuery, check_session
 
-Loader = Callable[[list[int]], Awaitable[Sequence[Any]]]
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+
+def batch(query: Entries, call: Call, keys: Sequence[str], load: Loader, *, refresh: bool = False) -> Batch:
+    """The way from many keys to their values, as the query's policy wants it."""
+    kind = TimedBatch if query.policy.timed or query.near else Batch
+    return kind(query, call, keys, load, refresh=refresh)
 
 
 async def get_many(query: CachedQuery, arguments: Sequence[dict[str, Any]], load: Loader) -> list[Any]:
@@ -21,101 +39,132 @@ async def get_many(query: CachedQuery, arguments: Sequence[dict[str, Any]], load
     Args:
         query: the cached function.
         arguments: of each call, as bound by its plan; all with the same Redis and session.
-        load: is given the positions of the calls that are not in Redis, and gives their values in that order.
+        load: is given the positions of the calls that are not in Redis.
     """
     calls = [query.call(nothing, values) for values in arguments]
     known = [call for call in calls if call is not None]
-    if (
-        len(known) < len(calls)
-        or not known
-        or query.closed(known[0].store, known[0].client, known[0].session) is not None
-    ):
+    if len(known) < len(calls) or not known:
         return list(await load(list(range(len(calls)))))
-    return await _Many(query, known, load).resolve()
+    return await batch(query, known[0], [call.key for call in known], load).resolve()
 
 
-class _Many:
-    """One call for many keys. Nobody joins its loads and it joins nobody's: who finds one of its leases waits for the
-    entry, as for a load of another process."""
+class ManyQuery(TimedQuery):
+    """One function that takes a list of ids. Its plan, codec and extras are about one of them."""
 
-    __slots__ = ("query", "calls", "load", "first", "values")
+    __slots__ = ("elements", "mapping")
+    stores_absent = True
 
-    def __init__(self, query: CachedQuery, calls: list[Call], load: Loader) -> None:
-        self.query = query
-        self.calls = calls
-        self.load = load
-        self.first = calls[0]
-        self.values: list[Any] = [MISS] * len(calls)
+    def __init__(
+        self, cache: BaseCache, plan: CallPlan, codec: Codec, policy: Policy, elements: Elements, mapping: bool
+    ) -> None:
+        super().__init__(cache, plan, codec, policy)
+        self.elements = elements
+        self.mapping = mapping
 
-    async def resolve(self) -> list[Any]:
-        try:
-            raws = await self.first.store.get_many(self.first.client, [call.key for call in self.calls])
-        except CacheUnavailableError as error:
-            self.query.counters.tell("unavailable", self.first.key, str(error))
-        else:
-            for at, raw in enumerate(raws):
-                await self._read(at, raw)
-        if missing := self._missing():
-            tokens = {self.calls[at].key: secrets.token_hex(16) for at in missing}
-            try:
-                await self._load(tokens)
-            finally:
-                self.query.cache.background(self._release(tokens))
-        return self.values
+    @classmethod
+    def of(
+        cls, cache: BaseCache, found: Inspected, pattern: str, policy: Policy, *, schema: Any, ignore: Sequence[str]
+    ) -> ManyQuery:
+        """The query of a function, everything checked. Raises PatternError, OptionError, SchemaError."""
+        decorator = "cached_many"
+        owner = f"@{decorator} on {found.name}"
+        CallPlan.of(found, pattern=pattern, ignore=ignore, decorator=decorator)  # what is wrong is said of it as it is
+        element, elements = elements_of(found, pattern, owner)
+        plan = CallPlan.of(element, pattern=pattern, ignore=ignore, decorator=decorator, seal=cache.seal)
+        if policy.early:
+            raise OptionError(f"{owner}: early={policy.early:g}: {decorator} reloads nothing early")
+        check_session(plan, policy)
+        shape = shape_of(found.return_type, owner)
+        return cls(cache, plan, Codec(shape.value, schema=schema, owner=found.name), policy, elements, shape.mapping)
 
-    def _missing(self) -> list[int]:
-        return [at for at, value in enumerate(self.values) if value is MISS]
+    # --- what the decorated function does
 
-    async def _read(self, at: int, raw: bytes | None) -> None:
-        call = self.calls[at]
-        if raw is not None:
-            self.values[at] = await self.query.read_or_none(call, raw)
-        self.query.counters.tell("miss" if self.values[at] is MISS else "hit", call.key)
+    def answer(self, function: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The coroutine of one call. Raises at once what is wrong with its arguments; all else waits for the await."""
+        return self._ask(partial(function, *args, **kwargs), self.plan.bind(instance, args, kwargs))
 
-    async def _load(self, tokens: dict[str, str]) -> None:
-        """One call of the loader for what is missing; what is ours to store is stored."""
-        leased = await self._acquire(tokens)
-        missing = self._missing()
-        if not missing:
-            return
-        since, session = mark(), self.first.session
-        old = None if session is None else await unfit(session, since)
-        with fresh_reads(session), taking_notes() as notes:
-            loaded = await self.load(missing)
-        for at, value in zip(missing, loaded, strict=True):
-            self.query.counters.tell("load", self.calls[at].key)
-            self.values[at] = self.query.codec.convert(value) if value is not None else None
-        if not notes and old is None and (session is None or await unfit(session, since) is None):
-            await self._fill([at for at in missing if self.calls[at].key in leased], tokens)
+    async def refresh(self, run: Any, values: dict[str, Any]) -> Any:
+        """Load all now, whatever is in Redis, and store."""
+        return await self._ask(run, values, refresh=True)
 
-    async def _acquire(self, tokens: dict[str, str]) -> set[str]:
-        """The keys that are ours to load and store; of others the entry may have come meanwhile."""
-        try:
-            outcomes = await self.first.store.acquire_many(self.first.client, tokens)
-        except CacheUnavailableError as error:
-            self.query.counters.tell("unavailable", self.first.key, str(error))
-            return set()
-        for at in self._missing():
-            outcome = outcomes[self.calls[at].key]
-            if isinstance(outcome, Hit):
-                self.values[at] = await self.query.read_or_none(self.calls[at], outcome.raw)
-        return {key for key, outcome in outcomes.items() if isinstance(outcome, Granted)}
+    def _ask(self, run: Any, values: dict[str, Any], *, refresh: bool = False) -> Coroutine[Any, Any, Any]:
+        given = values[self.elements.parameter]
+        ids = self.elements.of(given, self.plan.function)
+        session = sync_session(self.plan.session(values))
+        self.check_session_of_call(session)
+        keys = self._keys(values, ids, session)
+        load = partial(self._load, run, ids, _kind_of(given))
+        client = self.cache.client(self.plan, values)
+        if client is None:
+            return self._uncached_many(ids, keys, load)
+        return self._answer(ids, keys, Call("", client, self.cache.store(client), session, nothing), load, refresh)
 
-    async def _fill(self, positions: list[int], tokens: dict[str, str]) -> None:
-        query, fills = self.query, []
-        for at in positions:
-            key, value = self.calls[at].key, self.values[at]
-            raw, reason = query.encoded(value, []) if value is not None else (None, "there is no such row")
-            if raw is None or reason is not None:
-                query.counters.tell("unstored", key, reason or "")
-            else:
-                fills.append((key, tokens[key], raw, query.ttl_ms(value)))
-                query.counters.tell("fill", key)
-        try:
-            await self.first.store.fill_many(self.first.client, fills)
-        except CacheUnavailableError as error:
-            query.counters.tell("unavailable", self.first.key, str(error))
+    def _keys(self, values: dict[str, Any], ids: list[Any], session: Session | None) -> list[str]:
+        each, extra, keys = dict(values), variant(session), list[str]()
+        for one in ids:
+            each[self.elements.parameter] = one
+            keys.append(self.plan.key(each, extra))
+        return keys
 
-    async def _release(self, tokens: dict[str, str]) -> None:
-        for key, token in tokens.items():
-            await self.first.store.release(self.first.client, key, token)
+    async def _answer(self, ids: list[Any], keys: list[str], call: Call, load: Loader, refresh: bool) -> Any:
+        values = await batch(self, call, keys, load, refresh=refresh).resolve() if keys else []
+        return self._shaped(ids, values)
+
+    async def _uncached_many(self, ids: list[Any], keys: list[str], load: Loader) -> Any:
+        at = {key: at for at, key in enumerate(keys)}
+        found = dict(zip(at, await load([*at.values()]) if keys else [], strict=True))
+        return self._shaped(ids, [None if found[key] is None else self.codec.convert(found[key]) for key in keys])
+
+    def _shaped(self, ids: list[Any], values: list[Any]) -> Any:
+        """The answer as the function declares it. Where None is a value, every id is in the mapping."""
+        if not self.mapping:
+            return values
+        return {one: value for one, value in zip(ids, values, strict=True) if value is not None or self.codec.optional}
+
+    async def _load(
+        self, run: partial[Any], ids: list[Any], kind: type, positions: list[int], session: Any = None, /
+    ) -> Sequence[Any]:
+        """What the function gives for these ids alone, which it gets as it was given all of them."""
+        asked = kind(ids[at] for at in positions)
+        run = with_argument(run, self.elements.parameter, asked)
+        if session is not None:
+            run = with_argument(run, str(self.plan.session_name), session)
+        found = await run()
+        if self.mapping:
+            if not isinstance(found, Mapping):
+                raise SchemaError(f"{self.plan.function} gave {type(found).__qualname__} where a mapping is declared")
+            return [found.get(ids[at]) for at in positions]
+        values = list(found) if isinstance(found, Iterable) else []
+        if len(values) != len(asked):
+            raise SchemaError(f"{self.plan.function} gave {len(values)} values for {len(asked)} ids")
+        if not isinstance(asked, AbstractSet):
+            return values
+        by_id = dict(zip(asked, values, strict=True))
+        return [by_id[ids[at]] for at in positions]
+
+    # --- what it carries
+
+    def key(self, values: dict[str, Any], session: Session | None = None) -> str:
+        """The key of one id."""
+        self.elements.one(values[self.elements.parameter], self.plan.function)
+        return super().key(values, session)
+
+    async def invalidate(self, values: dict[str, Any]) -> None:
+        """Delete the entries of these ids, as `CachedQuery.invalidate` does."""
+        ids = self.elements.of(values[self.elements.parameter], self.plan.function)
+        session = sync_session(self.plan.session(values))
+        client = self.cache.client(self.plan, values)
+        if client is not None:
+            call = Call("", client, self.cache.store(client), session, nothing)
+            await self.drop(call, self._keys(values, ids, session))
+
+
+class NearManyQuery(Keeping, ManyQuery):
+    """The same, with entries that are kept in this process as well."""
+
+    __slots__ = ()
+
+
+def _kind_of(given: Any) -> Any:
+    """What the function is given its ids in: what the caller has given, if that is plain, else a list."""
+    return type(given) if type(given) in (list, tuple, set, frozenset) else list

@@ -73,13 +73,18 @@ class Masters:
             await self._begin()
         return await self._send(commands)
 
-    async def aclose(self) -> None:
-        """Give connections back."""
+    async def aclose(self, *, closing: bool = False) -> None:
+        """Give connections back, or close them before."""
         if self._looking is not None:
             self._looking.cancel()
             await asyncio.wait({self._looking})
         for master in self._masters.values():
-            await master.aclose()
+            await master.aclose(closing=closing)
+
+    def lose(self) -> None:
+        """Forget all connections: the event loop has ended."""
+        for master in self._masters.values():
+            master.lose()
 
     # --- who has what
 
@@ -129,7 +134,7 @@ class Masters:
         if master is None:
             source = NodeSource(self._alive(), name)
             master = self._masters[name] = Master(
-                source, self._deadlines, self._histories.greet, self._boundary, self.look_soon
+                source, self._deadlines, self._histories, self._boundary, self.look_soon
             )
         return master
 

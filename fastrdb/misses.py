@@ -13,13 +13,15 @@ from .codec import encode_missing
 from .entries import MISS, Call, Entries, taking_notes
 from .errors import CacheUnavailableError
 from .session import fresh_reads, missing_row, unfit
-from .singleflight import Again, Alone, Failed, Flight, Landed, Late, Outcome, Watch
+from .singleflight import Absent, Again, Alone, Failed, Flight, Landed, Late, Outcome, Watch
 from .store import Barred, Busy, Granted, Hit
 from .works import mark
 
+LOST = "the lease was lost: a write came between, or the load was slow"
+
 
 @dataclass(frozen=True, slots=True)
-class _Loaded:
+class Loaded:
     """What a load gave: a value or an error, its entry, why that must not be stored, and what those who wait get."""
 
     value: Any
@@ -30,14 +32,19 @@ class _Loaded:
 
 
 class Miss:
-    """One caller's way from a miss to a value."""
+    """One caller's way from a miss to a value.
 
-    __slots__ = ("query", "call", "refresh", "token", "state", "deadline")
+    With `refresh`, whatever entry there is; with `seen_ms`, although there is one with at most that life left (see
+    `Store.acquire`): the caller has seen it, and its `exp` is over.
+    """
 
-    def __init__(self, query: Entries, call: Call, refresh: bool) -> None:
+    __slots__ = ("query", "call", "refresh", "seen_ms", "token", "state", "deadline")
+
+    def __init__(self, query: Entries, call: Call, *, refresh: bool = False, seen_ms: int | None = None) -> None:
         self.query = query
         self.call = call
         self.refresh = refresh
+        self.seen_ms = seen_ms
         self.token = secrets.token_hex(16)
         self.state: LoopState = query.cache.here()
         self.deadline = asyncio.get_running_loop().time() + query.policy.wait
@@ -85,8 +92,11 @@ class Miss:
         return self.deadline - asyncio.get_running_loop().time()
 
     async def _acquire(self) -> Hit | Granted | Busy | Barred:
+        call = self.call
         try:
-            return await self.call.store.acquire(self.call.client, self.call.key, self.token, refresh=self.refresh)
+            return await call.store.acquire(
+                call.client, call.key, self.token, refresh=self.refresh, seen_ms=self.seen_ms
+            )
         except (asyncio.CancelledError, CacheUnavailableError):
             self._release()  # the server may have granted it all the same
             raise
@@ -104,6 +114,11 @@ class Miss:
             case Failed(error):
                 query.counters.tell("join", call.key)
                 raise error
+            case Absent() if query.codec.optional:
+                query.counters.tell("join", call.key)
+                return None
+            case Absent():
+                return await query.alone(call, "the load that it waited for found nothing")
             case Alone():
                 return await query.alone(call, "the load that it waited for was the leader's only")
             case Late():
@@ -125,7 +140,7 @@ class Miss:
             raise loaded.error
         return loaded.value
 
-    async def _load(self) -> _Loaded:
+    async def _load(self) -> Loaded:
         query, call, since = self.query, self.call, mark()
         value, error = None, None
         old = await self._old(since)  # asked now, too: when the load is done, that transaction may be over
@@ -145,13 +160,13 @@ class Miss:
             raw, reason = encode_missing(str(error)) if negative else None, notes[0] if notes else None
             if not old and not notes:
                 outcome = Failed(error)
-        return _Loaded(value, error, raw, old or reason, outcome)
+        return Loaded(value, error, raw, old or reason, outcome)
 
     async def _old(self, since: int) -> str | None:
         """Why what was loaded is this caller's only: its session may have looked at something older or unpublished."""
         return None if self.call.session is None else await unfit(self.call.session, since)
 
-    async def _fill(self, loaded: _Loaded) -> bool:
+    async def _fill(self, loaded: Loaded) -> bool:
         query, call = self.query, self.call
         if loaded.raw is None or loaded.reason is not None:
             if loaded.error is None or loaded.raw is not None:
@@ -166,5 +181,5 @@ class Miss:
         if stored:
             query.counters.tell("fill", call.key)
         else:
-            query.counters.tell("unstored", call.key, "the lease was lost: a write came between, or the load was slow")
+            query.counters.tell("unstored", call.key, LOST)
         return stored

@@ -5,24 +5,75 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .codec import DecodeError
-from .entries import MISS, Call
+from .cache import BaseCache
+from .calls import CallPlan
+from .codec import Codec, DecodeError
+from .entries import MISS, Call, Entries
 from .errors import CacheUnavailableError
 from .loads import CachedQuery
+from .policy import Policy
 from .session import wrote
+from .store import Store
+from .timed import TimedQuery, check_session
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
+    from .near import Token
 
-class NearQuery(CachedQuery):
+
+def query_of(cache: BaseCache, plan: CallPlan, codec: Codec, policy: Policy, *, near: bool) -> CachedQuery:
+    """The query of a function with this policy; `near`: its entries are kept here, too. Raises OptionError."""
+    check_session(plan, policy)
+    kinds: dict[tuple[bool, bool], type[CachedQuery]] = {
+        (False, False): CachedQuery,
+        (False, True): NearQuery,
+        (True, False): TimedQuery,
+        (True, True): NearTimedQuery,
+    }
+    return kinds[policy.timed, near](cache, plan, codec, policy)
+
+
+class Keeping(Entries):
+    """What keeps the entries of a function in this process."""
+
+    __slots__ = ()
+    near = True
+
+    def __init__(self, cache: BaseCache, plan: CallPlan, *parts: Any) -> None:
+        super().__init__(cache, plan, *parts)
+        cache.near_heads.add(plan.head)
+
+    def kept(self, store: Store, key: str) -> Any:
+        """The value that is kept of `key`, MISS if there is none."""
+        kept = store.near.lookup(key)
+        if kept is None:
+            return MISS
+        if kept.owner is None:
+            return self._decoded(kept.value)
+        return kept.value if kept.owner is self.codec else MISS  # it may be another function's object
+
+    def token(self, store: Store, client: Any, key: str) -> Token | None:
+        """The token to `keep` an entry with that is about to be read; None if it cannot be kept."""
+        return store.near_token(client, key, self.plan.head)
+
+    def keep(self, store: Store, token: Token, raw: bytes, value: Any, ttl_ms: int) -> None:
+        """Keep an entry for at most `ttl_ms`, or without end if that is -1."""
+        kind = (value, self.codec) if self.codec.shared else (raw, None)
+        store.near.keep(token, *kind, size=len(raw), ttl_ms=ttl_ms)
+
+    def _decoded(self, raw: bytes) -> Any:
+        """The value of JSON that is kept; MISS where it is another function's and no value of this one: ask Redis."""
+        try:
+            return self.codec.decode(raw)
+        except DecodeError:
+            return MISS
+
+
+class NearQuery(Keeping, CachedQuery):
     """A cached function whose entries are kept in this process as well."""
 
     __slots__ = ()
-
-    def __init__(self, *parts: Any) -> None:
-        super().__init__(*parts)
-        self.cache.near_heads.add(self.plan.head)
 
     async def _get(
         self, client: Any, session: Session | None, key: str, function: Any, args: tuple[Any, ...], kwargs: Any
@@ -38,17 +89,14 @@ class NearQuery(CachedQuery):
             if value is not MISS:
                 self.counters.tell("near", key)
                 return value
-        if (
-            self.closed(store, client, session) is None
-            and (token := store.near_token(client, key, self.plan.head)) is not None
-        ):
+        if self.closed(store, client, session) is None and (token := self.token(store, client, key)) is not None:
             raw, obstacle = None, None
             try:
-                raw, ttl_ms = await store.get_lasting(client, key)
-                if raw is not None:
+                found = await store.get_timed(client, key)
+                if found is not None:
+                    raw = found.raw
                     value = self.codec.decode(raw)
-                    kind = (value, self.codec) if self.codec.shared else (raw, None)
-                    store.near.keep(token, *kind, size=len(raw), ttl_ms=ttl_ms)
+                    self.keep(store, token, raw, value, found.ttl_ms)
                     self.counters.tell("hit", key)
                     return value
             except (CacheUnavailableError, DecodeError) as error:
@@ -57,9 +105,19 @@ class NearQuery(CachedQuery):
             return await self._missed(call, raw, obstacle)
         return await super()._get(client, session, key, function, args, kwargs)
 
-    def _decoded(self, raw: bytes) -> Any:
-        """The value of JSON that is kept; MISS where it is another function's and no value of this one: ask Redis."""
-        try:
-            return self.codec.decode(raw)
-        except DecodeError:
-            return MISS
+
+class NearTimedQuery(Keeping, TimedQuery):
+    """The same for a function for which the age of an entry matters: it is kept until its `exp` is over."""
+
+    __slots__ = ()
+
+    async def _get(
+        self, client: Any, session: Session | None, key: str, function: Any, args: tuple[Any, ...], kwargs: Any
+    ) -> Any:
+        store = self.cache.store(client)
+        if not store.obstacles and (session is None or not wrote(session)):
+            value = self.kept(store, key)
+            if value is not MISS:
+                self.counters.tell("near", key)
+                return value
+        return await super()._get(client, session, key, function, args, kwargs)

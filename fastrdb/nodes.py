@@ -28,11 +28,11 @@ class NodeSource:
     """Connections of one node of the client, which closes what is out when it is closed."""
 
     def __init__(self, client: Any, name: str) -> None:
-        self._client, self.name = ref(client), name
+        self._client, self.name, self.spares = ref(client), name, True
         self._nodes: WeakKeyDictionary[Any, tuple[Any, Any]] = WeakKeyDictionary()
 
     @staticmethod
-    def spares(client: Any) -> bool:
+    def spares_of(client: Any) -> bool:
         """Whether nodes have connections enough to do without one."""
         return int(client.connection_kwargs.get("max_connections", 0)) >= SMALL_POOL
 
@@ -57,6 +57,12 @@ class NodeSource:
         else:  # redis-py before 7
             node._free.append(connection)
 
+    def lose(self, connection: Connection) -> None:
+        """Take it off the node's books: it would count as in use for ever."""
+        node, _ = self._nodes.pop(connection, (None, None))
+        if node is not None and connection in node._connections:
+            node._connections.remove(connection)
+
     def _node(self) -> Any:
         client = self._client()
         return None if client is None else client.nodes_manager.nodes_cache.get(self.name)
@@ -72,13 +78,13 @@ class Master:
         self,
         source: NodeSource,
         deadlines: Deadlines,
-        greet: Greeting,
+        greeting: Greeting,
         boundary: Boundary,
         silent: Callable[[], None],
     ) -> None:
         self.name, self._boundary, self._silent = source.name, boundary, silent
         self.breaker = Breaker()
-        self.wire = Wire(source, deadlines, greet, self, in_slots=True)
+        self.wire = Wire(source, deadlines, greeting, self, in_slots=True)
         self._trying: asyncio.Task[None] | None = None
 
     async def send(self, commands: Sequence[Command]) -> list[Any]:
@@ -112,12 +118,16 @@ class Master:
             logger.warning("Redis does not answer (%s: %s): calls go on without it until it does", operation, reason)
         return CacheUnavailableError(operation, reason)
 
-    async def aclose(self) -> None:
-        """Give the connection back."""
+    async def aclose(self, *, closing: bool = False) -> None:
+        """Give the connection back, or close it before."""
         if self._trying is not None:
             self._trying.cancel()
             await asyncio.wait({self._trying})
-        await self.wire.aclose()
+        await self.wire.aclose(closing=closing)
+
+    def lose(self) -> None:
+        """Forget the connection: the event loop has ended."""
+        self.wire.lose()
 
     async def _try(self) -> None:
         try:

@@ -1,4 +1,4 @@
-"""What the store is asked for, and what it answers: small values, the same whatever Redis looks like beneath."""
+"""What Redis answers to the store: what is there, and whether the caller may load."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ saying what binding makes of them, and `decorators` casts to them once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, ClassVar, Concatenate, ParamSpec, Protocol, TypedDict, TypeVar, overload
 
 from .events import Stats
@@ -15,6 +15,7 @@ from .policy import Seconds
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
+K = TypeVar("K")
 S = TypeVar("S")
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -144,6 +145,27 @@ class ListWithSchema(Protocol[S]):
         ...
 
 
+class ManyWithSchema(Protocol[S]):
+    """`cached_many` with `schema=`: rows by id, or in a list, come out as the schema."""
+
+    @overload
+    def __call__(  # pyright: ignore[reportOverlappingOverload]
+        self, function: Callable[P, Coroutine[Any, Any, Mapping[K, _Row]]], /
+    ) -> Cached[P, dict[K, S]]: ...
+    @overload
+    def __call__(  # pyright: ignore[reportOverlappingOverload]
+        self, function: Callable[P, Coroutine[Any, Any, Mapping[K, _Row | None]]], /
+    ) -> Cached[P, dict[K, S | None]]: ...
+    @overload
+    def __call__(  # pyright: ignore[reportOverlappingOverload]
+        self, function: Callable[P, Coroutine[Any, Any, Sequence[_Row]]], /
+    ) -> Cached[P, list[S]]: ...
+    @overload
+    def __call__(  # pyright: ignore[reportOverlappingOverload]
+        self, function: Callable[P, Coroutine[Any, Any, Sequence[_Row | None]]], /
+    ) -> Cached[P, list[S | None]]: ...
+
+
 class Options(TypedDict, total=False):
     """The options of a cached function. All durations are seconds, `float | timedelta`."""
 
@@ -160,7 +182,12 @@ class Options(TypedDict, total=False):
     ignore: Sequence[str]
     """Parameters that are no part of the key, because they do not change the result."""
     stale: Seconds
+    """This long past `exp` the old value is answered at once, while one caller has it reloaded in the background."""
     fail_safe: Seconds
+    """This long past `exp` the old value is answered if the database cannot be reached."""
     early: float
+    """XFetch's beta, usually 1: entries are reloaded before `exp` ends, the sooner the longer a load takes."""
+    session_factory: Callable[[], Any]
+    """Gives an AsyncSession, or an async context manager of one, for reloads in the background."""
     near: bool | None
     """Keep entries in this process as well; None as the `Cache` says, whose `near=` has the bounds."""

@@ -9,20 +9,25 @@ from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
-from weakref import WeakKeyDictionary
 
-from sqlalchemy import Connection, Engine, event
-from sqlalchemy.exc import NoResultFound
+from sqlalchemy import Connection, event
+from sqlalchemy.exc import DBAPIError, InterfaceError, NoResultFound, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
 from sqlalchemy.orm import ORMExecuteState, Session
 from sqlalchemy.util import greenlet_spawn
 
-from .transactions import autocommits, sqlite_driver
-from .works import connections_of, transaction_of
+from .drivers import ask_level, has_written, known_level, sqlite_driver, streams
+from .uses import changed
+from .works import Transaction, connections_of, state_of, transaction_of, undone_since
 
 WROTE = "the session has written in its open transaction"
 _CURRENT = ("READ COMMITTED", "AUTOCOMMIT")  # levels at which a statement sees all that is committed by then
-_levels: WeakKeyDictionary[Engine, str] = WeakKeyDictionary()
+_UNREACHABLE = (
+    "08",
+    "53",
+    "57P",
+)  # SQLSTATE: connection exception, insufficient resources, shutting down or not yet up
 
 
 def sync_session(session: object) -> Session | None:
@@ -39,7 +44,7 @@ def wrote(session: Session) -> bool:
     """Rule 1: True if its open transaction has written, flushed or not. Then the cache is neither read nor filled."""
     if not has_transaction(session):  # adding, changing and deleting objects begins one
         return False
-    if session.new or session.deleted or session.dirty:
+    if changed(session) or state_of(session).declared:
         return True
     return any(found.wrote for c in connections_of(session) if (found := transaction_of(c)))
 
@@ -56,36 +61,37 @@ async def unfit(session: Session, since: int) -> str | None:
     """
     if wrote(session):
         return WROTE
+    if undone_since(session, since):
+        return "the session has read what it had written, and rolled it back"
     for connection in connections_of(session):
         if connection.closed:
             continue
-        level = await _level(session, connection)
-        if level == "READ UNCOMMITTED":
-            return "READ UNCOMMITTED sees what may never be committed"
         transaction = transaction_of(connection)
-        if level in _CURRENT or (transaction is not None and transaction.order > since):
-            continue
-        driver = sqlite_driver(connection)
-        if driver is not None and not driver.in_transaction:  # it sends BEGIN late, or never: see sqlite3's manual
-            continue
-        return f"the session's snapshot ({level}) may be older than the lease"
+        try:
+            level = known_level(connection)
+            if level is None:
+                level = await greenlet_spawn(ask_level, connection)
+            if transaction is not None and transaction.called and await greenlet_spawn(has_written, connection):
+                return WROTE
+        except Exception as error:  # noqa: BLE001  # the driver's own: a failed transaction, say, answers nothing
+            return f"the database does not tell the state of the transaction: {error}"
+        if (old := _old(connection, transaction, level, since)) is not None:
+            return old
     return None
 
 
-async def _level(session: Session, connection: Connection) -> str:
-    if autocommits(connection):
-        return "AUTOCOMMIT"
-    chosen = connection.get_execution_options().get("isolation_level")
-    if chosen is not None:
-        return str(chosen).replace("_", " ").upper()
-    known = _levels.get(connection.engine)
-    if known is None:  # asked once for each engine
-        try:
-            known = await greenlet_spawn(connection.get_isolation_level)
-        except Exception:  # noqa: BLE001  # the driver's own errors: a failed transaction, say, answers nothing
-            return "an unknown isolation level"
-        _levels[connection.engine] = known
-    return known
+def _old(connection: Connection, transaction: Transaction | None, level: str, since: int) -> str | None:
+    """Rule 2: why a statement on `connection` may be answered from before `since`."""
+    if level == "READ UNCOMMITTED":
+        return "READ UNCOMMITTED sees what may never be committed"
+    driver = sqlite_driver(connection)
+    if driver is not None and streams(connection, since):
+        return "a result that is still being read holds an older snapshot"
+    if level in _CURRENT or (transaction is not None and transaction.order > since):
+        return None
+    if driver is not None and not driver.in_transaction:  # it sends BEGIN late, or never: see sqlite3's manual
+        return None
+    return f"the session's snapshot ({level}) may be older than the lease"
 
 
 def schema_map(session: Session) -> dict[str, str | None] | None:
@@ -101,6 +107,23 @@ def schema_map(session: Session) -> dict[str, str | None] | None:
 def missing_row(error: BaseException) -> bool:
     """True for SQLAlchemy's NoResultFound, which `negative_exp` may cache."""
     return isinstance(error, NoResultFound)
+
+
+def unreachable(error: BaseException) -> bool:
+    """True if the database could not be reached: then `fail_safe` may fall back on an old value.
+
+    That is: no connection to be had (an OSError of the driver, the pool's TimeoutError, an error before any statement
+    was sent), or one that was lost. An answer of the database is none of these, whatever the class of its error: a
+    missing column is an OperationalError on some of them.
+    """
+    if isinstance(error, OSError | PoolTimeout):
+        return True
+    if not isinstance(error, DBAPIError):  # the driver's own, which SQLAlchemy 2.0 does not translate when connecting
+        return str(getattr(error, "sqlstate", "")).startswith(_UNREACHABLE)
+    connecting = error.statement is None and (
+        isinstance(error, OperationalError | InterfaceError) or type(error) is DBAPIError
+    )
+    return error.connection_invalidated or connecting
 
 
 def no_result(message: str) -> NoResultFound:

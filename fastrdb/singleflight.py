@@ -30,6 +30,11 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
+class Absent:
+    """There is nothing under this key. How that is said, each function says for itself."""
+
+
+@dataclass(frozen=True, slots=True)
 class Again:
     """There will be no result, the leader was cancelled: start over."""
 
@@ -44,7 +49,7 @@ class Late:
     """Nothing within the time that the caller waits."""
 
 
-Outcome = Landed | Failed | Again | Alone
+Outcome = Landed | Failed | Absent | Again | Alone
 
 
 _PAUSES = (0.005, 0.01, 0.02, 0.04, 0.08, 0.1)  # seconds; the last one again and again

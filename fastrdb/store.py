@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import asyncio
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from . import layouts
 from .errors import CacheUnavailableError
-from .intent import Intent, Repairs, Room
+from .intent import Intent, Room
 from .layouts import Settings
-from .leases import compare_delete
+from .leases import COMPARE_DELETE
 from .link import Client
 from .link import is_cluster as is_cluster
 from .near import Near, NearCache, Token
+from .obstacles import Obstacles
 from .outcomes import GONE, Asked, Fill
 from .outcomes import Barred as Barred
 from .outcomes import Busy as Busy
@@ -26,8 +27,10 @@ from .outcomes import Granted as Granted
 from .outcomes import Hit as Hit
 from .outcomes import Outcome as Outcome
 from .outcomes import Timed as Timed
+from .repairs import Repairs
 from .restarts import OTHER_DATA
-from .scripts import Names, Reach, Target
+from .scripts import Call, Names, Reach, Target
+from .switches import DISABLED, Switch
 from .tracking import Tracking
 
 if TYPE_CHECKING:
@@ -38,9 +41,9 @@ class Store:
     """The protocol on one Redis, for one event loop; holds no client but while a repair is under way.
 
     Durations are seconds: `timeout` is the deadline of each round trip, `lease` the longest load that is stored,
-    `barrier` the longest COMMIT. `chunk` is how many index members one script looks at. `cluster`: its clients are
-    those of a cluster. `sleep` is for tests. `near` bounds what is kept in this process, `heads` is what the keys begin
-    with that may be: it may grow.
+    `barrier` the longest COMMIT. `chunk` is how many index members one script looks at, and how many scripts go at
+    once. `cluster`: its clients are those of a cluster. `sleep` is for tests. `near` bounds what is kept in this
+    process, `heads` is what the keys begin with that may be: it may grow.
 
     All methods but those that say otherwise raise CacheUnavailableError when Redis does not do it.
     """
@@ -54,15 +57,18 @@ class Store:
         barrier: float = 10.0,
         chunk: int = 256,
         on_error: Literal["bypass", "raise"] = "bypass",
-        cluster: bool = False,
         near: Near | None = None,
         heads: Collection[str] = (),
+        switch: Switch | None = None,
+        cluster: bool = False,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self.near = NearCache(near or Near(), before=Names(namespace).before)
         self._tracking = Tracking(self.near, heads)
         # All that entries may not be read for, in one place: on a hit one look has to do.
-        self.obstacles: set[object] = set()
+        self.obstacles = Obstacles()
+        self._switch = Switch() if switch is None else switch
+        self._switch.govern(self)
         lease_ms, barrier_ms = (max(1, round(seconds * 1000)) for seconds in (lease, barrier))
         settings = Settings(namespace, timeout, lease_ms, barrier_ms, chunk, self.obstacles, self.near)
         self._layout = layout = layouts.cluster(settings) if cluster else layouts.one_server(settings)
@@ -81,6 +87,8 @@ class Store:
         """Why entries may not be read for the time being; None if they may. Sees to it that this comes to its end."""
         if not self.obstacles:
             return None
+        if self._switch.is_off():
+            return DISABLED
         if self._link.closed_for(client):
             return "Redis has not answered lately"
         if self._layout.trust.other_data:  # before any repair: it cannot succeed without
@@ -105,16 +113,6 @@ class Store:
         """Give the entries in the order of `keys`, by one MGET."""
         return await self._leases.get_many(client, [self._names.entry(key) for key in keys]) if keys else []
 
-    async def get_timed(self, client: Client, key: str) -> Timed | None:
-        """Give the entry with what is left of its life, in one round trip; None too if it went in between."""
-        (found,) = await self.get_many_timed(client, (key,))
-        return found
-
-    async def get_many_timed(self, client: Client, keys: Sequence[str]) -> list[Timed | None]:
-        """Give the entries in the order of `keys`, each with what is left of its life, in one round trip."""
-        found = await self._leases.get_timed(client, [self._names.entry(key) for key in keys]) if keys else []
-        return [None if raw is None or ttl_ms == GONE else Timed(raw, ttl_ms) for raw, ttl_ms in found]
-
     def near_token(self, client: Client, key: str, head: str) -> Token | None:
         """Give the token to keep an entry in this process with, before it is asked for; None if it cannot be kept.
 
@@ -126,10 +124,15 @@ class Store:
             self._tracking.start(getattr(client, "connection_pool", None))
         return token
 
-    async def get_lasting(self, client: Client, key: str) -> tuple[bytes | None, int]:
-        """Give the entry, and the rest of its life as PTTL says it: for who keeps it."""
-        ((raw, ttl_ms),) = await self._leases.get_timed(client, (self._names.entry(key),))
-        return raw, ttl_ms
+    async def get_timed(self, client: Client, key: str) -> Timed | None:
+        """Give the entry with what is left of its life, in one round trip; None too if it went in between."""
+        (found,) = await self.get_many_timed(client, (key,))
+        return found
+
+    async def get_many_timed(self, client: Client, keys: Sequence[str]) -> list[Timed | None]:
+        """Give the entries in the order of `keys`, each with what is left of its life, in one round trip."""
+        found = await self._leases.get_timed(client, [self._names.entry(key) for key in keys]) if keys else []
+        return [None if raw is None or ttl_ms == GONE else Timed(raw, ttl_ms) for raw, ttl_ms in found]
 
     async def acquire(
         self, client: Client, key: str, token: str, *, refresh: bool = False, seen_ms: int | None = None
@@ -142,39 +145,43 @@ class Store:
         The load must begin after this has returned. Who is cancelled in here, or gets an error, may have been granted
         the lease all the same: release it with the same token, or it keeps others from storing until it runs out.
         """
-        old = "*" if refresh else "" if seen_ms is None else seen_ms
-        (outcome,) = await self._leases.acquire(client, (Asked(self._names.entry(key), token, old),))
+        (outcome,) = await self._leases.acquire(client, (self._asked(key, token, refresh, seen_ms),))
         return outcome
 
     async def acquire_many(
-        self, client: Client, tokens: Mapping[str, str], seen_ms: Mapping[str, int] = MappingProxyType({})
+        self,
+        client: Client,
+        tokens: Mapping[str, str],
+        *,
+        refresh: bool = False,
+        seen_ms: Mapping[str, int] = MappingProxyType({}),
     ) -> dict[str, Outcome]:
         """Ask for many keys, each with its token, in one round trip; what `acquire` says holds for each of them."""
-        if not tokens:
-            return {}
-        asked = [Asked(self._names.entry(key), token, seen_ms.get(key, "")) for key, token in tokens.items()]
+        asked = [self._asked(key, token, refresh, seen_ms.get(key)) for key, token in tokens.items()]
         return dict(zip(tokens, await self._leases.acquire(client, asked), strict=True))
 
     async def fill(self, client: Client, key: str, token: str, raw: bytes, ttl_ms: int) -> bool:
         """Store what was loaded for `ttl_ms` (at least 1) and give the lease back; False if the lease was lost."""
-        fill = Fill(self._names.entry(key), token, raw, ttl_ms)
-        with self.near.shut(names=(fill.entry,)):  # a refresh: there may be an entry
-            (stored,) = await self._leases.fill(client, (fill,))
+        (stored,) = await self.fill_many(client, ((key, token, raw, ttl_ms),))
         return stored
 
-    async def fill_many(self, client: Client, fills: Iterable[tuple[str, str, bytes, int]]) -> int:
-        """Store many (key, token, raw, ttl_ms) in one round trip, and give the number of those that were stored."""
+    async def fill_many(self, client: Client, fills: Iterable[tuple[str, str, bytes, int]]) -> list[bool]:
+        """Store many (key, token, raw, ttl_ms) in one round trip, and tell of each whether it was stored."""
         each = [Fill(self._names.entry(key), token, raw, ttl_ms) for key, token, raw, ttl_ms in fills]
-        with self.near.shut(names=[fill.entry for fill in each]):
-            return sum(await self._leases.fill(client, each)) if each else 0
+        with self.near.shut(names=[fill.entry for fill in each]):  # a refresh: there may be an entry
+            return await self._leases.fill(client, each)
 
     async def release(self, client: Client, key: str, token: str) -> None:
         """Give the lease back, if it is held by this token."""
-        await self._leases.release(client, self._names.entry(key), token)
+        await self.release_many(client, {key: token})
+
+    async def release_many(self, client: Client, tokens: Mapping[str, str]) -> None:
+        """Give many leases back, in one round trip, each if it is held by its token."""
+        await self._leases.release(client, [(self._names.entry(key), token) for key, token in tokens.items()])
 
     async def discard(self, client: Client, key: str, raw: bytes) -> bool:
         """Delete an entry that nobody can read, if it is this one still."""
-        return await compare_delete(self._link, client, self._names.entry(key), raw)
+        return bool(await self._link.script(client, Call(COMPARE_DELETE, (self._names.entry(key),), (raw,))))
 
     async def invalidate(self, client: Client, prefixes: Iterable[Reach] = (), keys: Iterable[str] = ()) -> int:
         """Delete by hand what the prefixes and keys reach, with the leases; give the number of entries deleted.
@@ -202,13 +209,31 @@ class Store:
         """Give a new record of what one transaction will do to the cache."""
         return Intent(self._room, client)
 
-    async def aclose(self, limit: float = 1.0) -> None:
-        """Let repairs that are under way finish within `limit` seconds, then stop them; give connections back."""
+    def owe(self, client: Client, targets: Mapping[Target, bool]) -> None:
+        """Owe Redis what another store of the same server owed."""
+        for barred in (False, True):
+            if owed := [target for target, bars in targets.items() if bars is barred]:
+                self._repairs.add(client, owed, barred=barred, reason="the event loop of the commit has ended")
+
+    def lose(self) -> dict[Target, bool]:
+        """Forget all connections, for the event loop has ended, and give what is still owed to Redis."""
+        self._link.lose()
+        return self._repairs.left()
+
+    def pools(self) -> list[Any]:
+        """The connection pools of the clients in use."""
+        return self._link.pools()
+
+    async def aclose(self, limit: float = 1.0, *, closing: bool = False) -> None:
+        """Let repairs finish within `limit` seconds, then stop them; give connections back, or close them before."""
         await self._repairs.aclose(limit)
         await self._leases.aclose()
         await self._layout.trust.aclose()
         await self._tracking.aclose()
-        await self._link.aclose()
+        await self._link.aclose(closing=closing)
+
+    def _asked(self, key: str, token: str, refresh: bool, seen_ms: int | None) -> Asked:
+        return Asked(self._names.entry(key), token, "*" if refresh else "" if seen_ms is None else seen_ms)
 
     def _targets(self, prefixes: Iterable[Reach], keys: Iterable[str]) -> list[Target]:
         names = self._names

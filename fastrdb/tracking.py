@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from .reasons import hushed
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterable
 
@@ -183,7 +185,7 @@ class Tracking:
 
     def _off(self, error: Exception) -> None:
         if not self._silent:
-            logger.warning("the near cache is off, reads go to Redis: %s: %s", type(error).__name__, error)
+            logger.warning("the near cache is off, reads go to Redis: %s: %s", type(error).__name__, hushed(error))
             self._silent = True
 
 

@@ -10,10 +10,7 @@ The listeners sit on the classes, because a session must be known to have writte
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import re
-from collections.abc import Coroutine
 from typing import Any
 from weakref import ref
 
@@ -23,46 +20,14 @@ from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
-from .works import State, Transaction, Work, new_transaction, scopes, state_of, take_state, transaction_of
+from .commits import watch
+from .drivers import autocommits, level_is_set, sqlite_driver, stream_begins
+from .endings import end_own, finish, undo
+from .endings import settled as settled
+from .sql import Does, effect, sets_isolation
+from .works import Phase, Transaction, Work, new_transaction, scopes, state_of, take_state, transaction_of, undo_for
 
 _log = logging.getLogger("fastrdb")
-_ending: set[asyncio.Task[None]] = set()  # the loop itself holds tasks weakly
-
-
-def autocommits(connection: Connection) -> bool:
-    """True if each statement commits by itself. SQLAlchemy has no public word for what the engine was set to."""
-    if connection._is_autocommit_isolation():
-        return True
-    driver = sqlite_driver(connection)
-    return driver is not None and driver.isolation_level is None and not driver.in_transaction
-
-
-def sqlite_driver(connection: Connection) -> Any:
-    """The driver's connection to SQLite, which knows whether there is a transaction; None for other databases."""
-    return connection.connection.driver_connection if connection.dialect.name == "sqlite" else None
-
-
-async def settled() -> None:
-    """Wait until the work that ends in the background of this event loop has ended."""
-    loop = asyncio.get_running_loop()
-    while mine := [task for task in _ending if task.get_loop() is loop]:
-        await asyncio.wait(mine)
-
-
-# --- what a statement is
-
-_READS = ("SELECT", "SAVEPOINT", "RELEASE", "ROLLBACK TO", "VALUES", "SHOW")
-_CHANGES = re.compile(r"\b(INSERT|UPDATE|DELETE|MERGE|REPLACE|INTO)\b", re.IGNORECASE)
-
-
-def writes(statement: str, context: Any) -> bool:
-    """True unless the statement surely changes nothing: text that begins with anything but SELECT counts as a write."""
-    if context is not None and (context.isinsert or context.isupdate or context.isdelete):
-        return True
-    words = statement.lstrip(" \t\r\n(")[:16].upper()
-    if words.startswith(("WITH", "EXPLAIN")):
-        return _CHANGES.search(statement) is not None
-    return not words.startswith(_READS)
 
 
 # --- engines and connections
@@ -73,15 +38,26 @@ def _on_begin(connection: Connection) -> None:
     new_transaction(connection)
 
 
+@event.listens_for(Engine, "begin_twophase")
+def _on_begin_twophase(connection: Connection, xid: Any) -> None:
+    new_transaction(connection, twophase=True)
+
+
 @event.listens_for(Engine, "rollback")
 def _on_rollback(connection: Connection) -> None:
     transaction = transaction_of(connection)
     if transaction is None:
         return
-    transaction.unsettled = transaction.wrote = False
-    if transaction.inherited:
-        inherited, transaction.inherited = transaction.inherited, []
-        _finish(_end(inherited, committed=False), inherited)
+    _undone(transaction)  # others may go on in it, where a pool gives the same connection to all
+    transaction.wrote = transaction.called = False
+    if transaction.phase in (Phase.OPEN, Phase.PREPARED):
+        transaction.phase = Phase.UNDONE
+        end_own(transaction, committed=transaction.published)
+
+
+@event.listens_for(Engine, "rollback_twophase")
+def _on_rollback_twophase(connection: Connection, xid: Any, is_prepared: bool) -> None:
+    _on_rollback(connection)
 
 
 @event.listens_for(Engine, "commit")
@@ -93,28 +69,33 @@ def _on_commit(connection: Connection) -> None:
     try:
         _begin_works(transaction)
     except BaseException:
-        _undo(connection)
+        undo(connection, transaction)
         raise
-    for session in transaction.sessions:
-        state = state_of(session)
-        state.attempts += 1
-        state.wrote = state.wrote or transaction.wrote
-    _carry(transaction)
-    # What they are of has ended, and nobody will be told of this COMMIT's outcome: their barriers lapse.
-    for work in transaction.inherited:
-        work.abandon()
-    transaction.inherited = []
-    transaction.unsettled = transaction.wrote = False
+    _send(connection, transaction)
+
+
+@event.listens_for(Engine, "prepare_twophase")
+def _on_prepare_twophase(connection: Connection, xid: Any) -> None:
+    """What fails here is rolled back; after PREPARE it could only be left, and hold its locks."""
+    transaction = transaction_of(connection)
+    if transaction is not None:
+        _begin_works(transaction)
+        transaction.phase = Phase.PREPARED
 
 
 @event.listens_for(Engine, "commit_twophase")
 def _on_commit_twophase(connection: Connection, xid: Any, is_prepared: bool) -> None:
-    _on_commit(connection)
-
-
-@event.listens_for(Engine, "rollback_twophase")
-def _on_rollback_twophase(connection: Connection, xid: Any, is_prepared: bool) -> None:
-    _on_rollback(connection)
+    transaction = transaction_of(connection)
+    if transaction is None:
+        return
+    try:
+        _begin_works(transaction)  # again, for the barriers may be about to lapse
+    except BaseException as error:
+        if not is_prepared or not isinstance(error, Exception):
+            undo(connection, transaction, lambda: connection.dialect.do_rollback_twophase(connection, xid, is_prepared))
+            raise
+        _log.exception("the cache could not be told again of a commit that is prepared")
+    _send(connection, transaction)
 
 
 @event.listens_for(Engine, "before_cursor_execute")
@@ -122,26 +103,41 @@ def _on_statement(
     connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool
 ) -> None:
     transaction = transaction_of(connection)
-    if transaction is None or not writes(statement, context):
+    if transaction is None or transaction.phase in (Phase.PREPARED, Phase.SENT):  # then it is a part of that COMMIT
         return
+    if connection.dialect.name == "sqlite" and context is not None and context.execution_options.get("stream_results"):
+        stream_begins(connection, context)
+    does = _effect(connection, statement, context)
+    if Does.CALLS in does:
+        transaction.called = True
+    if Does.UNDOES in does:
+        _undone(transaction)
+    elif Does.WRITES in does:
+        _distrust(transaction)  # what was put before this may be what it changes
+    if Does.WRITES in does:
+        _on_write(connection, transaction, statement, does)
+
+
+def _effect(connection: Connection, statement: str, context: Any) -> Does:
+    if context is not None and (context.isinsert or context.isupdate or context.isdelete):
+        return Does.WRITES
+    does = effect(statement, connection.dialect.name)
+    return does | Does.WRITES if Does.CALLS in does and scopes() else does  # it is what that call has said it does
+
+
+def _on_write(connection: Connection, transaction: Transaction, statement: str, does: Does) -> None:
     transaction.wrote = True
-    if not transaction.users and not scopes():
-        return
-    for session in transaction.sessions:
-        _distrust(state_of(session))  # what was put before this may be what it changes
+    if transaction.phase is not Phase.LOST:
+        transaction.phase = Phase.OPEN  # again, where a pool gives the same connection to all, and another has ended it
+    transaction.loose = transaction.loose or Does.LEAVES in does
+    if sets_isolation(statement):
+        level_is_set(connection)
     for scope in scopes():
         scope.meet(transaction)
-    if autocommits(connection):
-        _on_autocommit(transaction)
-
-
-def _on_autocommit(transaction: Transaction) -> None:
-    """What is about to be written commits by itself."""
-    for session in transaction.sessions:
-        state_of(session).autocommitted = True
-    _begin_works(transaction)
-    _carry(transaction)
-    transaction.unsettled = False
+    if transaction.users or transaction.works:
+        transaction.autocommit = transaction.autocommit or autocommits(connection)
+        if transaction.autocommit or transaction.loose or Does.COMMITS in does:
+            _publish(transaction)
 
 
 @event.listens_for(Engine, "savepoint")
@@ -158,61 +154,92 @@ def _on_release_savepoint(connection: Connection, name: str, context: None) -> N
     if transaction is not None and transaction.savepoints:
         transaction.savepoints -= 1
         if not transaction.savepoints and transaction.wrote:
-            _on_autocommit(transaction)
-
-
-@event.listens_for(Engine, "handle_error")
-def _on_error(context: ExceptionContext) -> None:
-    """An error that the database itself gave as its answer to COMMIT: it has rolled back, and that is known."""
-    transaction = transaction_of(context.connection) if context.connection is not None else None
-    if transaction is None or context.sqlalchemy_exception is None or context.is_disconnect:
-        return
-    for session in transaction.sessions:
-        state = state_of(session)
-        state.refused = state.attempts == 1 and len(state.connections) == 1
-        _distrust(state)  # PostgreSQL answers the COMMIT of a failed transaction with a ROLLBACK, and no error
+            _publish(transaction)
 
 
 @event.listens_for(Engine, "rollback_savepoint")
 def _on_rollback_savepoint(connection: Connection, name: str, context: None) -> None:
     transaction = transaction_of(connection)
-    if transaction is None:
+    if transaction is not None:
+        transaction.savepoints = max(0, transaction.savepoints - 1)
+        _undone(transaction)
+
+
+@event.listens_for(Engine, "handle_error")
+def _on_error(context: ExceptionContext) -> None:
+    connection = context.connection
+    transaction = transaction_of(connection) if connection is not None else None
+    if connection is None or transaction is None:
         return
-    transaction.savepoints = max(0, transaction.savepoints - 1)
-    for session in transaction.sessions:
-        _distrust(state_of(session))
+    _distrust(transaction)  # PostgreSQL answers the COMMIT of a failed transaction with a ROLLBACK, and no error
+    answered = context.sqlalchemy_exception is not None and not context.is_disconnect
+    if transaction.phase is Phase.SENT and answered and not transaction.twophase:
+        transaction.phase = Phase.UNDONE
+        driver = sqlite_driver(connection)
+        if driver is not None and driver.in_transaction:  # a COMMIT that found the database locked can be sent again
+            undo(connection, transaction)
+        end_own(transaction, committed=transaction.published)
+    elif transaction.phase is Phase.SENT or (transaction.published and not answered):
+        transaction.phase = Phase.LOST
+        for work in transaction.take_works():
+            work.abandon()
 
 
-def _distrust(state: State) -> None:
-    for work in state.works.values():
+def _undone(transaction: Transaction) -> None:
+    _distrust(transaction)
+    if transaction.wrote or transaction.called:
+        for session in transaction.sessions:
+            undo_for(session)
+
+
+def _distrust(transaction: Transaction) -> None:
+    for work in _works(transaction):
         work.distrust()
 
 
+def _works(transaction: Transaction) -> list[Work]:
+    return [
+        *transaction.works,
+        *(work for session in transaction.sessions for work in state_of(session).works.values()),
+    ]
+
+
 def _begin_works(transaction: Transaction) -> None:
-    sessions = transaction.sessions
-    works = [*transaction.inherited, *(work for session in sessions for work in state_of(session).works.values())]
-    if not sessions:
-        works += [scope.direct_work() for scope in scopes()]
+    if not transaction.sessions:
+        for scope in scopes():
+            scope.meet(transaction)
+    works = _works(transaction)
     if works and in_greenlet():  # a synchronous engine cannot wait for Redis; it is told when it has committed
         for work in works:
             await_only(work.begin())
 
 
-def _carry(transaction: Transaction) -> None:
-    """The calls around a COMMIT of a connection without a session: what was written is covered."""
+def _send(connection: Connection, transaction: Transaction) -> None:
+    watch(connection, transaction, _on_committed)
+    transaction.phase = Phase.SENT
+    _attempt(transaction)
+
+
+def _publish(transaction: Transaction) -> None:
+    """What is about to be sent commits by itself."""
+    _begin_works(transaction)
+    transaction.published = True
+    _attempt(transaction)
+
+
+def _attempt(transaction: Transaction) -> None:
+    for session in transaction.sessions:
+        state_of(session).attempt(transaction)
     if transaction.wrote and not transaction.sessions and in_greenlet():
-        for scope in scopes():
+        for scope in scopes():  # the calls around a connection without a session: what was written is covered
             scope.carried = True
 
 
-def _undo(connection: Connection) -> None:
-    """Roll back what is not committed because its listener failed. SQLAlchemy takes it for committed or refused by
-    then, and would give the connection back to its pool with the transaction open, for the next COMMIT to publish."""
-    try:
-        connection.dialect.do_rollback(connection.connection)
-    except BaseException:
-        connection.invalidate()
-        raise
+def _on_committed(transaction: Transaction) -> None:
+    transaction.phase = Phase.COMMITTED
+    transaction.published = True
+    transaction.wrote = transaction.called = False
+    end_own(transaction, committed=True)
 
 
 # --- sessions
@@ -249,45 +276,21 @@ def _on_session_end(session: Session, transaction: SessionTransaction) -> None:
     if not works:
         return
     outer = [found for c, found in used if c.in_transaction()]
-    if outer:  # joined to a transaction that is still open: nothing is committed yet, whatever the session says
-        outer[0].inherited += works
-    elif state.committed or state.autocommitted:
-        _finish(_end(works, committed=True), works)
-    elif state.attempts and not state.refused:
-        _log.warning("the outcome of a COMMIT is unknown: its barrier is left to lapse")
-        for work in works:
-            work.abandon()
-        return
-    else:
-        _finish(_end(works, committed=False), works)
-        return
-    if outer or state.wrote or state.autocommitted:
+    for (
+        found
+    ) in outer:  # joined to a transaction that is still open: nothing is committed yet, whatever the session says
+        found.works += works
+    if outer or _end_session(works, state.outcome()):
         for scope in state.scopes:
-            scope.carried = True
+            scope.carried = scope.carried or bool(outer) or state.wrote
 
 
-async def _end(works: list[Work], *, committed: bool) -> None:
+def _end_session(works: list[Work], committed: bool | None) -> bool:
+    """The session's transaction has ended for good; gives whether it is known to have committed."""
+    if committed is not None:
+        finish(works, committed=committed)
+        return committed
+    _log.warning("the outcome of a COMMIT is unknown: its barrier is left to lapse")
     for work in works:
-        try:
-            if committed and work.pending:  # no COMMIT of a connection came before
-                await work.begin()
-            await work.end(committed)
-        except Exception:  # noqa: BLE001  # the database has committed: nobody may be told otherwise
-            _log.exception("the cache could not be told of a commit: its barrier is left to lapse")
-            work.abandon()
-
-
-def _finish(ending: Coroutine[Any, Any, None], works: list[Work]) -> None:
-    """Run `ending` to its end whatever becomes of the caller, and wait for it where one can wait."""
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:  # a session that is closed outside of any loop, by the garbage collector say
-        ending.close()
-        for work in works:
-            work.abandon()
-        return
-    task = loop.create_task(ending)
-    _ending.add(task)
-    task.add_done_callback(_ending.discard)
-    if in_greenlet():
-        await_only(asyncio.shield(task))
+        work.abandon()
+    return False

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Sequence
+from contextlib import suppress
 from contextvars import Context
 from itertools import islice
 from typing import Any, Protocol
@@ -41,23 +42,23 @@ class Boundary(Protocol):
 class Wire:
     """The shared connection to one server. For one event loop.
 
-    All methods raise what `boundary` makes of redis-py's errors, and of the TimeoutError of a batch that takes longer
-    than the deadline. If a batch fails, so does what had queued behind it: it would have waited as long again.
-
-    Args:
-        in_slots: it is a master of a cluster, which refuses an MGET of keys in several slots.
-        greet: is awaited for each new connection before it is used, with a function that sends one command on it.
+    All methods raise what `boundary` makes of redis-py's errors, and of the TimeoutError of who waits longer than the
+    deadline, in the queue or for the reply. If a batch fails, so does what had queued behind it: it would have waited
+    as long again.
     """
 
     def __init__(
-        self, source: Source, deadlines: Deadlines, greet: Greeting, boundary: Boundary, *, in_slots: bool = False
+        self, source: Source, deadlines: Deadlines, greeting: Greeting, boundary: Boundary, *, in_slots: bool = False
     ) -> None:
-        self._line, self._deadlines, self._boundary = Line(source, greet), deadlines, boundary
+        self._in_slots = in_slots  # it is a master of a cluster, which refuses an MGET of keys in several slots
+        self._line, self._deadlines, self._boundary = Line(source, greeting), deadlines, boundary
         self._loop = asyncio.get_running_loop()  # once: it is felt on a hit
         self._busy = False
-        self._crowded, self._in_slots = False, in_slots
+        self._crowded = False
         self._gets: _Gets = {}
         self._sends: list[_Send] = []
+        self._since = 0.0  # when the first of those who queue has come
+        self._next_drain: asyncio.Task[None] | None = None  # that has not begun
         self._tasks: set[asyncio.Task[None]] = set()
 
     def get(self, name: bytes) -> Awaitable[bytes | None]:
@@ -67,8 +68,10 @@ class Wire:
                 return self._get_at_once(name)
             # Lately there were several at a time: those who are about to ask in this turn of the loop come along.
             self._busy = True
-            self._spawn(self._drain())
+            self._spawn()
         future: asyncio.Future[bytes | None] = self._loop.create_future()
+        if not self._gets and not self._sends:
+            self._since = self._loop.time()
         if name in self._gets:
             self._gets[name].append(future)
         else:
@@ -91,18 +94,25 @@ class Wire:
         """Send commands in their order, and give their replies: the server's errors as they are, not raised."""
         if self._busy:
             future: asyncio.Future[list[Any]] = self._loop.create_future()
+            if not self._gets and not self._sends:
+                self._since = self._loop.time()
             self._sends.append((commands, future))
             return await future
         replies = await self._at_once(commands)
         self._boundary.answered()
         return replies
 
-    async def aclose(self) -> None:
-        """Give the connection back; the next who asks takes one again."""
-        while self._tasks:
-            await asyncio.wait(set(self._tasks))
-        if not self._busy:
-            await self._line.give_back()
+    async def aclose(self, *, closing: bool = False) -> None:
+        """Wait until what was asked by now is done, and give the connection back; who asks next takes one again."""
+        if self._busy:
+            with suppress(Exception):
+                await self.send(())
+        if not self._busy:  # else it goes back when it is idle
+            await self._line.give_back(closing=closing)
+
+    def lose(self) -> None:
+        """Forget the connection: the event loop has ended."""
+        self._line.lose()
 
     # --- batches
 
@@ -123,12 +133,13 @@ class Wire:
     def _next(self) -> None:
         """Go on with what has queued, or be idle."""
         if self._gets or self._sends:
-            self._spawn(self._drain())
+            self._spawn()
         else:
             self._busy = False
 
     async def _drain(self) -> None:
         """Send what has queued, batch by batch."""
+        self._next_drain = None
         gets: _Gets = {}
         sends: list[_Send] = []
         try:
@@ -139,8 +150,8 @@ class Wire:
                 if gets:
                     commands[:0] = [("GET", name) for name in gets] if self._in_slots else [("MGET", *gets)]
                 try:
-                    with self._deadlines.start(self._loop):
-                        replies = await self._line.exchange(commands)
+                    async with asyncio.timeout_at(self._since + self._deadlines.seconds):
+                        replies = await self._line.exchange(commands) if commands else []
                 except Exception as error:  # noqa: BLE001  # handed to those who asked
                     await self._line.hang_up()
                     refusal = self._boundary.failed(str(commands[0][0]), error)
@@ -148,10 +159,8 @@ class Wire:
                     self._fail(refusal)
                 else:
                     self._distribute(gets, sends, replies)
-        except asyncio.CancelledError:  # the loop is ending
-            refusal = self._boundary.failed("batch", RuntimeError("the event loop is ending"))
-            _refuse(gets, sends, refusal)
-            self._fail(refusal)
+        except asyncio.CancelledError:
+            self._cancelled(gets, sends)
             raise
         finally:
             self._busy = False
@@ -176,13 +185,13 @@ class Wire:
     def _distribute(self, gets: _Gets, sends: Sequence[Any], replies: list[Any]) -> None:
         at, refused = 0, self._boundary.answered()
         if gets:
-            at, found = (len(gets), replies) if self._in_slots else (1, replies[0])
+            at, found = (len(gets), replies[: len(gets)]) if self._in_slots else (1, replies[0])
             if isinstance(found, Exception):
                 refused = self._boundary.failed("MGET", found)
             if refused is not None:
                 _refuse(gets, (), refused)
             elif isinstance(found, list):
-                for futures, value in zip(gets.values(), found, strict=False):
+                for futures, value in zip(gets.values(), found, strict=True):
                     _settle(futures, self._boundary.failed("GET", value) if isinstance(value, Exception) else value)
         for commands, future in sends:
             if not future.done():
@@ -195,11 +204,23 @@ class Wire:
         sends, self._sends = self._sends, []
         _refuse(gets, sends, error)
 
-    def _spawn(self, work: Any) -> None:
+    def _spawn(self) -> None:
         # In a context of its own: that of a request must not live on in it.
-        task = self._loop.create_task(work, context=Context())
+        task = self._next_drain = self._loop.create_task(self._drain(), context=Context())
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._drained)
+
+    def _drained(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if task is self._next_drain:  # cancelled before it began
+            self._next_drain, self._busy = None, False
+            self._cancelled({}, [])
+
+    def _cancelled(self, gets: _Gets, sends: Sequence[_Send]) -> None:
+        """Somebody has cancelled all tasks: the loop is ending, most likely. Nobody may wait for ever."""
+        refusal = self._boundary.failed("batch", RuntimeError("the event loop is ending"))
+        _refuse(gets, sends, refusal)
+        self._fail(refusal)
 
 
 def _settle(futures: Sequence[asyncio.Future[Any]], value: Any) -> None:

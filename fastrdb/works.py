@@ -10,15 +10,16 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import Protocol
-from weakref import WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary, WeakSet, ref
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, StaticPool
 from sqlalchemy.orm import Session
 
 from .prefixes import Prefix
 
-_INFO = "fastrdb"  # the place of the State in Session.info
+_INFO, _UNDONE = "fastrdb", "fastrdb.undone"  # the places in Session.info: of the State, and beyond transactions
 
 
 class Work(Protocol):
@@ -48,25 +49,52 @@ class Work(Protocol):
         """The outcome will never be known."""
 
 
+class Phase(Enum):
+    """How far a transaction has come."""
+
+    OPEN = auto()
+    PREPARED = auto()  # the first of two phases is on its way, or done
+    SENT = auto()  # COMMIT is on its way
+    COMMITTED = auto()  # COMMIT has returned
+    UNDONE = auto()  # rolled back, or COMMIT answered with an error
+    LOST = auto()  # something that commits was sent, and nobody will say what became of it
+
+
 @dataclass(slots=True, eq=False)
 class Transaction:
     """One transaction of one connection. `order` tells which of two things came first."""
 
     order: int
-    wrote: bool = False
-    unsettled: bool = True  # what it wrote is neither committed nor rolled back
+    phase: Phase = Phase.OPEN
+    wrote: bool = False  # what is neither committed nor rolled back
+    called: bool = False  # functions that may have written
+    published: bool = False  # something is committed: by COMMIT, by itself, or implicitly
+    autocommit: bool = False  # what it published was committed by itself, and so will be all that follows
+    loose: bool = False  # ended by hand: from then on, statements may commit by themselves
+    twophase: bool = False
     savepoints: int = 0  # open ones, where SQLite was given no BEGIN before the first: its release commits
     users: list[ref[Session]] = field(default_factory=list)
-    inherited: list[Work] = field(default_factory=list)  # of sessions and calls that have ended before it
+    works: list[Work] = field(default_factory=list)  # those that no session ends: of calls, and of sessions that joined
 
     @property
     def sessions(self) -> list[Session]:
         """The sessions whose open transaction this is: several, where they were joined to one connection."""
         return [session for user in self.users if (session := user()) is not None]
 
+    @property
+    def settled(self) -> bool:
+        """True if no COMMIT is to come."""
+        return self.autocommit or self.phase not in (Phase.OPEN, Phase.PREPARED, Phase.SENT)
+
     def leave(self, session: Session) -> None:
         """The session's transaction has ended, whatever becomes of this one."""
         self.users = [user for user in self.users if user() is not session]
+
+    def take_works(self) -> list[Work]:
+        """The works that end with this transaction: not those that another one, still open, has to do as well."""
+        taken, self.works = self.works, []
+        held = [work for other in _transactions.values() if not other.settled for work in other.works]
+        return [work for work in taken if work not in held]
 
 
 @dataclass(slots=True, eq=False)
@@ -76,11 +104,28 @@ class State:
     connections: list[Connection] = field(default_factory=list)
     works: dict[Hashable, Work] = field(default_factory=dict)
     scopes: list[Scope] = field(default_factory=list)
-    attempts: int = 0  # connections on which COMMIT was about to be sent
+    tried: list[Transaction] = field(default_factory=list)  # those for which something that commits was sent
     committed: bool = False  # the session said so
-    refused: bool = False  # the database answered COMMIT with an error
-    autocommitted: bool = False  # something was written that no COMMIT follows
-    wrote: bool = False  # on a connection on which COMMIT was about to be sent
+    wrote: bool = False  # in a transaction for which it was sent
+    declared: bool = False  # by a function that writes, however it did
+
+    @property
+    def autocommitted(self) -> bool:
+        """True if a part is committed already."""
+        return any(transaction.published for transaction in self.tried)
+
+    def attempt(self, transaction: Transaction) -> None:
+        """Something that commits is sent."""
+        self.wrote = self.wrote or transaction.wrote
+        if transaction not in self.tried:
+            self.tried.append(transaction)
+
+    def outcome(self) -> bool | None:
+        """Whether anything has been committed, now that it has ended; None if that will never be known."""
+        phases = {transaction.phase for transaction in self.tried}
+        if Phase.LOST in phases or (Phase.SENT in phases and not self.committed):
+            return None
+        return self.committed or self.autocommitted
 
 
 @dataclass(slots=True, eq=False)
@@ -92,35 +137,34 @@ class Scope:
     prefixes: list[Prefix]
     keys: list[str]
     carried: bool = False  # by a commit of what was written
-    direct: Work | None = None  # for commits of connections without a session
-    unowned: list[Transaction] = field(default_factory=list)  # such connections' transactions that wrote
+    works: dict[Transaction, Work] = field(default_factory=dict)  # of transactions without a session
+    seen: WeakSet[Session] = field(default_factory=WeakSet)  # the sessions that were used or joined
 
     def join(self, session: Session) -> None:
         """Put the prefixes on a session's open transaction."""
         work_on(session, self.owner, self.make).add(self.prefixes, self.keys)
+        self.seen.add(session)
         state = state_of(session)
         if self not in state.scopes:
             state.scopes.append(self)
 
     def meet(self, transaction: Transaction) -> None:
-        """A transaction writes inside the call; it may be older than the call."""
+        """A transaction writes or commits inside the call; it may be older than the call."""
         for session in transaction.sessions:
             self.join(session)
-        if not transaction.sessions and transaction not in self.unowned:
-            self.unowned.append(transaction)
+        if not transaction.sessions and transaction not in self.works:
+            work = self.works[transaction] = self.make()
+            work.add(self.prefixes, self.keys)
+            transaction.works.append(work)
 
-    def direct_work(self) -> Work:
-        """The work for connections that no session uses."""
-        if self.direct is None:
-            self.direct = self.make()
-            self.direct.add(self.prefixes, self.keys)
-        return self.direct
-
-    def hand_over(self) -> bool:
-        """Leave the work to the transactions without a session that are still open; False if there are none."""
-        left = [transaction for transaction in self.unowned if transaction.unsettled]
-        for transaction in left:
-            transaction.inherited.append(self.direct_work())
+    def add(self, prefixes: Iterable[Prefix], keys: Iterable[str]) -> bool:
+        """More, for all whose COMMIT is to come; False if none of them is surely one that wrote, without a session."""
+        for session in self.seen:
+            if self in state_of(session).scopes:
+                work_on(session, self.owner, self.make).add(prefixes, keys)
+        left = [work for transaction, work in self.works.items() if not transaction.settled]
+        for work in left:
+            work.add(prefixes, keys)
         return bool(left)
 
     @contextmanager
@@ -148,10 +192,30 @@ def scopes() -> tuple[Scope, ...]:
     return _scopes.get()
 
 
-def new_transaction(connection: Connection) -> Transaction:
+@contextmanager
+def apart() -> Iterator[None]:
+    """While inside, this code runs inside of none of the calls around it: it is nobody's part."""
+    token = _scopes.set(())
+    try:
+        yield
+    finally:
+        _scopes.reset(token)
+
+
+def new_transaction(connection: Connection, *, twophase: bool = False) -> Transaction:
     """A transaction begins."""
-    made = _transactions[connection] = Transaction(mark())
+    made = _common(connection) or Transaction(mark(), twophase=twophase)
+    _transactions[connection] = made
     return made
+
+
+def _common(connection: Connection) -> Transaction | None:
+    """The transaction that is open already, where a pool gives the same connection to all, as for SQLite in memory."""
+    pool = connection.engine.pool
+    if not isinstance(pool, StaticPool):
+        return None
+    others = (found for other, found in _transactions.items() if other.engine.pool is pool)
+    return next((found for found in others if found.phase is Phase.OPEN), None)
 
 
 def transaction_of(connection: Connection) -> Transaction | None:
@@ -173,6 +237,16 @@ def take_state(session: Session) -> State | None:
     return state
 
 
+def undo_for(session: Session) -> None:
+    """Something that the session wrote has been undone: what it has read meanwhile was never committed."""
+    session.info[_UNDONE] = mark()
+
+
+def undone_since(session: Session, since: int) -> bool:
+    """True if something that the session wrote was undone after the point `since`."""
+    return int(session.info.get(_UNDONE, 0)) > since
+
+
 def outer_connection(session: Session) -> Connection | None:
     """The connection with a transaction of its own that the session was made to join."""
     bind = session.bind
@@ -185,7 +259,7 @@ def work_on(session: Session, owner: Hashable, make: Callable[[], Work]) -> Work
     transaction = transaction_of(outer) if outer is not None else None
     if transaction is not None:
         made = make()
-        transaction.inherited.append(made)
+        transaction.works.append(made)
         return made
     works = state_of(session).works
     work = works.get(owner)

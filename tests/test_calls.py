@@ -352,7 +352,7 @@ def test_a_signature_of_its_own_is_honoured() -> None:
     plan = plan_of(function, "k:{code}")
     assert key_of(plan, code="1") == "k:1"
     assert plan.return_type is Row
-    assert plan.takes_session
+    assert plan.session_name == "db"
 
 
 # --- Redis and session ------------------------------------------------------------------------------------------------
@@ -394,7 +394,7 @@ def test_the_session_is_found_by_its_annotation(annotation: Any) -> None:
     plan = plan_of(function, "k")
     values = plan.bind(None, (DB,), {})
     assert plan.session(values) is DB
-    assert plan.takes_session
+    assert plan.session_name == "s"
     assert plan.key(values) == "k"
 
 

@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 from redis.asyncio import Redis
 
-from fastrdb import Stats, cached
+from fastrdb import Cache, OptionError, Stats, cached
 from tests.support.gates import GatedClient
 from tests.support.items import Item, Loader
 
@@ -199,3 +199,25 @@ async def test_callers_own_what_they_get(client: Redis) -> None:
     first = await load(client, 1)
     first.name = "changed"
     assert (await load(client, 1)).name == "a"
+
+
+async def test_a_large_entry_is_answered_and_not_stored(client: Redis) -> None:
+    """Up to `max_bytes`, that is: while a larger one travels, others wait."""
+    async with Cache(client, max_bytes=100) as cache:
+
+        @cache.cached("text:{size}")
+        async def load(size: int) -> str:
+            return "x" * size
+
+        for size in (98, 99):  # and two quotes
+            for _ in range(2):
+                assert await load(size) == "x" * size
+        assert load.stats == Stats(hits=1, misses=3, loads=3, fills=1, unstored=2)
+        assert await client.keys("text:*") == [b"text:98"]
+
+
+@pytest.mark.parametrize("value", [0, -1, True, 1.5, "1", None])
+def test_a_wrong_limit_is_refused(value: Any) -> None:
+    """A whole number of at least 1."""
+    with pytest.raises(OptionError, match="Cache: max_bytes="):
+        Cache(max_bytes=value)

@@ -429,6 +429,20 @@ async def test_a_lease_that_came_back_is_not_written_through(client: Redis, stor
     assert not await client.exists("user:1")
 
 
+async def test_a_barrier_that_stood_leaves_what_was_filled(any_client: Redis, store: Store) -> None:
+    """What was put is there after the end, and nothing is swept twice; a rollback needs no second sweep at all."""
+    for committed in (True, False):
+        intent = store.intent(any_client)
+        intent.add([USERS])
+        intent.put("user:1", b"new", 60_000)
+        await intent.begin()
+        if not committed:
+            await any_client.flushall()
+            await stored(any_client, store, ["user:1"])
+        await intent.end(committed=committed)
+        assert await store.get(any_client, "user:1") == (b"new" if committed else b"1")
+
+
 async def test_raise_aborts_the_commit(gated: GatedClient) -> None:
     """With on_error="raise", begin fails and nothing is owed, for nothing will be committed."""
     store = Store(timeout=5, on_error="raise")

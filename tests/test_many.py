@@ -42,7 +42,7 @@ class Batch:
         query = self.one.query
         values = [query.plan.bind(None, (), {"redis": self.client, "number": number}) for number in numbers]
 
-        async def load(positions: list[int]) -> Sequence[Any]:
+        async def load(positions: list[int], session: Any = None, /) -> Sequence[Any]:
             self.asked.append([numbers[at] for at in positions])
             return [self.value(numbers[at]) for at in positions]
 
@@ -124,7 +124,7 @@ async def test_cache_if_and_no_store_hold_here_too(client: Redis) -> None:
     assert await client.keys("item:*") == [b"item:2"]
     query = batch.one.query
 
-    async def load(positions: list[int]) -> Sequence[Any]:
+    async def load(positions: list[int], session: Any = None, /) -> Sequence[Any]:
         no_store("a preview")
         return items(3)
 
@@ -138,7 +138,7 @@ async def test_an_error_of_the_load_gives_the_leases_back(client: Redis) -> None
     batch = Batch(client)
     query = batch.one.query
 
-    async def load(positions: list[int]) -> Sequence[Any]:
+    async def load(positions: list[int], session: Any = None, /) -> Sequence[Any]:
         raise ValueError(positions)
 
     values = [query.plan.bind(None, (), {"redis": client, "number": 1})]
@@ -148,13 +148,15 @@ async def test_an_error_of_the_load_gives_the_leases_back(client: Redis) -> None
     assert await client.keys("*item:1*") == []
 
 
-async def test_what_another_caller_is_loading_is_loaded_and_not_stored(client: Redis, gated: GatedClient) -> None:
-    """Its lease is another's; what comes back is right all the same."""
+async def test_what_another_caller_is_loading_is_not_loaded_again(client: Redis, gated: GatedClient) -> None:
+    """Its lease is another's, who has loaded it and is about to store it: that value answers here too."""
     batch = Batch(client)
     gate = gated.gates.before("fill")
     single = asyncio.create_task(batch.one(gated, 1))
     await gate.reached()
     assert await batch.get(1, 2) == items(1, 2)
+    assert batch.asked == [[2]]
+    assert batch.one.stats.joins == 1
     assert await client.keys("item:*") == [b"item:2"]
     gate.open()
     await single
@@ -166,7 +168,7 @@ async def test_an_invalidation_during_the_load_wins(client: Redis) -> None:
     batch = Batch(client)
     query = batch.one.query
 
-    async def load(positions: list[int]) -> Sequence[Any]:
+    async def load(positions: list[int], session: Any = None, /) -> Sequence[Any]:
         await Cache(client).invalidate("item:1")
         return items(1, 2)
 
@@ -214,7 +216,7 @@ async def test_a_session_that_has_written_goes_past_the_cache(sqlite: Database, 
         assert (await one(db, client, 1)) == Item(id=1, name="a")
         await db.execute(update(Row).values(name="b"))
 
-        async def load(positions: list[int]) -> Sequence[Any]:
+        async def load(positions: list[int], session: Any = None, /) -> Sequence[Any]:
             return [await db.get(Row, 1, populate_existing=True)]
 
         values = [query.plan.bind(None, (), {"db": db, "redis": client, "number": 1})]

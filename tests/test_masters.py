@@ -54,7 +54,7 @@ def masters_of(store: Store) -> Masters:
 async def stored(client: RedisCluster, store: Store, *keys: str) -> None:
     """Put an entry under each key."""
     await store.acquire_many(client, dict.fromkeys(keys, "t"))
-    assert await store.fill_many(client, [(key, "t", key.encode(), 60_000) for key in keys]) == len(keys)
+    assert all(await store.fill_many(client, [(key, "t", key.encode(), 60_000) for key in keys]))
 
 
 class Move:

@@ -10,6 +10,7 @@ import pytest
 from redis.asyncio import Redis
 from sqlalchemy import Connection
 
+import fastrdb.drivers
 import fastrdb.entries
 import fastrdb.leases
 import fastrdb.loads
@@ -212,10 +213,6 @@ def _not_inside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Scope, "entered", entered)
 
 
-def _no_hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Scope, "hand_over", lambda scope: False)
-
-
 def _no_meeting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Scope, "meet", lambda scope, transaction: None)
 
@@ -240,7 +237,6 @@ def _no_savepoints(monkeypatch: pytest.MonkeyPatch) -> None:
         (_not_inside, scenarios_commits.connection_inside),
         (_no_meeting, scenarios_commits.older_hidden_session),
         (_no_meeting, scenarios_commits.connection_outside),
-        (_no_hand_over, scenarios_commits.connection_outside),
         (_one_session, scenarios_commits.joined_and_open),
         (_always_carried, scenarios_commits.read_only_commit),
         (_no_savepoints, scenarios_sessions.savepoint_that_commits),
@@ -273,7 +269,7 @@ async def test_taking_autocommit_for_a_transaction(
     def never(connection: Connection) -> bool:
         return False
 
-    for module in (fastrdb.transactions, fastrdb.session):
+    for module in (fastrdb.transactions, fastrdb.drivers):
         monkeypatch.setattr(module, "autocommits", never)
     async with (
         databases.opened(sqlite.engine.url, isolation_level="AUTOCOMMIT") as database,
@@ -284,7 +280,7 @@ async def test_taking_autocommit_for_a_transaction(
 
 async def test_leaving_the_transaction_open(sqlite: Database, client: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is cancelled before its COMMIT is not rolled back: it is still there for the next one."""
-    monkeypatch.setattr(fastrdb.transactions, "_undo", lambda connection: None)
+    monkeypatch.setattr(fastrdb.transactions, "undo", lambda connection, transaction: None)
     async with pooled(sqlite) as database, world(database, client) as made:
         await lost(scenarios.cancelled_before_commit(made, made.two.client.after("begin")))
 

@@ -18,6 +18,7 @@ from fastrdb import Cache
 from fastrdb.embedded import EmbeddedServer
 from fastrdb.near import Channel, Kept, NearCache, Token
 from fastrdb.near_loads import NearQuery
+from fastrdb.obstacles import Obstacles
 from tests import test_near_loads as whole
 from tests.support import scenarios_near as near
 from tests.support.databases import Database
@@ -196,7 +197,7 @@ async def test_a_session_that_has_written_is_not_asked_for(w: World, monkeypatch
 
 async def test_other_data_is_no_obstacle(w: World) -> None:
     """What was kept of the old server is believed."""
-    w.one.store.obstacles = set()
+    w.one.store.obstacles = Obstacles()
     await lost(whole.test_a_server_with_other_data(w))
 
 

@@ -46,8 +46,8 @@ def gated(cluster: Cluster, cluster_client: RedisCluster) -> GatedCluster:
     return GatedCluster(cluster_client)
 
 
-@pytest.fixture
-async def store(pauses: Pauses, cluster_client: RedisCluster) -> Store:  # noqa: F405
+@pytest.fixture(name="store")
+async def _store(pauses: Pauses, cluster_client: RedisCluster) -> Store:  # noqa: F405
     """Give a store whose repairs pause as the test says, used already."""
     made = store_on(cluster_client, sleep=pauses.sleep)
     assert await made.get(cluster_client, "k") is None

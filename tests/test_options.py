@@ -310,6 +310,21 @@ async def test_namespaces_share_nothing(client: Redis) -> None:
     assert await client.keys("*:item:*") == [b"two:item:1"]
 
 
+@pytest.mark.parametrize("text", ["item:1", "mine:item:1"])
+async def test_a_key_is_known_with_its_namespace_and_without(client: Redis, text: str) -> None:
+    """As `key()` gives it, and as its pattern has it."""
+    async with Cache(client, namespace="mine") as cache:
+
+        @cache.cached("item:{number}")
+        async def load(number: int) -> int:
+            return number
+
+        await load(1)
+        assert load.key(1) == "mine:item:1"
+        await cache.invalidate(keys=[text])
+        assert await client.exists("mine:item:1") == 0
+
+
 # --- what the session reads
 
 

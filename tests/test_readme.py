@@ -22,15 +22,18 @@ from fastrdb.demo.database import async_get_db, open_database
 from fastrdb.demo.models import User
 from fastrdb.demo.schemas import UserCreate, UserResponse, UserUpdate
 from fastrdb.protocols import Options
+from tests.support.plugin import project, run_file
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from fastrdb.embedded import EmbeddedServer
 
+__all__ = ["project"]
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
-SMALLEST, DECORATORS, CRUD, NEAR, FASTAPI = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+SMALLEST, DECORATORS, MANY, CRUD, NEAR, FASTAPI, TESTING = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 DEMO_COMMAND, TEST_COMMAND = (each.strip() for each in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)[:2])
 
 
@@ -99,6 +102,22 @@ async def test_the_decorators_work_as_shown(names: dict[str, Any]) -> None:
     assert names["list_users"].key(order_by="name") == "user:page:1:limit:10?order_by=name"
 
 
+async def test_many_ids_work_as_shown(names: dict[str, Any]) -> None:
+    """The block's function is called with what is missing only, and gives the schema by id."""
+    await run(CRUD.partition("user = await")[0], names)
+    asked = {"db": names["db"], "redis": names["redis"]}
+    made = [
+        await names["user_crud"].create(**asked, obj_in=UserCreate(email=f"{name}@example.com", name=name))
+        for name in "AB"
+    ]
+    await run(MANY, names)
+    get, ids = names["get_users"], [user.id for user in made]
+    for _ in range(2):
+        assert await get(**asked, ids=[ids[1], 10**6, ids[0]]) == {ids[1]: made[1], ids[0]: made[0]}
+    assert (get.stats.hits, get.stats.loads) == (3, 3)
+    assert get.key(ids=1) == "user:id:1"
+
+
 async def test_the_crud_class_works_as_shown(names: dict[str, Any]) -> None:
     """The block runs from creation to deletion, and its answers follow each other."""
     found = await run(CRUD, names)
@@ -130,6 +149,12 @@ async def test_the_fastapi_block_works_as_shown(names: dict[str, Any]) -> None:
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
         assert (await http.get("/users/a@example.com")).json()["name"] == "A"
         assert (await http.get("/users/b@example.com")).status_code == 404
+
+
+def test_the_tests_run_as_shown(project: pytest.Pytester) -> None:
+    """In a project of somebody's own, with the plugin that comes with the package."""
+    project.makepyfile(TESTING)
+    run_file(project, "--asyncio-mode=auto").assert_outcomes(passed=3)
 
 
 def test_ci_runs_the_test_command_of_the_readme() -> None:

@@ -8,7 +8,7 @@ import logging
 import pytest
 from redis.asyncio import Redis
 
-from fastrdb import intent as intents
+from fastrdb import repairs
 from fastrdb.embedded import EmbeddedServer
 from fastrdb.scripts import Target
 from fastrdb.store import Barred, Granted, Store
@@ -184,8 +184,8 @@ async def test_what_is_owed_is_bounded(gated: GatedClient, pauses: Pauses) -> No
     await gated.set("beside", b"1")
     gated.fail_with(ConnectionError("gone"))
     for _ in range(2):
-        await store.invalidate_soon(gated, keys=[f"k:{n}" for n in range(intents._OWED)])
-    assert len(store._repairs._owed) == intents._OWED
+        await store.invalidate_soon(gated, keys=[f"k:{n}" for n in range(repairs._OWED)])
+    assert len(store._repairs._owed) == repairs._OWED
     await store.invalidate_soon(gated, keys=["one more"])
     assert store._repairs._owed == {Target(b"ns:"): False}
     gated.heal()
@@ -249,3 +249,19 @@ def test_what_is_owed_outside_of_a_loop_waits_for_one(server: EmbeddedServer, st
         await client.aclose()
 
     asyncio.run(later())
+
+
+async def test_a_wider_target_covers_narrower_ones(gated: GatedClient, pauses: Pauses) -> None:
+    """What lies under a prefix that is owed is not owed besides, whichever came first; a barrier is not given up."""
+    store = Store(timeout=5, sleep=pauses.sleep)
+    gated.fail_with(ConnectionError("gone"))
+    await store.invalidate_soon(gated, keys=["user:1", "page:1"])
+    await store.invalidate_soon(gated, [USERS])
+    await store.invalidate_soon(gated, keys=["user:2"])
+    assert store._repairs.left() == {Target(b"page:1", b"="): False, Target(b"user:"): False}
+    intent = store.intent(gated)
+    intent.add(keys=["user:3"])
+    intent.abandon()
+    assert store._repairs.left()[Target(b"user:3", b"=")] is True
+    gated.heal()
+    await repaired(store)

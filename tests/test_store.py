@@ -64,7 +64,7 @@ async def test_every_protocol_and_decoding(resp: Redis, store: Store) -> None:
     assert await store.get_many(resp, ["none", "k:é"]) == [None, raw]
     assert await store.acquire(resp, "k:é", "other") == Hit(raw)
     assert await store.acquire_many(resp, {"k:é": "a", "new": "b"}) == {"k:é": Hit(raw), "new": Granted()}
-    assert await store.fill_many(resp, [("new", "b", b"1", 1000), ("k:é", "a", b"2", 1000)]) == 1
+    assert await store.fill_many(resp, [("new", "b", b"1", 1000), ("k:é", "a", b"2", 1000)]) == [True, False]
     assert await store.inspect(resp, "absent") == Entry(None, 0, leased=False, barred=False)
     intent = store.intent(resp)
     intent.add([prefix("k:*")])
@@ -82,7 +82,8 @@ async def test_a_hit_is_one_get(gated: GatedClient, store: Store) -> None:
     await store.get_many(gated, ["a", "b"])
     assert await store.get_many(gated, []) == []
     assert await store.acquire_many(gated, {}) == {}
-    assert await store.fill_many(gated, []) == 0
+    assert await store.fill_many(gated, []) == []
+    await store.release_many(gated, {})
     assert [command for _, command in gated.log] == [("GET", b"a"), ("MGET", b"a", b"b")]
 
 
@@ -131,7 +132,7 @@ async def test_an_entry_that_was_seen_does_not_answer(any_client: Redis, store: 
     assert await store.acquire(any_client, "k", "c", seen_ms=seen.ttl_ms) == Busy("b")
     await store.fill(any_client, "k", "b", b"2", 20_000)
     assert await store.acquire(any_client, "k", "c", seen_ms=seen.ttl_ms) == Hit(b"2")
-    outcomes = await store.acquire_many(any_client, {"k": "d", "new": "e"}, {"k": 20_000})
+    outcomes = await store.acquire_many(any_client, {"k": "d", "new": "e"}, seen_ms={"k": 20_000})
     assert outcomes == {"k": Granted(), "new": Granted()}
     await any_client.persist("k")
     assert await store.acquire(any_client, "k", "d", seen_ms=20_000) == Hit(b"2")
@@ -230,8 +231,26 @@ async def test_many_at_once(any_client: Redis, store: Store) -> None:
     outcomes = await store.acquire_many(any_client, {f"k:{n}": f"t{n}" for n in range(5)})
     assert [outcomes[f"k:{n}"] for n in range(5)] == [Granted(), Busy("other"), Barred(), Granted(), Granted()]
     await any_client.script_flush()
-    assert await store.fill_many(any_client, [(f"k:{n}", f"t{n}", b"%d" % n, 60_000) for n in range(5)]) == 3
+    fills = [(f"k:{n}", f"t{n}", b"%d" % n, 60_000) for n in range(5)]
+    assert await store.fill_many(any_client, fills) == [True, False, False, True, True]
     assert await store.get_many(any_client, [f"k:{n}" for n in range(5)]) == [b"0", None, None, b"3", b"4"]
+
+
+async def test_very_many_go_in_parts(gated: GatedClient) -> None:
+    """So that others need not wait for all of them; all are answered, in order."""
+    store = Store(timeout=5, chunk=2)
+    tokens = {f"k:{n}": f"t{n}" for n in range(5)}
+    assert await store.acquire_many(gated, tokens) == dict.fromkeys(tokens, Granted())
+    assert await store.acquire_many(gated, {"k:4": "t"}, refresh=True) == {"k:4": Busy("t4")}
+    gated.log.clear()
+    gate = gated.after("compare_delete")
+    releasing = asyncio.create_task(store.release_many(gated, tokens))
+    await gate.reached()
+    assert gated.names() == ["compare_delete"] * 2
+    gate.open()
+    await releasing
+    assert gated.names() == ["compare_delete"] * 5
+    assert await gated.keys("fastrdb:lease:*") == []
 
 
 async def test_an_error_of_one_of_many_is_an_error(any_client: Redis, store: Store) -> None:

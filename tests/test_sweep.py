@@ -17,7 +17,7 @@ from tests.test_store import prefix
 async def stored(client: Redis, store: Store, keys: list[str]) -> None:
     """Put an entry under each key, as readers do."""
     await store.acquire_many(client, dict.fromkeys(keys, "t"))
-    assert await store.fill_many(client, [(key, "t", b"1", 60_000) for key in keys]) == len(keys)
+    assert await store.fill_many(client, [(key, "t", b"1", 60_000) for key in keys]) == [True] * len(keys)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 256])

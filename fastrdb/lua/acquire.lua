@@ -3,7 +3,7 @@
 -- ARGV: token, lease ms, which entry does not answer: see answer(). One that the caller has seen has at most so many ms
 --       left to live, one that has been stored since has more
 -- Result: {'hit', raw} | {'granted'} | {'busy', token of the holder} | {'barred'}
---         | {'restarted'}: the data is not this server's own
+--         | {'restarted'}: the data is not this server's own, or it is a replica by now
 -- Sent twice (a lost reply): the own token is granted again.
 local entry, lease, index, expiry, barriers, server = unpack(KEYS)
 local token, lease_ms, old = unpack(ARGV)

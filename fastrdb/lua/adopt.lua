@@ -1,22 +1,23 @@
 -- Is what is here this server's own data? After a restart from a snapshot, or a failover to a replica that lacked the
 -- last deletes, it is not: then one process deletes all that is indexed, and adopts what is left.
 -- KEYS: index, server, healing
--- ARGV: token ('' only asks), '1' if everything has been deleted, how long (ms) one process may take
--- Result: {'same'} | {'other'} | {'mine'} the caller is to delete everything | {'busy'} another process does
---         | {'unknown', why} the server does not tell its run_id
+-- ARGV: token ('' only asks), the life in which everything has been deleted ('' none), how long (ms) one process may take
+-- Result: {'same'} | {'other'} | {'mine', life} the caller is to delete everything | {'busy'} another process does
+--         | {'replica'} not to be used at all | {'unknown', why} the server does not tell
 local index, server, healing = unpack(KEYS)
 local token, done, ms = unpack(ARGV)
 
-local own, why = run_id()
-if not own then return {'unknown', why} end
+local own, role = life()
+if not own then return {'unknown', role} end
+if role == 'slave' then return {'replica'} end
 if at_home(server, index) then return {'same'} end
 if token == '' then return {'other'} end
-local holder = redis.call('GET', healing)
-if holder and holder ~= token then return {'busy'} end
-if holder and done == '1' then
+if done == own then -- in another life what was deleted may have come back
   redis.call('SET', server, own)
   redis.call('DEL', healing)
   return {'same'}
 end
+local holder = redis.call('GET', healing)
+if holder and holder ~= token then return {'busy'} end
 redis.call('SET', healing, token, 'PX', ms)
-return {'mine'}
+return {'mine', own}

@@ -1,12 +1,11 @@
 -- Put in front of the scripts for a cluster, behind what all have in front. Each works on one slot: a slot_ script on
 -- that of an entry, a shard_ script on that of a shard of the index.
 
--- A history of the data begins when a server starts, or takes over from another: what it has may be older
--- than what the other had. nil and the reason where an ACL denies it.
+-- The life of the data by which a server is known: nil and the reason where an ACL denies it.
 local function history()
-  local info = redis.pcall('INFO', 'replication')
-  if type(info) ~= 'string' then return nil, info.err or 'INFO' end
-  return string.match(info, 'master_replid:(%w+)'), 'no master_replid'
+  local own, why = life()
+  if not own then return nil, why end
+  return own
 end
 
 -- What a lease holds: its token; its history, since one that has come back with old data is nobody's; a mark, if it is a

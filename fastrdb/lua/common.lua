@@ -14,17 +14,25 @@ local function ms(number)
   return string.format('%.0f', number)
 end
 
--- What tells one start of one server from every other; nil and the reason where an ACL denies it.
-local function run_id()
-  local info = redis.pcall('INFO', 'server')
+-- What tells one life of a server's data from every other: the replication id, which is a new one with each start and
+-- with each promotion. (The run_id stays: a master that is demoted and promoted again has another's data by then.)
+-- Also gives the role. nil and the reason where an ACL denies it.
+local function life()
+  local info = redis.pcall('INFO', 'replication')
   if type(info) ~= 'string' then return nil, info.err or 'INFO' end
-  return string.match(info, 'run_id:(%w+)'), 'no run_id'
+  local id = string.match(info, 'master_replid:(%w+)')
+  if not id then
+    local server = redis.pcall('INFO', 'server')
+    id = type(server) == 'string' and string.match(server, 'run_id:(%w+)') or nil
+  end
+  return id, id and string.match(info, 'role:(%w+)') or 'neither master_replid nor run_id in INFO'
 end
 
--- Is the data that of this very server? The first to find nothing at all makes it so.
+-- Is the data that of this very server, and is it a master? The first to find nothing at all makes it so.
 local function at_home(server, index)
-  local own = run_id()
+  local own, role = life()
   if not own then return true end
+  if role == 'slave' then return false end
   local noted = redis.call('GET', server)
   if not noted and redis.call('EXISTS', index) == 0 then
     redis.call('SET', server, own)

@@ -70,6 +70,15 @@ class ServerDatabase:
         """Make it."""
         await execute(self.admin, f"CREATE DATABASE {self.url.database}")
 
+    def setting(self, name: str) -> str:
+        """What PostgreSQL's SHOW says."""
+
+        async def ask() -> str:
+            async with opened(self.admin) as database, database.engine.connect() as connection:
+                return str((await connection.execute(text(f"SHOW {name}"))).scalar_one())
+
+        return _run(ask())
+
     async def clear(self) -> None:
         """End whatever still holds it (a leaked connection keeps its locks), and make it anew, empty."""
         await self.drop()

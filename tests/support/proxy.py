@@ -33,6 +33,21 @@ class _Way:
         return part
 
 
+@dataclass(frozen=True)
+class Stranded:
+    """What is kept back on the way to the server, on some connections."""
+
+    _way: _Way
+
+    async def held(self) -> None:
+        """Wait until there is something."""
+        await self._way.arrived.wait()
+
+    def release(self) -> None:
+        """Let it arrive."""
+        self._way.flowing.set()
+
+
 @dataclass
 class TcpProxy:
     """`async with TcpProxy(server.port) as proxy:` listens on `proxy.port` and passes everything on, until told not to.
@@ -84,6 +99,13 @@ class TcpProxy:
         for direction in directions or BOTH:
             self._ways[direction].arrived.clear()
             self._ways[direction].flowing.clear()
+
+    def strand(self) -> Stranded:
+        """Keep back what the connections of now send from here on, while new ones pass, such as one that cancels."""
+        way, self._ways = self._ways["up"], {"up": _Way(), "down": _Way()}
+        way.arrived.clear()
+        way.flowing.clear()
+        return Stranded(way)
 
     def release(self, *directions: Direction) -> None:
         """Let what was held go on."""

@@ -17,14 +17,14 @@ from tests.support.world import Item, ItemOut, World, in_a_new_context, spawn
 NEW = update(Item).where(Item.id == 1).values(name="new")
 
 
-async def carried(w: World, commit: Coroutine[Any, Any, None]) -> None:
-    """The commit is told to Redis before it is sent."""
+async def carried(w: World, commit: Coroutine[Any, Any, None], *, put: bool = False) -> None:
+    """The commit is told to Redis before it is sent; with `put`, the writer has taken the lease."""
     gate = w.at_commit()
     committing = spawn(commit)
     await gate.reached()
     try:
         assert await w.one.read() == "old"
-        assert not await w.client.exists("item:1", LEASE)
+        assert not await w.client.exists("item:1", *([] if put else [LEASE]))
     finally:
         gate.open()
         await committing

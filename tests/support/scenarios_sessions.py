@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sqlalchemy import select, update
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from tests.support.scenarios import LEASE
 from tests.support.world import Item, ItemOut, World, spawn
@@ -179,5 +180,24 @@ async def put_rolled_back(w: World) -> None:
         await db.execute(update(Item).where(Item.id == 1).values(name="never"))
         await w.one.get.put(ItemOut(id=1, name="never"), db=db, redis=w.one.client, item_id=1)
         await db.rollback()
+    assert not await w.client.exists("item:1")
+    await w.fair()
+
+
+async def undone_in_the_load(w: World, how: str) -> None:
+    """R6: a cached function writes, reads what it wrote, and rolls it back before it returns."""
+
+    @w.one.cache.cached("item:{item_id}", schema=ItemOut)
+    async def get(db: AsyncSession, redis: object, item_id: int) -> ItemOut:
+        nested = await db.begin_nested() if how == "savepoint" else None
+        await db.execute(update(Item).where(Item.id == item_id).values(name="never"))
+        name = (await db.scalars(select(Item.name).where(Item.id == item_id))).one()
+        await (nested.rollback() if nested is not None else db.rollback())
+        await db.commit()
+        return ItemOut(id=item_id, name=name)
+
+    async with w.one.database.sessions() as db:
+        await db.execute(select(Item.id))
+        assert (await get(db, w.one.client, 1)).name == "never"
     assert not await w.client.exists("item:1")
     await w.fair()

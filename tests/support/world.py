@@ -239,11 +239,17 @@ async def world(database: Database, client: Any, **settings: Any) -> AsyncIterat
     def hold(connection: Connection) -> None:
         await_only(made._commits.arrive("COMMIT"))
 
-    event.listen(database.engine.sync_engine, "commit", hold)
+    def hold_prepared(connection: Connection, xid: object, is_prepared: bool) -> None:
+        hold(connection)
+
+    listeners: list[tuple[str, Callable[..., Any]]] = [("commit", hold), ("commit_twophase", hold_prepared)]
+    for name, listener in listeners:
+        event.listen(database.engine.sync_engine, name, listener)
     try:
         yield made
     finally:
-        event.remove(database.engine.sync_engine, "commit", hold)
+        for name, listener in listeners:
+            event.remove(database.engine.sync_engine, name, listener)
         await made.end()
         await made.one.cache.aclose()
         await made.two.cache.aclose()

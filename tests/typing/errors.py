@@ -7,8 +7,22 @@ from datetime import timedelta
 from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from fastrdb import Cache, cached, cached_list, invalidates
-from tests.typing.shop import Item, ItemChange, NewItem, Row, Shop, crud, item, items, rename, row, row_list
+from fastrdb import Cache, cached, cached_list, cached_many, invalidates
+from tests.typing.shop import (
+    Item,
+    ItemChange,
+    NewItem,
+    Row,
+    Shop,
+    crud,
+    item,
+    items,
+    many,
+    many_rows,
+    rename,
+    row,
+    row_list,
+)
 
 
 async def arguments_are_checked(db: AsyncSession, redis: Redis) -> None:
@@ -19,6 +33,9 @@ async def arguments_are_checked(db: AsyncSession, redis: Redis) -> None:
     await item(db, redis, no=1, deeper=True)  # error
     await items(db, redis, order_by=3)  # error
     await row(db, redis, no="x")  # error
+    await many(redis, 1)  # error
+    await many(redis, ["1"])  # error
+    await many.refresh(redis, "1")  # error
     await row_list(db, redis, "x")  # error
     await rename(db, redis, 1, name=2)  # error
     await item.refresh(db, redis, "1")  # error
@@ -31,6 +48,9 @@ async def results_are_checked(db: AsyncSession, redis: Redis) -> None:
     still: Row = await row(db, redis, 1)  # error
     one: Item = await row_list(db, redis, 1)  # error
     key: bytes = item.key(no=1)  # error
+    several: list[Item] = await many(redis, [1])  # error
+    rows: dict[int, Row] = await many_rows(db, redis, [1])  # error
+    print(several, rows)
     print(wrong, still, one, key, await item(db, redis, 1))
     print((await row(db, redis, 1)).metadata)  # error
 
@@ -68,6 +88,11 @@ cached(pattern="a", exp="60")  # error
 cached(pattern="a", expiry=60)  # error
 cached(pattern="a", exp=timedelta(minutes=1), jitter="much")  # error
 cached(pattern="a", schema=3)  # error
+cached(pattern="a", stale="1")  # error
+cached(pattern="a", early="much")  # error
+cached(pattern="a", session_factory=3)  # error
+cached_many(pattern="a:{no}")(a_function_without_a_coroutine)  # error
+cached_many("a", schema=3)  # error
 cached_list(pattern="a")  # error
 cached("a", 60)  # error
 invalidates(prefix=3)  # error

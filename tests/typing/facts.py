@@ -22,6 +22,12 @@ from tests.typing.shop import (
     item,
     items,
     labels,
+    many,
+    many_in_order,
+    many_maybe_rows,
+    many_row_list,
+    many_row_sequence,
+    many_rows,
     maybe,
     maybe_row,
     maybe_rows,
@@ -56,6 +62,22 @@ async def a_schema_takes_the_place_of_the_row(db: AsyncSession, redis: Redis) ->
     assert_type(await row_sequence(db, redis), list[Item])
     assert_type(await maybe_rows(db, redis), list[Item] | None)
     assert_type(await row_list(db, redis, 1), list[Item])
+
+
+async def many_at_once_come_as_the_function_declares(db: AsyncSession, redis: Redis, shop: Shop) -> None:
+    """A mapping or a list; with `schema=`, of the schema."""
+    assert_type(await many(redis, [1, 2]), dict[int, Item])
+    assert_type(await many(redis, nos=[1, 2], deep=True), dict[int, Item])
+    assert_type(await many_in_order(redis, (1, 2)), list[Item | None])
+    assert_type(await many_rows(db, redis, [1]), dict[int, Item])
+    assert_type(await many_maybe_rows(db, redis, ["a"]), dict[str, Item | None])
+    assert_type(await many_row_list(db, redis, [1]), list[Item])
+    assert_type(await many_row_sequence(db, redis, {1}), list[Item | None])
+    assert_type(await shop.many([1]), dict[int, Item])
+    assert_type(many.key(nos=1), str)
+    assert_type(await many.refresh(redis, [1]), dict[int, Item])
+    assert_type(await many.explain(redis=redis, nos=1), Explanation)
+    await many.invalidate(redis=redis, nos=[1, 2])
 
 
 async def the_extras_are_typed(db: AsyncSession, redis: Redis) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypedDict
 
 from pydantic import BaseModel
@@ -11,7 +12,7 @@ from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from fastrdb import Cache, FastRDB, cached, cached_list, invalidates
+from fastrdb import Cache, FastRDB, cached, cached_list, cached_many, invalidates
 
 cache = Cache()
 
@@ -139,6 +140,45 @@ async def row_list(db: AsyncSession, redis: Redis, page: int) -> Sequence[Row]:
     raise NotFoundError
 
 
+# --- many at once
+
+
+@cached_many("item:{nos}", exp=60, negative_exp=5, stale=60, fail_safe=timedelta(hours=1))
+async def many(redis: Redis, nos: list[int], *, deep: bool = False) -> dict[int, Item]:
+    """Models by id."""
+    raise NotFoundError
+
+
+@cached_many("item:{nos}")
+async def many_in_order(redis: Redis, nos: Sequence[int]) -> list[Item | None]:
+    """Models in the order of the ids."""
+    raise NotFoundError
+
+
+@cached_many("row:{nos}", schema=Item)
+async def many_rows(db: AsyncSession, redis: Redis, nos: list[int]) -> Mapping[int, Row]:
+    """Rows by id as the schema by id."""
+    raise NotFoundError
+
+
+@cached_many("row:{nos}", schema=Item)
+async def many_maybe_rows(db: AsyncSession, redis: Redis, nos: list[str]) -> dict[str, Row | None]:
+    """Each a row or None."""
+    raise NotFoundError
+
+
+@cached_many("row:{nos}", schema=Item)
+async def many_row_list(db: AsyncSession, redis: Redis, nos: list[int]) -> list[Row]:
+    """Rows in the order of the ids."""
+    raise NotFoundError
+
+
+@cached_many("row:{nos}", schema=Item)
+async def many_row_sequence(db: AsyncSession, redis: Redis, nos: set[int]) -> Sequence[Row | None]:
+    """Each a row or None."""
+    raise NotFoundError
+
+
 # --- writes
 
 
@@ -176,6 +216,11 @@ class Shop:
     @cache.cached_list(list_pattern="shop:rows", schema=Item)
     async def rows(self) -> Sequence[Row]:
         """Look all rows up."""
+        raise NotFoundError
+
+    @cache.cached_many("shop:item:{nos}")
+    async def many(self, nos: list[int]) -> dict[int, Item]:
+        """Look several up."""
         raise NotFoundError
 
     @staticmethod
