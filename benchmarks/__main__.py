@@ -23,7 +23,7 @@ from benchmarks import (
     stampede,
 )
 from benchmarks.harness import SIZES, Sizes
-from benchmarks.machine import surroundings
+from benchmarks.machine import load, surroundings
 from benchmarks.plots import draw
 from benchmarks.report import Report
 from benchmarks.rows import Row
@@ -53,7 +53,7 @@ async def measure(size: str, names: Sequence[str]) -> Report:
         began = perf_counter()
         found += await QUESTIONS[name](SIZES[size])
         print(f"{name}: {perf_counter() - began:.0f} s", file=sys.stderr)
-    return Report(size, machine, found, perf_counter() - start)
+    return Report(size, machine | {"load after": load()}, found, perf_counter() - start)
 
 
 def main() -> None:

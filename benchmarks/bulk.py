@@ -20,7 +20,7 @@ from benchmarks.rows import Row
 from fastrdb import Cache, FastRDB
 from fastrdb.embedded import EmbeddedServer
 
-ROUNDS = 2
+ROUNDS = 4
 """Each round writes all rows, so there are so many times fewer of them."""
 OURS, PAST, HAND = "fastrdb", "fastrdb, redis=None", "session.add_all, pipeline of SET"
 Crud = FastRDB[User, BaseModel, BaseModel, UserOut]
@@ -45,7 +45,7 @@ async def rows(sizes: Sizes) -> list[Row]:
             timings = await interleaved(sides, rounds=rounds, calls=sizes.bulk, draw=draw.take)
             assert await _rows(db) == before + rounds * len(sides) * sizes.bulk
             assert await client.exists("bulk:0", f"bulk:{before}") > 0, "nothing was stored"
-    return table(case, {}, timings, {}, {})
+    return table(case, {}, timings, {})
 
 
 async def _ours(crud: Crud, db: Database, client: Redis | None, numbers: Sequence[int]) -> None:

@@ -50,7 +50,8 @@ async def _holders(client: Redis, key: str) -> list[tuple[Any, Any, Any]]:
     """Which keys of the server have `key` as a member: their type and name, and its score or value."""
     found: list[tuple[Any, Any, Any]] = []
     for name in await client.keys("*"):
-        kind, value = await client.type(name), None
+        kind: Any = await client.type(name)
+        value: Any = None
         if kind == b"zset":
             score = await client.zscore(name, key)
             value = None if score is None else f"{score:.17g}"

@@ -88,7 +88,7 @@ async def _together(case: str, port: int, rounds: int, db: AsyncSession) -> list
                     timings.times[entrant.name].append(seconds)
                     timings.calls[entrant.name] += 1
         unable = [name for name, contestant in field.contestants.items() if not contestant.forgets]
-    found = table(Case("invalidation", case), field.absent, timings, {}, {})
+    found = table(Case("invalidation", case), field.absent, timings, {})
     return found + [Row("invalidation", case, name, note="has no invalidation by prefix") for name in unable]
 
 

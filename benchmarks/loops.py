@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import AsyncExitStack, ExitStack
+from dataclasses import replace
 from importlib import import_module
 from time import perf_counter
-from typing import Any
 
-from benchmarks.catalogue import one_user
-from benchmarks.comparison import enter, idle_sessions
+from benchmarks.catalogue import Query, one_user
+from benchmarks.comparison import Entrant, enter, idle_sessions
 from benchmarks.field import NOT_INSTALLED, opened
 from benchmarks.harness import Sizes, Timings
 from benchmarks.machine import installed
@@ -38,62 +38,79 @@ def runner(loop: str) -> asyncio.Runner:
 
 async def rows(sizes: Sizes) -> list[Row]:
     """Hits of one caller and of many, on both loops."""
-    cases = {f"uvloop, hits of {callers:,}": callers for callers in (1, sizes.crowds[0])}
-    if installed("uvloop") is None:
-        return [absent("loops", case, "uvloop", NOT_INSTALLED) for case in cases]
     found = []
-    for case, callers in cases.items():
-        timings = await asyncio.to_thread(_measured, sizes, callers)
+    for callers in (1, sizes.crowds[0]):
+        case = f"hits of {callers:,} on both loops"
+        if installed("uvloop") is None:
+            found.append(absent("loops", case, "uvloop", NOT_INSTALLED))
+            continue
+        timings, loads = await asyncio.to_thread(_measured, sizes, callers)
         for name in NAMES:
-            on = {loop: f"{name}, {loop}" for loop in LOOPS}
-            ratio, note = timings.ratio(on["uvloop"], on["asyncio"]), "than on asyncio"
-            found.append(Row("loops", case, on["asyncio"], timings.median(on["asyncio"])))
-            found.append(Row("loops", case, on["uvloop"], timings.median(on["uvloop"]), ratio=ratio, note=note))
+            before, side = (f"{name}, {loop}" for loop in LOOPS)
+            for each, ratio in ((before, None), (side, timings.ratio(side, before))):
+                row = Row(
+                    "loops", case, each, timings.median(each), ratio=ratio, note="than on asyncio" if ratio else ""
+                )
+                found.append(replace(row, loads=f"{loads[each]:,} of {timings.calls[each]:,}", void=loads[each] > 0))
     return found
 
 
-def _measured(sizes: Sizes, callers: int) -> Timings:
-    """Run both loops by turns, in a thread that has no loop of its own."""
+def _measured(sizes: Sizes, callers: int) -> tuple[Timings, dict[str, int]]:
+    """Run both loops by turns, in a thread that has no loop of its own; give times, and loads, which should be none."""
     repeat = sizes.calls if callers == 1 else 1
     with EmbeddedServer() as server, ExitStack() as stack:
-        running, sides = {}, {}
-        for loop in LOOPS:
-            running[loop] = stack.enter_context(runner(loop))
-            sides[loop] = running[loop].run(_opened(server.port, callers))
+        sides = {loop: _Side(stack.enter_context(runner(loop)), server.port, callers) for loop in LOOPS}
         timings = Timings([f"{name}, {loop}" for name in NAMES for loop in LOOPS])
         for number in range(-WARM, sizes.rounds):
             for loop in LOOPS if number % 2 else reversed(LOOPS):
-                for name, calls in sides[loop][1].items():
-                    seconds = running[loop].run(_timed(calls, repeat))
+                for name in NAMES:
+                    seconds = sides[loop].timed(name, repeat)
                     if number >= 0:
                         timings.times[f"{name}, {loop}"].append(seconds / repeat / callers)
-        for loop in LOOPS:
-            running[loop].run(sides[loop][0].aclose())
-    return timings
+                        timings.calls[f"{name}, {loop}"] += repeat * callers
+        for side in sides.values():
+            side.close()
+    return timings, {f"{name}, {loop}": sides[loop].loads(name) for name in NAMES for loop in LOOPS}
 
 
-async def _opened(port: int, callers: int) -> tuple[AsyncExitStack, dict[str, Callable[[], Any]]]:
-    """Give what must be closed, and for each contestant a function that makes one round's calls, all of them hits."""
-    stack = AsyncExitStack()
-    field = await stack.enter_async_context(opened(port, NAMES))
-    sessions = await stack.enter_async_context(idle_sessions(callers))
-    sides: dict[str, Callable[[], Any]] = {}
-    for entrant in enter(field, "loops", one_user):
-        for number, db in enumerate(sessions):
-            await entrant.call(db, field.client, number)
+class _Side:
+    """One loop, with contestants that have their entries already."""
 
-        async def calls(call: Any = entrant.call) -> None:
-            if callers == 1:
-                await call(sessions[0], field.client, 0)
+    def __init__(self, running: asyncio.Runner, port: int, callers: int) -> None:
+        self._running = running
+        self._callers = callers
+        self._stack = AsyncExitStack()
+        self._entrants = running.run(self._open(port))
+
+    async def _open(self, port: int) -> dict[str, Entrant]:
+        field = await self._stack.enter_async_context(opened(port, NAMES))
+        self._client = field.client
+        self._sessions = await self._stack.enter_async_context(idle_sessions(self._callers))
+        entrants = {entrant.name: entrant for entrant in enter(field, "loops", one_user)}
+        for entrant in entrants.values():
+            for number, db in enumerate(self._sessions):
+                await entrant.call(db, field.client, number)
+        self._before = {name: entrant.loads.count for name, entrant in entrants.items()}
+        return entrants
+
+    def timed(self, name: str, repeat: int) -> float:
+        """Seconds that so many rounds of hits take."""
+        return self._running.run(self._timed(self._entrants[name].call, repeat))
+
+    async def _timed(self, call: Query, repeat: int) -> float:
+        client, sessions = self._client, self._sessions
+        start = perf_counter()
+        for _ in range(repeat):
+            if self._callers == 1:
+                await call(sessions[0], client, 0)
             else:
-                await asyncio.gather(*(call(db, field.client, number) for number, db in enumerate(sessions)))
+                await asyncio.gather(*(call(db, client, number) for number, db in enumerate(sessions)))
+        return perf_counter() - start
 
-        sides[entrant.name] = calls
-    return stack, sides
+    def loads(self, name: str) -> int:
+        """How often the function ran since it had its entries."""
+        return self._entrants[name].loads.count - self._before[name]
 
-
-async def _timed(calls: Callable[[], Any], repeat: int) -> float:
-    start = perf_counter()
-    for _ in range(repeat):
-        await calls()
-    return perf_counter() - start
+    def close(self) -> None:
+        """Close what was opened on the loop."""
+        self._running.run(self._stack.aclose())

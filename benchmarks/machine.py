@@ -32,12 +32,17 @@ async def surroundings() -> dict[str, str]:
     kind = "Valkey" if "valkey_version" in info else "Redis"
     found = {
         "machine": f"{_processor()}, {os.cpu_count()} CPUs, {platform.system()} {platform.release()}",
-        "load before": "{:.2f}, {:.2f}, {:.2f}".format(*os.getloadavg()) if hasattr(os, "getloadavg") else "unknown",
+        "load before": load(),
         "Python": f"{platform.python_version()} ({platform.python_implementation()})",
         "event loop": type(asyncio.get_running_loop()).__module__.partition(".")[0],
         "server": f"{kind} {info[f'{kind.lower()}_version']}",
     }
     return found | {name: installed(name) or "not installed" for name in (*OURS, *PEERS)}
+
+
+def load() -> str:
+    """What else the machine does: the load of the last minute, 5 and 15 minutes. A busy machine's figures are rough."""
+    return "/".join(f"{each:.1f}" for each in os.getloadavg()) if hasattr(os, "getloadavg") else "unknown"
 
 
 def _processor() -> str:

@@ -145,7 +145,7 @@ async def _measured(
     # Whoever still asked the server has not been near; a stray read (a heartbeat, a late key) is.
     wrong = asking or after - reads > sum(timings.calls.values()) / 1_000
     missing = [absent("near", case.name, "fastrdb", NOT_YET)] if calls["fastrdb"] is None else []
-    found = table(case, {}, timings, ran, dict.fromkeys(ran, 0))
+    found = table(case, {}, timings, ran, {name for name in ran if ran[name]})
     found += [absent("near", case.name, CASHEWS, NOT_INSTALLED)] if calls[CASHEWS] is None else []
     note = f"{after - reads} reads of the server; asking for ever: {', '.join(sorted(asking)) or 'nobody'}"
     return [*missing, *(replace(row, void=True, note=note) if wrong and row.value else row for row in found)]

@@ -118,6 +118,8 @@ def _figure(value: float) -> str:
 def _with_unit(value: float, unit: Unit) -> str:
     if unit == "s":
         return duration(value)
+    if unit == "loads":
+        return f"{value:,.0f} load{'' if value == 1 else 's'}"
     return f"{value:,.0f}{unit}" if unit == "/s" else f"{value:,.0f} {unit}"
 
 
