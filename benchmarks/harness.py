@@ -40,7 +40,8 @@ class Sizes:
     processes: int
     callers: int
     """Callers in each process of a stampede."""
-    stampedes: int
+    repeats: int
+    """How often a whole stampede, or the invalidation of all entries, is run."""
     bulk: int
     """Rows of a bulk write."""
 
@@ -55,7 +56,7 @@ SIZES = {
         entries=1_000,
         processes=2,
         callers=5,
-        stampedes=1,
+        repeats=1,
         bulk=20,
     ),
     "quick": Sizes(
@@ -67,7 +68,7 @@ SIZES = {
         entries=20_000,
         processes=4,
         callers=50,
-        stampedes=2,
+        repeats=2,
         bulk=1_000,
     ),
     "full": Sizes(
@@ -79,7 +80,7 @@ SIZES = {
         entries=100_000,
         processes=8,
         callers=200,
-        stampedes=5,
+        repeats=5,
         bulk=1_000,
     ),
 }

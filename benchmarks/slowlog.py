@@ -16,6 +16,8 @@ from benchmarks.rows import Limit, Row, absent, duration
 from fastrdb.embedded import EmbeddedServer
 
 ASKED = Limit("value", bar=0.005)
+OWN = ("CONFIG", "SLOWLOG")
+"""Commands of the measurement itself."""
 
 
 async def rows(sizes: Sizes) -> list[Row]:
@@ -32,8 +34,8 @@ async def rows(sizes: Sizes) -> list[Row]:
                 if not entrant.contestant.forgets:
                     found.append(absent("slowlog", case, name, "has no invalidation by prefix"))
                     continue
-                longest: list[tuple[float, str, float]] = []
-                for _ in range(sizes.scans):
+                runs: list[tuple[float, str, float]] = []
+                for _ in range(sizes.repeats):
                     await entrant.call(db, field.client, 0)
                     key = await entry_key(field.client, entrant.head, 0)
                     last = await copies(field.client, key, sizes.entries - 1)
@@ -41,19 +43,20 @@ async def rows(sizes: Sizes) -> list[Row]:
                     await entrant.contestant.forget(entrant.head)
                     seconds = perf_counter() - start
                     assert await field.client.exists(key, last) == 0, f"{name} has left entries"
-                    longest.append((*await _longest(field.client), seconds))
-        slowest, command, _ = max(longest)
-        note = f"{command}, worst of {sizes.scans}; all of it took {duration(max(seconds for *_, seconds in longest))}"
+                    runs.append((*await _longest(field.client), seconds))
+        # The same work in each run: a script that is long is long in all of them; what is not, the machine did.
+        longest, command, _ = sorted(runs)[len(runs) // 2]
+        note = f"{command}; the worst of {len(runs)} runs {duration(max(runs)[0])}; {duration(runs[0][2])} in all"
         limit = ASKED if name == "fastrdb" else None
-        found.append(Row("slowlog", case, name, slowest, limit=limit, note=note))
+        found.append(Row("slowlog", case, name, longest, limit=limit, note=note))
     return found
 
 
 async def _watch(client: Redis) -> float:
     """Log every command from now on."""
     await client.config_set("slowlog-max-len", 1_000_000)
-    await client.config_set("slowlog-log-slower-than", 0)
     await client.slowlog_reset()
+    await client.config_set("slowlog-log-slower-than", 0)
     return perf_counter()
 
 
@@ -61,5 +64,6 @@ async def _longest(client: Redis) -> tuple[float, str]:
     """The longest command since then: its seconds, and its name."""
     await client.config_set("slowlog-log-slower-than", -1)
     logged: list[dict[str, Any]] = await client.slowlog_get(1_000_000)
-    worst = max(logged, key=lambda entry: int(entry["duration"]))
-    return worst["duration"] / 1e6, worst["command"].split(b" ", 1)[0].decode().upper()
+    names = [entry["command"].split(b" ", 1)[0].decode().upper() for entry in logged]
+    times = [int(entry["duration"]) / 1e6 for entry in logged]
+    return max(each for each in zip(times, names, strict=True) if each[1] not in OWN)

@@ -55,13 +55,11 @@ async def rows(sizes: Sizes) -> list[Row]:
                 found.append(absent("stampede", case, name, why))
                 continue
             loads, waits = [], []
-            for number in range(sizes.stampedes):
+            for number in range(sizes.repeats):
                 answers = await asyncio.to_thread(_ask, connections, Order(name, number))
                 loads.append(sum(answer.loads for answer in answers))
                 waits.append(max(answer.seconds for answer in answers))
-            note = (
-                f"most of {sizes.stampedes}; a load takes {duration(LOAD)}, the last caller {duration(median(waits))}"
-            )
+            note = f"most of {sizes.repeats}; a load takes {duration(LOAD)}, the last caller {duration(median(waits))}"
             limit = Limit("value", bar=1, aim=1) if name == "fastrdb" else None
             of = f"{max(loads):,} of {sizes.processes * sizes.callers:,}"
             found.append(Row("stampede", case, name, max(loads), "loads", limit=limit, loads=of, note=note))
