@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ KINDS: dict[str, type[Contestant]] = {
 USUAL = ("fastrdb", "bare", "cashews", "aiocache", "fastapi-cache2", "dogpile.cache")
 
 
+LOGGERS = ("aiocache", "cashews", "fastapi_cache")
+"""They log each failure of their Redis; here it is a load, which is counted."""
 NOT_INSTALLED, NOT_YET = "not installed", "not in this version"
 
 
@@ -45,6 +48,8 @@ class Field:
 @asynccontextmanager
 async def opened(port: int, names: Collection[str] = USUAL) -> AsyncIterator[Field]:
     """Give those of `names` that can take part, and a client that they share."""
+    for name in LOGGERS:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     async with Redis(host=HOST, port=port, max_connections=POOL) as client:
         field = Field(client, {}, {})
         try:
