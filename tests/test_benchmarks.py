@@ -16,7 +16,7 @@ import pytest
 from redis.asyncio import Redis
 
 from benchmarks import field as fields_of
-from benchmarks import plots
+from benchmarks import near, plots
 from benchmarks.__main__ import QUESTIONS
 from benchmarks.catalogue import Query, Task, database, one_user
 from benchmarks.comparison import Case, enter, hits, idle_sessions, misses
@@ -213,6 +213,52 @@ async def test_peers_that_are_not_installed_are_said_to_be(
         assert list(field.contestants) == ["fastrdb"]
         assert field.absent == {"cashews": NOT_INSTALLED}
     assert absence("bare") is None
+
+
+class NearStub:
+    """A cache with the interface of one that has a near one; `reads` says whether it asks Redis all the same."""
+
+    reads = False
+
+    def __init__(self, client: Redis, *, near: bool) -> None:
+        assert near
+        self._client = client
+
+    def cached(self, pattern: str, *, exp: float) -> Any:
+        def decorate(function: Any) -> Any:
+            known: dict[Any, Any] = {}
+
+            async def call(*args: Any) -> Any:
+                if args not in known or self.reads:
+                    await self._client.get(pattern)
+                    known[args] = await function(*args) if args not in known else known[args]
+                return known[args]
+
+            return call
+
+        return decorate
+
+    async def aclose(self) -> None:
+        pass
+
+
+class ReadingStub(NearStub):
+    reads = True
+
+
+@pytest.mark.parametrize(("cache", "void"), [(NearStub, False), (ReadingStub, True)])
+async def test_a_near_cache_that_asks_the_server_is_void(
+    cache: type[NearStub], void: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A near hit is one of which the server's own counters know nothing."""
+    monkeypatch.setattr(near, "Cache", cache)
+    monkeypatch.setattr(near, "installed", lambda package: None)  # a peer is not what is tested
+    monkeypatch.setattr(near, "PATIENCE", 3)
+    found = {row.contestant: row for row in await near.rows(SIZES["smoke"]) if row.case == "near hit, f(number)"}
+    assert (found["fastrdb"].void, found["fastrdb"].loads) == (void, "0 of 300")
+    assert found[near.DECODED].ratio is not None
+    assert found[near.DECODED].verdict("aim").endswith("not measured") is void
+    assert found[near.CASHEWS].note == NOT_INSTALLED
 
 
 async def test_copied_entries_are_entries(server: EmbeddedServer) -> None:
