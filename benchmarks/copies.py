@@ -29,9 +29,9 @@ end
 
 async def entry_key(client: Redis, head: str, number: int) -> str:
     """The key of the one entry that a contestant has made for this number under `head`."""
-    keys = [key async for key in client.scan_iter(match=f"*{head}:{number}", _type="string")]
-    assert len(keys) == 1, f"{head}:{number}: {keys!r}"
-    return str(keys[0].decode())
+    found = {key async for key in client.scan_iter(match=f"*{head}:{number}", _type="string")}  # may come twice
+    assert len(found) == 1, f"{head}:{number}: {found!r}"
+    return str(found.pop().decode())
 
 
 async def copies(client: Redis, key: str, count: int) -> str:
