@@ -23,6 +23,8 @@ from fastrdb.embedded import EmbeddedServer
 
 KEYS = 100
 WARM = 2
+LIMIT = 60
+"""Seconds after which a cache that stores nothing is given up."""
 
 
 async def rows(sizes: Sizes) -> list[Row]:
@@ -94,9 +96,19 @@ async def _together(case: str, port: int, rounds: int, db: AsyncSession) -> list
 
 async def _forget(entrant: Entrant, client: Redis, db: AsyncSession) -> float:
     """Make the entries, and time how long it takes to invalidate them. That none is left shows in the next round."""
-    before = entrant.loads.count
-    await asyncio.gather(*(entrant.call(db, client, number) for number in range(KEYS)))
-    assert entrant.loads.count == before + KEYS, f"{entrant.name} has left entries"
+    loads = await _pass(entrant, client, db)
+    assert loads == KEYS, f"{entrant.name} has left entries"
+    async with asyncio.timeout(LIMIT):
+        # A cache that has missed a deadline stores nothing for a while, and tells nobody when that is over.
+        while await _pass(entrant, client, db):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
     start = perf_counter()
     await entrant.contestant.forget(entrant.head)
     return perf_counter() - start
+
+
+async def _pass(entrant: Entrant, client: Redis, db: AsyncSession) -> int:
+    """Ask for all keys; give how many of them were loaded."""
+    before = entrant.loads.count
+    await asyncio.gather(*(entrant.call(db, client, number) for number in range(KEYS)))
+    return entrant.loads.count - before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from statistics import median
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -20,6 +21,8 @@ ASKED = Limit("value", bar=0.005)
 LOGGED = 1e-4
 """Seconds from which a command is logged."""
 MANY = 1_000_000
+LIMIT = 60
+"""Seconds after which entries that are still there have been left."""
 
 
 async def rows(sizes: Sizes) -> list[Row]:
@@ -44,8 +47,8 @@ async def rows(sizes: Sizes) -> list[Row]:
                     await _watch(field.client)
                     start = perf_counter()
                     await entrant.contestant.forget(entrant.head)
+                    await _gone(field.client, key, last)
                     runs.append(await _longest(field.client, perf_counter() - start))
-                    assert await field.client.exists(key, last) == 0, f"{name} has left entries"
         # The same work in each run: a script that is long is long in all of them; what is not, the machine did.
         middle = sorted(runs)[len(runs) // 2]
         longest, note = (
@@ -75,6 +78,13 @@ async def _watch(client: Redis) -> None:
     await client.config_set("slowlog-max-len", MANY)
     await client.slowlog_reset()
     await client.config_set("slowlog-log-slower-than", round(LOGGED * 1e6))
+
+
+async def _gone(client: Redis, *keys: str) -> None:
+    """Wait until the last entries are gone: on a busy machine fastrdb may miss its deadline, and makes up for it."""
+    async with asyncio.timeout(LIMIT):
+        while await client.exists(*keys):  # noqa: ASYNC110 - the server tells nobody
+            await asyncio.sleep(0.01)
 
 
 async def _longest(client: Redis, whole: float) -> _Longest:
