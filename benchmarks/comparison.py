@@ -18,6 +18,9 @@ from benchmarks.harness import Known, Round, Timings, Unused, interleaved
 from benchmarks.rows import Limit, Row, Unit, absent
 
 WARM = 2
+"""Misses before the clock runs."""
+FILLERS = 50
+"""Callers that make the entries of hits, if there are as many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +69,14 @@ async def hits(
     entrants = enter(field, f"{case.question}-{case.name.replace(' ', '-')}", task)
     async with idle_sessions(calls if together else 1) as sessions:
         for entrant in entrants:
-            await _fill(entrant, sessions[0], field.client, task().blocking, keys)
+            await _fill(entrant, sessions[:FILLERS], field.client, task().blocking, keys)
         sides: dict[str, Round] = {
             entrant.name: partial(_at_once if together else _alone, entrant.call, sessions, field.client)
             for entrant in entrants
         }
         draw = Known(keys).take
-        for _ in range(WARM):  # connections and scripts are there before the clock runs
-            for calls_of in sides.values():
-                await calls_of(draw(calls))
+        for calls_of in sides.values():  # connections and scripts are there before the clock runs
+            await calls_of(draw(calls))
         before = {entrant.name: entrant.loads.count for entrant in entrants}
         timings = await interleaved(sides, rounds=rounds, calls=calls, draw=draw)
     loads = {entrant.name: entrant.loads.count - before[entrant.name] for entrant in entrants}
@@ -137,12 +139,15 @@ def table(
     return [*rows, *(absent(case.question, case.name, name, why) for name, why in missing.items())]
 
 
-async def _fill(entrant: Entrant, db: AsyncSession, client: Redis, answer: Callable[[int], object], keys: int) -> None:
+async def _fill(
+    entrant: Entrant, sessions: Sequence[AsyncSession], client: Redis, answer: Callable[[int], object], keys: int
+) -> None:
     """Make the entries, and see that a hit gives what a miss gives, of the same type."""
-    for number in range(keys):
-        await entrant.call(db, client, number)
+    for first in range(0, keys, len(sessions)):
+        numbers = range(first, min(first + len(sessions), keys))
+        await _at_once(entrant.call, sessions[: len(numbers)], client, numbers)
     for number in (0, keys - 1):
-        found, right = await entrant.call(db, client, number), answer(number)
+        found, right = await entrant.call(sessions[0], client, number), answer(number)
         assert (found, type(found)) == (right, type(right)), f"{entrant.name}: {found!r} instead of {right!r}"
 
 

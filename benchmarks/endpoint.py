@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from benchmarks.catalogue import Database, Loads, Query, UserOut, database
-from benchmarks.comparison import WARM, Case, enter, table
+from benchmarks.comparison import Case, enter, table
 from benchmarks.field import USUAL, Field, opened
 from benchmarks.harness import Known, Round, Sizes, interleaved
 from benchmarks.peers import FastapiCache
@@ -24,6 +24,8 @@ from benchmarks.rows import Row
 from fastrdb.embedded import EmbeddedServer
 
 WITHOUT = "no cache"
+FEWER = 2
+"""A request takes so much longer than a call that there are so many times fewer rounds."""
 OK = 200
 NAMES = ("fastrdb", "fastrdb, near", "bare", "cashews", "cashews, client_side", *USUAL[3:])
 
@@ -44,13 +46,13 @@ async def _measured(sizes: Sizes, db: Database, field: Field, callers: int, keys
     applications, loads = _applications(db, field)
     sides: dict[str, Round] = {name: partial(_requests, each, callers) for name, each in applications.items()}
     for name, app in applications.items():
-        for _ in range(WARM):
-            await sides[name](range(keys))
+        await sides[name](range(keys))
         answer, right = [await _request(each, keys - 1) for each in (app, applications[WITHOUT])]
         assert UserOut.model_validate_json(answer) == UserOut.model_validate_json(right), f"{name}: {answer!r}"
     before = {name: each.count for name, each in loads.items()}
     calls = sizes.calls if callers == 1 else callers
-    timings = await interleaved(sides, rounds=sizes.rounds, calls=calls, draw=Known(keys).take)
+    rounds = max(3, sizes.rounds // FEWER)
+    timings = await interleaved(sides, rounds=rounds, calls=calls, draw=Known(keys).take)
     ran = {name: each.count - before[name] for name, each in loads.items()}
     void = {name for name in ran if ran[name] != (timings.calls[name] if name == WITHOUT else 0)}
     case = Case("endpoint", f"FastAPI, {callers} caller{'s' if callers > 1 else ''}", unit="/s")

@@ -60,7 +60,7 @@ SIZES = {
         bulk=20,
     ),
     "quick": Sizes(
-        rounds=15,
+        rounds=10,
         calls=30,
         crowds=(64, 1_000),
         keyspaces=(1_000, 100_000),
