@@ -23,7 +23,7 @@ from .near import Near
 from .policy import Seconds, at_least_one, seconds
 from .prefixes import Prefix, prefixes_of
 from .sealing import seal_of
-from .store import Store
+from .store import Store, is_cluster
 from .switches import Switch
 from .transactions import settled
 
@@ -143,6 +143,7 @@ class BaseCache:
                     near=self.near,
                     heads=self.near_heads,
                     switch=self.switch,
+                    cluster=is_cluster(client),
                 )
                 tell = self._own_counters.tell  # not a method of this cache: its stores may outlive it for a moment
                 store.obstacles.listeners.append(lambda kind, detail: tell(kind, "", detail))
@@ -258,6 +259,9 @@ def _plain_prefixes(text: str, owner: str) -> list[Prefix]:
     return prefixes_of(template, ())
 
 
+_CLUSTERS = ("RedisCluster", "ValkeyCluster")
+
+
 def _checked(client: Any, owner: str) -> Any:
     """Refuse what cannot be a client before it is first used."""
     if not getattr(getattr(client, "connection_pool", None), "is_master", True):
@@ -267,8 +271,8 @@ def _checked(client: Any, owner: str) -> Any:
     for option in ("read_from_replicas", "load_balancing_strategy"):
         if (value := getattr(client, option, None)) not in (None, False):
             raise OptionError(f"{owner}: redis=... has {option}={value!r}: replicas may be behind, read from masters")
-    if any(cls.__name__ == "RedisCluster" for cls in type(client).__mro__):
-        raise OptionError(f"{owner}: {type(client).__name__}: Redis Cluster is not supported in this version")
+    if any(cls.__name__ in _CLUSTERS for cls in type(client).__mro__) and not is_cluster(client):
+        raise OptionError(f"{owner}: {type(client).__name__}: not the cluster client of redis.asyncio")
     execute = getattr(client, "execute_command", None)
     if not inspect.iscoroutinefunction(execute):
         raise OptionError(f"{owner}: redis={client!r} must be a redis.asyncio client")
@@ -286,6 +290,8 @@ def _server(client: Any, pool: Any) -> Hashable:
         return ("sentinel", frozenset((each.get("host"), each.get("port")) for each in sentinels), service, database)
     if "path" in known:
         return ("unix", known["path"], database)
+    if is_cluster(client):
+        return ("cluster", *sorted(client.nodes_manager.startup_nodes))
     if pool is client:
         return ref(client)  # its id may be another's when it is gone
     return (known.get("host", "localhost"), known.get("port", 6379), database)

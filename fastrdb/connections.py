@@ -7,8 +7,13 @@ from typing import Any, Protocol
 from weakref import WeakKeyDictionary, ref
 
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
-_SMALL_POOL = 8
+SILENT = (TimeoutError, OSError, RedisConnectionError, RedisTimeoutError)
+"""What counts for a breaker: no answer. A server that answers with an error is there, and costs no time; nor does a
+client's pool that is exhausted."""
+
+SMALL_POOL = 8
 """A pool of fewer connections than this cannot spare one between two exchanges."""
 
 
@@ -60,7 +65,7 @@ class PoolSource:
 
     def __init__(self, pool: Any) -> None:
         self._pool = ref(pool)  # a wire must not keep a pool alive whose client is gone
-        self.spares = int(getattr(pool, "max_connections", 0)) >= _SMALL_POOL
+        self.spares = int(getattr(pool, "max_connections", 0)) >= SMALL_POOL
         self._timeouts: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
     async def take(self) -> Connection:

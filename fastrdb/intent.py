@@ -12,20 +12,19 @@ import math
 import secrets
 from dataclasses import dataclass
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from .errors import CacheUnavailableError
-from .link import Client, Link
+from .link import Client
+from .outcomes import Fill
 from .repairs import Repairs
-from .scripts import EXACTLY, Names, Reach, Script, Target
-from .sweep import Sweeper, batches, lists
+from .scripts import EXACTLY, Names, Reach, Target
+from .sweep import Writing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 logger = logging.getLogger("fastrdb")
-
-_END = Script.load("end")
 
 _MOST_BARRIERS = 64
 """Every acquire looks at every barrier. A transaction that would set more than this (a bulk write, with prefixes of its
@@ -36,11 +35,9 @@ own for each row) bars their common head instead: more is barred for the time of
 class Room:
     """What a store lends to its intents."""
 
-    link: Link
     names: Names
-    sweeper: Sweeper
+    sweeper: Writing
     repairs: Repairs
-    chunk: int
     on_error: Literal["bypass", "raise"]
     renew: float
 
@@ -58,7 +55,7 @@ class Intent:
         self._puts: dict[str, tuple[bytes, int]] = {}
         self._new: dict[Target, None] = {}
         self._new_puts: dict[str, None] = {}
-        self._barriers: dict[bytes, None] = {}
+        self._barred: dict[Target, None] = {}
         self._leases: dict[bytes, None] = {}
         self._begun = -math.inf
         self._failed = False
@@ -108,12 +105,12 @@ class Intent:
             self._new.update(dict.fromkeys([*self._targets, *leased]))
         targets, puts, again = list(self._new), list(self._new_puts), bool(self._leases)
         leases = [room.names.entry(key) for key in puts]
-        barriers = [target.barrier(self.token) for target in self._fence(targets, leases)]
+        fence = self._fence(targets, leases)
         # Noted before they are sent: whatever reaches the server, end() takes it back.
-        self._barriers.update(dict.fromkeys(barriers))
+        self._barred.update(dict.fromkeys(fence))
         self._leases.update(dict.fromkeys(leases))
         try:
-            await room.sweeper.begin(self._client, self.token, barriers, targets, leases, again=again)
+            await room.sweeper.begin(self._client, self.token, fence, targets, leases, again=again)
         except CacheUnavailableError as error:
             if room.on_error == "raise":
                 raise
@@ -138,28 +135,19 @@ class Intent:
         if committed and (self._failed or self.pending):
             self._owe(barred=False)
             return
-        names = self._room.names
-        fills = [(names.entry(key), raw, ttl) for key, (raw, ttl) in self._puts.items()] if committed else []
-        filled = {entry for entry, _, _ in fills}
-        released = [entry for entry in self._leases if entry not in filled]
-        down = False
+        room = self._room
+        entries = {room.names.entry(key): put for key, put in self._puts.items()} if committed else {}
+        fills = [Fill(entry, self.token, raw, ttl_ms) for entry, (raw, ttl_ms) in entries.items()]
+        released = [entry for entry in self._leases if entry not in entries]
         try:
-            for call in batches(self._room.chunk, fills, released, list(self._barriers)):
-                down |= await self._end(call)
+            stood = await room.sweeper.end(self._client, self.token, fills, released, list(self._barred))
             # The server came back without the barriers, or they lapsed before the COMMIT: whoever loaded before it may
             # have stored what it saw.
-            if down and committed:
-                await self._room.sweeper.delete(self._client, self._reached())
+            if not stood and committed:
+                await room.sweeper.delete(self._client, self._reached())
         except CacheUnavailableError as error:
             if committed:
-                self._room.repairs.add(self._client, self._reached(), barred=False, reason=error)
-
-    async def _end(self, call: list[list[Any]]) -> bool:
-        """Whether one of the barriers was down already."""
-        names = self._room.names
-        keys = (*names.shared, names.server)
-        _, down = await self._room.link.script(self._client, _END, keys, self.token, names.leases, *lists(*call))
-        return bool(down)
+                room.repairs.add(self._client, self._reached(), barred=False, reason=error)
 
     def abandon(self) -> None:
         """Say that nobody knows how it ended: the barriers stay until they lapse, for it may be committing still."""

@@ -17,27 +17,26 @@ from typing import Any, Protocol
 from weakref import WeakKeyDictionary, ref
 
 from redis.asyncio import Redis
-from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.asyncio.cluster import RedisCluster
 from redis.exceptions import MaxConnectionsError, NoScriptError, ResponseError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from .breaker import Breaker
-from .connections import PoolSource
+from .cluster_direct import ClusterDirect
+from .connections import SILENT, PoolSource
 from .deadlines import Deadlines
 from .direct import Client as Client
 from .direct import Direct
 from .errors import CacheUnavailableError
+from .histories import Histories
+from .masters import Masters
+from .nodes import NodeSource
 from .obstacles import Obstacles
 from .reasons import hushed
 from .restarts import OTHER_DATA, Restarts
-from .scripts import Argument, Call, Command, Script
+from .scripts import Argument, Call, Command
 from .wire import Wire
 
 logger = logging.getLogger("fastrdb")
-
-_SILENT = (TimeoutError, OSError, RedisConnectionError, RedisTimeoutError)
-"""What counts for the breaker: no answer. A server that answers with an error is there, and costs no time; nor does a
-client's pool that is exhausted."""
 
 
 class Route(Protocol):
@@ -66,7 +65,7 @@ class Link:
     `restarts` is asked about each new connection. What it finds is said of reads here, and by the scripts of the rest.
     """
 
-    def __init__(self, timeout: float, restarts: Restarts, obstacles: Obstacles) -> None:
+    def __init__(self, timeout: float, restarts: Restarts | Histories, obstacles: Obstacles) -> None:
         self._deadlines, self._restarts, self._obstacles = Deadlines(timeout), restarts, obstacles
         self.breaker = Breaker()
         self._routes: WeakKeyDictionary[Any, Route] = WeakKeyDictionary()
@@ -90,52 +89,56 @@ class Link:
         route: Route = self._route if self._latest() is client else self._find(client)
         return route.get(name)
 
-    async def get_many(self, client: Client, names: Sequence[bytes]) -> list[bytes | None]:
-        """Give the values of keys."""
-        (raws,) = await self._read(client, (("MGET", *names),))
-        found: list[bytes | None] = raws
-        return found
-
-    async def get_timed(self, client: Client, names: Sequence[bytes]) -> list[tuple[bytes | None, int]]:
-        """Give the values of keys and their PTTL, in one round trip."""
-        # A value that is replaced in between gets its successor's life. It was there when it was read all the same.
-        alone = len(names) == 1
-        values, *lives = await self._read(
-            client, (("GET" if alone else "MGET", *names), *(("PTTL", name) for name in names))
-        )
-        return list(zip([values] if alone else values, lives, strict=True))
+    async def read(self, client: Client, commands: Sequence[Command]) -> list[Any]:
+        """Send commands that read entries in one round trip, and give their replies, which may be used."""
+        replies = await self.many(client, commands)
+        if self._restarts.other_data:  # found out just before they were sent
+            raise CacheUnavailableError(str(commands[0][0]), OTHER_DATA)
+        return replies
 
     async def command(self, client: Client, *command: Argument) -> Any:
         """Send one command, and give its reply."""
         (reply,) = await self.many(client, (command,))
         return reply
 
-    async def script(self, client: Client, script: Script, keys: Sequence[bytes], *arguments: Argument) -> Any:
+    async def script(self, client: Client, call: Call) -> Any:
         """Run a script, and give its result."""
-        (reply,) = await self.batch(client, script, (Call(script, keys, arguments),))
+        (reply,) = await self.many(client, (call,))
         return reply
 
-    async def batch(self, client: Client, script: Script, calls: Sequence[Call]) -> list[Any]:
-        """Run a script many times in one round trip; the first error is raised when all have been run."""
-        replies = await self._send(client, script.name, [call.known() for call in calls])
-        for bringing in (1, len(calls)):  # one brings the script along; if somebody drops it meanwhile, all do
-            unknown = [at for at, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
-            if not unknown:
-                break
-            again = [calls[at].whole() if nth < bringing else calls[at].known() for nth, at in enumerate(unknown)]
-            for at, reply in zip(unknown, await self._send(client, script.name, again), strict=True):
-                replies[at] = reply
-        for reply in replies:
-            if isinstance(reply, Exception):
-                raise self.failed(script.name, reply) from reply
+    async def many(self, client: Client, commands: Sequence[Call | Command]) -> list[Any]:
+        """Send commands and scripts in one round trip; the first error is raised when all have been tried."""
+        return self.raised(commands, await self.run(client, commands))
+
+    async def portions(self, client: Client, commands: Sequence[Call | Command], size: int) -> list[Any]:
+        """As `many`: in one round trip, unless they are so many that others would wait for them."""
+        replies: list[Any] = []
+        for at in range(0, len(commands), size):
+            replies += await self.many(client, commands[at : at + size])
         return replies
 
-    async def many(self, client: Client, commands: Sequence[Command]) -> list[Any]:
-        """Send several commands in one round trip, and give their replies; the first error is raised."""
-        replies = await self._send(client, str(commands[0][0]), commands)
-        for reply in replies:
+    def raised(self, commands: Sequence[Call | Command], replies: list[Any]) -> list[Any]:
+        """Give the replies; raise the first error among them."""
+        for command, reply in zip(commands, replies, strict=True):
+            if isinstance(reply, CacheUnavailableError):
+                raise reply
             if isinstance(reply, Exception):
-                raise self.failed(str(commands[0][0]), reply) from reply
+                raise self.failed(_name(command), reply) from reply
+        return replies
+
+    async def run(self, client: Client, commands: Sequence[Call | Command]) -> list[Any]:
+        """Send commands and scripts in one round trip, and give what comes of each: errors as they are, not raised."""
+        name = _name(commands[0])
+        replies = await self._send(client, name, [_known(command) for command in commands])
+        unknown = _unknown(replies)
+        while unknown:  # one of each script brings it along, and the others find it there; on each server of a cluster
+            whole = {call.script.sha: at for at in reversed(unknown) if isinstance(call := commands[at], Call)}.values()
+            again = [_whole(commands[at]) if at in whole else _known(commands[at]) for at in unknown]
+            for at, reply in zip(unknown, await self._send(client, name, again), strict=True):
+                replies[at] = reply
+            before, unknown = unknown, _unknown(replies)
+            if len(unknown) == len(before):
+                break
         return replies
 
     async def aclose(self, *, closing: bool = False) -> None:
@@ -159,13 +162,6 @@ class Link:
 
     # --- parts
 
-    async def _read(self, client: Client, commands: Sequence[Command]) -> list[Any]:
-        """Send commands that read entries; what they give may be used."""
-        replies = await self.many(client, commands)
-        if self._restarts.other_data:  # found out just before they were sent
-            raise CacheUnavailableError(str(commands[0][0]), OTHER_DATA)
-        return replies
-
     async def _send(self, client: Client, operation: str, commands: Sequence[Command]) -> list[Any]:
         if self.breaker.opened and not self._insists:
             raise self._closed_for(operation, client)
@@ -182,14 +178,18 @@ class Link:
         place = client if pool is None else pool
         route = self._routes.get(place)
         if route is None:
-            route = (
-                Direct(client, self._deadlines, self._restarts, self)
-                if pool is None
-                else Wire(PoolSource(pool), self._deadlines, self._restarts, self)
-            )
-            self._routes[place] = route
+            route = self._routes[place] = self._made(client, pool)
         self._latest, self._route = ref(client), route
         return route
+
+    def _made(self, client: Any, pool: Any) -> Route:
+        restarts = self._restarts
+        if isinstance(restarts, Histories):
+            kind = Masters if _is_plain(client, RedisCluster) and NodeSource.spares_of(client) else ClusterDirect
+            return kind(client, self._deadlines, restarts, self)
+        if pool is None:
+            return Direct(client, self._deadlines, restarts, self)
+        return Wire(PoolSource(pool), self._deadlines, restarts, self)
 
     # --- the boundary
 
@@ -203,7 +203,7 @@ class Link:
     def failed(self, operation: str, error: Exception) -> Exception:
         """Translate an error, and count it."""
         reason = hushed(error)
-        silent = isinstance(error, _SILENT) and not isinstance(error, MaxConnectionsError)
+        silent = isinstance(error, SILENT) and not isinstance(error, MaxConnectionsError)
         if silent and self.breaker.failed():
             self._obstacles.put_up(self.breaker, "outage", f"{operation}: {reason}")
             logger.warning("Redis does not answer (%s: %s): calls go on without it until it does", operation, reason)
@@ -240,13 +240,40 @@ class Link:
         self.breaker.tried()
 
 
-def _pool_to_share(client: Any) -> Any:
-    """The pool of a plain redis-py client; None where the client must be asked itself.
+def is_cluster(client: object) -> bool:
+    """Whether it is the client of a cluster."""
+    return isinstance(client, RedisCluster)
 
-    Its own `execute_command` may be more than redis-py's (a subclass, an instrumentation, a test's gate), and must then
-    see every command.
-    """
-    own = inspect.getattr_static(client, "execute_command", None)
-    if not isinstance(client, Redis) or type(own) is not FunctionType or own.__module__ != Redis.__module__:
+
+def _name(command: Call | Command) -> str:
+    return command.script.name if isinstance(command, Call) else str(command[0])
+
+
+def _known(command: Call | Command) -> Command:
+    return command.known() if isinstance(command, Call) else command
+
+
+def _whole(command: Call | Command) -> Command:
+    return command.whole() if isinstance(command, Call) else command
+
+
+def _unknown(replies: Sequence[Any]) -> list[int]:
+    """Where a script was not known."""
+    return [at for at, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+
+
+def _pool_to_share(client: Any) -> Any:
+    """The pool of a plain redis-py client; None where the client must be asked itself."""
+    if not _is_plain(client, Redis):
         return None
     return None if client.single_connection_client else client.connection_pool
+
+
+def _is_plain(client: Any, kind: type[Any]) -> bool:
+    """Whether a client sends commands as redis-py does.
+
+    Its own `execute_command` may be more than that (a subclass, an instrumentation, a test's gate), and must then see
+    every command.
+    """
+    own = inspect.getattr_static(client, "execute_command", None)
+    return isinstance(client, kind) and type(own) is FunctionType and own.__module__ == kind.__module__

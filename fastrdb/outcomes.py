@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
+
+GONE = -2
+"""What PTTL says of a key that is not there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,3 +52,20 @@ class Entry:
     size: int
     leased: bool
     barred: bool
+
+
+class Asked(NamedTuple):
+    """A lease that is asked for. `old` says which entry does not answer instead: see `acquire.lua`."""
+
+    entry: bytes
+    token: str
+    old: str | int
+
+
+class Fill(NamedTuple):
+    """An entry to be stored for `ttl_ms` where its lease holds the token."""
+
+    entry: bytes
+    token: str
+    raw: bytes
+    ttl_ms: int

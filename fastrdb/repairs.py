@@ -13,7 +13,7 @@ from .errors import CacheUnavailableError
 from .link import Client
 from .obstacles import Obstacles
 from .scripts import Target
-from .sweep import Sweeper
+from .sweep import Writing
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -34,7 +34,7 @@ class Repairs:
 
     def __init__(
         self,
-        sweeper: Sweeper,
+        sweeper: Writing,
         obstacles: Obstacles,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
@@ -125,8 +125,8 @@ class Repairs:
         done = False
         try:
             token = secrets.token_hex(16)
-            barriers = [target.barrier(token) for target, barred in self._trying.items() if barred]
-            await self._sweeper.begin(client, token, barriers, self._trying)
+            fence = [target for target, barred in self._trying.items() if barred]
+            await self._sweeper.begin(client, token, fence, self._trying)
             done = True
         except CacheUnavailableError as error:
             logger.debug("repair: %s", error)

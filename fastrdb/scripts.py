@@ -109,9 +109,13 @@ class Names:
         return Target(self.before)
 
 
+SHARED = ("common", "cluster")
+"""What is in `lua/` only to be put in front of others."""
+
+
 @dataclass(frozen=True, slots=True)
 class Script:
-    """A file of `lua/`, with what all of them share in front."""
+    """A file of `lua/`, with what it shares with others in front."""
 
     name: str
     text: str
@@ -121,7 +125,8 @@ class Script:
     def load(cls, name: str) -> Script:
         """Read `lua/<name>.lua`."""
         folder = resources.files("fastrdb") / "lua"
-        text = "".join(folder.joinpath(f"{part}.lua").read_text("utf-8") for part in ("common", name))
+        shared = SHARED if name.startswith(("slot_", "shard_", "look")) else SHARED[:1]
+        text = "".join(folder.joinpath(f"{part}.lua").read_text("utf-8") for part in (*shared, name))
         return cls(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 

@@ -10,11 +10,16 @@ import asyncio
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
+from . import layouts
 from .errors import CacheUnavailableError
 from .intent import Intent, Room
-from .link import Client, Link
+from .layouts import Settings
+from .leases import COMPARE_DELETE
+from .link import Client
+from .link import is_cluster as is_cluster
 from .near import Near, NearCache, Token
 from .obstacles import Obstacles
+from .outcomes import GONE, Asked, Fill
 from .outcomes import Barred as Barred
 from .outcomes import Busy as Busy
 from .outcomes import Entry as Entry
@@ -23,24 +28,13 @@ from .outcomes import Hit as Hit
 from .outcomes import Outcome as Outcome
 from .outcomes import Timed as Timed
 from .repairs import Repairs
-from .restarts import OTHER_DATA, Restarts
-from .scripts import Call, Names, Reach, Script, Target
-from .sweep import Sweeper
+from .restarts import OTHER_DATA
+from .scripts import Call, Names, Reach, Target
 from .switches import DISABLED, Switch
 from .tracking import Tracking
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-
-_ACQUIRE = Script.load("acquire")
-_FILL = Script.load("fill")
-_COMPARE_DELETE = Script.load("compare_delete")
-_INSPECT = Script.load("inspect")
-
-_DEAD_PER_FILL = 10
-"""How many dead index members each fill sweeps: more than it adds, so the index cannot grow with what has expired."""
-
-_GONE = -2  # what PTTL says of a key that is not there
 
 
 class Store:
@@ -48,8 +42,8 @@ class Store:
 
     Durations are seconds: `timeout` is the deadline of each round trip, `lease` the longest load that is stored,
     `barrier` the longest COMMIT. `chunk` is how many index members one script looks at, and how many scripts go at
-    once. `sleep` is for tests. `near` bounds what is kept in this process, `heads` is what the keys begin with that may
-    be: it may grow.
+    once. `cluster`: its clients are those of a cluster. `sleep` is for tests. `near` bounds what is kept in this
+    process, `heads` is what the keys begin with that may be: it may grow.
 
     All methods but those that say otherwise raise CacheUnavailableError when Redis does not do it.
     """
@@ -66,25 +60,23 @@ class Store:
         near: Near | None = None,
         heads: Collection[str] = (),
         switch: Switch | None = None,
+        cluster: bool = False,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
-        self._names = names = Names(namespace)
-        self.near = NearCache(near or Near(), before=names.before)
+        self.near = NearCache(near or Near(), before=Names(namespace).before)
         self._tracking = Tracking(self.near, heads)
         # All that entries may not be read for, in one place: on a hit one look has to do.
         self.obstacles = Obstacles()
         self._switch = Switch() if switch is None else switch
         self._switch.govern(self)
-        self._restarts = Restarts(names, self.obstacles)
-        self._link = link = Link(timeout, self._restarts, self.obstacles)
-        self._lease_ms = max(1, round(lease * 1000))
-        self._chunk = chunk
-        insistent = Sweeper(link.insisting(), names, max(1, round(barrier * 1000)), chunk, self.near)
+        lease_ms, barrier_ms = (max(1, round(seconds * 1000)) for seconds in (lease, barrier))
+        settings = Settings(namespace, timeout, lease_ms, barrier_ms, chunk, self.obstacles, self.near)
+        self._layout = layout = layouts.cluster(settings) if cluster else layouts.one_server(settings)
+        self._names, self._link, self._leases = layout.names, layout.link, layout.leases
         # A commit that may not go on without Redis tries it in any case.
-        polite = Sweeper(link, names, insistent.barrier_ms, chunk, self.near)
-        self._sweeper = insistent if on_error == "raise" else polite
-        self._repairs = Repairs(insistent, self.obstacles, sleep)
-        self._room = Room(link, names, self._sweeper, self._repairs, chunk, on_error, renew=barrier / 2)
+        self._sweeper = layout.insistent if on_error == "raise" else layout.sweeper
+        self._repairs = Repairs(layout.insistent, self.obstacles, sleep)
+        self._room = Room(layout.names, self._sweeper, self._repairs, on_error, renew=barrier / 2)
 
     @property
     def owes(self) -> bool:
@@ -99,16 +91,13 @@ class Store:
             return DISABLED
         if self._link.closed_for(client):
             return "Redis has not answered lately"
+        if self._layout.trust.other_data:  # before any repair: it cannot succeed without
+            self._tracking.stop()  # who knows which server it was that told of changes
+            self._layout.heal(client)
+            return OTHER_DATA
         if self._repairs.owed:
             self._repairs.start()
             return "a commit that Redis has not heard of is being repaired"
-        if self._restarts.other_data:
-            self._tracking.stop()  # who knows which server it was that told of changes
-            self._restarts.heal(
-                lambda call: self._link.script(client, call.script, call.keys, *call.arguments),
-                lambda: self._sweeper.delete(client, [self._names.everything]),
-            )
-            return OTHER_DATA
         return None
 
     def name(self, key: str) -> str:
@@ -122,7 +111,7 @@ class Store:
 
     async def get_many(self, client: Client, keys: Sequence[str]) -> list[bytes | None]:
         """Give the entries in the order of `keys`, by one MGET."""
-        return await self._link.get_many(client, [self._names.entry(key) for key in keys]) if keys else []
+        return await self._leases.get_many(client, [self._names.entry(key) for key in keys]) if keys else []
 
     def near_token(self, client: Client, key: str, head: str) -> Token | None:
         """Give the token to keep an entry in this process with, before it is asked for; None if it cannot be kept.
@@ -142,8 +131,8 @@ class Store:
 
     async def get_many_timed(self, client: Client, keys: Sequence[str]) -> list[Timed | None]:
         """Give the entries in the order of `keys`, each with what is left of its life, in one round trip."""
-        found = await self._link.get_timed(client, [self._names.entry(key) for key in keys]) if keys else []
-        return [None if raw is None or ttl_ms == _GONE else Timed(raw, ttl_ms) for raw, ttl_ms in found]
+        found = await self._leases.get_timed(client, [self._names.entry(key) for key in keys]) if keys else []
+        return [None if raw is None or ttl_ms == GONE else Timed(raw, ttl_ms) for raw, ttl_ms in found]
 
     async def acquire(
         self, client: Client, key: str, token: str, *, refresh: bool = False, seen_ms: int | None = None
@@ -156,8 +145,8 @@ class Store:
         The load must begin after this has returned. Who is cancelled in here, or gets an error, may have been granted
         the lease all the same: release it with the same token, or it keeps others from storing until it runs out.
         """
-        call = self._acquire(key, token, refresh=refresh, seen_ms=seen_ms)
-        return self._outcome(await self._link.script(client, call.script, call.keys, *call.arguments))
+        (outcome,) = await self._leases.acquire(client, (self._asked(key, token, refresh, seen_ms),))
+        return outcome
 
     async def acquire_many(
         self,
@@ -168,20 +157,19 @@ class Store:
         seen_ms: Mapping[str, int] = MappingProxyType({}),
     ) -> dict[str, Outcome]:
         """Ask for many keys, each with its token, in one round trip; what `acquire` says holds for each of them."""
-        calls = [self._acquire(key, token, refresh=refresh, seen_ms=seen_ms.get(key)) for key, token in tokens.items()]
-        return dict(zip(tokens, map(self._outcome, await self._batch(client, _ACQUIRE, calls)), strict=True))
+        asked = [self._asked(key, token, refresh, seen_ms.get(key)) for key, token in tokens.items()]
+        return dict(zip(tokens, await self._leases.acquire(client, asked), strict=True))
 
     async def fill(self, client: Client, key: str, token: str, raw: bytes, ttl_ms: int) -> bool:
         """Store what was loaded for `ttl_ms` (at least 1) and give the lease back; False if the lease was lost."""
-        call = self._fill(key, token, raw, ttl_ms)
-        with self.near.shut(names=call.keys[:1]):  # a refresh: there may be an entry
-            return bool(await self._link.script(client, call.script, call.keys, *call.arguments))
+        (stored,) = await self.fill_many(client, ((key, token, raw, ttl_ms),))
+        return stored
 
     async def fill_many(self, client: Client, fills: Iterable[tuple[str, str, bytes, int]]) -> list[bool]:
         """Store many (key, token, raw, ttl_ms) in one round trip, and tell of each whether it was stored."""
-        calls = [self._fill(*each) for each in fills]
-        with self.near.shut(names=[call.keys[0] for call in calls]):
-            return [bool(stored) for stored in await self._batch(client, _FILL, calls)]
+        each = [Fill(self._names.entry(key), token, raw, ttl_ms) for key, token, raw, ttl_ms in fills]
+        with self.near.shut(names=[fill.entry for fill in each]):  # a refresh: there may be an entry
+            return await self._leases.fill(client, each)
 
     async def release(self, client: Client, key: str, token: str) -> None:
         """Give the lease back, if it is held by this token."""
@@ -189,12 +177,11 @@ class Store:
 
     async def release_many(self, client: Client, tokens: Mapping[str, str]) -> None:
         """Give many leases back, in one round trip, each if it is held by its token."""
-        leases = ((self._names.lease(self._names.entry(key)), token) for key, token in tokens.items())
-        await self._batch(client, _COMPARE_DELETE, [Call(_COMPARE_DELETE, (name,), (token,)) for name, token in leases])
+        await self._leases.release(client, [(self._names.entry(key), token) for key, token in tokens.items()])
 
     async def discard(self, client: Client, key: str, raw: bytes) -> bool:
         """Delete an entry that nobody can read, if it is this one still."""
-        return bool(await self._link.script(client, _COMPARE_DELETE, (self._names.entry(key),), raw))
+        return bool(await self._link.script(client, Call(COMPARE_DELETE, (self._names.entry(key),), (raw,))))
 
     async def invalidate(self, client: Client, prefixes: Iterable[Reach] = (), keys: Iterable[str] = ()) -> int:
         """Delete by hand what the prefixes and keys reach, with the leases; give the number of entries deleted.
@@ -216,10 +203,7 @@ class Store:
 
     async def inspect(self, client: Client, key: str) -> Entry:
         """Tell what Redis holds for `key`."""
-        entry = self._names.entry(key)
-        keys = (entry, self._names.lease(entry), self._names.barriers)
-        ttl_ms, size, leased, barred = await self._link.script(client, _INSPECT, keys)
-        return Entry(None if ttl_ms == -2 else ttl_ms, size, bool(leased), bool(barred))
+        return await self._leases.inspect(client, self._names.entry(key))
 
     def intent(self, client: Client) -> Intent:
         """Give a new record of what one transaction will do to the cache."""
@@ -243,43 +227,14 @@ class Store:
     async def aclose(self, limit: float = 1.0, *, closing: bool = False) -> None:
         """Let repairs finish within `limit` seconds, then stop them; give connections back, or close them before."""
         await self._repairs.aclose(limit)
-        await self._restarts.aclose()
+        await self._leases.aclose()
+        await self._layout.trust.aclose()
         await self._tracking.aclose()
         await self._link.aclose(closing=closing)
 
-    def _acquire(self, key: str, token: str, *, refresh: bool, seen_ms: int | None) -> Call:
-        names, entry = self._names, self._names.entry(key)
-        keys = (entry, names.lease(entry), names.index, names.expiry, names.barriers, names.server)
-        old = "*" if refresh else "" if seen_ms is None else seen_ms
-        return Call(_ACQUIRE, keys, (token, self._lease_ms, old))
-
-    def _fill(self, key: str, token: str, raw: bytes, ttl_ms: int) -> Call:
-        names, entry = self._names, self._names.entry(key)
-        keys = (entry, names.lease(entry), names.index, names.expiry, names.server)
-        return Call(_FILL, keys, (token, raw, ttl_ms, names.leases, _DEAD_PER_FILL))
-
-    async def _batch(self, client: Client, script: Script, calls: Sequence[Call]) -> list[Any]:
-        """Run a script many times: in one round trip, unless they are so many that others would wait for them."""
-        replies: list[Any] = []
-        for at in range(0, len(calls), self._chunk):
-            replies += await self._link.batch(client, script, calls[at : at + self._chunk])
-        return replies
+    def _asked(self, key: str, token: str, refresh: bool, seen_ms: int | None) -> Asked:
+        return Asked(self._names.entry(key), token, "*" if refresh else "" if seen_ms is None else seen_ms)
 
     def _targets(self, prefixes: Iterable[Reach], keys: Iterable[str]) -> list[Target]:
         names = self._names
         return [*dict.fromkeys([*map(names.under, prefixes), *map(names.exactly, keys)])]
-
-    def _outcome(self, reply: list[bytes]) -> Outcome:
-        """Read the result of acquire.lua."""
-        match reply:
-            case [b"hit", raw]:
-                return Hit(raw)
-            case [b"granted"]:
-                return Granted()
-            case [b"busy", token]:
-                return Busy(token.decode())
-            case [b"restarted"]:
-                self._restarts.found()
-                return Barred()
-            case _:
-                return Barred()

@@ -1,64 +1,113 @@
-"""The sweep of the index: barriers over what is reached, entries deleted with their leases, the writer's leases taken.
+"""A writer's steps on one server: bar what is reached, delete entries with their leases, take leases, take it all back.
 
-begin.lua does it, in as many calls as it takes; here is how the work is cut, so that no call holds the server up.
+begin.lua and end.lua do it, in as many calls as it takes. How the work is cut is here: no call holds the server up.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .link import Client, Link
 from .near import NearCache
-from .scripts import Names, Range, Script, Target
+from .outcomes import Fill
+from .scripts import Call, Names, Range, Script, Target
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
 _BEGIN = Script.load("begin")
+_END = Script.load("end")
 _BYTES_PER_CALL = 256 * 1024
 
 
-class Sweeper:
-    """Sets barriers, and deletes what targets reach: begin.lua in as many calls as it takes."""
+class Writing(Protocol):
+    """A writer's steps, whatever Redis looks like. Names of entries are those in Redis."""
 
-    def __init__(self, link: Link, names: Names, barrier_ms: int, chunk: int, near: NearCache) -> None:
-        self._link, self.names, self.barrier_ms, self._chunk, self._near = link, names, barrier_ms, chunk, near
+    @property
+    def names(self) -> Names:
+        """What keys are called."""
+        ...
 
     async def begin(
         self,
         client: Client,
         token: str,
-        barriers: Sequence[bytes],
+        fence: Sequence[Target],
         targets: Iterable[Target],
         leases: Sequence[bytes] = (),
         *,
         again: bool = False,
     ) -> int:
-        """Do it in the protocol's order, and give the number of entries deleted. What is kept here goes first.
+        """Bar the fence, delete what the targets reach, take leases; in the protocol's order. Gives what was deleted.
 
+        What is kept in this process goes first.
         `leases` are the entries to take the lease of. `again`: spare the leases that this token took before.
         """
-        each = list(targets)
-        ranges = [target.range() for target in each if not target.exact]
-        keys = [target.head for target in each if target.exact]
-        settings = (token, self.barrier_ms, self._chunk, self.names.leases, int(again))
-        deleted = 0
-        with self._near.shut([each.head for each in ranges], [*keys, *leases]):
-            for call in batches(self._chunk, barriers, ranges, keys, leases):
-                deleted += await self._call(client, settings, *call)
-        return deleted
+        ...
 
     async def delete(self, client: Client, targets: Iterable[Target]) -> int:
         """Delete what the targets reach; no barriers."""
+        ...
+
+    async def end(
+        self, client: Client, token: str, fills: Sequence[Fill], released: Sequence[bytes], fence: Sequence[Target]
+    ) -> bool:
+        """Fill under the own leases, give others back, take barriers down; whether all of them stood until now."""
+        ...
+
+
+class Sweeper:
+    """The steps on one server."""
+
+    def __init__(self, link: Link, names: Names, barrier_ms: int, chunk: int, near: NearCache) -> None:
+        self._link, self.names, self._barrier_ms, self._chunk, self._near = link, names, barrier_ms, chunk, near
+
+    async def begin(
+        self,
+        client: Client,
+        token: str,
+        fence: Sequence[Target],
+        targets: Iterable[Target],
+        leases: Sequence[bytes] = (),
+        *,
+        again: bool = False,
+    ) -> int:
+        """Bar, delete, take leases."""
+        each = list(targets)
+        barriers = [target.barrier(token) for target in fence]
+        ranges = [target.range() for target in each if not target.exact]
+        keys = [target.head for target in each if target.exact]
+        settings = (token, self._barrier_ms, self._chunk, self.names.leases, int(again))
+        deleted = 0
+        with self._near.shut([each.head for each in ranges], [*keys, *leases]):
+            for call in batches(self._chunk, barriers, ranges, keys, leases):
+                deleted += await self._begin(client, settings, *call)
+        return deleted
+
+    async def delete(self, client: Client, targets: Iterable[Target]) -> int:
+        """Delete what the targets reach."""
         return await self.begin(client, "", (), targets)
 
-    async def _call(
+    async def end(
+        self, client: Client, token: str, fills: Sequence[Fill], released: Sequence[bytes], fence: Sequence[Target]
+    ) -> bool:
+        """Fill, give back, take barriers down."""
+        names, stood = self.names, True
+        keys = (*names.shared, names.server)
+        barriers = [target.barrier(token) for target in fence]
+        filled = [(fill.entry, fill.raw, fill.ttl_ms) for fill in fills]
+        for call in batches(self._chunk, filled, released, barriers):
+            _, down = await self._link.script(client, Call(_END, keys, (token, names.leases, *lists(*call))))
+            stood = stood and not down
+        return stood
+
+    async def _begin(
         self, client: Client, settings: Sequence[Any], barriers: list[bytes], ranges: list[Range], *rest: list[bytes]
     ) -> int:
         deleted = 0
         while True:
-            arguments = lists(barriers, ranges, *rest)
-            done, last, count = await self._link.script(client, _BEGIN, self.names.shared, *settings, *arguments)
+            call = Call(_BEGIN, self.names.shared, (*settings, *lists(barriers, ranges, *rest)))
+            done, last, count = await self._link.script(client, call)
             deleted += int(count)
             if done == len(ranges):
                 return deleted

@@ -47,7 +47,10 @@ class Wire:
     as long again.
     """
 
-    def __init__(self, source: Source, deadlines: Deadlines, greeting: Greeting, boundary: Boundary) -> None:
+    def __init__(
+        self, source: Source, deadlines: Deadlines, greeting: Greeting, boundary: Boundary, *, in_slots: bool = False
+    ) -> None:
+        self._in_slots = in_slots  # it is a master of a cluster, which refuses an MGET of keys in several slots
         self._line, self._deadlines, self._boundary = Line(source, greeting), deadlines, boundary
         self._loop = asyncio.get_running_loop()  # once: it is felt on a hit
         self._busy = False
@@ -145,7 +148,7 @@ class Wire:
                 self._crowded = len(gets) > 1
                 commands = [command for each, _ in sends for command in each]
                 if gets:
-                    commands.insert(0, ("MGET", *gets))
+                    commands[:0] = [("GET", name) for name in gets] if self._in_slots else [("MGET", *gets)]
                 try:
                     async with asyncio.timeout_at(self._since + self._deadlines.seconds):
                         replies = await self._line.exchange(commands) if commands else []
@@ -182,16 +185,14 @@ class Wire:
     def _distribute(self, gets: _Gets, sends: Sequence[Any], replies: list[Any]) -> None:
         at, refused = 0, self._boundary.answered()
         if gets:
-            at, found = 1, replies[0]
+            at, found = (len(gets), replies[: len(gets)]) if self._in_slots else (1, replies[0])
             if isinstance(found, Exception):
                 refused = self._boundary.failed("MGET", found)
             if refused is not None:
                 _refuse(gets, (), refused)
             elif isinstance(found, list):
                 for futures, value in zip(gets.values(), found, strict=True):
-                    for future in futures:
-                        if not future.done():
-                            future.set_result(value)
+                    _settle(futures, self._boundary.failed("GET", value) if isinstance(value, Exception) else value)
         for commands, future in sends:
             if not future.done():
                 future.set_result(replies[at : at + len(commands)])
@@ -220,6 +221,16 @@ class Wire:
         refusal = self._boundary.failed("batch", RuntimeError("the event loop is ending"))
         _refuse(gets, sends, refusal)
         self._fail(refusal)
+
+
+def _settle(futures: Sequence[asyncio.Future[Any]], value: Any) -> None:
+    for future in futures:
+        if future.done():
+            continue
+        if isinstance(value, Exception):
+            future.set_exception(value)
+        else:
+            future.set_result(value)
 
 
 def _refuse(gets: _Gets, sends: Sequence[_Send], error: Exception) -> None:

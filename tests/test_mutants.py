@@ -12,13 +12,12 @@ from sqlalchemy import Connection
 
 import fastrdb.drivers
 import fastrdb.entries
+import fastrdb.leases
 import fastrdb.loads
 import fastrdb.misses
 import fastrdb.session
-import fastrdb.store
 import fastrdb.sweep
 import fastrdb.transactions
-from fastrdb import intent
 from fastrdb.store import Busy
 from fastrdb.works import Scope, Transaction
 from tests.support import databases, scenarios, scenarios_commits, scenarios_sessions
@@ -43,7 +42,7 @@ LEASE_CHECK = "if redis.call('GET', lease) ~= token then return 0 end"
 BARRIER_UP = "redis.call('ZADD', barriers, 'GT', deadline, ARGV[i])"
 SCRIPTS: dict[str, tuple[Mutation, list[Scenario]]] = {
     "a fill asks for no lease": (
-        Mutation(fastrdb.store, "_FILL", LEASE_CHECK, ""),
+        Mutation(fastrdb.leases, "_FILL", LEASE_CHECK, ""),
         [
             scenarios.stale_fill,
             scenarios.lease_expired,
@@ -57,7 +56,7 @@ SCRIPTS: dict[str, tuple[Mutation, list[Scenario]]] = {
         [scenarios.refill_before_commit, scenarios_commits.hidden_session, scenarios_commits.connection_outside],
     ),
     "acquire asks for no barrier": (
-        Mutation(fastrdb.store, "_ACQUIRE", "if barred(barriers, entry) then", "if false then"),
+        Mutation(fastrdb.leases, "_ACQUIRE", "if barred(barriers, entry) then", "if false then"),
         [scenarios.refill_before_commit, scenarios.window_after_commit, scenarios.zombie_acquire],
     ),
     "begin leaves leases": (
@@ -69,15 +68,15 @@ SCRIPTS: dict[str, tuple[Mutation, list[Scenario]]] = {
         [scenarios.window_after_commit, scenarios_commits.raises_after_its_commit],
     ),
     "write-through asks for no lease": (
-        Mutation(intent, "_END", LEASE_CHECK, ""),
+        Mutation(fastrdb.sweep, "_END", LEASE_CHECK, ""),
         [scenarios_sessions.put_against_a_writer],
     ),
     "release asks for no token": (
-        Mutation(fastrdb.store, "_COMPARE_DELETE", "if redis.call('GET', KEYS[1]) == ARGV[1] then", "if true then"),
+        Mutation(fastrdb.leases, "_COMPARE_DELETE", "if redis.call('GET', KEYS[1]) == ARGV[1] then", "if true then"),
         [scenarios.release_spares_others],
     ),
     "the own lease is another's": (
-        Mutation(fastrdb.store, "_ACQUIRE", "if holder and holder ~= token then", "if holder then"),
+        Mutation(fastrdb.leases, "_ACQUIRE", "if holder and holder ~= token then", "if holder then"),
         [scenarios.lost_reply],
     ),
 }
@@ -103,7 +102,7 @@ async def test_the_end_of_one_writer_takes_all_barriers_down(
     """Barriers that are not told apart by token: two writers on one prefix."""
     async with world(postgresql, client) as made:
         old = "redis.call('ZREM', barriers, ARGV[i])"
-        Mutation(intent, "_END", old, "redis.call('DEL', barriers)")(monkeypatch, made)
+        Mutation(fastrdb.sweep, "_END", old, "redis.call('DEL', barriers)")(monkeypatch, made)
         await lost(scenarios.two_writers(made))
 
 

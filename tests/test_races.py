@@ -8,9 +8,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 from redis.asyncio import Redis
+from redis.asyncio.cluster import RedisCluster
 
 from tests.support import databases, scenarios, scenarios_commits, scenarios_sessions
+from tests.support.cluster import Cluster
 from tests.support.databases import Database, ServerDatabase
+from tests.support.gates import script_texts
 from tests.support.world import Scenario, World, spawn, world
 
 RACES: list[Scenario] = [
@@ -80,6 +83,14 @@ async def on_postgresql(postgresql: Database, client: Redis) -> AsyncIterator[Wo
 
 
 @pytest.fixture
+async def on_cluster(sqlite: Database, cluster: Cluster, cluster_client: RedisCluster) -> AsyncIterator[World]:
+    """Give a world on SQLite, over a cluster: every slot is a step of its own."""
+    cluster.load(script_texts().values())
+    async with world(sqlite, cluster_client) as made:
+        yield made
+
+
+@pytest.fixture
 async def on_mariadb(mariadb: Database, client: Redis) -> AsyncIterator[World]:
     """Give a world on MariaDB, in its REPEATABLE READ."""
     async with world(mariadb, client) as made:
@@ -96,6 +107,12 @@ async def test_on_sqlite(on_sqlite: World, race: Scenario) -> None:
 async def test_on_postgresql(on_postgresql: World, race: Scenario) -> None:
     """The same where readers and writers do not wait for each other."""
     await race(on_postgresql)
+
+
+@pytest.mark.parametrize("race", [*RACES, scenarios_sessions.savepoint_that_commits], ids=name)
+async def test_on_cluster(on_cluster: World, race: Scenario) -> None:
+    """The same over a cluster."""
+    await race(on_cluster)
 
 
 @pytest.mark.parametrize("race", SNAPSHOTS, ids=name)

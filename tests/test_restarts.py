@@ -199,10 +199,10 @@ async def test_a_healer_is_cancelled(own: EmbeddedServer, admin: Redis, apps: li
     app = apps[0]
     app.spy([gate := Gate()], [])
     assert await app.read() == "new"
-    await app.store._restarts.aclose()  # perhaps before its task has begun
+    await app.store._layout.trust.aclose()  # perhaps before its task has begun
     assert app.store.closed(app.client)
     await gate.reached()
-    await app.store._restarts.aclose()
+    await app.store._layout.trust.aclose()
     await admin.delete("fastrdb:healing")  # or its time is over
     await app.healed()
     assert await admin.get("item:1") is None

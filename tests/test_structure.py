@@ -11,6 +11,7 @@ from typing import NamedTuple
 import pytest
 
 import fastrdb
+from fastrdb.scripts import SHARED
 
 PACKAGE = Path(fastrdb.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -28,8 +29,9 @@ ROOMS = {
     "wire": ["deadlines", "reasons", "scripts", "connections", "line", "wire"],
     "near": ["near", "tracking"],
     "store": [
-        *("switches", "breaker", "obstacles", "direct", "restarts", "link", "sweep", "repairs", "intent", "outcomes"),
-        "store",
+        *("switches", "breaker", "obstacles", "outcomes", "slots", "direct", "restarts", "histories"),
+        *("nodes", "masters", "cluster_direct", "link", "leases", "sweep", "cluster_leases", "cluster_sweep"),
+        *("layouts", "repairs", "intent", "store"),
     ],
     "session": ["sql", "works", "uses", "drivers", "commits", "endings", "transactions", "session"],
     "cache": ["loops", "cache", "entries", "misses", "reloads", "loads", "timed", "near_loads", "invalidations"],
@@ -142,7 +144,7 @@ def test_public_names_exist(file: Path) -> None:
 def test_typed_and_scripted_files_are_in_the_package() -> None:
     """What the wheel must carry besides Python lies inside the package: the marker of types, the Lua scripts."""
     assert (PACKAGE / "py.typed").is_file()
-    scripts = {path.stem: path.read_text() for path in (PACKAGE / "lua").glob("*.lua") if path.stem != "common"}
+    scripts = {path.stem: path.read_text() for path in (PACKAGE / "lua").glob("*.lua") if path.stem not in SHARED}
     assert scripts
     for name, text in scripts.items():
         assert all(f"-- {word}: " in text for word in ("KEYS", "ARGV", "Result")), f"{name} does not say what it takes"

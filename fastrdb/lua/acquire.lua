@@ -1,7 +1,7 @@
 -- May the caller load this key and store it? Its token in the lease says yes: the first to ask gets it.
 -- KEYS: entry, lease, index, expiry, barriers, server
--- ARGV: token, lease ms, which entry does not answer: '' any does, '*' none does, else one that has at most so many ms
---       left to live (the one that the caller has seen; one that has been stored since lives longer)
+-- ARGV: token, lease ms, which entry does not answer: see answer(). One that the caller has seen has at most so many ms
+--       left to live, one that has been stored since has more
 -- Result: {'hit', raw} | {'granted'} | {'busy', token of the holder} | {'barred'}
 --         | {'restarted'}: the data is not this server's own, or it is a replica by now
 -- Sent twice (a lost reply): the own token is granted again.
@@ -9,11 +9,7 @@ local entry, lease, index, expiry, barriers, server = unpack(KEYS)
 local token, lease_ms, old = unpack(ARGV)
 
 if not at_home(server, index) then return {'restarted'} end
-local raw = old ~= '*' and redis.call('GET', entry)
-if raw and old ~= '' then
-  local left = redis.call('PTTL', entry)
-  raw = (left < 0 or left > tonumber(old)) and raw
-end
+local raw = answer(entry, old)
 if raw then return {'hit', raw} end
 
 local holder = redis.call('GET', lease)

@@ -1,5 +1,5 @@
 -- Put in front of every script. Nothing here touches a key unless its name says so.
--- Keys found in the index are not declared in KEYS: fine on one server. A cluster needs one call per slot.
+-- Keys found in the index are not declared in KEYS: fine on one server. For a cluster there are other scripts.
 
 local SLACK_MS = 1000 -- an index member outlives what it stands for
 local RECHECK_MS = 60000 -- a member that outlived its score (PERSIST by hand) is looked at again after this
@@ -60,6 +60,15 @@ local function reaches(head, filter, key)
     if found or not fine then return true end
   end
   return false
+end
+
+-- The entry that answers who asks for its lease. `old` says which does not: '' any does, '*' none does, else one that has
+-- at most so many ms left to live.
+local function answer(entry, old)
+  local raw = old ~= '*' and redis.call('GET', entry)
+  if not raw or old == '' then return raw end
+  local left = redis.call('PTTL', entry)
+  return (left < 0 or left > tonumber(old)) and raw
 end
 
 local function barred(barriers, key)

@@ -15,9 +15,9 @@ from redis.asyncio.client import Pipeline
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from fastrdb.errors import OptionError
-from fastrdb.scripts import Script
+from fastrdb.scripts import SHARED, Script
 
-GREETING = "adopt"
+GREETINGS = ("adopt", "look")
 """The script that is sent once before a client is used; it is not written down."""
 
 
@@ -33,7 +33,7 @@ class _Rule:
         """Tell whether it strikes this command, and count it."""
         if self.name not in (None, name) or self.times == 0:
             return False
-        if name == GREETING and self.name is None and self.times is not None:
+        if name in GREETINGS and self.name is None and self.times is not None:
             return False  # so many of what a test sends
         if self.probability < 1 and random.random() >= self.probability:
             return False
@@ -173,7 +173,7 @@ class FaultyClient(redis.asyncio.Redis):
     def enter(self, args: tuple[Any, ...]) -> str:
         """Write a command down and give its name."""
         name = self.name_of(args)
-        if name != GREETING:
+        if name not in GREETINGS:
             self.log.append((name, args))
         return name
 
@@ -224,7 +224,7 @@ def script_texts() -> dict[str, str]:
     """Give the Lua scripts of fastrdb as they are sent, by their files' stems."""
     folder = resources.files("fastrdb") / "lua"
     stems = (each.name.removesuffix(".lua") for each in folder.iterdir() if each.name.endswith(".lua"))
-    return {stem: Script.load(stem).text for stem in sorted(stems) if stem != "common"}
+    return {stem: Script.load(stem).text for stem in sorted(stems) if stem not in SHARED}
 
 
 def _chance(probability: float) -> float:

@@ -62,6 +62,6 @@ class App:
     async def healed(self) -> None:
         """Wait until entries may be read again."""
         while self.store.closed(self.client) is not None:
-            heal = self.store._restarts._task
+            heal = self.store._layout.trust._task
             if heal is not None:
                 await heal

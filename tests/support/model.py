@@ -34,7 +34,8 @@ class Layout(Enum):
 
     SCRIPT = "acquire is one script, and begin another"
     CHUNKS = "acquire is one script; begin sets the barriers, sweeps a chunk, takes its leases: a script each"
-    SLOTS = "on a cluster: every slot is its own step"
+    SLOTS = "on a cluster: every slot is its own step, and two commands on one key are two steps"
+    SCAN = "one server whose index is lost: a sweep looks at all keys, at the leases first"
 
 
 class Fault(Enum):
@@ -45,6 +46,7 @@ class Fault(Enum):
     EXPIRY = auto()
     INDEX_LOSS = auto()
     RESTART = auto()  # the server comes back without barriers; what it has is deleted before it is used
+    BARRIER_LOSS = auto()  # one goes before its time: evicted, lapsed, lost with one of the servers
 
 
 class Mutant(Enum):
@@ -52,15 +54,17 @@ class Mutant(Enum):
 
     NO_BARRIER = "the writer sets no barrier"
     NO_BARRIER_CHECK = "the reader does not look for barriers"
-    BARRIER_CHECK_FIRST = "the reader looks for barriers before it takes the lease"
+    BARRIER_CHECK_FIRST = "the reader enters the index and looks for barriers before it takes the lease"
     LEASES_SURVIVE = "the writer deletes entries, and not their leases"
     FILL_WITHOUT_LEASE = "the reader fills although its lease is gone"
     BLIND_WRITE_THROUGH = "the writer stores its value although its lease is gone"
     DELETE_AFTER_COMMIT = "the writer deletes nothing before COMMIT"
     WRITE_LEASE_NOT_INDEXED = "the writer does not index the key that it will write through"
     READS_NOT_INDEXED = "the reader does not index the key that it leases"
-    NO_SECOND_SWEEP = "the writer does not look whether its barrier stood until the end"
     UNINDEXED_AT_INVALIDATION = "the writer takes the key out of the index in a step of its own"
+    ENTRY_BEFORE_LEASE = "the writer deletes the entry, and then its lease"
+    BURIED_BLINDLY = "who found a member of the index dead takes it out, whoever has entered it again since"
+    NO_SECOND_SWEEP = "the writer does not look whether its barrier stood until the end"
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,7 @@ class Setup:
     writers: int = 2
     faults: frozenset[Fault] = frozenset({Fault.CANCEL, Fault.CRASH, Fault.EXPIRY})
     mutant: Mutant | None = None
+    rules: frozenset[Rule] = frozenset(Rule)
 
 
 class Reader(NamedTuple):
@@ -91,7 +96,11 @@ class Writer(NamedTuple):
 
 
 class World(NamedTuple):
-    """The database, what Redis holds for the key, and the processes. Leases, barriers and lock name their owner."""
+    """The database, what Redis holds for the key, and the processes. Leases, barriers and lock name their owner.
+
+    `burying` is what somebody has seen of the key who would take it out of the index where it is dead: on a cluster
+    that is a step of its own, and to put the key into the index again ends it.
+    """
 
     committed: int
     acknowledged: int
@@ -100,6 +109,7 @@ class World(NamedTuple):
     indexed: bool
     barriers: frozenset[int]
     row_lock: int
+    burying: str
     readers: tuple[Reader, ...]
     writers: tuple[Writer, ...]
 
@@ -114,9 +124,6 @@ class Outcome(NamedTuple):
 
 ReadStep: TypeAlias = "Callable[[World, Reader, int], tuple[Reader, World]]"
 WriteStep: TypeAlias = "Callable[[World, Writer, int], tuple[Writer, World]]"
-# Between putting the key into the index and what justifies its place there lies no time in which a sweep by age
-# would find the member dead.
-_NEWLY_INDEXED = {"lease", "check first", "lease after check", "delete"}
 _READ_ENDED = {"hit", "answered"}
 _WRITE_ENDED = {"done", "crashed"}
 
@@ -127,15 +134,13 @@ class Model:
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
         self.slots = setup.layout is Layout.SLOTS
+        self.scans = setup.layout is Layout.SCAN
         self._read_steps: dict[str, ReadStep] = {
             "start": self._start,
             "get": self._get,
             "acquire": self._acquire,
-            "index": self._index,
             "lease": self._lease,
-            "check": self._check,
-            "check first": self._check_first,
-            "lease after check": self._lease_after_check,
+            "enter": self._enter,
             "release": self._release,
             "load only": self._load_only,
             "load": self._load,
@@ -145,14 +150,13 @@ class Model:
             "begin": self._begin,
             "sweep": self._sweep,
             "claim": self._claim,
-            "index key": self._index_key,
-            "range": self._range,
+            "unlease": self._unlease,
             "delete": self._delete,
             "commit": self._commit,
             "write through": self._write_through,
             "unbar": self._unbar,
-            "range again": self._range_again,
-            "delete again": self._delete_again,
+            "unlease again": self._unlease,
+            "delete again": self._delete,
             "acknowledge": self._acknowledge,
         }
 
@@ -164,7 +168,7 @@ class Model:
         while queue:
             world = queue.popleft()
             rule = self._broken(world)
-            if rule is not None:
+            if rule in self.setup.rules:
                 return Outcome(len(came_from), rule, _trace(came_from, world))
             for following in self._moves(world):
                 if following not in came_from:
@@ -175,12 +179,11 @@ class Model:
     def _first(self) -> World:
         readers = (Reader("start"),) * self.setup.readers
         writers = (Writer("start"),) * self.setup.writers
-        return World(0, 0, 0, FREE, indexed=True, barriers=frozenset(), row_lock=FREE, readers=readers, writers=writers)
+        return World(0, 0, 0, FREE, True, frozenset(), FREE, "", readers, writers)
 
     def _broken(self, world: World) -> Rule | None:
         for reader in world.readers:
-            # After a restart in the middle of a COMMIT, only the end of that commit puts things right.
-            if reader.at == "hit" and reader.value < reader.committed and Fault.RESTART not in self.setup.faults:
+            if reader.at == "hit" and reader.value < reader.committed:
                 return Rule.COMMITTED
             if reader.at in _READ_ENDED and NOTHING < reader.value < reader.acknowledged:
                 return Rule.ACKNOWLEDGED
@@ -199,10 +202,34 @@ class Model:
             yield from self._writer_moves(world, place, writer)
         if Fault.EXPIRY in self.setup.faults:
             yield from _expiry(world)
+            yield from self._burial(world)
         if Fault.INDEX_LOSS in self.setup.faults:
             yield world._replace(indexed=False)
         if Fault.RESTART in self.setup.faults and world.barriers:
             yield world._replace(entry=NOTHING, lease=FREE, indexed=False, barriers=frozenset())
+        if Fault.BARRIER_LOSS in self.setup.faults:
+            yield from (world._replace(barriers=world.barriers - {barrier}) for barrier in world.barriers)
+
+    def _burial(self, world: World) -> Iterator[World]:
+        """What is dead goes out of the index: at once, or on a cluster when first its lease, then it was not there."""
+        dead = world.entry == NOTHING and world.lease == FREE
+        if not self.slots:
+            if world.indexed and dead:
+                yield world._replace(indexed=False)
+        elif world.burying == "":
+            # Not due before the barrier that it was put there with has lapsed: one script, one clock.
+            if world.indexed and not any(map(_names_key, world.barriers)):
+                yield world._replace(burying="due")
+        elif world.burying == "due":
+            yield world._replace(burying="no lease" if world.lease == FREE else "")
+        elif world.burying == "no lease":
+            yield world._replace(burying="dead" if world.entry == NOTHING else "")
+        else:
+            yield world._replace(burying="", indexed=False)
+
+    def _put_in_index(self, world: World) -> World:
+        blindly = self._has(Mutant.BURIED_BLINDLY)
+        return world._replace(indexed=True, burying=world.burying if blindly else "")
 
     def _reader_moves(self, world: World, place: int, reader: Reader) -> Iterator[World]:
         step = self._read_steps.get(reader.at)
@@ -238,37 +265,31 @@ class Model:
     def _get(self, world: World, reader: Reader, _me: int) -> tuple[Reader, World]:
         if world.entry != NOTHING:
             return _hit(world, reader)
-        return reader._replace(at="index" if self.slots else "acquire"), world
+        at = "acquire"
+        if self.slots:
+            at = "enter" if self._has(Mutant.BARRIER_CHECK_FIRST) else "lease"
+        return reader._replace(at=at), world
 
     def _acquire(self, world: World, reader: Reader, me: int) -> tuple[Reader, World]:
         if world.entry != NOTHING:
             return _hit(world, reader)
-        indexed = world._replace(indexed=self._index_after_read(world))
         if world.lease != FREE or self._barred(world):
-            return reader._replace(at="load only"), indexed
-        return reader._replace(at="load"), indexed._replace(lease=me)
-
-    def _index(self, world: World, reader: Reader, _me: int) -> tuple[Reader, World]:
-        at = "check first" if self._has(Mutant.BARRIER_CHECK_FIRST) else "lease"
-        return reader._replace(at=at), world._replace(indexed=self._index_after_read(world))
+            return reader._replace(at="load only"), world
+        return reader._replace(at="load"), self._indexed_by_reader(world)._replace(lease=me)
 
     def _lease(self, world: World, reader: Reader, me: int) -> tuple[Reader, World]:
         if world.entry != NOTHING:
             return _hit(world, reader)
         if world.lease != FREE:
             return reader._replace(at="load only"), world
-        return reader._replace(at="check"), world._replace(lease=me)
+        at = "load" if self._has(Mutant.BARRIER_CHECK_FIRST) else "enter"
+        return reader._replace(at=at), world._replace(lease=me)
 
-    def _check(self, world: World, reader: Reader, _me: int) -> tuple[Reader, World]:
-        return reader._replace(at="release" if self._barred(world) else "load"), world
-
-    def _check_first(self, world: World, reader: Reader, _me: int) -> tuple[Reader, World]:
-        return reader._replace(at="load only" if self._barred(world) else "lease after check"), world
-
-    def _lease_after_check(self, world: World, reader: Reader, me: int) -> tuple[Reader, World]:
-        if world.lease != FREE:
-            return reader._replace(at="load only"), world
-        return reader._replace(at="load"), world._replace(lease=me)
+    def _enter(self, world: World, reader: Reader, _me: int) -> tuple[Reader, World]:
+        first = self._has(Mutant.BARRIER_CHECK_FIRST)
+        if self._barred(world):
+            return reader._replace(at="load only" if first else "release"), world
+        return reader._replace(at="lease" if first else "load"), self._indexed_by_reader(world)
 
     def _release(self, world: World, reader: Reader, me: int) -> tuple[Reader, World]:
         return reader._replace(at="load only"), world._replace(lease=_released(world, me))
@@ -286,8 +307,8 @@ class Model:
         indexed = world.indexed if self.slots else True
         return answered, world._replace(entry=reader.value, lease=_released(world, me), indexed=indexed)
 
-    def _index_after_read(self, world: World) -> bool:
-        return world.indexed if self._has(Mutant.READS_NOT_INDEXED) else True
+    def _indexed_by_reader(self, world: World) -> World:
+        return world if self._has(Mutant.READS_NOT_INDEXED) else self._put_in_index(world)
 
     def _barred(self, world: World) -> bool:
         return bool(world.barriers) and not self._has(Mutant.NO_BARRIER_CHECK)
@@ -298,8 +319,10 @@ class Model:
         barred = world if self._has(Mutant.NO_BARRIER) else world._replace(barriers=world.barriers | {me})
         if self._has(Mutant.DELETE_AFTER_COMMIT):
             return writer._replace(at="commit"), barred
+        if self.scans:
+            return writer._replace(at=self._first_deletion), barred
         if self.slots:
-            return writer._replace(at="index key" if _names_key(me) else "range"), barred
+            return self._fence(barred, writer, me)
         if self.setup.layout is Layout.CHUNKS:
             return writer._replace(at="sweep"), barred
         _, swept = self._sweep(barred, writer, me)
@@ -318,18 +341,39 @@ class Model:
         indexed = world.indexed if self._has(Mutant.WRITE_LEASE_NOT_INDEXED) else True
         return after, world._replace(entry=NOTHING, lease=self._lease_after_delete(world, me), indexed=indexed)
 
-    def _index_key(self, world: World, writer: Writer, _me: int) -> tuple[Writer, World]:
-        indexed = world.indexed if self._has(Mutant.WRITE_LEASE_NOT_INDEXED) else True
-        return writer._replace(at="delete"), world._replace(indexed=indexed)
-
-    def _range(self, world: World, writer: Writer, _me: int) -> tuple[Writer, World]:
+    def _fence(self, world: World, writer: Writer, me: int) -> tuple[Writer, World]:
+        """In one script on a cluster, beside the barrier: put the own key into the index, see what is in it."""
+        after = writer._replace(at=self._first_deletion)
+        if _names_key(me):
+            not_indexed = self._has(Mutant.WRITE_LEASE_NOT_INDEXED)
+            return after, world if not_indexed else self._put_in_index(world)
         if not world.indexed:
             return writer._replace(at="commit"), world
-        return writer._replace(at="delete"), world._replace(indexed=not self._has(Mutant.UNINDEXED_AT_INVALIDATION))
+        return after, world._replace(indexed=not self._has(Mutant.UNINDEXED_AT_INVALIDATION))
 
-    def _delete(self, world: World, writer: Writer, me: int) -> tuple[Writer, World]:
-        lease = self._lease_after_delete(world, me if _names_key(me) else FREE)
-        return writer._replace(at="commit"), world._replace(entry=NOTHING, lease=lease)
+    @property
+    def _first_deletion(self) -> str:
+        return "delete" if self._has(Mutant.ENTRY_BEFORE_LEASE) else "unlease"
+
+    def _unlease(self, world: World, writer: Writer, me: int) -> tuple[Writer, World]:
+        """Delete the lease, or take it where the key is to be written through."""
+        again = writer.at.endswith("again")
+        at = "acknowledge" if again else self._after_sweep
+        if not self._has(Mutant.ENTRY_BEFORE_LEASE):
+            at = "delete again" if again else "delete"
+        taken = me if self.slots and _names_key(me) and not again else FREE
+        return writer._replace(at=at), world._replace(lease=self._lease_after_delete(world, taken))
+
+    def _delete(self, world: World, writer: Writer, _me: int) -> tuple[Writer, World]:
+        again = writer.at.endswith("again")
+        at = "acknowledge" if again else self._after_sweep
+        if self._has(Mutant.ENTRY_BEFORE_LEASE):
+            at = "unlease again" if again else "unlease"
+        return writer._replace(at=at), world._replace(entry=NOTHING)
+
+    @property
+    def _after_sweep(self) -> str:
+        return "claim" if self.scans else "commit"
 
     def _commit(self, world: World, writer: Writer, me: int) -> tuple[Writer, World]:
         at = "write through" if _names_key(me) else "unbar"
@@ -339,21 +383,18 @@ class Model:
         after = writer._replace(at="unbar")
         if world.lease != me and not self._has(Mutant.BLIND_WRITE_THROUGH):
             return after, world
-        return after, world._replace(entry=writer.version, lease=_released(world, me), indexed=True)
+        indexed = world.indexed if self.slots else True
+        return after, world._replace(entry=writer.version, lease=_released(world, me), indexed=indexed)
 
     def _unbar(self, world: World, writer: Writer, me: int) -> tuple[Writer, World]:
-        stood = me in world.barriers or self._has(Mutant.NO_SECOND_SWEEP) or self._has(Mutant.NO_BARRIER)
-        after = "acknowledge" if stood else "range again"
-        return writer._replace(at=after), world._replace(barriers=world.barriers - {me})
-
-    def _range_again(self, world: World, writer: Writer, me: int) -> tuple[Writer, World]:
-        if not world.indexed:
-            return writer._replace(at="acknowledge"), world
-        return (writer._replace(at="delete again"), world) if self.slots else self._delete_again(world, writer, me)
-
-    def _delete_again(self, world: World, writer: Writer, _me: int) -> tuple[Writer, World]:
-        indexed = world.indexed and self.slots
-        return writer._replace(at="acknowledge"), world._replace(entry=NOTHING, lease=FREE, indexed=indexed)
+        if me in world.barriers or self._has(Mutant.NO_SECOND_SWEEP) or self._has(Mutant.NO_BARRIER):
+            return writer._replace(at="acknowledge"), world._replace(barriers=world.barriers - {me})
+        # Gone before its time: somebody may have stored what was there before the COMMIT. Once more.
+        if self.slots or self.scans:
+            found = world.indexed or self.scans or _names_key(me)
+            return writer._replace(at="unlease again" if found else "acknowledge"), world
+        _, swept = self._sweep(world, writer, me)
+        return writer._replace(at="acknowledge"), swept
 
     def _acknowledge(self, world: World, writer: Writer, _me: int) -> tuple[Writer, World]:
         return writer._replace(at="done"), world._replace(acknowledged=max(world.acknowledged, writer.version))
@@ -367,10 +408,6 @@ def _expiry(world: World) -> Iterator[World]:
         yield world._replace(lease=FREE)
     if world.entry != NOTHING:
         yield world._replace(entry=NOTHING)
-    if world.indexed and world.entry == NOTHING and world.lease == FREE:
-        processes: tuple[Reader | Writer, ...] = (*world.readers, *world.writers)
-        if all(process.at not in _NEWLY_INDEXED for process in processes):
-            yield world._replace(indexed=False)
 
 
 def _hit(world: World, reader: Reader) -> tuple[Reader, World]:

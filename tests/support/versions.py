@@ -6,8 +6,6 @@ import asyncio
 import random
 from typing import Any
 
-from redis.asyncio import Redis
-
 from fastrdb import Cache
 from tests.support.world import PATIENT
 
@@ -15,11 +13,11 @@ from tests.support.world import PATIENT
 class Versions:
     """A database in memory: versions that were written, and those whose writer has been answered."""
 
-    def __init__(self, client: Redis, chance: random.Random) -> None:
+    def __init__(self, client: Any, chance: random.Random, **settings: Any) -> None:
         self.client, self.chance = client, chance
         self.written = dict.fromkeys(range(5), 0)
         self.answered = dict.fromkeys(range(5), 0)
-        self.caches = [Cache(timeout=PATIENT, barrier=PATIENT) for _ in range(2)]
+        self.caches = [Cache(**{"timeout": PATIENT, "barrier": PATIENT, **settings}) for _ in range(2)]
         self.functions = [self._functions(cache) for cache in self.caches]
 
     def _functions(self, cache: Cache) -> Any:
@@ -56,7 +54,15 @@ class Versions:
             return "cancelled"
         return "right" if known <= found <= self.written[key] else f"wrong: {found}, {known} was answered"
 
-    async def write(self) -> None:
+    async def read(self) -> str:
+        """One read, and what came of it."""
+        (read, _), key = self.chance.choice(self.functions), self.chance.randrange(5)
+        known = self.answered[key]
+        found = await read(self.client, key)
+        return "right" if known <= found <= self.written[key] else f"wrong: {found}, {known} was answered"
+
+    async def write(self, key: int | None = None) -> None:
         """One write, and its answer."""
-        (_, write), key = self.chance.choice(self.functions), self.chance.randrange(5)
+        _, write = self.chance.choice(self.functions)
+        key = self.chance.randrange(5) if key is None else key
         self.answered[key] = max(self.answered[key], await write(self.client, key))

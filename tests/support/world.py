@@ -24,7 +24,9 @@ from fastrdb import Cache
 from fastrdb.scripts import Script
 from fastrdb.store import Store
 from tests.support.databases import Database
-from tests.support.gates import Gate, GatedClient, Gates
+from tests.support.gated_cluster import gated
+from tests.support.gates import Gate, Gates
+from tests.support.stores import members, names_in, put
 
 T = TypeVar("T")
 _spawned: set[asyncio.Task[Any]] = set()
@@ -125,9 +127,9 @@ def _writes(cache: Cache) -> Any:
 class Process:
     """One process: its client, its cache, its functions."""
 
-    def __init__(self, database: Database, client: Redis, **settings: Any) -> None:
+    def __init__(self, database: Database, client: Any, **settings: Any) -> None:
         self.database = database
-        self.client = GatedClient(client)
+        self.client = gated(client)
         self.cache = Cache(**{"timeout": PATIENT, **settings})
         self.gates = Gates()  # "load": before and after the query of `get`
         self.get, self.get_by_identity, self.get_owner, self.get_and_commit = _reads(self.cache, self.gates)
@@ -165,7 +167,7 @@ class Process:
 class World:
     """The database with item 1 and 2 named "old", two processes, and gates between `begin` and COMMIT."""
 
-    def __init__(self, database: Database, client: Redis, **settings: Any) -> None:
+    def __init__(self, database: Database, client: Any, **settings: Any) -> None:
         self.database, self.client = database, client
         self.one = Process(database, client, **settings)
         self.two = Process(database, client, **settings)
@@ -191,7 +193,7 @@ class World:
 
     async def keys(self, pattern: str = "*") -> set[str]:
         """The keys in Redis."""
-        return {_text(key) for key in await self.client.keys(pattern)}
+        return {_text(key) for key in await names_in(self.client, pattern)}
 
     async def value(self, key: str) -> str:
         """What is under a key in Redis."""
@@ -203,8 +205,7 @@ class World:
 
     async def lapse_barriers(self) -> None:
         """Let the time of all barriers be over."""
-        for member in await self.client.zrange("fastrdb:barriers", 0, -1):
-            await self.client.zadd("fastrdb:barriers", {_text(member): 1})
+        await put(self.client, "barriers", dict.fromkeys(await members(self.client, "barriers"), 1))
 
     def knows(self, script: Script) -> None:
         """Let gates find a script that was rewritten."""
@@ -223,11 +224,11 @@ class World:
             await process.cache.aclose()
             assert not process.cache.here().flights.by_token
         assert await self.keys("fastrdb:lease:*") == set()
-        assert await self.client.zcard("fastrdb:barriers") == 0
+        assert await members(self.client, "barriers") == set()
 
 
 @asynccontextmanager
-async def world(database: Database, client: Redis, **settings: Any) -> AsyncIterator[World]:
+async def world(database: Database, client: Any, **settings: Any) -> AsyncIterator[World]:
     """Give the world; what still runs at its end is waited for."""
     await database.create(Base)
     async with database.sessions() as db:

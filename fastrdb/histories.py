@@ -1,0 +1,160 @@
+"""Whether the data of a cluster can be relied on: each of its servers, and all that it has had, has been looked at.
+
+A server that is started again, or a replica that takes over, may lack the latest writes. Entries that had been deleted
+are back then; and its shards of the index do not know of some entries on other servers. So a server is known by its
+*history* (`master_replid`), which begins anew with every start and every takeover. Those that are known to be good are
+noted in every shard. Where there is one that is not, one process deletes all there is, slot by slot, by the rosters: a
+roster lies in the slot of what it lists, so that it cannot be older.
+
+A lease that came back is of no use: it holds the history it was given in (`sealed` in Lua).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from contextvars import Context
+from typing import Any
+
+from redis.exceptions import NoScriptError
+
+from .errors import CacheUnavailableError
+from .obstacles import Obstacles
+from .restarts import OTHER_DATA
+from .scripts import Call, Command, Script
+from .slots import SLOTS, SlotNames
+
+logger = logging.getLogger("fastrdb")
+
+LOOK = Call(Script.load("look"), (), ())
+_FORGET = Script.load("slot_forget")
+_HEALING_MS = 10_000
+"""A process that has not gone on for so long is taken for dead."""
+_PAUSE = 0.05
+_SLOTS_AT_ONCE = 512
+_NAMES_AT_ONCE = 256
+WHOLE = b"\0"
+"""A member of each index from its beginning: an index without it has been lost, and has begun anew."""
+_NOBODY = b"0" * 32 + b"\0\n"  # a barrier that bars no key
+
+Send = Callable[[Sequence[Command]], Awaitable[list[Any]]]
+Run = Callable[[Sequence[Call | Command]], Awaitable[list[Any]]]
+
+
+class Histories:
+    """What one event loop knows of it; among the `obstacles` to reading while there are histories not known as good."""
+
+    def __init__(self, names: SlotNames, obstacles: Obstacles) -> None:
+        self._names, self._obstacles = names, obstacles
+        self._good: set[bytes] = {b""}
+        self._doubtful: set[bytes] = set()
+        self._task: asyncio.Task[None] | None = None
+        self._untold = False
+
+    @property
+    def other_data(self) -> bool:
+        """Whether what is there may be anything."""
+        return self in self._obstacles
+
+    def question(self) -> Command:
+        """Give what a server is asked before what it gives is used."""
+        return LOOK.known()
+
+    def heard(self, reply: Any) -> Command | None:
+        """Take the reply, and give what to ask where it did not know the script."""
+        if isinstance(reply, NoScriptError):
+            return LOOK.whole()
+        if isinstance(reply, Exception):  # an ACL, say: it will be the answer to every other script, too
+            return None
+        if not reply[0] and not self._untold:
+            self._untold = True
+            logger.warning("Redis does not tell its history (%s): a takeover with old data is not noticed", reply[1])
+        self.seen(reply[0])
+        return None
+
+    def seen(self, history: bytes) -> None:
+        """A server has this history."""
+        if history not in self._good:
+            self._doubtful.add(history)
+            self._obstacles.put_up(self, "restart")
+
+    async def settle(self, run: Send) -> bool:
+        """Look whether all that is doubtful is known as good; if nothing at all is known, so it is."""
+        shards = self._names.shards
+        looks = [command for s in shards for command in (("SMEMBERS", s.histories), ("EXISTS", s.index))]
+        replies = await run(looks)
+        lists = [reply for reply in replies[::2] if not isinstance(reply, Exception)]
+        noted = {history for each in lists for history in each}
+        if not noted and all(reply == 0 for reply in replies[1::2]):
+            noted = set(self._doubtful)
+            await self._note(run, noted)
+        self._doubtful -= noted
+        self._good |= noted
+        if not self._doubtful:
+            self._obstacles.take_down(self, "healing")
+        return not self._doubtful
+
+    def heal(self, run: Run) -> None:
+        """See to it that somebody deletes what is there."""
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._heal(run), context=Context())
+
+    async def aclose(self) -> None:
+        """Stop; another process, or the next who comes, does it."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+
+    async def _heal(self, run: Run) -> None:
+        token = secrets.token_hex(16)
+        try:
+            with suppress(CacheUnavailableError):  # who asks next tries again
+                if not await self.settle(run):
+                    logger.warning("%s: everything is invalidated before it is used again", OTHER_DATA)
+                    while not await self.settle(run):
+                        await (self._forget_all(run) if await self._mine(run, token) else asyncio.sleep(_PAUSE))
+                    logger.info("everything has been invalidated: the cache is used again")
+        finally:
+            self._task = None
+
+    async def _mine(self, run: Run, token: str) -> bool:
+        """Whether this process is to do it."""
+        (reply,) = _raised(await run((("SET", self._names.healing, token, "NX", "PX", _HEALING_MS),)))
+        return reply is not None
+
+    async def _forget_all(self, run: Run) -> None:
+        doubtful = set(self._doubtful)  # what is found out from now on has not been deleted from the beginning
+        for first in range(0, SLOTS, _SLOTS_AT_ONCE):
+            rosters = [self._names.roster(slot) for slot in range(first, first + _SLOTS_AT_ONCE)]
+            while rosters:
+                await run((("PEXPIRE", self._names.healing, _HEALING_MS),))
+                more = _raised(await run([Call(_FORGET, (roster,), (_NAMES_AT_ONCE,)) for roster in rosters]))
+                rosters = [roster for roster, left in zip(rosters, more, strict=True) if left]
+        await self._note(run, doubtful)
+        await run((("DEL", self._names.healing),))
+
+    async def _note(self, run: Send, good: set[bytes]) -> None:
+        """Note in every shard what is good, and that its index is whole."""
+        if not good:
+            return
+        commands: list[Command] = []
+        for shard in self._names.shards:
+            # Something that stays in each key: while a slot is being moved, a script whose keys are not all there, or
+            # all not there, is refused.
+            commands += [
+                ("ZADD", shard.expiry, "+inf", WHOLE),
+                ("ZADD", shard.barriers, "+inf", _NOBODY),
+                ("ZADD", shard.index, 0, WHOLE),
+                ("SADD", shard.histories, *good),
+            ]
+        _raised(await run(commands))
+
+
+def _raised(replies: list[Any]) -> list[Any]:
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise CacheUnavailableError("heal", str(reply)) from reply
+    return replies

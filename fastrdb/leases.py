@@ -1,0 +1,129 @@
+"""A reader's steps on one server, where each is one script: look, take a lease, store under it, give it back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from .link import Client, Link
+from .outcomes import Asked, Barred, Busy, Entry, Fill, Granted, Hit, Outcome
+from .restarts import Restarts
+from .scripts import Call, Names, Script
+
+_ACQUIRE = Script.load("acquire")
+_FILL = Script.load("fill")
+COMPARE_DELETE = Script.load("compare_delete")
+_INSPECT = Script.load("inspect")
+
+DEAD_PER_FILL = 10
+"""How many dead index members each fill sweeps: more than it adds, so the index cannot grow with what has expired."""
+
+
+class Reading(Protocol):
+    """A reader's steps, whatever Redis looks like. Names of entries are those in Redis."""
+
+    async def get_many(self, client: Client, entries: Sequence[bytes]) -> list[bytes | None]:
+        """Give entries, in one round trip."""
+        ...
+
+    async def get_timed(self, client: Client, entries: Sequence[bytes]) -> list[tuple[bytes | None, int]]:
+        """Give entries, each with its PTTL, in one round trip."""
+        ...
+
+    async def acquire(self, client: Client, asked: Sequence[Asked]) -> list[Outcome]:
+        """Ask for leases."""
+        ...
+
+    async def fill(self, client: Client, fills: Sequence[Fill]) -> list[bool]:
+        """Store under leases, and give them back; whether each was stored."""
+        ...
+
+    async def release(self, client: Client, leases: Sequence[tuple[bytes, str]]) -> None:
+        """Give leases back, of an entry each, if they are held by these tokens."""
+        ...
+
+    async def inspect(self, client: Client, entry: bytes) -> Entry:
+        """Tell what there is, and change nothing."""
+        ...
+
+    async def aclose(self) -> None:
+        """Stop what runs in the background."""
+        ...
+
+
+class Leases:
+    """The steps on one server."""
+
+    def __init__(self, link: Link, names: Names, restarts: Restarts, lease_ms: int, chunk: int) -> None:
+        self._link, self._names, self._restarts = link, names, restarts
+        self._lease_ms, self._chunk = lease_ms, chunk
+
+    async def get_many(self, client: Client, entries: Sequence[bytes]) -> list[bytes | None]:
+        """Give entries by one MGET."""
+        (raws,) = await self._link.read(client, (("MGET", *entries),))
+        found: list[bytes | None] = raws
+        return found
+
+    async def get_timed(self, client: Client, entries: Sequence[bytes]) -> list[tuple[bytes | None, int]]:
+        """Give entries, each with its PTTL."""
+        # A value that is replaced in between gets its successor's life. It was there when it was read all the same.
+        alone = len(entries) == 1
+        values, *lives = await self._link.read(
+            client, (("GET" if alone else "MGET", *entries), *(("PTTL", entry) for entry in entries))
+        )
+        return list(zip([values] if alone else values, lives, strict=True))
+
+    async def acquire(self, client: Client, asked: Sequence[Asked]) -> list[Outcome]:
+        """Ask for leases."""
+        names = self._names
+        calls = [
+            Call(
+                _ACQUIRE,
+                (entry, names.lease(entry), names.index, names.expiry, names.barriers, names.server),
+                (token, self._lease_ms, old),
+            )
+            for entry, token, old in asked
+        ]
+        return [self._outcome(reply) for reply in await self._link.portions(client, calls, self._chunk)]
+
+    async def fill(self, client: Client, fills: Sequence[Fill]) -> list[bool]:
+        """Store under leases."""
+        names = self._names
+        calls = [
+            Call(
+                _FILL,
+                (entry, names.lease(entry), names.index, names.expiry, names.server),
+                (token, raw, ttl_ms, names.leases, DEAD_PER_FILL),
+            )
+            for entry, token, raw, ttl_ms in fills
+        ]
+        return [bool(reply) for reply in await self._link.portions(client, calls, self._chunk)]
+
+    async def release(self, client: Client, leases: Sequence[tuple[bytes, str]]) -> None:
+        """Give leases back."""
+        calls = [Call(COMPARE_DELETE, (self._names.lease(entry),), (token,)) for entry, token in leases]
+        await self._link.portions(client, calls, self._chunk)
+
+    async def inspect(self, client: Client, entry: bytes) -> Entry:
+        """Tell what there is."""
+        keys = (entry, self._names.lease(entry), self._names.barriers)
+        ttl_ms, size, leased, barred = await self._link.script(client, Call(_INSPECT, keys, ()))
+        return Entry(None if ttl_ms == -2 else ttl_ms, size, bool(leased), bool(barred))
+
+    async def aclose(self) -> None:
+        """Nothing runs."""
+
+    def _outcome(self, reply: list[bytes]) -> Outcome:
+        """Read the result of acquire.lua."""
+        match reply:
+            case [b"hit", raw]:
+                return Hit(raw)
+            case [b"granted"]:
+                return Granted()
+            case [b"busy", token]:
+                return Busy(token.decode())
+            case [b"restarted"]:
+                self._restarts.found()
+                return Barred()
+            case _:
+                return Barred()

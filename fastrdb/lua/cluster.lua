@@ -1,0 +1,39 @@
+-- Put in front of the scripts for a cluster, behind what all have in front. Each works on one slot: a slot_ script on
+-- that of an entry, a shard_ script on that of a shard of the index.
+
+-- The life of the data by which a server is known: nil and the reason where an ACL denies it.
+local function history()
+  local own, why = life()
+  if not own then return nil, why end
+  return own
+end
+
+-- What a lease holds: its token; its history, since one that has come back with old data is nobody's; a mark, if it is a
+-- writer's: who finds that does not wait for it.
+local function sealed(token, mark)
+  return token .. '\n' .. (history() or '') .. '\n' .. mark
+end
+
+local READS, WRITES = 'r', 'w'
+
+-- The token of a lease, whatever its history.
+local function token_in(held)
+  return held and string.match(held, '^[^\n]*')
+end
+
+-- Note in its slot's roster that there is this entry or lease; forget what has died since.
+local function enlist(roster, name, life_ms)
+  local now = now_ms()
+  redis.call('ZREMRANGEBYSCORE', roster, '-inf', ms(now))
+  redis.call('ZADD', roster, 'GT', ms(now + life_ms + SLACK_MS), name)
+end
+
+-- The lists that a script is given in ARGV from there on, each as its length and its items. The function that is given
+-- tells the places of the first and of the last part of the next list, whose items have so many parts.
+local function lists(at)
+  return function(parts)
+    local first = at + 1
+    at = first + ARGV[at] * parts
+    return first, at - 1
+  end
+end

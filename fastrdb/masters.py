@@ -1,0 +1,236 @@
+"""The masters of a cluster: a wire to each, commands sent to whom they belong, and followed where they have gone.
+
+Which master has which slot is the client's to know; it is asked to look again when a master does not answer, or says
+that a slot has moved. Everything is sent here, not by the client, so that each connection is greeted before it is used:
+a replica that has taken over is noticed before anything is read from it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import suppress
+from contextvars import Context
+from typing import Any
+from weakref import ref
+
+from redis.exceptions import AskError, MovedError
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from .deadlines import Deadlines
+from .errors import CacheUnavailableError
+from .histories import Histories
+from .nodes import Master, NodeSource
+from .scripts import Command
+from .slots import key_of, slot_of
+from .wire import Boundary
+
+logger = logging.getLogger("fastrdb")
+
+_REDIRECTIONS = 3
+"""So often a command follows a slot that is being moved; then its caller goes on without the cache."""
+_BETWEEN_LOOKS = 0.2
+"""Seconds between two looks at the map of the cluster, at least."""
+
+
+class Masters:
+    """The route to a cluster."""
+
+    def __init__(self, client: Any, deadlines: Deadlines, histories: Histories, boundary: Boundary) -> None:
+        self._client, self._deadlines, self._histories, self._boundary = ref(client), deadlines, histories, boundary
+        self._masters: dict[str, Master] = {}
+        self._map: Any = None
+        self._slots: dict[int, Master] = {}
+        self._open = False
+        self._opening = asyncio.Lock()
+        self._looking: asyncio.Task[None] | None = None
+        self._looked = 0.0
+
+    async def get(self, name: bytes) -> bytes | None:
+        """Give the value of a key."""
+        if not self._open:
+            await self._begin()
+        master = self._of_slot(slot_of(name))
+        if master.breaker.opened:
+            master.check()
+        try:
+            return await master.wire.get(name)
+        except AskError as error:
+            reply = await self._follow(("GET", name), error)
+        refused = self._boundary.answered()
+        if refused is not None:
+            raise refused
+        if isinstance(reply, Exception):
+            raise self._boundary.failed("GET", reply)
+        raw: bytes | None = reply
+        return raw
+
+    async def send(self, commands: Sequence[Command]) -> list[Any]:
+        """Send commands, those of each slot in their order; what fails is given as it is, an exception."""
+        if not self._open:
+            await self._begin()
+        return await self._send(commands)
+
+    async def aclose(self, *, closing: bool = False) -> None:
+        """Give connections back, or close them before."""
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.wait({self._looking})
+        for master in self._masters.values():
+            await master.aclose(closing=closing)
+
+    def lose(self) -> None:
+        """Forget all connections: the event loop has ended."""
+        for master in self._masters.values():
+            master.lose()
+
+    # --- who has what
+
+    def look_soon(self) -> None:
+        """Have the client look at the map of the cluster, if it has not done so just now."""
+        if asyncio.get_running_loop().time() - self._looked > _BETWEEN_LOOKS:
+            self._look(self._alive().nodes_manager)
+
+    def _look(self, known_by: Any) -> asyncio.Task[None]:
+        """Look in a task of its own: it may take longer than who needs it can wait."""
+        if self._looking is None:
+            self._looking = asyncio.get_running_loop().create_task(self._initialize(known_by), context=Context())
+        return self._looking
+
+    async def _initialize(self, known_by: Any) -> None:
+        try:
+            await known_by.initialize()
+        except Exception as error:  # noqa: BLE001  # whatever it is, it is tried again
+            logger.debug("the map of the cluster: %s", error)
+        finally:
+            self._looking, self._looked = None, asyncio.get_running_loop().time()
+
+    async def _looked_up(self, known_by: Any) -> None:
+        try:
+            with self._deadlines.start():
+                await asyncio.shield(self._look(known_by))
+        except TimeoutError as error:
+            raise self._boundary.failed("connect", error) from error
+
+    def _of_slot(self, slot: int) -> Master:
+        client = self._client()
+        known = None if client is None else client.nodes_manager.slots_cache
+        if known is not self._map:  # it has looked since
+            self._map = known
+            self._slots.clear()
+        master = self._slots.get(slot)
+        if master is None:
+            nodes = self._alive().nodes_manager.slots_cache.get(slot)
+            if not nodes:
+                self.look_soon()
+                raise CacheUnavailableError("send", f"no server has slot {slot}")
+            master = self._slots[slot] = self._master(nodes[0].name)
+        return master
+
+    def _master(self, name: str) -> Master:
+        master = self._masters.get(name)
+        if master is None:
+            source = NodeSource(self._alive(), name)
+            master = self._masters[name] = Master(
+                source, self._deadlines, self._histories, self._boundary, self.look_soon
+            )
+        return master
+
+    def _alive(self) -> Any:
+        client = self._client()
+        if client is None:
+            raise CacheUnavailableError("send", "the client is gone")
+        return client
+
+    # --- the beginning
+
+    async def _begin(self) -> None:
+        """Before anything else: look who is there, and whether what they have can be relied on."""
+        async with self._opening:
+            if self._open:
+                return
+            client = self._alive()
+            await self._looked_up(client)
+            names = [node.name for node in client.get_primaries()]
+            if not names:
+                raise self._boundary.failed("connect", RedisConnectionError("no server of the cluster answers"))
+            with suppress(CacheUnavailableError):
+                await asyncio.gather(*(self._master(name).send((("PING",),)) for name in names))
+            if self._histories.other_data:
+                await self._histories.settle(self._send)
+            self._open = True
+
+    # --- commands
+
+    async def _send(self, commands: Sequence[Command]) -> list[Any]:
+        replies: list[Any] = [None] * len(commands)
+        groups: defaultdict[Master, list[int]] = defaultdict(list)
+        for at, command in enumerate(commands):
+            try:
+                groups[self._of_slot(slot_of(key_of(command) or b""))].append(at)
+            except CacheUnavailableError as error:
+                replies[at] = error
+
+        async def part(master: Master, places: Sequence[int]) -> None:
+            try:
+                found = await master.send([commands[at] for at in places])
+            except CacheUnavailableError as error:
+                found = [error] * len(places)
+            for at, reply in zip(places, found, strict=True):
+                replies[at] = reply
+
+        if len(groups) == 1:
+            await part(*groups.popitem())
+        else:
+            await asyncio.gather(*(part(master, places) for master, places in groups.items()))
+        for at in redirected(commands, replies):
+            replies[at] = await self._follow(commands[at], replies[at])
+        return replies
+
+    async def _follow(self, command: Command, reply: Any) -> Any:
+        """Send a command again, to whom its slot has gone."""
+        for _ in range(_REDIRECTIONS):
+            try:
+                reply = await self._again(command, reply)
+            except CacheUnavailableError as error:
+                return error
+            if not isinstance(reply, AskError):
+                break
+        return reply
+
+    async def _again(self, command: Command, reply: Any) -> Any:
+        slot = slot_of(key_of(command) or b"")
+        if isinstance(reply, MovedError):
+            await self._note_move(slot, reply)
+        elif isinstance(reply, AskError):
+            master = self._master(await self._known(reply))
+            return (await master.send((("ASKING",), command)))[1]
+        return (await self._of_slot(slot).send((command,)))[0]
+
+    async def _note_move(self, slot: int, error: MovedError) -> None:
+        name = await self._known(error)
+        self._of_slot(slot)  # what was found in an older map goes first
+        self._slots[slot] = self._master(name)
+
+    async def _known(self, error: AskError) -> str:
+        """The name of the server that an error points to; who it is is looked up first, if it is new."""
+        manager = self._alive().nodes_manager
+        host, port = manager.remap_host_port(error.host, error.port)
+        name = f"{host}:{port}"
+        if name not in manager.nodes_cache:
+            await self._looked_up(manager)
+        return name
+
+
+def redirected(commands: Sequence[Command], replies: Sequence[Any]) -> list[int]:
+    """What has to be sent again: what was redirected, and what came behind it for the same slot, to keep the order."""
+    slots: set[int] = set()
+    again = []
+    for at, (command, reply) in enumerate(zip(commands, replies, strict=True)):
+        key = key_of(command)
+        if key is not None and (isinstance(reply, AskError) or slot_of(key) in slots):
+            slots.add(slot_of(key))
+            again.append(at)
+    return again

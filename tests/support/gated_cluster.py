@@ -1,0 +1,105 @@
+"""Gates for the client of a cluster: as `gates` has them for that of one server."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.asyncio.cluster import ClusterPipeline, RedisCluster
+
+from tests.support.gates import Gate, GatedClient
+from tests.support.stores import is_cluster
+
+_NAMES = {"shard_fence": "begin", "slot_fill": "end", "shard_unbar": "end", "slot_lease": "acquire"}
+"""What begins on a cluster what one script does on one server goes by that script's name."""
+
+
+def gated(client: Any) -> Any:
+    """Give a client with gates over the connections of another."""
+    return GatedCluster(client) if is_cluster(client) else GatedClient(client)
+
+
+class GatedCluster(RedisCluster):
+    """A client over another's connections whose commands stop at gates, fail when told to, and are written down."""
+
+    def __init__(self, client: RedisCluster) -> None:
+        for name in {slot for cls in type(client).__mro__ for slot in getattr(cls, "__slots__", ())} | {*vars(client)}:
+            if hasattr(client, name):
+                setattr(self, name, getattr(client, name))
+        self.gated = GatedClient(Redis())  # never connected: it has the gates, and writes down
+        self.gates = self.gated.gates
+        self.log = self.gated.log
+        for sha, name in list(self.gated._scripts.items()):
+            self.gated.knows(sha, _NAMES.get(name, name))
+
+    def __del__(self, *_: object) -> None:
+        """It has nothing of its own to close."""
+
+    def before(self, name: str) -> Gate:
+        """Hold the next `name` before it is sent."""
+        return self.gated.before(name)
+
+    def after(self, name: str) -> Gate:
+        """Hold the next `name` when its reply has arrived and its caller has not seen it yet."""
+        return self.gated.after(name)
+
+    def fail_with(
+        self,
+        error: BaseException | type[BaseException],
+        times: int | None = None,
+        on: str | None = None,
+        *,
+        sent: bool = False,
+    ) -> None:
+        """Let commands fail."""
+        self.gated.fail_with(error, times, on, sent=sent)
+
+    def heal(self) -> None:
+        """End all faults."""
+        self.gated.heal()
+
+    def names(self) -> list[str]:
+        """Give the names of what was sent so far, in order."""
+        return self.gated.names()
+
+    def name_of(self, args: tuple[Any, ...]) -> str:
+        """Give the name by which gates, faults and log know a command."""
+        return self.gated.name_of(args)
+
+    def knows(self, sha: str, name: str) -> None:
+        """Give a script of a test's own a name."""
+        self.gated.knows(sha, _NAMES.get(name, name))
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        """Send one command, past its gates and faults."""
+        if "target_nodes" in options:  # to greet a master
+            return await super().execute_command(*args, **options)
+        names = [self.gated.enter(args)]
+        await self.gated.approach(names)
+        reply = await super().execute_command(*args, **options)
+        await self.gated.depart(names)
+        return reply
+
+    def pipeline(self, transaction: Any = None, shard_hint: Any = None) -> ClusterPipeline:
+        """Give a pipeline whose commands pass the same gates and faults."""
+        return _GatedPipeline(self, transaction)  # type: ignore[abstract]
+
+
+class _GatedPipeline(ClusterPipeline):
+    def __init__(self, owner: GatedCluster, transaction: Any) -> None:
+        super().__init__(owner, transaction)
+        self._gated = owner.gated
+        self._names: list[str] = []
+
+    def execute_command(self, *args: Any, **kwargs: Any) -> ClusterPipeline:
+        name = self._gated.name_of(args)
+        if self._names[-1:] != [name]:  # the same for many slots is one step
+            self._names.append(self._gated.enter(args))
+        return super().execute_command(*args, **kwargs)
+
+    async def execute(self, raise_on_error: bool = True, allow_redirections: bool = True) -> list[Any]:
+        names, self._names = self._names, []
+        await self._gated.approach(names)
+        replies: list[Any] = await super().execute(raise_on_error, allow_redirections)
+        await self._gated.depart(names)
+        return replies

@@ -1,0 +1,71 @@
+"""Stores on whatever there is, and what a test looks at beneath them: on one server, or on all shards of a cluster."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from redis.asyncio.cluster import RedisCluster
+
+from fastrdb.slots import SlotNames
+from fastrdb.store import Store
+
+WHOLE = b"\0"
+"""The member by which an index is known to be whole."""
+NOBODY = b"0" * 32 + b"\0\n"
+"""What is in the barriers of each shard at any time."""
+
+
+def is_cluster(client: Any) -> bool:
+    """Whether it is the client of a cluster."""
+    return isinstance(client, RedisCluster)
+
+
+def store_on(client: Any, **settings: Any) -> Store:
+    """Give a store with a deadline that a busy machine keeps."""
+    return Store(**{"timeout": 5, "cluster": is_cluster(client), **settings})
+
+
+def keys_of(client: Any, part: str, namespace: str = "") -> list[bytes]:
+    """Give the keys that hold a part of the store's own: its index, expiry or barriers."""
+    if not is_cluster(client):
+        return [f"fastrdb:{namespace + ':' if namespace else ''}{part}".encode()]
+    return [getattr(shard, part) for shard in SlotNames(namespace).shards]
+
+
+def key_of(client: Any, part: str, entry: str) -> bytes:
+    """Give the key of a part of the store's own that concerns an entry."""
+    if not is_cluster(client):
+        return f"fastrdb:{part}".encode()
+    found: bytes = getattr(SlotNames("").shard(entry.encode()), part)
+    return found
+
+
+async def members(client: Any, part: str, namespace: str = "") -> set[bytes]:
+    """Give what is in a part."""
+    found: set[bytes] = set()
+    for key in keys_of(client, part, namespace):
+        found.update(await client.zrange(key, 0, -1))
+    return found - {WHOLE, NOBODY}
+
+
+async def put(client: Any, part: str, scores: dict[Any, float]) -> None:
+    """Put members into a part, each where it belongs."""
+    for member, score in scores.items():
+        name = member.decode("latin-1") if isinstance(member, bytes) else member
+        key = key_of(client, part, name) if part != "barriers" else None
+        for each in [key] if key is not None else keys_of(client, part):
+            await client.zadd(each, {member: score})
+
+
+async def lose(client: Any, *parts: str) -> None:
+    """Let parts be gone."""
+    for part in parts:
+        for key in keys_of(client, part):
+            await client.delete(key)
+
+
+async def names_in(client: Any, pattern: str = "*") -> set[bytes]:
+    """Give all keys that match, wherever they are."""
+    if not is_cluster(client):
+        return set(await client.keys(pattern))
+    return set(await client.keys(pattern, target_nodes=RedisCluster.PRIMARIES))

