@@ -1,61 +1,100 @@
-"""`python -m benchmarks [--quick]`: measures on a private server, and prints one table."""
+"""`python -m benchmarks`: measures on private servers, prints one table, and draws plots."""
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-from collections.abc import Sequence
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from time import perf_counter
 
-from redis.asyncio import Redis
+from benchmarks import (
+    bulk,
+    concurrent,
+    endpoint,
+    hit,
+    invalidation,
+    lists,
+    loops,
+    memory,
+    miss,
+    near,
+    slowlog,
+    stampede,
+)
+from benchmarks.harness import SIZES, Sizes
+from benchmarks.machine import load, surroundings
+from benchmarks.plots import draw
+from benchmarks.report import Report
+from benchmarks.rows import Row
 
-from benchmarks import hit, invalidation, memory, miss
-from benchmarks.harness import HEADS, SIZES, Row, Sizes, surroundings
-from fastrdb.embedded import EmbeddedServer
+QUESTIONS: dict[str, Callable[[Sizes], Awaitable[list[Row]]]] = {
+    "hit": hit.rows,
+    "concurrent": concurrent.rows,
+    "lists": lists.rows,
+    "near": near.rows,
+    "miss": miss.rows,
+    "stampede": stampede.rows,
+    "invalidation": invalidation.rows,
+    "slowlog": slowlog.rows,
+    "bulk": bulk.rows,
+    "memory": memory.rows,
+    "endpoint": endpoint.rows,
+    "loops": loops.rows,
+}
+FOLDER = Path("build") / "benchmarks"
 
-QUESTIONS = (hit.rows, miss.rows, invalidation.rows, memory.rows)
 
-
-async def measure(sizes: Sizes) -> tuple[str, list[Row]]:
-    """Give what it was measured on, and all rows."""
+async def measure(size: str, names: Sequence[str]) -> Report:
+    """Put these questions, one after the other."""
+    start, machine = perf_counter(), await surroundings()
     found: list[Row] = []
-    with EmbeddedServer() as server:
-        async with Redis(host="127.0.0.1", port=server.port) as client:
-            for rows in QUESTIONS:
-                await client.flushall()
-                found += await rows(sizes, client)
-            return await surroundings(client), found
-
-
-def show(title: str, rows: Sequence[Row]) -> None:
-    """Print the table, by rich where it is installed."""
-    try:
-        from rich.console import Console  # noqa: PLC0415
-        from rich.table import Table  # noqa: PLC0415
-    except ImportError:
-        print(title)
-        for cells in (HEADS, *(row.cells() for row in rows)):
-            print(" | ".join(cells))
-        return
-    table = Table(*HEADS, title=title, title_justify="left")
-    for row in rows:
-        table.add_row(*row.cells())
-    console = Console()
-    (console if console.is_terminal else Console(width=150)).print(table)
+    for name in names:
+        began = perf_counter()
+        found += await QUESTIONS[name](SIZES[size])
+        print(f"{name}: {perf_counter() - began:.0f} s", file=sys.stderr)
+    return Report(size, machine | {"load after": load()}, found, perf_counter() - start)
 
 
 def main() -> None:
-    """Read the command line, measure, print."""
+    """Read the command line, measure, print, draw."""
+    options = _parser().parse_args()
+    with loops.runner(options.loop) as runner:
+        report = runner.run(measure(options.size, options.only))
+    if options.json:
+        print(report.as_json())
+    elif options.markdown:
+        print(report.as_markdown())
+    else:
+        report.show()
+    pictures = draw(report.rows, options.out)
+    print(
+        f"{len(pictures)} plots in {options.out}" if pictures else "no plots: matplotlib not installed", file=sys.stderr
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_const", const="quick", dest="size", help="less than a minute")
+    size.add_argument("--quick", action="store_const", const="quick", dest="size", help="less than two minutes")
     size.add_argument("--smoke", action="store_const", const="smoke", dest="size", help="a few seconds: does it run?")
     parser.set_defaults(size="full")
-    chosen = parser.parse_args().size
-    start = perf_counter()
-    machine, rows = asyncio.run(measure(SIZES[chosen]))
-    show(f"fastrdb, {chosen} run: medians of interleaved rounds\n{machine}", rows)
-    print(f"measured in {perf_counter() - start:.0f} s")
+    parser.add_argument(
+        "--only", type=_names, default=list(QUESTIONS), metavar="NAME[,NAME]", help=f"of {', '.join(QUESTIONS)}"
+    )
+    parser.add_argument("--loop", choices=loops.LOOPS, default=loops.LOOPS[0], help="the event loop of all questions")
+    parser.add_argument("--out", type=Path, default=FOLDER, metavar="DIR", help=f"for the plots; by default {FOLDER}")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    form.add_argument("--markdown", action="store_true", help="print Markdown instead of a table")
+    return parser
+
+
+def _names(text: str) -> list[str]:
+    names = text.split(",")
+    if unknown := [name for name in names if name not in QUESTIONS]:
+        raise argparse.ArgumentTypeError(f"no such question: {', '.join(unknown)}")
+    return names
 
 
 if __name__ == "__main__":

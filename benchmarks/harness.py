@@ -1,23 +1,25 @@
-"""What all questions share: sizes, interleaved rounds, medians, and how a result is shown.
+"""How time is measured: rounds in which all sides run one after the other, on numbers that say which key is meant.
 
-A ratio is the median over rounds, in each of which both sides ran one after the other: what else the machine does
-meanwhile hits both alike. Which side begins alternates.
+A comparison is the median over rounds of the ratio within the round: what else the machine does meanwhile hits all
+alike. Who begins changes from round to round.
 """
 
 from __future__ import annotations
 
-import os
-import platform
-from collections.abc import Awaitable, Callable, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from statistics import median
 from time import perf_counter
+from typing import Any
 
-from redis.asyncio import Redis
+from benchmarks.rows import Ratio
 
-Action = Callable[[int], Awaitable[object]]
-"""One call; its argument is a number that no other call of the run gets."""
+Round = Callable[[Sequence[int]], Awaitable[object]]
+"""Makes a call for each of these numbers."""
+Call = Callable[[int], Awaitable[Any]]
+Draw = Callable[[int], Sequence[int]]
+"""Gives so many numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,48 +28,66 @@ class Sizes:
 
     rounds: int
     calls: int
-    many: int
-    """Keys among which an invalidation has to find its own."""
-    few: int = 1_000
-    indexed: int = 100_000
-    """Keys of which the index is weighed."""
+    """Calls of one caller in a round."""
+    crowds: tuple[int, int]
+    """Callers at once."""
+    keyspaces: tuple[int, ...]
+    """How many other keys there are when some are invalidated."""
+    scans: int
+    """How often those who look through the whole keyspace are made to."""
+    entries: int
+    """Entries that are invalidated at once, or weighed."""
+    processes: int
+    callers: int
+    """Callers in each process of a stampede."""
+    repeats: int
+    """How often a whole stampede, or the invalidation of all entries, is run."""
+    bulk: int
+    """Rows of a bulk write."""
 
 
 SIZES = {
-    "smoke": Sizes(rounds=3, calls=5, many=2_000, indexed=1_000),
-    "quick": Sizes(rounds=25, calls=60, many=100_000, indexed=20_000),
-    "full": Sizes(rounds=60, calls=200, many=1_000_000),
+    "smoke": Sizes(
+        rounds=3,
+        calls=5,
+        crowds=(4, 16),
+        keyspaces=(100, 1_000),
+        scans=1,
+        entries=1_000,
+        processes=2,
+        callers=5,
+        repeats=1,
+        bulk=20,
+    ),
+    "quick": Sizes(
+        rounds=10,
+        calls=30,
+        crowds=(64, 1_000),
+        keyspaces=(1_000, 100_000),
+        scans=2,
+        entries=20_000,
+        processes=4,
+        callers=50,
+        repeats=2,
+        bulk=1_000,
+    ),
+    "full": Sizes(
+        rounds=60,
+        calls=100,
+        crowds=(64, 1_000),
+        keyspaces=(1_000, 10_000, 100_000, 1_000_000),
+        scans=3,
+        entries=100_000,
+        processes=8,
+        callers=200,
+        repeats=5,
+        bulk=1_000,
+    ),
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One line of the table."""
-
-    question: str
-    fastrdb: str
-    bare: str
-    ratio: float | None = None
-    aim: float | None = None
-    """The ratio should not be above this; None: for information."""
-
-    @property
-    def verdict(self) -> str:
-        """Whether the aim is met."""
-        if self.aim is None or self.ratio is None:
-            return ""
-        return f"<= {self.aim:g} {'met' if self.ratio <= self.aim else 'MISSED'}"
-
-    def cells(self) -> tuple[str, ...]:
-        """The line as text."""
-        return (self.question, self.fastrdb, self.bare, "" if self.ratio is None else f"{self.ratio:.2f}", self.verdict)
-
-
-HEADS = ("question", "fastrdb", "compared with", "ratio", "aim")
-
-
-class Numbers:
-    """Hands out numbers, each once."""
+class Unused:
+    """Hands out numbers, each once: the keys of misses."""
 
     def __init__(self) -> None:
         self._next = 0
@@ -78,55 +98,72 @@ class Numbers:
         return range(self._next - count, self._next)
 
 
-@dataclass(frozen=True, slots=True)
+class Known:
+    """Hands out the numbers below `count` over and over: the keys of hits. No number comes twice in `count` calls."""
+
+    def __init__(self, count: int) -> None:
+        self._all = range(count)
+        self._next = 0
+
+    def take(self, count: int) -> list[int]:
+        """Give the next `count` numbers."""
+        first, self._next = self._next, self._next + count
+        return [self._all[number % len(self._all)] for number in range(first, first + count)]
+
+
 class Timings:
-    """Seconds per call, for each round: of what is measured, and of what it is compared with."""
+    """Seconds per call of each side in each round."""
 
-    subject: list[float]
-    bare: list[float]
+    def __init__(self, sides: Sequence[str]) -> None:
+        self.times: dict[str, list[float]] = {side: [] for side in sides}
+        self.calls = dict.fromkeys(sides, 0)
+        """All calls that each side made."""
 
-    @property
-    def ratio(self) -> float:
+    def median(self, side: str) -> float:
         """The median over rounds."""
-        return median(one / other for one, other in zip(self.subject, self.bare, strict=True))
+        return median(self.times[side])
 
-    def row(self, question: str, bare: str, aim: float | None = None) -> Row:
-        """Show it."""
-        return Row(question, micro(median(self.subject)), f"{bare}: {micro(median(self.bare))}", self.ratio, aim)
+    def ratio(self, side: str, other: str) -> Ratio:
+        """The time of `side` divided by that of `other`."""
+        return Ratio.of(self.times[side], self.times[other])
 
 
-async def interleaved(sizes: Sizes, subject: Action, bare: Action) -> Timings:
-    """Time both, round by round, one call after the other."""
-    numbers, found = Numbers(), Timings([], [])
-    for action in (subject, bare):  # connections, statements and scripts are there before the clock runs
-        await _timed(action, numbers.take(5))
-    for round_number in range(sizes.rounds):
-        sides = [(subject, found.subject), (bare, found.bare)]
-        for action, times in sides if round_number % 2 else reversed(sides):
-            times.append(await _timed(action, numbers.take(sizes.calls)) / sizes.calls)
+async def interleaved(sides: Mapping[str, Round], *, rounds: int, calls: int, draw: Draw) -> Timings:
+    """Time all sides, round by round, one after the other.
+
+    Args:
+        sides: what is timed, by name. It has run before: connections, statements and scripts are there.
+        rounds: how often.
+        calls: of each side in each round.
+        draw: gives the numbers of these calls.
+    """
+    found, names = Timings(list(sides)), list(sides)
+    for number in range(rounds):
+        first = number % len(names)
+        order = names[first:] + names[:first]
+        for name in order if number // len(names) % 2 == 0 else reversed(order):
+            numbers = draw(calls)
+            start = perf_counter()
+            await sides[name](numbers)
+            found.times[name].append((perf_counter() - start) / calls)
+            found.calls[name] += calls
     return found
 
 
-async def _timed(action: Action, numbers: Sequence[int]) -> float:
-    start = perf_counter()
-    for number in numbers:
-        await action(number)
-    return perf_counter() - start
+def one_by_one(call: Call) -> Round:
+    """Each call begins when the one before has ended."""
+
+    async def calls(numbers: Sequence[int]) -> None:
+        for number in numbers:
+            await call(number)
+
+    return calls
 
 
-def micro(seconds: float) -> str:
-    """Seconds as text."""
-    return f"{seconds * 1e3:.2f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.1f} µs"
+def at_once(call: Call) -> Round:
+    """All calls of a round are under way together."""
 
+    async def calls(numbers: Sequence[int]) -> None:
+        await asyncio.gather(*map(call, numbers))
 
-async def surroundings(client: Redis) -> str:
-    """Tell what it was measured on."""
-    info = await client.info("server")
-    kind = f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {info['redis_version']}"
-    parts = [f"Python {platform.python_version()}", kind]
-    for name, package in (("redis-py", "redis"), *((each, each) for each in ("hiredis", "pydantic", "sqlalchemy"))):
-        try:
-            parts.append(f"{name} {version(package)}")
-        except PackageNotFoundError:
-            parts.append(f"{name} none")
-    return ", ".join([*parts, f"{os.cpu_count()} CPUs ({platform.machine()}, {platform.system()})"])
+    return calls

@@ -1,38 +1,39 @@
-"""What the index weighs, in bytes for each key."""
+"""What an entry weighs in the server: all that a contestant keeps for it, and the value itself."""
 
 from __future__ import annotations
 
 from redis.asyncio import Redis
 
-from benchmarks.filling import entries, index
-from benchmarks.harness import Row, Sizes
+from benchmarks.catalogue import one_user
+from benchmarks.comparison import enter, idle_sessions
+from benchmarks.copies import copies, entry_key
+from benchmarks.field import USUAL, opened
+from benchmarks.harness import Sizes
+from benchmarks.rows import Row, absent
 from fastrdb.embedded import EmbeddedServer
 
-HEAD = "user:email:someone@example.com"
 
-
-async def rows(sizes: Sizes, client: Redis) -> list[Row]:
-    """Weigh a server of its own before and after its keys are indexed."""
-    count = sizes.indexed
-    with EmbeddedServer() as server:
-        async with Redis(host="127.0.0.1", port=server.port) as own:
-            empty = await _used(own)
-            await entries(own, HEAD, count)
-            stored = await _used(own)
-            await index(own, HEAD, count)
-            indexed = await _used(own)
-            parts = [await own.memory_usage(f"fastrdb:{name}", samples=0) or 0 for name in ("index", "expiry")]
-    length = len(f"{HEAD}:{count}")
-    a_key, an_entry = (indexed - stored) / count, (stored - empty) / count
-    both, one = sum(parts) / count, parts[0] / count
-    return [
-        Row(f"memory of index and expiry, {count:,} keys of {length} bytes", f"{a_key:.0f} B a key", _plain(an_entry)),
-        Row("the same by MEMORY USAGE", f"{both:.0f} B a key", f"the index alone: {one:.0f} B a key"),
-    ]
-
-
-def _plain(size: float) -> str:
-    return f"the entry itself: {size:.0f} B a key"
+async def rows(sizes: Sizes) -> list[Row]:
+    """Weigh a server of its own for each contestant, before and after its entries are there."""
+    case, found = f"memory of an entry ({sizes.entries:,})", []
+    for name in USUAL:
+        with EmbeddedServer() as server:
+            async with opened(server.port, [name]) as field, idle_sessions(1) as [db]:
+                if field.absent:
+                    found.append(absent("memory", case, name, field.absent[name]))
+                    continue
+                [entrant] = enter(field, "user", one_user)
+                await entrant.call(db, field.client, 0)
+                key = await entry_key(field.client, entrant.head, 0)
+                await copies(field.client, key, 1)  # the script that copies has its own weight
+                before = await _used(field.client)
+                await copies(field.client, key, sizes.entries)
+                weight = (await _used(field.client) - before) / sizes.entries
+                plain = await field.client.memory_usage(key) or 0
+                value = await field.client.strlen(key)
+        note = f"{value} B of value under a key of {len(key)}: {plain} B by MEMORY USAGE"
+        found.append(Row("memory", case, name, weight, "B", note=note))
+    return found
 
 
 async def _used(client: Redis) -> int:

@@ -13,32 +13,40 @@ from types import TracebackType
 from typing import Any
 from weakref import ReferenceType, ref
 
+_AGAIN = 0.05
+"""The least of seconds that a cancelled block is given to clean up before it is cancelled once more."""
+
 
 class Deadline:
     """`with deadlines.start():` raises TimeoutError when the block lasts too long. For one task, once."""
 
-    __slots__ = ("cancelling", "expired", "task", "when")
+    __slots__ = ("cancelling", "cancels", "task", "when")
 
     def __init__(self, task: asyncio.Task[Any], when: float) -> None:
         self.task: asyncio.Task[Any] | None = task  # None: the block is left
         self.when = when
         self.cancelling = task.cancelling()
-        self.expired = False
+        self.cancels = 0
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         task, self.task = self.task, None
+        if not self.cancels or task is None:
+            return
+        left = min([task.uncancel() for _ in range(self.cancels)])
         # Somebody else may have cancelled the task as well: then it is theirs, and no TimeoutError.
-        if self.expired and task is not None and task.uncancel() <= self.cancelling and kind is asyncio.CancelledError:
+        if left <= self.cancelling and kind is asyncio.CancelledError:
             raise TimeoutError from error
 
-    def expire(self) -> None:
-        """Cancel what still runs."""
+    def expire(self, loop: asyncio.AbstractEventLoop, again: float) -> None:
+        """Cancel what still runs, and once more after `again` seconds: Python 3.11's `asyncio.wait_for`, by which
+        redis-py writes, swallows a cancellation that comes as it is done."""
         if self.task is not None:
-            self.expired = True
+            self.cancels += 1
             self.task.cancel()
+            loop.call_later(again, self.expire, loop, again)
 
 
 class Deadlines:
@@ -70,7 +78,7 @@ class Deadlines:
         """Cancel what is too late, and set the timer for the next that runs."""
         running, now = self._running, loop.time()
         while running and (running[0].task is None or running[0].when <= now):
-            running.popleft().expire()
+            running.popleft().expire(loop, max(self.seconds, _AGAIN))
         if running:
             loop.call_at(running[0].when, self._next, loop)
         else:

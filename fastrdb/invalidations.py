@@ -56,8 +56,9 @@ class Invalidation:
     async def _follow(self, scope: Scope, session: Any, client: Any, prefixes: list[Prefix], keys: list[str]) -> None:
         """After a commit only what was not known by then is left; one that is still to come takes all along."""
         self.counters.tell("invalidation", ", ".join([*(p.head for p in [*scope.prefixes, *prefixes]), *scope.keys]))
-        to_come = session is not None and has_transaction(session)
-        if to_come:
+        to_come = False
+        if session is not None and has_transaction(session):
+            to_come = True
             scope.join(session)
             state_of(session).declared |= not scope.carried
         to_come = scope.add(prefixes, keys) or to_come

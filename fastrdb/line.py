@@ -120,9 +120,10 @@ class Line:
         return replies
 
     async def _talk(self, connection: Connection, commands: Sequence[Command]) -> list[Any]:
-        skipped, replies = self._unread, list[Any]()
+        skipped, replies, sent = self._unread, list[Any](), False
         try:
             await connection.send_packed_command(_packed(connection, commands), check_health=False)
+            sent = True
             self._unread += len(commands)
             while self._unread:
                 try:
@@ -134,8 +135,11 @@ class Line:
                     skipped -= 1
                 else:
                     replies.append(reply)
-        except Exception:
-            await self.hang_up()
+        except BaseException as error:
+            # Who is cancelled while reading leaves replies to be skipped. While sending (a full buffer), nobody knows
+            # how many are to come.
+            if not sent or isinstance(error, Exception):
+                await self.hang_up()
             raise
         return replies
 

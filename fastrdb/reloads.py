@@ -99,7 +99,10 @@ def in_background(query: Entries, *keys: str) -> Iterator[None]:
             if not missing_row(error):
                 for key in keys:
                     query.counters.tell("failed", key, f"{type(error).__name__}: {error}")
-                logger.warning("%s: a reload in the background failed", query.plan.function, exc_info=error)
+                function, kind = query.plan.function, type(error).__name__
+                logger.warning("%s: a reload in the background failed: %s", function, kind)
+                # A database's error quotes what it was asked for: no more of it than who debugs wants to see.
+                logger.debug("%s: %s", function, kind, exc_info=error)
 
 
 @asynccontextmanager

@@ -22,13 +22,7 @@ if TYPE_CHECKING:
     from tests.support.databases import Database, ServerDatabase
 
 
-pytest_plugins = ["pytester"]
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Load the plugin that users get, should this checkout's installation be older than its entry point."""
-    if not config.pluginmanager.hasplugin("fastrdb"):
-        config.pluginmanager.import_plugin("_fastrdb_pytestplugin")
+pytest_plugins = ["pytester", "fastrdb.testing.plugin"]
 
 
 @pytest.fixture(scope="session")

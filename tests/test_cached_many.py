@@ -305,6 +305,35 @@ async def test_entries_are_those_of_a_cached_function(client: Redis, table: Tabl
     assert table.asked == [[1, 2], [1], [1]]
 
 
+async def test_keys_are_hidden_as_those_of_single_calls(client: Redis, table: Table) -> None:
+    """Under `hash_keys`, too: the entries are shared."""
+    async with Cache(client, hash_keys=b"secret") as cache:
+
+        @cache.cached("item:{number}")
+        async def one(number: int) -> Item:
+            raise LookupError(number)
+
+        @cache.cached_many("item:{numbers}")
+        async def many(numbers: list[int]) -> dict[int, Item]:
+            return await table.load(numbers)
+
+        await many([1, 2])
+        assert await one(2) == Item(id=2, name="a")
+        assert many.key(numbers=2) == one.key(number=2) != "item:2"
+        await many.invalidate(numbers=[1])
+        assert await client.keys("item:*") == [one.key(number=2).encode()]
+
+
+async def test_a_cache_that_is_off_asks_the_function(client: Redis, table: Table) -> None:
+    """For all ids, and stores nothing."""
+    shop = Shop(table, client)
+    await shop.get(1)
+    with shop.cache.disabled():
+        assert await shop.get(1, 2) == ["a", "a"]
+    assert table.asked == [[1], [1, 2]]
+    assert await client.keys("item:*") == [b"item:1"]
+
+
 async def test_what_is_known_to_be_missing_is_so_for_both(client: Redis, table: Table) -> None:
     """A row that `cached` did not find is missing here; None that is stored here is None there."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
+from contextlib import suppress
 
 import pytest
 
@@ -45,6 +46,24 @@ async def test_what_ends_in_time_is_left_alone() -> None:
         pass
     with pytest.raises(ValueError, match="own"), deadlines.start():
         raise ValueError("own")
+    await turn()
+
+
+@pytest.mark.parametrize("times", [1, 3])
+async def test_a_cancellation_that_is_swallowed_is_repeated(times: int) -> None:
+    """What goes on all the same is ended later; the task is left as it was found."""
+
+    async def stubborn() -> None:
+        for _ in range(times):
+            with suppress(asyncio.CancelledError):
+                await forever()
+        await forever()
+
+    with pytest.raises(TimeoutError), Deadlines(0).start():
+        await stubborn()
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
     await turn()
 
 

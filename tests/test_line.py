@@ -128,6 +128,18 @@ async def test_the_replies_of_who_was_cancelled_are_skipped(line: Line, server: 
     assert server.connects == 1
 
 
+async def test_nobody_gets_the_reply_of_who_was_cancelled_while_sending(line: Line, server: Server) -> None:
+    """What had been written by then is answered, and nobody knows how much that is: the connection is given up."""
+    await line.exchange([GET])
+    server.data[b"other"] = b"not yours"
+    gate = server.gates.after("send")
+    first = spawn(line.exchange([("GET", b"other")]))
+    await gate.reached()
+    await cancelled(first)
+    assert await line.exchange([GET]) == [b"v"]
+    assert server.connects == 2
+
+
 async def test_the_servers_errors_are_replies(line: Line, server: Server) -> None:
     """One command's error is that command's."""
     error = ResponseError("WRONGTYPE")
@@ -279,6 +291,10 @@ MUTANTS = [
     (
         Mutant(Line, "_ask", "first, *replies = await", "self._greeted = True; first, *replies = await"),
         test_a_greeting_that_was_cancelled_is_said_again,
+    ),
+    (
+        Mutant(Line, "_talk", "not sent or ", ""),
+        test_nobody_gets_the_reply_of_who_was_cancelled_while_sending,
     ),
     (Mutant(Line, "_ask", "self._greeting.heard(first)", "None"), test_the_wrong_server_is_left),
     (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.plugin import INSTALLED, project, run_file
+from tests.support.plugin import PLUGIN, project, run_file
 
 __all__ = ["project"]
 
@@ -65,30 +65,18 @@ def test_fixtures_work(project: pytest.Pytester, arguments: tuple[str, ...], mar
     run(project, *arguments, mark=mark).assert_outcomes(passed=3)
 
 
-def test_nothing_is_imported_before_it_is_needed(project: pytest.Pytester) -> None:
-    """A run that uses no fixture imports neither fastrdb nor what that brings along."""
-    project.makepyfile(
-        """
-        import sys
-
-        def test_imports(request):
-            assert "_fastrdb_pytestplugin" in sys.modules
-            assert not {"fastrdb", "redis", "sqlalchemy", "pydantic"} & sys.modules.keys()
-        """
-    )
-    run_file(project).assert_outcomes(passed=1)
-
-
-def test_it_can_be_left_out(project: pytest.Pytester) -> None:
-    """By its name, as any plugin."""
-    project.makepyfile("def test_fixture(fastrdb_server): pass")
-    result = run_file(project, "-p", "no:fastrdb") if INSTALLED else project.runpytest_subprocess()
+def test_a_conftest_turns_it_on(project: pytest.Pytester) -> None:
+    """As the README says; without that there is nothing of it."""
+    project.makepyfile("def test_fixture(fastrdb_server): assert fastrdb_server.running")
+    result = project.runpytest_subprocess()
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*fixture 'fastrdb_server' not found*"])
+    project.makeconftest(f"pytest_plugins = [{PLUGIN!r}]")
+    project.runpytest_subprocess().assert_outcomes(passed=1)
 
 
 def test_its_fixtures_say_what_they_give(project: pytest.Pytester) -> None:
     """`pytest --fixtures` shows them with a line each."""
     output = run_file(project, "--fixtures").stdout
     for name in ("server", "client", "namespace", "cache"):
-        output.re_match_lines([rf"fastrdb_{name}.*_fastrdb_pytestplugin.*", r"    Give a .*"])
+        output.re_match_lines([rf"fastrdb_{name}.*plugin.*", r"    Give a .*"])

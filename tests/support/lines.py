@@ -89,6 +89,7 @@ class Wired:
         self.server.senders.append(asyncio.current_task())
         self._on_its_way = True
         self._replies.extend(map(self.server.handle, commands))
+        await self.server.gates.leave("send")
 
     async def read_response(self, disable_decoding: bool = False, *, disconnect_on_error: bool = True) -> Any:
         await self.server.gates.arrive("read")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
-INSTALLED = any(found.name == "fastrdb" for found in entry_points(group="pytest11"))
+PLUGIN = "fastrdb.testing.plugin"
 
 
 @pytest.fixture
@@ -21,6 +20,5 @@ def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytes
 
 
 def run_file(project: pytest.Pytester, *arguments: str) -> pytest.RunResult:
-    """Run what is there with the plugin, found as users' runs find it where this checkout is installed."""
-    plugin = () if INSTALLED else ("-p", "_fastrdb_pytestplugin")
-    return project.runpytest_subprocess(*plugin, "-p", "no:cacheprovider", *arguments)
+    """Run what is there with the plugin."""
+    return project.runpytest_subprocess("-p", PLUGIN, "-p", "no:cacheprovider", *arguments)

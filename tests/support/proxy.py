@@ -102,7 +102,8 @@ class TcpProxy:
 
     def strand(self) -> Stranded:
         """Keep back what the connections of now send from here on, while new ones pass, such as one that cancels."""
-        way, self._ways = self._ways["up"], {"up": _Way(), "down": _Way()}
+        way = self._ways["up"]
+        self._ways = {"up": _Way(), "down": _Way()}
         way.arrived.clear()
         way.flowing.clear()
         return Stranded(way)

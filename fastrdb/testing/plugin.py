@@ -1,7 +1,6 @@
 """The pytest plugin of fastrdb: a private server, a client of it, and a cache of each test's own.
 
-A module by itself, outside of the package: pytest imports it at every start, and the package brings SQLAlchemy,
-pydantic and redis-py along. So nothing is imported before a fixture is asked for.
+`pytest_plugins = ["fastrdb.testing.plugin"]` in the top `conftest.py` turns it on; runs without that pay nothing.
 """
 
 from __future__ import annotations
@@ -9,14 +8,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from redis.asyncio import Redis
+
+from fastrdb.decorators import Cache
+from fastrdb.embedded import EmbeddedServer
+from fastrdb.testing import emptied
+from fastrdb.testing.isolation import new_namespace
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
-
-    from redis.asyncio import Redis
-
-    from fastrdb import Cache
-    from fastrdb.testing import EmbeddedServer
 
 try:  # fixtures of its own kind, or its strict mode does not take them; it has been imported by pytest already
     from pytest_asyncio import fixture as _fixture
@@ -27,8 +27,6 @@ except ImportError:  # anyio takes any
 @pytest.fixture(scope="session")
 def fastrdb_server() -> Iterator[EmbeddedServer]:
     """Give a private Redis or Valkey for the whole run: `fastrdb_server.url`, `.port`, `.stop()`, `.start()`."""
-    from fastrdb.testing import EmbeddedServer  # noqa: PLC0415 - see above
-
     with EmbeddedServer() as started:
         yield started
 
@@ -36,8 +34,6 @@ def fastrdb_server() -> Iterator[EmbeddedServer]:
 @_fixture
 async def fastrdb_client(fastrdb_server: EmbeddedServer) -> AsyncIterator[Redis]:
     """Give a client of the private server."""
-    from redis.asyncio import Redis  # noqa: PLC0415 - see above
-
     async with Redis.from_url(fastrdb_server.url) as client:
         yield client
 
@@ -45,16 +41,11 @@ async def fastrdb_client(fastrdb_server: EmbeddedServer) -> AsyncIterator[Redis]
 @pytest.fixture
 def fastrdb_namespace() -> str:
     """Give a namespace that no other test has."""
-    from fastrdb.testing.isolation import new_namespace  # noqa: PLC0415 - see above
-
     return new_namespace()
 
 
 @_fixture
 async def fastrdb_cache(fastrdb_client: Redis, fastrdb_namespace: str) -> AsyncIterator[Cache]:
     """Give a cache on the private server whose keys are this test's alone; it is emptied and closed at the end."""
-    from fastrdb import Cache  # noqa: PLC0415 - see above
-    from fastrdb.testing import emptied  # noqa: PLC0415 - see above
-
     async with emptied(Cache(fastrdb_client, namespace=fastrdb_namespace)) as cache:
         yield cache

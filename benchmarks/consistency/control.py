@@ -1,0 +1,84 @@
+"""What the controller shares with its processes: the plan of the run, and a few numbers in memory, without locks.
+
+A lock would stay held by a process that is killed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from multiprocessing.context import BaseContext
+from pathlib import Path
+from time import monotonic
+from typing import Any, Literal
+
+from benchmarks.consistency.address import Address
+from benchmarks.consistency.settings import Settings
+from benchmarks.consistency.workload import Workload
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What every process is told. Moments are seconds of CLOCK_MONOTONIC."""
+
+    settings: Settings
+    workload: Workload
+    url: str
+    folder: Path
+    began: float
+    ends: float
+    """Writers and readers stop."""
+    audit: float
+    """Nothing that was begun can be in force any more: whatever is read must equal the database."""
+
+
+Sentence = Literal["kill", "stall", "delay"]
+_SENTENCES: dict[int, Sentence] = {1: "kill", 2: "stall", 3: "delay"}
+
+
+class Control:
+    """What is to happen to which process at its next COMMIT, and until when it must not happen."""
+
+    def __init__(self, context: BaseContext) -> None:
+        self._victim: Any = context.RawValue(ctypes.c_longlong, -1)
+        self._sentence: Any = context.RawValue(ctypes.c_int, 0)
+        self._unwell: Any = context.RawValue(ctypes.c_double, 0.0)
+
+    def condemn(self, process: int, sentence: Sentence) -> None:
+        """Have it happen to a process: its end, a standstill, or a COMMIT that arrives late."""
+        self._sentence.value = next(code for code, name in _SENTENCES.items() if name == sentence)
+        self._victim.value = process
+
+    def pardon(self) -> None:
+        """Have it happen to nobody."""
+        self._victim.value = -1
+
+    def sentence(self, process: int) -> Sentence | None:
+        """Tell a process what happens to it now. No end while it may owe Redis something, which would be lost."""
+        if self._victim.value != process:
+            return None
+        sentence = _SENTENCES[self._sentence.value]
+        return None if sentence == "kill" and not self.calm else sentence
+
+    def unwell(self, until: float) -> None:
+        """From now on until this moment, Redis may have missed something."""
+        self._unwell.value = until
+
+    @property
+    def calm(self) -> bool:
+        """Whether Redis has been within reach for long enough."""
+        return bool(monotonic() > self._unwell.value)
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """What one process is told."""
+
+    plan: Plan
+    control: Control
+    number: int
+    address: Address
+
+    def path(self, kind: str) -> Path:
+        """Give the file of this process for a kind of thing."""
+        return self.plan.folder / f"{self.number}.{kind}"

@@ -1,0 +1,102 @@
+"""What processes write down of what they did: fixed records in files of their own, which outlive a SIGKILL."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, NamedTuple, Self
+
+from benchmarks.consistency.rules import Read, Write
+
+_READ = struct.Struct("<BBIIQQQ")  # source, part, row, version, attempt, started, ended
+_STEP = struct.Struct("<BQQ")  # step, attempt, moment
+_CHUNK = 64 * 1024
+
+SOURCES = ("hit", "near", "join", "load", "bypass", "unavailable", "audit")
+Step = Literal["begun", "told", "committed", "acked"]
+STEPS: tuple[Step, ...] = ("begun", "told", "committed", "acked")
+
+
+class Answer(NamedTuple):
+    """The rows of one answer, where it came from, and whether it was a whole block of rows."""
+
+    source: str
+    block: bool
+    reads: list[Read]
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """A version of a row as the database has it at the end."""
+
+    row: int
+    version: int
+    attempt: int
+
+
+class Log:
+    """Appends records to a file. Unbuffered, for a process that may be killed: what was appended is in the file."""
+
+    def __init__(self, path: Path, *, buffered: bool) -> None:
+        self._file = path.open("ab", buffering=_CHUNK if buffered else 0)
+
+    def answer(self, source: str, block: bool, rows: Sequence[tuple[int, int, int]], started: int, ended: int) -> None:
+        """Append an answer: (row, version, attempt) each, moments in ns."""
+        code = SOURCES.index(source)
+        for part, row in enumerate(rows, start=block):
+            self._file.write(_READ.pack(code, part, *row, started, ended))
+
+    def step(self, step: Step, attempt: int, moment: int) -> None:
+        """Append how far a write has come."""
+        self._file.write(_STEP.pack(STEPS.index(step), attempt, moment))
+
+    def close(self) -> None:
+        """Let all of it be in the file."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.close()
+
+
+def answers(path: Path, process: int) -> Iterator[Answer]:
+    """Give the answers of a process, one after the other."""
+    current: Answer | None = None
+    for code, part, *fields in _records(path, _READ):
+        row, version, attempt, started, ended = fields
+        read = Read(row, version, attempt, started, ended, process)
+        if part <= 1 or current is None:  # a single row is part 0, a block's first is 1
+            if current is not None:
+                yield current
+            current = Answer(SOURCES[code], part > 0, [read])
+        else:
+            current.reads.append(read)
+    if current is not None:
+        yield current
+
+
+def writes(paths: Iterable[Path], committed: Iterable[Committed]) -> Iterator[Write]:
+    """Put together what the processes wrote down of their writes and what the database has of them."""
+    steps: dict[int, dict[Step, int]] = {}
+    for path in paths:
+        for step, attempt, moment in _records(path, _STEP):
+            steps.setdefault(attempt, {}).setdefault(STEPS[step], moment)
+    for each in committed:
+        known = steps.get(each.attempt, {})
+        yield Write(each.row, each.version, each.attempt, known.pop("begun", 0), **known)
+
+
+def _records(path: Path, record: struct.Struct) -> Iterator[tuple[int, ...]]:
+    """Give whole records; the last may have been cut short by the end of its process."""
+    with path.open("rb") as file:
+        left = b""
+        while chunk := file.read(_CHUNK):
+            data = left + chunk
+            whole = len(data) - len(data) % record.size
+            yield from record.iter_unpack(data[:whole])
+            left = data[whole:]

@@ -1,0 +1,107 @@
+"""The servers of a run: one, or a cluster of three masters, each a private one; and proxies in front of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from redis.asyncio import Redis
+
+from benchmarks.consistency.address import HOST, Address
+from benchmarks.consistency.proxy import Mode, Proxy
+from fastrdb.embedded import EmbeddedServer
+
+MASTERS = 3
+_SLOTS = 16384
+_CLUSTER = ("--cluster-enabled", "yes", "--cluster-node-timeout", "5000", "--cluster-require-full-coverage", "no")
+_LIMIT = 20.0
+
+
+class Servers:
+    """Servers that run, and the proxies in front of each."""
+
+    def __init__(self, servers: list[EmbeddedServer]) -> None:
+        self.servers = servers
+        self.proxies: list[Proxy] = []
+
+    @property
+    def address(self) -> Address:
+        """The way that nothing is in."""
+        return Address(tuple(server.port for server in self.servers), len(self.servers) > 1)
+
+    @property
+    def detour(self) -> Address:
+        """The way through the proxies."""
+        ports = self.address.ports
+        detours = {port: proxy.port for port, proxy in zip(ports, self.proxies, strict=True)}
+        return Address(ports, self.address.cluster, detours)
+
+    @asynccontextmanager
+    async def proxied(self) -> AsyncIterator[None]:
+        """Inside, the proxies run."""
+        self.proxies = [Proxy(server.port) for server in self.servers]
+        try:
+            for proxy in self.proxies:
+                await proxy.start()
+            yield
+        finally:
+            for proxy in self.proxies:
+                proxy.close()
+
+    def set(self, mode: Mode) -> None:
+        """Tell all proxies."""
+        for proxy in self.proxies:
+            proxy.set(mode)
+
+    @asynccontextmanager
+    async def client(self, server: EmbeddedServer) -> AsyncIterator[Redis]:
+        """Give a client of one server, to do something to it."""
+        async with Redis(host=HOST, port=server.port) as client:
+            yield client
+
+
+def restart(server: EmbeddedServer, *, folder: Path | None) -> None:
+    """Kill a server and start it again; from the snapshot in `folder` if there is one, else empty."""
+    server.kill()
+    if folder is not None:
+        (folder / "dump.rdb").unlink(missing_ok=True)
+    server.start()
+
+
+@contextmanager
+def started(*, cluster: bool) -> Iterator[Servers]:
+    """Give running servers; they go with the block."""
+    with ExitStack() as stack:
+        count = MASTERS if cluster else 1
+        made = [stack.enter_context(EmbeddedServer(args=_CLUSTER if cluster else ())) for _ in range(count)]
+        if cluster:
+            asyncio.run(_join([server.port for server in made]))
+        yield Servers(made)
+
+
+async def _join(ports: list[int]) -> None:
+    """Make a cluster of empty servers: slots in equal parts; wait until each knows all of it."""
+    clients = [Redis(host=HOST, port=port) for port in ports]
+    try:
+        share = -(-_SLOTS // len(ports))
+        for number, client in enumerate(clients):
+            first, last = number * share, min(_SLOTS, (number + 1) * share) - 1
+            await client.execute_command("CLUSTER", "ADDSLOTSRANGE", first, last)
+            await client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+        for port in ports[1:]:
+            await clients[0].execute_command("CLUSTER", "MEET", HOST, port)
+        async with asyncio.timeout(_LIMIT):
+            while not all([await _complete(client, len(ports)) for client in clients]):  # noqa: ASYNC110  # theirs to say
+                await asyncio.sleep(0.05)
+    finally:
+        for client in clients:
+            await client.aclose()
+
+
+async def _complete(client: Redis, count: int) -> bool:
+    info: Any = await client.execute_command("CLUSTER", "INFO")
+    fields = info if isinstance(info, dict) else dict(line.split(":", 1) for line in info.decode().splitlines() if line)
+    return fields["cluster_state"] == "ok" and int(fields["cluster_known_nodes"]) == count

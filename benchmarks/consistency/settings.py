@@ -1,0 +1,84 @@
+"""What a run is told: one frozen record, which goes to every process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from benchmarks.consistency.workload import STYLES, Style
+
+Protocol = Literal["fastrdb", "naive", "cashews"]
+DatabaseKind = Literal["sqlite", "postgresql", "mariadb"]
+STALL = 0.8
+"""Seconds for which a process stands still: longer than the deadline of an operation, shorter than the barrier."""
+LATE = 2.5
+"""Seconds by which a COMMIT is late: longer than drivers wait for a cancelled one, shorter than the barrier."""
+HEARTBEAT = 1.0
+"""Seconds by which an answer from a near cache may be out of date if the push channel dies silently."""
+
+
+class SettingsError(ValueError):
+    """A run that cannot be; the message names the option."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """One run. Durations are seconds."""
+
+    seconds: float = 60.0
+    protocol: Protocol = "fastrdb"
+    database: DatabaseKind = "postgresql"
+    isolation: str | None = None
+    faults: tuple[str, ...] = ()
+    readers: int = 2
+    writers: int = 2
+    callers: int = 8
+    """Readers at once in each process."""
+    rate: float = 120.0
+    """Writes a second, of all processes together."""
+    spread: bool = False
+    """10,000 rows, all alike, instead of hot and cold ones."""
+    near: bool = False
+    cluster: bool = False
+    on_error: Literal["bypass", "raise"] = "bypass"
+    timeout: float = 0.25
+    barrier: float = 5.0
+    """Longest COMMIT and longest load that are covered: `barrier` and `lease` of the cache."""
+    repair: float = 2.0
+    """So long after an outage what it made Redis miss must be in force again."""
+    style: Style | None = None
+    """The one way to write; None for all of them."""
+    bug: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no sense, before anything is started."""
+        for name in ("seconds", "rate", "timeout", "barrier", "repair"):
+            if getattr(self, name) <= 0:
+                raise SettingsError(f"--{name} {getattr(self, name)}: must be more than 0")
+        for name in ("readers", "writers", "callers"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"--{name} {getattr(self, name)}: must be at least 1")
+        if self.style not in (None, *STYLES):
+            raise SettingsError(f"--style {self.style}: none of {', '.join(STYLES)}")
+        self._check_faults()
+        if self.protocol != "fastrdb" and self.bug is not None:
+            raise SettingsError(f"--seed-bug {self.bug}: bugs are seeded into fastrdb, not into {self.protocol}")
+        if self.protocol == "naive" and self.near:
+            raise SettingsError("--near: the naive protocol has no near cache")
+
+    def _check_faults(self) -> None:
+        """Refuse faults that this database cannot have, or that would outlast the barrier."""
+        if self.database == "mariadb" and "slow-commit" in self.faults:
+            raise SettingsError(f"--faults slow-commit: no COMMIT can be made slow on {self.database}")
+        if self.database == "sqlite" and "late-commit" in self.faults:
+            raise SettingsError("--faults late-commit: sqlite has no network for a COMMIT to be late on")
+        if self.barrier < LATE + 1 and "late-commit" in self.faults:
+            raise SettingsError(f"--barrier {self.barrier}: must be {LATE + 1} or more, for COMMIT is late by {LATE}")
+        if self.barrier <= STALL and {"stall", "lost-barriers"} & set(self.faults):
+            raise SettingsError(f"--barrier {self.barrier}: must be more than {STALL}, for which a writer stalls")
+
+    @property
+    def quiet(self) -> float:
+        """How long it takes until nothing that was begun can be in force any more."""
+        return max(self.barrier, self.repair) + 1.0

@@ -1,0 +1,334 @@
+"""The processes of a run. Each is a loop of its own over its own connections, and writes down what it saw and did."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import random
+import signal
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from contextvars import ContextVar
+from itertools import count
+from time import monotonic, monotonic_ns, process_time, sleep
+from typing import Any, TypeVar
+
+from redis.exceptions import RedisError
+from sqlalchemy import Connection, event, make_url
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+
+from benchmarks.consistency import bugs, database
+from benchmarks.consistency.address import HOST
+from benchmarks.consistency.control import Orders
+from benchmarks.consistency.logs import Log, Step
+from benchmarks.consistency.peers import SUBJECTS
+from benchmarks.consistency.proxy import Proxy
+from benchmarks.consistency.rules import PROCESS_BITS
+from benchmarks.consistency.settings import LATE, STALL
+from benchmarks.consistency.subjects import Attempt, Subject, noting, source_of
+from benchmarks.consistency.workload import BLOCK, block_of
+from fastrdb import CacheUnavailableError, FastRDBError
+
+T = TypeVar("T")
+CANCELLED = 0.02
+"""The share of calls that are cancelled, where the faults say so."""
+REUSED = 20
+_READ_MS, _WRITE_MS = 3, 10
+_FAILURES = (SQLAlchemyError, FastRDBError, RedisError, OSError)
+
+
+class Worker:
+    """What readers and writers have in common."""
+
+    def __init__(
+        self, orders: Orders, engine: AsyncEngine, subject: Subject, log: Log, proxy: Proxy | None = None
+    ) -> None:
+        self.orders, self.plan, self.settings = orders, orders.plan, orders.plan.settings
+        self.proxy = proxy
+        """In front of the database, if there is one."""
+        self.workload, self.subject, self.log, self.engine = self.plan.workload, subject, log, engine
+        self.chance = random.Random(f"{self.settings.seed}:{orders.number}")
+        self.counts: Counter[str] = Counter()
+        self.stats: dict[str, int] = {}
+        level = self.settings.isolation or ("REPEATABLE READ" if self.settings.database == "mariadb" else None)
+        self.snapshots = level not in (None, "READ COMMITTED", "AUTOCOMMIT")
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the run began."""
+        return monotonic() - self.plan.began
+
+    @property
+    def over(self) -> bool:
+        """Whether it is time to stop."""
+        return monotonic() >= self.plan.ends
+
+    def session(self) -> AsyncSession:
+        """Give a session, as a request has one."""
+        return AsyncSession(self.engine, expire_on_commit=False)
+
+    async def ask(
+        self, db: AsyncSession, row: int, *, block: bool, opened: int | None = None, audit: bool = False
+    ) -> None:
+        """Read a row, or the block that it is in, and write down what the answer was.
+
+        `opened` is when the session may have taken its snapshot, and loaded the objects that it holds. What is loaded
+        may be as old as the snapshot; and past the cache as old as the objects: so does the function without a cache.
+        """
+        started = monotonic_ns()
+        with noting() as notes:
+            if block:
+                answer = await self.subject.block(db, block_of(row))
+            else:
+                answer = [await self.subject.row(db, row)]
+        ended = monotonic_ns()
+        source = "audit" if audit else source_of(notes)
+        if opened is not None and "load" in notes and (self.snapshots or source in ("bypass", "unavailable")):
+            started = opened
+        self.log.answer(source, block, [each.fields for each in answer], started, ended)
+
+    def unlucky(self, fault: str) -> bool:
+        """Tell whether this call is to be cancelled: one in so many, if that is one of the faults."""
+        return fault in self.settings.faults and self.chance.random() < CANCELLED
+
+    async def cancelled(self, work: Coroutine[Any, Any, T], fault: str, longest_ms: float) -> T | None:
+        """Do it, and cancel it on the way; it may be done by then."""
+        task = asyncio.create_task(work)
+        await asyncio.sleep(self.chance.random() * longest_ms / 1000)
+        task.cancel()
+        try:
+            return await task
+        except asyncio.CancelledError:
+            self.counts[fault] += 1
+            return None
+
+    async def run(self) -> None:
+        """Do what the process is there for."""
+        raise NotImplementedError
+
+    def failed(self, error: Exception) -> None:
+        """Count what a caller got instead of an answer. From the database it may come, from the cache it may not."""
+        side = "database" if isinstance(error, SQLAlchemyError) else "cache"
+        self.counts[f"{side}: {type(error).__name__}"] += 1
+
+
+class Reader(Worker):
+    """Many callers that read, one session each; and all keys once more when everything is quiet."""
+
+    async def run(self) -> None:
+        """Read until the end; then wait, and read everything."""
+        await asyncio.gather(*(self._caller() for _ in range(self.settings.callers)))
+        self.stats = self.subject.stats()
+        await asyncio.sleep(max(0.0, self.plan.audit - monotonic()))
+        await self._audit()
+
+    async def _caller(self) -> None:
+        while not self.over:
+            try:
+                async with self.session() as db:  # serves a few calls, each with a transaction of its own
+                    for _ in range(REUSED):
+                        await self._call(db)
+            except _FAILURES as error:
+                self.failed(error)
+
+    async def _call(self, db: AsyncSession) -> None:
+        if self.unlucky("cancel"):
+            await self.cancelled(self._fresh(), "cancel", _READ_MS)
+        elif self.chance.random() < 0.01:
+            await self._long()
+        else:
+            await self._one(db)
+            if db.in_transaction():
+                await db.rollback()
+
+    async def _fresh(self) -> None:
+        async with self.session() as db:
+            await self._one(db)
+
+    async def _one(self, db: AsyncSession) -> None:
+        row = self.workload.read(self.chance, self.elapsed)
+        await self.ask(db, row, block=self.chance.random() < 0.25)
+
+    async def _long(self) -> None:
+        """A few reads of the same rows in one open transaction: of its snapshot, and with its identity map."""
+        rows = [self.workload.read(self.chance, self.elapsed) for _ in range(2)]
+        async with self.session() as db:
+            opened = monotonic_ns()
+            held = [await database.load(db, row) for row in rows]  # a user's objects, which the session gives again
+            for _ in range(3):
+                for row in rows:
+                    await self.ask(db, row, block=False, opened=opened)
+                await asyncio.sleep(self.chance.random() * 0.06)
+            del held
+
+    async def _audit(self) -> None:
+        numbers = iter([(row, False) for row in range(self.workload.total)])
+        blocks = iter([(block * BLOCK, True) for block in self.workload.blocks()])
+
+        async def caller() -> None:
+            for each in (numbers, blocks):
+                for row, block in each:
+                    async with self.session() as db:
+                        await self.ask(db, row, block=block, audit=True)
+
+        await asyncio.gather(*(caller() for _ in range(self.settings.callers)))
+
+
+_told: ContextVar[Callable[[], None]] = ContextVar("told", default=lambda: None)
+
+
+class Writer(Worker):
+    """A few callers that write, each at its pace, and read back some of what they wrote."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._numbers = count((self.orders.number << PROCESS_BITS) + 1)
+        self._reads = Log(self.orders.path("reads"), buffered=False)
+        event.listen(self.engine.sync_engine, "commit", self._before_commit)
+
+    async def run(self) -> None:
+        """Write until the end."""
+        # A process that stands still is late with all that it had sent to Redis: that would be an outage of its own.
+        callers = 1 if {"stall", "lost-barriers"} & set(self.settings.faults) else CALLERS
+        await asyncio.gather(
+            *(self._caller(self.settings.writers * callers / self.settings.rate) for _ in range(callers))
+        )
+
+    async def _caller(self, pause: float) -> None:
+        due = monotonic() + self.chance.random() * pause
+        while not self.over:
+            await asyncio.sleep(max(0.0, due - monotonic()))
+            due = max(due + pause, monotonic())
+            try:
+                rows = await self._attempt(next(self._numbers))
+                if rows and self.chance.random() < 0.3:
+                    await self._read_back(rows[0])
+            except CacheUnavailableError as error:
+                if self.settings.on_error == "raise":
+                    self.counts["refused"] += 1
+                else:
+                    self.failed(error)
+            except _FAILURES as error:
+                self.failed(error)
+
+    async def _attempt(self, number: int) -> list[int] | None:
+        """Write, in a task of its own, which may be cancelled; then find out what has become of it."""
+        task = asyncio.create_task(self._write(number))
+        if self.unlucky("cancel-writes"):
+            asyncio.get_running_loop().call_later(self.chance.random() * _WRITE_MS / 1000, task.cancel)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            self.counts["cancel-writes"] += 1
+            await self._find_out(number)
+            return None
+
+    async def _write(self, number: int) -> list[int]:
+        style = self.settings.style or self.workload.style(self.chance)
+        row = self.workload.write(self.chance, self.elapsed)
+        rows = [row]
+        if style == "together":
+            rows = sorted({row, self.workload.write(self.chance, self.elapsed)})
+
+        def step(kind: Step) -> Callable[..., None]:
+            return lambda *_: self.log.step(kind, number, monotonic_ns())
+
+        if self.settings.protocol == "fastrdb":  # the others tell Redis when they have committed
+            _told.set(step("told"))
+
+        async with self.session() as db:
+            event.listen(db.sync_session, "after_commit", step("committed"))
+            event.listen(db.sync_session, "after_commit", self._after_commit)
+            await self.subject.write(db, Attempt(number, step("begun")), rows, style)
+            if style != "undone":
+                step("acked")()
+        self.counts["undone" if style == "undone" else "written"] += 1
+        return rows
+
+    async def _find_out(self, number: int) -> None:
+        """Look whether a write is committed of which nobody was told; from then on it is known."""
+        await asyncio.sleep(LATE if self.proxy is not None else 2 * database.SLOW_SECONDS)
+        async with self.session() as db:
+            if await database.made(db, number):
+                self.log.step("committed", number, monotonic_ns())
+
+    async def _read_back(self, row: int) -> None:
+        started = monotonic_ns()
+        async with self.session() as db:
+            with noting() as notes:
+                answer = await self.subject.row(db, row)
+        self._reads.answer(source_of(notes), False, [answer.fields], started, monotonic_ns())
+
+    def _before_commit(self, _: Connection) -> None:
+        """fastrdb has told Redis of the COMMIT that comes next, the database knows nothing yet."""
+        _told.get()()
+        if self.orders.control.sentence(self.orders.number) == "delay":
+            self.orders.control.pardon()
+            self._delay()
+        elif self.chance.random() < 0.5:
+            self._suffer()
+
+    def _after_commit(self, _: object) -> None:
+        """The database has committed, the cache does not know yet."""
+        self._suffer()
+
+    def _suffer(self) -> None:
+        control = self.orders.control
+        match control.sentence(self.orders.number):
+            case "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "stall":
+                control.pardon()
+                sleep(STALL)  # all of the process stands still, as in a long collection of garbage
+
+    def _delay(self) -> None:
+        """What is sent to the database from now on arrives later; this caller has given up long before."""
+        task = asyncio.current_task()
+        if self.proxy is None or task is None:
+            return
+        loop = asyncio.get_running_loop()
+        self.proxy.set("hold")
+        loop.call_later(_WRITE_MS / 1000, task.cancel)
+        loop.call_later(LATE, self.proxy.set, "pass")
+
+
+CALLERS = 2
+"""Writers at once in each process."""
+KINDS: dict[str, type[Worker]] = {"reader": Reader, "writer": Writer}
+
+
+def main(kind: str, orders: Orders) -> None:
+    """Be a process of the run."""
+    handler = logging.FileHandler(orders.path("log"))
+    handler.setFormatter(logging.Formatter("%(created)f %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(handler)
+    logging.getLogger("fastrdb").setLevel(logging.INFO)
+    if orders.plan.settings.bug is not None:
+        bugs.seed(orders.plan.settings.bug)
+    asyncio.run(_main(kind, orders))
+
+
+async def _main(kind: str, orders: Orders) -> None:
+    settings, url, proxy = orders.plan.settings, make_url(orders.plan.url), None
+    if kind == "writer" and "late-commit" in settings.faults:
+        proxy = Proxy(url.port or 0, url.host or HOST)
+        await proxy.start()
+        url = url.set(host=HOST, port=proxy.port)
+    engine = database.engine(url, settings.isolation, size=settings.callers + 2, slow="slow-commit" in settings.faults)
+    subject = SUBJECTS[settings.protocol](settings, orders.address)
+    try:
+        with Log(orders.path("reads" if kind == "reader" else "writes"), buffered=kind == "reader") as log:
+            worker = KINDS[kind](orders, engine, subject, log, proxy)
+            await worker.run()
+    finally:
+        with suppress(*_FAILURES):
+            await subject.aclose(settings.quiet)
+        await engine.dispose()
+        if proxy is not None:
+            proxy.close()
+    report = {"kind": kind, "stats": worker.stats, "counts": worker.counts, "cpu": process_time()}
+    orders.path("json").write_text(json.dumps(report))
