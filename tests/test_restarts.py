@@ -498,7 +498,7 @@ async def test_without_a_second_sweep(
     own: EmbeddedServer, admin: Redis, apps: list[App], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An end that does not ask whether its barriers stood."""
-    Mutant(intent.Intent, "end", "if down and committed:", "if False:").let_loose(monkeypatch)
+    Mutant(intent.Intent, "end", "if not stood and committed:", "if False:").let_loose(monkeypatch)
     with pytest.raises(AssertionError):
         await test_a_writer_over_a_restart(own, admin, apps, "begun after")
 
@@ -517,7 +517,7 @@ async def test_with_the_run_id_for_a_life(
     own: EmbeddedServer, pair: EmbeddedServer, admin: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It stays the same over a demotion."""
-    for module, script in ((fastrdb.restarts, "_ADOPT"), (fastrdb.store, "_ACQUIRE"), (fastrdb.store, "_FILL")):
+    for module, script in ((fastrdb.restarts, "_ADOPT"), (fastrdb.leases, "_ACQUIRE"), (fastrdb.leases, "_FILL")):
         monkeypatch.setattr(module, script, rewritten(getattr(module, script), "master_replid:", "no such line:"))
     with pytest.raises(AssertionError):
         await test_a_master_that_was_demoted_for_a_while(own, pair, admin, plain, monkeypatch)
