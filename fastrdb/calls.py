@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from .arguments import BOUND, Binder
@@ -20,6 +21,8 @@ from .values import Encoder, quote
 
 __all__ = ["MISSING", "CallPlan"]
 
+UNSAID = (KeyValueError, AttributeError, KeyError, RecursionError, TypeError)
+"""What is wrong with a call's arguments, without the name of the parameter."""
 _SURE = LIMIT // 4  # so few characters are never too many bytes
 
 
@@ -52,7 +55,8 @@ class CallPlan:
         self.reaches = Reaches((), ())
         self._signature = found.signature
         self._takes_instance = found.takes_instance
-        self._compiled: Locate | None = None
+        self.quick: Locate | None = None
+        """`locate` for calls without an instance, where there is a quick way; its errors are better said by `locate`."""
 
     @classmethod
     def of(
@@ -120,7 +124,7 @@ class CallPlan:
         left = self._parameters.keys() - template.names - self._outside - {self._kwargs}
         self._query = tuple(self._pair(name) for name in sorted(left))
         if self._kwargs is None:
-            self._compiled = compile_locate(
+            self.quick = compile_locate(
                 self.function, [*self._signature.parameters.values()], self._recipe(template)
             )
 
@@ -164,14 +168,11 @@ class CallPlan:
 
         Raises what `bind` and `key` raise.
         """
-        compiled = self._compiled
-        if compiled is not None and (instance is None or self._takes_instance is not None):
-            try:
+        if self.quick is not None and (instance is None or self._takes_instance is not None):
+            with suppress(*UNSAID):  # said below
                 if instance is None or not self._takes_instance:
-                    return compiled(*args, **kwargs)
-                return compiled(instance, *args, **kwargs)
-            except (KeyValueError, AttributeError, KeyError, RecursionError, TypeError):
-                pass  # said better below
+                    return self.quick(*args, **kwargs)
+                return self.quick(instance, *args, **kwargs)
         values = self.bind(instance, args, kwargs)
         return self.redis(values), self.session(values), self.key(values)
 

@@ -36,12 +36,6 @@ class _Extras:
     _self_query: CachedQuery
     __wrapped__: Any
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        # Instead of wrapt's own __call__, which costs as much as all the rest of a near hit: what a function is bound
-        # to, the function itself tells.
-        function = self.__wrapped__
-        return self._self_query.answer(function, getattr(function, "__self__", None), args, kwargs)
-
     def _self_values(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         instance = getattr(self.__wrapped__, "__self__", None)
         return self._self_query.plan.bind(instance, args, kwargs, partial=True)
@@ -77,6 +71,10 @@ class _BoundCached(_Extras, wrapt.BoundFunctionWrapper):  # type: ignore[type-ar
     def _self_query(self) -> CachedQuery:  # type: ignore[override]
         return cast("CachedQuery", self._self_parent._self_query)
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        function = self.__wrapped__
+        return self._self_query.answer(function, getattr(function, "__self__", None), args, kwargs)
+
 
 class _CachedFunction(_Extras, wrapt.FunctionWrapper):  # type: ignore[type-arg]
     __bound_function_wrapper__ = _BoundCached
@@ -84,10 +82,17 @@ class _CachedFunction(_Extras, wrapt.FunctionWrapper):  # type: ignore[type-arg]
     def __init__(self, function: Any, query: CachedQuery) -> None:
         super().__init__(function, _unused)
         self._self_query = query
+        self._self_answer = query.answer
+        self._self_function, self._self_target = function, getattr(function, "__self__", None)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # Instead of wrapt's own __call__, which costs as much as all the rest of a near hit: what a function is bound
+        # to, the function itself tells.
+        return self._self_answer(self._self_function, self._self_target, args, kwargs)
 
 
 def _unused(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What wrapt wants to be given: `_Extras.__call__` comes first."""
+    """What wrapt wants to be given: the wrappers' own `__call__` comes first."""
     return wrapped(*args, **kwargs)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from .calls import MISSING
+from .calls import MISSING, UNSAID
 from .codec import DecodeError
 from .entries import MISS as MISS
 from .entries import Call as Call
@@ -47,7 +47,11 @@ class CachedQuery(Entries):
 
     def answer(self, function: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The coroutine of one call. Raises at once what is wrong with its arguments; all else waits for the await."""
-        client, session, key = self.plan.locate(instance, args, kwargs)
+        quick = self.plan.quick if instance is None else None
+        try:
+            client, session, key = quick(*args, **kwargs) if quick else self.plan.locate(instance, args, kwargs)
+        except UNSAID:
+            client, session, key = self.plan.locate(instance, args, kwargs)
         if session is not None:
             session = sync_session(session)
             if session is not None and schema_map(session) is not None:

@@ -55,7 +55,7 @@ class Store:
         timeout: float = 0.25,
         lease: float = 10.0,
         barrier: float = 10.0,
-        chunk: int = 256,
+        chunk: int = 128,
         on_error: Literal["bypass", "raise"] = "bypass",
         near: Near | None = None,
         heads: Collection[str] = (),
