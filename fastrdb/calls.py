@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 from .arguments import BOUND, Binder
@@ -169,10 +168,12 @@ class CallPlan:
         Raises what `bind` and `key` raise.
         """
         if self.quick is not None and (instance is None or self._takes_instance is not None):
-            with suppress(*UNSAID):  # said below
+            try:
                 if instance is None or not self._takes_instance:
                     return self.quick(*args, **kwargs)
                 return self.quick(instance, *args, **kwargs)
+            except UNSAID:
+                pass  # said below
         values = self.bind(instance, args, kwargs)
         return self.redis(values), self.session(values), self.key(values)
 
