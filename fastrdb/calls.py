@@ -55,7 +55,7 @@ class CallPlan:
         self._signature = found.signature
         self._takes_instance = found.takes_instance
         self.quick: Locate | None = None
-        """`locate` for calls without an instance, where there is a quick way; its errors are better said by `locate`."""
+        """`locate` for calls without an instance, if there is a quick way; `locate` says better what is wrong."""
 
     @classmethod
     def of(
