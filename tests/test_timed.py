@@ -20,7 +20,7 @@ from sqlalchemy import insert, select, update
 from sqlalchemy.exc import NoResultFound
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
-import fastrdb.store
+import fastrdb.leases
 import fastrdb.sweep
 from fastrdb import Cache, Event, OptionError, Stats, cached, no_store
 from fastrdb.decorators import default_cache
@@ -804,16 +804,16 @@ LEASE_CHECK = "if redis.call('GET', lease) ~= token then return 0 end"
 @pytest.mark.parametrize(
     ("mutation", "race"),
     [
-        (Mutation(fastrdb.store, "_FILL", LEASE_CHECK, ""), scenarios_timed.early_reload),
-        (Mutation(fastrdb.store, "_FILL", LEASE_CHECK, ""), scenarios_timed.background_reload),
-        (Mutation(fastrdb.store, "_FILL", LEASE_CHECK, ""), scenarios_timed.barrier_during_the_reload),
+        (Mutation(fastrdb.leases, "_FILL", LEASE_CHECK, ""), scenarios_timed.early_reload),
+        (Mutation(fastrdb.leases, "_FILL", LEASE_CHECK, ""), scenarios_timed.background_reload),
+        (Mutation(fastrdb.leases, "_FILL", LEASE_CHECK, ""), scenarios_timed.barrier_during_the_reload),
         (Mutation(fastrdb.sweep, "_BEGIN", "redis.call('DEL', lease)", ""), scenarios_timed.early_reload),
         (
             Mutation(fastrdb.sweep, "_BEGIN", "local deleted = redis.call('UNLINK', key)", "local deleted = 0"),
             scenarios_timed.background_reload,
         ),
         (
-            Mutation(fastrdb.store, "_ACQUIRE", "if barred(barriers, entry) then", "if false then"),
+            Mutation(fastrdb.leases, "_ACQUIRE", "if barred(barriers, entry) then", "if false then"),
             scenarios_timed.barred_reload,
         ),
     ],

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
+from random import randrange
 from typing import Any
 
 from redis.asyncio import Redis
@@ -76,10 +78,20 @@ def started(*, cluster: bool) -> Iterator[Servers]:
     """Give running servers; they go with the block."""
     with ExitStack() as stack:
         count = MASTERS if cluster else 1
-        made = [stack.enter_context(EmbeddedServer(args=_CLUSTER if cluster else ())) for _ in range(count)]
+        options: list[dict[str, Any]] = [{"args": _CLUSTER, "port": _port()} if cluster else {} for _ in range(count)]
+        made = [stack.enter_context(EmbeddedServer(**each)) for each in options]
         if cluster:
             asyncio.run(_join([server.port for server in made]))
         yield Servers(made)
+
+
+def _port() -> int:
+    """Give a free port that leaves room for the cluster's own, which is 10,000 above it."""
+    while True:
+        port = randrange(20_000, 50_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind((HOST, port))
+            return port
 
 
 async def _join(ports: list[int]) -> None:
