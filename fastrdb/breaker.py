@@ -12,8 +12,8 @@ from time import monotonic
 
 FAILURES = 3
 """In a row: one is an accident, and each costs its caller up to the deadline."""
-_PAUSES = (0.1, 0.2, 0.4, 0.5)
-"""Seconds between two tries; the last one again and again, so that a server that is back is found soon."""
+_PAUSES = (0.1, 0.2)
+"""Seconds between two tries; the last one again and again. Short: Redis is not told of commits meanwhile, though it may be back."""
 
 
 class Breaker:

@@ -22,7 +22,7 @@ logger = logging.getLogger("fastrdb")
 
 _OWED = 1024
 """So many targets are remembered one by one. More, and everything is invalidated: memory has a bound."""
-_PAUSES = (0.05, 1.0)
+_PAUSES = (0.05, 0.2)
 
 
 class Repairs:
