@@ -123,9 +123,7 @@ class CallPlan:
         left = self._parameters.keys() - template.names - self._outside - {self._kwargs}
         self._query = tuple(self._pair(name) for name in sorted(left))
         if self._kwargs is None:
-            self.quick = compile_locate(
-                self.function, [*self._signature.parameters.values()], self._recipe(template)
-            )
+            self.quick = compile_locate(self.function, [*self._signature.parameters.values()], self._recipe(template))
 
     def _recipe(self, template: Template) -> Recipe:
         return Recipe(

@@ -133,6 +133,7 @@ class ClusterSweeper:
 
     async def _patiently(self, client: Client, calls: Sequence[Call]) -> list[Any]:
         """Run scripts; try again where the keys of a shard are being moved, one after the other."""
+        replies: list[Any] = []
         for _ in range(_TRIES):
             replies = await self._link.run(client, calls)
             if not any(isinstance(reply, TryAgainError) for reply in replies):

@@ -128,6 +128,8 @@ class Link:
 
     async def run(self, client: Client, commands: Sequence[Call | Command]) -> list[Any]:
         """Send commands and scripts in one round trip, and give what comes of each: errors as they are, not raised."""
+        if not commands:
+            return []
         name = _name(commands[0])
         replies = await self._send(client, name, [_known(command) for command in commands])
         unknown = _unknown(replies)

@@ -194,7 +194,7 @@ async def test_a_range_has_every_byte(client: Redis) -> None:
 
 # --- S3: no search by the server
 
-SCANS: set[str] = set()
+SCANS = {"slots.py"}  # it names the commands that have no key
 """Files that may scan the keyspace: the documented way of servers that evict the index."""
 
 

@@ -301,18 +301,22 @@ async def test_a_client_for_each_request(server: EmbeddedServer, client: Redis) 
             return number
 
         shared = ConnectionPool(port=server.port)
-        for number in range(20):
-            async with Redis(port=server.port) as one:
-                assert await load(one, number) == number
+
+        async def request(number: int) -> None:
+            async with Redis(port=server.port) as own:
+                assert await load(own, number) == number
             async with Redis(connection_pool=shared) as other:
                 assert await load(other, number) == number
+
+        for number in range(20):
+            await request(number)
         assert load.stats.hits == 20
         assert len(cache.here().stores) == 1
         (store,) = cache.here().stores.values()
         assert len(connections_of(shared)) == 1
         await store._link.aclose()
         await shared.disconnect()
-        del one, other, shared
+        del shared
         gc.collect()
         assert len(store._link._routes) == 0
     assert len(await client.client_list()) == 1

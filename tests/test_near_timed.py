@@ -112,12 +112,11 @@ async def test_many_are_kept_here(cache: Cache, gated: GatedClient, client: Redi
     """What is kept is answered from here, and Redis is asked for the rest only."""
     asked: list[list[int]] = []
 
-    decorate: Any = cache.cached_many("point:{ids}", **options)
-
-    @decorate  # type: ignore[untyped-decorator]
-    async def get(ids: list[int]) -> dict[int, Point]:
+    async def load(ids: list[int]) -> dict[int, Point]:
         asked.append(ids)
         return {number: Point(x=number, name="a") for number in ids}
+
+    get: Any = cache.cached_many("point:{ids}", **options)(load)
 
     store = cache.store(gated)
     await whole.warm(store, client, "point:1", lambda: get([1, 2]))

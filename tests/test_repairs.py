@@ -81,7 +81,7 @@ async def test_a_commit_without_redis_is_made_up_for(gated: GatedClient, store: 
 
 
 async def test_pauses_grow_to_a_fifth_of_a_second(gated: GatedClient, store: Store, pauses: Pauses) -> None:
-    """The first attempt comes at once, then after pauses that double up to a fifth of a second; a success starts over."""
+    """The first attempt comes at once, then after pauses that double up to a fifth of a second."""
     gated.fail_with(ConnectionError("gone"))
     await store.invalidate_soon(gated, [USERS])
     for _ in range(7):

@@ -12,6 +12,7 @@ from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+import fastrdb.leases
 import fastrdb.restarts
 from fastrdb import intent
 from fastrdb.direct import Direct

@@ -312,13 +312,12 @@ async def test_what_was_read_may_be_refused(wire: Wire, server: Server, border: 
 @pytest.mark.parametrize("lone", [True, False], ids=["alone", "batch"])
 async def test_the_server_closes_the_connection(wire: Wire, server: Server, border: Border, lone: bool) -> None:
     """Once: nobody notices. Twice: all who wait get the error, and the next caller has a new connection."""
-    if not lone:
-        first, gate = await held(wire, server)
+    first, gate = (None, Gate()) if lone else await held(wire, server)
     name = b"GET" if lone else b"MGET"
     for replies in ([CLOSED], [CLOSED, CLOSED]):
         server.answer(name, *replies)
         tasks = [spawn(get(wire, b"1"))]
-        if not lone:
+        if first is not None:
             await turns()
             gate.open()
             await first
@@ -326,7 +325,7 @@ async def test_the_server_closes_the_connection(wire: Wire, server: Server, bord
         assert [type(each) for each in found] == [bytes if len(replies) == 1 else RedisConnectionError]
         if not lone:
             first, gate = await held(wire, server)
-    if not lone:
+    if first is not None:
         gate.open()
         await first
     assert len(border.failures) == 1
@@ -454,7 +453,6 @@ MUTANTS = [
         test_who_is_alone_and_cancelled,
     ),
     (Mutant(Line, "_talk", "if skipped:", "if False:"), test_who_is_alone_and_cancelled),
-    (Mutant(Wire, "_distribute", "if not future.done():", "if True:"), test_who_is_cancelled_in_a_batch),
 ]
 
 
