@@ -302,14 +302,14 @@ async def test_a_client_for_each_request(server: EmbeddedServer, client: Redis) 
 
         shared = ConnectionPool(port=server.port)
 
-        async def request(number: int) -> None:
+        async def request(number: int, pool: ConnectionPool) -> None:
             async with Redis(port=server.port) as own:
                 assert await load(own, number) == number
-            async with Redis(connection_pool=shared) as other:
+            async with Redis(connection_pool=pool) as other:
                 assert await load(other, number) == number
 
         for number in range(20):
-            await request(number)
+            await request(number, shared)
         assert load.stats.hits == 20
         assert len(cache.here().stores) == 1
         (store,) = cache.here().stores.values()
