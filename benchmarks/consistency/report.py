@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -151,9 +152,7 @@ def facts(outcome: Outcome) -> dict[str, Any]:
 
 def plot(outcome: Outcome, file: Path) -> None:
     """Draw how old wrong answers were. ImportError without matplotlib."""
-    from matplotlib.figure import Figure  # noqa: PLC0415  # an optional dependency
-
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure: Any = import_module("matplotlib.figure").Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     places = range(len(EDGES) + 1)
     base = [0.0] * len(places)
