@@ -197,7 +197,7 @@ class BaseCache:
 
     def stats(self) -> Stats:
         """The sum over all functions decorated with this cache, in this process."""
-        return sum((counters.snapshot() for counters in self._counters), Stats())
+        return Counters.total(self._counters)
 
     async def invalidate(
         self, prefix: str | Iterable[str] = (), *, keys: Iterable[str] = (), redis: Redis | None = None

@@ -5,7 +5,7 @@ Nothing here knows Redis or a session. Metrics and traces hang on the `Hook`; no
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -79,7 +79,7 @@ class Stats:
     failed: int = 0
 
     def __add__(self, other: Stats) -> Stats:
-        return Stats(*map(sum, zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
+        return Stats(**{name: getattr(self, name) + getattr(other, name) for name in _FIELDS.values()})
 
 
 _FIELDS: dict[Kind, str] = {
@@ -121,6 +121,15 @@ class Counters:
         self.counts[kind] += 1
         if self.hook is not None:
             self.hook(Event(self.function, kind, key, detail))
+
+    @staticmethod
+    def total(each: Iterable[Counters]) -> Stats:
+        """The sum of many."""
+        sums: dict[Kind, int] = dict.fromkeys(_FIELDS, 0)
+        for counters in each:
+            for kind, count in counters.counts.items():
+                sums[kind] += count
+        return Stats(**{_FIELDS[kind]: count for kind, count in sums.items()})
 
     def snapshot(self) -> Stats:
         """The counts as they are now."""
