@@ -542,10 +542,21 @@ async def test_a_gate_for_the_look(client: Redis, store: Store, monkeypatch: pyt
         await gate.hold()
         return await answered(line, connection, commands)
 
+    looked, look = asyncio.Event(), Line._look
+
+    def seen(line: Line) -> None:
+        look(line)
+        if gate.was_reached:
+            looked.set()
+
     monkeypatch.setattr(Line, "_talk", held)
+    monkeypatch.setattr(Line, "_look", seen)
     asking = spawn(get(store, client))
     await gate.reached()
-    await asyncio.sleep(0.01)
+    for _ in range(2):  # the first look forgets that it was used, the second would give it back
+        looked.clear()
+        await looked.wait()
+    await turns()
     assert out_of(client) == 1
     gate.open()
     assert await asking is None
