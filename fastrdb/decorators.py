@@ -71,24 +71,31 @@ class _BoundCached(_Extras, wrapt.BoundFunctionWrapper):  # type: ignore[type-ar
     def _self_query(self) -> CachedQuery:  # type: ignore[override]
         return cast("CachedQuery", self._self_parent._self_query)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        function = self.__wrapped__
-        return self._self_query.answer(function, getattr(function, "__self__", None), args, kwargs)
-
 
 class _CachedFunction(_Extras, wrapt.FunctionWrapper):  # type: ignore[type-arg]
-    __bound_function_wrapper__ = _BoundCached
+    """Made by `_wrapped` only, which gives it its call."""
 
     def __init__(self, function: Any, query: CachedQuery) -> None:
         super().__init__(function, _unused)
         self._self_query = query
-        self._self_answer = query.answer
-        self._self_function, self._self_target = function, getattr(function, "__self__", None)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        # Instead of wrapt's own __call__, which costs as much as all the rest of a near hit: what a function is bound
-        # to, the function itself tells.
-        return self._self_answer(self._self_function, self._self_target, args, kwargs)
+
+def _wrapped(function: Any, query: CachedQuery) -> Any:
+    """A function with its cache around it.
+
+    Each is of classes of its own, which have its call in them: wrapt's own `__call__`, or any attribute asked of what
+    wrapt makes, costs as much as all the rest of a near hit. What a method is bound to, the method itself tells.
+    """
+    answer = query.answer
+
+    def bound_call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        method = self.__wrapped__
+        return answer(method, getattr(method, "__self__", None), args, kwargs)
+
+    bound = type(_BoundCached.__name__, (_BoundCached,), {"__call__": bound_call})
+    call = staticmethod(query.answering(function))
+    own = {"__call__": call, "__bound_function_wrapper__": bound}
+    return type(_CachedFunction.__name__, (_CachedFunction,), own)(function, query)
 
 
 def _unused(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -177,7 +184,7 @@ class Cache(BaseCache):
                 raise OptionError(f"{owner}: declare what it returns, or give schema=: its values must be read back")
             annotation = shape
         codec = Codec(annotation, schema=schema, owner=owner)
-        return _CachedFunction(function, query_of(self, plan, codec, policy, near=near))
+        return _wrapped(function, query_of(self, plan, codec, policy, near=near))
 
     def _cached_many(self, pattern: str, schema: Any, options: Options, function: Any) -> Any:
         decorator = "cached_many"
@@ -185,7 +192,7 @@ class Cache(BaseCache):
         policy = _policy(found.name, decorator, options)
         kind = NearManyQuery if _near(found.name, options, self.near_by_default) else ManyQuery
         query = kind.of(self, found, pattern, policy, schema=schema, ignore=options.get("ignore", ()))
-        return _CachedFunction(function, query)
+        return _wrapped(function, query)
 
     def _invalidates(self, prefixes: list[str], keys: list[str], function: Any) -> Any:
         plan = CallPlan.of(

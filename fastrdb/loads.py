@@ -21,7 +21,7 @@ from .entries import no_store as no_store
 from .entries import taking_notes as taking_notes
 from .errors import CacheUnavailableError
 from .misses import Miss
-from .session import WROTE, has_transaction, schema_map, sync_session, unfit, wrote
+from .session import WROTE, has_transaction, plain_session, schema_map, sync_session, unfit, wrote
 from .works import mark, state_of, work_on
 
 if TYPE_CHECKING:
@@ -47,11 +47,7 @@ class CachedQuery(Entries):
 
     def answer(self, function: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The coroutine of one call. Raises at once what is wrong with its arguments; all else waits for the await."""
-        quick = self.plan.quick if instance is None else None
-        try:
-            client, session, key = quick(*args, **kwargs) if quick else self.plan.locate(instance, args, kwargs)
-        except UNSAID:
-            client, session, key = self.plan.locate(instance, args, kwargs)
+        client, session, key = self.plan.locate(instance, args, kwargs)
         if session is not None:
             session = sync_session(session)
             if session is not None and schema_map(session) is not None:
@@ -61,6 +57,25 @@ class CachedQuery(Entries):
         if client is None:
             return self._uncached(function, args, kwargs)
         return self._get(client, session, key, function, args, kwargs)
+
+    def answering(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """What stands for the function itself, where no instance is bound to it: `answer` by the shortest way."""
+        target, quick, cache, get = getattr(function, "__self__", None), self.plan.quick, self.cache, self._get
+        if target is not None or quick is None:
+            return lambda *args, **kwargs: self.answer(function, target, args, kwargs)
+
+        def answer(*args: Any, **kwargs: Any) -> Any:
+            try:
+                client, session, key = quick(*args, **kwargs)
+            except UNSAID:
+                return self.answer(function, None, args, kwargs)  # says what is wrong
+            if client is MISSING:
+                client = cache.redis
+            if client is None or (session is not None and (session := plain_session(session)) is None):
+                return self.answer(function, None, args, kwargs)
+            return get(client, session, key, function, args, kwargs)
+
+        return answer
 
     async def _get(
         self, client: Any, session: Session | None, key: str, function: Any, args: tuple[Any, ...], kwargs: Any

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -82,6 +82,10 @@ class ManyQuery(TimedQuery):
     def answer(self, function: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The coroutine of one call. Raises at once what is wrong with its arguments; all else waits for the await."""
         return self._ask(partial(function, *args, **kwargs), self.plan.bind(instance, args, kwargs))
+
+    def answering(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """What stands for the function itself, where no instance is bound to it."""
+        return lambda *args, **kwargs: self.answer(function, getattr(function, "__self__", None), args, kwargs)
 
     async def refresh(self, run: Any, values: dict[str, Any]) -> Any:
         """Load all now, whatever is in Redis, and store."""

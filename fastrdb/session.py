@@ -40,6 +40,12 @@ def sync_session(session: object) -> Session | None:
     return None
 
 
+def plain_session(session: object) -> Session | None:
+    """The `Session` inside an `AsyncSession` under which statements read what they say; None for all else."""
+    found = session.sync_session if isinstance(session, AsyncSession) else None
+    return found if found is not None and schema_map(found) is None else None
+
+
 def wrote(session: Session) -> bool:
     """Rule 1: True if its open transaction has written, flushed or not. Then the cache is neither read nor filled."""
     if not has_transaction(session):  # adding, changing and deleting objects begins one
