@@ -20,7 +20,7 @@ from .values import Encoder, quote
 
 __all__ = ["MISSING", "CallPlan"]
 
-UNSAID = (KeyValueError, AttributeError, KeyError, RecursionError, TypeError)
+UNSAID = (ValueError, AttributeError, KeyError, RecursionError, TypeError)
 """What is wrong with a call's arguments, without the name of the parameter."""
 _SURE = LIMIT // 4  # so few characters are never too many bytes
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .declared import MISSING
-from .values import Encoder
+from .values import Encoder, scalar_encoder
 
 Locate = Callable[..., tuple[Any, Any, str]]
 
@@ -28,7 +28,7 @@ class Recipe:
         query: of the other parameters, sorted: name, default, the default's text, encoder.
         finish: is given every key if `always_finish`, else one of more than `sure` characters: it may be too long.
         redis, session: the parameter, if there is one.
-        own_redis, own_session: what gives them where the call does not: is given the instance, or None.
+        own_redis, own_session: what gives them where the call does not: is given the instance.
         instance: the parameter that holds it, if there is one.
     """
 
@@ -109,7 +109,10 @@ def _key(recipe: Recipe, text: _Text) -> list[str]:
         if literal:
             parts.append(text.name(literal))
         value = parameter if read is None else f"{text.name(read)}({parameter})"
-        parts.append(f"{text.name(encode)}({value})")
+        encoded = f"{text.name(encode)}({value})"
+        if read is None and encode is scalar_encoder(int):  # which Python writes itself, and sooner
+            encoded = f"{value} if {text.name(type)}({value}) is {text.name(int)} else {encoded}"
+        parts.append(encoded)
     if recipe.tail:
         parts.append(text.name(recipe.tail))
     lines = [f'{key} = f"{"".join(f"{{{part}}}" for part in parts)}"']
@@ -130,9 +133,10 @@ def _key(recipe: Recipe, text: _Text) -> list[str]:
 
 
 def _where(recipe: Recipe, text: _Text) -> list[str]:
-    instance = recipe.instance or "None"
-    own_redis = f"{text.name(recipe.own_redis)}({instance})"
-    own_session = f"{text.name(recipe.own_session)}({instance})" if recipe.instance else "None"
+    own_redis, own_session = text.name(MISSING), "None"
+    if recipe.instance is not None:
+        own_redis = f"{text.name(recipe.own_redis)}({recipe.instance})"
+        own_session = f"{text.name(recipe.own_session)}({recipe.instance})"
     lines = []
     if recipe.redis is not None:
         lines += [f"if {recipe.redis} is {text.name(MISSING)}:", f"    {recipe.redis} = {own_redis}"]

@@ -48,7 +48,8 @@ def plain_session(session: object) -> Session | None:
 
 def wrote(session: Session) -> bool:
     """Rule 1: True if its open transaction has written, flushed or not. Then the cache is neither read nor filled."""
-    if not has_transaction(session):  # adding, changing and deleting objects begins one
+    # Adding, changing and deleting objects begins one. This is `has_transaction`, without a call: it is felt on a hit.
+    if not session.in_transaction() and (not isinstance(bind := session.bind, Connection) or not bind.in_transaction()):
         return False
     if changed(session) or state_of(session).declared:
         return True

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
+from functools import cache
 from typing import Any, Final
 from uuid import UUID
 
@@ -164,6 +165,7 @@ def mistaken(value: Any) -> tuple[str, ...]:
     return (f"%s{text}", f"%i{text}") if _whole_number(text) else ()
 
 
+@cache
 def scalar_encoder(base: type) -> Encoder:
     """Encoder of a parameter that declares the scalar type *base*."""
     tag, write = _SCALARS[base]

@@ -8,23 +8,19 @@ a reply that was on its way already may be older than a commit that the caller k
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from asyncio import Future
+from collections import deque
+from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import suppress
 from contextvars import Context
 from itertools import islice
 from typing import Any, Protocol
 
+from .batches import MOST_GETS, Batch
 from .connections import Source
 from .deadlines import Deadlines
 from .line import Greeting, Line
 from .scripts import Command
-
-_MOST_GETS = 1024
-_MOST_COMMANDS = 256
-"""So much goes out in one batch; what is more waits for the next, so that nobody waits long for a huge reply."""
-
-_Gets = dict[bytes, list[asyncio.Future[Any]]]  # who waits for a key
-_Send = tuple[Sequence[Command], asyncio.Future[list[Any]]]
 
 
 class Boundary(Protocol):
@@ -55,9 +51,7 @@ class Wire:
         self._loop = asyncio.get_running_loop()  # once: it is felt on a hit
         self._busy = False
         self._crowded = False
-        self._gets: _Gets = {}
-        self._sends: list[_Send] = []
-        self._since = 0.0  # when the first of those who queue has come
+        self._waiting: deque[Batch] = deque()
         self._next_drain: asyncio.Task[None] | None = None  # that has not begun
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -69,13 +63,14 @@ class Wire:
             # Lately there were several at a time: those who are about to ask in this turn of the loop come along.
             self._busy = True
             self._spawn()
-        future: asyncio.Future[bytes | None] = self._loop.create_future()
-        if not self._gets and not self._sends:
-            self._since = self._loop.time()
-        if name in self._gets:
-            self._gets[name].append(future)
+        future: Future[bytes | None] = Future(loop=self._loop)
+        batch = self._waiting[-1] if self._waiting else self._open()
+        if name in batch.gets:
+            batch.join(name, future)
+        elif len(batch.gets) < MOST_GETS:
+            batch.gets[name] = future
         else:
-            self._gets[name] = [future]
+            self._open().gets[name] = future
         return future
 
     async def _get_at_once(self, name: bytes) -> bytes | None:
@@ -93,10 +88,10 @@ class Wire:
     async def send(self, commands: Sequence[Command]) -> list[Any]:
         """Send commands in their order, and give their replies: the server's errors as they are, not raised."""
         if self._busy:
-            future: asyncio.Future[list[Any]] = self._loop.create_future()
-            if not self._gets and not self._sends:
-                self._since = self._loop.time()
-            self._sends.append((commands, future))
+            future: Future[list[Any]] = Future(loop=self._loop)
+            waiting = self._waiting
+            batch = waiting[-1] if waiting and waiting[-1].has_room_for(commands) else self._open()
+            batch.send(commands, future)
             return await future
         replies = await self._at_once(commands)
         self._boundary.answered()
@@ -132,77 +127,66 @@ class Wire:
 
     def _next(self) -> None:
         """Go on with what has queued, or be idle."""
-        if self._gets or self._sends:
+        if self._waiting:
             self._spawn()
         else:
             self._busy = False
 
+    def _open(self) -> Batch:
+        """Begin one more batch."""
+        batch = Batch(self._loop.time())
+        self._waiting.append(batch)
+        return batch
+
     async def _drain(self) -> None:
         """Send what has queued, batch by batch."""
-        self._next_drain = None
-        gets: _Gets = {}
-        sends: list[_Send] = []
+        self._next_drain, batch = None, None
         try:
-            while self._gets or self._sends:
-                gets, sends = self._batch()
-                self._crowded = len(gets) > 1
-                commands = [command for each, _ in sends for command in each]
-                if gets:
-                    commands[:0] = [("GET", name) for name in gets] if self._in_slots else [("MGET", *gets)]
-                try:
-                    async with asyncio.timeout_at(self._since + self._deadlines.seconds):
-                        replies = await self._line.exchange(commands) if commands else []
-                except Exception as error:  # noqa: BLE001  # handed to those who asked
-                    await self._line.hang_up()
-                    refusal = self._boundary.failed(str(commands[0][0]), error)
-                    _refuse(gets, sends, refusal)
-                    self._fail(refusal)
-                else:
-                    self._distribute(gets, sends, replies)
+            while self._waiting:
+                batch = self._waiting.popleft()
+                await self._carry(batch)
         except asyncio.CancelledError:
-            self._cancelled(gets, sends)
+            self._cancelled(batch)
             raise
         finally:
             self._busy = False
 
-    def _batch(self) -> tuple[_Gets, list[_Send]]:
-        """Take the next batch off the queue. What its caller does not wait for any more is sent all the same if it
-        changes something: a release, say, must follow."""
-        gets, sends = self._gets, self._sends
-        if len(gets) <= _MOST_GETS:
-            self._gets = {}
-        else:
-            gets = dict(islice(self._gets.items(), _MOST_GETS))
-            self._gets = dict(islice(self._gets.items(), _MOST_GETS, None))
-        count = taken = 0
-        for commands, _ in sends:
-            if taken and count + len(commands) > _MOST_COMMANDS:
-                break
-            count, taken = count + len(commands), taken + 1
-        self._sends = sends[taken:]
-        return gets, sends[:taken]
-
-    def _distribute(self, gets: _Gets, sends: Sequence[Any], replies: list[Any]) -> None:
-        at, refused = 0, self._boundary.answered()
+    async def _carry(self, batch: Batch) -> None:
+        gets, commands = batch.gets, batch.commands()
+        self._crowded = len(gets) > 1
         if gets:
-            at, found = (len(gets), replies[: len(gets)]) if self._in_slots else (1, replies[0])
+            commands[:0] = [("GET", name) for name in gets] if self._in_slots else [("MGET", *gets)]
+        try:
+            async with asyncio.timeout_at(batch.since + self._deadlines.seconds):
+                replies = await self._line.exchange(commands) if commands else []
+        except Exception as error:  # noqa: BLE001  # handed to those who asked
+            await self._line.hang_up()
+            refusal = self._boundary.failed(str(commands[0][0]), error)
+            batch.refuse(refusal)
+            self._fail(refusal)
+        else:
+            self._distribute(batch, iter(replies))
+
+    def _distribute(self, batch: Batch, replies: Iterator[Any]) -> None:
+        refused = self._boundary.answered()
+        if batch.gets:
+            found: list[Any] | Exception = [*islice(replies, len(batch.gets))] if self._in_slots else next(replies)
             if isinstance(found, Exception):
                 refused = self._boundary.failed("MGET", found)
-            if refused is not None:
-                _refuse(gets, (), refused)
-            elif isinstance(found, list):
-                for futures, value in zip(gets.values(), found, strict=True):
-                    _settle(futures, self._boundary.failed("GET", value) if isinstance(value, Exception) else value)
-        for commands, future in sends:
-            if not future.done():
-                future.set_result(replies[at : at + len(commands)])
-            at += len(commands)
+                found = []
+            if refused is None:
+                batch.found([*map(self._judged, found)] if self._in_slots else found)
+            else:
+                batch.refuse_gets(refused)
+        batch.replied(replies)
+
+    def _judged(self, reply: Any) -> Any:
+        return self._boundary.failed("GET", reply) if isinstance(reply, Exception) else reply
 
     def _fail(self, error: Exception) -> None:
         """Refuse what has queued."""
-        gets, self._gets = self._gets, {}
-        sends, self._sends = self._sends, []
-        _refuse(gets, sends, error)
+        while self._waiting:
+            self._waiting.popleft().refuse(error)
 
     def _spawn(self) -> None:
         # In a context of its own: that of a request must not live on in it.
@@ -214,26 +198,11 @@ class Wire:
         self._tasks.discard(task)
         if task is self._next_drain:  # cancelled before it began
             self._next_drain, self._busy = None, False
-            self._cancelled({}, [])
+            self._cancelled(None)
 
-    def _cancelled(self, gets: _Gets, sends: Sequence[_Send]) -> None:
+    def _cancelled(self, batch: Batch | None) -> None:
         """Somebody has cancelled all tasks: the loop is ending, most likely. Nobody may wait for ever."""
         refusal = self._boundary.failed("batch", RuntimeError("the event loop is ending"))
-        _refuse(gets, sends, refusal)
+        if batch is not None:
+            batch.refuse(refusal)
         self._fail(refusal)
-
-
-def _settle(futures: Sequence[asyncio.Future[Any]], value: Any) -> None:
-    for future in futures:
-        if future.done():
-            continue
-        if isinstance(value, Exception):
-            future.set_exception(value)
-        else:
-            future.set_result(value)
-
-
-def _refuse(gets: _Gets, sends: Sequence[_Send], error: Exception) -> None:
-    for future in [*(future for futures in gets.values() for future in futures), *(future for _, future in sends)]:
-        if not future.done():
-            future.set_exception(error)
