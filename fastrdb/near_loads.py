@@ -19,7 +19,7 @@ from .timed import TimedQuery, check_session
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-    from .near import Token
+    from .near import Kept, Token
 
 
 def query_of(cache: BaseCache, plan: CallPlan, codec: Codec, policy: Policy, *, near: bool) -> CachedQuery:
@@ -49,9 +49,7 @@ class Keeping(Entries):
         kept = store.near.lookup(key)
         if kept is None:
             return MISS
-        if kept.owner is None:
-            return self._decoded(kept.value)
-        return kept.value if kept.owner is self.codec else MISS  # it may be another function's object
+        return kept.value if kept.owner is self.codec else self._made_of(kept)
 
     def token(self, store: Store, client: Any, key: str) -> Token | None:
         """The token to `keep` an entry with that is about to be read; None if it cannot be kept."""
@@ -62,10 +60,12 @@ class Keeping(Entries):
         kind = (value, self.codec) if self.codec.shared else (raw, None)
         store.near.keep(token, *kind, size=len(raw), ttl_ms=ttl_ms)
 
-    def _decoded(self, raw: bytes) -> Any:
-        """The value of JSON that is kept; MISS where it is another function's and no value of this one: ask Redis."""
+    def _made_of(self, kept: Kept) -> Any:
+        """The value of JSON that is kept. MISS where it is none of this function's, but another's: ask Redis."""
+        if kept.owner is not None:  # an object of that other's
+            return MISS
         try:
-            return self.codec.decode(raw)
+            return self.codec.decode(kept.value)
         except DecodeError:
             return MISS
 
@@ -81,13 +81,12 @@ class NearQuery(Keeping, CachedQuery):
         store = self.cache.store(client)
         kept = None if store.obstacles else store.near.lookup(key)
         if kept is not None and (session is None or not wrote(session)):
-            owner, value = kept.owner, kept.value
-            if owner is None:
-                value = self._decoded(value)
-            elif owner is not self.codec:  # another function's object
-                value = MISS
+            value = kept.value if kept.owner is self.codec else self._made_of(kept)
             if value is not MISS:
-                self.counters.tell("near", key)
+                if (counters := self.counters).hook is None:  # here, since the call would be felt
+                    counters.counts["near"] += 1
+                else:
+                    counters.tell("near", key)
                 return value
         if self.closed(store, client, session) is None and (token := self.token(store, client, key)) is not None:
             raw, obstacle = None, None

@@ -208,7 +208,7 @@ async def test_objects_are_anybodys(w: World, monkeypatch: pytest.MonkeyPatch) -
         return _keep(self, token, value, None, **options)
 
     monkeypatch.setattr(NearCache, "keep", nobodys)
-    monkeypatch.setattr(NearQuery, "_decoded", lambda self, raw: raw)
+    monkeypatch.setattr(NearQuery, "_made_of", lambda self, kept: kept.value)
     async with Cache(w.one.client, near=True, timeout=5) as cache:
         await lost(whole.test_two_functions_one_key(cache, w.one.client))
 
