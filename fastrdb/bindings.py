@@ -15,11 +15,13 @@ from pydantic import BaseModel
 from sqlalchemy.exc import MultipleResultsFound
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from fastrdb.calls import CallPlan
 from fastrdb.codec import Codec
 from fastrdb.decorators import Cache, Cached
 from fastrdb.errors import PatternError
+from fastrdb.invalidations import Invalidation
 from fastrdb.keys import Template
-from fastrdb.loads import CachedQuery, no_store
+from fastrdb.loads import CachedQuery, no_store, nothing
 from fastrdb.many import get_many
 from fastrdb.policy import Seconds
 from fastrdb.statements import Statements, dialect_of, only, rows_of
@@ -189,20 +191,21 @@ class Bindings(Generic[Response]):
         used = {field for template in templates for field in template.fields} | {*self.item_fields, *self.list_fields}
         self._used = tuple(sorted(used & self.typed.keys()))
         parameters = {**{name: self.typed[name] for name in self._used}, **dict.fromkeys(self._what.values(), Any)}
-        self._touched = self.cache.invalidates(texts)(self._function("write", _nothing, parameters, None))
+        write = self._function("write", nothing, parameters, None)
+        plan = CallPlan.of(write, pattern=None, prefixes=texts, decorator="invalidates", seal=self.cache.seal)
+        self._writing = Invalidation(self.cache, plan)
 
     async def touch(self, db: AsyncSession, redis: Any, rows: Iterable[Any], done: set[str]) -> None:
         """These rows, as they are now, are to be replaced, or are new: what shows them goes at the commit.
 
         `done`: what this transaction has said already; this is added to it.
         """
-        what = {name: value for part in self.what().values() for name, value in part.items()}
-        for row in rows:
-            values = self.columns.values(row, self._used)
-            mark = repr(values)
-            if mark not in done:
-                done.add(mark)
-                await self._touched(db=db, redis=redis, **what, **values)
+        call = {name: value for part in self.what().values() for name, value in part.items()}
+        call |= {"db": db, "redis": redis}
+        values = {repr(each): each for each in (self.columns.values(row, self._used) for row in rows)}
+        if new := [self._writing.plan.bind(None, (), call | each) for mark, each in values.items() if mark not in done]:
+            done.update(values)
+            await self._writing.run(nothing, *new)
 
     async def put(self, db: AsyncSession, redis: Any, row: Any, answer: Response) -> None:
         """Have the row's answer stored at the commit, if it is what `get` would give by then.
@@ -292,7 +295,3 @@ def cut(template: Template, fillable: Collection[str]) -> str:
 
 def _literal(text: str) -> str:
     return text.replace("{", "{{").replace("}", "}}")
-
-
-async def _nothing(db: AsyncSession, asked: dict[str, Any]) -> None:
-    return None

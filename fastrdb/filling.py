@@ -64,6 +64,13 @@ class Filling:
         """
         return prefixes_of(self.template, self._texts(values, lenient))
 
+    def distinct(self, calls: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+        """Those of these values, several calls' arguments, between which the template can tell a difference."""
+        if len(calls) == 1:
+            return calls
+        roots = sorted({part.root for part in self.template.parts})
+        return [*{repr([values.get(root) for root in roots]): values for values in calls}.values()]
+
     def keys(self, values: Mapping[str, Any], *, lenient: bool = False) -> list[str]:
         """The keys for *values*, none if *lenient* and one of them cannot be written.
 

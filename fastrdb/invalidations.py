@@ -14,6 +14,7 @@ from .cache import BaseCache
 from .calls import CallPlan
 from .endings import leave
 from .prefixes import Prefix
+from .reaches import RESULT
 from .session import has_transaction, sync_session
 from .works import Scope, state_of
 
@@ -28,16 +29,19 @@ class Invalidation:
         self.plan = plan
         self.counters = cache.counters(plan.function)
 
-    async def run(self, function: Callable[[], Awaitable[Any]], values: dict[str, Any]) -> Any:
-        """What `function()` gives; when that is committed, nothing older than it is in the cache."""
-        plan = self.plan
+    async def run(self, function: Callable[[], Awaitable[Any]], *calls: dict[str, Any]) -> Any:
+        """What `function()` gives; when that is committed, nothing older than it is in the cache.
+
+        `calls` are the arguments by name; of several, which are done in one, Redis and session are the first one's.
+        """
+        plan, values = self.plan, calls[0]
         client = self.cache.client(plan, values)
         if client is None:
             return await function()
         store = self.cache.store(client)
         session = sync_session(plan.session(values))
         scope = Scope(
-            store, lambda: store.intent(client), plan.reaches.prefixes_before(values), plan.reaches.keys_before(values)
+            store, lambda: store.intent(client), plan.reaches.prefixes_before(calls), plan.reaches.keys_before(calls)
         )
         if session is not None and has_transaction(session):
             scope.join(session)
@@ -48,9 +52,8 @@ class Invalidation:
             ending = leave(scope)
         if ending is not None:
             await asyncio.shield(ending)
-        await self._follow(
-            scope, session, client, plan.reaches.prefixes_after(values, result), plan.reaches.keys_after(values, result)
-        )
+        known = [{**each, RESULT: result} for each in calls]
+        await self._follow(scope, session, client, plan.reaches.prefixes_after(known), plan.reaches.keys_after(known))
         return result
 
     async def _follow(self, scope: Scope, session: Any, client: Any, prefixes: list[Prefix], keys: list[str]) -> None:

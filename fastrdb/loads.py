@@ -199,5 +199,5 @@ def variant(session: Session | None) -> dict[str, str] | None:
     return None if schemas is None else {"%schema": json.dumps(schemas, sort_keys=True)}
 
 
-async def nothing() -> None:
-    """The function of a call that is only asked for its key."""
+async def nothing(*_: object) -> None:
+    """The function of a call that is only asked for its key, or what it invalidates."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, Final, TypeVar
 
 from .filling import Filling
 from .prefixes import Prefix
+
+T = TypeVar("T", Prefix, str)
+Values = Mapping[str, Any]
 
 RESULT: Final = "result"
 """The name by which a prefix takes what the function gives."""
@@ -19,24 +23,36 @@ class Reaches:
         self._before, self._after = _halves(prefixes)
         self._keys_before, self._keys_after = _halves(keys)
 
-    def prefixes_before(self, values: Mapping[str, Any]) -> list[Prefix]:
-        """What the call's arguments alone say is invalidated."""
-        return [prefix for each in self._before for prefix in each.prefixes(values)]
+    def prefixes_before(self, calls: Sequence[Values]) -> list[Prefix]:
+        """What the arguments of these calls alone say is invalidated."""
+        return _all(Filling.prefixes, self._before, calls)
 
-    def prefixes_after(self, values: Mapping[str, Any], result: Any) -> list[Prefix]:
-        """What is invalidated besides, now that the result is known."""
-        known = {**values, RESULT: result}
-        unknown = [each for each in self._keys_after if not each.keys(known, lenient=True)]
-        return [prefix for each in (*self._after, *unknown) for prefix in each.prefixes(known, lenient=True)]
+    def prefixes_after(self, calls: Sequence[Values]) -> list[Prefix]:
+        """What is invalidated besides, now that the result is known, and among the arguments."""
+        found = _all(_lenient_prefixes, self._after, calls)
+        for each in self._keys_after:
+            unknown = [values for values in calls if not each.keys(values, lenient=True)]
+            found += _all(_lenient_prefixes, (each,), unknown)
+        return found
 
-    def keys_before(self, values: Mapping[str, Any]) -> list[str]:
-        """The single keys that the call's arguments alone say are invalidated."""
-        return [key for each in self._keys_before for key in each.keys(values)]
+    def keys_before(self, calls: Sequence[Values]) -> list[str]:
+        """The single keys that the arguments alone say are invalidated."""
+        return _all(Filling.keys, self._keys_before, calls)
 
-    def keys_after(self, values: Mapping[str, Any], result: Any) -> list[str]:
-        """The single keys that are invalidated besides, now that the result is known."""
-        known = {**values, RESULT: result}
-        return [key for each in self._keys_after for key in each.keys(known, lenient=True)]
+    def keys_after(self, calls: Sequence[Values]) -> list[str]:
+        """The single keys that are invalidated besides, now that the result is known, and among the arguments."""
+        return _all(_lenient_keys, self._keys_after, calls)
+
+
+_lenient_prefixes = partial(Filling.prefixes, lenient=True)
+_lenient_keys = partial(Filling.keys, lenient=True)
+
+
+def _all(fill: Callable[[Filling, Values], list[T]], fillings: Iterable[Filling], calls: Sequence[Values]) -> list[T]:
+    """What all the templates come to, filled for all the calls: what some of them say alike is worked out once."""
+    return list(
+        dict.fromkeys(made for each in fillings for values in each.distinct(calls) for made in fill(each, values))
+    )
 
 
 def _halves(filled: Sequence[Filling]) -> tuple[tuple[Filling, ...], tuple[Filling, ...]]:

@@ -459,12 +459,26 @@ def test_prefixes_of_arguments_and_of_results() -> None:
         keys=["one:{email}", "two:{result.code}"],
     )
     values = plan.bind(None, (DB, "a*"), {})
-    assert plan.reaches.prefixes_before(values) == [Prefix("user:"), Prefix("user:a%2A:")]
-    result = Row(id=1, code="a")
-    assert plan.reaches.prefixes_after(values, result)[0] == Prefix("id:1", "", whole=True)
-    assert plan.reaches.prefixes_after(values, result)[-1] == Prefix("code:a%2A:a:")
-    assert plan.reaches.keys_before(values) == ["one:a%2A"]
-    assert plan.reaches.keys_after(values, result) == ["two:a"]
+    assert plan.reaches.prefixes_before([values]) == [Prefix("user:"), Prefix("user:a%2A:")]
+    known = {**values, "result": Row(id=1, code="a")}
+    assert plan.reaches.prefixes_after([known])[0] == Prefix("id:1", "", whole=True)
+    assert plan.reaches.prefixes_after([known])[-1] == Prefix("code:a%2A:a:")
+    assert plan.reaches.keys_before([values]) == ["one:a%2A"]
+    assert plan.reaches.keys_after([known]) == ["two:a"]
+
+
+def test_several_calls_reach_what_each_of_them_reaches() -> None:
+    """What they say alike is said once."""
+
+    async def write(a: Any, b: int) -> None: ...
+
+    plan = plan_of(write, prefixes=["a:{a}", "b:{b}:*", "c:*"], keys=["one:{a}", "two:{b}"])
+    calls = [plan.bind(None, each, {}) for each in ((1, 5), ("1", 5), (2, 5), (2, 6))]
+    for found in (plan.reaches.prefixes_before, plan.reaches.keys_before):
+        each: list[Any] = [made for call in calls for made in found([call])]
+        together = found(calls)
+        assert set(together) == set(each)
+        assert len(together) == len(set(together)) < len(each)
 
 
 @pytest.mark.parametrize("result", [None, 1, [Row(id=1, code="a")], {"id": object(), "code": object()}])
@@ -474,8 +488,8 @@ def test_results_that_do_not_fit_invalidate_more(result: Any) -> None:
     async def function(a: int) -> Any: ...
 
     plan = plan_of(function, prefixes=["id:{result.id}:x"], keys=["two:{result.code}"])
-    assert plan.reaches.keys_after({"a": 1}, result) == []
-    assert plan.reaches.prefixes_after({"a": 1}, result) == [Prefix("id:"), Prefix("two:")]
+    assert plan.reaches.keys_after([{"a": 1, "result": result}]) == []
+    assert plan.reaches.prefixes_after([{"a": 1, "result": result}]) == [Prefix("id:"), Prefix("two:")]
 
 
 # --- what is refused, and what is not ---------------------------------------------------------------------------------
