@@ -15,6 +15,7 @@ from .errors import (
     PageOutOfRange,
     PatternError,
     SchemaError,
+    SessionInUseError,
     UnknownFieldError,
 )
 from .events import Event, Hook, Stats

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from fastrdb.bindings import Bindings
 from fastrdb.drivers import autocommits
+from fastrdb.inside import Use
 from fastrdb.instances import build, change
 from fastrdb.statements import Statements, dialect_of, only
 from fastrdb.units import Unit, begin, roll_back, unit_of_work
@@ -135,5 +136,6 @@ async def write(
     db: AsyncSession, redis: Any, sql: Statements, bound: Bindings[Response]
 ) -> AsyncIterator[Write[Response]]:
     """A write in a transaction: see `unit_of_work`."""
-    async with unit_of_work(db) as unit:
-        yield Write(db, redis, sql, bound, unit)
+    with Use(bound.owner, "db", db.sync_session):
+        async with unit_of_work(db) as unit:
+            yield Write(db, redis, sql, bound, unit)
