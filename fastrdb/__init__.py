@@ -40,6 +40,7 @@ __all__ = [
     "PaginatedResponse",
     "PatternError",
     "SchemaError",
+    "SessionInUseError",
     "Stats",
     "UnknownFieldError",
     "cached",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from typing import Self
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection
@@ -19,7 +20,7 @@ from .drivers import ask_level, has_written, known_level
 from .errors import SessionInUseError
 from .session import READ_BACK, UNTOLD, WROTE, older, unfit
 from .uses import changed
-from .works import Transaction, connections_of, mark, transaction_of
+from .works import Transaction, connections_of, mark
 from .works import apart as apart_from_scopes
 
 _USES = "fastrdb.uses"  # in Session.info
@@ -44,7 +45,7 @@ class Use:
         self._around: Use | None = None
         self._claimed: list[list[Use]] = []
 
-    def __enter__(self) -> Use:
+    def __enter__(self) -> Self:
         self._around = _inside.get()
         if self.session is not None:
             self.claim(self.session.info.setdefault(_USES, []))
