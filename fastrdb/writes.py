@@ -68,7 +68,9 @@ class Write(Generic[Response]):
         await self._begin()
         if (await self.db.scalars(self.sql.exists(key))).first() is not None and (found := await self._found(key)):
             return await self.update(found, changes)
-        alone = await self._autocommits()  # PostgreSQL has no savepoints there, and a statement that fails undoes itself
+        alone = (
+            await self._autocommits()
+        )  # PostgreSQL has no savepoints there, and a statement that fails undoes itself
         try:
             async with nullcontext() if alone else self.db.begin_nested():
                 row = build(self.sql.columns, new)
