@@ -106,7 +106,7 @@ async def frozen(server: EmbeddedServer, admin: Redis) -> AsyncIterator[None]:
 async def busy(server: EmbeddedServer, admin: Redis) -> AsyncIterator[None]:
     """Somebody's script does not end: BUSY."""
     async with Redis(port=server.port, socket_timeout=60) as other:
-        looping = spawn(other.eval("while true do end", 0))
+        looping = asyncio.ensure_future(other.eval("while true do end", 0))
         await until(_refuses(admin, "BUSY"))
         yield
         await until(_killed(admin))
