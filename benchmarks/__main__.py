@@ -19,6 +19,7 @@ from benchmarks import (
     memory,
     miss,
     near,
+    outage,
     slowlog,
     stampede,
 )
@@ -40,6 +41,7 @@ QUESTIONS: dict[str, Callable[[Sizes], Awaitable[list[Row]]]] = {
     "bulk": bulk.rows,
     "memory": memory.rows,
     "endpoint": endpoint.rows,
+    "outage": outage.rows,
     "loops": loops.rows,
 }
 FOLDER = Path("build") / "benchmarks"

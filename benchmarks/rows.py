@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median, quantiles
 from typing import Literal, NamedTuple
 
-Unit = Literal["s", "/s", "B", "loads"]
+Unit = Literal["s", "/s", "B", "loads", "calls"]
 
 
 class Ratio(NamedTuple):
@@ -53,7 +53,7 @@ class Row:
     case: str
     contestant: str
     value: float | None = None
-    """Seconds per call, calls per second, bytes or loads; None: `note` says why there is no figure."""
+    """Seconds per call, calls per second, bytes, loads or calls; None: `note` says why there is no figure."""
     unit: Unit = "s"
     ratio: Ratio | None = None
     """The time of fastrdb (or of what `note` names) divided by this contestant's."""

@@ -15,6 +15,7 @@ from .errors import (
     PageOutOfRange,
     PatternError,
     SchemaError,
+    SessionInUseError,
     UnknownFieldError,
 )
 from .events import Event, Hook, Stats
@@ -39,6 +40,7 @@ __all__ = [
     "PaginatedResponse",
     "PatternError",
     "SchemaError",
+    "SessionInUseError",
     "Stats",
     "UnknownFieldError",
     "cached",

@@ -15,14 +15,13 @@ from typing import Any, Protocol
 
 from .codec import ABSENT, DecodeError, missing_message
 from .entries import MISS, Call, Entries, taking_notes
-from .errors import CacheUnavailableError
+from .errors import CacheUnavailableError, SessionInUseError
 from .events import Kind
 from .misses import LOST
-from .session import fresh_reads, missing_row, unfit
+from .session import fresh_reads, missing_row
 from .singleflight import Absent, Again, Alone, Failed, Flight, Landed, Late, Outcome, Watch
 from .store import Barred, Busy, Granted, Hit
 from .store import Outcome as Answer
-from .works import mark
 
 
 class Loader(Protocol):
@@ -164,18 +163,20 @@ class Batch:
 
     async def lead(self, keys: list[str], leases: dict[str, Lease]) -> None:
         """Load, and store what there is a lease for, which is then taken out of `leases`."""
-        since = mark()
-        old = await self._old(since)  # asked now, too: when the load is done, that transaction may be over
-        with fresh_reads(self.call.session), taking_notes() as notes:
+        load = self.query.loading(self.call.session)
+        old = await load.unfit()  # asked now, too: when the load is done, that transaction may be over
+        with load, fresh_reads(self.call.session), taking_notes() as notes:
             try:
                 await self._load(keys)
+            except SessionInUseError:
+                raise  # who waits has a session of its own
             except Exception as error:
                 # Which of several keys it is about it does not say.
                 outcome = Failed(error) if len(keys) == 1 and not old and not notes else Alone()
                 for lease in leases.values():
                     lease.flight.settle(outcome)
                 raise
-        why = old or await self._old(since) or (notes[0] if notes else None)
+        why = old or await load.unfit() or (notes[0] if notes else None)
         fills = []
         for key in keys:
             if key in leases:
@@ -226,10 +227,8 @@ class Batch:
         for key in keys:
             self.tell(kind, key, why)
         if keys:
-            await self._load(keys)
-
-    async def _old(self, since: int) -> str | None:
-        return None if self.call.session is None else await unfit(self.call.session, since)
+            with self.query.using(self.call.session):
+                await self._load(keys)
 
     # --- what others load
 

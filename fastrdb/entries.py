@@ -18,6 +18,7 @@ from .calls import CallPlan
 from .codec import ABSENT, Codec, DecodeError, missing_message
 from .errors import CacheUnavailableError
 from .events import Counters
+from .inside import Load, Use
 from .policy import Pace, Policy
 from .session import WROTE, no_result, wrote
 from .store import Store
@@ -145,12 +146,22 @@ class Entries:
     async def alone(self, call: Call, reason: str) -> Any:
         """Load for this caller only; `reason` says why."""
         self.counters.tell("bypass", call.key, reason)
-        return await self.load(call)
+        with self.using(call.session):
+            return await self.load(call)
 
     async def without_redis(self, call: Call, error: CacheUnavailableError) -> Any:
         """Load for this caller only, because Redis does not answer."""
         self.counters.tell("unavailable", call.key, str(error))
-        return await self.load(call)
+        with self.using(call.session):
+            return await self.load(call)
+
+    def using(self, session: Session | None) -> Use:
+        """A load for one caller only; with `loading`, one that may become an entry. Blocks that want it alone."""
+        return Use(self.plan.function, self.plan.session_name, session)
+
+    def loading(self, session: Session | None) -> Load:
+        """A load that may become an entry."""
+        return Load(self.plan.function, self.plan.session_name, session)
 
     async def load(self, call: Call) -> Any:
         """Run the function."""

@@ -90,3 +90,21 @@ class CacheUnavailableError(FastRDBError):
 
     def __str__(self) -> str:
         return f"the cache is unavailable: {self.operation}: {self.reason}"
+
+
+class SessionInUseError(FastRDBError, RuntimeError):
+    """Two tasks use one session at once: `function` was called with it (as `parameter`) while `other` was using it."""
+
+    def __init__(self, function: str, parameter: str | None, other: str) -> None:
+        super().__init__(function, parameter, other)
+        self.function = function
+        self.parameter = parameter
+        self.other = other
+
+    def __str__(self) -> str:
+        name = f"parameter '{self.parameter}'" if self.parameter is not None else "its session"
+        return (
+            f"{self.function}: {name} is in use by a call of {self.other} in another task: an AsyncSession and its "
+            "connection are for one task at a time. Give each task a session of its own, or await one call after the "
+            "other"
+        )

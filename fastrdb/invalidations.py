@@ -13,6 +13,7 @@ from typing import Any
 from .cache import BaseCache
 from .calls import CallPlan
 from .endings import leave
+from .inside import Use
 from .prefixes import Prefix
 from .reaches import RESULT
 from .session import has_transaction, sync_session
@@ -46,7 +47,7 @@ class Invalidation:
         if session is not None and has_transaction(session):
             scope.join(session)
         try:
-            with scope.entered():
+            with Use(plan.function, plan.session_name, session), scope.entered():
                 result = await function()
         finally:
             ending = leave(scope)

@@ -11,11 +11,10 @@ from typing import Any
 from .cache import LoopState
 from .codec import encode_missing
 from .entries import MISS, Call, Entries, taking_notes
-from .errors import CacheUnavailableError
-from .session import fresh_reads, missing_row, unfit
+from .errors import CacheUnavailableError, SessionInUseError
+from .session import fresh_reads, missing_row
 from .singleflight import Absent, Again, Alone, Failed, Flight, Landed, Late, Outcome, Watch
 from .store import Barred, Busy, Granted, Hit
-from .works import mark
 
 LOST = "the lease was lost: a write came between, or the load was slow"
 
@@ -141,15 +140,18 @@ class Miss:
         return loaded.value
 
     async def _load(self) -> Loaded:
-        query, call, since = self.query, self.call, mark()
+        query, call = self.query, self.call
         value, error = None, None
-        old = await self._old(since)  # asked now, too: when the load is done, that transaction may be over
-        with fresh_reads(call.session), taking_notes() as notes:
+        load = query.loading(call.session)
+        old = await load.unfit()  # asked now, too: when the load is done, that transaction may be over
+        with load, fresh_reads(call.session), taking_notes() as notes:
             try:
                 value = await query.load(call)
+            except SessionInUseError:
+                raise  # who waits has a session of its own
             except Exception as raised:  # noqa: BLE001  # raised again when those who wait know of it
                 error = raised
-        old = old or await self._old(since)
+        old = old or await load.unfit()
         outcome: Outcome = Alone()
         if error is None:
             raw, reason = query.encoded(value, notes)
@@ -161,10 +163,6 @@ class Miss:
             if not old and not notes:
                 outcome = Failed(error)
         return Loaded(value, error, raw, old or reason, outcome)
-
-    async def _old(self, since: int) -> str | None:
-        """Why what was loaded is this caller's only: its session may have looked at something older or unpublished."""
-        return None if self.call.session is None else await unfit(self.call.session, since)
 
     async def _fill(self, loaded: Loaded) -> bool:
         query, call = self.query, self.call

@@ -16,10 +16,10 @@ from typing import Any
 
 from .entries import MISS, Call, Entries
 from .errors import CacheUnavailableError, OptionError
+from .inside import apart
 from .misses import Loaded, Miss
 from .session import missing_row, sync_session
 from .store import Barred, Busy, Granted, Hit, Timed
-from .works import apart, mark
 
 logger = logging.getLogger("fastrdb")
 
@@ -36,7 +36,7 @@ class Reload(Miss):
 
     async def attempt(self) -> Any:
         """The new value; or MISS, where it is not for this caller to load, or Redis does not answer."""
-        if await self._old(mark()) is not None:  # what it loads could not be stored
+        if await self.query.loading(self.call.session).unfit() is not None:  # what it loads could not be stored
             return MISS
         query, key = self.query, self.call.key
         with self.state.flights.open(self.token) as mine:  # before `acquire`: who finds our lease finds our flight

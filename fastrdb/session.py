@@ -18,10 +18,12 @@ from sqlalchemy.orm import ORMExecuteState, Session
 from sqlalchemy.util import greenlet_spawn
 
 from .drivers import ask_level, has_written, known_level, sqlite_driver, streams
-from .uses import changed
+from .uses import changed, used_here
 from .works import Transaction, connections_of, state_of, transaction_of, undone_since
 
 WROTE = "the session has written in its open transaction"
+UNTOLD = "the database does not tell the state of the transaction"
+READ_BACK = "the session has read what it had written, and rolled it back"
 _CURRENT = ("READ COMMITTED", "AUTOCOMMIT")  # levels at which a statement sees all that is committed by then
 _UNREACHABLE = (
     "08",
@@ -69,7 +71,7 @@ async def unfit(session: Session, since: int) -> str | None:
     if wrote(session):
         return WROTE
     if undone_since(session, since):
-        return "the session has read what it had written, and rolled it back"
+        return READ_BACK
     for connection in connections_of(session):
         if connection.closed:
             continue
@@ -81,13 +83,13 @@ async def unfit(session: Session, since: int) -> str | None:
             if transaction is not None and transaction.called and await greenlet_spawn(has_written, connection):
                 return WROTE
         except Exception as error:  # noqa: BLE001  # the driver's own: a failed transaction, say, answers nothing
-            return f"the database does not tell the state of the transaction: {error}"
-        if (old := _old(connection, transaction, level, since)) is not None:
+            return f"{UNTOLD}: {error}"
+        if (old := older(connection, transaction, level, since)) is not None:
             return old
     return None
 
 
-def _old(connection: Connection, transaction: Transaction | None, level: str, since: int) -> str | None:
+def older(connection: Connection, transaction: Transaction | None, level: str, since: int) -> str | None:
     """Rule 2: why a statement on `connection` may be answered from before `since`."""
     if level == "READ UNCOMMITTED":
         return "READ UNCOMMITTED sees what may never be committed"
@@ -159,16 +161,17 @@ def fresh_reads(session: Session | None) -> Iterator[None]:
     load = _Load()
     token = _load.set(load)
     # Session.get() and many-to-one loads look into the identity map before any statement.
-    hidden = session is not None and len(session.identity_map) > 0 and "_identity_lookup" not in session.__dict__
-    if hidden and session is not None:
-        session.__dict__["_identity_lookup"] = _found_nothing
+    asked = {session, *used_here()} if session is not None else set(used_here())
+    hidden = [each for each in asked if len(each.identity_map) > 0 and "_identity_lookup" not in each.__dict__]
+    for each in hidden:
+        each.__dict__["_identity_lookup"] = _found_nothing
     try:
         yield
     finally:
         load.active = False
         _load.reset(token)
-        if hidden and session is not None:  # by this load, and not by one that this one is a part of
-            session.__dict__.pop("_identity_lookup", None)
+        for each in hidden:  # by this load, and not by one that this one is a part of
+            each.__dict__.pop("_identity_lookup", None)
 
 
 def _found_nothing(*args: Hashable, **kwargs: Hashable) -> None:

@@ -24,8 +24,9 @@ from .commits import watch
 from .drivers import autocommits, level_is_set, sqlite_driver, stream_begins
 from .endings import end_own, finish, undo
 from .endings import settled as settled
+from .inside import rollback_begins, statement_begins
 from .sql import Does, effect, sets_isolation
-from .works import Phase, Transaction, Work, new_transaction, scopes, state_of, take_state, transaction_of, undo_for
+from .works import Phase, Transaction, Work, new_transaction, scopes, state_of, take_state, transaction_of
 
 _log = logging.getLogger("fastrdb")
 
@@ -48,6 +49,7 @@ def _on_rollback(connection: Connection) -> None:
     transaction = transaction_of(connection)
     if transaction is None:
         return
+    rollback_begins(connection, transaction)
     _undone(transaction)  # others may go on in it, where a pool gives the same connection to all
     transaction.wrote = transaction.called = False
     if transaction.phase in (Phase.OPEN, Phase.PREPARED):
@@ -105,6 +107,7 @@ def _on_statement(
     transaction = transaction_of(connection)
     if transaction is None or transaction.phase in (Phase.PREPARED, Phase.SENT):  # then it is a part of that COMMIT
         return
+    statement_begins(connection, transaction)
     if connection.dialect.name == "sqlite" and context is not None and context.execution_options.get("stream_results"):
         stream_begins(connection, context)
     does = _effect(connection, statement, context)
@@ -188,8 +191,7 @@ def _on_error(context: ExceptionContext) -> None:
 def _undone(transaction: Transaction) -> None:
     _distrust(transaction)
     if transaction.wrote or transaction.called:
-        for session in transaction.sessions:
-            undo_for(session)
+        transaction.undo()
 
 
 def _distrust(transaction: Transaction) -> None:

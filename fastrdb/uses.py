@@ -7,6 +7,7 @@ the session's flush, and its commit, come when the call is over.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -25,10 +26,15 @@ def changed(session: Session) -> bool:
 
 def join_changed(scope: Scope) -> None:
     """Put the prefixes of a call on the sessions that have changes when it is over; more than its own at worst."""
-    task = _task()
-    for session in {*scope.seen, *(_used.get(task, ()) if task is not None else ())}:
+    for session in {*scope.seen, *used_here()}:
         if session.in_transaction() and changed(session):
             scope.join(session)
+
+
+def used_here() -> Iterable[Session]:
+    """The sessions that this task has used."""
+    task = _task()
+    return _used.get(task, ()) if task is not None else ()
 
 
 @event.listens_for(Session, "after_transaction_create")

@@ -68,6 +68,7 @@ class Transaction:
     phase: Phase = Phase.OPEN
     wrote: bool = False  # what is neither committed nor rolled back
     called: bool = False  # functions that may have written
+    undone: int = 0  # the point at which something that it wrote was last rolled back, as `mark` gives it
     published: bool = False  # something is committed: by COMMIT, by itself, or implicitly
     autocommit: bool = False  # what it published was committed by itself, and so will be all that follows
     loose: bool = False  # ended by hand: from then on, statements may commit by themselves
@@ -85,6 +86,12 @@ class Transaction:
     def settled(self) -> bool:
         """True if no COMMIT is to come."""
         return self.autocommit or self.phase not in (Phase.OPEN, Phase.PREPARED, Phase.SENT)
+
+    def undo(self) -> None:
+        """Something that it wrote is rolled back: what was read of it was never committed."""
+        self.undone = mark()
+        for session in self.sessions:
+            session.info[_UNDONE] = self.undone
 
     def leave(self, session: Session) -> None:
         """The session's transaction has ended, whatever becomes of this one."""
@@ -235,11 +242,6 @@ def take_state(session: Session) -> State | None:
     """The state of a root transaction that has ended; the next one gets a new one."""
     state: State | None = session.info.pop(_INFO, None)
     return state
-
-
-def undo_for(session: Session) -> None:
-    """Something that the session wrote has been undone: what it has read meanwhile was never committed."""
-    session.info[_UNDONE] = mark()
 
 
 def undone_since(session: Session, since: int) -> bool:

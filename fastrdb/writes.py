@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any, Generic, TypeVar
 
 from sqlalchemy.exc import IntegrityError
@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from fastrdb.bindings import Bindings
 from fastrdb.drivers import autocommits
+from fastrdb.inside import Use
 from fastrdb.instances import build, change
 from fastrdb.statements import Statements, dialect_of, only
 from fastrdb.units import Unit, begin, roll_back, unit_of_work
@@ -67,14 +68,19 @@ class Write(Generic[Response]):
         await self._begin()
         if (await self.db.scalars(self.sql.exists(key))).first() is not None and (found := await self._found(key)):
             return await self.update(found, changes)
+        alone = (
+            await self._autocommits()
+        )  # PostgreSQL has no savepoints there, and a statement that fails undoes itself
         try:
-            async with self.db.begin_nested():
+            async with nullcontext() if alone else self.db.begin_nested():
                 row = build(self.sql.columns, new)
                 self.db.add(row)
                 await self._foretell([row])
                 await self.db.flush()
         except IntegrityError:
-            if self.unit.began:
+            if alone and not self.unit.commits:  # the flush has ended the caller's transaction
+                raise
+            if self.unit.began or alone:
                 await roll_back(self.db)
             if not (found := await self._found(key)):
                 raise
@@ -103,10 +109,13 @@ class Write(Generic[Response]):
 
     async def _foretell(self, rows: Sequence[Any]) -> None:
         """Say it before the flush, where that commits by itself; what only the database fills in is not known yet."""
-        connection = (await self.db.connection(bind_arguments={"mapper": self.sql.columns.mapper})).sync_connection
-        if connection is not None and autocommits(connection):
+        if await self._autocommits():
             with self.db.no_autoflush:
                 await self._touch(rows)
+
+    async def _autocommits(self) -> bool:
+        connection = (await self.db.connection(bind_arguments={"mapper": self.sql.columns.mapper})).sync_connection
+        return connection is not None and autocommits(connection)
 
     async def _found(self, key: Mapping[str, Any]) -> list[Any]:
         rows = await self._locked(key, limit=2)
@@ -135,5 +144,6 @@ async def write(
     db: AsyncSession, redis: Any, sql: Statements, bound: Bindings[Response]
 ) -> AsyncIterator[Write[Response]]:
     """A write in a transaction: see `unit_of_work`."""
-    async with unit_of_work(db) as unit:
-        yield Write(db, redis, sql, bound, unit)
+    with Use(bound.owner, "db", db.sync_session):
+        async with unit_of_work(db) as unit:
+            yield Write(db, redis, sql, bound, unit)

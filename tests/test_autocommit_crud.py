@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from redis.asyncio import Redis
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, event, text
 from sqlalchemy.util import await_only
 
 from fastrdb import Cache, FastRDB
@@ -108,3 +108,67 @@ async def test_lists_told_afterwards(w: World, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(Write, "_foretell", nothing)
     with pytest.raises(AssertionError):
         await race(w)
+
+
+async def upserted(w: World, *, opened: bool = False) -> None:
+    """A new row, the same again, and one that somebody else inserts just before: without a savepoint."""
+    items = crud(w)
+
+    async def upsert(name: str, number: int = 3) -> str:
+        async with w.database.sessions() as db:
+            if opened:
+                async with db.begin():
+                    found = await items.upsert(db, w.client, {"id": number, "name": name, "owner_id": 1})
+            else:
+                found = await items.upsert(db, w.client, {"id": number, "name": name, "owner_id": 1})
+            return found.name
+
+    async def kept(number: int = 3) -> str:
+        async with w.database.sessions() as db:
+            return (await items.get(db, w.client, id=number)).name
+
+    assert [await upsert("a"), await kept(), await kept()] == ["a"] * 3
+    assert [await upsert("b"), await kept(), await kept()] == ["b"] * 3
+
+
+async def overtaken(w: World) -> None:
+    """Somebody else inserts the row when `upsert` has found none: it is changed."""
+    items = crud(w)
+    gate = before_insert(w)
+
+    async def upsert() -> str:
+        async with w.database.sessions() as db:
+            return (await items.upsert(db, w.client, {"id": 3, "name": "b", "owner_id": 1})).name
+
+    upserting = spawn(upsert())
+    await gate.reached()
+    async with w.database.sessions() as db:
+        await db.execute(text("INSERT INTO item (id, name, owner_id) VALUES (3, 'a', 1)"))
+    gate.open()
+    assert await upserting == "b"
+    async with w.database.sessions() as db:
+        assert (await items.get(db, w.client, id=3)).name == "b"
+    assert await w.truth(3) == "b"
+
+
+def before_insert(w: World) -> Gate:
+    """Hold whoever is about to insert by way of the ORM, once."""
+    gate = Gate()
+
+    def hold(c: Connection, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool) -> None:
+        if context.isinsert and not gate.was_reached:
+            await_only(gate.hold())
+
+    event.listen(w.database.engine.sync_engine, "before_cursor_execute", hold)
+    return gate
+
+
+@pytest.mark.parametrize("opened", [False, True], ids=["by itself", "in the caller's transaction"])
+async def test_upsert(w: World, opened: bool) -> None:
+    """Where a database has no savepoints outside of transactions, none is needed: the statement stands for itself."""
+    await upserted(w, opened=opened)
+
+
+async def test_upsert_is_overtaken(w: World) -> None:
+    """And what has failed has changed nothing."""
+    await overtaken(w)

@@ -12,12 +12,14 @@ from sqlalchemy import Connection
 
 import fastrdb.drivers
 import fastrdb.entries
+import fastrdb.inside
 import fastrdb.leases
 import fastrdb.loads
 import fastrdb.misses
 import fastrdb.session
 import fastrdb.sweep
 import fastrdb.transactions
+from fastrdb.inside import Load
 from fastrdb.store import Busy
 from fastrdb.works import Scope, Transaction
 from tests.support import databases, scenarios, scenarios_commits, scenarios_sessions
@@ -142,7 +144,8 @@ async def test_without_rule_2(
     async def fit(session: object, since: int) -> None:
         return None
 
-    monkeypatch.setattr(fastrdb.misses, "unfit", fit)
+    monkeypatch.setattr(fastrdb.inside, "unfit", fit)
+    monkeypatch.setattr(Load, "sees", lambda *_: None)
     await postgresql_server.clear()
     async with (
         databases.opened(postgresql_server.url, isolation_level="REPEATABLE READ") as database,
@@ -161,7 +164,8 @@ async def test_rule_2_asked_after_the_load_only(
         asked.append(since)
         return await unfit(session, since) if asked.count(since) > 1 else None
 
-    monkeypatch.setattr(fastrdb.misses, "unfit", late)
+    monkeypatch.setattr(fastrdb.inside, "unfit", late)
+    monkeypatch.setattr(Load, "sees", lambda *_: None)
     await postgresql_server.clear()
     async with (
         databases.opened(postgresql_server.url, isolation_level="REPEATABLE READ") as database,

@@ -33,7 +33,7 @@ ROOMS = {
         *("nodes", "masters", "cluster_direct", "link", "leases", "sweep", "cluster_leases", "cluster_sweep"),
         *("layouts", "repairs", "intent", "store"),
     ],
-    "session": ["sql", "works", "uses", "drivers", "commits", "endings", "transactions", "session"],
+    "session": ["sql", "works", "uses", "drivers", "commits", "endings", "session", "inside", "transactions"],
     "cache": ["loops", "cache", "entries", "misses", "reloads", "loads", "timed", "near_loads", "invalidations"],
     "many": ["batch", "batch_timed", "many"],
     "decorators": ["protocols", "decorators"],
