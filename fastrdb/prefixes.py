@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import product
 from typing import Final
 
@@ -68,7 +69,7 @@ class Prefix:
         if not self.filters:
             return True
         body = "".join(_python(piece) for piece in _pieces(self))
-        ends = self._ends(r"\Z", "[:?&]")
+        ends = self.ends(r"\Z", "[:?&]")
         raw, start = key.encode(), re.escape(self.head.encode())
         return any(re.match(start + (body + end).encode(), raw, re.DOTALL) for end in ends) or self._digest(key)
 
@@ -78,7 +79,8 @@ class Prefix:
         at = rest.rfind(DIGEST_MARK)
         return at >= 0 if self.glob else at == 0
 
-    def _ends(self, end: str, separator: str) -> tuple[str, ...]:
+    def ends(self, end: str, separator: str) -> tuple[str, ...]:
+        """What a pattern of it may end with: what says that the key ends there, or goes on behind a separator."""
         if self.whole:
             return end, separator
         return ("",)
@@ -89,12 +91,17 @@ class Prefix:
 
         Empty if `head` alone decides.
         """
-        if not self.filters:
-            return ""
-        start = f"^{_lua_literal(self.head)}"
-        body = "".join(_lua(piece) for piece in _pieces(self))
-        lines = [f"{start}{body}{end}" for end in self._ends("$", "[:?&]")]
-        return "\n".join([*lines, f"{start}{'.-' if self.glob else ''}%%h"])
+        return _lua_patterns(self)
+
+
+@lru_cache(1024)  # a transaction asks two or three times for each of its own
+def _lua_patterns(prefix: Prefix) -> str:
+    if not prefix.filters:
+        return ""
+    start = f"^{_lua_literal(prefix.head)}"
+    body = "".join(_lua(piece) for piece in _pieces(prefix))
+    lines = [f"{start}{body}{end}" for end in prefix.ends("$", "[:?&]")]
+    return "\n".join([*lines, f"{start}{'.-' if prefix.glob else ''}%%h"])
 
 
 def successor(raw: bytes) -> bytes | None:
