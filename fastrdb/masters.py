@@ -75,11 +75,13 @@ class Masters:
 
     async def aclose(self, *, closing: bool = False) -> None:
         """Give connections back, or close them before."""
+        for master in list(self._masters.values()):
+            await master.aclose(closing=closing)
+        # Last, for a master that does not answer has the map looked at: what a look that outlives this connects to,
+        # nobody would close.
         if self._looking is not None:
             self._looking.cancel()
             await asyncio.wait({self._looking})
-        for master in self._masters.values():
-            await master.aclose(closing=closing)
 
     def lose(self) -> None:
         """Forget all connections: the event loop has ended."""
@@ -97,6 +99,7 @@ class Masters:
         """Look in a task of its own: it may take longer than who needs it can wait."""
         if self._looking is None:
             self._looking = asyncio.get_running_loop().create_task(self._initialize(known_by), context=Context())
+            self._looking.add_done_callback(self._has_looked)
         return self._looking
 
     async def _initialize(self, known_by: Any) -> None:
@@ -104,13 +107,14 @@ class Masters:
             await known_by.initialize()
         except Exception as error:  # noqa: BLE001  # whatever it is, it is tried again
             logger.debug("the map of the cluster: %s", error)
-        finally:
-            self._looking, self._looked = None, asyncio.get_running_loop().time()
+
+    def _has_looked(self, task: asyncio.Task[None]) -> None:
+        self._looking, self._looked = None, task.get_loop().time()
 
     async def _looked_up(self, known_by: Any) -> None:
         try:
             with self._deadlines.start():
-                await asyncio.shield(self._look(known_by))
+                await asyncio.wait({self._look(known_by)})  # it goes on, whatever becomes of who waits, and if closed
         except TimeoutError as error:
             raise self._boundary.failed("connect", error) from error
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 
@@ -20,16 +19,13 @@ from tests.support.cluster import Cluster
 from tests.support.versions import Versions
 
 CALLERS = 8
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _connections_to_the_dead() -> Iterator[None]:
-    """Collect what a killed master leaves unclosed here, and not in the middle of somebody else's test."""
+@pytest.fixture(autouse=True)
+def _nothing_is_left_open() -> Iterator[None]:
+    """Have a connection that nobody has closed told of here, where it was made, and not in somebody else's test."""
     yield
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        gc.collect()
+    gc.collect()
 
 
 class Load:

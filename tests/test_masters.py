@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from typing import Any, Self
@@ -312,6 +313,44 @@ async def test_a_master_that_nobody_knew(mortal: Cluster) -> None:
                     store.closed(client)
                     await asyncio.sleep(0.01)
         assert masters_of(store)._of_slot(SLOT).name == joined.name
+        await store.aclose()
+
+
+async def test_nothing_is_looked_at_behind_a_closed_store(
+    cluster_client: RedisCluster, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A master fails while it is closed, and has the map looked at: that ends too, or its connections stayed open."""
+    masters, never = masters_of(store), asyncio.Event()
+    master = masters._of_slot(SLOT)
+
+    async def fails(*, closing: bool = False) -> None:
+        master.failed("PING", ConnectionError("gone"))
+
+    masters._looked = -math.inf
+    monkeypatch.setattr(master.wire, "aclose", fails)
+    monkeypatch.setattr(type(cluster_client.nodes_manager), "initialize", lambda *_: never.wait())
+    await store.aclose()
+    assert masters._looking is None
+    assert len(asyncio.all_tasks()) == 1
+
+
+async def test_a_look_that_is_cut_short_is_no_cancellation(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits for a look when the store is closed does with the map that there is, and the next one, too."""
+    async with cluster.client() as client:
+        store, looking = store_on(client), asyncio.Event()
+
+        async def never(*_: object, **__: object) -> None:
+            looking.set()
+            await asyncio.Event().wait()
+
+        with monkeypatch.context() as patched:
+            patched.setattr(type(client.nodes_manager), "initialize", never)
+            patched.setattr(client, "_initialize", True)  # or else the client does not look
+            reading = asyncio.ensure_future(store.get(client, KEY))
+            await looking.wait()
+            await store.aclose()
+            assert await reading is None
+        assert await store.get(client, KEY) is None
         await store.aclose()
 
 
