@@ -13,7 +13,7 @@ from time import monotonic
 FAILURES = 3
 """In a row: one is an accident, and each costs its caller up to the deadline."""
 _PAUSES = (0.1, 0.2)
-_PAUSES = (0.1, 0.2)
+"""Seconds between two tries; the last one again and again. Short, so that a server that is back is used again soon."""
 
 
 class Breaker:

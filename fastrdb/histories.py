@@ -31,8 +31,8 @@ logger = logging.getLogger("fastrdb")
 
 LOOK = Call(Script.load("look"), (), ())
 _FORGET = Script.load("slot_forget")
-_HEALING_MS = 10_000
-"""A process that has not gone on for so long is taken for dead."""
+_HEALING_MS = 2_000
+"""A process that has not gone on for so long is taken for dead: several times as long as a step may last."""
 _PAUSE = 0.05
 _SLOTS_AT_ONCE = 512
 _NAMES_AT_ONCE = 256
@@ -52,7 +52,8 @@ class Histories:
         self._good: set[bytes] = {b""}
         self._doubtful: set[bytes] = set()
         self._task: asyncio.Task[None] | None = None
-        self._untold = False
+        self._token = secrets.token_hex(16)
+        self._untold = self._warned = False
 
     @property
     def other_data(self) -> bool:
@@ -109,21 +110,34 @@ class Histories:
             await asyncio.wait({self._task})
 
     async def _heal(self, run: Run) -> None:
-        token = secrets.token_hex(16)
         try:
             with suppress(CacheUnavailableError):  # who asks next tries again
-                if not await self.settle(run):
-                    logger.warning("%s: everything is invalidated before it is used again", OTHER_DATA)
-                    while not await self.settle(run):
-                        await (self._forget_all(run) if await self._mine(run, token) else asyncio.sleep(_PAUSE))
+                while not await self.settle(run):
+                    self._warn()
+                    await (self._take_turn(run) if await self._mine(run) else asyncio.sleep(_PAUSE))
+                if self._warned:
                     logger.info("everything has been invalidated: the cache is used again")
+                self._warned = False
         finally:
             self._task = None
 
-    async def _mine(self, run: Run, token: str) -> bool:
-        """Whether this process is to do it."""
-        (reply,) = _raised(await run((("SET", self._names.healing, token, "NX", "PX", _HEALING_MS),)))
-        return reply is not None
+    def _warn(self) -> None:
+        if not self._warned:  # said once, however often it is tried
+            logger.warning("%s: everything is invalidated before it is used again", OTHER_DATA)
+        self._warned = True
+
+    async def _mine(self, run: Run) -> bool:
+        """Whether this process is to do it; or was, when it could not go on."""
+        healing = self._names.healing
+        taken = ("SET", healing, self._token, "NX", "PX", _HEALING_MS)
+        _, holder = _raised(await run((taken, ("GET", healing))))
+        return bool(holder == self._token.encode())
+
+    async def _take_turn(self, run: Run) -> None:
+        try:
+            await self._forget_all(run)
+        finally:  # also if it could not: another process may be able to
+            await run((("DEL", self._names.healing),))
 
     async def _forget_all(self, run: Run) -> None:
         doubtful = set(self._doubtful)  # what is found out from now on has not been deleted from the beginning
@@ -134,7 +148,6 @@ class Histories:
                 more = _raised(await run([Call(_FORGET, (roster,), (_NAMES_AT_ONCE,)) for roster in rosters]))
                 rosters = [roster for roster, left in zip(rosters, more, strict=True) if left]
         await self._note(run, doubtful)
-        await run((("DEL", self._names.healing),))
 
     async def _note(self, run: Send, good: set[bytes]) -> None:
         """Note in every shard what is good, and that its index is whole."""

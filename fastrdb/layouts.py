@@ -33,14 +33,17 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What the store works with. `insistent` tries Redis whatever the breaker says; `heal` is for other data."""
+    """What the store works with; `heal` is for other data.
+
+    The sweeper tries Redis whatever the breaker says, which may be open for a while yet when Redis is back: of a commit
+    that Redis is not told of, other processes do not know.
+    """
 
     names: Names
     trust: Restarts | Histories
     link: Link
     leases: Reading
     sweeper: Writing
-    insistent: Writing
     heal: Callable[[Client], None]
 
 
@@ -49,15 +52,13 @@ def one_server(settings: Settings) -> Layout:
     names = Names(settings.namespace)
     restarts = Restarts(names, settings.obstacles)
     link = Link(settings.timeout, restarts, settings.obstacles)
-    sweeper, insistent = (
-        Sweeper(each, names, settings.barrier_ms, settings.chunk, settings.near) for each in (link, link.insisting())
-    )
+    sweeper = Sweeper(link.insisting(), names, settings.barrier_ms, settings.chunk, settings.near)
 
     def heal(client: Client) -> None:
         restarts.heal(lambda call: link.script(client, call), lambda: sweeper.delete(client, [names.everything]))
 
     leases = Leases(link, names, restarts, settings.lease_ms, settings.chunk)
-    return Layout(names, restarts, link, leases, sweeper, insistent, heal)
+    return Layout(names, restarts, link, leases, sweeper, heal)
 
 
 def cluster(settings: Settings) -> Layout:
@@ -65,13 +66,11 @@ def cluster(settings: Settings) -> Layout:
     names = SlotNames(settings.namespace)
     histories = Histories(names, settings.obstacles)
     link = Link(settings.timeout, histories, settings.obstacles)
-    sweeper, insistent = (
-        ClusterSweeper(each, names, histories, settings.barrier_ms, settings.chunk, settings.near)
-        for each in (link, link.insisting())
-    )
+    insisting = link.insisting()
+    sweeper = ClusterSweeper(insisting, names, histories, settings.barrier_ms, settings.chunk, settings.near)
 
     def heal(client: Client) -> None:
         histories.heal(lambda commands: link.run(client, commands))
 
     leases = ClusterLeases(link, names, histories, settings.lease_ms, settings.chunk)
-    return Layout(names, histories, link, leases, sweeper, insistent, heal)
+    return Layout(names, histories, link, leases, sweeper, heal)

@@ -168,7 +168,10 @@ class Link:
         if self.breaker.opened and not self._insists:
             raise self._closed_for(operation, client)
         try:
-            return await self._find(client).send(commands)
+            route = self._find(client)
+            if self._insists and isinstance(route, Masters):
+                return await route.send(commands, insist=True)
+            return await route.send(commands)
         except CacheUnavailableError as error:  # of the batch: said here of what was asked
             raise CacheUnavailableError(operation, error.reason) from error
 

@@ -67,11 +67,14 @@ class Masters:
         raw: bytes | None = reply
         return raw
 
-    async def send(self, commands: Sequence[Command]) -> list[Any]:
-        """Send commands, those of each slot in their order; what fails is given as it is, an exception."""
+    async def send(self, commands: Sequence[Command], *, insist: bool = False) -> list[Any]:
+        """Send commands, those of each slot in their order; what fails is given as it is, an exception.
+
+        To `insist` is to try also the masters that have not answered lately.
+        """
         if not self._open:
             await self._begin()
-        return await self._send(commands)
+        return await self._send(commands, insist=insist)
 
     async def aclose(self, *, closing: bool = False) -> None:
         """Give connections back, or close them before."""
@@ -168,7 +171,7 @@ class Masters:
 
     # --- commands
 
-    async def _send(self, commands: Sequence[Command]) -> list[Any]:
+    async def _send(self, commands: Sequence[Command], *, insist: bool = False) -> list[Any]:
         replies: list[Any] = [None] * len(commands)
         groups: defaultdict[Master, list[int]] = defaultdict(list)
         for at, command in enumerate(commands):
@@ -179,7 +182,7 @@ class Masters:
 
         async def part(master: Master, places: Sequence[int]) -> None:
             try:
-                found = await master.send([commands[at] for at in places])
+                found = await master.send([commands[at] for at in places], insist=insist)
             except CacheUnavailableError as error:
                 found = [error] * len(places)
             for at, reply in zip(places, found, strict=True):
@@ -190,28 +193,28 @@ class Masters:
         else:
             await asyncio.gather(*(part(master, places) for master, places in groups.items()))
         for at in redirected(commands, replies):
-            replies[at] = await self._follow(commands[at], replies[at])
+            replies[at] = await self._follow(commands[at], replies[at], insist=insist)
         return replies
 
-    async def _follow(self, command: Command, reply: Any) -> Any:
+    async def _follow(self, command: Command, reply: Any, *, insist: bool = False) -> Any:
         """Send a command again, to whom its slot has gone."""
         for _ in range(_REDIRECTIONS):
             try:
-                reply = await self._again(command, reply)
+                reply = await self._again(command, reply, insist=insist)
             except CacheUnavailableError as error:
                 return error
             if not isinstance(reply, AskError):
                 break
         return reply
 
-    async def _again(self, command: Command, reply: Any) -> Any:
+    async def _again(self, command: Command, reply: Any, *, insist: bool) -> Any:
         slot = slot_of(key_of(command) or b"")
         if isinstance(reply, MovedError):
             await self._note_move(slot, reply)
         elif isinstance(reply, AskError):
             master = self._master(await self._known(reply))
-            return (await master.send((("ASKING",), command)))[1]
-        return (await self._of_slot(slot).send((command,)))[0]
+            return (await master.send((("ASKING",), command), insist=insist))[1]
+        return (await self._of_slot(slot).send((command,), insist=insist))[0]
 
     async def _note_move(self, slot: int, error: MovedError) -> None:
         name = await self._known(error)

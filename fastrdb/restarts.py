@@ -43,6 +43,7 @@ class Restarts:
     def __init__(self, names: Names, obstacles: Obstacles) -> None:
         self._names, self._obstacles = names, obstacles
         self._task: asyncio.Task[None] | None = None
+        self._token = secrets.token_hex(16)  # one for all tries: who could not go on need not wait for itself
         self._untold = False
         self._question = self._call("")
 
@@ -81,11 +82,11 @@ class Restarts:
             await asyncio.wait({self._task})
 
     async def _heal(self, run: Run, delete_all: Callable[[], Awaitable[object]]) -> None:
-        token, done = secrets.token_hex(16), ""
+        done = ""
         # A lost connection, or a replica: who asks next tries again.
         with suppress(CacheUnavailableError, RedisConnectionError):
             while self.other_data:
-                reply = await run(self._call(token, done))
+                reply = await run(self._call(self._token, done))
                 self._judge(reply)
                 match reply:
                     case [b"mine", life]:

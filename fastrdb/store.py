@@ -73,10 +73,9 @@ class Store:
         settings = Settings(namespace, timeout, lease_ms, barrier_ms, chunk, self.obstacles, self.near)
         self._layout = layout = layouts.cluster(settings) if cluster else layouts.one_server(settings)
         self._names, self._link, self._leases = layout.names, layout.link, layout.leases
-        # A commit that may not go on without Redis tries it in any case.
-        self._sweeper = layout.insistent if on_error == "raise" else layout.sweeper
-        self._repairs = Repairs(layout.insistent, self.obstacles, sleep)
-        self._room = Room(layout.names, self._sweeper, self._repairs, on_error, renew=barrier / 2)
+        self._sweeper = layout.sweeper
+        self._repairs = Repairs(layout.sweeper, self.obstacles, sleep)
+        self._room = Room(layout.names, layout.sweeper, self._repairs, on_error, renew=barrier / 2)
 
     @property
     def owes(self) -> bool:

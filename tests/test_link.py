@@ -560,3 +560,23 @@ async def test_a_gate_for_the_look(client: Redis, store: Store, monkeypatch: pyt
     assert out_of(client) == 1
     gate.open()
     assert await asking is None
+
+
+async def test_a_writer_tries_a_server_that_has_not_answered_lately(client: Redis, store: Store) -> None:
+    """It may be back: a commit that it is not told of is one that others do not know of. Readers leave it alone."""
+    await store.acquire(client, "user:1", "t")
+    assert await store.fill(client, "user:1", "t", b"old", 60_000)
+    breaker = store._link.breaker
+    breaker._clock = lambda: 0.0  # it is never time to try again
+    while not breaker.opened:
+        store._link.failed("PING", ConnectionError("gone"))
+    assert store.closed(client)
+    with pytest.raises(CacheUnavailableError, match="has not answered lately"):
+        await store.get(client, "user:1")
+    intent = store.intent(client)
+    intent.add([Prefix("user:")])
+    await intent.begin()
+    assert not store.owes
+    assert await client.get("user:1") is None
+    await intent.end(committed=True)
+    assert not store.closed(client), "its answers are answers"

@@ -316,6 +316,26 @@ async def test_a_master_that_nobody_knew(mortal: Cluster) -> None:
         await store.aclose()
 
 
+async def test_a_writer_tries_a_master_that_has_not_answered_lately(
+    cluster: Cluster, cluster_client: RedisCluster, store: Store
+) -> None:
+    """It may be back: a commit that it is not told of is one that others do not know of. Readers leave it alone."""
+    await stored(cluster_client, store, KEY)
+    for master in masters_of(store)._masters.values():
+        master.breaker._clock = lambda: 0.0  # it is never time to try again
+        while not master.breaker.opened:
+            master.failed("PING", ConnectionError("gone"))
+    with pytest.raises(CacheUnavailableError, match="has not answered lately"):
+        await store.get(cluster_client, KEY)
+    intent = store.intent(cluster_client)
+    intent.add([Prefix("user:")])
+    await intent.begin()
+    assert not store.owes
+    assert cluster.owner(SLOT).ask("EXISTS", KEY) == 0
+    await intent.end(committed=True)
+    assert await store.get(cluster_client, KEY) is None, "its answers are answers"
+
+
 async def test_nothing_is_looked_at_behind_a_closed_store(
     cluster_client: RedisCluster, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -164,6 +164,7 @@ async def _restart(stage: Stage) -> None:
     folder = await _folder(stage, server)
     async with stage.outage():
         restart(server, folder=folder)
+        await stage.servers.serving(server)
 
 
 async def _snapshot(stage: Stage) -> None:
@@ -174,6 +175,7 @@ async def _snapshot(stage: Stage) -> None:
     await asyncio.sleep(_SNAPSHOT_AGE)
     async with stage.outage():
         restart(server, folder=None)
+        await stage.servers.serving(server)
 
 
 async def _folder(stage: Stage, server: EmbeddedServer) -> Path:

@@ -64,6 +64,13 @@ class Servers:
         async with Redis(host=HOST, port=server.port) as client:
             yield client
 
+    async def serving(self, server: EmbeddedServer) -> None:
+        """Wait until a server that was started again is there for its clients: a cluster's is not for two seconds."""
+        if self.address.cluster:
+            async with self.client(server) as client, asyncio.timeout(_LIMIT):
+                while not await _complete(client, len(self.servers)):  # noqa: ASYNC110  # theirs to say
+                    await asyncio.sleep(0.01)
+
 
 def restart(server: EmbeddedServer, *, folder: Path | None) -> None:
     """Kill a server and start it again; from the snapshot in `folder` if there is one, else empty."""

@@ -1,0 +1,46 @@
+"""What a cluster has been found to have, and the healing of it, step by step."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from redis.asyncio.cluster import RedisCluster
+
+from fastrdb import histories
+from fastrdb.errors import CacheUnavailableError
+from fastrdb.histories import Histories
+from fastrdb.scripts import Call, Command
+from tests.support.stores import store_on
+
+
+async def test_who_could_not_go_on_need_not_wait_for_itself(
+    cluster_client: RedisCluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Redis is away for a moment in the middle of the healing: the same process goes on at once; all is said once."""
+    caplog.set_level(logging.INFO, "fastrdb")
+    monkeypatch.setattr(histories, "_PAUSE", 3600.0)
+    store = store_on(cluster_client)
+    await store.get(cluster_client, "k")
+    trust = store._layout.trust
+    assert isinstance(trust, Histories)
+    fails = iter([False, True, True])
+
+    async def run(commands: Sequence[Call | Command]) -> list[Any]:
+        if isinstance(commands[0], Call) and next(fails, False):
+            raise CacheUnavailableError("EVALSHA", "gone")
+        return await store._link.run(cluster_client, commands)
+
+    trust.seen(b"another")
+    async with asyncio.timeout(20):
+        for still_doubtful in (True, True, False):
+            trust.heal(run)
+            assert trust._task is not None
+            await trust._task
+            assert trust.other_data is still_doubtful
+    await store.aclose()
+    told = [record.message for record in caplog.records if record.name == "fastrdb"]
+    assert len(told) == 2, told
