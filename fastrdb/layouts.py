@@ -10,6 +10,7 @@ from .cluster_sweep import ClusterSweeper
 from .histories import Histories
 from .leases import Leases, Reading
 from .link import Client, Link
+from .masters import Met
 from .near import NearCache
 from .obstacles import Obstacles
 from .restarts import Restarts
@@ -29,6 +30,7 @@ class Settings:
     chunk: int
     obstacles: Obstacles
     near: NearCache
+    met: Met | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ def cluster(settings: Settings) -> Layout:
     """Each slot is a step of its own."""
     names = SlotNames(settings.namespace)
     histories = Histories(names, settings.obstacles)
-    link = Link(settings.timeout, histories, settings.obstacles)
+    link = Link(settings.timeout, histories, settings.obstacles, settings.met)
     insisting = link.insisting()
     sweeper = ClusterSweeper(insisting, names, histories, settings.barrier_ms, settings.chunk, settings.near)
 

@@ -28,7 +28,7 @@ from .direct import Client as Client
 from .direct import Direct
 from .errors import CacheUnavailableError
 from .histories import Histories
-from .masters import Masters
+from .masters import Masters, Met
 from .nodes import NodeSource
 from .obstacles import Obstacles
 from .reasons import hushed
@@ -63,9 +63,13 @@ class Link:
     Everything here may raise CacheUnavailableError.
 
     `restarts` is asked about each new connection. What it finds is said of reads here, and by the scripts of the rest.
+    `met` is told of each master of a cluster before it is asked.
     """
 
-    def __init__(self, timeout: float, restarts: Restarts | Histories, obstacles: Obstacles) -> None:
+    def __init__(
+        self, timeout: float, restarts: Restarts | Histories, obstacles: Obstacles, met: Met | None = None
+    ) -> None:
+        self._met = met
         self._deadlines, self._restarts, self._obstacles = Deadlines(timeout), restarts, obstacles
         self.breaker = Breaker()
         self._routes: WeakKeyDictionary[Any, Route] = WeakKeyDictionary()
@@ -190,8 +194,9 @@ class Link:
     def _made(self, client: Any, pool: Any) -> Route:
         restarts = self._restarts
         if isinstance(restarts, Histories):
-            kind = Masters if _is_plain(client, RedisCluster) and NodeSource.spares_of(client) else ClusterDirect
-            return kind(client, self._deadlines, restarts, self)
+            if _is_plain(client, RedisCluster) and NodeSource.spares_of(client):
+                return Masters(client, self._deadlines, restarts, self, self._met)
+            return ClusterDirect(client, self._deadlines, restarts, self)
         if pool is None:
             return Direct(client, self._deadlines, restarts, self)
         return Wire(PoolSource(pool), self._deadlines, restarts, self)

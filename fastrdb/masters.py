@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from contextvars import Context
 from typing import Any
@@ -34,11 +34,17 @@ _REDIRECTIONS = 3
 _BETWEEN_LOOKS = 0.2
 """Seconds between two looks at the map of the cluster, at least."""
 
+Met = Callable[[Any, str, Callable[[], None]], None]
+"""Told of a client, the name of a master that it is about to ask, and how to have the map of the cluster looked at."""
+
 
 class Masters:
-    """The route to a cluster."""
+    """The route to a cluster. `met` is told of each master before it is asked for anything."""
 
-    def __init__(self, client: Any, deadlines: Deadlines, histories: Histories, boundary: Boundary) -> None:
+    def __init__(
+        self, client: Any, deadlines: Deadlines, histories: Histories, boundary: Boundary, met: Met | None = None
+    ) -> None:
+        self._met = met
         self._client, self._deadlines, self._histories, self._boundary = ref(client), deadlines, histories, boundary
         self._masters: dict[str, Master] = {}
         self._map: Any = None
@@ -137,6 +143,8 @@ class Masters:
         return master
 
     def _master(self, name: str) -> Master:
+        if self._met is not None:
+            self._met(self._alive(), name, self.look_soon)
         master = self._masters.get(name)
         if master is None:
             source = NodeSource(self._alive(), name)

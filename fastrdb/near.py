@@ -238,9 +238,14 @@ class NearCache:
         made.lost()
         return made
 
+    def part(self, channel: Channel) -> None:
+        """Do without a channel; what it would have told of must be gone."""
+        self._channels.remove(channel)
+        self.settle()
+
     def settle(self) -> None:
         """Work out anew until when entries can be believed."""
-        self.valid_until = min(channel.until for channel in self._channels)
+        self.valid_until = min((channel.until for channel in self._channels), default=-math.inf)
 
     def _key(self, name: bytes) -> str:
         """Give the key of a name in Redis. What is no UTF-8 is no key of ours, nor a part of one."""

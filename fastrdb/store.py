@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from . import layouts
+from .cluster_tracking import ClusterTracking
 from .errors import CacheUnavailableError
 from .intent import Intent, Room
 from .layouts import Settings
@@ -35,6 +36,8 @@ from .tracking import Tracking
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+
+    from .masters import Met
 
 
 class Store:
@@ -64,13 +67,13 @@ class Store:
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self.near = NearCache(near or Near(), before=Names(namespace).before)
-        self._tracking = Tracking(self.near, heads)
+        self._tracking, met = _tracking_of(self.near, heads, cluster=cluster)
         # All that entries may not be read for, in one place: on a hit one look has to do.
         self.obstacles = Obstacles()
         self._switch = Switch() if switch is None else switch
         self._switch.govern(self)
         lease_ms, barrier_ms = (max(1, round(seconds * 1000)) for seconds in (lease, barrier))
-        settings = Settings(namespace, timeout, lease_ms, barrier_ms, chunk, self.obstacles, self.near)
+        settings = Settings(namespace, timeout, lease_ms, barrier_ms, chunk, self.obstacles, self.near, met)
         self._layout = layout = layouts.cluster(settings) if cluster else layouts.one_server(settings)
         self._names, self._link, self._leases = layout.names, layout.link, layout.leases
         self._sweeper = layout.sweeper
@@ -118,9 +121,9 @@ class Store:
         If not, it is seen to that the server tells of changes, so that it can be some time later. `head` is what the
         key's pattern begins with.
         """
-        token = self.near.begin(key, head)
+        token = self.near.begin(key, head) if self._tracking.covers(client) else None
         if token is None:
-            self._tracking.start(getattr(client, "connection_pool", None))
+            self._tracking.follow(client)
         return token
 
     async def get_timed(self, client: Client, key: str) -> Timed | None:
@@ -237,3 +240,12 @@ class Store:
     def _targets(self, prefixes: Iterable[Reach], keys: Iterable[str]) -> list[Target]:
         names = self._names
         return [*dict.fromkeys([*map(names.under, prefixes), *map(names.exactly, keys)])]
+
+
+def _tracking_of(
+    near: NearCache, heads: Collection[str], *, cluster: bool
+) -> tuple[Tracking | ClusterTracking, Met | None]:
+    if cluster:
+        made = ClusterTracking(near, heads)
+        return made, made.met
+    return Tracking(near, heads), None

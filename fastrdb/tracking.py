@@ -62,6 +62,8 @@ class Tracking:
     Args:
         near: whom it tells of changes.
         wanted: the heads (without the namespace) of the patterns in use; may grow at any time.
+        of_cluster: it is one of a cluster's masters, which says in each sign of life that it still is.
+        off: is called whenever the channel could not be opened, or kept open.
         sleep, connect: for tests.
     """
 
@@ -70,10 +72,13 @@ class Tracking:
         near: NearCache,
         wanted: Collection[str],
         *,
+        of_cluster: bool = False,
+        off: Callable[[], None] = lambda: None,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
         connect: Callable[[Any], Any] = own_connection,
     ) -> None:
         self._near, self._wanted, self._sleep, self._connect = near, wanted, sleep, connect
+        self._of_cluster, self._is_off = of_cluster, off
         self._channel: Channel = near.channel()
         self._pool: Any = None
         self._task: asyncio.Task[None] | None = None
@@ -81,8 +86,16 @@ class Tracking:
         self._asked: float | None = None  # when the PING was sent that is not answered yet
         self._silent = False  # it has been said that it is off
 
+    def covers(self, client: Any) -> bool:
+        """Whether it tells of what this client reads: of one server's, always."""
+        return True
+
+    def follow(self, client: Any) -> None:
+        """See to it that somebody keeps the channel open to the server of this client."""
+        self.start(getattr(client, "connection_pool", None))
+
     def start(self, pool: Any) -> None:
-        """See to it that somebody keeps the channel open, with the settings of this connection pool."""
+        """See to it that somebody keeps the channel open, with the settings of this pool, or of a cluster's node."""
         self._pool = pool
         if self._task is None or self._task.done():
             loop = asyncio.get_running_loop()
@@ -96,6 +109,10 @@ class Tracking:
         if task is not None:
             task.cancel()
         return task
+
+    def leave(self) -> None:
+        """Have the near cache do without the channel: nothing is read from this server any more."""
+        self._near.part(self._channel)
 
     async def aclose(self) -> None:
         """Close channel and connection; `start` opens them again."""
@@ -140,6 +157,10 @@ class Tracking:
         prefixes = [part for head in heads for part in (b"PREFIX", self._near.before + head.encode())]
         if prefixes[-1:] == [b""]:  # the empty head, which covers all others: everything, said by no prefix
             prefixes = []
+        if self._of_cluster:
+            if connection.protocol not in (3, "3"):
+                raise NotImplementedError("on a cluster it takes RESP3 (protocol=3)")
+            _check_role(await _ask(connection, "ROLE"))
         if connection.protocol in (3, "3"):
             parser = connection._parser  # there is no other way to hear of invalidations
             if hasattr(parser, "set_invalidation_push_handler"):
@@ -159,7 +180,8 @@ class Tracking:
             match await _answer(connection):
                 case [b"invalidate", names] | [b"message", b"__redis__:invalidate", names]:
                     self._near.pushed(names)
-                case b"PONG" | [b"pong", _] if self._asked is not None:
+                case b"PONG" | [b"pong", _] | [b"master" | b"slave", *_] as sign if self._asked is not None:
+                    _check_role(sign)
                     self._channel.alive(self._asked + self._near.heartbeat)
                     self._asked = None
 
@@ -174,7 +196,8 @@ class Tracking:
                 raise RedisConnectionError("the master is another one now")
             if self._asked is None:
                 self._asked = self._near.clock()
-                await connection.send_command("PING", check_health=False)
+                # A master that has become a replica answers a PING, too, and may be behind with what it tells of.
+                await connection.send_command("ROLE" if self._of_cluster else "PING", check_health=False)
             elif self._near.clock() - self._asked > self._near.heartbeat * _DEAD:
                 raise RedisConnectionError("no answer to a PING")
 
@@ -184,9 +207,15 @@ class Tracking:
             self._silent = False
 
     def _off(self, error: Exception) -> None:
+        self._is_off()
         if not self._silent:
             logger.warning("the near cache is off, reads go to Redis: %s: %s", type(error).__name__, hushed(error))
             self._silent = True
+
+
+def _check_role(sign: Any) -> None:
+    if sign[0] == b"slave":
+        raise RedisConnectionError("it is a master no more")
 
 
 async def _ask(connection: Any, *command: Any) -> Any:

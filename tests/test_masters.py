@@ -6,7 +6,6 @@ import asyncio
 import logging
 import math
 from collections.abc import AsyncIterator, Iterator
-from functools import partial
 from typing import Any, Self
 
 import pytest
@@ -20,7 +19,7 @@ from fastrdb.prefixes import Prefix
 from fastrdb.slots import SLOTS, SlotNames, slot_of
 from fastrdb.store import Granted, Hit, Store
 from tests.support.availability import missing
-from tests.support.cluster import Cluster, Node, until
+from tests.support.cluster import Cluster, Node
 from tests.support.stores import names_in, store_on
 
 KEY = "user:1"
@@ -292,14 +291,7 @@ async def test_a_master_that_nobody_knew(mortal: Cluster) -> None:
     async with mortal.client() as client:
         store = store_on(client)
         await stored(client, store, KEY)
-        joined = mortal._start()
-        mortal.masters.append(joined)
-        joined.id = joined.ask("CLUSTER", "MYID")
-        for node in mortal.masters[:-1]:
-            node.ask("CLUSTER", "MEET", "127.0.0.1", joined.port, joined.bus)
-        for node in mortal.masters:
-            until(partial(mortal._knows_all, node), "the new one is not known")
-        until(lambda: len(joined.ask("CLUSTER", "SLOTS")) == 3 and joined.is_well(), "it takes the cluster for broken")
+        joined = mortal.join()
         source = mortal.owner(SLOT)
         mortal.begin_move(SLOT, source, joined)
         mortal.move_keys(SLOT, source, joined)

@@ -27,7 +27,7 @@ ROOMS = {
     "events": ["events"],
     "singleflight": ["singleflight"],
     "wire": ["deadlines", "reasons", "scripts", "connections", "line", "batches", "wire"],
-    "near": ["near", "tracking"],
+    "near": ["near", "tracking", "cluster_tracking"],
     "store": [
         *("switches", "breaker", "obstacles", "outcomes", "slots", "direct", "restarts", "histories"),
         *("nodes", "masters", "cluster_direct", "link", "leases", "sweep", "cluster_leases", "cluster_sweep"),

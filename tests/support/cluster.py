@@ -194,6 +194,20 @@ class Cluster:
         replica.server.start()
         until(replica.has_link, "the server that came back does not follow")
 
+    # --- one more
+
+    def join(self) -> Node:
+        """Start one more master, which has no slots yet."""
+        joined = self._start()
+        self.masters.append(joined)
+        joined.id = joined.ask("CLUSTER", "MYID")
+        for node in self.masters[:-1]:
+            node.ask("CLUSTER", "MEET", HOST, joined.port, joined.bus)
+        for node in self.masters:
+            until(partial(self._knows_all, node), "the new one is not known")
+        until(lambda: joined.ask("CLUSTER", "SLOTS") and joined.is_well(), "it takes the cluster for broken")
+        return joined
+
     # --- making it
 
     def _start(self) -> Node:
