@@ -18,7 +18,7 @@ import fastrdb.store
 from fastrdb import Cache, FastRDB, Near, OptionError, cached
 from fastrdb.embedded import EmbeddedServer
 from fastrdb.store import Store
-from fastrdb.tracking import own_connection
+from fastrdb.tracking import Tracking, own_connection
 from tests.support.databases import Database
 from tests.support.gates import GatedClient
 from tests.support.nearby import Observed
@@ -339,6 +339,7 @@ async def test_ones_own_write_with_slow_pushes(w: World, server: EmbeddedServer,
     """Who has committed reads what it has written, although the server's word of it is still on its way."""
     async with TcpProxy(server.port) as proxy, Redis(port=proxy.port) as slow:
         one = w.one
+        assert isinstance(one.store._tracking, Tracking)
         one.store._tracking._connect = lambda pool: own_connection(slow.connection_pool)
         await warm_process(w, one)
         proxy.hold("down")

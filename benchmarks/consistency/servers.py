@@ -14,12 +14,13 @@ from redis.asyncio import Redis
 
 from benchmarks.consistency.address import HOST, Address
 from benchmarks.consistency.proxy import Mode, Proxy
-from fastrdb.embedded import EmbeddedServer
+from fastrdb.embedded import EmbeddedServer, EmbeddedServerError
 
 MASTERS = 3
 _SLOTS = 16384
 _CLUSTER = ("--cluster-enabled", "yes", "--cluster-node-timeout", "5000", "--cluster-require-full-coverage", "no")
 _LIMIT = 20.0
+_TRIES = 5
 
 
 class Servers:
@@ -85,11 +86,21 @@ def started(*, cluster: bool) -> Iterator[Servers]:
     """Give running servers; they go with the block."""
     with ExitStack() as stack:
         count = MASTERS if cluster else 1
-        options: list[dict[str, Any]] = [{"args": _CLUSTER, "port": _port()} if cluster else {} for _ in range(count)]
-        made = [stack.enter_context(EmbeddedServer(**each)) for each in options]
+        made = [_started(stack, cluster=cluster) for _ in range(count)]
         if cluster:
             asyncio.run(_join([server.port for server in made]))
         yield Servers(made)
+
+
+def _started(stack: ExitStack, *, cluster: bool) -> EmbeddedServer:
+    for left in reversed(range(_TRIES if cluster else 1)):
+        options: dict[str, Any] = {"args": _CLUSTER, "port": _port()} if cluster else {}
+        try:
+            return stack.enter_context(EmbeddedServer(**options))
+        except EmbeddedServerError:  # somebody has taken the port meanwhile, or the one for the cluster itself
+            if not left:
+                raise
+    raise AssertionError("unreachable")
 
 
 def _port() -> int:
