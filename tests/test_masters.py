@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any, Self
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from redis.asyncio.cluster import RedisCluster
 from redis.exceptions import AskError, MovedError, ResponseError
 
@@ -364,6 +366,18 @@ async def test_a_look_that_is_cut_short_is_no_cancellation(cluster: Cluster, mon
             assert await reading is None
         assert await store.get(client, KEY) is None
         await store.aclose()
+
+
+@given(
+    st.one_of(st.binary(min_size=1, max_size=40), st.text("{}a:%é", min_size=1, max_size=12).map(str.encode)),
+    st.sampled_from(["", "ns"]),
+)
+def test_what_one_command_is_about_lies_in_one_slot(entry: bytes, namespace: str) -> None:
+    """Whatever braces a name has: nothing is ever refused with CROSSSLOT."""
+    names = SlotNames(namespace)
+    assert {slot_of(name) for name in names.in_slot(entry)} == {slot_of(entry)}
+    shard = names.shard(entry)
+    assert len({slot_of(name) for name in (*shard.work, shard.histories)}) == 1
 
 
 def test_slots_are_those_of_the_server(cluster: Cluster) -> None:

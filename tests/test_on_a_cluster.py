@@ -14,6 +14,7 @@ from tests.support.gated_cluster import GatedCluster
 from tests.support.gates import script_texts
 from tests.support.stores import store_on
 from tests.test_cancellation import test_cancelled_writers as test_cancelled_writers
+from tests.test_cancellation import test_ten_thousand_cancelled_reads as test_ten_thousand_cancelled_reads
 from tests.test_crud import *  # noqa: F403
 from tests.test_repairs import *  # noqa: F403
 from tests.test_tutorial import *  # noqa: F403
@@ -53,7 +54,7 @@ async def store(pauses: Pauses, cluster_client: RedisCluster) -> Store:  # noqa:
     return made
 
 
-# What they are about is one server; or the pauses of one, which the masters' own breakers lengthen.
+# They make clients and stores of their own, which are those of one server.
 del test_closing_gives_up_at_its_limit, test_a_wider_target_covers_narrower_ones  # noqa: F821
 del test_what_is_owed_is_bounded, test_no_client_is_held_when_nothing_is_owed  # noqa: F821
 del test_what_is_owed_outside_of_a_loop_waits_for_one, test_invalidate_soon_never_loses_anything  # noqa: F821
