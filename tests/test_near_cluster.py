@@ -165,6 +165,16 @@ async def test_a_slot_goes(cluster: Cluster, side: Side) -> None:
     await a_slot_goes(cluster, side)
 
 
+async def test_on_valkey(valkey_cluster: Cluster) -> None:
+    """The same on Valkey."""
+    valkey_cluster.flush()
+    side = Side(valkey_cluster)
+    await each_master_tells(valkey_cluster, side)
+    await one_is_flushed(valkey_cluster, side)
+    await a_slot_goes(valkey_cluster, side)
+    await side.close()
+
+
 async def test_resp2(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
     """A connection that waits for messages cannot be asked for its role: the near cache is off, and says why."""
     cluster.flush()
