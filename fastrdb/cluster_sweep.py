@@ -21,9 +21,9 @@ from .link import Client, Link
 from .near import NearCache
 from .outcomes import Fill
 from .restarts import OTHER_DATA
-from .scripts import EXACTLY, Call, Command, Range, Script, Target
+from .scripts import EXACTLY, Call, Command, Range, Script, Target, lists
 from .slots import Shard, SlotNames
-from .sweep import batches, lists
+from .sweep import batches
 
 if TYPE_CHECKING:
     from .histories import Histories

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from .cluster_leases import ClusterLeases
@@ -14,6 +14,7 @@ from .near import NearCache
 from .obstacles import Obstacles
 from .restarts import Restarts
 from .scripts import Names
+from .search import Search
 from .slots import SlotNames
 from .sweep import Sweeper, Writing
 
@@ -29,6 +30,7 @@ class Settings:
     chunk: int
     obstacles: Obstacles
     near: NearCache
+    heads: Collection[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +52,16 @@ def one_server(settings: Settings) -> Layout:
     restarts = Restarts(names, settings.obstacles)
     link = Link(settings.timeout, restarts, settings.obstacles)
     sweeper, insistent = (
-        Sweeper(each, names, settings.barrier_ms, settings.chunk, settings.near) for each in (link, link.insisting())
+        Sweeper(each, names, Search(each, names, settings.heads), settings.barrier_ms, settings.chunk, settings.near)
+        for each in (link, link.insisting())
     )
 
     def heal(client: Client) -> None:
         restarts.heal(lambda call: link.script(client, call), lambda: sweeper.delete(client, [names.everything]))
 
-    leases = Leases(link, names, restarts, settings.lease_ms, settings.chunk)
+    leases = Leases(
+        link, names, restarts, lease_ms=settings.lease_ms, barrier_ms=settings.barrier_ms, chunk=settings.chunk
+    )
     return Layout(names, restarts, link, leases, sweeper, insistent, heal)
 
 

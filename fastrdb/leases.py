@@ -54,9 +54,11 @@ class Reading(Protocol):
 class Leases:
     """The steps on one server."""
 
-    def __init__(self, link: Link, names: Names, restarts: Restarts, lease_ms: int, chunk: int) -> None:
+    def __init__(
+        self, link: Link, names: Names, restarts: Restarts, lease_ms: int, barrier_ms: int, chunk: int
+    ) -> None:
         self._link, self._names, self._restarts = link, names, restarts
-        self._lease_ms, self._chunk = lease_ms, chunk
+        self._lease_ms, self._barrier_ms, self._chunk = lease_ms, barrier_ms, chunk
 
     async def get_many(self, client: Client, entries: Sequence[bytes]) -> list[bytes | None]:
         """Give entries by one MGET."""
@@ -79,8 +81,8 @@ class Leases:
         calls = [
             Call(
                 _ACQUIRE,
-                (entry, names.lease(entry), names.index, names.expiry, names.barriers, names.server),
-                (token, self._lease_ms, old),
+                (entry, names.lease(entry), *names.shared, names.server),
+                (token, self._lease_ms, self._barrier_ms, old),
             )
             for entry, token, old in asked
         ]
@@ -92,7 +94,7 @@ class Leases:
         calls = [
             Call(
                 _FILL,
-                (entry, names.lease(entry), names.index, names.expiry, names.server),
+                (entry, names.lease(entry), *names.shared, names.server),
                 (token, raw, ttl_ms, names.leases, DEAD_PER_FILL),
             )
             for entry, token, raw, ttl_ms in fills

@@ -6,13 +6,17 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 Argument = bytes | str | int
 Command = Sequence[Argument]
 
 EXACTLY = b"="
 """The filter of a target that is one key. No Lua pattern of a prefix reads so: they begin with ^."""
+
+
+FIRST = b"\1"
+"""Members of the index that come before this are no keys: see common.lua."""
 
 
 class Reach(Protocol):
@@ -64,7 +68,7 @@ class Target(NamedTuple):
     def range(self) -> Range:
         """Give the whole range of the index under the head."""
         after = successor(self.head)
-        return Range(b"[" + self.head if self.head else b"-", b"(" + after if after else b"+", self.head, self.filter)
+        return Range(b"[" + (self.head or FIRST), b"(" + after if after else b"+", self.head, self.filter)
 
 
 def successor(head: bytes) -> bytes:
@@ -109,7 +113,7 @@ class Names:
         return Target(self.before)
 
 
-SHARED = ("common", "cluster")
+SHARED = ("common", "server", "cluster")
 """What is in `lua/` only to be put in front of others."""
 
 
@@ -125,7 +129,7 @@ class Script:
     def load(cls, name: str) -> Script:
         """Read `lua/<name>.lua`."""
         folder = resources.files("fastrdb") / "lua"
-        shared = SHARED if name.startswith(("slot_", "shard_", "look")) else SHARED[:1]
+        shared = ("common", "cluster" if name.startswith(("slot_", "shard_", "look")) else "server")
         text = "".join(folder.joinpath(f"{part}.lua").read_text("utf-8") for part in (*shared, name))
         return cls(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
@@ -144,3 +148,13 @@ class Call(NamedTuple):
     def whole(self) -> tuple[Argument, ...]:
         """Give the command that brings the script along, and leaves it there."""
         return ("EVAL", self.script.text, len(self.keys), *self.keys, *self.arguments)
+
+
+def lists(*each: Sequence[Any]) -> list[Any]:
+    """Give lists as a script reads them: the length of each, then its items, a tuple's parts one by one."""
+    arguments: list[Any] = []
+    for items in each:
+        arguments.append(len(items))
+        for item in items:
+            arguments.extend(item if isinstance(item, tuple) else (item,))
+    return arguments

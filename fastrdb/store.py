@@ -43,7 +43,7 @@ class Store:
     Durations are seconds: `timeout` is the deadline of each round trip, `lease` the longest load that is stored,
     `barrier` the longest COMMIT. `chunk` is how many index members one script looks at, and how many scripts go at
     once. `cluster`: its clients are those of a cluster. `sleep` is for tests. `near` bounds what is kept in this
-    process, `heads` is what the keys begin with that may be: it may grow.
+    process, `heads` is what the keys begin with that may be, `owned` what all of the cache's do: both may grow.
 
     All methods but those that say otherwise raise CacheUnavailableError when Redis does not do it.
     """
@@ -59,6 +59,7 @@ class Store:
         on_error: Literal["bypass", "raise"] = "bypass",
         near: Near | None = None,
         heads: Collection[str] = (),
+        owned: Collection[str] = (),
         switch: Switch | None = None,
         cluster: bool = False,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
@@ -70,7 +71,7 @@ class Store:
         self._switch = Switch() if switch is None else switch
         self._switch.govern(self)
         lease_ms, barrier_ms = (max(1, round(seconds * 1000)) for seconds in (lease, barrier))
-        settings = Settings(namespace, timeout, lease_ms, barrier_ms, chunk, self.obstacles, self.near)
+        settings = Settings(namespace, timeout, lease_ms, barrier_ms, chunk, self.obstacles, self.near, owned)
         self._layout = layout = layouts.cluster(settings) if cluster else layouts.one_server(settings)
         self._names, self._link, self._leases = layout.names, layout.link, layout.leases
         # A commit that may not go on without Redis tries it in any case.

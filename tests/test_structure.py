@@ -30,7 +30,7 @@ ROOMS = {
     "near": ["near", "tracking"],
     "store": [
         *("switches", "breaker", "obstacles", "outcomes", "slots", "direct", "restarts", "histories"),
-        *("nodes", "masters", "cluster_direct", "link", "leases", "sweep", "cluster_leases", "cluster_sweep"),
+        *("nodes", "masters", "cluster_direct", "link", "leases", "search", "sweep", "cluster_leases", "cluster_sweep"),
         *("layouts", "repairs", "intent", "store"),
     ],
     "session": ["sql", "works", "uses", "drivers", "commits", "endings", "session", "inside", "transactions"],

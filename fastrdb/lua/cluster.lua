@@ -27,13 +27,3 @@ local function enlist(roster, name, life_ms)
   redis.call('ZREMRANGEBYSCORE', roster, '-inf', ms(now))
   redis.call('ZADD', roster, 'GT', ms(now + life_ms + SLACK_MS), name)
 end
-
--- The lists that a script is given in ARGV from there on, each as its length and its items. The function that is given
--- tells the places of the first and of the last part of the next list, whose items have so many parts.
-local function lists(at)
-  return function(parts)
-    local first = at + 1
-    at = first + ARGV[at] * parts
-    return first, at - 1
-  end
-end
