@@ -15,7 +15,7 @@ import secrets
 from collections.abc import Collection, Sequence
 
 from .link import Client, Link
-from .scripts import Call, Names, Range, Script, lists
+from .scripts import Argument, Call, Names, Range, Script, lists
 
 logger = logging.getLogger("fastrdb")
 
@@ -43,18 +43,20 @@ class Search:
         if not self._told:
             self._told = True
             logger.warning("the index in Redis does not know all keys (it was lost, or is new): looking at all of them")
-        targets, heads = [(each.head, each.filter) for each in ranges], self._known()
+        reach = lists([(each.head, each.filter) for each in ranges], self._known())
         token, deleted, longest = secrets.token_hex(16), 0, 0
         for part in ("leases", "entries"):
             cursor: bytes | int = 0
-            while True:
+            while cursor != b"0":
                 settings = (token, part, cursor, _KEYS_AT_ONCE, self._names.leases, self._names.before, spared, longest)
-                call = Call(_SEARCH, self._names.shared[:2], (*settings, *lists(targets, heads)))
-                cursor, longest, count = await self._link.script(client, call)
+                cursor, longest, count = await self._look(client, (*settings, *reach))
                 deleted += count
-                if cursor == b"0":
-                    break
         return deleted
+
+    async def _look(self, client: Client, arguments: Sequence[Argument]) -> tuple[bytes, int, int]:
+        """Look at some keys."""
+        cursor, longest, deleted = await self._link.script(client, Call(_SEARCH, self._names.shared[:2], arguments))
+        return cursor, longest, deleted
 
     def _known(self) -> list[bytes]:
         """What begins so is an entry."""
