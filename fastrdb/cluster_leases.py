@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
@@ -70,20 +70,17 @@ class ClusterLeases:
 
     async def fill(self, client: Client, fills: Sequence[Fill]) -> list[bool]:
         """Store under leases; and in the same round trip look for what is dead in the shards."""
-        calls = fill_calls(self._names, fills)
         shards: defaultdict[Shard, list[bytes | int]] = defaultdict(list)
         for fill in fills:
             shards[self._names.shard(fill.entry)] += (fill.entry, fill.ttl_ms)
-        ripe = [Call(_RIPE, (shard.expiry,), (DEAD_PER_FILL, *lives)) for shard, lives in shards.items()]
-        replies = await self._link.run(client, [*calls, *ripe])
-        for found in replies[len(calls) :]:
-            if not isinstance(found, Exception):  # it is for tidiness only
-                self._undertaker.look_at(client, found)
-        return [bool(reply) for reply in self._link.raised(calls, replies[: len(calls)])]
+        return [bool(reply) for reply in await self._and_look(client, fill_calls(self._names, fills), shards)]
 
     async def release(self, client: Client, leases: Sequence[tuple[bytes, str]]) -> None:
-        """Give leases back."""
-        await self._link.portions(client, [self._release(entry, token) for entry, token in leases], self._chunk)
+        """Give leases back; and in the same round trip look for what is dead in the shards."""
+        for at in range(0, len(leases), self._chunk):
+            portion = leases[at : at + self._chunk]
+            lives: dict[Shard, list[bytes | int]] = {self._names.shard(entry): [] for entry, _ in portion}
+            await self._and_look(client, [self._release(entry, token) for entry, token in portion], lives)
 
     async def inspect(self, client: Client, entry: bytes) -> Entry:
         """Tell what there is."""
@@ -97,6 +94,17 @@ class ClusterLeases:
     async def aclose(self) -> None:
         """Stop looking for what is dead."""
         await self._undertaker.aclose()
+
+    async def _and_look(
+        self, client: Client, calls: Sequence[Call], shards: Mapping[Shard, Sequence[bytes | int]]
+    ) -> list[Any]:
+        """Run scripts, tell shards until when entries live, and have looked at what is dead there."""
+        ripe = [Call(_RIPE, (shard.expiry,), (DEAD_PER_FILL, *lives)) for shard, lives in shards.items()]
+        replies = await self._link.run(client, [*calls, *ripe])
+        for found in replies[len(calls) :]:
+            if not isinstance(found, Exception):  # it is for tidiness only
+                self._undertaker.look_at(client, found)
+        return self._link.raised(calls, replies[: len(calls)])
 
     async def _enter(self, client: Client, asked: Iterable[Asked]) -> set[bytes]:
         """Enter the index; gives what is barred."""

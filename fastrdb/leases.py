@@ -12,11 +12,12 @@ from .scripts import Call, Names, Script
 
 _ACQUIRE = Script.load("acquire")
 _FILL = Script.load("fill")
-COMPARE_DELETE = Script.load("compare_delete")
+_RELEASE = Script.load("release")
 _INSPECT = Script.load("inspect")
 
 DEAD_PER_FILL = 10
-"""How many dead index members each fill sweeps: more than it adds, so the index cannot grow with what has expired."""
+"""How many dead index members each fill or release sweeps: more than were added for it, so the index cannot grow with
+what has expired."""
 
 
 class Reading(Protocol):
@@ -103,7 +104,15 @@ class Leases:
 
     async def release(self, client: Client, leases: Sequence[tuple[bytes, str]]) -> None:
         """Give leases back."""
-        calls = [Call(COMPARE_DELETE, (self._names.lease(entry),), (token,)) for entry, token in leases]
+        names = self._names
+        calls = [
+            Call(
+                _RELEASE,
+                (entry, names.lease(entry), names.index, names.expiry),
+                (token, names.leases, DEAD_PER_FILL),
+            )
+            for entry, token in leases
+        ]
         await self._link.portions(client, calls, self._chunk)
 
     async def inspect(self, client: Client, entry: bytes) -> Entry:

@@ -14,7 +14,6 @@ from . import layouts
 from .errors import CacheUnavailableError
 from .intent import Intent, Room
 from .layouts import Settings
-from .leases import COMPARE_DELETE
 from .link import Client
 from .link import is_cluster as is_cluster
 from .near import Near, NearCache, Token
@@ -29,12 +28,14 @@ from .outcomes import Outcome as Outcome
 from .outcomes import Timed as Timed
 from .repairs import Repairs
 from .restarts import OTHER_DATA
-from .scripts import Call, Names, Reach, Target
+from .scripts import Call, Names, Reach, Script, Target
 from .switches import DISABLED, Switch
 from .tracking import Tracking
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+
+_COMPARE_DELETE = Script.load("compare_delete")
 
 
 class Store:
@@ -182,7 +183,7 @@ class Store:
 
     async def discard(self, client: Client, key: str, raw: bytes) -> bool:
         """Delete an entry that nobody can read, if it is this one still."""
-        return bool(await self._link.script(client, Call(COMPARE_DELETE, (self._names.entry(key),), (raw,))))
+        return bool(await self._link.script(client, Call(_COMPARE_DELETE, (self._names.entry(key),), (raw,))))
 
     async def invalidate(self, client: Client, prefixes: Iterable[Reach] = (), keys: Iterable[str] = ()) -> int:
         """Delete by hand what the prefixes and keys reach, with the leases; give the number of entries deleted.

@@ -50,7 +50,7 @@ local function look(key)
 end
 
 local search = SEARCH .. token
-if part == 'leases' and cursor == '0' then mark(index, expiry, search, ms(now_ms() + PATIENCE_MS)) end
+if part == 'leases' and cursor == '0' then enter(index, expiry, search, ms(now_ms() + PATIENCE_MS)) end
 local reply = redis.call('SCAN', cursor, 'COUNT', count, 'TYPE', 'string')
 for _, key in ipairs(reply[2]) do
   if part == 'entries' then
@@ -66,12 +66,12 @@ if part == 'entries' and reply[1] == '0' and redis.call('ZREM', index, search) =
   for _, name in ipairs(redis.call('ZRANGEBYSCORE', expiry, '+inf', '+inf')) do -- of an index that was lost
     if not redis.call('ZSCORE', index, name) then redis.call('ZREM', expiry, name) end
   end
-  for _, head in ipairs(heads) do mark(index, expiry, MARK .. head, '+inf') end
+  for _, head in ipairs(heads) do enter(index, expiry, MARK .. head, '+inf') end
   longest = tonumber(longest)
   if longest == 0 then
-    mark(index, expiry, MARK, '+inf')
+    enter(index, expiry, MARK, '+inf')
   elseif #redis.call('ZRANGEBYLEX', index, '[' .. FROM, '(' .. FROM .. '\255', 'LIMIT', 0, 1) == 0 then
-    mark(index, expiry, FROM .. ms(now_ms() + longest + SLACK_MS), '+inf')
+    enter(index, expiry, FROM .. ms(now_ms() + longest + SLACK_MS), '+inf')
   end
 end
 return {reply[1], longest, deleted}

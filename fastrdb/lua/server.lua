@@ -5,8 +5,8 @@
 -- so everywhere, SEARCH and the token of who is about to make it whole. An index that was lost has lost them, too.
 local MARK, FROM, SEARCH = '\0', '\0\1', '\0\0'
 
--- A member that is no key. It has a death, too: the two lists are of one length at all times.
-local function mark(index, expiry, name, death)
+-- Put a member into the index, with its death: the two lists are of one length at all times.
+local function enter(index, expiry, name, death)
   redis.call('ZADD', index, 0, name)
   redis.call('ZADD', expiry, death, name)
 end
@@ -15,7 +15,7 @@ end
 -- allowed to look, that has to be believed.
 local function begin_anew(index, expiry, barriers)
   local found = redis.pcall('SCAN', 0, 'COUNT', 1)
-  if found.err or found[1] == '0' and #found[2] == 0 then mark(index, expiry, MARK, '+inf') end
+  if found.err or found[1] == '0' and #found[2] == 0 then enter(index, expiry, MARK, '+inf') end
   redis.call('ZADD', barriers, '+inf', NOBODY)
 end
 
@@ -72,7 +72,7 @@ end
 
 local function fill(index, expiry, key, lease, token, raw, ttl_ms)
   if redis.call('GET', lease) ~= token then return 0 end
-  put_in_index(index, expiry, key, tonumber(ttl_ms))
+  enter(index, expiry, key, ms(now_ms() + ttl_ms + SLACK_MS)) -- though a lease would have lived longer: it goes
   redis.call('SET', key, raw, 'PX', ttl_ms)
   redis.call('DEL', lease)
   return 1
