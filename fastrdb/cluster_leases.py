@@ -40,9 +40,11 @@ _AT_ONCE = 256
 class ClusterLeases:
     """The steps on a cluster."""
 
-    def __init__(self, link: Link, names: SlotNames, histories: Histories, lease_ms: int, chunk: int) -> None:
+    def __init__(
+        self, link: Link, names: SlotNames, histories: Histories, *, lease_ms: int, barrier_ms: int, chunk: int
+    ) -> None:
         self._link, self._names, self._histories = link, names, histories
-        self._lease_ms, self._chunk = lease_ms, chunk
+        self._lease_ms, self._barrier_ms, self._chunk = lease_ms, barrier_ms, chunk
         self._undertaker = Undertaker(link, names)
 
     async def get_many(self, client: Client, entries: Sequence[bytes]) -> list[bytes | None]:
@@ -111,7 +113,10 @@ class ClusterLeases:
         shards: defaultdict[Shard, list[bytes]] = defaultdict(list)
         for ask in asked:
             shards[self._names.shard(ask.entry)].append(ask.entry)
-        calls = [Call(_ENTER, shard.work, (self._lease_ms, *entries)) for shard, entries in shards.items()]
+        calls = [
+            Call(_ENTER, (*shard.work, shard.histories), (self._lease_ms, self._barrier_ms, *entries))
+            for shard, entries in shards.items()
+        ]
         replies = await self._link.many(client, calls)
         pairs = zip(shards.values(), replies, strict=True)
         return {entry for entries, flags in pairs for entry, barred in zip(entries, flags, strict=True) if barred}

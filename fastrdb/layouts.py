@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from .cluster_leases import ClusterLeases
+from .cluster_search import ClusterSearch
 from .cluster_sweep import ClusterSweeper
 from .histories import Histories
 from .leases import Leases, Reading
@@ -71,12 +72,22 @@ def cluster(settings: Settings) -> Layout:
     histories = Histories(names, settings.obstacles)
     link = Link(settings.timeout, histories, settings.obstacles)
     sweeper, insistent = (
-        ClusterSweeper(each, names, histories, settings.barrier_ms, settings.chunk, settings.near)
+        ClusterSweeper(
+            each,
+            names,
+            histories,
+            ClusterSearch(each, names, histories, settings.heads),
+            barrier_ms=settings.barrier_ms,
+            chunk=settings.chunk,
+            near=settings.near,
+        )
         for each in (link, link.insisting())
     )
 
     def heal(client: Client) -> None:
         histories.heal(lambda commands: link.run(client, commands))
 
-    leases = ClusterLeases(link, names, histories, settings.lease_ms, settings.chunk)
+    leases = ClusterLeases(
+        link, names, histories, lease_ms=settings.lease_ms, barrier_ms=settings.barrier_ms, chunk=settings.chunk
+    )
     return Layout(names, histories, link, leases, sweeper, insistent, heal)

@@ -38,12 +38,12 @@ class Evicts:
     """By which policy a server evicts keys that have no TTL: said when it changes."""
 
     def __init__(self) -> None:
-        self._policy = b""
+        self.policy = b""
 
     def heard(self, policy: bytes) -> None:
         """It does so by this policy; b"" where it does not."""
-        if policy != self._policy:
-            self._policy = policy
+        if policy != self.policy:
+            self.policy = policy
             if policy:
                 logger.warning(
                     "Redis has maxmemory-policy %s and may evict the index: each time it does, the next write has to "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any, NamedTuple, Protocol
@@ -106,6 +106,10 @@ class Names:
     def exactly(self, key: str) -> Target:
         """Give the one key."""
         return Target(self.entry(key), EXACTLY)
+
+    def known(self, heads: Iterable[str]) -> list[bytes]:
+        """Give what names of entries begin with, for sure: the namespace, or such of the heads as say something."""
+        return [self.before] if self.before else sorted(head.encode() for head in heads if head)
 
     @property
     def everything(self) -> Target:

@@ -43,7 +43,7 @@ class Search:
         if not self._told:
             self._told = True
             logger.warning("the index in Redis does not know all keys (it was lost, or is new): looking at all of them")
-        reach = lists([(each.head, each.filter) for each in ranges], self._known())
+        reach = lists([(each.head, each.filter) for each in ranges], self._names.known(self._heads))
         token, deleted, longest = secrets.token_hex(16), 0, 0
         for part in ("leases", "entries"):
             cursor: bytes | int = 0
@@ -57,8 +57,3 @@ class Search:
         """Look at some keys."""
         cursor, longest, deleted = await self._link.script(client, Call(_SEARCH, self._names.shared[:2], arguments))
         return cursor, longest, deleted
-
-    def _known(self) -> list[bytes]:
-        """What begins so is an entry."""
-        before = self._names.before
-        return [before] if before else sorted(head.encode() for head in self._heads if head)

@@ -1,6 +1,8 @@
 -- Put in front of the scripts for a cluster, behind what all have in front. Each works on one slot: a slot_ script on
 -- that of an entry, a shard_ script on that of a shard of the index.
 
+local WHOLE = '\0' -- a member of each index from its beginning: an index without it was lost, and has begun anew
+
 -- The life of the data by which a server is known: nil and the reason where an ACL denies it.
 local function history()
   local own, why = life()

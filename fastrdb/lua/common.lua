@@ -35,6 +35,14 @@ local function evicts()
   return string.match(info, 'maxmemory_policy:(allkeys[%w-]*)') or ''
 end
 
+-- Does `text` begin with one of `heads`?
+local function begins(text, heads)
+  for _, head in ipairs(heads) do
+    if string.sub(text, 1, #head) == head then return true end
+  end
+  return false
+end
+
 -- Does `filter` let `key` through? '' lets all, '=' only the head itself, else one of its lines must be found: Lua
 -- patterns over the whole key. A pattern that Lua refuses lets all through: more is invalidated, never less.
 local function reaches(head, filter, key)

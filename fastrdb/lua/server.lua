@@ -46,14 +46,6 @@ local function whole_heads(index)
   return heads
 end
 
--- Does `text` begin with one of `heads`?
-local function begins(text, heads)
-  for _, head in ipairs(heads) do
-    if string.sub(text, 1, #head) == head then return true end
-  end
-  return false
-end
-
 -- The braces put the lease into its key's slot; a key with a hash tag of its own has its slot already.
 local function lease_name(prefix, key)
   local open = string.find(key, '{', 1, true)

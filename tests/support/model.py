@@ -70,6 +70,7 @@ class Mutant(Enum):
     NO_LOOK_AT_THE_INDEX = "the writer believes the index whatever has become of it"
     WHOLE_THOUGH_LOST = "who has looked at all keys takes the index for whole, though it was lost once more meanwhile"
     LEASES_OVERLOOKED = "who looks at all keys for others puts entries into the index, and lets leases be"
+    INDEXED_ONCE = "on a cluster that evicts, the writer puts the key into the index before it takes the lease, only"
     NO_LOOK_AT_BARRIERS = "nobody notices that barriers were lost"
 
 
@@ -216,8 +217,8 @@ class Model:
             yield from _expiry(world)
             yield from self._burial(world)
         if Fault.INDEX_LOSS in self.setup.faults:
-            yield world._replace(indexed=False, whole=self.slots, noted=False)
-            if not self.slots and not self.scans:
+            yield world._replace(indexed=False, whole=False, noted=False)
+            if not self.scans:
                 yield from self._search(world)
         if Fault.RESTART in self.setup.faults and world.barriers:
             yield world._replace(entry=NOTHING, lease=FREE, indexed=False, barriers=frozenset())
@@ -248,7 +249,10 @@ class Model:
             after = world._replace(search="", noted=False, whole=self._made_whole(world))
             if world.search == "no entry":
                 yield after
-            yield after._replace(indexed=world.indexed or world.entry != NOTHING)
+            if self.slots:  # there nothing is spared
+                yield after._replace(entry=NOTHING)
+            else:
+                yield after._replace(indexed=world.indexed or world.entry != NOTHING)
 
     def _made_whole(self, world: World) -> bool:
         return world.whole or world.noted or self._has(Mutant.WHOLE_THOUGH_LOST)
@@ -383,6 +387,8 @@ class Model:
         after = writer._replace(at="commit")
         if not _names_key(me):
             return after, world
+        if self.slots:  # once more, now that it has the lease: the index may have been lost in between
+            return after, world if self._has(Mutant.INDEXED_ONCE) else self._put_in_index(world)
         indexed = world.indexed if self._has(Mutant.WRITE_LEASE_NOT_INDEXED) else True
         return after, world._replace(entry=NOTHING, lease=self._lease_after_delete(world, me), indexed=indexed)
 
@@ -392,9 +398,9 @@ class Model:
         if _names_key(me):
             not_indexed = self._has(Mutant.WRITE_LEASE_NOT_INDEXED)
             return after, world if not_indexed else self._put_in_index(world)
-        if not world.indexed:
+        if not world.indexed and (world.whole or self._has(Mutant.NO_LOOK_AT_THE_INDEX)):
             return writer._replace(at="commit"), world
-        return after, world._replace(indexed=not self._has(Mutant.UNINDEXED_AT_INVALIDATION))
+        return after, world._replace(indexed=world.indexed and not self._has(Mutant.UNINDEXED_AT_INVALIDATION))
 
     @property
     def _first_deletion(self) -> str:
@@ -403,22 +409,21 @@ class Model:
     def _unlease(self, world: World, writer: Writer, me: int) -> tuple[Writer, World]:
         """Delete the lease, or take it where the key is to be written through."""
         again = writer.at.endswith("again")
-        at = "acknowledge" if again else self._after_sweep
+        at = "acknowledge" if again else self._after_sweep(me)
         if not self._has(Mutant.ENTRY_BEFORE_LEASE):
             at = "delete again" if again else "delete"
         taken = me if self.slots and _names_key(me) and not again else FREE
         return writer._replace(at=at), world._replace(lease=self._lease_after_delete(world, taken))
 
-    def _delete(self, world: World, writer: Writer, _me: int) -> tuple[Writer, World]:
+    def _delete(self, world: World, writer: Writer, me: int) -> tuple[Writer, World]:
         again = writer.at.endswith("again")
-        at = "acknowledge" if again else self._after_sweep
+        at = "acknowledge" if again else self._after_sweep(me)
         if self._has(Mutant.ENTRY_BEFORE_LEASE):
             at = "unlease again" if again else "unlease"
         return writer._replace(at=at), world._replace(entry=NOTHING)
 
-    @property
-    def _after_sweep(self) -> str:
-        return "commit" if self.slots else "claim"
+    def _after_sweep(self, me: int) -> str:
+        return "commit" if self.slots and not (_names_key(me) and Fault.INDEX_LOSS in self.setup.faults) else "claim"
 
     def _commit(self, world: World, writer: Writer, me: int) -> tuple[Writer, World]:
         at = "write through" if _names_key(me) else "unbar"
@@ -436,7 +441,8 @@ class Model:
             return writer._replace(at="acknowledge"), world._replace(barriers=world.barriers - {me})
         # Gone before its time: somebody may have stored what was there before the COMMIT. Once more.
         if self.slots or self.scans:
-            found = world.indexed or self.scans or _names_key(me)
+            unknown = not world.whole and not self._has(Mutant.NO_LOOK_AT_THE_INDEX)
+            found = world.indexed or unknown or self.scans or _names_key(me)
             return writer._replace(at="unlease again" if found else "acknowledge"), world
         after, swept = self._sweep(world, writer, me)
         return writer._replace(at="acknowledge" if after.at == "claim" else f"{after.at} again"), swept
