@@ -114,6 +114,7 @@ async def test_barriers_that_are_lost_bar_all_of_their_shard(client: RedisCluste
 )
 async def test_scripts_without_it(
     cluster_client: RedisCluster,
+    caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
     module: Any,
     attribute: str,
