@@ -148,7 +148,7 @@ async def test_the_index_is_lost_in_the_middle_of_a_sweep(client: Redis) -> None
 
 async def test_the_index_is_lost_once_more(client: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     """While all keys are looked at: what was stored meanwhile behind the look is not in it, so it is not whole yet."""
-    monkeypatch.setattr(fastrdb.search, "_KEYS_AT_ONCE", 1)
+    monkeypatch.setattr(fastrdb.search, "_PARTS", {"leases": 1, "entries": 1})
     store, deleted, posts = store_of(), [0], [f"post:{n}" for n in range(100)]
     await fill(client, store, *(f"user:{n}" for n in range(40)))
     await lose(client, "index")
@@ -357,8 +357,8 @@ async def play(race: Race, client: Redis, monkeypatch: pytest.MonkeyPatch) -> No
             "redis.call('ZREM', index, search) >= 0",
             test_the_index_is_lost_once_more,
         ),
-        ((fastrdb.search, "_SEARCH"), "and ours or", "or", test_what_others_have_stays),
-        ((fastrdb.search, "_SEARCH"), "life < 0 and not known", "false", test_what_others_have_stays),
+        ((fastrdb.search, "_SEARCH"), "all and (known or under)", "all", test_what_others_have_stays),
+        ((fastrdb.search, "_SEARCH"), "life < 0 and not known", "false and not known", test_what_others_have_stays),
         (
             (fastrdb.leases, "_FILL"),
             "if redis.call('ZCARD', index) > redis.call('ZCARD', expiry) then",
@@ -383,7 +383,7 @@ async def test_scripts_without_it(
     ("mutant", "race"),
     [
         (
-            Mutant(Search, "delete", '("leases", "entries")', '("entries", "leases")'),
+            Mutant(Search, "delete", "_PARTS.items()", "reversed(_PARTS.items())"),
             test_a_load_that_ends_in_the_middle,
         ),
     ],

@@ -20,26 +20,31 @@ for i = from, to do heads[#heads + 1] = ARGV[i] end
 
 local OWN = 'fastrdb:'
 local PATIENCE_MS = 600000 -- who has not come to the end by then is dead
-
-local function reached(key, ours)
-  for i = first, last, 2 do
-    local head, filter = ARGV[i], ARGV[i + 1]
-    if head == '' and filter == '' and ours or head .. filter ~= '' and reaches(head, filter, key) then return true end
-  end
-  return false
-end
+local deleted = 0
+longest = tonumber(longest)
 
 local function spares(lease)
   return spared ~= '' and redis.call('GET', lease) == spared
 end
 
-local deleted = 0
+-- What a head and a filter say is reached; all there is, what is ours.
+local targets, all = {}, false
+for i = first, last, 2 do
+  if ARGV[i] == '' and ARGV[i + 1] == '' then all = true else targets[#targets + 1] = i end
+end
+local function reached(key)
+  for _, i in ipairs(targets) do
+    if reaches(ARGV[i], ARGV[i + 1], key) then return true end
+  end
+  return false
+end
+
 local function look(key)
-  if begins(key, {OWN}) or not begins(key, {before}) then return end
-  local known, under = redis.call('ZSCORE', index, key), begins(key, heads)
-  local life = redis.call('PTTL', key)
+  local life, under, target = redis.call('PTTL', key), begins(key, heads), reached(key)
+  if life < 0 and not (under or target or all) then return end
+  local known = redis.call('ZSCORE', index, key)
   if life < 0 and not known then return end
-  if reached(key, known or under) then
+  if target or all and (known or under) then
     local lease = lease_name(lease_prefix, key)
     if not spares(lease) then deleted = deleted + delete_entry(index, expiry, key, lease) end
   elseif not known and under then
@@ -51,11 +56,13 @@ end
 
 local search = SEARCH .. token
 if part == 'leases' and cursor == '0' then enter(index, expiry, search, ms(now_ms() + PATIENCE_MS)) end
-local reply = redis.call('SCAN', cursor, 'COUNT', count, 'TYPE', 'string')
+-- A namespace has no letter that would mean something to MATCH.
+local head = part == 'leases' and lease_prefix or before
+local reply = redis.call('SCAN', cursor, 'COUNT', count, 'TYPE', 'string', 'MATCH', head .. '*')
 for _, key in ipairs(reply[2]) do
   if part == 'entries' then
-    look(key)
-  elseif begins(key, {lease_prefix}) and redis.call('PTTL', key) > 0 and not spares(key) then
+    if string.sub(key, 1, #OWN) ~= OWN then look(key) end
+  elseif redis.call('PTTL', key) > 0 and not spares(key) then
     redis.call('DEL', key)
   end
 end
@@ -67,7 +74,6 @@ if part == 'entries' and reply[1] == '0' and redis.call('ZREM', index, search) =
     if not redis.call('ZSCORE', index, name) then redis.call('ZREM', expiry, name) end
   end
   for _, head in ipairs(heads) do enter(index, expiry, MARK .. head, '+inf') end
-  longest = tonumber(longest)
   if longest == 0 then
     enter(index, expiry, MARK, '+inf')
   elseif #redis.call('ZRANGEBYLEX', index, '[' .. FROM, '(' .. FROM .. '\255', 'LIMIT', 0, 1) == 0 then
