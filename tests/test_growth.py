@@ -101,9 +101,9 @@ async def test_a_lease_given_back_beside_an_entry(client: Redis) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 async def test_a_million_ids(client: Redis) -> None:
-    """Memory stays as it was after the first tenth."""
+    """Memory stays as it was after the first tenth; as fast as they come, a second's worth of them is there."""
     first = await stored(client, 100_000)
-    assert await stored(client, 1_000_000) < 1.5 * first
+    assert await stored(client, 1_000_000) < 2 * first
     await swept(client, 1_000_000)
 
 
