@@ -81,6 +81,7 @@ class BaseCache:
         self.near = near if isinstance(near, Near) else Near()
         self.near_by_default = bool(near)
         self.near_heads: set[str] = set()  # what the keys of functions begin with that keep their entries here
+        self.owned: set[str] = set()  # what the keys of all functions begin with
         self.on_error: OnError = on_error
         self.switch = Switch()
         self.timeout = seconds(timeout, name="timeout", owner=owner)
@@ -142,6 +143,7 @@ class BaseCache:
                     on_error=self.on_error,
                     near=self.near,
                     heads=self.near_heads,
+                    owned=self.owned,
                     switch=self.switch,
                     cluster=is_cluster(client),
                 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
@@ -40,9 +40,11 @@ _AT_ONCE = 256
 class ClusterLeases:
     """The steps on a cluster."""
 
-    def __init__(self, link: Link, names: SlotNames, histories: Histories, lease_ms: int, chunk: int) -> None:
+    def __init__(
+        self, link: Link, names: SlotNames, histories: Histories, *, lease_ms: int, barrier_ms: int, chunk: int
+    ) -> None:
         self._link, self._names, self._histories = link, names, histories
-        self._lease_ms, self._chunk = lease_ms, chunk
+        self._lease_ms, self._barrier_ms, self._chunk = lease_ms, barrier_ms, chunk
         self._undertaker = Undertaker(link, names)
 
     async def get_many(self, client: Client, entries: Sequence[bytes]) -> list[bytes | None]:
@@ -70,20 +72,17 @@ class ClusterLeases:
 
     async def fill(self, client: Client, fills: Sequence[Fill]) -> list[bool]:
         """Store under leases; and in the same round trip look for what is dead in the shards."""
-        calls = fill_calls(self._names, fills)
         shards: defaultdict[Shard, list[bytes | int]] = defaultdict(list)
         for fill in fills:
             shards[self._names.shard(fill.entry)] += (fill.entry, fill.ttl_ms)
-        ripe = [Call(_RIPE, (shard.expiry,), (DEAD_PER_FILL, *lives)) for shard, lives in shards.items()]
-        replies = await self._link.run(client, [*calls, *ripe])
-        for found in replies[len(calls) :]:
-            if not isinstance(found, Exception):  # it is for tidiness only
-                self._undertaker.look_at(client, found)
-        return [bool(reply) for reply in self._link.raised(calls, replies[: len(calls)])]
+        return [bool(reply) for reply in await self._and_look(client, fill_calls(self._names, fills), shards)]
 
     async def release(self, client: Client, leases: Sequence[tuple[bytes, str]]) -> None:
-        """Give leases back."""
-        await self._link.portions(client, [self._release(entry, token) for entry, token in leases], self._chunk)
+        """Give leases back; and in the same round trip look for what is dead in the shards."""
+        for at in range(0, len(leases), self._chunk):
+            portion = leases[at : at + self._chunk]
+            lives: dict[Shard, list[bytes | int]] = {self._names.shard(entry): [] for entry, _ in portion}
+            await self._and_look(client, [self._release(entry, token) for entry, token in portion], lives)
 
     async def inspect(self, client: Client, entry: bytes) -> Entry:
         """Tell what there is."""
@@ -98,12 +97,26 @@ class ClusterLeases:
         """Stop looking for what is dead."""
         await self._undertaker.aclose()
 
+    async def _and_look(
+        self, client: Client, calls: Sequence[Call], shards: Mapping[Shard, Sequence[bytes | int]]
+    ) -> list[Any]:
+        """Run scripts, tell shards until when entries live, and have looked at what is dead there."""
+        ripe = [Call(_RIPE, (shard.expiry,), (DEAD_PER_FILL, *lives)) for shard, lives in shards.items()]
+        replies = await self._link.run(client, [*calls, *ripe])
+        for found in replies[len(calls) :]:
+            if not isinstance(found, Exception):  # it is for tidiness only
+                self._undertaker.look_at(client, found)
+        return self._link.raised(calls, replies[: len(calls)])
+
     async def _enter(self, client: Client, asked: Iterable[Asked]) -> set[bytes]:
         """Enter the index; gives what is barred."""
         shards: defaultdict[Shard, list[bytes]] = defaultdict(list)
         for ask in asked:
             shards[self._names.shard(ask.entry)].append(ask.entry)
-        calls = [Call(_ENTER, shard.work, (self._lease_ms, *entries)) for shard, entries in shards.items()]
+        calls = [
+            Call(_ENTER, (*shard.work, shard.histories), (self._lease_ms, self._barrier_ms, *entries))
+            for shard, entries in shards.items()
+        ]
         replies = await self._link.many(client, calls)
         pairs = zip(shards.values(), replies, strict=True)
         return {entry for entries, flags in pairs for entry, barred in zip(entries, flags, strict=True) if barred}

@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from redis.exceptions import TryAgainError
 
 from .cluster_leases import fill_calls
+from .cluster_search import ClusterSearch
 from .errors import CacheUnavailableError
 from .link import Client, Link
 from .near import NearCache
 from .outcomes import Fill
 from .restarts import OTHER_DATA
-from .scripts import EXACTLY, Call, Command, Range, Script, Target
+from .scripts import EXACTLY, Call, Command, Range, Script, Target, lists
 from .slots import Shard, SlotNames
-from .sweep import batches, lists
+from .sweep import batches
 
 if TYPE_CHECKING:
     from .histories import Histories
@@ -37,6 +38,7 @@ _RELEASE = Script.load("slot_release")
 _HOLDER = Script.load("slot_holder")
 
 _TRIES, _PAUSE = 10, 0.01
+_LOST = -1
 
 _Job = tuple[list[bytes], list[Range], list[bytes]]  # barriers, ranges, keys for the index
 
@@ -45,9 +47,17 @@ class ClusterSweeper:
     """The steps on a cluster."""
 
     def __init__(
-        self, link: Link, names: SlotNames, histories: Histories, barrier_ms: int, chunk: int, near: NearCache
+        self,
+        link: Link,
+        names: SlotNames,
+        histories: Histories,
+        search: ClusterSearch,
+        *,
+        barrier_ms: int,
+        chunk: int,
+        near: NearCache,
     ) -> None:
-        self._link, self.names, self._histories = link, names, histories
+        self._link, self.names, self._histories, self._search = link, names, histories, search
         self._barrier_ms, self._chunk, self._near = barrier_ms, chunk, near
 
     async def begin(
@@ -62,7 +72,7 @@ class ClusterSweeper:
     ) -> int:
         """Bar, delete, take leases."""
         each = list(targets)
-        barriers, indexed = self._by_shard(fence), self._by_shard([Target(entry, EXACTLY) for entry in leases])
+        barriers, indexed = self._by_shard(fence), self._by_shard(_exactly(leases))
         ranges = [target.range() for target in each if not target.exact]
         jobs = {
             shard: deque(self._jobs([target.barrier(token) for target in barriers[shard]], ranges, indexed[shard]))
@@ -111,7 +121,10 @@ class ClusterSweeper:
             yield job[0], job[1], job[2]
 
     async def _fence(self, client: Client, jobs: dict[Shard, deque[_Job]]) -> set[bytes]:
-        """Do the next job of each shard; gives the keys that are reached. A job that is not done yet stays."""
+        """Do the next job of each shard; gives the keys that are reached. A job that is not done yet stays.
+
+        Where an index was lost nothing is done yet, but all that it does not know of is gone.
+        """
         working = [(shard, shard_jobs) for shard, shard_jobs in jobs.items() if shard_jobs]
         calls = [
             Call(_FENCE, shard.work, (self._barrier_ms, self._chunk, *lists(*shard_jobs[0])))
@@ -121,6 +134,9 @@ class ClusterSweeper:
         if self._histories.other_data:  # found out meanwhile: the shards may not know of keys that there are
             self._histories.heal(partial(self._link.run, client))
             raise CacheUnavailableError(_FENCE.name, OTHER_DATA)
+        if any(done == _LOST for done, *_ in replies):
+            await self._search.make_whole(client)
+            return set()
         reached: set[bytes] = set()
         for (_, shard_jobs), (done, last, keys) in zip(working, replies, strict=True):
             reached.update(keys)
@@ -160,7 +176,15 @@ class ClusterSweeper:
         for portion in _portions(entries, self._chunk):
             takes = [Call(_TAKE, (self.names.lease(entry),), (token, self._barrier_ms)) for entry in portion]
             deleted += await self._away(client, takes, portion)
+        if self._histories.evicts:  # the index may have been lost since they were put into it
+            await self._patiently(client, [self._index(*job) for job in self._by_shard(_exactly(entries)).items()])
         return deleted
+
+    def _index(self, shard: Shard, targets: Sequence[Target]) -> Call:
+        """Put keys into the index, and nothing else."""
+        return Call(
+            _FENCE, shard.work, (self._barrier_ms, self._chunk, *lists((), (), [each.head for each in targets]))
+        )
 
     async def _away(self, client: Client, first: Sequence[Call | Command], entries: Sequence[bytes]) -> int:
         """For each entry its lease first, and then itself: whoever would store it cannot do so any more."""
@@ -169,6 +193,10 @@ class ClusterSweeper:
         ]
         replies: list[Any] = await self._link.many(client, commands) if commands else []
         return sum(replies[1::2])
+
+
+def _exactly(entries: Iterable[bytes]) -> list[Target]:
+    return [Target(entry, EXACTLY) for entry in entries]
 
 
 def _portions(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

@@ -74,6 +74,7 @@ class Entries:
 
     def __init__(self, cache: BaseCache, plan: CallPlan, codec: Codec, policy: Policy) -> None:
         self.cache = cache
+        cache.owned.add(plan.head)
         self.plan = plan
         self.codec = codec
         self.policy = policy

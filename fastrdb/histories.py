@@ -23,7 +23,7 @@ from redis.exceptions import NoScriptError
 
 from .errors import CacheUnavailableError
 from .obstacles import Obstacles
-from .restarts import OTHER_DATA
+from .restarts import OTHER_DATA, Evicts
 from .scripts import Call, Command, Script
 from .slots import SLOTS, SlotNames
 
@@ -54,11 +54,17 @@ class Histories:
         self._task: asyncio.Task[None] | None = None
         self._token = secrets.token_hex(16)
         self._untold = self._warned = False
+        self._evicts = Evicts()
 
     @property
     def other_data(self) -> bool:
         """Whether what is there may be anything."""
         return self in self._obstacles
+
+    @property
+    def evicts(self) -> bool:
+        """Whether a server of it may evict the index."""
+        return bool(self._evicts.policy)
 
     def question(self) -> Command:
         """Give what a server is asked before what it gives is used."""
@@ -70,7 +76,9 @@ class Histories:
             return LOOK.whole()
         if isinstance(reply, Exception):  # an ACL, say: it will be the answer to every other script, too
             return None
-        if not reply[0] and not self._untold:
+        if reply[0]:
+            self._evicts.heard(reply[1])
+        elif not self._untold:
             self._untold = True
             logger.warning("Redis does not tell its history (%s): a takeover with old data is not noticed", reply[1])
         self.seen(reply[0])
@@ -141,13 +149,17 @@ class Histories:
 
     async def _forget_all(self, run: Run) -> None:
         doubtful = set(self._doubtful)  # what is found out from now on has not been deleted from the beginning
+        await self.forget(run)
+        await self._note(run, doubtful)
+
+    async def forget(self, run: Run) -> None:
+        """Delete all entries and leases that the rosters know of."""
         for first in range(0, SLOTS, _SLOTS_AT_ONCE):
             rosters = [self._names.roster(slot) for slot in range(first, first + _SLOTS_AT_ONCE)]
             while rosters:
                 await run((("PEXPIRE", self._names.healing, _HEALING_MS),))
                 more = _raised(await run([Call(_FORGET, (roster,), (_NAMES_AT_ONCE,)) for roster in rosters]))
                 rosters = [roster for roster, left in zip(rosters, more, strict=True) if left]
-        await self._note(run, doubtful)
 
     async def _note(self, run: Send, good: set[bytes]) -> None:
         """Note in every shard what is good, and that its index is whole."""

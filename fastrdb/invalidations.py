@@ -27,6 +27,7 @@ class Invalidation:
 
     def __init__(self, cache: BaseCache, plan: CallPlan) -> None:
         self.cache = cache
+        cache.owned |= plan.reaches.heads
         self.plan = plan
         self.counters = cache.counters(plan.function)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from .cluster_leases import ClusterLeases
+from .cluster_search import ClusterSearch
 from .cluster_sweep import ClusterSweeper
 from .histories import Histories
 from .leases import Leases, Reading
@@ -15,6 +16,7 @@ from .near import NearCache
 from .obstacles import Obstacles
 from .restarts import Restarts
 from .scripts import Names
+from .search import Search
 from .slots import SlotNames
 from .sweep import Sweeper, Writing
 
@@ -31,21 +33,19 @@ class Settings:
     obstacles: Obstacles
     near: NearCache
     met: Met | None = None
+    heads: Collection[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What the store works with; `heal` is for other data.
-
-    The sweeper tries Redis whatever the breaker says, which may be open for a while yet when Redis is back: of a commit
-    that Redis is not told of, other processes do not know.
-    """
+    """What the store works with. `insistent` tries Redis whatever the breaker says; `heal` is for other data."""
 
     names: Names
     trust: Restarts | Histories
     link: Link
     leases: Reading
     sweeper: Writing
+    insistent: Writing
     heal: Callable[[Client], None]
 
 
@@ -54,13 +54,18 @@ def one_server(settings: Settings) -> Layout:
     names = Names(settings.namespace)
     restarts = Restarts(names, settings.obstacles)
     link = Link(settings.timeout, restarts, settings.obstacles)
-    sweeper = Sweeper(link.insisting(), names, settings.barrier_ms, settings.chunk, settings.near)
+    sweeper, insistent = (
+        Sweeper(each, names, Search(each, names, settings.heads), settings.barrier_ms, settings.chunk, settings.near)
+        for each in (link, link.insisting())
+    )
 
     def heal(client: Client) -> None:
         restarts.heal(lambda call: link.script(client, call), lambda: sweeper.delete(client, [names.everything]))
 
-    leases = Leases(link, names, restarts, settings.lease_ms, settings.chunk)
-    return Layout(names, restarts, link, leases, sweeper, heal)
+    leases = Leases(
+        link, names, restarts, lease_ms=settings.lease_ms, barrier_ms=settings.barrier_ms, chunk=settings.chunk
+    )
+    return Layout(names, restarts, link, leases, sweeper, insistent, heal)
 
 
 def cluster(settings: Settings) -> Layout:
@@ -68,11 +73,23 @@ def cluster(settings: Settings) -> Layout:
     names = SlotNames(settings.namespace)
     histories = Histories(names, settings.obstacles)
     link = Link(settings.timeout, histories, settings.obstacles, settings.met)
-    insisting = link.insisting()
-    sweeper = ClusterSweeper(insisting, names, histories, settings.barrier_ms, settings.chunk, settings.near)
+    sweeper, insistent = (
+        ClusterSweeper(
+            each,
+            names,
+            histories,
+            ClusterSearch(each, names, histories, settings.heads),
+            barrier_ms=settings.barrier_ms,
+            chunk=settings.chunk,
+            near=settings.near,
+        )
+        for each in (link, link.insisting())
+    )
 
     def heal(client: Client) -> None:
         histories.heal(lambda commands: link.run(client, commands))
 
-    leases = ClusterLeases(link, names, histories, settings.lease_ms, settings.chunk)
-    return Layout(names, histories, link, leases, sweeper, heal)
+    leases = ClusterLeases(
+        link, names, histories, lease_ms=settings.lease_ms, barrier_ms=settings.barrier_ms, chunk=settings.chunk
+    )
+    return Layout(names, histories, link, leases, sweeper, insistent, heal)

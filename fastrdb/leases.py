@@ -12,11 +12,12 @@ from .scripts import Call, Names, Script
 
 _ACQUIRE = Script.load("acquire")
 _FILL = Script.load("fill")
-COMPARE_DELETE = Script.load("compare_delete")
+_RELEASE = Script.load("release")
 _INSPECT = Script.load("inspect")
 
 DEAD_PER_FILL = 10
-"""How many dead index members each fill sweeps: more than it adds, so the index cannot grow with what has expired."""
+"""How many dead index members each fill or release sweeps: more than were added for it, so the index cannot grow with
+what has expired."""
 
 
 class Reading(Protocol):
@@ -54,9 +55,11 @@ class Reading(Protocol):
 class Leases:
     """The steps on one server."""
 
-    def __init__(self, link: Link, names: Names, restarts: Restarts, lease_ms: int, chunk: int) -> None:
+    def __init__(
+        self, link: Link, names: Names, restarts: Restarts, lease_ms: int, barrier_ms: int, chunk: int
+    ) -> None:
         self._link, self._names, self._restarts = link, names, restarts
-        self._lease_ms, self._chunk = lease_ms, chunk
+        self._lease_ms, self._barrier_ms, self._chunk = lease_ms, barrier_ms, chunk
 
     async def get_many(self, client: Client, entries: Sequence[bytes]) -> list[bytes | None]:
         """Give entries by one MGET."""
@@ -79,8 +82,8 @@ class Leases:
         calls = [
             Call(
                 _ACQUIRE,
-                (entry, names.lease(entry), names.index, names.expiry, names.barriers, names.server),
-                (token, self._lease_ms, old),
+                (entry, names.lease(entry), *names.shared, names.server),
+                (token, self._lease_ms, self._barrier_ms, old),
             )
             for entry, token, old in asked
         ]
@@ -92,7 +95,7 @@ class Leases:
         calls = [
             Call(
                 _FILL,
-                (entry, names.lease(entry), names.index, names.expiry, names.server),
+                (entry, names.lease(entry), *names.shared, names.server),
                 (token, raw, ttl_ms, names.leases, DEAD_PER_FILL),
             )
             for entry, token, raw, ttl_ms in fills
@@ -101,7 +104,15 @@ class Leases:
 
     async def release(self, client: Client, leases: Sequence[tuple[bytes, str]]) -> None:
         """Give leases back."""
-        calls = [Call(COMPARE_DELETE, (self._names.lease(entry),), (token,)) for entry, token in leases]
+        names = self._names
+        calls = [
+            Call(
+                _RELEASE,
+                (entry, names.lease(entry), names.index, names.expiry),
+                (token, names.leases, DEAD_PER_FILL),
+            )
+            for entry, token in leases
+        ]
         await self._link.portions(client, calls, self._chunk)
 
     async def inspect(self, client: Client, entry: bytes) -> Entry:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -22,6 +23,8 @@ class Reaches:
     def __init__(self, prefixes: Sequence[Filling], keys: Sequence[Filling]) -> None:
         self._before, self._after = _halves(prefixes)
         self._keys_before, self._keys_after = _halves(keys)
+        # What all keys begin with that the prefixes reach; "" where a placeholder or a wildcard comes first.
+        self.heads = {re.split("[*?]", each.template.head)[0] for each in prefixes}
 
     def prefixes_before(self, calls: Sequence[Values]) -> list[Prefix]:
         """What the arguments of these calls alone say is invalidated."""

@@ -34,6 +34,24 @@ _PAUSE = 0.05
 Run = Callable[[Call], Awaitable[Any]]
 
 
+class Evicts:
+    """By which policy a server evicts keys that have no TTL: said when it changes."""
+
+    def __init__(self) -> None:
+        self.policy = b""
+
+    def heard(self, policy: bytes) -> None:
+        """It does so by this policy; b"" where it does not."""
+        if policy != self.policy:
+            self.policy = policy
+            if policy:
+                logger.warning(
+                    "Redis has maxmemory-policy %s and may evict the index: each time it does, the next write has to "
+                    "look at all keys. Set noeviction or volatile-*",
+                    policy.decode(),
+                )
+
+
 class Restarts:
     """What one event loop knows of it; among the `obstacles` to reading from when it is found until it is healed.
 
@@ -45,6 +63,7 @@ class Restarts:
         self._task: asyncio.Task[None] | None = None
         self._token = secrets.token_hex(16)  # one for all tries: who could not go on need not wait for itself
         self._untold = False
+        self._evicts = Evicts()
         self._question = self._call("")
 
     @property
@@ -102,8 +121,10 @@ class Restarts:
         match reply:
             case [b"other"]:
                 self.found()
-            case [b"same"] if self._obstacles.take_down(self, "healing"):
-                logger.info("everything has been invalidated: the cache is used again")
+            case [b"same", policy]:
+                self._evicts.heard(policy)
+                if self._obstacles.take_down(self, "healing"):
+                    logger.info("everything has been invalidated: the cache is used again")
             case [b"replica"]:
                 raise RedisConnectionError("the server is a replica, which may be behind: it is not used")
             case [b"unknown", why]:
@@ -114,4 +135,4 @@ class Restarts:
 
     def _call(self, token: str, done: str = "") -> Call:
         names = self._names
-        return Call(_ADOPT, (names.index, names.server, names.healing), (token, done, _HEALING_MS))
+        return Call(_ADOPT, (*names.shared, names.server, names.healing), (token, done, _HEALING_MS))

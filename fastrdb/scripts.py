@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 Argument = bytes | str | int
 Command = Sequence[Argument]
 
 EXACTLY = b"="
 """The filter of a target that is one key. No Lua pattern of a prefix reads so: they begin with ^."""
+
+
+FIRST = b"\1"
+"""Members of the index that come before this are no keys: see common.lua."""
 
 
 class Reach(Protocol):
@@ -64,7 +68,7 @@ class Target(NamedTuple):
     def range(self) -> Range:
         """Give the whole range of the index under the head."""
         after = successor(self.head)
-        return Range(b"[" + self.head if self.head else b"-", b"(" + after if after else b"+", self.head, self.filter)
+        return Range(b"[" + (self.head or FIRST), b"(" + after if after else b"+", self.head, self.filter)
 
 
 def successor(head: bytes) -> bytes:
@@ -103,13 +107,17 @@ class Names:
         """Give the one key."""
         return Target(self.entry(key), EXACTLY)
 
+    def known(self, heads: Iterable[str]) -> list[bytes]:
+        """Give what names of entries begin with, for sure: the namespace, or such of the heads as say something."""
+        return [self.before] if self.before else sorted(head.encode() for head in heads if head)
+
     @property
     def everything(self) -> Target:
         """All of the namespace."""
         return Target(self.before)
 
 
-SHARED = ("common", "cluster")
+SHARED = ("common", "server", "cluster")
 """What is in `lua/` only to be put in front of others."""
 
 
@@ -125,7 +133,7 @@ class Script:
     def load(cls, name: str) -> Script:
         """Read `lua/<name>.lua`."""
         folder = resources.files("fastrdb") / "lua"
-        shared = SHARED if name.startswith(("slot_", "shard_", "look")) else SHARED[:1]
+        shared = ("common", "cluster" if name.startswith(("slot_", "shard_", "look")) else "server")
         text = "".join(folder.joinpath(f"{part}.lua").read_text("utf-8") for part in (*shared, name))
         return cls(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
@@ -144,3 +152,13 @@ class Call(NamedTuple):
     def whole(self) -> tuple[Argument, ...]:
         """Give the command that brings the script along, and leaves it there."""
         return ("EVAL", self.script.text, len(self.keys), *self.keys, *self.arguments)
+
+
+def lists(*each: Sequence[Any]) -> list[Any]:
+    """Give lists as a script reads them: the length of each, then its items, a tuple's parts one by one."""
+    arguments: list[Any] = []
+    for items in each:
+        arguments.append(len(items))
+        for item in items:
+            arguments.extend(item if isinstance(item, tuple) else (item,))
+    return arguments

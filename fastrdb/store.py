@@ -15,7 +15,6 @@ from .cluster_tracking import ClusterTracking
 from .errors import CacheUnavailableError
 from .intent import Intent, Room
 from .layouts import Settings
-from .leases import COMPARE_DELETE
 from .link import Client
 from .link import is_cluster as is_cluster
 from .near import Near, NearCache, Token
@@ -30,7 +29,7 @@ from .outcomes import Outcome as Outcome
 from .outcomes import Timed as Timed
 from .repairs import Repairs
 from .restarts import OTHER_DATA
-from .scripts import Call, Names, Reach, Target
+from .scripts import Call, Names, Reach, Script, Target
 from .switches import DISABLED, Switch
 from .tracking import Tracking
 
@@ -39,6 +38,8 @@ if TYPE_CHECKING:
 
     from .masters import Met
 
+_COMPARE_DELETE = Script.load("compare_delete")
+
 
 class Store:
     """The protocol on one Redis, for one event loop; holds no client but while a repair is under way.
@@ -46,7 +47,7 @@ class Store:
     Durations are seconds: `timeout` is the deadline of each round trip, `lease` the longest load that is stored,
     `barrier` the longest COMMIT. `chunk` is how many index members one script looks at, and how many scripts go at
     once. `cluster`: its clients are those of a cluster. `sleep` is for tests. `near` bounds what is kept in this
-    process, `heads` is what the keys begin with that may be: it may grow.
+    process, `heads` is what the keys begin with that may be, `owned` what all of the cache's do: both may grow.
 
     All methods but those that say otherwise raise CacheUnavailableError when Redis does not do it.
     """
@@ -62,6 +63,7 @@ class Store:
         on_error: Literal["bypass", "raise"] = "bypass",
         near: Near | None = None,
         heads: Collection[str] = (),
+        owned: Collection[str] = (),
         switch: Switch | None = None,
         cluster: bool = False,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
@@ -73,12 +75,13 @@ class Store:
         self._switch = Switch() if switch is None else switch
         self._switch.govern(self)
         lease_ms, barrier_ms = (max(1, round(seconds * 1000)) for seconds in (lease, barrier))
-        settings = Settings(namespace, timeout, lease_ms, barrier_ms, chunk, self.obstacles, self.near, met)
+        settings = Settings(namespace, timeout, lease_ms, barrier_ms, chunk, self.obstacles, self.near, met, owned)
         self._layout = layout = layouts.cluster(settings) if cluster else layouts.one_server(settings)
         self._names, self._link, self._leases = layout.names, layout.link, layout.leases
-        self._sweeper = layout.sweeper
-        self._repairs = Repairs(layout.sweeper, self.obstacles, sleep)
-        self._room = Room(layout.names, layout.sweeper, self._repairs, on_error, renew=barrier / 2)
+        # A commit that may not go on without Redis tries it in any case; the others do not wait for it any more.
+        self._sweeper = layout.insistent if on_error == "raise" else layout.sweeper
+        self._repairs = Repairs(layout.insistent, self.obstacles, sleep)
+        self._room = Room(layout.names, self._sweeper, self._repairs, on_error, renew=barrier / 2)
 
     @property
     def owes(self) -> bool:
@@ -183,7 +186,7 @@ class Store:
 
     async def discard(self, client: Client, key: str, raw: bytes) -> bool:
         """Delete an entry that nobody can read, if it is this one still."""
-        return bool(await self._link.script(client, Call(COMPARE_DELETE, (self._names.entry(key),), (raw,))))
+        return bool(await self._link.script(client, Call(_COMPARE_DELETE, (self._names.entry(key),), (raw,))))
 
     async def invalidate(self, client: Client, prefixes: Iterable[Reach] = (), keys: Iterable[str] = ()) -> int:
         """Delete by hand what the prefixes and keys reach, with the leases; give the number of entries deleted.

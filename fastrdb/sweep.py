@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from .link import Client, Link
 from .near import NearCache
 from .outcomes import Fill
-from .scripts import Call, Names, Range, Script, Target
+from .scripts import Call, Names, Range, Script, Target, lists
+from .search import Search
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -59,8 +60,9 @@ class Writing(Protocol):
 class Sweeper:
     """The steps on one server."""
 
-    def __init__(self, link: Link, names: Names, barrier_ms: int, chunk: int, near: NearCache) -> None:
-        self._link, self.names, self._barrier_ms, self._chunk, self._near = link, names, barrier_ms, chunk, near
+    def __init__(self, link: Link, names: Names, search: Search, barrier_ms: int, chunk: int, near: NearCache) -> None:
+        self._link, self.names, self._search = link, names, search
+        self._barrier_ms, self._chunk, self._near = barrier_ms, chunk, near
 
     async def begin(
         self,
@@ -107,22 +109,19 @@ class Sweeper:
         deleted = 0
         while True:
             call = Call(_BEGIN, self.names.shared, (*settings, *lists(barriers, ranges, *rest)))
-            done, last, count = await self._link.script(client, call)
+            done, last, count, lost = await self._link.script(client, call)
             deleted += int(count)
             if done == len(ranges):
                 return deleted
-            # The barriers stand; go on in the range that the script stopped in, behind the last key it looked at.
-            barriers, ranges = [], [ranges[done]._replace(start=b"(" + last), *ranges[done + 1 :]]
-
-
-def lists(*each: Sequence[Any]) -> list[Any]:
-    """Give lists as a script reads them: the length of each, then its items, a tuple's parts one by one."""
-    arguments: list[Any] = []
-    for items in each:
-        arguments.append(len(items))
-        for item in items:
-            arguments.extend(item if isinstance(item, tuple) else (item,))
-    return arguments
+            # The barriers stand. Find without the index what is left, or go on in the range that the script stopped in,
+            # behind the last key it looked at.
+            barriers = []
+            if lost:
+                token, *_, spare = settings
+                deleted += await self._search.delete(client, ranges[done:], token if spare else "")
+                ranges = []
+            else:
+                ranges = [ranges[done]._replace(start=b"(" + last), *ranges[done + 1 :]]
 
 
 def batches(size: int, *each: Sequence[Any]) -> Iterator[list[list[Any]]]:

@@ -16,7 +16,7 @@ from tests.support import scenarios
 from tests.support.databases import Database
 from tests.support.gates import Gate
 from tests.support.scenarios import LEASE
-from tests.support.stores import names_in
+from tests.support.stores import members, names_in
 from tests.support.versions import Versions
 from tests.support.world import World, pooled, spawn, world
 
@@ -133,7 +133,7 @@ async def test_a_commit_while_it_is_sent(w: World, monkeypatch: pytest.MonkeyPat
     await cancelled(writer)
     assert await w.truth() == ("new" if committed else "old")
     await w.fair()
-    assert await w.client.zcard("fastrdb:barriers")
+    assert await members(w.client, "barriers")
     assert not await w.client.exists("item:1", LEASE)
     await w.lapse_barriers()
     await w.fair()

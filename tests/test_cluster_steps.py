@@ -31,7 +31,7 @@ SCENARIOS: list[Scenario] = [
     scenarios.found_by_its_prefix,
     scenarios.written_through_and_found,
     scenarios.written_through_against_another,
-    scenarios.barrier_that_was_lost,
+    scenarios.barrier_that_lapsed,
 ]
 
 
@@ -129,7 +129,7 @@ MUTANTS: list[tuple[Mutation, list[Scenario]]] = [
     (leases_survive, [scenarios.lease_before_the_writer]),
     (entries_survive, [scenarios.reader_behind_the_sweep, scenarios.found_by_its_prefix]),
     (entry_before_lease, [scenarios.lease_goes_first]),
-    (no_second_sweep, [scenarios.barrier_that_was_lost]),
+    (no_second_sweep, [scenarios.barrier_that_lapsed]),
     (
         without(cluster_leases, "shard_enter", "barred(barriers, ARGV[i])", "false"),
         [scenarios.begun_between_lease_and_shard, scenarios.reader_behind_the_sweep],

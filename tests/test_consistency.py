@@ -136,6 +136,8 @@ OUTAGE = Rules(outages=[Outage(105, 150)], repair=50)
         pytest.param(Rules([Outage(111, 150)], 50), read(0, 0, 140), Kind.STALE, id="Redis had been told before"),
         pytest.param(Rules([Outage(0, 99)], 9_000), read(0, 0, 140), Kind.STALE, id="over before the commit began"),
         pytest.param(Rules([Outage(0, 100)], 9_000), read(0, 0, 140), Kind.MISSED, id="just not over"),
+        pytest.param(Rules([Outage(0, 95)], 9_000, 0, 5), read(0, 0, 140), Kind.MISSED, id="not noticed to be over"),
+        pytest.param(Rules([Outage(0, 95)], 9_000, 0, 4), read(0, 0, 140), Kind.STALE, id="noticed to be over"),
         pytest.param(Rules([Outage(205, 300)], 50), read(0, 0, 310), Kind.STALE, id="of the second commit only"),
         pytest.param(Rules([Outage(205, 300)], 50), read(1, ONE, 310), Kind.MISSED, id="of the one newer commit"),
         pytest.param(Rules([Outage(99, 300)], 50), read(0, 0, 310), Kind.MISSED, id="of both commits"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -14,13 +13,14 @@ from tests.support import processes
 from tests.support.databases import Database
 from tests.support.processes import Moment
 from tests.support.scenarios import LEASE
+from tests.support.stores import members
 from tests.support.world import world
 
 
 async def lapsed(client: Redis) -> None:
     """Wait until the server's clock has passed the deadline of every barrier."""
-    members: list[Any] = await client.zrange("fastrdb:barriers", 0, -1)
-    deadline = max([await client.zscore("fastrdb:barriers", member) or 0.0 for member in members])
+    barriers = await members(client, "barriers")
+    deadline = max([await client.zscore("fastrdb:barriers", barrier) or 0.0 for barrier in barriers])
     while True:
         seconds, micros = await client.time()
         if seconds * 1000 + micros // 1000 >= deadline:

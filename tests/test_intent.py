@@ -14,7 +14,7 @@ from fastrdb.prefixes import Prefix
 from fastrdb.scripts import Script
 from fastrdb.store import Barred, Busy, Granted, Store
 from tests.support.gates import GatedClient
-from tests.support.stores import lose, members, put, store_on
+from tests.support.stores import lapse_barriers, members, put, store_on
 from tests.test_store import prefix
 from tests.test_sweep import stored
 
@@ -277,7 +277,7 @@ async def test_barriers_are_renewed_when_begin_comes_again_late(
     intent.put("user:1", b"kept", 60_000)
     intent.put("user:2", b"lost", 60_000)
     await intent.begin()
-    await lose(any_client, "barriers")
+    await lapse_barriers(any_client)
     await any_client.delete("fastrdb:lease:{user:2}")
     await stored(any_client, store, ["user:2", "user:3"])
     await intent.begin()
@@ -371,7 +371,7 @@ async def test_an_unknown_outcome_leaves_the_barrier(any_client: Redis, store: S
     assert await store.acquire(any_client, "user:1", "t") == Barred()
     assert await store.get(any_client, "user:1") is None
     assert 0 < await any_client.pttl("fastrdb:lease:{user:1}") <= 10_000
-    await lose(any_client, "barriers")  # as when it has lapsed
+    await lapse_barriers(any_client)
     assert isinstance(await store.acquire(any_client, "user:1", "t"), Busy | Barred)
 
 

@@ -7,7 +7,7 @@ import gc
 import random
 import secrets
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from redis._parsers import _AsyncRESP2Parser, _AsyncRESP3Parser
@@ -562,8 +562,12 @@ async def test_a_gate_for_the_look(client: Redis, store: Store, monkeypatch: pyt
     assert await asking is None
 
 
-async def test_a_writer_tries_a_server_that_has_not_answered_lately(client: Redis, store: Store) -> None:
-    """It may be back: a commit that it is not told of is one that others do not know of. Readers leave it alone."""
+@pytest.mark.parametrize("on_error", ["raise", "bypass"])
+async def test_a_writer_that_must_be_heard_tries_a_server_that_has_not_answered_lately(
+    client: Redis, on_error: Literal["raise", "bypass"]
+) -> None:
+    """It may be back. Readers leave it alone, and so do writers that may: their commit waits for nothing, and is owed."""
+    store = Store(timeout=PATIENT, on_error=on_error)
     await store.acquire(client, "user:1", "t")
     assert await store.fill(client, "user:1", "t", b"old", 60_000)
     breaker = store._link.breaker
@@ -576,7 +580,8 @@ async def test_a_writer_tries_a_server_that_has_not_answered_lately(client: Redi
     intent = store.intent(client)
     intent.add([Prefix("user:")])
     await intent.begin()
-    assert not store.owes
-    assert await client.get("user:1") is None
+    assert store.owes is (on_error == "bypass")
+    assert await client.get("user:1") == (b"old" if on_error == "bypass" else None)
     await intent.end(committed=True)
-    assert not store.closed(client), "its answers are answers"
+    assert (store.closed(client) is None) is (on_error == "raise"), "its answers are answers"
+    await store.aclose()

@@ -16,6 +16,7 @@ from fastrdb.many import get_many
 from tests.support.databases import Database
 from tests.support.gates import GatedClient
 from tests.support.items import Base, Item, Row
+from tests.support.stores import members
 
 
 class Batch:
@@ -75,7 +76,7 @@ async def test_what_it_stored_is_found_by_single_calls(client: Redis) -> None:
     assert batch.one.stats.loads == before
     await batch.one.query.cache.aclose()
     assert await client.keys("fastrdb:lease:*") == []
-    assert await client.zrange("fastrdb:index", 0, -1) == [b"item:1", b"item:2"]
+    assert await members(client, "index") == {b"item:1", b"item:2"}
 
 
 async def test_what_is_asked_for_twice_is_answered_twice(client: Redis) -> None:

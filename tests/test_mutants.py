@@ -58,7 +58,7 @@ SCRIPTS: dict[str, tuple[Mutation, list[Scenario]]] = {
         [scenarios.refill_before_commit, scenarios_commits.hidden_session, scenarios_commits.connection_outside],
     ),
     "acquire asks for no barrier": (
-        Mutation(fastrdb.leases, "_ACQUIRE", "if barred(barriers, entry) then", "if false then"),
+        Mutation(fastrdb.leases, "_ACQUIRE", "if closed then", "if false then"),
         [scenarios.refill_before_commit, scenarios.window_after_commit, scenarios.zombie_acquire],
     ),
     "begin leaves leases": (
@@ -74,7 +74,7 @@ SCRIPTS: dict[str, tuple[Mutation, list[Scenario]]] = {
         [scenarios_sessions.put_against_a_writer],
     ),
     "release asks for no token": (
-        Mutation(fastrdb.leases, "COMPARE_DELETE", "if redis.call('GET', KEYS[1]) == ARGV[1] then", "if true then"),
+        Mutation(fastrdb.leases, "_RELEASE", "if redis.call('GET', lease) ~= token then return 0 end", ""),
         [scenarios.release_spares_others],
     ),
     "the own lease is another's": (
@@ -104,7 +104,9 @@ async def test_the_end_of_one_writer_takes_all_barriers_down(
     """Barriers that are not told apart by token: two writers on one prefix."""
     async with world(postgresql, client) as made:
         old = "redis.call('ZREM', barriers, ARGV[i])"
-        Mutation(fastrdb.sweep, "_END", old, "redis.call('DEL', barriers)")(monkeypatch, made)
+        Mutation(fastrdb.sweep, "_END", old, "redis.call('ZREMRANGEBYSCORE', barriers, '-inf', '(+inf')")(
+            monkeypatch, made
+        )
         await lost(scenarios.two_writers(made))
 
 

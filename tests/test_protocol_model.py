@@ -13,7 +13,20 @@ WITHOUT_CANCEL = frozenset({Fault.CRASH, Fault.EXPIRY})
 RESTART = frozenset({Fault.CANCEL, Fault.EXPIRY, Fault.RESTART})
 # If a barrier goes in the middle of a COMMIT, only the end of that commit puts things right.
 IN_THE_END = frozenset({Rule.ACKNOWLEDGED, Rule.CONVERGED})
-ELSEWHERE = {Mutant.UNINDEXED_AT_INVALIDATION, Mutant.NO_SECOND_SWEEP}  # have tests of their own
+OF_A_LOSS = {
+    Mutant.NO_LOOK_AT_THE_INDEX,
+    Mutant.WHOLE_THOUGH_LOST,
+    Mutant.LEASES_OVERLOOKED,
+    Mutant.ENTRY_BEFORE_LEASE,
+}
+# These have tests of their own.
+ELSEWHERE = {
+    Mutant.UNINDEXED_AT_INVALIDATION,
+    Mutant.NO_SECOND_SWEEP,
+    Mutant.NO_LOOK_AT_BARRIERS,
+    Mutant.INDEXED_ONCE,
+    *(OF_A_LOSS - {Mutant.ENTRY_BEFORE_LEASE}),
+}
 PER_SLOT_ONLY = {Mutant.BARRIER_CHECK_FIRST, Mutant.ENTRY_BEFORE_LEASE, Mutant.BURIED_BLINDLY}
 INDEX_ONLY = {Mutant.READS_NOT_INDEXED, Mutant.WRITE_LEASE_NOT_INDEXED}
 NOT_OF = {
@@ -78,20 +91,52 @@ def test_a_restart_needs_the_second_sweep(layout: Layout) -> None:
 
 
 @pytest.mark.parametrize("layout", [Layout.SCRIPT, Layout.CHUNKS, Layout.SLOTS], ids=name)
-def test_losing_the_index_is_not_survived(layout: Layout) -> None:
-    """If the index vanishes (by hand, or by eviction under allkeys-*), rules break: then there must be another way."""
-    assert Model(Setup(layout, 1, 2, frozenset({Fault.INDEX_LOSS}))).explore().rule is not None
+def test_losing_the_index(layout: Layout) -> None:
+    """Evicted or deleted by hand, at any time and as often as may be: it says so itself, and all keys are looked at."""
+    outcome = Model(Setup(layout, 1, 2, WITHOUT_CANCEL | {Fault.INDEX_LOSS})).explore()
+    assert outcome.rule is None, explain(outcome)
 
 
-def test_looking_at_all_keys_survives_the_loss_of_the_index() -> None:
-    """Leases first, and then entries: no index is needed."""
+@pytest.mark.parametrize("mutant", OF_A_LOSS, ids=name)
+@pytest.mark.parametrize("layout", [Layout.SCRIPT, Layout.CHUNKS, Layout.SLOTS], ids=name)
+def test_what_losing_the_index_needs(layout: Layout, mutant: Mutant) -> None:
+    """Whoever overlooks the loss, a part of what there is, or one more loss meanwhile, leaves a stale entry."""
+    assert Model(Setup(layout, 1, 2, frozenset({Fault.INDEX_LOSS}), mutant)).explore().rule is not None
+
+
+def test_a_cluster_that_evicts_needs_the_key_indexed_twice() -> None:
+    """Before the lease is taken, for others to find it, and after that, for the index may have been lost in between."""
+    setup = Setup(Layout.SLOTS, 1, 2, frozenset({Fault.INDEX_LOSS}), Mutant.INDEXED_ONCE)
+    assert Model(setup).explore().rule is not None
+
+
+def test_looking_at_all_keys_needs_no_index() -> None:
+    """Leases first, and then entries."""
     outcome = Model(Setup(Layout.SCAN, 2, 2, frozenset({Fault.INDEX_LOSS, Fault.CRASH}))).explore()
     assert outcome.rule is None, explain(outcome)
 
 
+EVICTED = frozenset({Fault.INDEX_LOSS, Fault.BARRIERS_EVICTED})
+
+
+def test_index_and_barriers_are_evicted() -> None:
+    """At any time, and writers die besides: no rule is broken, not even while a COMMIT is under way."""
+    outcome = Model(Setup(Layout.CHUNKS, 1, 2, EVICTED | {Fault.CRASH})).explore()
+    assert outcome.rule is None, explain(outcome)
+
+
+def test_losing_barriers_must_be_noticed() -> None:
+    """Else who reads meanwhile is answered with what is not committed any more; for good, if the writer dies."""
+    faults = frozenset({Fault.EXPIRY, Fault.BARRIERS_EVICTED})
+    mutant = Setup(Layout.CHUNKS, 2, 1, faults, Mutant.NO_LOOK_AT_BARRIERS)
+    assert Model(mutant).explore().rule is Rule.COMMITTED
+    mutant = replace(mutant, readers=1, faults=faults | {Fault.CRASH})
+    assert Model(mutant).explore().rule is Rule.CONVERGED
+
+
 @pytest.mark.parametrize("layout", Layout, ids=name)
 def test_a_barrier_that_goes_too_early(layout: Layout) -> None:
-    """Evicted, lapsed, or lost in a failover: who sweeps once more before the write is acknowledged leaves nothing."""
+    """Lapsed, or lost in a failover: who sweeps once more before the write is acknowledged leaves nothing."""
     setup = Setup(layout, 1, 2, frozenset({Fault.BARRIER_LOSS, Fault.CANCEL}), rules=IN_THE_END)
     outcome = Model(setup).explore()
     assert outcome.rule is None, explain(outcome)

@@ -13,7 +13,7 @@ from fastrdb.embedded import EmbeddedServer
 from fastrdb.scripts import Target
 from fastrdb.store import Barred, Granted, Store
 from tests.support.gates import GatedClient
-from tests.support.stores import lose
+from tests.support.stores import lapse_barriers
 from tests.test_store import prefix
 from tests.test_sweep import stored
 
@@ -102,7 +102,7 @@ async def test_a_repair_before_the_commit_does_not_count(gated: GatedClient, sto
     await intent.begin()
     await repaired(store)
     assert await store.acquire(gated, "user:1", "reader") == Barred()
-    await lose(gated, "barriers")  # as when the transaction takes longer than a barrier
+    await lapse_barriers(gated)  # as when the transaction takes longer than a barrier
     await stored(gated, store, ["user:1"])
     await intent.end(committed=True)
     assert store.owes

@@ -181,7 +181,7 @@ async def test_the_readmes_user_may_do_precisely_what_is_needed(sqlite: Database
 
 
 async def test_keys_of_others_are_out_of_reach(server: EmbeddedServer) -> None:
-    """Who has the application's password cannot read, write or list what is not the cache's."""
+    """Who has the application's password cannot read or write what is not the cache's."""
     async with restricted(server) as (client, admin):
         await admin.set("session:1", "somebody else's")
         for command in (
@@ -189,7 +189,6 @@ async def test_keys_of_others_are_out_of_reach(server: EmbeddedServer) -> None:
             ("SET", "session:1", "x"),
             ("EVAL", "return redis.call('GET', 'session:1')", 0),
             ("KEYS", "*"),
-            ("SCAN", 0),
             ("FLUSHALL",),
             ("CONFIG", "GET", "*"),
             ("ACL", "LIST"),

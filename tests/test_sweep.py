@@ -47,7 +47,7 @@ async def test_every_byte_is_inside_the_range(any_client: Redis) -> None:
 
 @pytest.mark.parametrize(
     ("head", "first", "last"),
-    [(b"a", b"[a", b"(b"), (b"a\xff", b"[a\xff", b"(b"), (b"\xff", b"[\xff", b"+"), (b"", b"-", b"+")],
+    [(b"a", b"[a", b"(b"), (b"a\xff", b"[a\xff", b"(b"), (b"\xff", b"[\xff", b"+"), (b"", b"[\1", b"+")],
 )
 def test_a_range_ends_behind_its_last_key(head: bytes, first: bytes, last: bytes) -> None:
     """A range ends at its head with the last byte incremented, or at the end of all keys."""

@@ -83,7 +83,7 @@ async def test_scripts_fail_by_their_files_name(client: Redis) -> None:
     faulty.fail_with(BusyLoadingError("loading"), on="fill", times=1)
     for _ in range(3):
         assert (await load(faulty, 1)).name == "a"
-    assert set(faulty.names()) == {"GET", "acquire", "fill", "compare_delete"}
+    assert set(faulty.names()) == {"GET", "acquire", "fill", "release"}
     assert loader.calls == 2
     assert load.stats == Stats(hits=1, misses=2, loads=2, fills=1, unavailable=1)
     await cache.aclose()

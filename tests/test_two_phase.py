@@ -19,6 +19,7 @@ from fastrdb.errors import CacheUnavailableError
 from tests.support import databases, scenarios, scenarios_commits, scenarios_sessions
 from tests.support.databases import Database, ServerDatabase
 from tests.support.gates import Gate
+from tests.support.stores import members
 from tests.support.world import Base, Item, Owner, Scenario, World, spawn, world
 from tests.test_races import name
 
@@ -160,7 +161,7 @@ async def test_the_outcome_is_unknown(w: World, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(asyncio.CancelledError):
         await writer
     await w.two.cache.aclose()
-    assert await w.client.zcard("fastrdb:barriers")
+    assert await members(w.client, "barriers")
     assert await w.one.read() == "old"
     assert not await w.client.exists("item:1")
     await resolve(w.database.engine, "COMMIT", w.database.sessions.kw["info"]["gids"][-1])
@@ -232,7 +233,7 @@ async def test_one_of_two_databases_fails(both: tuple[World, async_sessionmaker[
         gate.open()
         with pytest.raises(DBAPIError, match="does not exist"):
             await committing
-    assert await w.client.zcard("fastrdb:barriers")
+    assert await members(w.client, "barriers")
     await w.fair()
     assert not await w.client.exists("item:1")
     await w.lapse_barriers()

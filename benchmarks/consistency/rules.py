@@ -114,13 +114,15 @@ class Rules:
     """What the contract lets pass. Durations are nanoseconds.
 
     A commit that Redis could not be told of, being out of reach, is known to its own process only, until `repair` after
-    the outage: others' answers are told apart as MISSED. With `outages` left empty nothing is. What a
-    near cache answers may be out of date by `heartbeat`, as to the commits of other processes.
+    the outage: others' answers are told apart as MISSED. So is one that began before its process could `notice` that
+    the outage was over. With `outages` left empty nothing is. What a near cache answers may be out of date by
+    `heartbeat`, as to the commits of other processes.
     """
 
     outages: Sequence[Outage] = ()
     repair: int = 0
     heartbeat: int = 0
+    notice: int = 0
 
 
 class History:
@@ -176,6 +178,8 @@ class History:
     def _unheard(self, write: Write, moment: int) -> bool:
         told = write.told or write.acked or write.known or write.begun
         return any(
-            write.begun <= outage.end and told >= outage.start and moment <= outage.end + self._rules.repair
+            write.begun <= outage.end + self._rules.notice
+            and told >= outage.start
+            and moment <= outage.end + self._rules.repair
             for outage in self._rules.outages
         )

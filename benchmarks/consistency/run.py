@@ -27,6 +27,8 @@ from benchmarks.consistency.tally import Tally
 from benchmarks.consistency.workload import BLOCK, Workload
 
 _CONTEXT = get_context("forkserver")
+_LEFT_ALONE = 0.2
+"""Seconds at most between two tries of a server that has not answered."""
 _START = 1.5
 """Seconds from starting the processes to the beginning."""
 _LATE = 60.0
@@ -200,6 +202,7 @@ async def _checked(plan: Plan, done: list[Happened], outages: list[Outage], tell
         outages if settings.on_error == "bypass" else (),
         round(settings.repair * 1e9),
         round(HEARTBEAT * 1e9) if settings.near else 0,
+        round((settings.timeout + _LEFT_ALONE) * 1e9),
     )
     if not any(plan.folder.glob("*.reads")):
         raise RunError("nobody has read anything")

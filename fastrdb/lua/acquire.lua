@@ -1,19 +1,24 @@
 -- May the caller load this key and store it? Its token in the lease says yes: the first to ask gets it.
 -- KEYS: entry, lease, index, expiry, barriers, server
--- ARGV: token, lease ms, which entry does not answer: see answer(). One that the caller has seen has at most so many ms
+-- ARGV: token, lease ms, barrier ms, which entry does not answer: see answer(). One that the caller has seen has at most so many ms
 --       left to live, one that has been stored since has more
 -- Result: {'hit', raw} | {'granted'} | {'busy', token of the holder} | {'barred'}
 --         | {'restarted'}: the data is not this server's own, or it is a replica by now
 -- Sent twice (a lost reply): the own token is granted again.
 local entry, lease, index, expiry, barriers, server = unpack(KEYS)
-local token, lease_ms, old = unpack(ARGV)
+local token, lease_ms, barrier_ms, old = unpack(ARGV)
 
-if not at_home(server, index) then return {'restarted'} end
+if not at_home(server, index, expiry, barriers) then return {'restarted'} end
 local raw = answer(entry, old)
 if raw then return {'hit', raw} end
 
 local holder = redis.call('GET', lease)
-if barred(barriers, entry) then
+local closed, lost = barred(barriers, entry)
+if lost and redis.call('EXISTS', server) == 1 then -- one that does not tell its life has had no beginning
+  bar_all(barriers, barrier_ms)
+  closed = true
+end
+if closed then
   -- A writer came between the two sendings, and its sweep has yet to reach this lease.
   if holder == token then redis.call('DEL', lease) end
   return {'barred'}

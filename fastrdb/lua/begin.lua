@@ -4,8 +4,9 @@
 -- ARGV: token, barrier ms, budget, prefix of leases, '1' to spare leases of this token (a second begin);
 --       then four lists, each as its length and its items:
 --       barriers to set; ranges to sweep (start, stop, head, filter each); keys to delete; keys to take the lease of
--- Result: {ranges done, last key looked at, entries deleted}. Fewer ranges done than sent: the budget of index members
---         looked at is spent, and nothing that comes after the ranges has been done; call again from that key on.
+-- Result: {ranges done, last key looked at, entries deleted, 1 if the index is not whole there}. Fewer ranges done than
+--         sent: the budget of index members looked at is spent, and nothing that comes after the ranges has been done;
+--         call again from that key on. Not whole: what the rest of the ranges reaches must be found by search.lua.
 -- Sent twice: deletes and sets the same again.
 local index, expiry, barriers = unpack(KEYS)
 local token, barrier_ms, budget, lease_prefix, spare = unpack(ARGV)
@@ -33,15 +34,17 @@ end
 
 local deleted = 0
 local ranges = length()
+local whole = ranges > 0 and whole_heads(index)
 for done = 0, ranges - 1 do
   local start, stop, head, filter = unpack(ARGV, at, at + 3)
   at = at + 4
+  if not begins(head, whole) then return {done, '', deleted, 1} end
   local keys = redis.call('ZRANGEBYLEX', index, start, stop, 'LIMIT', 0, budget)
   for _, key in ipairs(keys) do
     if reaches(head, filter, key) then deleted = deleted + delete(key) end
   end
   -- As many as asked for: there may be more, and the next range has no budget left in any case.
-  if #keys == budget then return {done, keys[#keys], deleted} end
+  if #keys == budget then return {done, keys[#keys], deleted, 0} end
   budget = budget - #keys
 end
 
@@ -57,4 +60,4 @@ for i = at, at + count - 1 do
   put_in_index(index, expiry, key, tonumber(barrier_ms))
   redis.call('SET', lease, token, 'PX', barrier_ms)
 end
-return {ranges, '', deleted}
+return {ranges, '', deleted, 0}

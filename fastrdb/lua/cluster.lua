@@ -1,6 +1,8 @@
 -- Put in front of the scripts for a cluster, behind what all have in front. Each works on one slot: a slot_ script on
 -- that of an entry, a shard_ script on that of a shard of the index.
 
+local WHOLE = '\0' -- a member of each index from its beginning: an index without it was lost, and has begun anew
+
 -- The life of the data by which a server is known: nil and the reason where an ACL denies it.
 local function history()
   local own, why = life()
@@ -26,14 +28,4 @@ local function enlist(roster, name, life_ms)
   local now = now_ms()
   redis.call('ZREMRANGEBYSCORE', roster, '-inf', ms(now))
   redis.call('ZADD', roster, 'GT', ms(now + life_ms + SLACK_MS), name)
-end
-
--- The lists that a script is given in ARGV from there on, each as its length and its items. The function that is given
--- tells the places of the first and of the last part of the next list, whose items have so many parts.
-local function lists(at)
-  return function(parts)
-    local first = at + 1
-    at = first + ARGV[at] * parts
-    return first, at - 1
-  end
 end

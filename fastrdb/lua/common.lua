@@ -1,9 +1,9 @@
 -- Put in front of every script. Nothing here touches a key unless its name says so.
--- Keys found in the index are not declared in KEYS: fine on one server. For a cluster there are other scripts.
 
 local SLACK_MS = 1000 -- an index member outlives what it stands for
 local RECHECK_MS = 60000 -- a member that outlived its score (PERSIST by hand) is looked at again after this
 local TOKEN_BYTES = 32 -- a barrier is: token, head, newline, filter
+local NOBODY = string.rep('0', TOKEN_BYTES) .. '\0\n' -- a barrier that bars no key: where it is missing, barriers were lost
 
 local function now_ms()
   local time = redis.call('TIME')
@@ -28,25 +28,19 @@ local function life()
   return id, id and string.match(info, 'role:(%w+)') or 'neither master_replid nor run_id in INFO'
 end
 
--- Is the data that of this very server, and is it a master? The first to find nothing at all makes it so.
-local function at_home(server, index)
-  local own, role = life()
-  if not own then return true end
-  if role == 'slave' then return false end
-  local noted = redis.call('GET', server)
-  if not noted and redis.call('EXISTS', index) == 0 then
-    redis.call('SET', server, own)
-    return true
-  end
-  return noted == own
+-- The policy by which the server evicts keys that have no TTL, the index among them; '' where it does not, or does not tell.
+local function evicts()
+  local info = redis.pcall('INFO', 'memory')
+  if type(info) ~= 'string' or string.find(info, '\nmaxmemory:0\r') then return '' end
+  return string.match(info, 'maxmemory_policy:(allkeys[%w-]*)') or ''
 end
 
--- The braces put the lease into its key's slot; a key with a hash tag of its own has its slot already.
-local function lease_name(prefix, key)
-  local open = string.find(key, '{', 1, true)
-  local close = open and string.find(key, '}', open + 1, true)
-  if close and close > open + 1 then return prefix .. key end
-  return prefix .. '{' .. key .. '}'
+-- Does `text` begin with one of `heads`?
+local function begins(text, heads)
+  for _, head in ipairs(heads) do
+    if string.sub(text, 1, #head) == head then return true end
+  end
+  return false
 end
 
 -- Does `filter` let `key` through? '' lets all, '=' only the head itself, else one of its lines must be found: Lua
@@ -71,14 +65,23 @@ local function answer(entry, old)
   return (left < 0 or left > tonumber(old)) and raw
 end
 
+-- Does a barrier cover the key? And have barriers been lost? nil for what need not be known any more.
 local function barred(barriers, key)
+  local lost = true
   for _, barrier in ipairs(redis.call('ZRANGEBYSCORE', barriers, '(' .. ms(now_ms()), '+inf')) do
+    if barrier == NOBODY then lost = false end
     local newline = string.find(barrier, '\n', TOKEN_BYTES + 1, true)
     if not newline then return true end
     local head = string.sub(barrier, TOKEN_BYTES + 1, newline - 1)
     if reaches(head, string.sub(barrier, newline + 1), key) then return true end
   end
-  return false
+  return false, lost
+end
+
+-- Nobody knows whose barriers there were: all keys are barred, for as long as the last of them would have stood.
+local function bar_all(barriers, barrier_ms)
+  redis.call('ZADD', barriers, '+inf', NOBODY)
+  redis.call('ZADD', barriers, 'GT', ms(now_ms() + barrier_ms), string.rep('0', TOKEN_BYTES) .. '\n')
 end
 
 -- Always before the lease or the entry is written: should the server stop in between, the index has one key too many.
@@ -87,33 +90,12 @@ local function put_in_index(index, expiry, key, life_ms)
   redis.call('ZADD', expiry, 'GT', ms(now_ms() + life_ms + SLACK_MS), key)
 end
 
-local function delete_entry(index, expiry, key, lease)
-  local deleted = redis.call('UNLINK', key)
-  redis.call('DEL', lease)
-  redis.call('ZREM', index, key)
-  redis.call('ZREM', expiry, key)
-  return deleted
-end
-
-local function fill(index, expiry, key, lease, token, raw, ttl_ms)
-  if redis.call('GET', lease) ~= token then return 0 end
-  put_in_index(index, expiry, key, tonumber(ttl_ms))
-  redis.call('SET', key, raw, 'PX', ttl_ms)
-  redis.call('DEL', lease)
-  return 1
-end
-
--- Forget up to `limit` members whose time has passed and whose entry and lease are gone.
-local function sweep_dead(index, expiry, lease_prefix, limit)
-  local now = now_ms()
-  for _, key in ipairs(redis.call('ZRANGEBYSCORE', expiry, '-inf', ms(now), 'LIMIT', 0, limit)) do
-    local lease = lease_name(lease_prefix, key)
-    if redis.call('EXISTS', key, lease) == 0 then
-      redis.call('ZREM', index, key)
-      redis.call('ZREM', expiry, key)
-    else
-      local life = math.max(redis.call('PTTL', key), redis.call('PTTL', lease), RECHECK_MS)
-      redis.call('ZADD', expiry, ms(now + life + SLACK_MS), key)
-    end
+-- The lists that a script is given in ARGV from there on, each as its length and its items. The function that is given
+-- tells the places of the first and of the last part of the next list, whose items have so many parts.
+local function lists(at)
+  return function(parts)
+    local first = at + 1
+    at = first + ARGV[at] * parts
+    return first, at - 1
   end
 end

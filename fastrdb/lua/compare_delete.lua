@@ -1,4 +1,4 @@
--- Delete a key if it holds just this: a lease with the own token, an entry that nobody can read.
+-- Delete a key if it holds just this: an entry that nobody can read.
 -- KEYS: the key
 -- ARGV: what it must hold
 -- Result: 1 deleted, 0 not

@@ -16,7 +16,7 @@ local function length()
 end
 
 -- After a restart or a failover a lease may be back that another writer had taken away: what it fills goes, too.
-local filled, down = 0, at_home(server, index) and 0 or 1
+local filled, down = 0, at_home(server, index, expiry, barriers) and 0 or 1
 for _ = 1, length() do
   local key, raw, ttl_ms = unpack(ARGV, at, at + 2)
   filled = filled + fill(index, expiry, key, lease_name(lease_prefix, key), token, raw, ttl_ms)

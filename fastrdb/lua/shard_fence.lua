@@ -5,6 +5,7 @@
 --       barriers to set; ranges to look at (start, stop, head, filter, one after the other); keys to put into the index
 -- Result: {ranges done, last key looked at, keys reached}. Fewer ranges done than sent: the budget of index members
 --         looked at is spent, and nothing has been put into the index; call again from that key on.
+--         -1 ranges: the index was lost and has begun anew, so that what they reach must be found elsewhere. Call again then.
 -- Nothing is taken out of the index: who does that before the keys are deleted loses sight of them, and afterwards
 -- somebody else may have put them in again.
 local index, expiry, barriers = unpack(KEYS)
@@ -20,6 +21,7 @@ end
 
 local reached = {}
 first, last = following(4)
+if first <= last and not redis.call('ZSCORE', index, WHOLE) then return {-1, '', {}} end
 for at = first, last, 4 do
   local start, stop, head, filter = unpack(ARGV, at, at + 3)
   local keys = redis.call('ZRANGEBYLEX', index, start, stop, 'LIMIT', 0, budget)

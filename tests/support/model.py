@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 P = TypeVar("P")
 NOTHING = -1
 FREE = 0
+LOST = -1  # among the barriers: there may have been others
 
 
 class Rule(Enum):
@@ -35,7 +36,7 @@ class Layout(Enum):
     SCRIPT = "acquire is one script, and begin another"
     CHUNKS = "acquire is one script; begin sets the barriers, sweeps a chunk, takes its leases: a script each"
     SLOTS = "on a cluster: every slot is its own step, and two commands on one key are two steps"
-    SCAN = "one server whose index is lost: a sweep looks at all keys, at the leases first"
+    SCAN = "one server that has no index at all: a sweep looks at all keys, at the leases first"
 
 
 class Fault(Enum):
@@ -44,9 +45,10 @@ class Fault(Enum):
     CANCEL = auto()
     CRASH = auto()
     EXPIRY = auto()
-    INDEX_LOSS = auto()
+    INDEX_LOSS = auto()  # and others look at all keys, whose writes do not reach this one
     RESTART = auto()  # the server comes back without barriers; what it has is deleted before it is used
-    BARRIER_LOSS = auto()  # one goes before its time: evicted, lapsed, lost with one of the servers
+    BARRIER_LOSS = auto()  # one goes before its time: lapsed, lost with one of the servers
+    BARRIERS_EVICTED = auto()  # all go before their time, which can be seen
 
 
 class Mutant(Enum):
@@ -65,6 +67,11 @@ class Mutant(Enum):
     ENTRY_BEFORE_LEASE = "the writer deletes the entry, and then its lease"
     BURIED_BLINDLY = "who found a member of the index dead takes it out, whoever has entered it again since"
     NO_SECOND_SWEEP = "the writer does not look whether its barrier stood until the end"
+    NO_LOOK_AT_THE_INDEX = "the writer believes the index whatever has become of it"
+    WHOLE_THOUGH_LOST = "who has looked at all keys takes the index for whole, though it was lost once more meanwhile"
+    LEASES_OVERLOOKED = "who looks at all keys for others puts entries into the index, and lets leases be"
+    INDEXED_ONCE = "on a cluster that evicts, the writer puts the key into the index before it takes the lease, only"
+    NO_LOOK_AT_BARRIERS = "nobody notices that barriers were lost"
 
 
 @dataclass(frozen=True)
@@ -98,6 +105,9 @@ class Writer(NamedTuple):
 class World(NamedTuple):
     """The database, what Redis holds for the key, and the processes. Leases, barriers and lock name their owner.
 
+    `whole` says that the index is known to have all keys. `search` is where somebody is who looks at all keys, for a
+    write that does not reach this one; `noted` says that the index is still the one that this began with.
+
     `burying` is what somebody has seen of the key who would take it out of the index where it is dead: on a cluster
     that is a step of its own, and to put the key into the index again ends it.
     """
@@ -110,6 +120,9 @@ class World(NamedTuple):
     barriers: frozenset[int]
     row_lock: int
     burying: str
+    whole: bool
+    search: str
+    noted: bool
     readers: tuple[Reader, ...]
     writers: tuple[Writer, ...]
 
@@ -179,7 +192,7 @@ class Model:
     def _first(self) -> World:
         readers = (Reader("start"),) * self.setup.readers
         writers = (Writer("start"),) * self.setup.writers
-        return World(0, 0, 0, FREE, True, frozenset(), FREE, "", readers, writers)
+        return World(0, 0, 0, FREE, True, frozenset(), FREE, "", True, "", False, readers, writers)
 
     def _broken(self, world: World) -> Rule | None:
         for reader in world.readers:
@@ -204,11 +217,45 @@ class Model:
             yield from _expiry(world)
             yield from self._burial(world)
         if Fault.INDEX_LOSS in self.setup.faults:
-            yield world._replace(indexed=False)
+            yield world._replace(indexed=False, whole=False, noted=False)
+            if not self.scans:
+                yield from self._search(world)
         if Fault.RESTART in self.setup.faults and world.barriers:
             yield world._replace(entry=NOTHING, lease=FREE, indexed=False, barriers=frozenset())
+        if Fault.BARRIERS_EVICTED in self.setup.faults:
+            unseen = self._has(Mutant.NO_LOOK_AT_BARRIERS)
+            yield world._replace(barriers=frozenset() if unseen else frozenset({LOST}))
+            if not any(writer.at in self._barring for writer in world.writers):  # all of them would have lapsed
+                yield world._replace(barriers=world.barriers - {LOST})
         if Fault.BARRIER_LOSS in self.setup.faults:
             yield from (world._replace(barriers=world.barriers - {barrier}) for barrier in world.barriers)
+
+    @property
+    def _barring(self) -> set[str]:
+        """The steps before which a writer has set its barrier."""
+        return self._write_steps.keys() - {"begin"}
+
+    def _search(self, world: World) -> Iterator[World]:
+        """Somebody looks at all keys, at the leases first. What has come since a look began it may miss, or not."""
+        if world.search == "":
+            if not world.whole:
+                yield world._replace(search="old lease" if world.lease else "no lease", noted=True)
+        elif world.search.endswith("lease"):
+            after = world._replace(search="no entry" if world.entry == NOTHING else "old entry")
+            if world.search == "no lease" or self._has(Mutant.LEASES_OVERLOOKED):
+                yield after
+            yield after if self._has(Mutant.LEASES_OVERLOOKED) else after._replace(lease=FREE)
+        else:
+            after = world._replace(search="", noted=False, whole=self._made_whole(world))
+            if world.search == "no entry":
+                yield after
+            if self.slots:  # there nothing is spared
+                yield after._replace(entry=NOTHING)
+            else:
+                yield after._replace(indexed=world.indexed or world.entry != NOTHING)
+
+    def _made_whole(self, world: World) -> bool:
+        return world.whole or world.noted or self._has(Mutant.WHOLE_THOUGH_LOST)
 
     def _burial(self, world: World) -> Iterator[World]:
         """What is dead goes out of the index: at once, or on a cluster when first its lease, then it was not there."""
@@ -325,11 +372,13 @@ class Model:
             return self._fence(barred, writer, me)
         if self.setup.layout is Layout.CHUNKS:
             return writer._replace(at="sweep"), barred
-        _, swept = self._sweep(barred, writer, me)
-        return self._claim(swept, writer, me)
+        after, swept = self._sweep(barred, writer, me)
+        return self._claim(swept, writer, me) if after.at == "claim" else (after, swept)
 
     def _sweep(self, world: World, writer: Writer, _me: int) -> tuple[Writer, World]:
         after = writer._replace(at="claim")
+        if not world.whole and not self._has(Mutant.NO_LOOK_AT_THE_INDEX):
+            return writer._replace(at=self._first_deletion), world
         if not world.indexed:
             return after, world
         return after, world._replace(entry=NOTHING, lease=self._lease_after_delete(world, FREE), indexed=False)
@@ -338,6 +387,8 @@ class Model:
         after = writer._replace(at="commit")
         if not _names_key(me):
             return after, world
+        if self.slots:  # once more, now that it has the lease: the index may have been lost in between
+            return after, world if self._has(Mutant.INDEXED_ONCE) else self._put_in_index(world)
         indexed = world.indexed if self._has(Mutant.WRITE_LEASE_NOT_INDEXED) else True
         return after, world._replace(entry=NOTHING, lease=self._lease_after_delete(world, me), indexed=indexed)
 
@@ -347,9 +398,9 @@ class Model:
         if _names_key(me):
             not_indexed = self._has(Mutant.WRITE_LEASE_NOT_INDEXED)
             return after, world if not_indexed else self._put_in_index(world)
-        if not world.indexed:
+        if not world.indexed and (world.whole or self._has(Mutant.NO_LOOK_AT_THE_INDEX)):
             return writer._replace(at="commit"), world
-        return after, world._replace(indexed=not self._has(Mutant.UNINDEXED_AT_INVALIDATION))
+        return after, world._replace(indexed=world.indexed and not self._has(Mutant.UNINDEXED_AT_INVALIDATION))
 
     @property
     def _first_deletion(self) -> str:
@@ -358,22 +409,21 @@ class Model:
     def _unlease(self, world: World, writer: Writer, me: int) -> tuple[Writer, World]:
         """Delete the lease, or take it where the key is to be written through."""
         again = writer.at.endswith("again")
-        at = "acknowledge" if again else self._after_sweep
+        at = "acknowledge" if again else self._after_sweep(me)
         if not self._has(Mutant.ENTRY_BEFORE_LEASE):
             at = "delete again" if again else "delete"
         taken = me if self.slots and _names_key(me) and not again else FREE
         return writer._replace(at=at), world._replace(lease=self._lease_after_delete(world, taken))
 
-    def _delete(self, world: World, writer: Writer, _me: int) -> tuple[Writer, World]:
+    def _delete(self, world: World, writer: Writer, me: int) -> tuple[Writer, World]:
         again = writer.at.endswith("again")
-        at = "acknowledge" if again else self._after_sweep
+        at = "acknowledge" if again else self._after_sweep(me)
         if self._has(Mutant.ENTRY_BEFORE_LEASE):
             at = "unlease again" if again else "unlease"
         return writer._replace(at=at), world._replace(entry=NOTHING)
 
-    @property
-    def _after_sweep(self) -> str:
-        return "claim" if self.scans else "commit"
+    def _after_sweep(self, me: int) -> str:
+        return "commit" if self.slots and not (_names_key(me) and Fault.INDEX_LOSS in self.setup.faults) else "claim"
 
     def _commit(self, world: World, writer: Writer, me: int) -> tuple[Writer, World]:
         at = "write through" if _names_key(me) else "unbar"
@@ -391,10 +441,11 @@ class Model:
             return writer._replace(at="acknowledge"), world._replace(barriers=world.barriers - {me})
         # Gone before its time: somebody may have stored what was there before the COMMIT. Once more.
         if self.slots or self.scans:
-            found = world.indexed or self.scans or _names_key(me)
+            unknown = not world.whole and not self._has(Mutant.NO_LOOK_AT_THE_INDEX)
+            found = world.indexed or unknown or self.scans or _names_key(me)
             return writer._replace(at="unlease again" if found else "acknowledge"), world
-        _, swept = self._sweep(world, writer, me)
-        return writer._replace(at="acknowledge"), swept
+        after, swept = self._sweep(world, writer, me)
+        return writer._replace(at="acknowledge" if after.at == "claim" else f"{after.at} again"), swept
 
     def _acknowledge(self, world: World, writer: Writer, _me: int) -> tuple[Writer, World]:
         return writer._replace(at="done"), world._replace(acknowledged=max(world.acknowledged, writer.version))

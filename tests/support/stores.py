@@ -9,8 +9,8 @@ from redis.asyncio.cluster import RedisCluster
 from fastrdb.slots import SlotNames
 from fastrdb.store import Store
 
-WHOLE = b"\0"
-"""The member by which an index is known to be whole."""
+MARK = b"\0"
+"""What members of an index begin with that say where it is whole."""
 NOBODY = b"0" * 32 + b"\0\n"
 """What is in the barriers of each shard at any time."""
 
@@ -45,7 +45,7 @@ async def members(client: Any, part: str, namespace: str = "") -> set[bytes]:
     found: set[bytes] = set()
     for key in keys_of(client, part, namespace):
         found.update(await client.zrange(key, 0, -1))
-    return found - {WHOLE, NOBODY}
+    return {member for member in found if not member.startswith(MARK)} - {NOBODY}
 
 
 async def put(client: Any, part: str, scores: dict[Any, float]) -> None:
@@ -62,6 +62,12 @@ async def lose(client: Any, *parts: str) -> None:
     for part in parts:
         for key in keys_of(client, part):
             await client.delete(key)
+
+
+async def lapse_barriers(client: Any) -> None:
+    """Let all barriers be gone, as when their time is over."""
+    for key in keys_of(client, "barriers"):
+        await client.zremrangebyscore(key, "-inf", "(+inf")
 
 
 async def names_in(client: Any, pattern: str = "*") -> set[bytes]:

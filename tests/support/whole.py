@@ -87,6 +87,7 @@ class Whole:
         await self.extras()
         await self.corrupted()
         await self.restarted()
+        await self.evicted()
         await self.cache.aclose()
 
     async def unwell(self) -> None:
@@ -187,3 +188,11 @@ class Whole:
             await asyncio.sleep(0)
         assert await self.admin.get(names.server) != b"another"
         await self.read()
+
+    async def evicted(self) -> None:
+        """The index is lost: the next write looks at all keys."""
+        await self.admin.delete(Names(self.cache.namespace).index)
+        await self.cache.invalidate(["known:*"], redis=self.client)
+        loads = self.loads
+        await self.read()
+        assert self.loads == loads + 1

@@ -1,0 +1,140 @@
+"""A shard of a cluster's index is lost, or its barriers are: a write finds what it reaches all the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from redis.asyncio.cluster import RedisCluster
+
+import fastrdb.cluster_leases
+import fastrdb.cluster_search
+import fastrdb.cluster_sweep
+from fastrdb.cluster_search import ClusterSearch
+from fastrdb.outcomes import Barred, Granted
+from fastrdb.store import Store
+from tests.support.cluster import Cluster
+from tests.support.mutants import Mutant
+from tests.support.mutants import name as mutant_name
+from tests.support.stores import lapse_barriers, lose, names_in, store_on
+from tests.support.world import rewritten
+from tests.test_lost_index import TTL, under
+
+USERS = [f"user:{n}" for n in range(30)]
+
+
+@pytest.fixture(params=["cluster", "valkey_cluster"])
+async def client(request: pytest.FixtureRequest) -> Any:
+    """Give a client of a cluster of each kind of server, which is empty."""
+    cluster: Cluster = request.getfixturevalue(request.param)
+    async with cluster.client() as made:
+        cluster.flush()
+        yield made
+
+
+async def fill(client: RedisCluster, store: Store, *keys: str) -> None:
+    """Put an entry under each key, as readers do."""
+    assert set((await store.acquire_many(client, dict.fromkeys(keys, "t"))).values()) == {Granted()}
+    assert await store.fill_many(client, [(key, "t", b"1", TTL) for key in keys]) == [True] * len(keys)
+
+
+async def left(client: RedisCluster) -> set[bytes]:
+    """The keys that are not fastrdb's own."""
+    return {key for key in await names_in(client) if not key.startswith(b"fastrdb:")}
+
+
+async def test_a_write_finds_what_the_index_has_lost(client: RedisCluster, caplog: pytest.LogCaptureFixture) -> None:
+    """Entries, and loads that are under way; what others have stays. Then the index is whole again; it is said once."""
+    store = store_on(client, owned={"user:", "post:"})
+    for _ in range(2):
+        await client.set("user", "mine")
+        await client.hset("user:cart", "x", "y")
+        await fill(client, store, *USERS, "post:1")
+        assert await store.acquire(client, "post:2", "slow") == Granted()
+        await lose(client, "index")
+        await store.invalidate(client, [under("user:")])
+        assert not await left(client) & {key.encode() for key in USERS}
+        assert not await store.fill(client, "post:2", "slow", b"old", TTL)
+        assert await left(client) >= {b"user", b"user:cart"}
+        await fill(client, store, *USERS)
+        assert await store.invalidate(client, [under("user:1")]) == 11
+        await store.invalidate(client, [under("user:"), under("post:")])
+    assert len([record for record in caplog.records if "index" in record.message]) == 1
+    await store.aclose()
+
+
+async def test_without_rosters(client: RedisCluster) -> None:
+    """They have been lost, too: then a look at all keys of each master finds what there is."""
+    store = store_on(client, owned={"user:"})
+    await fill(client, store, *USERS)
+    assert await store.acquire(client, "user:slow", "slow") == Granted()
+    await lose(client, "index")
+    for roster in await names_in(client, "fastrdb:*:roster"):
+        await client.delete(roster)
+    await store.invalidate(client, [under("user:")])
+    assert await left(client) == set()
+    assert not await store.fill(client, "user:slow", "slow", b"old", TTL)
+    await store.aclose()
+
+
+async def test_barriers_that_are_lost_bar_all_of_their_shard(client: RedisCluster) -> None:
+    """Nobody stores anything between a writer's begin and its COMMIT, for as long as the barriers would have stood."""
+    store = store_on(client)
+    await fill(client, store, "user:1")
+    intent = store.intent(client)
+    intent.add([under("user:")])
+    await intent.begin()
+    await lose(client, "barriers")
+    assert await store.acquire(client, "user:1", "t") == Barred()
+    await lapse_barriers(client)
+    assert await store.acquire(client, "user:1", "t") == Granted()
+    await intent.end(committed=True)
+    await store.aclose()
+
+
+@pytest.mark.parametrize(
+    ("module", "attribute", "old", "new", "fact"),
+    [
+        (
+            fastrdb.cluster_sweep,
+            "_FENCE",
+            "not redis.call('ZSCORE', index, WHOLE)",
+            "false",
+            test_a_write_finds_what_the_index_has_lost,
+        ),
+        (
+            fastrdb.cluster_leases,
+            "_ENTER",
+            "if lost and",
+            "if false and",
+            test_barriers_that_are_lost_bar_all_of_their_shard,
+        ),
+        (fastrdb.cluster_search, "_SEARCH", "if begins(", "if false and begins(", test_without_rosters),
+    ],
+)
+async def test_scripts_without_it(
+    cluster_client: RedisCluster,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    module: Any,
+    attribute: str,
+    old: str,
+    new: str,
+    fact: Any,
+) -> None:
+    """One line of Lua less, and something stale is left."""
+    monkeypatch.setattr(module, attribute, rewritten(getattr(module, attribute), old, new))
+    with pytest.raises(AssertionError):
+        await fact(cluster_client, *([caplog] if fact is test_a_write_finds_what_the_index_has_lost else []))
+
+
+@pytest.mark.parametrize(
+    "mutant",
+    [Mutant(ClusterSearch, "make_whole", "[names.leases], ", "")],
+    ids=mutant_name,
+)
+async def test_without_it(cluster_client: RedisCluster, monkeypatch: pytest.MonkeyPatch, mutant: Mutant) -> None:
+    """A look that lets leases be."""
+    mutant.let_loose(monkeypatch)
+    with pytest.raises(AssertionError):
+        await test_without_rosters(cluster_client)
