@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -115,6 +116,11 @@ def loader() -> Loader:
 KINDS = ["class_outside", "class_inside", "static_outside", "static_inside"]
 
 
+def own_class(kind: str) -> tuple[type, ...]:
+    """What the extras must be told: since Python 3.13, `@classmethod` does not say whose it is to what it is put on."""
+    return (Shop,) if kind == "class_outside" and sys.version_info >= (3, 13) else ()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 async def test_class_and_static_methods_are_cached(kind: str, client: Redis, loader: Loader) -> None:
     """In both orders; called on the class and on an instance it is one entry, under one key."""
@@ -123,7 +129,7 @@ async def test_class_and_static_methods_are_cached(kind: str, client: Redis, loa
     assert await by_instance(redis=client, number=1) == first
     assert loader.calls == 1
     key = f"shop:{kind.replace('_', ':')}:1"
-    assert by_class.key(number=1) == by_instance.key(client, 1) == key
+    assert by_class.key(number=1) == by_instance.key(*own_class(kind), client, 1) == key
     assert await client.exists(key)
     assert by_class.stats == by_instance.stats
 
@@ -134,7 +140,7 @@ async def test_class_and_static_methods_carry_the_extras(kind: str, client: Redi
     method = getattr(Shop, kind)
     assert (await method(client, 1)).name == "a"
     loader.name = "b"
-    assert (await method.refresh(client, 1)).name == "b"
+    assert (await method.refresh(*own_class(kind), client, 1)).name == "b"
     assert (await method(client, 1)).name == "b"
     await method.invalidate(redis=client, number=1)
     assert (await method.explain(redis=client, number=1)).state == "miss"

@@ -1,0 +1,74 @@
+"""No clock of a client decides anything: what lasts is timed by the server, or by a clock that nobody sets."""
+
+from __future__ import annotations
+
+import ast
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+import fastrdb
+from tests.support import scenarios, scenarios_commits
+from tests.support.databases import Database
+from tests.support.mutants import name
+from tests.support.world import Scenario, World, world
+
+PACKAGE = Path(fastrdb.__file__).parent
+WALL = {"time", "time_ns", "now", "utcnow", "today", "localtime", "gmtime"}
+RACES: list[Scenario] = [
+    scenarios.stale_fill,
+    scenarios.refill_before_commit,
+    scenarios.window_after_commit,
+    scenarios.lease_expired,
+    scenarios.followers,
+    scenarios_commits.hidden_session,
+]
+
+
+def asks_the_wall(text: str) -> list[int]:
+    """The lines that ask a clock that can be set. (A loop's own `time()` is monotonic.)"""
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Attribute) and node.attr in WALL and isinstance(node.value, ast.Name):
+            if node.value.id in {"time", "datetime", "date"}:
+                found.append(node.lineno)
+        elif isinstance(node, ast.ImportFrom) and node.module == "time":
+            found += [node.lineno for alias in node.names if alias.name in WALL]
+    return sorted(found)
+
+
+@pytest.mark.parametrize("file", sorted(PACKAGE.glob("*.py")), ids=lambda file: str(file.name))
+def test_nothing_asks_a_clock_that_can_be_set(file: Path) -> None:
+    """Neither `time.time()` nor `datetime.now()` stands anywhere in the package."""
+    assert asks_the_wall(file.read_text()) == []
+
+
+def test_it_would_be_found() -> None:
+    """However it is spelt."""
+    assert asks_the_wall("import time\ntime.time()\nfrom time import time_ns\ndatetime.now()\nloop.time()") == [2, 3, 4]
+
+
+@pytest.fixture
+async def w(sqlite: Database, client: Redis) -> AsyncIterator[World]:
+    """Give a world on SQLite."""
+    async with world(sqlite, client) as made:
+        yield made
+
+
+@pytest.mark.parametrize("step", [-3600.0, 3600.0], ids=["an hour back", "an hour ahead"])
+@pytest.mark.parametrize("race", RACES, ids=name)
+async def test_the_clock_is_set_during_a_race(
+    w: World, race: Scenario, step: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C25: each time that it is asked, it is a step further off."""
+    real, asked = time.time, [0]
+
+    def unsteady() -> float:
+        asked[0] += 1
+        return real() + step * asked[0]
+
+    monkeypatch.setattr(time, "time", unsteady)
+    await race(w)
