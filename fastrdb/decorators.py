@@ -48,13 +48,13 @@ class _Extras:
     def stats(self) -> Stats:
         return self._self_query.counters.snapshot()
 
-    def key(self, *args: Any, **kwargs: Any) -> str:
+    def key(self, /, *args: Any, **kwargs: Any) -> str:
         return self._self_query.full_key(self._self_values(args, kwargs))
 
-    async def invalidate(self, *args: Any, **kwargs: Any) -> None:
+    async def invalidate(self, /, *args: Any, **kwargs: Any) -> None:
         await self._self_query.invalidate(self._self_values(args, kwargs))
 
-    async def refresh(self, *args: Any, **kwargs: Any) -> Any:
+    async def refresh(self, /, *args: Any, **kwargs: Any) -> Any:
         return await self._self_query.refresh(
             partial(self.__wrapped__, *args, **kwargs), self._self_values(args, kwargs)
         )
@@ -62,7 +62,7 @@ class _Extras:
     async def put(self, value: Any, /, *args: Any, **kwargs: Any) -> None:
         await self._self_query.put(value, self._self_values(args, kwargs))
 
-    async def explain(self, *args: Any, **kwargs: Any) -> Explanation:
+    async def explain(self, /, *args: Any, **kwargs: Any) -> Explanation:
         return await self._self_query.explain(self._self_values(args, kwargs))
 
 
@@ -88,7 +88,7 @@ def _wrapped(function: Any, query: CachedQuery) -> Any:
     """
     answer = query.answer
 
-    def bound_call(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def bound_call(self: Any, /, *args: Any, **kwargs: Any) -> Any:
         method = self.__wrapped__
         return answer(method, getattr(method, "__self__", None), args, kwargs)
 
