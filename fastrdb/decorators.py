@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
-from typing import Any, TypeVar, Unpack, cast, overload
+from typing import Any, Self, TypeVar, Unpack, cast, overload
 
 import wrapt
 
@@ -28,6 +28,20 @@ from .protocols import ListWithSchema, ManyWithSchema, Options, WithoutSchema, W
 
 S = TypeVar("S")
 F = TypeVar("F", bound=Callable[..., Coroutine[Any, Any, Any]])
+
+
+class _Function(wrapt.FunctionWrapper):  # type: ignore[type-arg]
+    """Is copied and pickled as functions are: a copy is the function itself, and what is pickled is where it is."""
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+    def __reduce_ex__(self, protocol: object) -> str:
+        name: str = self.__qualname__
+        return name
 
 
 class _Extras:
@@ -72,7 +86,7 @@ class _BoundCached(_Extras, wrapt.BoundFunctionWrapper):  # type: ignore[type-ar
         return cast("CachedQuery", self._self_parent._self_query)
 
 
-class _CachedFunction(_Extras, wrapt.FunctionWrapper):  # type: ignore[type-arg]
+class _CachedFunction(_Extras, _Function):
     """Made by `_wrapped` only, which gives it its call."""
 
     def __init__(self, function: Any, query: CachedQuery) -> None:
@@ -205,7 +219,7 @@ class Cache(BaseCache):
         def call(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return run(partial(wrapped, *args, **kwargs), plan.bind(instance, args, kwargs))
 
-        return wrapt.FunctionWrapper(function, call)
+        return _Function(function, call)
 
 
 def _policy(owner: str, decorator: str, options: Options) -> Policy:
