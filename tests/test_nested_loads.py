@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 
 from fastrdb import Cache
+from tests.support.waiting import until
 
 WAIT = 60.0  # seconds: no test here waits for another caller's load
 LONG = 10.0  # nor so long for anything
@@ -98,12 +100,16 @@ async def test_what_a_load_has_started_waits_for_later_loads(client: Redis) -> N
     await load.invalidate(1)
     second = asyncio.create_task(coroutine(load(1)))
     await come.wait()
-    while load.stats.misses < 3:  # the third caller has read, and goes on to ask for the lease
-        await asyncio.sleep(0)
-    await client.ping()
+    await until(lambda: misses(load, 3))  # the third caller has read, and goes on to ask for the lease
     go.set()
     assert [await second, await tasks[0]] == [1, 1]
     assert loads == 2
+
+
+async def misses(load: Any, count: int) -> bool:
+    """Whether so many have missed."""
+    found: int = load.stats.misses
+    return found == count
 
 
 async def coroutine(answer: Awaitable[int]) -> int:
