@@ -18,7 +18,7 @@ from .entries import MISS, Call, Entries, taking_notes
 from .errors import CacheUnavailableError, SessionInUseError
 from .events import Kind
 from .misses import LOST
-from .session import fresh_reads, missing_row
+from .session import fresh_reads, missing_row, session_s_own
 from .singleflight import Absent, Again, Alone, Failed, Flight, Landed, Late, Outcome, Watch, leading, leads
 from .store import Barred, Busy, Granted, Hit
 from .store import Outcome as Answer
@@ -173,7 +173,8 @@ class Batch:
                 raise  # who waits has a session of its own
             except Exception as error:
                 # Which of several keys it is about it does not say.
-                outcome = Failed(error) if len(keys) == 1 and not old and not notes else Alone()
+                everyones = len(keys) == 1 and not old and not notes and not session_s_own(error)
+                outcome = Failed(error) if everyones else Alone()
                 for lease in leases.values():
                     lease.flight.settle(outcome)
                 raise

@@ -12,7 +12,7 @@ from .cache import LoopState
 from .codec import encode_missing
 from .entries import MISS, Call, Entries, taking_notes
 from .errors import CacheUnavailableError, SessionInUseError
-from .session import fresh_reads, missing_row
+from .session import fresh_reads, missing_row, session_s_own
 from .singleflight import Absent, Again, Alone, Failed, Flight, Landed, Late, Outcome, Watch, leading, leads
 from .store import Barred, Busy, Granted, Hit
 
@@ -163,7 +163,7 @@ class Miss:
         else:
             negative = query.policy.negative_ms is not None and missing_row(error)
             raw, reason = encode_missing(str(error)) if negative else None, notes[0] if notes else None
-            if not old and not notes:
+            if not old and not notes and not session_s_own(error):
                 outcome = Failed(error)
         return Loaded(value, error, raw, old or reason, outcome)
 
