@@ -18,8 +18,8 @@ from .entries import MISS, Call, Entries, taking_notes
 from .errors import CacheUnavailableError, SessionInUseError
 from .events import Kind
 from .misses import LOST
-from .session import fresh_reads, missing_row
-from .singleflight import Absent, Again, Alone, Failed, Flight, Landed, Late, Outcome, Watch
+from .session import fresh_reads, missing_row, session_s_own
+from .singleflight import Absent, Again, Alone, Failed, Flight, Landed, Late, Outcome, Watch, leading, leads
 from .store import Barred, Busy, Granted, Hit
 from .store import Outcome as Answer
 
@@ -165,14 +165,16 @@ class Batch:
         """Load, and store what there is a lease for, which is then taken out of `leases`."""
         load = self.query.loading(self.call.session)
         old = await load.unfit()  # asked now, too: when the load is done, that transaction may be over
-        with load, fresh_reads(self.call.session), taking_notes() as notes:
+        tokens = [lease.token for lease in leases.values()]
+        with load, fresh_reads(self.call.session), leading(tokens), taking_notes() as notes:
             try:
                 await self._load(keys)
             except SessionInUseError:
                 raise  # who waits has a session of its own
             except Exception as error:
                 # Which of several keys it is about it does not say.
-                outcome = Failed(error) if len(keys) == 1 and not old and not notes else Alone()
+                everyones = len(keys) == 1 and not old and not notes and not session_s_own(error)
+                outcome = Failed(error) if everyones else Alone()
                 for lease in leases.values():
                     lease.flight.settle(outcome)
                 raise
@@ -236,6 +238,9 @@ class Batch:
         """Wait for the holders of these leases, as long as `wait` says; then load."""
         looked_at, late = list[str](), list[str]()
         for key, holder in busy.items():
+            if leads(holder):
+                late.append(key)
+                continue
             flight = self._watch(key).other(holder)
             if flight is None:
                 looked_at.append(key)

@@ -26,7 +26,7 @@ class TimedBatch(Batch):
         try:
             return await super().resolve()
         except Exception as error:
-            if not unreachable(error) or not await self._fall_back(error):
+            if self.refresh or not unreachable(error) or not await self._fall_back(error):
                 raise
         return [self.values[key] for key in self.keys]
 
@@ -73,14 +73,16 @@ class TimedBatch(Batch):
             found = await call.store.get_many_timed(call.client, missing)
         except CacheUnavailableError:
             return False
+        lefts = dict[str, float]()
         for key, entry in zip(missing, found, strict=True):
             value = MISS if entry is None else await self.value(key, entry.raw)
             if entry is None or value is MISS:
                 return False
-            left_ms = policy.left_ms(entry.ttl_ms, negative=value is None)
-            if not policy.falls_back(left_ms):
+            lefts[key] = policy.left_ms(entry.ttl_ms, negative=value is None)
+            if not policy.falls_back(lefts[key]):
                 return False
             self.values[key] = value
+        for key, left_ms in lefts.items():  # only now: none is answered but with all the others
             if left_ms > 0:
                 self.tell("hit", key)
             else:

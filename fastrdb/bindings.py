@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import inspect
-from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Generic, TypedDict, TypeVar
 
 from pydantic import BaseModel
@@ -19,6 +19,7 @@ from fastrdb.calls import CallPlan
 from fastrdb.codec import Codec
 from fastrdb.decorators import Cache, Cached
 from fastrdb.errors import PatternError
+from fastrdb.filling import mark
 from fastrdb.invalidations import Invalidation
 from fastrdb.keys import Template
 from fastrdb.loads import CachedQuery, no_store, nothing
@@ -195,15 +196,17 @@ class Bindings(Generic[Response]):
         plan = CallPlan.of(write, pattern=None, prefixes=texts, decorator="invalidates", seal=self.cache.seal)
         self._writing = Invalidation(self.cache, plan)
 
-    async def touch(self, db: AsyncSession, redis: Any, rows: Iterable[Any], done: set[str]) -> None:
+    async def touch(self, db: AsyncSession, redis: Any, rows: Iterable[Any], done: set[Hashable]) -> None:
         """These rows, as they are now, are to be replaced, or are new: what shows them goes at the commit.
 
         `done`: what this transaction has said already; this is added to it.
         """
         call = {name: value for part in self.what().values() for name, value in part.items()}
         call |= {"db": db, "redis": redis}
-        values = {repr(each): each for each in (self.columns.values(row, self._used) for row in rows)}
-        if new := [self._writing.plan.bind(None, (), call | each) for mark, each in values.items() if mark not in done]:
+        values = {mark(each.values()): each for each in (self.columns.values(row, self._used) for row in rows)}
+        if new := [
+            self._writing.plan.bind(None, (), call | each) for known, each in values.items() if known not in done
+        ]:
             done.update(values)
             await self._writing.run(nothing, *new)
 

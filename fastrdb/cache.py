@@ -10,6 +10,7 @@ import inspect
 import re
 from collections.abc import Callable, Coroutine, Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Literal, Self
 from weakref import ref
 
@@ -124,8 +125,8 @@ class BaseCache:
 
     def store(self, client: Any) -> Store:
         """The store behind `client`: one for each server, so that a client per request finds what others know."""
-        recent, loop, latest = self._loops.recent
-        if recent() is client and (running := loop()) is not None and running.is_running():
+        recent, thread, loop, latest = self._loops.recent
+        if recent() is client and thread == get_ident() and (running := loop()) is not None and running.is_running():
             found: Store = latest
             return found
         state = self.here()
@@ -151,7 +152,7 @@ class BaseCache:
                 store.obstacles.listeners.append(lambda kind, detail: tell(kind, "", detail))
                 store.owe(client, state.owed.pop(server, {}))
             state.by_pool[pool] = store
-        self._loops.recent = ref(client), ref(asyncio.get_running_loop()), store
+        self._loops.recent = ref(client), get_ident(), ref(asyncio.get_running_loop()), store
         return store
 
     def background(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:

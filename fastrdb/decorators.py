@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
-from typing import Any, TypeVar, Unpack, cast, overload
+from typing import Any, Self, TypeVar, Unpack, cast, overload
 
 import wrapt
 
@@ -30,6 +30,20 @@ S = TypeVar("S")
 F = TypeVar("F", bound=Callable[..., Coroutine[Any, Any, Any]])
 
 
+class _Function(wrapt.FunctionWrapper):  # type: ignore[type-arg]
+    """Is copied and pickled as functions are: a copy is the function itself, and what is pickled is where it is."""
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+    def __reduce_ex__(self, protocol: object) -> str:
+        name: str = self.__qualname__
+        return name
+
+
 class _Extras:
     """What a cached function carries, by itself and bound to an instance alike."""
 
@@ -48,13 +62,13 @@ class _Extras:
     def stats(self) -> Stats:
         return self._self_query.counters.snapshot()
 
-    def key(self, *args: Any, **kwargs: Any) -> str:
+    def key(self, /, *args: Any, **kwargs: Any) -> str:
         return self._self_query.full_key(self._self_values(args, kwargs))
 
-    async def invalidate(self, *args: Any, **kwargs: Any) -> None:
+    async def invalidate(self, /, *args: Any, **kwargs: Any) -> None:
         await self._self_query.invalidate(self._self_values(args, kwargs))
 
-    async def refresh(self, *args: Any, **kwargs: Any) -> Any:
+    async def refresh(self, /, *args: Any, **kwargs: Any) -> Any:
         return await self._self_query.refresh(
             partial(self.__wrapped__, *args, **kwargs), self._self_values(args, kwargs)
         )
@@ -62,7 +76,7 @@ class _Extras:
     async def put(self, value: Any, /, *args: Any, **kwargs: Any) -> None:
         await self._self_query.put(value, self._self_values(args, kwargs))
 
-    async def explain(self, *args: Any, **kwargs: Any) -> Explanation:
+    async def explain(self, /, *args: Any, **kwargs: Any) -> Explanation:
         return await self._self_query.explain(self._self_values(args, kwargs))
 
 
@@ -72,7 +86,7 @@ class _BoundCached(_Extras, wrapt.BoundFunctionWrapper):  # type: ignore[type-ar
         return cast("CachedQuery", self._self_parent._self_query)
 
 
-class _CachedFunction(_Extras, wrapt.FunctionWrapper):  # type: ignore[type-arg]
+class _CachedFunction(_Extras, _Function):
     """Made by `_wrapped` only, which gives it its call."""
 
     def __init__(self, function: Any, query: CachedQuery) -> None:
@@ -88,7 +102,7 @@ def _wrapped(function: Any, query: CachedQuery) -> Any:
     """
     answer = query.answer
 
-    def bound_call(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def bound_call(self: Any, /, *args: Any, **kwargs: Any) -> Any:
         method = self.__wrapped__
         return answer(method, getattr(method, "__self__", None), args, kwargs)
 
@@ -205,7 +219,7 @@ class Cache(BaseCache):
         def call(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return run(partial(wrapped, *args, **kwargs), plan.bind(instance, args, kwargs))
 
-        return wrapt.FunctionWrapper(function, call)
+        return _Function(function, call)
 
 
 def _policy(owner: str, decorator: str, options: Options) -> Policy:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
 from itertools import product
+from types import NoneType
 from typing import Any, Final
+from uuid import UUID
 
 from .declared import MISSING, encode_with, encoder_for, escaping, texts_of
 from .errors import KeyValueError, MissingKeyFieldError
@@ -13,6 +18,7 @@ from .prefixes import Prefix, prefixes_of
 from .sealing import Seal, sealed
 from .values import Encoder
 
+_PLAIN = frozenset((str, int, bool, float, Decimal, UUID, bytes, datetime, date, time, timedelta, NoneType))
 _NOTHING: Final = object()  # the attribute of a value that is None
 
 
@@ -69,7 +75,7 @@ class Filling:
         if len(calls) == 1:
             return calls
         roots = sorted({part.root for part in self.template.parts})
-        return [*{repr([values.get(root) for root in roots]): values for values in calls}.values()]
+        return [*{mark([values.get(root, MISSING) for root in roots]): values for values in calls}.values()]
 
     def keys(self, values: Mapping[str, Any], *, lenient: bool = False) -> list[str]:
         """The keys for *values*, none if *lenient* and one of them cannot be written.
@@ -109,6 +115,20 @@ class Filling:
             return (NIL,)
         encode_with(encode, value, self._function, part.field)
         return texts_of(value, encode, escaping(self._write, part.also))
+
+
+def mark(values: Iterable[Any]) -> Hashable:
+    """What two lists of values have in common only if they are written alike, and nearly always then.
+
+    Only of plain types is it known that what is written otherwise prints otherwise: an own type may print as `***`.
+    """
+    return tuple([(kind, repr(each)) if (kind := type(each)) in _PLAIN else _mark_of(each) for each in values])
+
+
+def _mark_of(value: Any) -> Hashable:
+    if isinstance(value, Enum):
+        return type(value), id(value)  # there is but one of each
+    return mark(value) if type(value) is tuple else object()
 
 
 def attribute(read: Callable[[Any], Any], source: Any, function: str, part: Part) -> Any:

@@ -67,6 +67,9 @@ class LoopState:
                 self.owed[server] = owed
 
 
+_Recent = tuple[Callable[[], Any], int, Callable[[], asyncio.AbstractEventLoop | None], Any]
+
+
 class Loops:
     """The states of one cache, by event loop."""
 
@@ -74,13 +77,9 @@ class Loops:
         self._states: WeakKeyDictionary[asyncio.AbstractEventLoop, LoopState] = WeakKeyDictionary()
         # The loop and state of the latest call, since there is but one loop nearly always.
         self._latest: tuple[Callable[[], asyncio.AbstractEventLoop | None], LoopState | None] = (nobody, None)
-        # The client of the latest call, its loop and its store. A client belongs to one loop: while that runs, it is
-        # this one, and asking which one it is would cost more than all the rest of it.
-        self.recent: tuple[Callable[[], Any], Callable[[], asyncio.AbstractEventLoop | None], Any] = (
-            nobody,
-            nobody,
-            None,
-        )
+        # The client of the latest call, its thread, its loop and its store. In one thread runs one loop: while that
+        # runs, it is this one, and asking which one it is would cost more than all the rest of it.
+        self.recent: _Recent = (nobody, 0, nobody, None)
         _all.add(self)
 
     def here(self) -> LoopState:
@@ -101,12 +100,15 @@ class Loops:
                 pool.reset()
         # Kept, and never closed: that would take their sockets off the selector, which the parent has, too.
         _parents.append((states, self._latest))
-        self._states, self._latest, self.recent = WeakKeyDictionary(), (nobody, None), (nobody, nobody, None)
+        self._states, self._latest, self.recent = WeakKeyDictionary(), (nobody, None), (nobody, 0, nobody, None)
 
     def _begin(self, loop: asyncio.AbstractEventLoop) -> LoopState:
         state = LoopState()
-        for ended in [each for each in self._states if each.is_closed()]:
-            state.inherit(self._states.pop(ended))
+        # Other threads begin loops of theirs meanwhile, and take over from those that have ended.
+        for known in self._states.keyrefs():
+            other = known()
+            if other is not None and other.is_closed() and (ended := self._states.pop(other, None)) is not None:
+                state.inherit(ended)
         self._states[loop] = state
         return state
 

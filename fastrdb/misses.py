@@ -12,8 +12,8 @@ from .cache import LoopState
 from .codec import encode_missing
 from .entries import MISS, Call, Entries, taking_notes
 from .errors import CacheUnavailableError, SessionInUseError
-from .session import fresh_reads, missing_row
-from .singleflight import Absent, Again, Alone, Failed, Flight, Landed, Late, Outcome, Watch
+from .session import fresh_reads, missing_row, session_s_own
+from .singleflight import Absent, Again, Alone, Failed, Flight, Landed, Late, Outcome, Watch, leading, leads
 from .store import Barred, Busy, Granted, Hit
 
 LOST = "the lease was lost: a write came between, or the load was slow"
@@ -78,6 +78,9 @@ class Miss:
 
     async def _wait(self, holder: str, watch: Watch) -> Any:
         """What the holder of the lease loads, or MISS: look again."""
+        if leads(holder):
+            watch.close()
+            return await self.query.alone(self.call, "it is a part of the load that holds the lease")
         flight = watch.other(holder)
         if flight is not None:
             return await self._follow(flight)
@@ -144,7 +147,7 @@ class Miss:
         value, error = None, None
         load = query.loading(call.session)
         old = await load.unfit()  # asked now, too: when the load is done, that transaction may be over
-        with load, fresh_reads(call.session), taking_notes() as notes:
+        with load, fresh_reads(call.session), leading((self.token,)), taking_notes() as notes:
             try:
                 value = await query.load(call)
             except SessionInUseError:
@@ -160,7 +163,7 @@ class Miss:
         else:
             negative = query.policy.negative_ms is not None and missing_row(error)
             raw, reason = encode_missing(str(error)) if negative else None, notes[0] if notes else None
-            if not old and not notes:
+            if not old and not notes and not session_s_own(error):
                 outcome = Failed(error)
         return Loaded(value, error, raw, old or reason, outcome)
 

@@ -11,7 +11,14 @@ from contextvars import ContextVar
 from typing import Any
 
 from sqlalchemy import Connection, event
-from sqlalchemy.exc import DBAPIError, InterfaceError, NoResultFound, OperationalError
+from sqlalchemy.exc import (
+    DBAPIError,
+    InterfaceError,
+    InvalidRequestError,
+    MultipleResultsFound,
+    NoResultFound,
+    OperationalError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
 from sqlalchemy.orm import ORMExecuteState, Session
@@ -116,6 +123,14 @@ def schema_map(session: Session) -> dict[str, str | None] | None:
 def missing_row(error: BaseException) -> bool:
     """True for SQLAlchemy's NoResultFound, which `negative_exp` may cache."""
     return isinstance(error, NoResultFound)
+
+
+def session_s_own(error: BaseException) -> bool:
+    """True if it is about how a session was used, or left, and not about what is in the database.
+
+    A session whose flush has failed, or one that is closed for good: whoever has another is not concerned.
+    """
+    return isinstance(error, InvalidRequestError) and not isinstance(error, NoResultFound | MultipleResultsFound)
 
 
 def unreachable(error: BaseException) -> bool:

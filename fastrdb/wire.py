@@ -189,8 +189,9 @@ class Wire:
             self._waiting.popleft().refuse(error)
 
     def _spawn(self) -> None:
-        # In a context of its own: that of a request must not live on in it.
-        task = self._next_drain = self._loop.create_task(self._drain(), context=Context())
+        # In a context of its own: that of a request must not live on in it. And not by the loop's task factory: it has
+        # to begin when what it sends has queued, and an eager one would begin it here and now.
+        task = self._next_drain = asyncio.Task(self._drain(), loop=self._loop, context=Context())
         self._tasks.add(task)
         task.add_done_callback(self._drained)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from typing import Any, Generic, TypeVar
 
@@ -28,7 +28,7 @@ class Write(Generic[Response]):
         self.sql = sql
         self.bound = bound
         self.unit = unit
-        self._touched: set[str] = set()
+        self._touched: set[Hashable] = set()
 
     async def one(self, asked: Mapping[str, Any]) -> Any:
         """The one row, locked. Raises NoResultFound, MultipleResultsFound; then nothing has changed."""

@@ -1152,6 +1152,27 @@ async def test_the_old_values_help_when_the_database_is_away(client: Redis, tabl
     assert await shop.get(1, 2, 3) == ["b", "b", "a"]
 
 
+async def test_what_is_not_answered_is_not_counted(client: Redis, table: Table) -> None:
+    """One that cannot be served makes it an error: nobody has seen the others."""
+    shop = Shop(table, client, fail_safe=60)
+    await shop.get(1, 2)
+    await age(client, 30_000, 1, 2)
+    table.error = DEAD
+    with pytest.raises(ConnectionRefusedError):
+        await shop.get(1, 2, 4)
+    assert (shop.stats.hits, shop.stats.stale) == (0, 0)
+
+
+async def test_a_refresh_that_fails_says_so(client: Redis, table: Table) -> None:
+    """As that of a single call: who asks for a load is not served what was there before."""
+    shop = Shop(table, client, fail_safe=60)
+    await shop.get(1)
+    table.error = DEAD
+    with pytest.raises(ConnectionRefusedError):
+        await shop.in_order.refresh(client, [1])
+    assert await client.get("item:1") is not None
+
+
 async def test_a_value_that_came_meanwhile_is_a_hit(client: Redis, table: Table) -> None:
     """Another process could reach the database."""
     shop, other = Shop(table, client, fail_safe=60), Shop(Table(), client)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import pickle
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -52,6 +54,51 @@ async def test_the_function_itself_is_under_wrapped(client: Redis) -> None:
     await load.__wrapped__(client, 1)
     assert loader.calls == 2
     assert await client.keys("*") == []
+
+
+@cached("item:{number}")
+async def at_the_top(redis: Redis, number: int) -> int:
+    """A function that can be found by its name."""
+    return number
+
+
+@invalidates("item:*")
+async def writes_at_the_top(redis: Redis) -> None:
+    """Likewise."""
+
+
+@pytest.mark.parametrize("function", [at_the_top, writes_at_the_top])
+def test_copied_and_pickled_as_a_function(function: Any) -> None:
+    """A copy of what holds it holds the same one; another process finds it by its name."""
+    assert copy.copy(function) is function
+    assert copy.deepcopy([function]) == [function]
+    assert copy.deepcopy([function])[0] is function
+    assert pickle.loads(pickle.dumps(function)) is function
+
+
+async def test_an_instance_given_by_name(client: Redis) -> None:
+    """`Class.method(self=instance)` is a call of Python's like any other; so is an argument that is called self."""
+
+    class Named:
+        redis = client
+
+        @cached("named:{number}")
+        async def load(self, number: int) -> int:
+            return number
+
+        @cached("another:{self}")
+        async def other(this, redis: Redis, self: str) -> str:  # noqa: N805  # as one may
+            return self
+
+    named = Named()
+    for _ in range(2):
+        assert await Named.load(self=named, number=3) == 3
+        assert await named.other(client, self="x") == "x"
+    assert Named.load.stats.hits == Named.other.stats.hits == 1
+    assert Named.load.key(self=named, number=3) == "named:3"
+    await Named.load.invalidate(self=named, number=3)
+    assert (await Named.load.explain(self=named, number=3)).state == "miss"
+    assert await Named.load.refresh(self=named, number=3) == 3
 
 
 class Shop:

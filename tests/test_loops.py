@@ -61,6 +61,23 @@ def test_two_loops_at_once(server: EmbeddedServer) -> None:
         assert [each.result(30) for each in running] == [EXPECTED, EXPECTED]
 
 
+def test_two_loops_at_once_with_one_client(server: EmbeddedServer) -> None:
+    """A cache at module level, and a thread for each request: none is handed what belongs to the other's loop."""
+    meet, client = Barrier(2), Redis(port=server.port)
+
+    async def hits() -> list[int]:
+        await double(client, 1)
+        found = []
+        for _ in range(20):
+            await asyncio.to_thread(meet.wait, 10)
+            found += await asyncio.gather(*(double(client, n) for n in range(5) for _ in range(3)))
+        return found
+
+    with ThreadPoolExecutor(2) as threads:
+        running = [threads.submit(lambda: asyncio.run(hits())) for _ in range(2)]
+        assert [each.result(30) for each in running] == [EXPECTED, EXPECTED]
+
+
 async def test_every_protocol_and_decoding(sqlite: Database, resp: Redis, tmp_path: Path) -> None:
     """From miss to hit, write, write-through and race: the same for RESP2 and RESP3, decoded or not."""
     async with world(sqlite, resp) as w:

@@ -124,6 +124,33 @@ async def test_who_comes_during_a_batch_joins_the_next(wire: Wire, server: Serve
     assert await late == b"newer"
 
 
+@pytest.mark.skipif(not hasattr(asyncio, "eager_task_factory"), reason="Python 3.12 has it")
+async def test_eager_tasks(wire: Wire, server: Server) -> None:
+    """Where tasks begin as they are made, a batch goes out when what it is for has queued, and is waited for."""
+    asyncio.get_running_loop().set_task_factory(getattr(asyncio, "eager_task_factory"))  # noqa: B009  # not in 3.11
+    for _ in range(3):
+        assert await asyncio.gather(*(get(wire, b"%d" % number) for number in range(4))) == [
+            b"value %d" % number for number in range(4)
+        ]
+        assert await get(wire, b"5") == b"value 5"  # the first after several
+
+
+async def test_a_task_factory_has_no_say_in_batches(wire: Wire) -> None:
+    """One of eager tasks would begin a batch before anything has queued."""
+    asked = []
+    several = [spawn(get(wire, b"%d" % number)) for number in range(4)]
+
+    def factory(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+        asked.append(coroutine)
+        return asyncio.Task(coroutine, loop=loop, **options)
+
+    asyncio.get_running_loop().set_task_factory(factory)
+    for task in several:
+        await task
+    assert await get(wire, b"5") == b"value 5"
+    assert asked == []
+
+
 async def test_scripts_and_reads_travel_together(wire: Wire, server: Server) -> None:
     """What changes something keeps its order, and is one round trip with the reads that wait beside it."""
     first, gate = await held(wire, server)
