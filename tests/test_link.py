@@ -566,7 +566,7 @@ async def test_a_gate_for_the_look(client: Redis, store: Store, monkeypatch: pyt
 async def test_a_writer_that_must_be_heard_tries_a_server_that_has_not_answered_lately(
     client: Redis, on_error: Literal["raise", "bypass"]
 ) -> None:
-    """It may be back. Readers leave it alone, and so do writers that may: their commit waits for nothing, and is owed."""
+    """It may be back. Readers leave it alone, and so do writers that may: their commit is owed."""
     store = Store(timeout=PATIENT, on_error=on_error)
     await store.acquire(client, "user:1", "t")
     assert await store.fill(client, "user:1", "t", b"old", 60_000)
