@@ -15,6 +15,10 @@ from weakref import ReferenceType, ref
 
 _AGAIN = 0.05
 """The least of seconds that a cancelled block is given to clean up before it is cancelled once more."""
+_HELD_UP = 0.02
+"""Seconds. A timer that comes so late tells of this event loop, which has been busy with something else, and not of the
+server: its reply may be here, unread. So the time that was lost is given once more, and up to so often:"""
+_PUT_OFF = 3
 
 
 class Deadline:
@@ -49,6 +53,35 @@ class Deadline:
             loop.call_later(again, self.expire, loop, again)
 
 
+class Until(Deadline):
+    """The same with a timer of its own, for something that began before: it ends at `when`, by the loop's clock."""
+
+    __slots__ = ("_loop", "_seconds", "_timer")
+
+    def __init__(self, task: asyncio.Task[Any], when: float, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+        super().__init__(task, when)
+        self._loop, self._seconds = loop, seconds
+        self._timer = loop.call_at(when, self._due, when, 0)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._timer.cancel()
+        super().__exit__(kind, error, trace)
+
+    def _due(self, when: float, times: int) -> None:
+        if (later := put_off(self._loop.time(), when, times, self._seconds)) is None:
+            self.expire(self._loop, max(self._seconds, _AGAIN))
+        else:
+            self._timer = self._loop.call_at(later, self._due, later, times + 1)
+
+
+def put_off(now: float, when: float, times: int, seconds: float) -> float | None:
+    """When to look again, if what was due at `when` and has been put off so many `times` may not be judged `now`."""
+    late = now - when
+    return now + min(late, seconds) if late > _HELD_UP and times < _PUT_OFF else None
+
+
 class Deadlines:
     """The deadlines of `seconds` that are running in one event loop, the next one first."""
 
@@ -70,16 +103,26 @@ class Deadlines:
         if self._loop is None or self._loop() is not loop:  # no timer, or that of a loop that has ended
             running.clear()
             self._loop = ref(loop)
-            loop.call_at(deadline.when, self._next, loop)
+            loop.call_at(deadline.when, self._next, loop, deadline.when, 0)
         running.append(deadline)
         return deadline
 
-    def _next(self, loop: asyncio.AbstractEventLoop) -> None:
+    def since(self, began: float, loop: asyncio.AbstractEventLoop) -> Until:
+        """Give a deadline for what `began` earlier, by the clock of the running `loop`."""
+        task = asyncio.current_task(loop)
+        if task is None:
+            raise RuntimeError("a deadline needs a task to cancel")
+        return Until(task, began + self.seconds, loop, self.seconds)
+
+    def _next(self, loop: asyncio.AbstractEventLoop, when: float, times: int) -> None:
         """Cancel what is too late, and set the timer for the next that runs."""
         running, now = self._running, loop.time()
+        if (later := put_off(now, when, times, self.seconds)) is not None:
+            loop.call_at(later, self._next, loop, later, times + 1)
+            return
         while running and (running[0].task is None or running[0].when <= now):
             running.popleft().expire(loop, max(self.seconds, _AGAIN))
         if running:
-            loop.call_at(running[0].when, self._next, loop)
+            loop.call_at(running[0].when, self._next, loop, running[0].when, 0)
         else:
             self._loop = None

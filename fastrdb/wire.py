@@ -157,7 +157,7 @@ class Wire:
         if gets:
             commands[:0] = [("GET", name) for name in gets] if self._in_slots else [("MGET", *gets)]
         try:
-            async with asyncio.timeout_at(batch.since + self._deadlines.seconds):
+            with self._deadlines.since(batch.since, self._loop):
                 replies = await self._line.exchange(commands) if commands else []
         except Exception as error:  # noqa: BLE001  # handed to those who asked
             await self._line.hang_up()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 
 import pytest
 
+import fastrdb.deadlines
 from fastrdb.deadlines import Deadlines
 
 
@@ -156,3 +158,65 @@ async def test_outside_of_a_task_there_is_nothing_to_cancel() -> None:
     asyncio.get_running_loop().call_soon(callback)
     await turn()
     assert raised
+
+
+Starts = Callable[[Deadlines], AbstractContextManager[None]]
+STARTS: list[Starts] = [
+    lambda deadlines: deadlines.start(),
+    lambda deadlines: deadlines.since(asyncio.get_running_loop().time(), asyncio.get_running_loop()),
+]
+
+
+class Clock:
+    """The event loop's own clock, which can be put forward: that much time the loop stood still."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        loop = asyncio.get_running_loop()
+        time, self.passed = loop.time, 0.0
+        monkeypatch.setattr(loop, "time", lambda: time() + self.passed)
+
+
+@pytest.mark.parametrize("start", STARTS, ids=["start", "since"])
+async def test_the_time_that_the_loop_stood_still_is_not_the_servers(
+    start: Starts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reply that has come meanwhile is read; without this, it loses to the timer."""
+    clock = Clock(monkeypatch)
+
+    async def held_up() -> str:
+        task_reply: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+        async def ask() -> str:
+            with start(Deadlines(5)):
+                return await task_reply
+
+        task = asyncio.ensure_future(ask())
+        await turn()
+        clock.passed += 8.0
+        await turn()
+        if not task.done():
+            task_reply.set_result("here")
+        return await task
+
+    assert await held_up() == "here"
+    monkeypatch.setattr(fastrdb.deadlines, "_PUT_OFF", 0)
+    with pytest.raises(TimeoutError):
+        await held_up()
+
+
+@pytest.mark.parametrize("start", STARTS, ids=["start", "since"])
+async def test_silence_is_noticed_though_the_loop_stands_still(start: Starts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often it does."""
+    clock = Clock(monkeypatch)
+
+    async def ask() -> None:
+        with start(Deadlines(5)):
+            await forever()
+
+    task = asyncio.ensure_future(ask())
+    for _ in range(5):
+        await turn()
+        clock.passed += 8.0
+    await turn()
+    with pytest.raises(TimeoutError):
+        await task
