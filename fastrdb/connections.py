@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from contextlib import suppress
+from types import FunctionType
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary, ref
 
+from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
@@ -100,3 +103,20 @@ class PoolSource:
 def connections_of(pool: Any) -> list[Any]:
     """Give the connections that a redis-py pool has made: it has no public word for them."""
     return [*getattr(pool, "_available_connections", ()), *getattr(pool, "_in_use_connections", ())]
+
+
+def pool_to_share(client: Any) -> Any:
+    """The pool of a plain redis-py client; None where the client must be asked itself."""
+    if not is_plain(client, Redis):
+        return None
+    return None if client.single_connection_client else client.connection_pool
+
+
+def is_plain(client: Any, kind: type[Any]) -> bool:
+    """Whether a client sends commands as redis-py does.
+
+    Its own `execute_command` may be more than that (a subclass, an instrumentation, a test's gate), and must then see
+    every command.
+    """
+    own = inspect.getattr_static(client, "execute_command", None)
+    return isinstance(client, kind) and type(own) is FunctionType and own.__module__ == kind.__module__

@@ -7,22 +7,20 @@ what got no reply may be sent again: all that goes through here is at-least-once
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
-from collections.abc import Awaitable, Coroutine, Sequence
+from collections.abc import Awaitable, Collection, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import Context
 from copy import copy
-from types import FunctionType
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary, ref
 
-from redis.asyncio import Redis
 from redis.asyncio.cluster import RedisCluster
 from redis.exceptions import MaxConnectionsError, NoScriptError, ResponseError
 
 from .breaker import Breaker
 from .cluster_direct import ClusterDirect
-from .connections import SILENT, PoolSource
+from .connections import SILENT, PoolSource, is_plain, pool_to_share
 from .deadlines import Deadlines
 from .direct import Client as Client
 from .direct import Direct
@@ -78,6 +76,7 @@ class Link:
         self._route: Any = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._insists = False
+        self._brought: dict[str, asyncio.Future[None]] = {}  # scripts that are on their way to the server
         self._refusals: set[str] = set()  # the first words of those that were logged
 
     def insisting(self) -> Link:
@@ -138,14 +137,30 @@ class Link:
         replies = await self._send(client, name, [_known(command) for command in commands])
         unknown = _unknown(replies)
         while unknown:  # one of each script brings it along, and the others find it there; on each server of a cluster
-            whole = {call.script.sha: at for at in reversed(unknown) if isinstance(call := commands[at], Call)}.values()
-            again = [_whole(commands[at]) if at in whole else _known(commands[at]) for at in unknown]
-            for at, reply in zip(unknown, await self._send(client, name, again), strict=True):
-                replies[at] = reply
+            whole = {call.script.sha: at for at in reversed(unknown) if isinstance(call := commands[at], Call)}
+            if brought := [self._brought[sha] for sha in whole if sha in self._brought]:
+                await asyncio.wait(brought)  # by another caller, in this moment
+                whole = {}
+            with self._bringing(whole):
+                again = [_whole(commands[at]) if at in whole.values() else _known(commands[at]) for at in unknown]
+                for at, reply in zip(unknown, await self._send(client, name, again), strict=True):
+                    replies[at] = reply
             before, unknown = unknown, _unknown(replies)
-            if len(unknown) == len(before):
+            if whole and len(unknown) == len(before):
                 break
         return replies
+
+    @contextmanager
+    def _bringing(self, scripts: Collection[str]) -> Iterator[None]:
+        """Inside, the others who miss these scripts wait: a crowd that finds none sends each of them once."""
+        done = asyncio.get_running_loop().create_future()
+        self._brought.update(dict.fromkeys(scripts, done))
+        try:
+            yield
+        finally:
+            for sha in scripts:
+                del self._brought[sha]
+            done.set_result(None)
 
     async def aclose(self, *, closing: bool = False) -> None:
         """Give connections back to their pools, or close them before."""
@@ -183,7 +198,7 @@ class Link:
         if self._latest() is client:
             found: Route = self._route
             return found
-        pool = _pool_to_share(client)
+        pool = pool_to_share(client)
         place = client if pool is None else pool
         route = self._routes.get(place)
         if route is None:
@@ -194,7 +209,7 @@ class Link:
     def _made(self, client: Any, pool: Any) -> Route:
         restarts = self._restarts
         if isinstance(restarts, Histories):
-            if _is_plain(client, RedisCluster) and NodeSource.spares_of(client):
+            if is_plain(client, RedisCluster) and NodeSource.spares_of(client):
                 return Masters(client, self._deadlines, restarts, self, self._met)
             return ClusterDirect(client, self._deadlines, restarts, self)
         if pool is None:
@@ -270,20 +285,3 @@ def _whole(command: Call | Command) -> Command:
 def _unknown(replies: Sequence[Any]) -> list[int]:
     """Where a script was not known."""
     return [at for at, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
-
-
-def _pool_to_share(client: Any) -> Any:
-    """The pool of a plain redis-py client; None where the client must be asked itself."""
-    if not _is_plain(client, Redis):
-        return None
-    return None if client.single_connection_client else client.connection_pool
-
-
-def _is_plain(client: Any, kind: type[Any]) -> bool:
-    """Whether a client sends commands as redis-py does.
-
-    Its own `execute_command` may be more than that (a subclass, an instrumentation, a test's gate), and must then see
-    every command.
-    """
-    own = inspect.getattr_static(client, "execute_command", None)
-    return isinstance(client, kind) and type(own) is FunctionType and own.__module__ == kind.__module__

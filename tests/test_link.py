@@ -7,6 +7,7 @@ import gc
 import random
 import secrets
 from collections.abc import AsyncIterator, Callable
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import pytest
@@ -531,6 +532,27 @@ async def test_scripts_are_dropped_all_the_time(client: Redis, server: EmbeddedS
         assert await store.fill_many(client, [(key, "t", b"1", 60_000) for key in tokens]) == [True] * 5
     over = True
     assert await flushing > 50
+
+
+@pytest.mark.parametrize("single", [True, False])
+async def test_a_crowd_brings_a_script_along_once(
+    client: Redis, store: Store, single: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a restart, say: who misses it while another brings it waits for that, and finds it there."""
+
+    async def asked() -> int:
+        found: Any = await client.info("commandstats")
+        return int(found.get("cmdstat_eval", {"calls": 0})["calls"])
+
+    await store.acquire(client, "k", "t")  # greeted
+    if not single:
+        monkeypatch.setattr(type(store._link), "_bringing", lambda *_: nullcontext())
+    for number in range(3):
+        await client.script_flush()
+        before = await asked()
+        found = await asyncio.gather(*(store.acquire(client, f"k:{number}:{n}", "t") for n in range(100)))
+        assert found == [Granted()] * 100
+        assert (await asked() - before <= 2) is single  # one may be the greeting, which is due once a second
 
 
 async def test_a_gate_for_the_look(client: Redis, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
