@@ -813,7 +813,7 @@ LEASE_CHECK = "if redis.call('GET', lease) ~= token then return 0 end"
             scenarios_timed.background_reload,
         ),
         (
-            Mutation(fastrdb.leases, "_ACQUIRE", "if barred(barriers, entry) then", "if false then"),
+            Mutation(fastrdb.leases, "_ACQUIRE", "if closed then", "if false then"),
             scenarios_timed.barred_reload,
         ),
     ],

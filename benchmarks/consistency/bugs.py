@@ -175,7 +175,7 @@ BUGS: dict[str, Bug] = {
     ),
     "barrier-unasked": Bug(
         "a reader takes its lease without asking for barriers",
-        _lua("acquire", "if barred(barriers, entry) then", "if false then"),
+        _lua("acquire", "if closed then", "if false then"),
         _RACY,
     ),
     "fill-without-lease": Bug("a reader stores although its lease is lost", _lua("fill", _LEASE, ""), _RACY),
@@ -236,8 +236,11 @@ BUGS: dict[str, Bug] = {
     "snapshot-believed": Bug(
         "what a restarted server has is taken for its own",
         _all(
-            _lua("adopt", "if at_home(server, index) then", "if true then"),
-            *(_lua(script, "if not at_home(server, index) then", "if false then") for script in ("acquire", "fill")),
+            _lua("adopt", "if at_home(server, index, expiry, barriers) then", "if true then"),
+            *(
+                _lua(script, "if not at_home(server, index, expiry, barriers) then", "if false then")
+                for script in ("acquire", "fill")
+            ),
         ),
         {"faults": ("snapshot",)},
     ),
