@@ -185,7 +185,7 @@ def test_a_tally_counts_answers_by_their_worst_row() -> None:
     assert tally.wrong_sources == {"hit": 1, "load": 1}
     assert tally.ages[Kind.STALE] == {EDGES.index(0.005): 1}
     assert tally.oldest[Kind.STALE] == 3_000_000
-    assert tally.examples[0] == (Kind.STALE, 3_000_000, "hit", read(0, 0, 130 + 3_000_000))
+    assert tally.examples[0] == (Kind.STALE, 3_000_000, "hit", read(0, 0, 130 + 3_000_000), [FIRST])
 
 
 # --- what is written down

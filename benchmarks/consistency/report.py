@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from benchmarks.consistency.rules import Kind
+from benchmarks.consistency.rules import Kind, Read, process_of
 from benchmarks.consistency.run import Outcome
 from benchmarks.consistency.settings import HEARTBEAT, Settings
 from benchmarks.consistency.tally import EDGES
@@ -82,11 +82,22 @@ def _faults(outcome: Outcome) -> dict[str, int]:
 
 
 def _examples(outcome: Outcome) -> Iterator[str]:
-    """Show wrong answers, each with the fault that came last before it ended."""
-    for kind, age, source, read in outcome.tally.examples:
-        before = [fault for fault in outcome.faults if fault.start < read.ended]
-        since = f", {(read.started - before[-1].start) / 1e6:.1f} ms after {before[-1].name} began" if before else ""
-        yield f"  {kind.value} by {age / 1e6:.3f} ms, {source}{since}: {read}"
+    """Show wrong answers, each with what happened before it ended, and with the commits that it lacks."""
+    for kind, age, source, read, newer in outcome.tally.examples:
+        yield f"  {kind.value} by {age / 1e6:.3f} ms, {source}: {read}"
+        before = [fault for fault in outcome.faults if fault.start < read.ended][-2:]
+        away = [outage for outage in outcome.outages if outage.start < read.ended][-2:]
+        parts = [f"{fault.name} {_ago(fault.start, read)}" for fault in before]
+        parts += [f"out of reach {_ago(outage.start, read)} to {_ago(outage.end, read)}" for outage in away]
+        yield f"    {', '.join(parts)}"
+        for write in newer[-3:]:
+            moments = {"begun": write.begun, "told": write.told, "committed": write.committed, "acked": write.acked}
+            text = ", ".join(f"{name} {_ago(moment, read)}" for name, moment in moments.items() if moment)
+            yield f"    lacks version {write.version} of process {process_of(write.attempt)}: {text}"
+
+
+def _ago(moment: int, read: Read) -> str:
+    return f"{(moment - read.started) / 1e6:+.1f} ms"
 
 
 def _failures(outcome: Outcome) -> list[str]:

@@ -165,13 +165,13 @@ class History:
         One that it surely heard of has deleted whatever was there, so what is older than that one is stale. The process
         that made a commit knows of it, so its own reads have no excuse.
         """
-        return not self._own(read) and all(self._unheard(write, read.started) for write in self._newer(read))
+        return not self._own(read) and all(self._unheard(write, read.started) for write in self.newer(read))
 
     def _own(self, read: Read) -> bool:
         """Tell whether the process itself made a newer commit."""
-        return any(process_of(write.attempt) == read.process for write in self._newer(read))
+        return any(process_of(write.attempt) == read.process for write in self.newer(read))
 
-    def _newer(self, read: Read) -> list[Write]:
+    def newer(self, read: Read) -> list[Write]:
         """Give the newer commits known by then."""
         return [w for w in self._rows[read.row] if w.version > read.version and w.known and w.known <= read.started]
 

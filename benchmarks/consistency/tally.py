@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from benchmarks.consistency.rules import History, Kind, Read
+from benchmarks.consistency.rules import History, Kind, Read, Write
 
 EDGES = tuple(step * 10**power for power in range(-4, 2) for step in (1, 2, 5))
 """Upper edges, in seconds, of the classes of age; what is older is in a last class without one."""
@@ -22,6 +22,7 @@ class Example(NamedTuple):
     age: int
     source: str
     read: Read
+    newer: Sequence[Write]
 
 
 @dataclass(slots=True)
@@ -52,7 +53,7 @@ class Tally:
         self.oldest[kind] = max(age, self.oldest.get(kind, 0))
         if kind.wrong and len(self.examples) < EXAMPLES:
             bad = next(read for read in answer if history.judge(read, near=near).kind is kind)
-            self.examples.append(Example(kind, age, source, bad))
+            self.examples.append(Example(kind, age, source, bad, history.newer(bad)))
 
     def per_million(self, kind: Kind) -> float:
         """Give the rate of one kind."""
