@@ -185,7 +185,7 @@ def test_a_tally_counts_answers_by_their_worst_row() -> None:
     assert tally.wrong_sources == {"hit": 1, "load": 1}
     assert tally.ages[Kind.STALE] == {EDGES.index(0.005): 1}
     assert tally.oldest[Kind.STALE] == 3_000_000
-    assert tally.examples[0] == (Kind.STALE, 3_000_000, "hit", read(0, 0, 130 + 3_000_000), [FIRST])
+    assert tally.examples[0] == (Kind.STALE, 3_000_000, "hit", read(0, 0, 130 + 3_000_000), [FIRST, SECOND])
 
 
 # --- what is written down
@@ -377,7 +377,7 @@ def test_a_report_has_the_figures(tmp_path: Path) -> None:
     for part in ("reads 1 of 1 rows", "none of 1: with 95 % confidence fewer than 3e+06", "bypassed reads 2.000%"):
         assert part in text
     text = "\n".join(report.lines(stale))
-    for part in ("1 = 500,000.0 per million", "<= 5 ms", "stale by 5.000 ms, hit, 5.0 ms after kill began"):
+    for part in ("1 = 500,000.0 per million", "<= 5 ms", "stale by 5.000 ms, hit: Read(", "kill -5.0 ms", "process 2"):
         assert part in text
     facts = json.loads(json.dumps(report.facts(stale)))
     assert facts["found"]["stale"] == 1
