@@ -104,6 +104,28 @@ async def test_a_write_finds_what_the_index_has_lost(
     assert [record.levelname for record in caplog.records if SAID in record.message] == ["WARNING"]
 
 
+@pytest.mark.parametrize("evicts", [False, True])
+async def test_the_first_write_beside_others_keys(client: Redis, evicts: bool) -> None:
+    """Nobody knows of an entry, so there is none, and no commit waits for a look at all that others have. Where the
+    server may have evicted all that was known, there may be."""
+    policy = {"maxmemory": "500mb", "maxmemory-policy": "allkeys-lru"} if evicts else {}
+    usual = {name: (await client.config_get(name))[name] for name in policy}
+    try:
+        for name, value in policy.items():
+            await client.config_set(name, value)
+        await client.set("theirs", "1")
+        store = store_of()
+        assert await store.get(client, "user:1") is None
+        before = await looks(client)
+        await store.invalidate(client, [under("user:")])
+        assert (await looks(client) > before) is evicts
+        assert await left(client) == {"theirs"}
+    finally:
+        for name, value in usual.items():
+            await client.config_set(name, value)
+        await store.aclose()
+
+
 async def test_a_load_from_before_the_loss_is_not_stored(client: Redis) -> None:
     """Whether it is reached by the write that finds the index lost, or by a later one."""
     store = store_of()

@@ -11,11 +11,12 @@ local function enter(index, expiry, name, death)
   redis.call('ZADD', expiry, death, name)
 end
 
--- Begin anew where there is nothing of the namespace: the index is whole if there is nothing else either. Where it is not
--- allowed to look, that has to be believed.
+-- Begin anew where there is nothing of the namespace's own. Then there are no entries either, unless the server may have
+-- evicted all that was known of them: there the index is whole only if there is nothing at all. Where it is not allowed to
+-- look, that has to be believed.
 local function begin_anew(index, expiry, barriers)
-  local found = redis.pcall('SCAN', 0, 'COUNT', 1)
-  if found.err or found[1] == '0' and #found[2] == 0 then enter(index, expiry, MARK, '+inf') end
+  local found = evicts() ~= '' and redis.pcall('SCAN', 0, 'COUNT', 1)
+  if not found or found.err or found[1] == '0' and #found[2] == 0 then enter(index, expiry, MARK, '+inf') end
   redis.call('ZADD', barriers, '+inf', NOBODY)
 end
 
