@@ -109,9 +109,7 @@ async def test_the_first_write_beside_others_keys(client: Redis, evicts: bool) -
     """Nobody knows of an entry, so there is none, and no commit waits for a look at all that others have. Where the
     server may have evicted all that was known, there may be."""
     policy = {"maxmemory": "500mb", "maxmemory-policy": "allkeys-lru"} if evicts else {}
-    usual: dict[str, Any] = {}
-    for name in policy:
-        usual |= await client.config_get(name)
+    usual: dict[str, Any] = {name: (await client.config_get(name))[name] for name in policy}
     try:
         for name, value in policy.items():
             await client.config_set(name, value)
