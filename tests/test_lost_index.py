@@ -110,11 +110,11 @@ async def test_the_first_write_beside_others_keys(client: Redis, evicts: bool) -
     server may have evicted all that was known, there may be."""
     policy = {"maxmemory": "500mb", "maxmemory-policy": "allkeys-lru"} if evicts else {}
     usual: dict[str, Any] = {name: (await client.config_get(name))[name] for name in policy}
+    store = store_of()
     try:
         for name, value in policy.items():
             await client.config_set(name, value)
         await client.set("theirs", "1")
-        store = store_of()
         assert await store.get(client, "user:1") is None
         before = await looks(client)
         await store.invalidate(client, [under("user:")])
