@@ -167,7 +167,7 @@ async def test_a_black_hole(sqlite: Database, server: EmbeddedServer, client: Re
         before = w.one.cache.stats()
         assert await w.one.read() == "new"
         found = w.one.cache.stats()
-        assert (found.bypasses, found.unavailable) == (before.bypasses + 1, before.unavailable), "it is not even asked for"
+        assert (found.bypasses, found.unavailable) == (before.bypasses + 1, before.unavailable), "not even asked"
         proxy.heal()
         proxy.cut()
         await repaired(w.one)
