@@ -49,7 +49,7 @@ def _bars(rows: Sequence[Row]) -> Any:
         panel.bar_label(drawn, [row.figure for row in group], padding=3, fontsize=8)
         panel.set_yticks(range(len(group)), names, fontsize=8)
         panel.invert_yaxis()
-        panel.set_xlim(0, max(values) * 1.18)
+        panel.set_xlim(0, max(values) * 1.18 or 1)  # they may all be 0: calls that failed
         panel.set_xticks([])
         panel.set_title(f"{case} ({AXES[group[0].unit]})", loc="left", fontsize=9)
         panel.spines[["top", "right", "bottom"]].set_visible(False)
