@@ -131,8 +131,10 @@ class ClusterSweeper:
             for shard, shard_jobs in working
         ]
         replies = await self._patiently(client, calls)
-        if self._histories.other_data:  # found out meanwhile: the shards may not know of keys that there are
-            self._histories.heal(partial(self._link.run, client))
+        run = partial(self._link.run, client)
+        # Found out meanwhile: the shards may not know of keys that there are. Unless that server was only new to us.
+        if self._histories.other_data and not await self._histories.settle(run):
+            self._histories.heal(run)
             raise CacheUnavailableError(_FENCE.name, OTHER_DATA)
         if any(done == _LOST for done, *_ in replies):
             await self._search.make_whole(client)

@@ -171,11 +171,14 @@ class Masters:
             names = [node.name for node in client.get_primaries()]
             if not names:
                 raise self._boundary.failed("connect", RedisConnectionError("no server of the cluster answers"))
-            with suppress(CacheUnavailableError):
-                await asyncio.gather(*(self._master(name).send((("PING",),)) for name in names))
+            await asyncio.gather(*map(self._greet, names))
             if self._histories.other_data:
                 await self._histories.settle(self._send)
             self._open = True
+
+    async def _greet(self, name: str) -> None:
+        with suppress(CacheUnavailableError):  # what the others have is known all the same, and waited for
+            await self._master(name).send((("PING",),))
 
     # --- commands
 

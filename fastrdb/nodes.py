@@ -37,7 +37,7 @@ class NodeSource:
         return int(client.connection_kwargs.get("max_connections", 0)) >= SMALL_POOL
 
     async def take(self) -> Connection:
-        """Give a connection."""
+        """Give a connection, connected as a pool's is: if it is cut now, it is cut in use, and connected once more."""
         node = self._node()
         if node is None:
             raise RedisConnectionError(f"{self.name} is not in the cluster any more")
@@ -45,6 +45,11 @@ class NodeSource:
         # A wire has a deadline of its own: see PoolSource.
         self._nodes[connection] = node, connection.socket_timeout
         connection.socket_timeout = None
+        try:
+            await connection.connect()
+        except BaseException:
+            await self.give(connection)
+            raise
         return connection
 
     async def give(self, connection: Connection) -> None:

@@ -13,7 +13,9 @@ from redis.asyncio.cluster import RedisCluster
 from fastrdb import histories
 from fastrdb.errors import CacheUnavailableError
 from fastrdb.histories import Histories
+from fastrdb.prefixes import Prefix
 from fastrdb.scripts import Call, Command
+from fastrdb.slots import SlotNames
 from tests.support.stores import store_on
 
 
@@ -44,3 +46,21 @@ async def test_who_could_not_go_on_need_not_wait_for_itself(
     await store.aclose()
     told = [record.message for record in caplog.records if record.name == "fastrdb"]
     assert len(told) == 2, told
+
+
+async def test_a_server_that_was_only_new_to_this_process(cluster_client: RedisCluster) -> None:
+    """What others have noted as good is good: the writer that meets it first tells Redis of its commit."""
+    store = store_on(cluster_client, on_error="raise")
+    await store.get(cluster_client, "k")
+    trust = store._layout.trust
+    assert isinstance(trust, Histories)
+    for shard in SlotNames("").shards:
+        await cluster_client.sadd(shard.histories, b"of another master")
+    trust.seen(b"of another master")
+    intent = store.intent(cluster_client)
+    intent.add([Prefix("k")])
+    await intent.begin()
+    await intent.end(committed=True)
+    assert not store.owes
+    assert not trust.other_data
+    await store.aclose()

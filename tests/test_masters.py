@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any, Self
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from redis.asyncio.cluster import RedisCluster
+from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import AskError, MovedError, ResponseError
 
 from fastrdb.embedded import find_binaries
 from fastrdb.errors import CacheUnavailableError
 from fastrdb.masters import Masters, redirected
+from fastrdb.nodes import Master
 from fastrdb.prefixes import Prefix
+from fastrdb.scripts import Command
 from fastrdb.slots import SLOTS, SlotNames, slot_of
 from fastrdb.store import Granted, Hit, Store
 from tests.support.availability import missing
@@ -140,6 +143,69 @@ async def test_connections_are_given_back(cluster: Cluster, cluster_client: Redi
     await store.aclose()
     for node in cluster_client.get_primaries():
         assert len(node._free) == len(node._connections)
+
+
+async def test_a_connection_that_is_cut_when_it_is_new(
+    cluster: Cluster, cluster_client: RedisCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One cut is no outage: it is connected once more, and the caller does not notice."""
+    cut: set[str] = set()
+    connect = AbstractConnection.connect
+
+    async def cut_once(connection: Any) -> None:
+        await connect(connection)
+        node = next(node for node in cluster.masters if node.port == connection.port)
+        if node.name not in cut:
+            cut.add(node.name)
+            node.ask("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+
+    await cluster_client.initialize()
+    monkeypatch.setattr(AbstractConnection, "connect", cut_once)
+    store = store_on(cluster_client)
+    await stored(cluster_client, store, *"abcdef")
+    assert len(cut) == len(cluster.masters)
+    assert all(master.breaker.failures == 0 for master in masters_of(store)._masters.values())
+    await store.aclose()
+
+
+async def test_one_that_is_away_at_the_beginning(
+    cluster: Cluster, cluster_client: RedisCluster, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others are used at once: what they have is looked at before anything is asked of them."""
+    away, send = cluster.owner(SLOT).name, Master.send
+
+    async def gone(master: Master, commands: Sequence[Command], *, insist: bool = False) -> list[Any]:
+        if master.name == away:
+            raise CacheUnavailableError("send", "gone")
+        return await send(master, commands, insist=insist)
+
+    monkeypatch.setattr(Master, "send", gone)
+    key = next(key for key in "abcdef" if cluster.owner(slot_of(key.encode())).name != away)
+    another = store_on(cluster_client)
+    assert await another.get_many(cluster_client, [key]) == [None]
+    await another.aclose()
+
+
+async def test_who_gives_up_connecting_leaves_nothing_behind(
+    cluster_client: RedisCluster, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection is the node's again: its pool does not shrink with each try."""
+    await store.aclose()
+    nodes = cluster_client.get_primaries()
+    for node in nodes:
+        for connection in node._connections:
+            await connection.disconnect()
+    before = [len(node._connections) for node in nodes]
+    never = asyncio.Event()
+    with monkeypatch.context() as patched:
+        patched.setattr(AbstractConnection, "connect", lambda *_: never.wait())
+        asking = [asyncio.create_task(store.get(cluster_client, key)) for key in "abcdef"]  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+        for task in asking:
+            task.cancel()
+        await asyncio.wait(asking)
+        await store.aclose()
+    assert [len(node._free) for node in nodes] == [len(node._connections) for node in nodes] == before
 
 
 @pytest.mark.parametrize("limit", [2, 100])
