@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic_ns
 from types import TracebackType
 from typing import Literal, NamedTuple, Self
 
@@ -35,6 +37,31 @@ class Committed:
     row: int
     version: int
     attempt: int
+
+
+class Said(NamedTuple):
+    """What a process said in its log, and when (ns)."""
+
+    moment: int
+    process: int
+    text: str
+
+
+class Formatter(logging.Formatter):
+    """A line of a log that can be laid beside what happened in other processes."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Give the moment, and what is said, in one line."""
+        said = super().format(record).replace("\n", " | ")
+        return f"{monotonic_ns()} {record.levelname} {record.name}: {said}"
+
+
+def said(path: Path, process: int) -> Iterator[Said]:
+    """Give what a process said, in its order."""
+    with path.open() as file:
+        for line in file:
+            moment, _, text = line.rstrip("\n").partition(" ")
+            yield Said(int(moment), process, text)
 
 
 class Log:

@@ -15,6 +15,10 @@ from benchmarks.consistency.settings import HEARTBEAT, Settings
 from benchmarks.consistency.tally import EDGES
 
 
+_BEFORE = 2_500_000_000
+"""Nanoseconds. What the processes said in their logs for so long before a wrong answer is shown with it."""
+
+
 def lines(outcome: Outcome) -> list[str]:
     """Give the report."""
     tally, stats = outcome.tally, outcome.stats
@@ -94,6 +98,9 @@ def _examples(outcome: Outcome) -> Iterator[str]:
             moments = {"begun": write.begun, "told": write.told, "committed": write.committed, "acked": write.acked}
             text = ", ".join(f"{name} {_ago(moment, read)}" for name, moment in moments.items() if moment)
             yield f"    lacks version {write.version} of process {process_of(write.attempt)}: {text}"
+        for line in outcome.said:
+            if read.started - _BEFORE < line.moment < read.ended:
+                yield f"    process {line.process} {_ago(line.moment, read)}: {line.text[:200]}"
 
 
 def _ago(moment: int, read: Read) -> str:

@@ -53,6 +53,8 @@ class Outcome:
     counts: Counter[str] = field(default_factory=Counter)
     cpu: float = 0.0
     """Seconds of processor time that the processes took, those that were killed left out."""
+    said: list[logs.Said] = field(default_factory=list)
+    """What the processes said in their logs, in its order; kept where something was wrong."""
 
     @property
     def wrong(self) -> int:
@@ -226,4 +228,6 @@ async def _checked(plan: Plan, done: list[Happened], outages: list[Outage], tell
         outcome.cpu += report["cpu"]
         if report["kind"] == "reader":
             outcome.stats.update(report["stats"])
+    if outcome.wrong:
+        outcome.said = sorted(line for path in plan.folder.glob("*.log") for line in logs.said(path, int(path.stem)))
     return outcome

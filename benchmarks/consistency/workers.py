@@ -24,7 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from benchmarks.consistency import bugs, database
 from benchmarks.consistency.address import HOST
 from benchmarks.consistency.control import Orders
-from benchmarks.consistency.logs import Log, Step
+from benchmarks.consistency.logs import Formatter, Log, Step
 from benchmarks.consistency.peers import SUBJECTS
 from benchmarks.consistency.proxy import Proxy
 from benchmarks.consistency.rules import PROCESS_BITS
@@ -304,9 +304,9 @@ KINDS: dict[str, type[Worker]] = {"reader": Reader, "writer": Writer}
 def main(kind: str, orders: Orders) -> None:
     """Be a process of the run."""
     handler = logging.FileHandler(orders.path("log"))
-    handler.setFormatter(logging.Formatter("%(created)f %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(Formatter())
     logging.getLogger().addHandler(handler)
-    logging.getLogger("fastrdb").setLevel(logging.INFO)
+    logging.getLogger("fastrdb").setLevel(logging.DEBUG)
     if orders.plan.settings.bug is not None:
         bugs.seed(orders.plan.settings.bug)
     asyncio.run(_main(kind, orders))
