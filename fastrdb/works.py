@@ -5,6 +5,7 @@ Plain records and the places where they are kept; `transactions` fills them in a
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,11 @@ _INFO, _UNDONE = "fastrdb", "fastrdb.undone"  # the places in Session.info: of t
 
 class Work(Protocol):
     """What a transaction will do to the cache: see `intent.Intent`."""
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop that it belongs to: elsewhere it must not be awaited, begun, ended or abandoned."""
+        ...
 
     @property
     def pending(self) -> bool:
@@ -100,7 +106,7 @@ class Transaction:
     def take_works(self) -> list[Work]:
         """The works that end with this transaction: not those that another one, still open, has to do as well."""
         taken, self.works = self.works, []
-        held = [work for other in _transactions.values() if not other.settled for work in other.works]
+        held = [work for _, other in _known() if not other.settled for work in other.works] if taken else []
         return [work for work in taken if work not in held]
 
 
@@ -221,8 +227,14 @@ def _common(connection: Connection) -> Transaction | None:
     pool = connection.engine.pool
     if not isinstance(pool, StaticPool):
         return None
-    others = (found for other, found in _transactions.items() if other.engine.pool is pool)
+    others = (found for other, found in _known() if other.engine.pool is pool)
     return next((found for found in others if found.phase is Phase.OPEN), None)
+
+
+def _known() -> list[tuple[Connection, Transaction]]:
+    """All that there are. Other threads begin and end theirs meanwhile: so nobody loops over the dictionary itself."""
+    connections = [connection for each in _transactions.keyrefs() if (connection := each()) is not None]
+    return [(each, found) for each in connections if (found := _transactions.get(each)) is not None]
 
 
 def transaction_of(connection: Connection) -> Transaction | None:

@@ -51,7 +51,7 @@ def pauses() -> Pauses:
 
 
 @pytest.fixture
-def store(pauses: Pauses) -> Store:
+async def store(pauses: Pauses) -> Store:
     """Give a store whose repairs pause as the test says."""
     return Store(timeout=5, sleep=pauses.sleep)
 
