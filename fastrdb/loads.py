@@ -164,8 +164,9 @@ class CachedQuery(Entries):
             return
         work = work_on(call.session, call.store, lambda: call.store.intent(call.client))
         raw, reason = self.encoded(value, [])
-        # Without a lock until COMMIT, another writer may have come since the value was read.
-        if raw is None or reason is not None or self.cache.switch.is_off() or state_of(call.session).autocommitted:
+        # Only what the transaction has written is locked until COMMIT: else another writer may have come since.
+        locked = wrote(call.session) and not state_of(call.session).autocommitted
+        if raw is None or reason is not None or self.cache.switch.is_off() or not locked:
             work.add(keys=[call.key])
         else:
             work.put(call.key, raw, self.ttl_ms(value))

@@ -238,6 +238,16 @@ async def test_put_without_a_transaction_deletes(load: Any, database: Database, 
     assert not await client.exists("row:1")
 
 
+async def test_put_without_a_write_deletes(load: Any, database: Database, client: Redis) -> None:
+    """A transaction that has only read holds no lock: until it commits, another may have written the row."""
+    async with database.sessions() as db:
+        item = await load(db, client, 1)
+        await load.put(item, db, client, 1)
+        assert await client.exists("row:1")
+        await db.commit()
+    assert not await client.exists("row:1")
+
+
 async def test_put_of_what_must_not_be_stored_deletes(database: Database, client: Redis) -> None:
     """A value that is not of the declared type would come back as another one."""
 
