@@ -91,7 +91,12 @@ class Transaction:
     @property
     def settled(self) -> bool:
         """True if no COMMIT is to come."""
-        return self.autocommit or self.phase not in (Phase.OPEN, Phase.PREPARED, Phase.SENT)
+        return self.autocommit or self.over
+
+    @property
+    def over(self) -> bool:
+        """True if it has ended, or nobody knows what becomes of it."""
+        return self.phase not in (Phase.OPEN, Phase.PREPARED, Phase.SENT)
 
     def undo(self) -> None:
         """Something that it wrote is rolled back: what was read of it was never committed."""
@@ -166,6 +171,8 @@ class Scope:
         for session in transaction.sessions:
             self.join(session)
         if not transaction.sessions and transaction not in self.works:
+            # What is over is forgotten: a task that the call has started may go on, and write, for ever.
+            self.works = {found: work for found, work in self.works.items() if not found.over}
             work = self.works[transaction] = self.make()
             work.add(self.prefixes, self.keys)
             transaction.works.append(work)
