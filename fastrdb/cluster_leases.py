@@ -15,7 +15,7 @@ from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
 from .errors import CacheUnavailableError
-from .leases import DEAD_PER_FILL
+from .leases import DEAD_PER_FILL, Grants
 from .link import Client, Link
 from .outcomes import GONE, Asked, Barred, Busy, Entry, Fill, Granted, Hit, Outcome
 from .scripts import Call, Script
@@ -45,7 +45,7 @@ class ClusterLeases:
     ) -> None:
         self._link, self._names, self._histories = link, names, histories
         self._lease_ms, self._barrier_ms, self._chunk = lease_ms, barrier_ms, chunk
-        self._undertaker = Undertaker(link, names)
+        self._undertaker, self._grants = Undertaker(link, names), Grants()
 
     async def get_many(self, client: Client, entries: Sequence[bytes]) -> list[bytes | None]:
         """Give entries: a GET each, but all in one round trip."""
@@ -59,7 +59,7 @@ class ClusterLeases:
     async def acquire(self, client: Client, asked: Sequence[Asked]) -> list[Outcome]:
         """Ask for leases, and enter the index with those that are granted."""
         leases = await self._link.many(client, [self._lease(ask) for ask in asked])
-        outcomes = [self._outcome(reply) for reply in leases]
+        outcomes = [self._outcome(ask, reply) for ask, reply in zip(asked, leases, strict=True)]
         granted = [ask for ask, outcome in zip(asked, outcomes, strict=True) if isinstance(outcome, Granted)]
         refused = await self._enter(client, granted) if granted else set()
         if self._histories.other_data:  # found out meanwhile: what is in the shards may be anything
@@ -67,6 +67,7 @@ class ClusterLeases:
         if not refused:
             return outcomes
         barred = [ask for ask in granted if ask.entry in refused]
+        self._grants.forget((ask.entry, ask.token) for ask in barred)
         await self._link.many(client, [self._release(ask.entry, ask.token) for ask in barred])
         return [Barred() if ask in barred else outcome for ask, outcome in zip(asked, outcomes, strict=True)]
 
@@ -75,10 +76,14 @@ class ClusterLeases:
         shards: defaultdict[Shard, list[bytes | int]] = defaultdict(list)
         for fill in fills:
             shards[self._names.shard(fill.entry)] += (fill.entry, fill.ttl_ms)
-        return [bool(reply) for reply in await self._and_look(client, fill_calls(self._names, fills), shards)]
+        calls = fill_calls(self._names, self._grants.use(fills))
+        replies = await self._and_look(client, calls, shards)
+        self._grants.forget((fill.entry, fill.token) for fill in fills)
+        return [bool(reply) for reply in replies]
 
     async def release(self, client: Client, leases: Sequence[tuple[bytes, str]]) -> None:
         """Give leases back; and in the same round trip look for what is dead in the shards."""
+        self._grants.forget(leases)
         for at in range(0, len(leases), self._chunk):
             portion = leases[at : at + self._chunk]
             lives: dict[Shard, list[bytes | int]] = {self._names.shard(entry): [] for entry, _ in portion}
@@ -121,16 +126,16 @@ class ClusterLeases:
         pairs = zip(shards.values(), replies, strict=True)
         return {entry for entries, flags in pairs for entry, barred in zip(entries, flags, strict=True) if barred}
 
-    def _outcome(self, reply: list[bytes]) -> Outcome:
+    def _outcome(self, ask: Asked, reply: list[bytes]) -> Outcome:
         """Read the result of slot_lease.lua."""
         match reply:
             case [b"hit", raw]:
                 return Hit(raw)
             case [b"busy", token]:
                 return Busy(token.decode())
-            case [b"granted", history]:
+            case [b"granted", history, held]:
                 self._histories.seen(history)
-                return Granted()
+                return self._grants.note(ask, held)
             case _:
                 return Barred()
 

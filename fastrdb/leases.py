@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from .link import Client, Link
@@ -52,6 +52,27 @@ class Reading(Protocol):
         ...
 
 
+class Grants:
+    """What the leases hold that were granted here: with it they are filled, and not with the token alone."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[bytes, str], str] = {}
+
+    def note(self, ask: Asked, held: bytes) -> Granted:
+        """It was granted."""
+        self._held[ask.entry, ask.token] = held.decode()
+        return Granted()
+
+    def use(self, fills: Iterable[Fill]) -> list[Fill]:
+        """Give the same with what the leases hold."""
+        return [fill._replace(token=self._held.get((fill.entry, fill.token), fill.token)) for fill in fills]
+
+    def forget(self, leases: Iterable[tuple[bytes, str]]) -> None:
+        """They are filled, or lost, or given back."""
+        for lease in leases:
+            self._held.pop(lease, None)
+
+
 class Leases:
     """The steps on one server."""
 
@@ -60,6 +81,7 @@ class Leases:
     ) -> None:
         self._link, self._names, self._restarts = link, names, restarts
         self._lease_ms, self._barrier_ms, self._chunk = lease_ms, barrier_ms, chunk
+        self._grants = Grants()
 
     async def get_many(self, client: Client, entries: Sequence[bytes]) -> list[bytes | None]:
         """Give entries by one MGET."""
@@ -87,7 +109,8 @@ class Leases:
             )
             for entry, token, old in asked
         ]
-        return [self._outcome(reply) for reply in await self._link.portions(client, calls, self._chunk)]
+        replies = await self._link.portions(client, calls, self._chunk)
+        return [self._outcome(ask, reply) for ask, reply in zip(asked, replies, strict=True)]
 
     async def fill(self, client: Client, fills: Sequence[Fill]) -> list[bool]:
         """Store under leases."""
@@ -98,12 +121,15 @@ class Leases:
                 (entry, names.lease(entry), *names.shared, names.server),
                 (token, raw, ttl_ms, names.leases, DEAD_PER_FILL),
             )
-            for entry, token, raw, ttl_ms in fills
+            for entry, token, raw, ttl_ms in self._grants.use(fills)
         ]
-        return [bool(reply) for reply in await self._link.portions(client, calls, self._chunk)]
+        replies = await self._link.portions(client, calls, self._chunk)
+        self._grants.forget((fill.entry, fill.token) for fill in fills)
+        return [bool(reply) for reply in replies]
 
     async def release(self, client: Client, leases: Sequence[tuple[bytes, str]]) -> None:
         """Give leases back."""
+        self._grants.forget(leases)
         names = self._names
         calls = [
             Call(
@@ -124,13 +150,13 @@ class Leases:
     async def aclose(self) -> None:
         """Nothing runs."""
 
-    def _outcome(self, reply: list[bytes]) -> Outcome:
+    def _outcome(self, ask: Asked, reply: list[bytes]) -> Outcome:
         """Read the result of acquire.lua."""
         match reply:
             case [b"hit", raw]:
                 return Hit(raw)
-            case [b"granted"]:
-                return Granted()
+            case [b"granted", held]:
+                return self._grants.note(ask, held)
             case [b"busy", token]:
                 return Busy(token.decode())
             case [b"restarted"]:

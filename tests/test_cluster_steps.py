@@ -10,7 +10,7 @@ from redis.asyncio.cluster import RedisCluster
 
 from fastrdb import cluster_leases, cluster_sweep
 from fastrdb.cluster_sweep import ClusterSweeper
-from fastrdb.outcomes import Asked, Barred, Granted, Outcome
+from fastrdb.outcomes import Asked, Barred, Outcome
 from fastrdb.scripts import Script
 from tests.support import scenarios_cluster as scenarios
 from tests.support.cluster import Cluster
@@ -77,8 +77,9 @@ def shard_before_lease(monkeypatch: pytest.MonkeyPatch, w: Slots) -> None:
     async def acquire(client: Any, asked: Sequence[Asked]) -> list[Outcome]:
         barred = await leases._enter(client, asked)
         await client.gates.leave("acquire")
-        await leases._link.many(client, [leases._lease(ask) for ask in asked])
-        return [Barred() if ask.entry in barred else Granted() for ask in asked]
+        replies = await leases._link.many(client, [leases._lease(ask) for ask in asked])
+        outcomes = [leases._outcome(ask, reply) for ask, reply in zip(asked, replies, strict=True)]
+        return [Barred() if ask.entry in barred else outcome for ask, outcome in zip(asked, outcomes, strict=True)]
 
     monkeypatch.setattr(leases, "acquire", acquire)
 
@@ -122,7 +123,7 @@ ENTER = "put_in_index(index, expiry, ARGV[i], tonumber(ARGV[1]))"
 ENTER_TOO = "put_in_index(index, expiry, ARGV[i], barrier_ms)"
 BAR = "redis.call('ZADD', barriers, 'GT', deadline, ARGV[i])"
 REACH = "reached[#reached + 1] = key"
-HELD = "if held ~= sealed(token, READS) and held ~= sealed(token, WRITES) then return 0 end"
+HELD = "if held ~= sealed(token, WRITES) and not (held == token and reads(held)) then return 0 end"
 SAME = "tonumber(score) == tonumber(seen) and tonumber(score) <= now"
 MUTANTS: list[tuple[Mutation, list[Scenario]]] = [
     (shard_before_lease, [scenarios.begun_between_lease_and_shard]),

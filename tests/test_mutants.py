@@ -74,7 +74,7 @@ SCRIPTS: dict[str, tuple[Mutation, list[Scenario]]] = {
         [scenarios_sessions.put_against_a_writer],
     ),
     "release asks for no token": (
-        Mutation(fastrdb.leases, "_RELEASE", "if redis.call('GET', lease) ~= token then return 0 end", ""),
+        Mutation(fastrdb.leases, "_RELEASE", "if token_in(redis.call('GET', lease)) ~= token then return 0 end", ""),
         [scenarios.release_spares_others],
     ),
     "the own lease is another's": (

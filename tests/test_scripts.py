@@ -138,4 +138,4 @@ def test_the_sha_is_that_of_what_is_sent() -> None:
     """Redis knows a script by the SHA-1 of its text."""
     script = Script.load("acquire")
     assert len(script.sha) == 40
-    assert script.text.endswith("return {'granted'}\n")
+    assert script.text.endswith("return {'granted', held}\n")

@@ -320,6 +320,19 @@ async def test_an_index_member_outlives_entry_and_lease(any_client: Redis, ttl_m
     assert (await any_client.zscore(expiry, "k") or 0) > now + max(left, ttl_ms)
 
 
+async def test_a_grant_that_arrives_twice(any_client: Any) -> None:
+    """An acquire that was sent again, and whose first copy arrives when a writer has come between: what was loaded
+    before the writer is not stored under it. Sent again with nothing between, it is one grant."""
+    store, copy = store_on(any_client), store_on(any_client)
+    for written in (True, False):
+        assert await store.acquire(any_client, "k", "me") == Granted()
+        if written:
+            await store.invalidate(any_client, keys=["k"])
+        assert await copy.acquire(any_client, "k", "me") == Granted()
+        assert await store.fill(any_client, "k", "me", b"old", 60_000) is not written
+        await store.release(any_client, "k", "me")
+
+
 async def test_what_redis_does_not_do_is_said_in_one_way(server: EmbeddedServer, store: Store) -> None:
     """An error of the network or of the server becomes CacheUnavailableError, naming operation and reason."""
     dead = Redis(host="127.0.0.1", port=1, retry=Retry(NoBackoff(), 0))

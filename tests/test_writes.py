@@ -58,7 +58,8 @@ async def test_on_sqlite(on_sqlite: World, way: Way, course: Course) -> None:
 
 async def test_a_task_that_outlives_its_call(on_sqlite: World) -> None:
     """What it writes is followed for as long as it goes on, and what is over is not kept."""
-    w, going, found = on_sqlite, asyncio.Event(), []
+    w, going = on_sqlite, asyncio.Event()
+    found: list[Any] = []
 
     async def work() -> None:
         await going.wait()

@@ -2,9 +2,9 @@
 -- KEYS: entry, lease, index, expiry, barriers, server
 -- ARGV: token, lease ms, barrier ms, which entry does not answer: see answer(). One that the caller has seen has at most so many ms
 --       left to live, one that has been stored since has more
--- Result: {'hit', raw} | {'granted'} | {'busy', token of the holder} | {'barred'}
+-- Result: {'hit', raw} | {'granted', what the lease holds: what fill.lua is to be given} | {'busy', token of the holder} | {'barred'}
 --         | {'restarted'}: the data is not this server's own, or it is a replica by now
--- Sent twice (a lost reply): the own token is granted again.
+-- Sent twice (a lost reply): the own lease is granted again, if it is there still.
 local entry, lease, index, expiry, barriers, server = unpack(KEYS)
 local token, lease_ms, barrier_ms, old = unpack(ARGV)
 
@@ -12,7 +12,8 @@ if not at_home(server, index, expiry, barriers) then return {'restarted'} end
 local raw = answer(entry, old)
 if raw then return {'hit', raw} end
 
-local holder = redis.call('GET', lease)
+local held = redis.call('GET', lease)
+local holder = token_in(held)
 local closed, lost = barred(barriers, entry)
 if lost and redis.call('EXISTS', server) == 1 then -- one that does not tell its life has had no beginning
   bar_all(barriers, barrier_ms)
@@ -25,6 +26,7 @@ if closed then
 end
 if holder and holder ~= token then return {'busy', holder} end
 
+held = held or token .. '\n' .. moment()
 put_in_index(index, expiry, entry, tonumber(lease_ms))
-redis.call('SET', lease, token, 'PX', lease_ms)
-return {'granted'}
+redis.call('SET', lease, held, 'PX', lease_ms)
+return {'granted', held}

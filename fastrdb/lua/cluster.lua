@@ -10,17 +10,17 @@ local function history()
   return own
 end
 
--- What a lease holds: its token; its history, since one that has come back with old data is nobody's; a mark, if it is a
--- writer's: who finds that does not wait for it.
+-- What a lease holds: its token; its history, since one that has come back with old data is nobody's; a mark that says
+-- whether it is a writer's (who finds that does not wait for it) or a load's, which has the moment of its grant behind it.
 local function sealed(token, mark)
   return token .. '\n' .. (history() or '') .. '\n' .. mark
 end
 
 local READS, WRITES = 'r', 'w'
 
--- The token of a lease, whatever its history.
-local function token_in(held)
-  return held and string.match(held, '^[^\n]*')
+-- Is it a load's, of this history?
+local function reads(held)
+  return held and begins(held, {sealed(token_in(held), READS)})
 end
 
 -- Note in its slot's roster that there is this entry or lease; forget what has died since.

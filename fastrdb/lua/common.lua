@@ -35,6 +35,17 @@ local function evicts()
   return string.match(info, 'maxmemory_policy:(allkeys[%w-]*)') or ''
 end
 
+-- A lease holds the token of who has it; a load's also the moment of its grant. For what is sent twice may arrive once more
+-- when a writer has come between: what was loaded under the first grant must not be stored under the second.
+local function token_in(held)
+  return held and string.match(held, '^[^\n]*')
+end
+
+local function moment()
+  local time = redis.call('TIME')
+  return time[1] .. '.' .. time[2]
+end
+
 -- Does `text` begin with one of `heads`?
 local function begins(text, heads)
   for _, head in ipairs(heads) do

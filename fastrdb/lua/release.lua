@@ -7,7 +7,7 @@ local entry, lease, index, expiry = unpack(KEYS)
 local token, lease_prefix, limit = unpack(ARGV)
 
 sweep_dead(index, expiry, lease_prefix, limit)
-if redis.call('GET', lease) ~= token then return 0 end
+if token_in(redis.call('GET', lease)) ~= token then return 0 end
 redis.call('DEL', lease)
 if redis.call('EXISTS', entry) == 0 then
   redis.call('ZREM', index, entry)
