@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -66,12 +66,12 @@ class ClusterSweeper:
         token: str,
         fence: Sequence[Target],
         targets: Iterable[Target],
-        leases: Sequence[bytes] = (),
+        leases: MutableMapping[bytes, str] | None = None,
         *,
         again: bool = False,
     ) -> int:
         """Bar, delete, take leases."""
-        each = list(targets)
+        each, leases = list(targets), {} if leases is None else leases
         barriers, indexed = self._by_shard(fence), self._by_shard(_exactly(leases))
         ranges = [target.range() for target in each if not target.exact]
         jobs = {
@@ -169,15 +169,17 @@ class ClusterSweeper:
                     client, [Call(_HOLDER, (self.names.lease(key),), ()) for key in portion]
                 )
                 going = [key for key, held in zip(portion, holders, strict=True) if held != spared.encode()]
-            deleted += await self._away(client, [("DEL", self.names.lease(key)) for key in going], going)
+            deleted += (await self._away(client, [("DEL", self.names.lease(key)) for key in going], going))[1]
         return deleted
 
-    async def _take(self, client: Client, token: str, entries: Sequence[bytes]) -> int:
-        """Take leases, and delete the entries."""
+    async def _take(self, client: Client, token: str, entries: MutableMapping[bytes, str]) -> int:
+        """Take leases, note what they hold, and delete the entries."""
         deleted = 0
-        for portion in _portions(entries, self._chunk):
+        for portion in _portions(list(entries), self._chunk):
             takes = [Call(_TAKE, (self.names.lease(entry),), (token, self._barrier_ms)) for entry in portion]
-            deleted += await self._away(client, takes, portion)
+            held, gone = await self._away(client, takes, portion)
+            entries.update(zip(portion, (each.decode() for each in held), strict=True))
+            deleted += gone
         if self._histories.evicts:  # the index may have been lost since they were put into it
             await self._patiently(client, [self._index(*job) for job in self._by_shard(_exactly(entries)).items()])
         return deleted
@@ -188,13 +190,15 @@ class ClusterSweeper:
             _FENCE, shard.work, (self._barrier_ms, self._chunk, *lists((), (), [each.head for each in targets]))
         )
 
-    async def _away(self, client: Client, first: Sequence[Call | Command], entries: Sequence[bytes]) -> int:
+    async def _away(
+        self, client: Client, first: Sequence[Call | Command], entries: Sequence[bytes]
+    ) -> tuple[list[Any], int]:
         """For each entry its lease first, and then itself: whoever would store it cannot do so any more."""
         commands = [
             command for lease, entry in zip(first, entries, strict=True) for command in (lease, ("UNLINK", entry))
         ]
         replies: list[Any] = await self._link.many(client, commands) if commands else []
-        return sum(replies[1::2])
+        return replies[::2], sum(replies[1::2])
 
 
 def _exactly(entries: Iterable[bytes]) -> list[Target]:

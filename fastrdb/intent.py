@@ -58,7 +58,7 @@ class Intent:
         self._new: dict[Target, None] = {}
         self._new_puts: dict[str, None] = {}
         self._barred: dict[Target, None] = {}
-        self._leases: dict[bytes, None] = {}
+        self._leases: dict[bytes, str] = {}  # what each holds; its token alone, where that is not known
         self._begun = -math.inf
         self._failed = False
         self._over = False
@@ -111,11 +111,11 @@ class Intent:
             leased = (room.names.exactly(key) for key in self._puts if key not in self._new_puts)
             self._new.update(dict.fromkeys([*self._targets, *leased]))
         targets, puts, again = list(self._new), list(self._new_puts), bool(self._leases)
-        leases = [room.names.entry(key) for key in puts]
+        leases = dict.fromkeys((room.names.entry(key) for key in puts), self.token)
         fence = self._fence(targets, leases)
         # Noted before they are sent: whatever reaches the server, end() takes it back.
         self._barred.update(dict.fromkeys(fence))
-        self._leases.update(dict.fromkeys(leases))
+        self._leases.update(leases)
         try:
             await room.sweeper.begin(self._client, self.token, fence, targets, leases, again=again)
         except CacheUnavailableError as error:
@@ -123,6 +123,7 @@ class Intent:
                 raise
             self._failed = True
             room.repairs.add(self._client, self._reached(), barred=True, reason=error)
+        self._leases.update(leases)
         self._begun = now if late else self._begun
         for target in targets:
             self._new.pop(target, None)
@@ -144,7 +145,7 @@ class Intent:
             return
         room = self._room
         entries = {room.names.entry(key): put for key, put in self._puts.items()} if committed else {}
-        fills = [Fill(entry, self.token, raw, ttl_ms) for entry, (raw, ttl_ms) in entries.items()]
+        fills = [Fill(entry, self._leases.get(entry, self.token), *put) for entry, put in entries.items()]
         released = [entry for entry in self._leases if entry not in entries]
         try:
             stood = await room.sweeper.end(self._client, self.token, fills, released, list(self._barred))

@@ -14,7 +14,7 @@ from .scripts import Call, Names, Range, Script, Target, lists
 from .search import Search
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 
 _BEGIN = Script.load("begin")
 _END = Script.load("end")
@@ -35,14 +35,15 @@ class Writing(Protocol):
         token: str,
         fence: Sequence[Target],
         targets: Iterable[Target],
-        leases: Sequence[bytes] = (),
+        leases: MutableMapping[bytes, str] | None = None,
         *,
         again: bool = False,
     ) -> int:
         """Bar the fence, delete what the targets reach, take leases; in the protocol's order. Gives what was deleted.
 
         What is kept in this process goes first.
-        `leases` are the entries to take the lease of. `again`: spare the leases that this token took before.
+        `leases` has the entries to take the lease of, and is told what each then holds.
+        `again`: spare the leases that this token took before.
         """
         ...
 
@@ -70,7 +71,7 @@ class Sweeper:
         token: str,
         fence: Sequence[Target],
         targets: Iterable[Target],
-        leases: Sequence[bytes] = (),
+        leases: MutableMapping[bytes, str] | None = None,
         *,
         again: bool = False,
     ) -> int:
@@ -81,9 +82,12 @@ class Sweeper:
         keys = [target.head for target in each if target.exact]
         settings = (token, self._barrier_ms, self._chunk, self.names.leases, int(again))
         deleted = 0
+        leases = {} if leases is None else leases
         with self._near.shut([each.head for each in ranges], [*keys, *leases]):
-            for call in batches(self._chunk, barriers, ranges, keys, leases):
-                deleted += await self._begin(client, settings, *call)
+            for call in batches(self._chunk, barriers, ranges, keys, list(leases)):
+                count, held = await self._begin(client, settings, *call)
+                deleted += count
+                leases.update(dict.fromkeys(call[-1], held.decode()))
         return deleted
 
     async def delete(self, client: Client, targets: Iterable[Target]) -> int:
@@ -97,7 +101,7 @@ class Sweeper:
         names, stood = self.names, True
         keys = (*names.shared, names.server)
         barriers = [target.barrier(token) for target in fence]
-        filled = [(fill.entry, fill.raw, fill.ttl_ms) for fill in fills]
+        filled = [(fill.entry, fill.token, fill.raw, fill.ttl_ms) for fill in fills]
         for call in batches(self._chunk, filled, released, barriers):
             _, down = await self._link.script(client, Call(_END, keys, (token, names.leases, *lists(*call))))
             stood = stood and not down
@@ -105,14 +109,14 @@ class Sweeper:
 
     async def _begin(
         self, client: Client, settings: Sequence[Any], barriers: list[bytes], ranges: list[Range], *rest: list[bytes]
-    ) -> int:
+    ) -> tuple[int, bytes]:
         deleted = 0
         while True:
             call = Call(_BEGIN, self.names.shared, (*settings, *lists(barriers, ranges, *rest)))
-            done, last, count, lost = await self._link.script(client, call)
+            done, last, count, lost, held = await self._link.script(client, call)
             deleted += int(count)
             if done == len(ranges):
-                return deleted
+                return deleted, held
             # The barriers stand. Find without the index what is left, or go on in the range that the script stopped in,
             # behind the last key it looked at.
             barriers = []

@@ -85,10 +85,14 @@ def shard_before_lease(monkeypatch: pytest.MonkeyPatch, w: Slots) -> None:
 
 
 def _away(monkeypatch: pytest.MonkeyPatch, order: Callable[[Any, Any], tuple[Any, ...]]) -> None:
-    async def away(sweeper: ClusterSweeper, client: Any, first: Sequence[Any], entries: Sequence[bytes]) -> int:
+    async def away(
+        sweeper: ClusterSweeper, client: Any, first: Sequence[Any], entries: Sequence[bytes]
+    ) -> tuple[list[bytes], int]:
+        held = []
         for lease, entry in zip(first, entries, strict=True):
-            await sweeper._link.many(client, order(lease, ("UNLINK", entry)))
-        return 0
+            replies = await sweeper._link.many(client, order(lease, ("UNLINK", entry)))
+            held.append(next((reply for reply in replies if isinstance(reply, bytes)), b""))
+        return held, 0
 
     monkeypatch.setattr(ClusterSweeper, "_away", away)
 
@@ -123,7 +127,7 @@ ENTER = "put_in_index(index, expiry, ARGV[i], tonumber(ARGV[1]))"
 ENTER_TOO = "put_in_index(index, expiry, ARGV[i], barrier_ms)"
 BAR = "redis.call('ZADD', barriers, 'GT', deadline, ARGV[i])"
 REACH = "reached[#reached + 1] = key"
-HELD = "if held ~= sealed(token, WRITES) and not (held == token and reads(held)) then return 0 end"
+HELD = "if held ~= token or not (is_sealed(held, READS) or is_sealed(held, WRITES)) then return 0 end"
 SAME = "tonumber(score) == tonumber(seen) and tonumber(score) <= now"
 MUTANTS: list[tuple[Mutation, list[Scenario]]] = [
     (shard_before_lease, [scenarios.begun_between_lease_and_shard]),

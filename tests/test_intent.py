@@ -392,6 +392,22 @@ async def test_redis_gone_at_the_end_leaves_nothing_stale(gated: GatedClient, st
     assert await store.acquire(gated, "user:1", "t") == Barred()
 
 
+async def test_a_begin_that_arrives_twice(any_client: Redis, store: Store) -> None:
+    """It was sent again, and its first copy arrives when another writer has come and gone: what that one has written
+    is not replaced by what is older."""
+    one, copy, two = (store.intent(any_client) for _ in range(3))
+    copy.token = one.token
+    for intent, raw in ((one, b"older"), (copy, b"older"), (two, b"newer")):
+        intent.put("user:1", raw, 60_000)
+    await one.begin()
+    await two.begin()
+    await two.end(committed=True)
+    assert await store.get(any_client, "user:1") == b"newer"
+    await copy.begin()
+    await one.end(committed=True)
+    assert await store.get(any_client, "user:1") is None
+
+
 async def test_a_barrier_that_was_down_before_the_end(any_client: Redis, store: Store) -> None:
     """Redis came back without it between begin and COMMIT, and somebody stored what was committed before: it goes."""
     intent = store.intent(any_client)

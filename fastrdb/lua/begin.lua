@@ -4,8 +4,8 @@
 -- ARGV: token, barrier ms, budget, prefix of leases, '1' to spare leases of this token (a second begin);
 --       then four lists, each as its length and its items:
 --       barriers to set; ranges to sweep (start, stop, head, filter each); keys to delete; keys to take the lease of
--- Result: {ranges done, last key looked at, entries deleted, 1 if the index is not whole there}. Fewer ranges done than
---         sent: the budget of index members looked at is spent, and nothing that comes after the ranges has been done;
+-- Result: {ranges done, last key looked at, entries deleted, 1 if the index is not whole there, what the leases that
+--         were taken hold}. Fewer ranges done than sent: the budget of index members looked at is spent, and nothing that comes after the ranges has been done;
 --         call again from that key on. Not whole: what the rest of the ranges reaches must be found by search.lua.
 -- Sent twice: deletes and sets the same again.
 local index, expiry, barriers = unpack(KEYS)
@@ -20,7 +20,7 @@ end
 
 local function delete(key)
   local lease = lease_name(lease_prefix, key)
-  if spare == '1' and redis.call('GET', lease) == token then return 0 end
+  if spare == '1' and token_in(redis.call('GET', lease)) == token then return 0 end
   return delete_entry(index, expiry, key, lease)
 end
 
@@ -38,13 +38,13 @@ local whole = ranges > 0 and whole_heads(index)
 for done = 0, ranges - 1 do
   local start, stop, head, filter = unpack(ARGV, at, at + 3)
   at = at + 4
-  if not begins(head, whole) then return {done, '', deleted, 1} end
+  if not begins(head, whole) then return {done, '', deleted, 1, ''} end
   local keys = redis.call('ZRANGEBYLEX', index, start, stop, 'LIMIT', 0, budget)
   for _, key in ipairs(keys) do
     if reaches(head, filter, key) then deleted = deleted + delete(key) end
   end
   -- As many as asked for: there may be more, and the next range has no budget left in any case.
-  if #keys == budget then return {done, keys[#keys], deleted, 0} end
+  if #keys == budget then return {done, keys[#keys], deleted, 0, ''} end
   budget = budget - #keys
 end
 
@@ -53,11 +53,12 @@ for i = at, at + count - 1 do deleted = deleted + delete(ARGV[i]) end
 at = at + count
 
 count = length()
+local held = token .. '\n' .. moment()
 for i = at, at + count - 1 do
   local key = ARGV[i]
   local lease = lease_name(lease_prefix, key)
   redis.call('UNLINK', key)
   put_in_index(index, expiry, key, tonumber(barrier_ms))
-  redis.call('SET', lease, token, 'PX', barrier_ms)
+  redis.call('SET', lease, held, 'PX', barrier_ms)
 end
-return {ranges, '', deleted, 0}
+return {ranges, '', deleted, 0, held}

@@ -10,17 +10,17 @@ local function history()
   return own
 end
 
--- What a lease holds: its token; its history, since one that has come back with old data is nobody's; a mark that says
--- whether it is a writer's (who finds that does not wait for it) or a load's, which has the moment of its grant behind it.
+-- What a lease holds, and the moment of its grant behind it: its token; its history, since one that has come back with old
+-- data is nobody's; a mark, if it is a writer's: who finds that does not wait for it.
 local function sealed(token, mark)
   return token .. '\n' .. (history() or '') .. '\n' .. mark
 end
 
 local READS, WRITES = 'r', 'w'
 
--- Is it a load's, of this history?
-local function reads(held)
-  return held and begins(held, {sealed(token_in(held), READS)})
+-- Is it of this history, and has this mark?
+local function is_sealed(held, mark)
+  return held and begins(held, {sealed(token_in(held), mark)})
 end
 
 -- Note in its slot's roster that there is this entry or lease; forget what has died since.

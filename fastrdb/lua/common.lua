@@ -35,8 +35,8 @@ local function evicts()
   return string.match(info, 'maxmemory_policy:(allkeys[%w-]*)') or ''
 end
 
--- A lease holds the token of who has it; a load's also the moment of its grant. For what is sent twice may arrive once more
--- when a writer has come between: what was loaded under the first grant must not be stored under the second.
+-- A lease holds the token of who has it, and the moment of its grant. For what is sent twice may arrive once more when a
+-- writer has come between: what was loaded or written under the first grant must not be stored under the second.
 local function token_in(held)
   return held and string.match(held, '^[^\n]*')
 end

@@ -2,7 +2,7 @@
 -- come since); give back the leases it has no value for; then take its barriers down.
 -- KEYS: index, expiry, barriers, server
 -- ARGV: token, prefix of leases; then three lists, each as its length and its items:
---       fills (key, raw, ttl ms each); keys to release; barriers to remove
+--       fills (key, what its lease holds, raw, ttl ms each); keys to release; barriers to remove
 -- Result: {number of keys filled, 1 if a barrier was down before its time: somebody may have stored what was loaded
 --         before the COMMIT, so the caller has to delete once more what it reaches}
 -- Sent twice: the second finds the barriers down.
@@ -18,15 +18,15 @@ end
 -- After a restart or a failover a lease may be back that another writer had taken away: what it fills goes, too.
 local filled, down = 0, at_home(server, index, expiry, barriers) and 0 or 1
 for _ = 1, length() do
-  local key, raw, ttl_ms = unpack(ARGV, at, at + 2)
-  filled = filled + fill(index, expiry, key, lease_name(lease_prefix, key), token, raw, ttl_ms)
-  at = at + 3
+  local key, held, raw, ttl_ms = unpack(ARGV, at, at + 3)
+  filled = filled + fill(index, expiry, key, lease_name(lease_prefix, key), held, raw, ttl_ms)
+  at = at + 4
 end
 
 local count = length()
 for i = at, at + count - 1 do
   local lease = lease_name(lease_prefix, ARGV[i])
-  if redis.call('GET', lease) == token then redis.call('DEL', lease) end
+  if token_in(redis.call('GET', lease)) == token then redis.call('DEL', lease) end
 end
 at = at + count
 

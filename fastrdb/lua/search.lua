@@ -24,7 +24,7 @@ local deleted = 0
 longest = tonumber(longest)
 
 local function spares(lease)
-  return spared ~= '' and redis.call('GET', lease) == spared
+  return spared ~= '' and token_in(redis.call('GET', lease)) == spared
 end
 
 -- What a head and a filter say is reached; all there is, what is ours.

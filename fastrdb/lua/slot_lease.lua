@@ -13,11 +13,11 @@ if raw then return {'hit', raw} end
 local held = redis.call('GET', lease)
 local holder = token_in(held)
 if holder and holder ~= token then
-  if reads(held) then return {'busy', holder} end
-  if held == sealed(holder, WRITES) then return {'barred'} end
+  if is_sealed(held, READS) then return {'busy', holder} end
+  if is_sealed(held, WRITES) then return {'barred'} end
 end
 
 enlist(roster, lease, tonumber(lease_ms))
-if holder ~= token or not reads(held) then held = sealed(token, READS) .. moment() end
+if holder ~= token or not is_sealed(held, READS) then held = sealed(token, READS) .. moment() end
 redis.call('SET', lease, held, 'PX', lease_ms)
 return {'granted', history() or '', held}
