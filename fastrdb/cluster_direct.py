@@ -52,6 +52,16 @@ class ClusterDirect:
         self._boundary.answered()
         return replies
 
+    async def look(self) -> None:
+        """Have the client look at the map of the cluster, and wait for it."""
+        client = self._client()
+        try:
+            with self._deadlines.start():
+                if client is not None:
+                    await client.nodes_manager.initialize()
+        except Exception as error:
+            raise self._boundary.failed("connect", error) from error
+
     async def aclose(self, *, closing: bool = False) -> None:
         """Nothing is held."""
 

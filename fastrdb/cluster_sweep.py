@@ -106,6 +106,10 @@ class ClusterSweeper:
         stood = await self._patiently(client, down) if down else []
         return all(stood) and not self._histories.other_data
 
+    def heal(self, client: Client) -> None:
+        """See to it that somebody deletes what is there: it is other data."""
+        self._histories.heal(partial(self._link.run, client), partial(self._search.delete_all, client))
+
     # --- parts
 
     def _by_shard(self, targets: Iterable[Target]) -> defaultdict[Shard, list[Target]]:
@@ -131,10 +135,9 @@ class ClusterSweeper:
             for shard, shard_jobs in working
         ]
         replies = await self._patiently(client, calls)
-        run = partial(self._link.run, client)
         # Found out meanwhile: the shards may not know of keys that there are. Unless that server was only new to us.
-        if self._histories.other_data and not await self._histories.settle(run):
-            self._histories.heal(run)
+        if self._histories.other_data and not await self._histories.settle(partial(self._link.run, client)):
+            self.heal(client)
             raise CacheUnavailableError(_FENCE.name, OTHER_DATA)
         if any(done == _LOST for done, *_ in replies):
             await self._search.make_whole(client)

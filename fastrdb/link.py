@@ -162,6 +162,12 @@ class Link:
                 del self._brought[sha]
             done.set_result(None)
 
+    async def look(self, client: Client) -> None:
+        """Have the map of a cluster looked at, now."""
+        route = self._find(client)
+        if isinstance(route, Masters | ClusterDirect):
+            await route.look()
+
     async def aclose(self, *, closing: bool = False) -> None:
         """Give connections back to their pools, or close them before."""
         for task in list(self._tasks):

@@ -99,6 +99,10 @@ class Masters:
 
     # --- who has what
 
+    async def look(self) -> None:
+        """Have the client look at the map of the cluster, and wait for it."""
+        await self._looked_up(self._alive().nodes_manager)
+
     def look_soon(self) -> None:
         """Have the client look at the map of the cluster, if it has not done so just now."""
         if asyncio.get_running_loop().time() - self._looked > _BETWEEN_LOOKS:
@@ -231,6 +235,7 @@ class Masters:
         name = await self._known(error)
         self._of_slot(slot)  # what was found in an older map goes first
         self._slots[slot] = self._master(name)
+        self.look_soon()  # others may have moved as well
 
     async def _known(self, error: AskError) -> str:
         """The name of the server that an error points to; who it is is looked up first, if it is new."""
