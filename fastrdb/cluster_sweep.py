@@ -96,9 +96,16 @@ class ClusterSweeper:
         self, client: Client, token: str, fills: Sequence[Fill], released: Sequence[bytes], fence: Sequence[Target]
     ) -> bool:
         """Fill, give back, take barriers down."""
-        releases = [Call(_RELEASE, (self.names.lease(entry),), (token,)) for entry in released]
-        for calls in _portions([*fill_calls(self.names, fills), *releases], self._chunk):
-            await self._link.many(client, calls)
+        back = [*released]
+        for portion in _portions(fills, self._chunk):
+            calls = fill_calls(self.names, portion)
+            replies = await self._link.run(client, calls)
+            # A slot that is being moved refuses this: it is not stored then. The rest must not fail for it.
+            refused = [isinstance(reply, TryAgainError) for reply in replies]
+            back += [fill.entry for fill, is_refused in zip(portion, refused, strict=True) if is_refused]
+            self._link.raised(calls, [0 if each else reply for each, reply in zip(refused, replies, strict=True)])
+        releases = [Call(_RELEASE, (self.names.lease(entry),), (token,)) for entry in back]
+        await self._link.portions(client, releases, self._chunk)
         down = [
             Call(_UNBAR, (shard.barriers,), [target.barrier(token) for target in targets])
             for shard, targets in self._by_shard(fence).items()

@@ -29,7 +29,7 @@ from .wire import Boundary
 
 logger = logging.getLogger("fastrdb")
 
-_REDIRECTIONS = 3
+REDIRECTIONS = 3
 """So often a command follows a slot that is being moved; then its caller goes on without the cache."""
 _BETWEEN_LOOKS = 0.2
 """Seconds between two looks at the map of the cluster, at least."""
@@ -213,7 +213,7 @@ class Masters:
 
     async def _follow(self, command: Command, reply: Any, *, insist: bool = False) -> Any:
         """Send a command again, to whom its slot has gone."""
-        for _ in range(_REDIRECTIONS):
+        for _ in range(REDIRECTIONS):
             try:
                 reply = await self._again(command, reply, insist=insist)
             except CacheUnavailableError as error:
