@@ -1,7 +1,8 @@
 """The masters of a cluster: a wire to each, commands sent to whom they belong, and followed where they have gone.
 
 Which master has which slot is the client's to know; it is asked to look again when a master does not answer, or says
-that a slot has moved. Everything is sent here, not by the client, so that each connection is greeted before it is used:
+that a slot has gone to one that is not known. Not for each slot that moves: with the map redis-py changes connections,
+too. Everything is sent here, not by the client, so that each connection is greeted before it is used:
 a replica that has taken over is noticed before anything is read from it.
 """
 
@@ -235,7 +236,6 @@ class Masters:
         name = await self._known(error)
         self._of_slot(slot)  # what was found in an older map goes first
         self._slots[slot] = self._master(name)
-        self.look_soon()  # others may have moved as well
 
     async def _known(self, error: AskError) -> str:
         """The name of the server that an error points to; who it is is looked up first, if it is new."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -20,7 +20,7 @@ from fastrdb.store import Store
 from tests.support.cluster import Cluster, Node
 from tests.support.mutants import Mutant
 from tests.support.mutants import name as mutant_name
-from tests.support.stores import lose, names_in, store_on
+from tests.support.stores import lose, names_in, open_store
 from tests.support.waiting import until
 from tests.support.world import rewritten
 from tests.test_eviction import KEYS, PADDING, Crowd
@@ -79,59 +79,60 @@ async def test_one_master_that_evicts_is_enough(
     cluster: Cluster, cluster_client: RedisCluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Each tells its own policy, over and over: that of one counts, and is said once, whatever the others say."""
-    store = store_on(cluster_client)
     with evicting(cluster.masters[1], "allkeys-lru"):
-        for _ in range(3):
-            await store.get_many(cluster_client, USERS)
-            trust = store._layout.trust
-            assert isinstance(trust, Histories)
-            assert trust.evicts
-            await store._link.aclose()  # as after a second without use: the next who reads asks again
-    await store.aclose()
+        async with open_store(cluster_client) as store:
+            for _ in range(3):
+                await store.get_many(cluster_client, USERS)
+                trust = store._layout.trust
+                assert isinstance(trust, Histories)
+                assert trust.evicts
+                await store._link.aclose()  # as after a second without use: the next who reads asks again
     assert len([record for record in caplog.records if "maxmemory-policy" in record.message]) == 1
 
 
 async def test_a_new_process_when_all_but_entries_is_gone(cluster: Cluster, cluster_client: RedisCluster) -> None:
     """Hits do not touch the index: it goes first. Who finds nothing of fastrdb's own does not take that for all."""
     with evicting(cluster.masters[1], "allkeys-lru"):
-        old, new = (store_on(cluster_client, owned={"user:"}) for _ in range(2))
-        await fill(cluster_client, old, *USERS)
-        await lose(cluster_client, *OWN)
-        assert await new.get(cluster_client, USERS[0]) == b"1"
-        await new.invalidate(cluster_client, [Prefix("user:")])
-        assert await left(cluster_client) == set()
-        for store in (old, new):
-            await store.aclose()
+        async with two_stores(cluster_client) as (old, new):
+            await fill(cluster_client, old, *USERS)
+            await lose(cluster_client, *OWN)
+            assert await new.get(cluster_client, USERS[0]) == b"1"
+            await new.invalidate(cluster_client, [Prefix("user:")])
+            assert await left(cluster_client) == set()
 
 
 async def test_barriers_go_with_all_else_of_their_shard(cluster: Cluster, cluster_client: RedisCluster) -> None:
     """Between a writer's begin and its COMMIT nothing is stored, though the shard is as if it had never been used."""
     with evicting(cluster.owner(slot_of(NAMES.shard(b"user:1").index)), "allkeys-lru"):
-        store = store_on(cluster_client)
-        await fill(cluster_client, store, "user:1")
-        intent = store.intent(cluster_client)
-        intent.add([Prefix("user:")])
-        await intent.begin()
-        await lose(cluster_client, *OWN)
-        assert await store.acquire(cluster_client, "user:1", "t") == Barred()
-        await intent.end(committed=True)
-        await store.aclose()
+        async with open_store(cluster_client) as store:
+            await fill(cluster_client, store, "user:1")
+            intent = store.intent(cluster_client)
+            intent.add([Prefix("user:")])
+            await intent.begin()
+            await lose(cluster_client, *OWN)
+            assert await store.acquire(cluster_client, "user:1", "t") == Barred()
+            await intent.end(committed=True)
 
 
 async def test_other_data_and_no_rosters(cluster: Cluster, cluster_client: RedisCluster) -> None:
     """A replica has taken over with old data, of a master that had evicted rosters: all that came back is deleted."""
     with evicting(cluster.masters[1], "allkeys-lru"):
-        old, new = (store_on(cluster_client, owned={"user:"}) for _ in range(2))
-        await fill(cluster_client, old, *USERS)
-        assert await old.acquire(cluster_client, "user:slow", "slow") == Granted()
-        await unknown(cluster, cluster.masters[0])
-        for roster in await names_in(cluster_client, "fastrdb:*:roster"):
-            await cluster_client.delete(roster)
-        await healed(cluster_client, new)
-        assert await left(cluster_client) == set()
-        assert not await old.fill(cluster_client, "user:slow", "slow", b"old", 60_000)
-        for store in (old, new):
-            await store.aclose()
+        async with two_stores(cluster_client) as (old, new):
+            await fill(cluster_client, old, *USERS)
+            assert await old.acquire(cluster_client, "user:slow", "slow") == Granted()
+            await unknown(cluster, cluster.masters[0])
+            for roster in await names_in(cluster_client, "fastrdb:*:roster"):
+                await cluster_client.delete(roster)
+            await healed(cluster_client, new)
+            assert await left(cluster_client) == set()
+            assert not await old.fill(cluster_client, "user:slow", "slow", b"old", 60_000)
+
+
+@asynccontextmanager
+async def two_stores(client: RedisCluster) -> AsyncIterator[tuple[Store, Store]]:
+    """A process that has been there for long, and one that comes later."""
+    async with open_store(client, owned={"user:"}) as old, open_store(client, owned={"user:"}) as new:
+        yield old, new
 
 
 async def unknown(cluster: Cluster, node: Node) -> None:

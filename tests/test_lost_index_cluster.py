@@ -12,12 +12,11 @@ import fastrdb.cluster_search
 import fastrdb.cluster_sweep
 from fastrdb.cluster_search import ClusterSearch, _one_of_each_master
 from fastrdb.errors import CacheUnavailableError
-from fastrdb.masters import Masters
 from fastrdb.outcomes import Barred, Granted
 from fastrdb.store import Store
 from tests.support.cluster import Cluster
 from tests.support.mutants import Mutant
-from tests.support.stores import lapse_barriers, lose, names_in, store_on
+from tests.support.stores import lapse_barriers, lose, names_in, open_store, store_on
 from tests.support.world import rewritten
 from tests.test_lost_index import TTL, under
 from tests.test_masters import Move
@@ -67,32 +66,30 @@ async def test_a_write_finds_what_the_index_has_lost(client: RedisCluster, caplo
 
 async def test_without_rosters(client: RedisCluster) -> None:
     """They have been lost, too: then a look at all keys of each master finds what there is."""
-    store = store_on(client, owned={"user:"})
-    await fill(client, store, *USERS)
-    assert await store.acquire(client, "user:slow", "slow") == Granted()
-    await lose(client, "index")
-    for roster in await names_in(client, "fastrdb:*:roster"):
-        await client.delete(roster)
-    await store.invalidate(client, [under("user:")])
-    assert await left(client) == set()
-    assert not await store.fill(client, "user:slow", "slow", b"old", TTL)
-    await store.aclose()
+    async with open_store(client, owned={"user:"}) as store:
+        await fill(client, store, *USERS)
+        assert await store.acquire(client, "user:slow", "slow") == Granted()
+        await lose(client, "index")
+        for roster in await names_in(client, "fastrdb:*:roster"):
+            await client.delete(roster)
+        await store.invalidate(client, [under("user:")])
+        assert await left(client) == set()
+        assert not await store.fill(client, "user:slow", "slow", b"old", TTL)
 
 
 async def test_a_map_that_is_out_of_date(cluster: Cluster, cluster_client: RedisCluster) -> None:
     """The slot by which a master was known has gone to another since: all keys of each are looked at, all the same."""
-    store = store_on(cluster_client, owned={"user:"})
-    await fill(cluster_client, store, *USERS)
-    slot = next(each for each in _one_of_each_master(cluster_client) if cluster.owner(each) is cluster.masters[0])
-    with Move(cluster, slot) as move:
-        move.keys()
-        cluster.end_move(slot, move.target)
-        await lose(cluster_client, "index")
-        for roster in await names_in(cluster_client, "fastrdb:*:roster"):
-            await cluster_client.delete(roster)
-        await store.invalidate(cluster_client, [under("user:")])
-        assert await left(cluster_client) == set()
-    await store.aclose()
+    async with open_store(cluster_client, owned={"user:"}) as store:
+        await fill(cluster_client, store, *USERS)
+        slot = next(each for each in _one_of_each_master(cluster_client) if cluster.owner(each) is cluster.masters[0])
+        with Move(cluster, slot) as move:
+            move.keys()
+            cluster.end_move(slot, move.target)
+            await lose(cluster_client, "index")
+            for roster in await names_in(cluster_client, "fastrdb:*:roster"):
+                await cluster_client.delete(roster)
+            await store.invalidate(cluster_client, [under("user:")])
+            assert await left(cluster_client) == set()
 
 
 async def test_barriers_that_are_lost_bar_all_of_their_shard(client: RedisCluster) -> None:
@@ -159,6 +156,5 @@ async def test_a_look_by_an_old_map(
 ) -> None:
     """Then one master is looked at in another's place, which is noticed."""
     Mutant(ClusterSearch, "_by_looking", "await self._link.look(client)", "pass").let_loose(monkeypatch)
-    monkeypatch.setattr(Masters, "look_soon", lambda masters: None)
     with pytest.raises(CacheUnavailableError, match="moved meanwhile"):
         await test_a_map_that_is_out_of_date(cluster, cluster_client)
