@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Any
 from weakref import ReferenceType, ref
@@ -80,6 +81,19 @@ def put_off(now: float, when: float, times: int, seconds: float) -> float | None
     """When to look again, if what was due at `when` and has been put off so many `times` may not be judged `now`."""
     late = now - when
     return now + min(late, seconds) if late > _HELD_UP and times < _PUT_OFF else None
+
+
+async def ended(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel tasks and wait until they have ended.
+
+    Again and again: before Python 3.12 `asyncio.wait_for`, which redis-py uses, takes a cancellation for nothing if it
+    comes in the moment in which what it waits for is done. A task that tries until it succeeds would go on for ever.
+    """
+    left = set(tasks)
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=_AGAIN)
 
 
 class Deadlines:

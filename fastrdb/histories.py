@@ -21,6 +21,7 @@ from typing import Any
 
 from redis.exceptions import NoScriptError
 
+from .deadlines import ended
 from .errors import CacheUnavailableError
 from .obstacles import Obstacles
 from .restarts import OTHER_DATA, Evicts
@@ -119,8 +120,7 @@ class Histories:
     async def aclose(self) -> None:
         """Stop; another process, or the next who comes, does it."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
+            await ended((self._task,))
 
     async def _heal(self, run: Send, delete_all: DeleteAll) -> None:
         try:

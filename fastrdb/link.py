@@ -21,7 +21,7 @@ from redis.exceptions import MaxConnectionsError, NoScriptError, ResponseError
 from .breaker import Breaker
 from .cluster_direct import ClusterDirect
 from .connections import SILENT, PoolSource, is_plain, pool_to_share
-from .deadlines import Deadlines
+from .deadlines import Deadlines, ended
 from .direct import Client as Client
 from .direct import Direct
 from .errors import CacheUnavailableError
@@ -170,10 +170,7 @@ class Link:
 
     async def aclose(self, *, closing: bool = False) -> None:
         """Give connections back to their pools, or close them before."""
-        for task in list(self._tasks):
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(set(self._tasks))
+        await ended(self._tasks)
         for route in list(self._routes.values()):
             await route.aclose(closing=closing)
 

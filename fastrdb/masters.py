@@ -20,7 +20,7 @@ from weakref import ref
 from redis.exceptions import AskError, MovedError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from .deadlines import Deadlines
+from .deadlines import Deadlines, ended
 from .errors import CacheUnavailableError
 from .histories import Histories
 from .nodes import Master, NodeSource
@@ -90,8 +90,7 @@ class Masters:
         # Last, for a master that does not answer has the map looked at: what a look that outlives this connects to,
         # nobody would close.
         if self._looking is not None:
-            self._looking.cancel()
-            await asyncio.wait({self._looking})
+            await ended((self._looking,))
 
     def lose(self) -> None:
         """Forget all connections: the event loop has ended."""
