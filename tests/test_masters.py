@@ -26,6 +26,7 @@ from fastrdb.store import Granted, Hit, Store
 from tests.support.availability import missing
 from tests.support.cluster import Cluster, Node
 from tests.support.stores import names_in, store_on
+from tests.support.world import spawn
 
 KEY = "user:1"
 SLOT = slot_of(KEY.encode())
@@ -153,7 +154,7 @@ async def test_a_connection_that_is_cut_when_it_is_new(
     connect = AbstractConnection.connect
 
     async def cut_once(connection: Any) -> None:
-        await connect(connection)
+        await connect(connection)  # type: ignore[no-untyped-call]
         node = next(node for node in cluster.masters if node.port == connection.port)
         if node.name not in cut:
             cut.add(node.name)
@@ -199,7 +200,7 @@ async def test_who_gives_up_connecting_leaves_nothing_behind(
     never = asyncio.Event()
     with monkeypatch.context() as patched:
         patched.setattr(AbstractConnection, "connect", lambda *_: never.wait())
-        asking = [asyncio.create_task(store.get(cluster_client, key)) for key in "abcdef"]  # type: ignore[arg-type]
+        asking = [spawn(store.get_many(cluster_client, [key])) for key in "abcdef"]
         await asyncio.sleep(0)
         for task in asking:
             task.cancel()
