@@ -186,6 +186,8 @@ class Batch:
             else:
                 self.tell("bypass", key, "a write to it is being committed")
         await self._store(fills, leases)
+        if self.refresh and leases:
+            await self.query.forget(self.call, list(leases))
 
     async def _load(self, keys: Sequence[str]) -> None:
         for key in keys:

@@ -77,8 +77,8 @@ class BaseCache:
             raise OptionError(f"{owner}: near={near!r} must be a Near, True, False or None")
         if on_error not in ("bypass", "raise"):
             raise OptionError(f"{owner}: on_error={on_error!r} must be 'bypass' or 'raise'")
-        if not re.fullmatch(r"[A-Za-z0-9_.\-]*", namespace):
-            raise OptionError(f"{owner}: namespace={namespace!r} must be letters, digits, '_', '.' or '-'")
+        if not re.fullmatch(r"(?!fastrdb$)[A-Za-z0-9_.\-]*", namespace):  # all of fastrdb's own keys begin so
+            raise OptionError(f"{owner}: namespace={namespace!r} must be letters, digits, _ . - and not 'fastrdb'")
         self.near = near if isinstance(near, Near) else Near()
         self.near_by_default = bool(near)
         self.near_heads: set[str] = set()  # what the keys of functions begin with that keep their entries here

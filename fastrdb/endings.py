@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
 
 from sqlalchemy import Connection
 from sqlalchemy.util import await_only
@@ -20,8 +21,22 @@ _ending: set[asyncio.Task[None]] = set()  # the loop itself holds tasks weakly
 async def settled() -> None:
     """Wait until the work that ends in the background of this event loop has ended."""
     loop = asyncio.get_running_loop()
-    while mine := [task for task in _ending if task.get_loop() is loop]:
+    while mine := [task for task in list(_ending) if task.get_loop() is loop]:
         await asyncio.wait(mine)
+
+
+def can_wait(work: Work) -> bool:
+    """True if this code can wait for it: in a greenlet of the event loop that it belongs to.
+
+    A synchronous session cannot, be it in a thread or not. What its commit invalidates is done after it.
+    """
+    return in_greenlet() and work.loop is _here()
+
+
+def abandon(works: list[Work]) -> None:
+    """Nobody will ever know how these ended."""
+    for work in _of_this_loop(works, abandon):
+        work.abandon()
 
 
 def end_own(transaction: Transaction, *, committed: bool) -> None:
@@ -55,18 +70,36 @@ def leave(scope: Scope) -> asyncio.Task[None] | None:
 
 def finish(works: list[Work], *, committed: bool) -> asyncio.Task[None] | None:
     """End these, and wait for it where one can wait."""
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:  # a session that is closed outside of any loop, by the garbage collector say
-        for work in works:
-            work.abandon()
+    mine = _of_this_loop(works, partial(finish, committed=committed))
+    if not mine:
         return None
-    task = loop.create_task(_end(works, committed=committed))
+    task = asyncio.get_running_loop().create_task(_end(mine, committed=committed))
     _ending.add(task)
     task.add_done_callback(_ending.discard)
     if in_greenlet():
         await_only(asyncio.shield(task))
     return task
+
+
+def _of_this_loop(works: list[Work], do: Callable[[list[Work]], object]) -> list[Work]:
+    """Give those that belong to the running loop; the others are handed to theirs, to `do` it there.
+
+    A session may be used in a thread, or be closed there by the garbage collector.
+    """
+    for work in works:
+        if work.loop is not _here():
+            try:
+                work.loop.call_soon_threadsafe(do, [work])
+            except RuntimeError:  # it is closed
+                work.abandon()
+    return [work for work in works if work.loop is _here()]
+
+
+def _here() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 async def _end(works: list[Work], *, committed: bool) -> None:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -122,6 +122,11 @@ class Entries:
         with suppress(CacheUnavailableError):
             await call.store.discard(call.client, call.key, raw)
         return MISS
+
+    async def forget(self, call: Call, keys: Iterable[str]) -> None:
+        """What was loaded in their place is not stored: no more of the old values then."""
+        with suppress(CacheUnavailableError):
+            await call.store.invalidate(call.client, keys=keys)
 
     # --- what is kept in this process
 

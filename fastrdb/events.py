@@ -5,9 +5,12 @@ Nothing here knows Redis or a session. Metrics and traces hang on the `Hook`; no
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, Protocol
+
+logger = logging.getLogger("fastrdb")
 
 Kind = Literal[
     "near",  # answered from this process
@@ -47,7 +50,7 @@ class Event:
 
 
 class Hook(Protocol):
-    """Whom a `Cache` tells what happens. Called on the event loop: it must neither block nor raise."""
+    """Whom a `Cache` tells what happens. It must not block the event loop. What it raises is logged, once."""
 
     def __call__(self, event: Event, /) -> None:
         """Take note of `event`."""
@@ -109,18 +112,24 @@ _FIELDS: dict[Kind, str] = {
 class Counters:
     """The running counts of one decorated function, and the hook that hears of each event."""
 
-    __slots__ = ("function", "hook", "counts")
+    __slots__ = ("function", "hook", "counts", "_complained")
 
     def __init__(self, function: str, hook: Hook | None = None) -> None:
         self.function = function
         self.hook = hook
         self.counts: dict[Kind, int] = dict.fromkeys(_FIELDS, 0)
+        self._complained = False
 
     def tell(self, kind: Kind, key: str, detail: str = "") -> None:
         """Count an event; build it only if somebody listens."""
         self.counts[kind] += 1
         if self.hook is not None:
-            self.hook(Event(self.function, kind, key, detail))
+            try:
+                self.hook(Event(self.function, kind, key, detail))
+            except Exception as error:  # noqa: BLE001  # it must not, but no call and no invalidation may fail for it
+                if not self._complained:
+                    self._complained = True
+                    logger.warning("the hook raises %s: this is said once", type(error).__name__)
 
     @staticmethod
     def total(each: Iterable[Counters]) -> Stats:

@@ -7,6 +7,7 @@ down. A writer that dies anywhere leaves its barriers and leases to lapse, and n
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import secrets
@@ -40,6 +41,7 @@ class Room:
     repairs: Repairs
     on_error: Literal["bypass", "raise"]
     renew: float
+    loop: asyncio.AbstractEventLoop
 
 
 class Intent:
@@ -60,6 +62,11 @@ class Intent:
         self._begun = -math.inf
         self._failed = False
         self._over = False
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop of the store."""
+        return self._room.loop
 
     @property
     def pending(self) -> bool:

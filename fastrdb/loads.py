@@ -21,6 +21,7 @@ from .entries import no_store as no_store
 from .entries import taking_notes as taking_notes
 from .errors import CacheUnavailableError
 from .misses import Miss
+from .reloads import Refresh
 from .session import WROTE, has_transaction, plain_session, schema_map, sync_session, unfit, wrote
 from .works import mark, state_of, work_on
 
@@ -118,7 +119,7 @@ class CachedQuery(Entries):
             return self.codec.convert(await run())
         if (reason := self.closed(call.store, call.client, call.session)) is not None:
             return await self.alone(call, reason)
-        return await Miss(self, call, refresh=True).resolve()
+        return await Refresh(self, call).resolve()
 
     def call(self, run: Callable[[], Awaitable[Any]], values: dict[str, Any]) -> Call | None:
         """What the arguments come to; None where Redis is given as None."""
@@ -164,8 +165,9 @@ class CachedQuery(Entries):
             return
         work = work_on(call.session, call.store, lambda: call.store.intent(call.client))
         raw, reason = self.encoded(value, [])
-        # Without a lock until COMMIT, another writer may have come since the value was read.
-        if raw is None or reason is not None or self.cache.switch.is_off() or state_of(call.session).autocommitted:
+        # Only what the transaction has written is locked until COMMIT: else another writer may have come since.
+        locked = wrote(call.session) and not state_of(call.session).autocommitted
+        if raw is None or reason is not None or self.cache.switch.is_off() or not locked:
             work.add(keys=[call.key])
         else:
             work.put(call.key, raw, self.ttl_ms(value))

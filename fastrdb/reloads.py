@@ -24,6 +24,21 @@ from .store import Barred, Busy, Granted, Hit, Timed
 logger = logging.getLogger("fastrdb")
 
 
+class Refresh(Miss):
+    """One caller's load in place of whatever entry there is."""
+
+    __slots__ = ()
+
+    def __init__(self, query: Entries, call: Call) -> None:
+        super().__init__(query, call, refresh=True)
+
+    async def _fill(self, loaded: Loaded) -> bool:
+        stored = await super()._fill(loaded)
+        if not stored and (loaded.error is None or missing_row(loaded.error)):
+            await self.query.forget(self.call, [self.call.key])
+        return stored
+
+
 class Reload(Miss):
     """One caller's attempt to replace an entry; `early`: its `exp` is not over yet."""
 

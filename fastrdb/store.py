@@ -81,7 +81,7 @@ class Store:
         # A commit that may not go on without Redis tries it in any case; the others do not wait for it any more.
         self._sweeper = layout.insistent if on_error == "raise" else layout.sweeper
         self._repairs = Repairs(layout.insistent, self.obstacles, sleep)
-        self._room = Room(layout.names, self._sweeper, self._repairs, on_error, renew=barrier / 2)
+        self._room = Room(layout.names, self._sweeper, self._repairs, on_error, barrier / 2, asyncio.get_running_loop())
 
     @property
     def owes(self) -> bool:

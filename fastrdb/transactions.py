@@ -18,11 +18,10 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.util import await_only
-from sqlalchemy.util.concurrency import in_greenlet
 
 from .commits import watch
 from .drivers import autocommits, level_is_set, sqlite_driver, stream_begins
-from .endings import end_own, finish, undo
+from .endings import abandon, can_wait, end_own, finish, undo
 from .endings import settled as settled
 from .inside import rollback_begins, statement_begins
 from .sql import Does, effect, sets_isolation
@@ -184,8 +183,7 @@ def _on_error(context: ExceptionContext) -> None:
         end_own(transaction, committed=transaction.published)
     elif transaction.phase is Phase.SENT or (transaction.published and not answered):
         transaction.phase = Phase.LOST
-        for work in transaction.take_works():
-            work.abandon()
+        abandon(transaction.take_works())
 
 
 def _undone(transaction: Transaction) -> None:
@@ -210,9 +208,8 @@ def _begin_works(transaction: Transaction) -> None:
     if not transaction.sessions:
         for scope in scopes():
             scope.meet(transaction)
-    works = _works(transaction)
-    if works and in_greenlet():  # a synchronous engine cannot wait for Redis; it is told when it has committed
-        for work in works:
+    for work in _works(transaction):
+        if can_wait(work):
             await_only(work.begin())
 
 
@@ -232,9 +229,10 @@ def _publish(transaction: Transaction) -> None:
 def _attempt(transaction: Transaction) -> None:
     for session in transaction.sessions:
         state_of(session).attempt(transaction)
-    if transaction.wrote and not transaction.sessions and in_greenlet():
+    if transaction.wrote and not transaction.sessions:
         for scope in scopes():  # the calls around a connection without a session: what was written is covered
-            scope.carried = True
+            work = scope.works.get(transaction)
+            scope.carried = scope.carried or (work is not None and can_wait(work))
 
 
 def _on_committed(transaction: Transaction) -> None:
@@ -282,7 +280,8 @@ def _on_session_end(session: Session, transaction: SessionTransaction) -> None:
         found
     ) in outer:  # joined to a transaction that is still open: nothing is committed yet, whatever the session says
         found.works += works
-    if outer or _end_session(works, state.outcome()):
+    ended = outer or _end_session(works, state.outcome())
+    if ended and all(map(can_wait, works)):
         for scope in state.scopes:
             scope.carried = scope.carried or bool(outer) or state.wrote
 
@@ -293,6 +292,5 @@ def _end_session(works: list[Work], committed: bool | None) -> bool:
         finish(works, committed=committed)
         return committed
     _log.warning("the outcome of a COMMIT is unknown: its barrier is left to lapse")
-    for work in works:
-        work.abandon()
+    abandon(works)
     return False

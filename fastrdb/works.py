@@ -5,6 +5,7 @@ Plain records and the places where they are kept; `transactions` fills them in a
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,11 @@ _INFO, _UNDONE = "fastrdb", "fastrdb.undone"  # the places in Session.info: of t
 
 class Work(Protocol):
     """What a transaction will do to the cache: see `intent.Intent`."""
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop that it belongs to: elsewhere it must not be awaited, begun, ended or abandoned."""
+        ...
 
     @property
     def pending(self) -> bool:
@@ -85,7 +91,12 @@ class Transaction:
     @property
     def settled(self) -> bool:
         """True if no COMMIT is to come."""
-        return self.autocommit or self.phase not in (Phase.OPEN, Phase.PREPARED, Phase.SENT)
+        return self.autocommit or self.over
+
+    @property
+    def over(self) -> bool:
+        """True if it has ended, or nobody knows what becomes of it."""
+        return self.phase not in (Phase.OPEN, Phase.PREPARED, Phase.SENT)
 
     def undo(self) -> None:
         """Something that it wrote is rolled back: what was read of it was never committed."""
@@ -100,7 +111,7 @@ class Transaction:
     def take_works(self) -> list[Work]:
         """The works that end with this transaction: not those that another one, still open, has to do as well."""
         taken, self.works = self.works, []
-        held = [work for other in _transactions.values() if not other.settled for work in other.works]
+        held = [work for _, other in _known() if not other.settled for work in other.works] if taken else []
         return [work for work in taken if work not in held]
 
 
@@ -160,6 +171,8 @@ class Scope:
         for session in transaction.sessions:
             self.join(session)
         if not transaction.sessions and transaction not in self.works:
+            # What is over is forgotten: a task that the call has started may go on, and write, for ever.
+            self.works = {found: work for found, work in self.works.items() if not found.over}
             work = self.works[transaction] = self.make()
             work.add(self.prefixes, self.keys)
             transaction.works.append(work)
@@ -221,8 +234,14 @@ def _common(connection: Connection) -> Transaction | None:
     pool = connection.engine.pool
     if not isinstance(pool, StaticPool):
         return None
-    others = (found for other, found in _transactions.items() if other.engine.pool is pool)
+    others = (found for other, found in _known() if other.engine.pool is pool)
     return next((found for found in others if found.phase is Phase.OPEN), None)
+
+
+def _known() -> list[tuple[Connection, Transaction]]:
+    """All that there are. Other threads begin and end theirs meanwhile: so nobody loops over the dictionary itself."""
+    connections = [connection for each in _transactions.keyrefs() if (connection := each()) is not None]
+    return [(each, found) for each in connections if (found := _transactions.get(each)) is not None]
 
 
 def transaction_of(connection: Connection) -> Transaction | None:

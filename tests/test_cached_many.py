@@ -480,6 +480,16 @@ async def test_refresh_loads_all(client: Redis, table: Table) -> None:
     assert await shop.in_order.refresh(None, [1]) == [Item(id=1, name="b")]
 
 
+async def test_refresh_of_what_is_not_there(client: Redis, table: Table) -> None:
+    """Who has seen that it is gone is not answered with the old one after that; what is stored stays."""
+    shop = Shop(table, client)
+    await shop.get(1, 2)
+    table.missing.add(1)
+    assert [item and item.id for item in await shop.in_order.refresh(client, [1, 2])] == [None, 2]
+    assert await client.keys("item:*") == [b"item:2"]
+    assert await shop.get(1, 2) == [None, "a"]
+
+
 async def test_put_and_explain_are_about_one(sqlite: Database, client: Redis) -> None:
     """As `key` is."""
     await sqlite.create(Base)

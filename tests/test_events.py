@@ -106,3 +106,27 @@ async def test_the_sum_over_all_functions_is_the_caches(client: Redis) -> None:
     await two(1)
     assert cache.stats() == one.stats + two.stats == Stats(hits=1, misses=2, loads=2, fills=2)
     assert other.stats() == Stats()
+
+
+async def test_a_hook_that_raises(client: Redis, caplog: pytest.LogCaptureFixture) -> None:
+    """No call and no invalidation fails for it; it is said once for each function."""
+
+    def hook(event: Event) -> None:
+        raise ValueError(event.key)
+
+    cache = Cache(client, hook=hook)
+
+    @cache.cached("number:{number}")
+    async def load(number: int) -> int:
+        return number
+
+    @cache.invalidates("number:{result}")
+    async def change(number: int) -> int:
+        return number
+
+    assert await load(1) == await load(1) == 1
+    assert load.stats.hits == 1
+    await change(1)
+    assert not await client.exists("number:1")
+    assert [record.getMessage() for record in caplog.records] == ["the hook raises ValueError: this is said once"] * 2
+    await cache.aclose()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 from sqlalchemy import insert, select, text, update
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, NoResultFound
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from fastrdb import Cache, KeyValueError, Stats, cached, no_store
@@ -159,6 +159,26 @@ async def test_refresh_loads_although_there_is_an_entry(client: Redis) -> None:
     assert (loader.calls, load.stats.hits, load.stats.misses, load.stats.fills) == (2, 2, 1, 2)
 
 
+@pytest.mark.parametrize("name", ["secret", None])
+async def test_refresh_of_what_is_not_stored(client: Redis, name: str | None) -> None:
+    """Who has seen the new value, or that there is none, is not answered with the old one after that."""
+    names = ["a", name, name]
+
+    @cached("item:{number}", cache_if=lambda item: item.name != "secret")
+    async def load(redis: Redis, number: int) -> Item:
+        if (found := names.pop(0)) is None:
+            raise NoResultFound
+        return Item(id=number, name=found)
+
+    async def seen(call: Any) -> str | None:
+        try:
+            return str((await call(client, 1)).name)
+        except NoResultFound:
+            return None
+
+    assert [await seen(call) for call in (load, load.refresh, load)] == ["a", name, name]
+
+
 async def test_refresh_joins_a_load_that_is_going_on(client: Redis, gated: GatedClient) -> None:
     """It began after nothing was committed: one load is enough."""
     loader = Loader()
@@ -235,6 +255,16 @@ async def test_put_without_a_transaction_deletes(load: Any, database: Database, 
     async with database.sessions() as db:
         await load(db, client, 1)
     await load.put(Item(id=1, name="b"), redis=client, number=1)
+    assert not await client.exists("row:1")
+
+
+async def test_put_without_a_write_deletes(load: Any, database: Database, client: Redis) -> None:
+    """A transaction that has only read holds no lock: until it commits, another may have written the row."""
+    async with database.sessions() as db:
+        item = await load(db, client, 1)
+        await load.put(item, db, client, 1)
+        assert await client.exists("row:1")
+        await db.commit()
     assert not await client.exists("row:1")
 
 

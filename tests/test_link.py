@@ -34,7 +34,7 @@ from tests.support.world import PATIENT, spawn
 
 
 @pytest.fixture
-def store() -> Store:
+async def store() -> Store:
     """Give a store with a deadline that a busy machine keeps."""
     return Store(timeout=PATIENT)
 

@@ -13,7 +13,7 @@ from sqlalchemy import insert, select
 from sqlalchemy.exc import NoResultFound
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from fastrdb import Cache, SchemaError, cached, cached_list
+from fastrdb import Cache, OptionError, SchemaError, cached, cached_list
 from tests.support.databases import Database
 from tests.support.gates import GatedClient
 from tests.support.items import Base, Frozen, Item, Loader, Row
@@ -287,6 +287,13 @@ async def test_callers_share_a_value_only_if_nobody_can_change_it(
 
 
 # --- namespace
+
+
+@pytest.mark.parametrize("namespace", ["fastrdb", "a:b", "a*", "ä", "a b", "{a}"])
+def test_a_namespace_that_cannot_be(namespace: str) -> None:
+    """What would mean something in a key, and what fastrdb's own keys begin with: entries would lie among these."""
+    with pytest.raises(OptionError, match="namespace"):
+        Cache(namespace=namespace)
 
 
 async def test_namespaces_share_nothing(client: Redis) -> None:

@@ -67,7 +67,7 @@ def make_client(server: EmbeddedServer) -> Callable[[], Any]:
 
 
 @pytest.fixture
-def store(make_store: Callable[..., Store]) -> Store:
+async def store(make_store: Callable[..., Store]) -> Store:
     """Give a store."""
     return make_store()
 
@@ -251,11 +251,9 @@ async def test_no_client_is_held_when_nothing_is_owed(gated: GatedClient, store:
     assert store._repairs._client is None
 
 
-def test_what_is_owed_outside_of_a_loop_waits_for_one(
-    make_client: Callable[[], Any], make_store: Callable[..., Store]
-) -> None:
+def test_what_is_owed_outside_of_a_loop_waits_for_one(make_client: Callable[[], Any], store: Store) -> None:
     """A transaction dropped outside of any loop is repaired by the next who asks whether the cache may be read."""
-    client, store = make_client(), make_store()
+    client = make_client()
     intent = store.intent(client)
     intent.add([USERS])
     intent.abandon()

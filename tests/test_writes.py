@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
@@ -9,10 +10,11 @@ import pytest
 from redis.asyncio import Redis
 from sqlalchemy import text
 
+from fastrdb.works import Scope, scopes
 from tests.support import scenarios_writes, ways
 from tests.support.databases import Database
 from tests.support.ways import Way
-from tests.support.world import World, world
+from tests.support.world import World, spawn, world
 
 Course = Callable[[World, Way], Coroutine[Any, Any, None]]
 COURSES: list[Course] = [scenarios_writes.rolled_back, scenarios_writes.committed, scenarios_writes.hidden]
@@ -52,6 +54,31 @@ async def test_on_postgresql(on_postgresql: World, way: Way, course: Course) -> 
 async def test_on_sqlite(on_sqlite: World, way: Way, course: Course) -> None:
     """SQLite's driver begins transactions by itself."""
     await course(on_sqlite, way)
+
+
+async def test_a_task_that_outlives_its_call(on_sqlite: World) -> None:
+    """What it writes is followed for as long as it goes on, and what is over is not kept."""
+    w, going = on_sqlite, asyncio.Event()
+    found: list[Scope] = []
+
+    async def work() -> None:
+        await going.wait()
+        for number in range(5):
+            await w.two.read()
+            async with w.database.engine.begin() as connection:
+                await w.one.by_text(connection, f"new {number}")
+            assert await w.two.read() == f"new {number}"
+
+    @w.one.cache.invalidates("item:*")
+    async def begin(redis: Any) -> asyncio.Task[None]:
+        found.extend(scopes())
+        return spawn(work())
+
+    task = await begin(w.one.client)
+    going.set()
+    await task
+    assert len(found[0].works) == 1
+    await w.quiet()
 
 
 async def test_by_the_driver(on_postgresql: World) -> None:
