@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 pytest_plugins = ["pytester", "fastrdb.testing.plugin"]
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """Give the whole suite a process for each core; tests that are asked for by name run in the one that is there."""
+    return None if config.args_source is pytest.Config.ArgsSource.TESTPATHS else 0
+
+
 @pytest.fixture(scope="session")
 def server(request: pytest.FixtureRequest) -> EmbeddedServer:
     """Give a private server for the whole run: the one that users get by default."""
