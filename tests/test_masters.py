@@ -150,7 +150,7 @@ async def test_a_connection_that_is_cut_when_it_is_new(
 ) -> None:
     """One cut is no outage: it is connected once more, and the caller does not notice."""
     cut: set[str] = set()
-    connect = AbstractConnection.connect
+    connect: Any = AbstractConnection.connect
 
     async def cut_once(connection: Any) -> None:
         await connect(connection)
@@ -199,7 +199,7 @@ async def test_who_gives_up_connecting_leaves_nothing_behind(
     never = asyncio.Event()
     with monkeypatch.context() as patched:
         patched.setattr(AbstractConnection, "connect", lambda *_: never.wait())
-        asking = [asyncio.create_task(store.get(cluster_client, key)) for key in "abcdef"]  # type: ignore[arg-type]
+        asking = [asyncio.ensure_future(store.get(cluster_client, key)) for key in "abcdef"]
         await asyncio.sleep(0)
         for task in asking:
             task.cancel()
