@@ -151,7 +151,7 @@ async def test_a_connection_that_is_cut_when_it_is_new(
 ) -> None:
     """One cut is no outage: it is connected once more, and the caller does not notice."""
     cut: set[str] = set()
-    connect = AbstractConnection.connect
+    connect: Any = AbstractConnection.connect
 
     async def cut_once(connection: Any) -> None:
         await connect(connection)  # type: ignore[no-untyped-call]

@@ -12,6 +12,7 @@ import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
+from fastrdb import line as lines
 from fastrdb.batches import Batch
 from fastrdb.line import Line
 from fastrdb.wire import Wire
@@ -19,6 +20,12 @@ from tests.support.gates import Gate
 from tests.support.lines import CLOSED, Asks, Border, Pool, Server, Told, deadlines, turns
 from tests.support.mutants import Mutant, name
 from tests.support.world import spawn
+
+
+@pytest.fixture(autouse=True)
+def _a_busy_machine_is_not_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no connection be given back, and greeted anew, because the test stood still for a moment."""
+    monkeypatch.setattr(lines, "_LOOK", 60)
 
 
 @pytest.fixture
