@@ -154,7 +154,7 @@ async def test_a_connection_that_is_cut_when_it_is_new(
     connect: Any = AbstractConnection.connect
 
     async def cut_once(connection: Any) -> None:
-        await connect(connection)  # type: ignore[no-untyped-call]
+        await connect(connection)
         node = next(node for node in cluster.masters if node.port == connection.port)
         if node.name not in cut:
             cut.add(node.name)
