@@ -22,6 +22,7 @@ from tests.support.gates import script_texts
 from tests.support.stores import lose, members, put
 from tests.support.whole import Whole
 from tests.support.wiretap import tapped
+from tests.test_slots_on_their_way import OfItsOwn
 
 IN_SLOTS = {name for name in script_texts() if name.startswith(("slot_", "shard_"))} | {"look", "compare_delete"}
 PLAIN = {"GET", "PTTL", "DEL", "UNLINK", "STRLEN", "EXISTS", "SMEMBERS", "SADD", "ZADD", "SET", "PEXPIRE"}
@@ -187,7 +188,7 @@ async def test_a_client_that_is_asked_itself(
 ) -> None:
     """The same of what goes through the client's own methods, which would refuse some of it without sending it."""
     cluster.flush()
-    async with tapped(cluster, monkeypatch) as tap, cluster.client(max_connections=2) as client:
+    async with tapped(cluster, monkeypatch) as tap, cluster.client(OfItsOwn) as client:
         whole = WholeInSlots(sqlite, client, client, Cache(timeout=5))
         await whole.harmful(VALUES[:40])
         await whole.cache.aclose()
