@@ -29,8 +29,12 @@ pytest_plugins = ["pytester", "fastrdb.testing.plugin"]
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """Give the whole suite a process for each core; tests that are asked for by name run in the one that is there."""
-    return None if config.args_source is pytest.Config.ArgsSource.TESTPATHS else 0
+    """Give the whole suite a process for each core (None: as many as there are).
+
+    Tests that are asked for by name run in the one that is there, and so do the slow ones: each fills the cores itself.
+    """
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and "not slow" in config.option.markexpr
+    return None if whole else 0
 
 
 @pytest.fixture(scope="session", autouse=True)
