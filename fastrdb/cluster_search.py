@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Collection, Sequence
-from functools import partial
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .errors import CacheUnavailableError
 from .link import Client, Link
-from .scripts import Call, Script
+from .scripts import Call, Command, Script
 from .slots import SlotNames
 
 if TYPE_CHECKING:
@@ -35,26 +34,33 @@ class ClusterSearch:
         self._link, self._names, self._histories, self._heads = link, names, histories, heads
         self._told = False
 
-    async def make_whole(self, client: Client) -> None:
-        """Delete all entries and leases, the leases first."""
+    async def make_whole(self, client: Client, progress: Callable[[], None]) -> None:
+        """Delete all entries and leases, the leases first. `progress` is called on the way."""
         if not self._told:
             self._told = True
             logger.warning("the index in Redis was lost: everything is invalidated before the next write is done")
         names = self._names
         member = _NOT_YET + secrets.token_hex(16).encode()
         await self._link.many(client, [("ZADD", shard.index, 0, member) for shard in names.shards])
-        await self._histories.forget(partial(self._link.run, client))
+
+        async def run(commands: Sequence[Call | Command]) -> list[Any]:
+            progress()
+            return await self._link.run(client, commands)
+
+        await self._histories.forget(run)
         for heads in ([names.leases], names.known(self._heads)):
             for slot in _one_of_each_master(client):
-                await self._delete(client, names.roster(slot), heads)
+                await self._delete(client, names.roster(slot), heads, progress)
+        progress()
         whole = await self._link.many(client, [Call(_WHOLE, (shard.index,), (member,)) for shard in names.shards])
         if not all(whole):
             raise CacheUnavailableError(_WHOLE.name, "the index was lost once more meanwhile")
 
-    async def _delete(self, client: Client, place: bytes, heads: Sequence[bytes]) -> None:
+    async def _delete(self, client: Client, place: bytes, heads: Sequence[bytes], progress: Callable[[], None]) -> None:
         """Delete what a master has whose names begin so."""
         cursor, histories = b"0", set[bytes]()
         while heads:
+            progress()
             cursor, history, found = await self._link.script(
                 client, Call(_SEARCH, (place,), (cursor, _KEYS_AT_ONCE, *heads))
             )

@@ -26,7 +26,7 @@ ROOMS = {
     "policy": ["policy"],
     "events": ["events"],
     "singleflight": ["singleflight"],
-    "wire": ["deadlines", "reasons", "scripts", "connections", "line", "batches", "wire"],
+    "wire": ["deadlines", "patience", "reasons", "scripts", "connections", "line", "batches", "wire"],
     "near": ["near", "tracking", "cluster_tracking"],
     "store": [
         *("switches", "breaker", "obstacles", "outcomes", "slots", "direct", "restarts", "histories"),
