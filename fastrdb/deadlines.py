@@ -80,10 +80,10 @@ class Until(Deadline):
         self._timer.cancel()
         super().__exit__(kind, error, trace)
 
-    def start_over(self) -> None:
-        """From now on it lasts `seconds`."""
+    def start_over(self, seconds: float) -> None:
+        """From now on it lasts so long."""
         self._timer.cancel()
-        self.when = self.loop.time() + self._seconds
+        self.when = self.loop.time() + seconds
         self._timer = self.loop.call_at(self.when, self._due, self.when, 0)
 
     def _due(self, when: float, times: int) -> None:

@@ -29,9 +29,7 @@ from .slots import key_of, slot_of
 from .wire import Boundary
 
 logger = logging.getLogger("fastrdb")
-
 T = TypeVar("T")
-R = TypeVar("R")
 
 _REDIRECTIONS = 3
 """So often a command follows a slot that is being moved; then its caller goes on without the cache."""
@@ -53,15 +51,14 @@ class Masters:
         self._masters: dict[str, Master] = {}
         self._map: Any = None
         self._slots: dict[int, Master] = {}
-        self._open = False
+        self._open, self._looked = False, 0.0
         self._opening: asyncio.Task[None] | None = None
         self._looking: asyncio.Task[None] | None = None
-        self._looked = 0.0
 
     async def get(self, name: bytes) -> bytes | None:
         """Give the value of a key."""
         if not self._open:
-            return await self._first(self.get, name)
+            return await self._first(partial(self.get, name))
         master = self._of_slot(slot_of(name))
         if master.breaker.opened:
             master.check()
@@ -83,7 +80,7 @@ class Masters:
         To `insist` is to try also the masters that have not answered lately.
         """
         if not self._open:
-            return await self._first(partial(self.send, insist=insist), commands)
+            return await self._first(partial(self.send, commands, insist=insist))
         return await self._send(commands, insist=insist)
 
     def due(self, names: Collection[bytes]) -> float:
@@ -180,19 +177,22 @@ class Masters:
 
     # --- the beginning
 
-    async def _first(self, ask: Callable[[T], Awaitable[R]], what: T) -> R:
+    async def _first(self, ask: Callable[[], Awaitable[T]]) -> T:
         """Ask what is the first to be asked, under one deadline with all that comes before it."""
         if self._opening is None:
             self._opening = asyncio.get_running_loop().create_task(self._begin(), context=Context())
             self._opening.add_done_callback(self._has_begun)
         opening = self._opening
         try:
-            with self._deadlines.start():
+            with self._deadlines.start() as deadline:
                 await asyncio.wait({opening})
                 if not self._open:
                     error = None if opening.cancelled() else opening.exception()
                     raise CacheUnavailableError("connect", getattr(error, "reason", error))
-                return await ask(what)
+                found = await ask()
+                for master in self._masters.values():  # what follows from the answer goes on under the same deadline
+                    master.wire.answer_due = min(master.wire.answer_due, deadline.when)
+                return found
         except TimeoutError as late:  # counted where it was noticed
             raise CacheUnavailableError("connect", "the cluster is still being looked at") from late
 

@@ -38,11 +38,11 @@ class Patience:
     up (its event loop stood still, or its callers are a crowd that wait for each other) is not, and costs nothing.
     """
 
-    __slots__ = ("_answers", "_before", "_left", "_seconds", "_wait")
+    __slots__ = ("_answers", "_before", "_left", "_moment", "_seconds", "_wait")
 
     def __init__(self, deadlines: Deadlines, answers: Answers, read: Collection[bytes] = (), portions: int = 1) -> None:
         """For so much work as needs `portions` round trips. The time that it took to `read` these keys counts."""
-        self._answers, self._seconds = answers, deadlines.seconds
+        self._answers, self._seconds, self._moment = answers, deadlines.seconds, _MOMENT * deadlines.seconds
         left = answers.due(read) - asyncio.get_running_loop().time() if read else 0.0
         self._left = (left if left > 0 else self._seconds) + (portions - 1) * self._seconds
         self._before = self._left
@@ -53,9 +53,8 @@ class Patience:
         if task is None:
             raise RuntimeError("a deadline needs a task to cancel")
         self._before = self._left
-        self._wait = Until(
-            task, loop.time() + self._left + _MOMENT * self._seconds, loop, self._seconds, self._answers.crowded
-        )
+        when = loop.time() + self._left + self._moment
+        self._wait = Until(task, when, loop, self._seconds, self._answers.crowded)
         return self
 
     def __exit__(
@@ -65,7 +64,7 @@ class Patience:
         if wait is None:
             return
         if not wait.held_up:
-            self._left = max(0.0, wait.when - wait.loop.time() - _MOMENT * self._seconds)
+            self._left = max(0.0, wait.when - wait.loop.time() - self._moment)
         try:
             wait.__exit__(kind, error, trace)
         except TimeoutError as late:
@@ -75,7 +74,7 @@ class Patience:
         """A portion of much work is done, which is no silence: the next one has all the time again."""
         self._left = self._seconds
         if self._wait is not None:
-            self._wait.start_over()
+            self._wait.start_over(self._left + self._moment)
 
     def give_back(self) -> None:
         """The last wait was one for something else than Redis."""

@@ -329,16 +329,15 @@ async def test_a_crowd_waits_for_its_turn(slow: Slow) -> None:
     assert (stats.fills, stats.outages, loads) == (callers, 0, callers)
 
 
-async def test_callers_wait_for_one_look_at_a_cluster(
-    cluster: Cluster, sqlite: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Not one after the other, each for a look of its own that is not answered."""
+@pytest.mark.parametrize(("takes", "callers"), [(0.12, 1), (5, 20)])
+async def test_callers_wait_for_one_look_at_a_cluster(cluster: Cluster, takes: float, callers: int) -> None:
+    """Not one after the other, each for a look of its own; and what follows the look has what that has left."""
     pace = Pace(LoopClock())
     async with slowed(pace, *ports_of(cluster), cluster=True) as client, Cache(client, timeout=TIMEOUT) as cache:
         made = Slow(cache, pace, client)
         call, expected = one(made)
-        results, waited = await made.waits(lambda: asyncio.gather(*(call() for _ in range(20))), 5)
-        assert results == [expected] * 20
+        results, waited = await made.waits(lambda: asyncio.gather(*(call() for _ in range(callers))), takes)
+        assert results == [expected] * callers
         assert waited <= MOST
 
 
@@ -359,7 +358,7 @@ MUTANTS = [
     ("cluster", Mutant(Masters, "_follow_get", "answer_due = due", "answer_due += 0"), REDIRECTED),
     ("cluster", Mutant(Masters, "_follow_get", "due - self", "due + 8 - self"), REDIRECTED),
     ("cluster", Mutant(Patience, "__enter__", "self._left +", "8 +"), COMMIT),
-    ("cluster", Mutant(Patience, "renew", "self._wait.start_over()", "pass"), WORK),
+    ("cluster", Mutant(Patience, "renew", "self._wait.start_over(", "print("), WORK),
     ("server", Mutant(Wire, "_carry", "if batch.crowd else", "if False else"), CROWD),
     ("server", Mutant(Wire, "crowded", "self._crowd or", "False and"), CROWD),
 ]
