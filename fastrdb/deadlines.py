@@ -16,7 +16,7 @@ from weakref import ReferenceType, ref
 
 _AGAIN = 0.05
 """The least of seconds that a cancelled block is given to clean up before it is cancelled once more."""
-_HELD_UP = 0.02
+HELD_UP = 0.02
 """Seconds. A timer that comes so late tells of this event loop, which has been busy with something else, and not of the
 server: its reply may be here, unread. So the time that was lost is given once more, and up to so often:"""
 _PUT_OFF = 3
@@ -57,10 +57,10 @@ class Deadline:
 class Until(Deadline):
     """The same with a timer of its own, for something that began before: it ends at `when`, by the loop's clock.
 
-    If it is `excused` then, it is given so many `seconds` more. `held_up`: that, or the loop stood still.
+    If it is `excused` then, it is given so many `seconds` more.
     """
 
-    __slots__ = ("_excused", "_seconds", "_timer", "held_up", "loop")
+    __slots__ = ("_excused", "_seconds", "_timer", "loop")
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class Until(Deadline):
         excused: Callable[[], bool] = bool,
     ) -> None:
         super().__init__(task, when)
-        self.loop, self._seconds, self._excused, self.held_up = loop, seconds, excused, False
+        self.loop, self._seconds, self._excused = loop, seconds, excused
         self._timer = loop.call_at(when, self._due, when, 0)
 
     def __exit__(
@@ -79,12 +79,6 @@ class Until(Deadline):
     ) -> None:
         self._timer.cancel()
         super().__exit__(kind, error, trace)
-
-    def start_over(self, seconds: float) -> None:
-        """From now on it lasts so long."""
-        self._timer.cancel()
-        self.when = self.loop.time() + seconds
-        self._timer = self.loop.call_at(self.when, self._due, self.when, 0)
 
     def _due(self, when: float, times: int) -> None:
         now = self.loop.time()
@@ -94,14 +88,13 @@ class Until(Deadline):
         if later is None:
             self.expire(self.loop, max(self._seconds, _AGAIN))
         else:
-            self.held_up = self.held_up or later > now
             self._timer = self.loop.call_at(later, self._due, later, times + 1)
 
 
 def put_off(now: float, when: float, times: int, seconds: float) -> float | None:
     """When to look again, if what was due at `when` and has been put off so many `times` may not be judged `now`."""
     late = now - when
-    if late > _HELD_UP and times < _PUT_OFF:
+    if late > HELD_UP and times < _PUT_OFF:
         return now + min(late, seconds)
     return None if times else now  # what has come by now is read first
 

@@ -29,7 +29,7 @@ from .histories import Histories
 from .masters import Masters, Met
 from .nodes import NodeSource
 from .obstacles import Obstacles
-from .patience import Answers, Patience
+from .patience import Answers, Patience, Waits
 from .reasons import hushed
 from .restarts import OTHER_DATA, Restarts
 from .scripts import Argument, Call, Command
@@ -70,6 +70,7 @@ class Link:
     ) -> None:
         self._met = met
         self._deadlines, self._restarts, self._obstacles = Deadlines(timeout), restarts, obstacles
+        self._waits = Waits(timeout)
         self.breaker = Breaker()
         self._routes: WeakKeyDictionary[Any, Route] = WeakKeyDictionary()
         # The client of the latest call and its route, since there is but one client nearly always.
@@ -123,7 +124,7 @@ class Link:
 
     def patience(self, client: Client, read: Collection[bytes] = (), *, portions: int = 1) -> Patience:
         """How long a call may wait in all that it asks from now on; `read` are the keys that it has just been given."""
-        return Patience(self._deadlines, self._find(client), read, portions)
+        return Patience(self._waits, self._find(client), read, portions)
 
     def raised(self, commands: Sequence[Call | Command], replies: list[Any]) -> list[Any]:
         """Give the replies; raise the first error among them."""

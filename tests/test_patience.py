@@ -37,8 +37,8 @@ CHUNK = 128
 KEYS = 20
 """So many that all masters of a cluster have some."""
 TIMEOUT = 0.25
-MOST = 1.1 * TIMEOUT + 2 * STEP
-"""Seconds by the test's own clock: see `_MOMENT`."""
+MOST = 1.1 * TIMEOUT + 3 * STEP
+"""Seconds by the test's own clock: see `_LOOK`."""
 
 
 @dataclass
@@ -351,14 +351,14 @@ OTHERS = test_what_others_load_is_waited_for_as_long_as_wait_says
 REDIRECTED = test_a_redirection_is_a_part_of_its_read
 WORK = test_much_work_takes_its_time
 MUTANTS = [
-    ("server", Mutant(Patience, "__enter__", "self._left +", "8 +"), ANY_MISS),
+    ("server", Mutant(Patience, "__enter__", "loop.time() + self._left", "loop.time() + 8"), ANY_MISS),
     ("cluster", Mutant(Patience, "__init__", "if read", "if False"), ANY_MISS),
     ("server", Mutant(Patience, "__exit__", "self._left = max", "max"), ANY_MISS),
     ("server", Mutant(Miss, "_acquire", "call.patience.give_back()", "pass"), OTHERS),
     ("cluster", Mutant(Masters, "_follow_get", "answer_due = due", "answer_due += 0"), REDIRECTED),
     ("cluster", Mutant(Masters, "_follow_get", "due - self", "due + 8 - self"), REDIRECTED),
-    ("cluster", Mutant(Patience, "__enter__", "self._left +", "8 +"), COMMIT),
-    ("cluster", Mutant(Patience, "renew", "self._wait.start_over(", "print("), WORK),
+    ("cluster", Mutant(Patience, "__enter__", "loop.time() + self._left", "loop.time() + 8"), COMMIT),
+    ("cluster", Mutant(Patience, "renew", "self.until = asyncio", "_ = asyncio"), WORK),
     ("server", Mutant(Wire, "_carry", "if batch.crowd else", "if False else"), CROWD),
     ("server", Mutant(Wire, "crowded", "self._crowd or", "False and"), CROWD),
 ]

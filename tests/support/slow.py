@@ -44,6 +44,7 @@ class LoopClock:
     def put_in(self) -> Iterator[None]:
         """Inside, it is the loop's; afterwards, the loop's own goes on from there."""
         own, loop = self._loop.time, self._loop
+        self.now = own()  # back it must not go: there are timers
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(loop, "time", lambda: self.now)
             yield
