@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Any
 from weakref import ref
@@ -26,7 +26,7 @@ class ClusterDirect:
 
     def __init__(self, client: Any, deadlines: Deadlines, histories: Histories, boundary: Boundary) -> None:
         self._client, self._deadlines, self._histories, self._boundary = ref(client), deadlines, histories, boundary
-        self._greeted = False
+        self._greeted, self.answer_due = False, 0.0
 
     async def get(self, name: bytes) -> bytes | None:
         """Give the value of a key."""
@@ -42,7 +42,7 @@ class ClusterDirect:
     async def send(self, commands: Sequence[Command]) -> list[Any]:
         """Send commands, those of each slot in their order."""
         try:
-            with self._deadlines.start():
+            with self._deadlines.start() as deadline:
                 client = self._client()
                 if client is None:
                     raise RedisConnectionError("the client is gone")  # noqa: TRY301
@@ -53,6 +53,7 @@ class ClusterDirect:
         except Exception as error:
             self._greeted = False  # it may be another server that answers next
             raise self._boundary.failed(str(commands[0][0]), error) from error
+        self.answer_due = deadline.when
         self._boundary.answered()
         return replies
 
@@ -65,6 +66,14 @@ class ClusterDirect:
                     await client.nodes_manager.initialize()
         except Exception as error:
             raise self._boundary.failed("connect", error) from error
+
+    def due(self, _: Collection[bytes]) -> float:
+        """By when the latest answer was due."""
+        return self.answer_due
+
+    def crowded(self) -> bool:
+        """Nobody queues here."""
+        return False
 
     async def aclose(self, *, closing: bool = False) -> None:
         """Nothing is held."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from functools import partial
 from typing import Any
 
 from .errors import CacheUnavailableError
@@ -17,6 +18,7 @@ from .histories import NOT_YET, Histories
 from .link import Client, Link
 from .scripts import Call, Command, Script
 from .slots import SLOTS, SlotNames
+from .sweep import Progress, nothing
 
 logger = logging.getLogger("fastrdb")
 
@@ -27,6 +29,8 @@ _SLOTS_AT_ONCE = 512
 _NAMES_AT_ONCE = 256
 _KEYS_AT_ONCE = 512
 
+Run = Callable[[Sequence[Call | Command]], Awaitable[list[Any]]]
+
 
 class ClusterSearch:
     """Finds what there is, and makes shards of the index whole. `heads` is what keys begin with, as for a `Search`."""
@@ -35,8 +39,8 @@ class ClusterSearch:
         self._link, self._names, self._histories, self._heads = link, names, histories, heads
         self._told = False
 
-    async def make_whole(self, client: Client) -> None:
-        """Delete all that the index may not know of; then it is whole again."""
+    async def make_whole(self, client: Client, progress: Progress) -> None:
+        """Delete all that the index may not know of; then it is whole again. `progress` is called on the way."""
         if not self._told:
             self._told = True
             logger.warning(
@@ -45,42 +49,43 @@ class ClusterSearch:
         shards = self._names.shards
         member = NOT_YET + secrets.token_hex(16).encode()
         await self._link.many(client, [("ZADD", shard.index, 0, member) for shard in shards])
-        await self._delete_all(client, looking=True)
+        await self._delete_all(client, progress, looking=True)
+        progress()
         whole = await self._link.many(client, [Call(_WHOLE, (shard.index,), (member,)) for shard in shards])
         if not all(whole):
             raise CacheUnavailableError(_WHOLE.name, "the index was lost once more meanwhile")
 
     async def delete_all(self, client: Client) -> None:
         """Delete all entries and leases."""
-        await self._delete_all(client, looking=self._histories.evicts)
+        await self._delete_all(client, nothing, looking=self._histories.evicts)
 
-    async def _delete_all(self, client: Client, *, looking: bool) -> None:
+    async def _delete_all(self, client: Client, progress: Progress, *, looking: bool) -> None:
         """Leases first: one that has been given before this began could become an entry that nobody deletes."""
-        names = self._names
-        rosters = await self._by_rosters(client, [*map(names.roster, range(SLOTS))], leases=True)
+        names, run = self._names, partial(self._step, client, progress)
+        rosters = await self._by_rosters(run, [*map(names.roster, range(SLOTS))], leases=True)
         if looking:
-            await self._by_looking(client, [names.leases])
-        await self._by_rosters(client, rosters, leases=False)
+            await self._by_looking(client, run, [names.leases])
+        await self._by_rosters(run, rosters, leases=False)
         if looking:
-            await self._by_looking(client, names.known(self._heads))
+            await self._by_looking(client, run, names.known(self._heads))
 
-    async def _by_rosters(self, client: Client, rosters: Sequence[bytes], *, leases: bool) -> list[bytes]:
+    async def _by_rosters(self, run: Run, rosters: Sequence[bytes], *, leases: bool) -> list[bytes]:
         """Delete the leases that are listed, or the entries; gives the rosters in which anything is."""
         used = dict[bytes, None]()
         for first in range(0, len(rosters), _SLOTS_AT_ONCE):
             places = dict.fromkeys(rosters[first : first + _SLOTS_AT_ONCE], b"-inf")
             while places:
                 calls = [Call(_LISTED, (roster,), (place, _NAMES_AT_ONCE)) for roster, place in places.items()]
-                parts = zip(places, await self._step(client, calls), strict=True)
+                parts = zip(places, await run(calls), strict=True)
                 found = {roster: part for roster, part in parts if part[1]}
                 listed = [name for _, names in found.values() for name in names]
                 going = [name for name in listed if name.startswith(self._names.leases) is leases]
-                await self._step(client, [("UNLINK", name) for name in going])
+                await run([("UNLINK", name) for name in going])
                 used |= dict.fromkeys(found)
                 places = {roster: place for roster, (place, _) in found.items() if place}
         return list(used)
 
-    async def _by_looking(self, client: Client, heads: Sequence[bytes]) -> None:
+    async def _by_looking(self, client: Client, run: Run, heads: Sequence[bytes]) -> None:
         """Delete what masters have whose names begin so, and that expires: what does not is none of ours."""
         if not heads:
             return
@@ -90,16 +95,17 @@ class ClusterSearch:
             cursor, histories = b"0", set[bytes]()
             while not histories or cursor != b"0":
                 search = Call(_SEARCH, (self._names.roster(slot),), (cursor, _KEYS_AT_ONCE, *heads))
-                ((cursor, history, found),) = await self._step(client, [search])
+                ((cursor, history, found),) = await run([search])
                 histories.add(history)
-                lives = await self._step(client, [("PTTL", name) for name in found])
-                await self._step(client, [("UNLINK", name) for name, ms in zip(found, lives, strict=True) if ms > 0])
+                lives = await run([("PTTL", name) for name in found])
+                await run([("UNLINK", name) for name, ms in zip(found, lives, strict=True) if ms > 0])
             # Another has got the slot: the cursor means nothing to it, or it has been looked at in another's place.
             if len(histories) > 1 or histories & looked_at - {b""}:
                 raise CacheUnavailableError(_SEARCH.name, "a slot was moved meanwhile")
             looked_at |= histories
 
-    async def _step(self, client: Client, commands: Sequence[Call | Command]) -> list[Any]:
+    async def _step(self, client: Client, progress: Progress, commands: Sequence[Call | Command]) -> list[Any]:
+        progress()
         replies = await self._link.portions(client, [self._histories.going_on(), *commands], 1024)
         return replies[1:]
 

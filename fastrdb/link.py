@@ -29,6 +29,7 @@ from .histories import Histories
 from .masters import Masters, Met
 from .nodes import NodeSource
 from .obstacles import Obstacles
+from .patience import Answers, Patience, Waits
 from .reasons import hushed
 from .restarts import OTHER_DATA, Restarts
 from .scripts import Argument, Call, Command
@@ -37,7 +38,7 @@ from .wire import Wire
 logger = logging.getLogger("fastrdb")
 
 
-class Route(Protocol):
+class Route(Answers, Protocol):
     """How commands get to the server of one client."""
 
     def get(self, name: bytes, /) -> Awaitable[bytes | None]:
@@ -69,6 +70,7 @@ class Link:
     ) -> None:
         self._met = met
         self._deadlines, self._restarts, self._obstacles = Deadlines(timeout), restarts, obstacles
+        self._waits = Waits(timeout)
         self.breaker = Breaker()
         self._routes: WeakKeyDictionary[Any, Route] = WeakKeyDictionary()
         # The client of the latest call and its route, since there is but one client nearly always.
@@ -119,6 +121,10 @@ class Link:
         for at in range(0, len(commands), size):
             replies += await self.many(client, commands[at : at + size])
         return replies
+
+    def patience(self, client: Client, read: Collection[bytes] = (), *, portions: int = 1) -> Patience:
+        """How long a call may wait in all that it asks from now on; `read` are the keys that it has just been given."""
+        return Patience(self._waits, self._find(client), read, portions)
 
     def raised(self, commands: Sequence[Call | Command], replies: list[Any]) -> list[Any]:
         """Give the replies; raise the first error among them."""

@@ -145,7 +145,7 @@ async def test_scripts_without_it(
 
 async def test_a_look_that_lets_leases_be(cluster_client: RedisCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then a load that is under way stores what it saw."""
-    by_looking = "await self._by_looking(client, [names.leases])"
+    by_looking = "await self._by_looking(client, run, [names.leases])"
     Mutant(ClusterSearch, "_delete_all", by_looking, "pass").let_loose(monkeypatch)
     with pytest.raises(AssertionError):
         await test_without_rosters(cluster_client)

@@ -409,11 +409,11 @@ async def test_nothing_is_looked_at_behind_a_closed_store(
     async def fails(*, closing: bool = False) -> None:
         master.failed("PING", ConnectionError("gone"))
 
-    masters._looked = -math.inf
+    masters._looks._latest = -math.inf
     monkeypatch.setattr(master.wire, "aclose", fails)
     monkeypatch.setattr(type(cluster_client.nodes_manager), "initialize", lambda *_: never.wait())
     await store.aclose()
-    assert masters._looking is None
+    assert masters._looks.going_on is None
     assert len(asyncio.all_tasks()) == 1
 
 
