@@ -95,8 +95,10 @@ class Batch:
 
     async def look(self) -> None:
         """Take what is there. Raises CacheUnavailableError."""
-        keys, decode = list(self.values), self.query.codec.decode
-        for key, raw in zip(keys, await self.call.store.get_many(self.call.client, keys), strict=True):
+        keys, decode, call = list(self.values), self.query.codec.decode, self.call
+        raws = await call.store.get_many(call.client, keys)
+        call.patience = call.store.patience(call.client, keys, read=True)
+        for key, raw in zip(keys, raws, strict=True):
             if raw is not None:
                 try:
                     self.values[key] = decode(raw)
@@ -148,13 +150,16 @@ class Batch:
             leases = {key: Lease(token, opened[key]) for key, token in tokens.items()}
             try:
                 try:
-                    answers = await store.acquire_many(client, tokens, refresh=self.refresh, seen_ms=self.seen_ms)
+                    with self.call.patience:
+                        answers = await store.acquire_many(client, tokens, refresh=self.refresh, seen_ms=self.seen_ms)
                 except CacheUnavailableError:
                     yield {}, {}
                     return
                 for key, answer in answers.items():
                     if not isinstance(answer, Granted):
                         del leases[key]
+                if any(isinstance(answer, Busy) for answer in answers.values()):  # see Miss
+                    self.call.patience.give_back()
                 yield answers, leases
             finally:  # without an answer, too: the server may have granted them all the same
                 if leases:
@@ -213,7 +218,8 @@ class Batch:
 
     async def _store(self, fills: list[tuple[str, str, bytes, int]], leases: dict[str, Lease]) -> None:
         try:
-            stored = await self.call.store.fill_many(self.call.client, fills)
+            with self.call.patience:
+                stored = await self.call.store.fill_many(self.call.client, fills)
         except CacheUnavailableError as error:
             for key, *_ in fills:
                 self.tell("unavailable", key, str(error))

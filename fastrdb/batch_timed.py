@@ -39,7 +39,9 @@ class TimedBatch(Batch):
                 self.tell("near", key)
         keys = self.missing()
         tokens = {key: query.token(call.store, call.client, key) for key in keys}
-        for key, entry in zip(keys, await call.store.get_many_timed(call.client, keys), strict=True):
+        entries = await call.store.get_many_timed(call.client, keys)
+        call.patience = call.store.patience(call.client, keys, read=True)
+        for key, entry in zip(keys, entries, strict=True):
             value = MISS if entry is None else await self.value(key, entry.raw)
             if entry is None or value is MISS:
                 continue
@@ -70,7 +72,8 @@ class TimedBatch(Batch):
         if self.query.closed(call.store, call.client, call.session) is not None:
             return False
         try:
-            found = await call.store.get_many_timed(call.client, missing)
+            with call.patience:
+                found = await call.store.get_many_timed(call.client, missing)
         except CacheUnavailableError:
             return False
         lefts = dict[str, float]()
@@ -102,7 +105,8 @@ class BatchReload(Batch):
         seen: dict[str, bytes],
         seen_ms: dict[str, int],
     ) -> None:
-        super().__init__(query, replace(call, session=None), keys, load)
+        patience = call.store.patience(call.client, keys)
+        super().__init__(query, replace(call, session=None, patience=patience), keys, load)
         self.seen = seen
         self.seen_ms = seen_ms
 

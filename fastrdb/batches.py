@@ -17,14 +17,15 @@ _MOST_COMMANDS = 256
 class Batch:
     """The GETs and the other commands of one round trip.
 
-    `since` is when the first of its callers has come, by the event loop's clock. In `gets` who wants a key puts the
-    future that waits for it, unless there is one already (then it joins), or there are `MOST_GETS`.
+    `since` is when the first of its callers has come, by the event loop's clock; of a `crowd` that fills several, each
+    begins to wait for the server when its turn has come. In `gets` who wants a key puts the future that waits for it,
+    unless there is one already (then it joins), or there are `MOST_GETS`.
     """
 
-    __slots__ = ("_count", "_joined", "_sends", "gets", "since")
+    __slots__ = ("_count", "_joined", "_sends", "crowd", "gets", "since")
 
-    def __init__(self, since: float) -> None:
-        self.since = since
+    def __init__(self, since: float, *, crowd: bool) -> None:
+        self.since, self.crowd = since, crowd
         self.gets: dict[bytes, Future[bytes | None]] = {}
         self._joined: list[tuple[bytes, Future[bytes | None]]] = []  # further callers of the same keys
         self._sends: list[tuple[Sequence[Command], Future[list[Any]]]] = []

@@ -60,7 +60,7 @@ class BaseCache:
                 function is decorated with near=False; without it, only those with near=True.
             on_error: what a commit does that Redis cannot be told of: "bypass" lets it stand, repairs the cache as
                 soon as Redis is back and until then reads past it; "raise" makes the commit fail.
-            timeout: the longest that one operation on Redis may take before the call goes on without.
+            timeout: the longest that one call waits for Redis, in all its round trips, before it goes on without.
             namespace: put before every key, with a colon: caches with different ones share nothing.
             lease: the longest load whose result is stored.
             barrier: the longest time between a COMMIT's start and its end that is covered.

@@ -49,11 +49,15 @@ class ClusterLeases:
 
     async def get_many(self, client: Client, entries: Sequence[bytes]) -> list[bytes | None]:
         """Give entries: a GET each, but all in one round trip."""
-        return await self._link.read(client, [("GET", entry) for entry in entries])
+        with self._link.patience(client):  # redirections are more
+            return await self._link.read(client, [("GET", entry) for entry in entries])
 
     async def get_timed(self, client: Client, entries: Sequence[bytes]) -> list[tuple[bytes | None, int]]:
         """Give entries, each with its PTTL."""
-        replies = await self._link.read(client, [(command, entry) for entry in entries for command in ("GET", "PTTL")])
+        with self._link.patience(client):
+            replies = await self._link.read(
+                client, [(command, entry) for entry in entries for command in ("GET", "PTTL")]
+            )
         return list(zip(replies[::2], replies[1::2], strict=True))
 
     async def acquire(self, client: Client, asked: Sequence[Asked]) -> list[Outcome]:

@@ -24,7 +24,7 @@ from .outcomes import Fill
 from .restarts import OTHER_DATA
 from .scripts import EXACTLY, Call, Command, Range, Script, Target, lists
 from .slots import Shard, SlotNames
-from .sweep import batches
+from .sweep import Progress, batches, nothing, one_by_one
 
 if TYPE_CHECKING:
     from .histories import Histories
@@ -69,8 +69,9 @@ class ClusterSweeper:
         leases: MutableMapping[bytes, str] | None = None,
         *,
         again: bool = False,
+        progress: Progress = nothing,
     ) -> int:
-        """Bar, delete, take leases."""
+        """Bar, delete, take leases. Fence, deletions and leases of one portion are one piece of work."""
         each, leases = list(targets), {} if leases is None else leases
         barriers, indexed = self._by_shard(fence), self._by_shard(_exactly(leases))
         ranges = [target.range() for target in each if not target.exact]
@@ -82,22 +83,38 @@ class ClusterSweeper:
         own, spared, deleted = set(leases), token if again else None, 0
         with self._near.shut([each.head for each in ranges], [*keys, *leases]):
             while any(jobs.values()):
-                keys |= await self._fence(client, jobs)
-                deleted += await self._delete(client, keys - own, spared)
+                keys |= await self._fence(client, jobs, progress)
+                deleted += await self._delete(client, keys - own, spared, progress)
                 keys = set()
-            deleted += await self._delete(client, keys - own, spared)
-            return deleted + await self._take(client, token, leases)
+                if any(jobs.values()):
+                    progress()
+            deleted += await self._delete(client, keys - own, spared, progress)
+            return deleted + await self._take(client, token, leases, progress)
 
-    async def delete(self, client: Client, targets: Iterable[Target]) -> int:
+    async def delete(self, client: Client, targets: Iterable[Target], progress: Progress = nothing) -> int:
         """Delete what the targets reach."""
-        return await self.begin(client, "", (), targets)
+        return await self.begin(client, "", (), targets, progress=progress)
 
     async def end(
-        self, client: Client, token: str, fills: Sequence[Fill], released: Sequence[bytes], fence: Sequence[Target]
+        self,
+        client: Client,
+        token: str,
+        fills: Sequence[Fill],
+        released: Sequence[bytes],
+        fence: Sequence[Target],
+        progress: Progress = nothing,
     ) -> bool:
         """Fill, give back, take barriers down."""
-        releases = [Call(_RELEASE, (self.names.lease(entry),), (token,)) for entry in released]
-        for calls in _portions([*fill_calls(self.names, fills), *releases], self._chunk):
+        back = [*released]
+        for portion in _portions(fills, self._chunk, progress):
+            stores = fill_calls(self.names, portion)
+            replies = await self._link.run(client, stores)
+            # A slot that is being moved refuses this: it is not stored then. The rest must not fail for it.
+            refused = [isinstance(reply, TryAgainError) for reply in replies]
+            back += [fill.entry for fill, is_refused in zip(portion, refused, strict=True) if is_refused]
+            self._link.raised(stores, [0 if each else reply for each, reply in zip(refused, replies, strict=True)])
+        releases = [Call(_RELEASE, (self.names.lease(entry),), (token,)) for entry in back]
+        for calls in _portions(releases, self._chunk, progress):
             await self._link.many(client, calls)
         down = [
             Call(_UNBAR, (shard.barriers,), [target.barrier(token) for target in targets])
@@ -105,6 +122,10 @@ class ClusterSweeper:
         ]
         stood = await self._patiently(client, down) if down else []
         return all(stood) and not self._histories.other_data
+
+    def heal(self, client: Client) -> None:
+        """See to it that somebody deletes what is there: it is other data."""
+        self._histories.heal(partial(self._link.run, client), partial(self._search.delete_all, client))
 
     # --- parts
 
@@ -120,7 +141,7 @@ class ClusterSweeper:
         for job in batches(self._chunk, barriers, ranges, [target.head for target in indexed]):
             yield job[0], job[1], job[2]
 
-    async def _fence(self, client: Client, jobs: dict[Shard, deque[_Job]]) -> set[bytes]:
+    async def _fence(self, client: Client, jobs: dict[Shard, deque[_Job]], progress: Progress) -> set[bytes]:
         """Do the next job of each shard; gives the keys that are reached. A job that is not done yet stays.
 
         Where an index was lost nothing is done yet, but all that it does not know of is gone.
@@ -131,13 +152,12 @@ class ClusterSweeper:
             for shard, shard_jobs in working
         ]
         replies = await self._patiently(client, calls)
-        run = partial(self._link.run, client)
         # Found out meanwhile: the shards may not know of keys that there are. Unless that server was only new to us.
-        if self._histories.other_data and not await self._histories.settle(run):
-            self._histories.heal(run)
+        if self._histories.other_data and not await self._histories.settle(partial(self._link.run, client)):
+            self.heal(client)
             raise CacheUnavailableError(_FENCE.name, OTHER_DATA)
         if any(done == _LOST for done, *_ in replies):
-            await self._search.make_whole(client)
+            await self._search.make_whole(client, progress)
             return set()
         reached: set[bytes] = set()
         for (_, shard_jobs), (done, last, keys) in zip(working, replies, strict=True):
@@ -159,10 +179,10 @@ class ClusterSweeper:
             await asyncio.sleep(_PAUSE)
         return self._link.raised(calls, replies)
 
-    async def _delete(self, client: Client, keys: Iterable[bytes], spared: str | None) -> int:
+    async def _delete(self, client: Client, keys: Iterable[bytes], spared: str | None, progress: Progress) -> int:
         """Delete keys with their leases, but those whose lease is held by the spared token."""
         deleted = 0
-        for portion in _portions(list(keys), self._chunk):
+        for portion in _portions(list(keys), self._chunk, progress):
             going = portion
             if spared is not None:
                 holders = await self._link.many(
@@ -172,10 +192,10 @@ class ClusterSweeper:
             deleted += (await self._away(client, [("DEL", self.names.lease(key)) for key in going], going))[1]
         return deleted
 
-    async def _take(self, client: Client, token: str, entries: MutableMapping[bytes, str]) -> int:
+    async def _take(self, client: Client, token: str, entries: MutableMapping[bytes, str], progress: Progress) -> int:
         """Take leases, note what they hold, and delete the entries."""
         deleted = 0
-        for portion in _portions(list(entries), self._chunk):
+        for portion in _portions(list(entries), self._chunk, progress):
             takes = [Call(_TAKE, (self.names.lease(entry),), (token, self._barrier_ms)) for entry in portion]
             held, gone = await self._away(client, takes, portion)
             entries.update(zip(portion, (each.decode() for each in held), strict=True))
@@ -205,6 +225,5 @@ def _exactly(entries: Iterable[bytes]) -> list[Target]:
     return [Target(entry, EXACTLY) for entry in entries]
 
 
-def _portions(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    for at in range(0, len(items), size):
-        yield items[at : at + size]
+def _portions(items: Sequence[T], size: int, progress: Progress) -> Iterator[Sequence[T]]:
+    return one_by_one((items[at : at + size] for at in range(0, len(items), size)), progress)

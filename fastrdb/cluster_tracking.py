@@ -11,6 +11,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from .deadlines import ended
 from .tracking import Tracking
 
 if TYPE_CHECKING:
@@ -68,8 +69,7 @@ class ClusterTracking:
     async def aclose(self) -> None:
         """Close channels and connections; `follow` opens them again."""
         self.stop()
-        if self._ending:
-            await asyncio.wait(set(self._ending))
+        await ended(self._ending)
 
     def _go_by_map(self) -> None:
         """The map is another one: who is a master by it has a channel, and nobody else.

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 from weakref import ReferenceType, ref
 
 _AGAIN = 0.05
 """The least of seconds that a cancelled block is given to clean up before it is cancelled once more."""
-_HELD_UP = 0.02
+HELD_UP = 0.02
 """Seconds. A timer that comes so late tells of this event loop, which has been busy with something else, and not of the
 server: its reply may be here, unread. So the time that was lost is given once more, and up to so often:"""
 _PUT_OFF = 3
@@ -32,8 +33,8 @@ class Deadline:
         self.cancelling = task.cancelling()
         self.cancels = 0
 
-    def __enter__(self) -> None:
-        pass
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         task, self.task = self.task, None
@@ -54,13 +55,23 @@ class Deadline:
 
 
 class Until(Deadline):
-    """The same with a timer of its own, for something that began before: it ends at `when`, by the loop's clock."""
+    """The same with a timer of its own, for something that began before: it ends at `when`, by the loop's clock.
 
-    __slots__ = ("_loop", "_seconds", "_timer")
+    If it is `excused` then, it is given so many `seconds` more.
+    """
 
-    def __init__(self, task: asyncio.Task[Any], when: float, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+    __slots__ = ("_excused", "_seconds", "_timer", "loop")
+
+    def __init__(
+        self,
+        task: asyncio.Task[Any],
+        when: float,
+        loop: asyncio.AbstractEventLoop,
+        seconds: float,
+        excused: Callable[[], bool] = bool,
+    ) -> None:
         super().__init__(task, when)
-        self._loop, self._seconds = loop, seconds
+        self.loop, self._seconds, self._excused = loop, seconds, excused
         self._timer = loop.call_at(when, self._due, when, 0)
 
     def __exit__(
@@ -70,16 +81,35 @@ class Until(Deadline):
         super().__exit__(kind, error, trace)
 
     def _due(self, when: float, times: int) -> None:
-        if (later := put_off(self._loop.time(), when, times, self._seconds)) is None:
-            self.expire(self._loop, max(self._seconds, _AGAIN))
+        now = self.loop.time()
+        later = put_off(now, when, times, self._seconds)
+        if later is None and self._excused():
+            later, times = now + self._seconds, -1
+        if later is None:
+            self.expire(self.loop, max(self._seconds, _AGAIN))
         else:
-            self._timer = self._loop.call_at(later, self._due, later, times + 1)
+            self._timer = self.loop.call_at(later, self._due, later, times + 1)
 
 
 def put_off(now: float, when: float, times: int, seconds: float) -> float | None:
     """When to look again, if what was due at `when` and has been put off so many `times` may not be judged `now`."""
     late = now - when
-    return now + min(late, seconds) if late > _HELD_UP and times < _PUT_OFF else None
+    if late > HELD_UP and times < _PUT_OFF:
+        return now + min(late, seconds)
+    return None if times else now  # what has come by now is read first
+
+
+async def ended(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel tasks and wait until they have ended.
+
+    Again and again: before Python 3.12 `asyncio.wait_for`, which redis-py uses, takes a cancellation for nothing if it
+    comes in the moment in which what it waits for is done. A task that tries until it succeeds would go on for ever.
+    """
+    left = set(tasks)
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=_AGAIN)
 
 
 class Deadlines:
@@ -107,12 +137,15 @@ class Deadlines:
         running.append(deadline)
         return deadline
 
-    def since(self, began: float, loop: asyncio.AbstractEventLoop) -> Until:
-        """Give a deadline for what `began` earlier, by the clock of the running `loop`."""
+    def since(self, began: float, loop: asyncio.AbstractEventLoop, excused: Callable[[], bool] = bool) -> Until:
+        """Give a deadline for what `began` earlier, by the clock of the running `loop`.
+
+        When its time is over it begins anew, if it is `excused`.
+        """
         task = asyncio.current_task(loop)
         if task is None:
             raise RuntimeError("a deadline needs a task to cancel")
-        return Until(task, began + self.seconds, loop, self.seconds)
+        return Until(task, began + self.seconds, loop, self.seconds, excused)
 
     def _next(self, loop: asyncio.AbstractEventLoop, when: float, times: int) -> None:
         """Cancel what is too late, and set the timer for the next that runs."""

@@ -7,7 +7,7 @@ it when redis-py has connected meanwhile: then another server may have answered.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
 from weakref import WeakSet, ref
 
@@ -42,7 +42,7 @@ class Direct:
         self._client, self._deadlines, self._greeting, self._boundary = ref(client), deadlines, greeting, boundary
         self._connects = Connects(getattr(client, "connection_pool", None))
         self._loop = asyncio.get_running_loop()
-        self._greeted, self._due = 0, 0.0
+        self._greeted, self._due, self.answer_due = 0, 0.0, 0.0
 
     async def get(self, name: bytes) -> bytes | None:
         """Give the value of a key."""
@@ -59,6 +59,14 @@ class Direct:
         replies, _ = await self._send(commands)
         return replies
 
+    def due(self, _: Collection[bytes]) -> float:
+        """By when the latest answer was due."""
+        return self.answer_due
+
+    def crowded(self) -> bool:
+        """Nobody queues here."""
+        return False
+
     async def aclose(self, *, closing: bool = False) -> None:
         """Nothing is held."""
 
@@ -67,7 +75,7 @@ class Direct:
 
     async def _send(self, commands: Sequence[Command]) -> tuple[list[Any], Exception | None]:
         try:
-            with self._deadlines.start(self._loop):
+            with self._deadlines.start(self._loop) as deadline:
                 client = _alive(self._client)
                 if self._loop.time() >= self._due:
                     await self._greet(client)
@@ -77,6 +85,7 @@ class Direct:
         except Exception as error:
             self._due = 0.0  # it may be another server that answers next
             raise self._boundary.failed(str(commands[0][0]), error) from error
+        self.answer_due = deadline.when
         return replies, self._boundary.answered()
 
     async def _greet(self, client: Client) -> None:

@@ -21,7 +21,7 @@ from .events import Counters
 from .inside import Load, Use
 from .policy import Pace, Policy
 from .session import WROTE, no_result, wrote
-from .store import Store
+from .store import Patience, Store
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -31,13 +31,14 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Call:
-    """One call of a cached function: where its entry is, and how to load it."""
+    """One call of a cached function: where its entry is, how to load it, and how long to wait for Redis."""
 
     key: str
     client: Any
     store: Store
     session: Session | None
     run: Callable[[], Awaitable[Any]]
+    patience: Patience
 
 
 MISS: Any = object()
@@ -119,7 +120,7 @@ class Entries:
             raise no_result(message)
         if raw != ABSENT:  # else `cached_many` says so: it is not there
             self.counters.tell("corrupt", call.key, str(error))
-        with suppress(CacheUnavailableError):
+        with suppress(CacheUnavailableError), call.patience:
             await call.store.discard(call.client, call.key, raw)
         return MISS
 

@@ -21,27 +21,27 @@ from typing import Any
 
 from redis.exceptions import NoScriptError
 
+from .deadlines import ended
 from .errors import CacheUnavailableError
 from .obstacles import Obstacles
 from .restarts import OTHER_DATA, Evicts
 from .scripts import Call, Command, Script
-from .slots import SLOTS, SlotNames
+from .slots import SlotNames
 
 logger = logging.getLogger("fastrdb")
 
 LOOK = Call(Script.load("look"), (), ())
-_FORGET = Script.load("slot_forget")
 _HEALING_MS = 2_000
 """A process that has not gone on for so long is taken for dead: several times as long as a step may last."""
 _PAUSE = 0.05
-_SLOTS_AT_ONCE = 512
-_NAMES_AT_ONCE = 256
 WHOLE = b"\0"
 """A member of each index from its beginning: an index without it has been lost, and has begun anew."""
+NOT_YET = b"\0\0"
+"""What members begin with that say no more than that there is an index."""
 _NOBODY = b"0" * 32 + b"\0\n"  # a barrier that bars no key
 
 Send = Callable[[Sequence[Command]], Awaitable[list[Any]]]
-Run = Callable[[Sequence[Call | Command]], Awaitable[list[Any]]]
+DeleteAll = Callable[[], Awaitable[object]]
 
 
 class Histories:
@@ -54,6 +54,7 @@ class Histories:
         self._task: asyncio.Task[None] | None = None
         self._token = secrets.token_hex(16)
         self._untold = self._warned = False
+        self._policies: dict[bytes, bytes] = {}  # by which each server evicts: they need not be the same
         self._evicts = Evicts()
 
     @property
@@ -77,7 +78,8 @@ class Histories:
         if isinstance(reply, Exception):  # an ACL, say: it will be the answer to every other script, too
             return None
         if reply[0]:
-            self._evicts.heard(reply[1])
+            self._policies[reply[0]] = reply[1]
+            self._evicts.heard(max(self._policies.values()))
         elif not self._untold:
             self._untold = True
             logger.warning("Redis does not tell its history (%s): a takeover with old data is not noticed", reply[1])
@@ -106,23 +108,26 @@ class Histories:
             self._obstacles.take_down(self, "healing")
         return not self._doubtful
 
-    def heal(self, run: Run) -> None:
+    def heal(self, run: Send, delete_all: DeleteAll) -> None:
         """See to it that somebody deletes what is there."""
         if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._heal(run), context=Context())
+            self._task = asyncio.get_running_loop().create_task(self._heal(run, delete_all), context=Context())
+
+    def going_on(self) -> Command:
+        """Give what is to be sent with each step of the deletion, so that nobody takes this process for dead."""
+        return ("PEXPIRE", self._names.healing, _HEALING_MS)
 
     async def aclose(self) -> None:
         """Stop; another process, or the next who comes, does it."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
+            await ended((self._task,))
 
-    async def _heal(self, run: Run) -> None:
+    async def _heal(self, run: Send, delete_all: DeleteAll) -> None:
         try:
             with suppress(CacheUnavailableError):  # who asks next tries again
                 while not await self.settle(run):
                     self._warn()
-                    await (self._take_turn(run) if await self._mine(run) else asyncio.sleep(_PAUSE))
+                    await (self._take_turn(run, delete_all) if await self._mine(run) else asyncio.sleep(_PAUSE))
                 if self._warned:
                     logger.info("everything has been invalidated: the cache is used again")
                 self._warned = False
@@ -134,37 +139,27 @@ class Histories:
             logger.warning("%s: everything is invalidated before it is used again", OTHER_DATA)
         self._warned = True
 
-    async def _mine(self, run: Run) -> bool:
+    async def _mine(self, run: Send) -> bool:
         """Whether this process is to do it; or was, when it could not go on."""
         healing = self._names.healing
         taken = ("SET", healing, self._token, "NX", "PX", _HEALING_MS)
         _, holder = _raised(await run((taken, ("GET", healing))))
         return bool(holder == self._token.encode())
 
-    async def _take_turn(self, run: Run) -> None:
+    async def _take_turn(self, run: Send, delete_all: DeleteAll) -> None:
         try:
-            await self._forget_all(run)
+            doubtful = set(self._doubtful)  # what is found out from now on has not been deleted from the beginning
+            await delete_all()
+            await self._note(run, doubtful)
         finally:  # also if it could not: another process may be able to
             await run((("DEL", self._names.healing),))
-
-    async def _forget_all(self, run: Run) -> None:
-        doubtful = set(self._doubtful)  # what is found out from now on has not been deleted from the beginning
-        await self.forget(run)
-        await self._note(run, doubtful)
-
-    async def forget(self, run: Run) -> None:
-        """Delete all entries and leases that the rosters know of."""
-        for first in range(0, SLOTS, _SLOTS_AT_ONCE):
-            rosters = [self._names.roster(slot) for slot in range(first, first + _SLOTS_AT_ONCE)]
-            while rosters:
-                await run((("PEXPIRE", self._names.healing, _HEALING_MS),))
-                more = _raised(await run([Call(_FORGET, (roster,), (_NAMES_AT_ONCE,)) for roster in rosters]))
-                rosters = [roster for roster, left in zip(rosters, more, strict=True) if left]
 
     async def _note(self, run: Send, good: set[bytes]) -> None:
         """Note in every shard what is good, and that its index is whole."""
         if not good:
             return
+        # Where all of it may have been evicted, and entries not, the first who writes has to look for them.
+        member = NOT_YET if self.evicts else WHOLE
         commands: list[Command] = []
         for shard in self._names.shards:
             # Something that stays in each key: while a slot is being moved, a script whose keys are not all there, or
@@ -172,7 +167,7 @@ class Histories:
             commands += [
                 ("ZADD", shard.expiry, "+inf", WHOLE),
                 ("ZADD", shard.barriers, "+inf", _NOBODY),
-                ("ZADD", shard.index, 0, WHOLE),
+                ("ZADD", shard.index, 0, member),
                 ("SADD", shard.histories, *good),
             ]
         _raised(await run(commands))

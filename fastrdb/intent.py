@@ -23,7 +23,9 @@ from .scripts import EXACTLY, Names, Reach, Target
 from .sweep import Writing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
+
+    from .patience import Patience
 
 logger = logging.getLogger("fastrdb")
 
@@ -42,6 +44,7 @@ class Room:
     on_error: Literal["bypass", "raise"]
     renew: float
     loop: asyncio.AbstractEventLoop
+    patience: Callable[[Client], Patience]
 
 
 class Intent:
@@ -116,8 +119,12 @@ class Intent:
         # Noted before they are sent: whatever reaches the server, end() takes it back.
         self._barred.update(dict.fromkeys(fence))
         self._leases.update(leases)
+        patience = room.patience(self._client)
         try:
-            await room.sweeper.begin(self._client, self.token, fence, targets, leases, again=again)
+            with patience:
+                await room.sweeper.begin(
+                    self._client, self.token, fence, targets, leases, again=again, progress=patience.renew
+                )
         except CacheUnavailableError as error:
             if room.on_error == "raise":
                 raise
@@ -147,12 +154,15 @@ class Intent:
         entries = {room.names.entry(key): put for key, put in self._puts.items()} if committed else {}
         fills = [Fill(entry, self._leases.get(entry, self.token), *put) for entry, put in entries.items()]
         released = [entry for entry in self._leases if entry not in entries]
+        patience = room.patience(self._client)
+        more = patience.renew
         try:
-            stood = await room.sweeper.end(self._client, self.token, fills, released, list(self._barred))
-            # The server came back without the barriers, or they lapsed before the COMMIT: whoever loaded before it may
-            # have stored what it saw.
-            if not stood and committed:
-                await room.sweeper.delete(self._client, self._reached())
+            with patience:
+                stood = await room.sweeper.end(self._client, self.token, fills, released, list(self._barred), more)
+                # The server came back without the barriers, or they lapsed before the COMMIT: whoever loaded before it
+                # may have stored what it saw.
+                if not stood and committed:
+                    await room.sweeper.delete(self._client, self._reached(), more)
         except CacheUnavailableError as error:
             if committed:
                 room.repairs.add(self._client, self._reached(), barred=False, reason=error)

@@ -86,10 +86,7 @@ def cluster(settings: Settings) -> Layout:
         for each in (link, link.insisting())
     )
 
-    def heal(client: Client) -> None:
-        histories.heal(lambda commands: link.run(client, commands))
-
     leases = ClusterLeases(
         link, names, histories, lease_ms=settings.lease_ms, barrier_ms=settings.barrier_ms, chunk=settings.chunk
     )
-    return Layout(names, histories, link, leases, sweeper, insistent, heal)
+    return Layout(names, histories, link, leases, sweeper, insistent, sweeper.heal)

@@ -83,6 +83,11 @@ class Line:
             if not self._source.spares:
                 await self.give_back()
 
+    @property
+    def unread(self) -> int:
+        """How many replies have yet to come to what was sent."""
+        return self._unread
+
     async def hang_up(self) -> None:
         """Close the connection: nobody knows what is still to come on it."""
         self._unread, self._greeted = 0, False

@@ -21,7 +21,7 @@ from redis.exceptions import MaxConnectionsError, NoScriptError, ResponseError
 from .breaker import Breaker
 from .cluster_direct import ClusterDirect
 from .connections import SILENT, PoolSource, is_plain, pool_to_share
-from .deadlines import Deadlines
+from .deadlines import Deadlines, ended
 from .direct import Client as Client
 from .direct import Direct
 from .errors import CacheUnavailableError
@@ -29,6 +29,7 @@ from .histories import Histories
 from .masters import Masters, Met
 from .nodes import NodeSource
 from .obstacles import Obstacles
+from .patience import Answers, Patience, Waits
 from .reasons import hushed
 from .restarts import OTHER_DATA, Restarts
 from .scripts import Argument, Call, Command
@@ -37,7 +38,7 @@ from .wire import Wire
 logger = logging.getLogger("fastrdb")
 
 
-class Route(Protocol):
+class Route(Answers, Protocol):
     """How commands get to the server of one client."""
 
     def get(self, name: bytes, /) -> Awaitable[bytes | None]:
@@ -69,6 +70,7 @@ class Link:
     ) -> None:
         self._met = met
         self._deadlines, self._restarts, self._obstacles = Deadlines(timeout), restarts, obstacles
+        self._waits = Waits(timeout)
         self.breaker = Breaker()
         self._routes: WeakKeyDictionary[Any, Route] = WeakKeyDictionary()
         # The client of the latest call and its route, since there is but one client nearly always.
@@ -120,6 +122,10 @@ class Link:
             replies += await self.many(client, commands[at : at + size])
         return replies
 
+    def patience(self, client: Client, read: Collection[bytes] = (), *, portions: int = 1) -> Patience:
+        """How long a call may wait in all that it asks from now on; `read` are the keys that it has just been given."""
+        return Patience(self._waits, self._find(client), read, portions)
+
     def raised(self, commands: Sequence[Call | Command], replies: list[Any]) -> list[Any]:
         """Give the replies; raise the first error among them."""
         for command, reply in zip(commands, replies, strict=True):
@@ -162,12 +168,15 @@ class Link:
                 del self._brought[sha]
             done.set_result(None)
 
+    async def look(self, client: Client) -> None:
+        """Have the map of a cluster looked at, now."""
+        route = self._find(client)
+        if isinstance(route, Masters | ClusterDirect):
+            await route.look()
+
     async def aclose(self, *, closing: bool = False) -> None:
         """Give connections back to their pools, or close them before."""
-        for task in list(self._tasks):
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(set(self._tasks))
+        await ended(self._tasks)
         for route in list(self._routes.values()):
             await route.aclose(closing=closing)
 

@@ -96,7 +96,8 @@ class CachedQuery(Entries):
             except (CacheUnavailableError, DecodeError) as error:
                 obstacle = error
         # Only now: a hit needs none of this.
-        call = Call(key, client, store, session, partial(function, *args, **kwargs))
+        patience = store.patience(client, (key,), read=True)
+        call = Call(key, client, store, session, partial(function, *args, **kwargs), patience)
         if reason is not None:
             return await self.alone(call, reason)
         return await self._missed(call, raw, obstacle)
@@ -127,7 +128,8 @@ class CachedQuery(Entries):
         if client is None:
             return None
         session = sync_session(self.plan.session(values))
-        return Call(self.key(values, session), client, self.cache.store(client), session, run)
+        store = self.cache.store(client)
+        return Call(self.key(values, session), client, store, session, run, store.patience(client))
 
     def key(self, values: dict[str, Any], session: Session | None = None) -> str:
         """The key without the namespace."""

@@ -101,7 +101,9 @@ class ManyQuery(TimedQuery):
         client = self.cache.client(self.plan, values)
         if client is None:
             return self._uncached_many(ids, keys, load)
-        return self._answer(ids, keys, Call("", client, self.cache.store(client), session, nothing), load, refresh)
+        store = self.cache.store(client)
+        call = Call("", client, store, session, nothing, store.patience(client, keys))
+        return self._answer(ids, keys, call, load, refresh)
 
     def _keys(self, values: dict[str, Any], ids: list[Any], session: Session | None) -> list[str]:
         each, extra, keys = dict(values), variant(session), list[str]()
@@ -159,7 +161,8 @@ class ManyQuery(TimedQuery):
         session = sync_session(self.plan.session(values))
         client = self.cache.client(self.plan, values)
         if client is not None:
-            call = Call("", client, self.cache.store(client), session, nothing)
+            store = self.cache.store(client)
+            call = Call("", client, store, session, nothing, store.patience(client))
             await self.drop(call, self._keys(values, ids, session))
 
 

@@ -1,19 +1,20 @@
 """The masters of a cluster: a wire to each, commands sent to whom they belong, and followed where they have gone.
 
 Which master has which slot is the client's to know; it is asked to look again when a master does not answer, or says
-that a slot has moved. Everything is sent here, not by the client, so that each connection is greeted before it is used:
+that a slot has gone to one that is not known. Not for each slot that moves: with the map redis-py changes connections,
+too. Everything is sent here, not by the client, so that each connection is greeted before it is used:
 a replica that has taken over is noticed before anything is read from it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from contextvars import Context
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 from weakref import ref
 
 from redis.exceptions import AskError, MovedError
@@ -22,17 +23,16 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from .deadlines import Deadlines
 from .errors import CacheUnavailableError
 from .histories import Histories
+from .looks import Looks
 from .nodes import Master, NodeSource
 from .scripts import Command
 from .slots import key_of, slot_of
 from .wire import Boundary
 
-logger = logging.getLogger("fastrdb")
+T = TypeVar("T")
 
-_REDIRECTIONS = 3
+REDIRECTIONS = 3
 """So often a command follows a slot that is being moved; then its caller goes on without the cache."""
-_BETWEEN_LOOKS = 0.2
-"""Seconds between two looks at the map of the cluster, at least."""
 
 Met = Callable[[Any, str, Callable[[], None]], None]
 """Told of a client, the name of a master that it is about to ask, and how to have the map of the cluster looked at."""
@@ -49,22 +49,21 @@ class Masters:
         self._masters: dict[str, Master] = {}
         self._map: Any = None
         self._slots: dict[int, Master] = {}
+        self._looks = Looks(deadlines, boundary)
         self._open = False
-        self._opening = asyncio.Lock()
-        self._looking: asyncio.Task[None] | None = None
-        self._looked = 0.0
+        self._opening: asyncio.Task[None] | None = None
 
     async def get(self, name: bytes) -> bytes | None:
         """Give the value of a key."""
         if not self._open:
-            await self._begin()
+            return await self._first(partial(self.get, name))
         master = self._of_slot(slot_of(name))
         if master.breaker.opened:
             master.check()
         try:
             return await master.wire.get(name)
         except AskError as error:
-            reply = await self._follow(("GET", name), error)
+            reply = await self._follow_get(name, master, error)
         refused = self._boundary.answered()
         if refused is not None:
             raise refused
@@ -79,18 +78,26 @@ class Masters:
         To `insist` is to try also the masters that have not answered lately.
         """
         if not self._open:
-            await self._begin()
+            return await self._first(partial(self.send, commands, insist=insist))
         return await self._send(commands, insist=insist)
+
+    def due(self, names: Collection[bytes]) -> float:
+        """By when the first of what has just been read of these keys was due."""
+        asked = (self._slots.get(slot_of(name)) for name in names)
+        return min((master.wire.answer_due for master in asked if master is not None), default=0.0)
+
+    def crowded(self) -> bool:
+        """Whether so many ask one of the masters at once that they wait for each other."""
+        return any(master.wire.crowded() for master in self._masters.values())
 
     async def aclose(self, *, closing: bool = False) -> None:
         """Give connections back, or close them before."""
+        if (opening := self._opening) is not None:
+            await self._looks.aclose()
+            await asyncio.wait({opening})
         for master in list(self._masters.values()):
             await master.aclose(closing=closing)
-        # Last, for a master that does not answer has the map looked at: what a look that outlives this connects to,
-        # nobody would close.
-        if self._looking is not None:
-            self._looking.cancel()
-            await asyncio.wait({self._looking})
+        await self._looks.aclose()  # last, for a master that does not answer has the map looked at
 
     def lose(self) -> None:
         """Forget all connections: the event loop has ended."""
@@ -99,33 +106,13 @@ class Masters:
 
     # --- who has what
 
+    async def look(self) -> None:
+        """Have the client look at the map of the cluster, and wait for it."""
+        await self._looks.wait(self._alive().nodes_manager)
+
     def look_soon(self) -> None:
         """Have the client look at the map of the cluster, if it has not done so just now."""
-        if asyncio.get_running_loop().time() - self._looked > _BETWEEN_LOOKS:
-            self._look(self._alive().nodes_manager)
-
-    def _look(self, known_by: Any) -> asyncio.Task[None]:
-        """Look in a task of its own: it may take longer than who needs it can wait."""
-        if self._looking is None:
-            self._looking = asyncio.get_running_loop().create_task(self._initialize(known_by), context=Context())
-            self._looking.add_done_callback(self._has_looked)
-        return self._looking
-
-    async def _initialize(self, known_by: Any) -> None:
-        try:
-            await known_by.initialize()
-        except Exception as error:  # noqa: BLE001  # whatever it is, it is tried again
-            logger.debug("the map of the cluster: %s", error)
-
-    def _has_looked(self, task: asyncio.Task[None]) -> None:
-        self._looking, self._looked = None, task.get_loop().time()
-
-    async def _looked_up(self, known_by: Any) -> None:
-        try:
-            with self._deadlines.start():
-                await asyncio.wait({self._look(known_by)})  # it goes on, whatever becomes of who waits, and if closed
-        except TimeoutError as error:
-            raise self._boundary.failed("connect", error) from error
+        self._looks.soon(self._alive().nodes_manager)
 
     def _of_slot(self, slot: int) -> Master:
         client = self._client()
@@ -161,20 +148,41 @@ class Masters:
 
     # --- the beginning
 
+    async def _first(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """Ask what is the first to be asked, under one deadline with all that comes before it."""
+        if self._opening is None:
+            self._opening = asyncio.get_running_loop().create_task(self._begin(), context=Context())
+            self._opening.add_done_callback(self._has_begun)
+        opening = self._opening
+        try:
+            with self._deadlines.start() as deadline:
+                await asyncio.wait({opening})
+                if not self._open:
+                    error = None if opening.cancelled() else opening.exception()
+                    raise CacheUnavailableError("connect", getattr(error, "reason", error))
+                found = await ask()
+                for master in self._masters.values():  # what follows from the answer goes on under the same deadline
+                    master.wire.answer_due = min(master.wire.answer_due, deadline.when)
+                return found
+        except TimeoutError as late:  # counted where it was noticed
+            raise CacheUnavailableError("connect", "the cluster is still being looked at") from late
+
+    def _has_begun(self, task: asyncio.Task[None]) -> None:
+        self._opening = None
+        if not task.cancelled():
+            task.exception()  # those who wait for it are told; it may be that nobody does any more
+
     async def _begin(self) -> None:
-        """Before anything else: look who is there, and whether what they have can be relied on."""
-        async with self._opening:
-            if self._open:
-                return
-            client = self._alive()
-            await self._looked_up(client)
-            names = [node.name for node in client.get_primaries()]
-            if not names:
-                raise self._boundary.failed("connect", RedisConnectionError("no server of the cluster answers"))
-            await asyncio.gather(*map(self._greet, names))
-            if self._histories.other_data:
-                await self._histories.settle(self._send)
-            self._open = True
+        """Look who is there, and whether what they have can be relied on. In a task of its own, as a look is."""
+        client = self._alive()
+        await self._looks.wait(client)
+        names = [node.name for node in client.get_primaries()]
+        if not names:
+            raise self._boundary.failed("connect", RedisConnectionError("no server of the cluster answers"))
+        await asyncio.gather(*map(self._greet, names))
+        if self._histories.other_data:
+            await self._histories.settle(self._send)
+        self._open = True
 
     async def _greet(self, name: str) -> None:
         with suppress(CacheUnavailableError):  # what the others have is known all the same, and waited for
@@ -207,9 +215,21 @@ class Masters:
             replies[at] = await self._follow(commands[at], replies[at], insist=insist)
         return replies
 
+    async def _follow_get(self, name: bytes, asked: Master, error: AskError) -> Any:
+        """The same for what is read, under the deadline that it was asked under."""
+        due, slot = asked.wire.answer_due, slot_of(name)
+        try:
+            with self._deadlines.since(due - self._deadlines.seconds, asyncio.get_running_loop()):
+                return await self._follow(("GET", name), error)
+        except TimeoutError as late:
+            raise self._boundary.failed("GET", late) from late
+        finally:
+            if slot in self._slots:
+                self._slots[slot].wire.answer_due = due
+
     async def _follow(self, command: Command, reply: Any, *, insist: bool = False) -> Any:
         """Send a command again, to whom its slot has gone."""
-        for _ in range(_REDIRECTIONS):
+        for _ in range(REDIRECTIONS):
             try:
                 reply = await self._again(command, reply, insist=insist)
             except CacheUnavailableError as error:
@@ -238,7 +258,7 @@ class Masters:
         host, port = manager.remap_host_port(error.host, error.port)
         name = f"{host}:{port}"
         if name not in manager.nodes_cache:
-            await self._looked_up(manager)
+            await self._looks.wait(manager)
         return name
 
 

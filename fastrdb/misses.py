@@ -96,12 +96,16 @@ class Miss:
     async def _acquire(self) -> Hit | Granted | Busy | Barred:
         call = self.call
         try:
-            return await call.store.acquire(
-                call.client, call.key, self.token, refresh=self.refresh, seen_ms=self.seen_ms
-            )
+            with call.patience:
+                outcome = await call.store.acquire(
+                    call.client, call.key, self.token, refresh=self.refresh, seen_ms=self.seen_ms
+                )
         except (asyncio.CancelledError, CacheUnavailableError):
             self._release()  # the server may have granted it all the same
             raise
+        if isinstance(outcome, Busy):  # it waits for the holder: for as long as `wait` says
+            call.patience.give_back()
+        return outcome
 
     def _release(self) -> asyncio.Task[Any]:
         return self.query.cache.background(self.call.store.release(self.call.client, self.call.key, self.token))
@@ -175,7 +179,8 @@ class Miss:
             return False
         ttl_ms = query.ttl_ms(loaded.value)
         try:
-            stored = await call.store.fill(call.client, call.key, self.token, loaded.raw, ttl_ms)
+            with call.patience:
+                stored = await call.store.fill(call.client, call.key, self.token, loaded.raw, ttl_ms)
         except CacheUnavailableError as error:
             query.counters.tell("unavailable", call.key, str(error))
             return False

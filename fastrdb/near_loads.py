@@ -100,7 +100,8 @@ class NearQuery(Keeping, CachedQuery):
                     return value
             except (CacheUnavailableError, DecodeError) as error:
                 obstacle = error
-            call = Call(key, client, store, session, partial(function, *args, **kwargs))
+            patience = store.patience(client, (key,), read=True)
+            call = Call(key, client, store, session, partial(function, *args, **kwargs), patience)
             return await self._missed(call, raw, obstacle)
         return await super()._get(client, session, key, function, args, kwargs)
 

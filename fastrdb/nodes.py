@@ -15,7 +15,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from .breaker import Breaker
 from .connections import SILENT, SMALL_POOL, Connection
-from .deadlines import Deadlines
+from .deadlines import Deadlines, ended
 from .errors import CacheUnavailableError
 from .line import Greeting
 from .scripts import Command
@@ -127,8 +127,7 @@ class Master:
     async def aclose(self, *, closing: bool = False) -> None:
         """Give the connection back, or close it before."""
         if self._trying is not None:
-            self._trying.cancel()
-            await asyncio.wait({self._trying})
+            await ended((self._trying,))
         await self.wire.aclose(closing=closing)
 
     def lose(self) -> None:

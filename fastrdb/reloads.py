@@ -80,7 +80,9 @@ class Background(Reload):
     __slots__ = ("run",)
 
     def __init__(self, query: Entries, call: Call, seen: Timed, run: partial[Any], *, early: bool) -> None:
-        super().__init__(query, replace(call, session=None), seen, early=early)
+        super().__init__(
+            query, replace(call, session=None, patience=call.store.patience(call.client)), seen, early=early
+        )
         self.run = run
 
     async def reload(self, keys: list[str]) -> None:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from contextvars import Context
 from typing import TYPE_CHECKING
 
+from .deadlines import ended
 from .errors import CacheUnavailableError
 from .link import Client
 from .obstacles import Obstacles
@@ -82,8 +83,7 @@ class Repairs:
         _, late = await asyncio.wait({task}, timeout=limit)
         if late:
             logger.warning("closed with invalidations that Redis has not taken: %d targets", len(self._owed) or 1)
-            task.cancel()
-            await asyncio.wait({task})
+            await ended((task,))
 
     def _cover(self, targets: list[Target], barred: bool) -> None:
         """Owe targets, each unless a wider one is owed, and none that is narrower any more."""
@@ -133,6 +133,6 @@ class Repairs:
         finally:
             tried, self._trying = self._trying, {}
             if not done:
-                for target, barred in tried.items():
-                    self._owe(target, barred)
+                for barred in (False, True):
+                    self._cover([target for target, bars in tried.items() if bars is barred], barred)
         return done

@@ -18,6 +18,7 @@ from typing import Any
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError
 
+from .deadlines import ended
 from .errors import CacheUnavailableError
 from .obstacles import Obstacles
 from .scripts import Call, Command, Names, Script
@@ -97,8 +98,7 @@ class Restarts:
     async def aclose(self) -> None:
         """Stop; another process, or the next who comes, does it."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
+            await ended((self._task,))
 
     async def _heal(self, run: Run, delete_all: Callable[[], Awaitable[object]]) -> None:
         done = ""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from .link import Client, Link
 from .scripts import Argument, Call, Names, Range, Script, lists
@@ -35,10 +35,11 @@ class Search:
         self._link, self._names, self._heads = link, names, heads
         self._told = False
 
-    async def delete(self, client: Client, ranges: Sequence[Range], spared: str) -> int:
+    async def delete(self, client: Client, ranges: Sequence[Range], spared: str, progress: Callable[[], None]) -> int:
         """Delete what the ranges reach, but those whose lease is held by the token `spared`; gives how many.
 
-        On the way the index is made whole again, as far as it is known here which keys are entries.
+        On the way the index is made whole again, as far as it is known here which keys are entries. `progress` is
+        called after each look.
         """
         if not self._told:
             self._told = True
@@ -51,6 +52,7 @@ class Search:
                 settings = (token, part, cursor, count, self._names.leases, self._names.before, spared, longest)
                 cursor, longest, gone = await self._look(client, (*settings, *reach))
                 deleted += gone
+                progress()
         return deleted
 
     async def _look(self, client: Client, arguments: Sequence[Argument]) -> tuple[bytes, int, int]:

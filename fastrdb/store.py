@@ -27,6 +27,7 @@ from .outcomes import Granted as Granted
 from .outcomes import Hit as Hit
 from .outcomes import Outcome as Outcome
 from .outcomes import Timed as Timed
+from .patience import Patience as Patience
 from .repairs import Repairs
 from .restarts import OTHER_DATA
 from .scripts import Call, Names, Reach, Script, Target
@@ -44,10 +45,11 @@ _COMPARE_DELETE = Script.load("compare_delete")
 class Store:
     """The protocol on one Redis, for one event loop; holds no client but while a repair is under way.
 
-    Durations are seconds: `timeout` is the deadline of each round trip, `lease` the longest load that is stored,
-    `barrier` the longest COMMIT. `chunk` is how many index members one script looks at, and how many scripts go at
-    once. `cluster`: its clients are those of a cluster. `sleep` is for tests. `near` bounds what is kept in this
-    process, `heads` is what the keys begin with that may be, `owned` what all of the cache's do: both may grow.
+    Durations are seconds: `timeout` is the deadline of each round trip, and of all that one call waits (`patience`);
+    `lease` the longest load that is stored, `barrier` the longest COMMIT. `chunk` is how many index members one script
+    looks at, and how many scripts go at once. `cluster`: its clients are those of a cluster. `sleep` is for tests.
+    `near` bounds what is kept in this process, `heads` is what the keys begin with that may be, `owned` what all of the
+    cache's do: both may grow.
 
     All methods but those that say otherwise raise CacheUnavailableError when Redis does not do it.
     """
@@ -75,13 +77,22 @@ class Store:
         self._switch = Switch() if switch is None else switch
         self._switch.govern(self)
         lease_ms, barrier_ms = (max(1, round(seconds * 1000)) for seconds in (lease, barrier))
+        self._chunk = chunk
         settings = Settings(namespace, timeout, lease_ms, barrier_ms, chunk, self.obstacles, self.near, met, owned)
         self._layout = layout = layouts.cluster(settings) if cluster else layouts.one_server(settings)
         self._names, self._link, self._leases = layout.names, layout.link, layout.leases
         # A commit that may not go on without Redis tries it in any case; the others do not wait for it any more.
         self._sweeper = layout.insistent if on_error == "raise" else layout.sweeper
         self._repairs = Repairs(layout.insistent, self.obstacles, sleep)
-        self._room = Room(layout.names, self._sweeper, self._repairs, on_error, barrier / 2, asyncio.get_running_loop())
+        self._room = Room(
+            layout.names,
+            self._sweeper,
+            self._repairs,
+            on_error,
+            renew=barrier / 2,
+            loop=asyncio.get_running_loop(),
+            patience=self.patience,
+        )
 
     @property
     def owes(self) -> bool:
@@ -139,6 +150,11 @@ class Store:
         found = await self._leases.get_timed(client, [self._names.entry(key) for key in keys]) if keys else []
         return [None if raw is None or ttl_ms == GONE else Timed(raw, ttl_ms) for raw, ttl_ms in found]
 
+    def patience(self, client: Client, keys: Collection[str] = (), *, read: bool = False) -> Patience:
+        """How long a call for these keys may wait for Redis in all; what the `read` that just returned took counts."""
+        names = [self._names.entry(key) for key in keys] if read else ()
+        return self._link.patience(client, names, portions=max(1, -(-len(keys) // self._chunk)))
+
     async def acquire(
         self, client: Client, key: str, token: str, *, refresh: bool = False, seen_ms: int | None = None
     ) -> Outcome:
@@ -193,13 +209,15 @@ class Store:
 
         What it is for must be committed already. Cancelled or failed, it may have deleted a part.
         """
-        return await self._sweeper.delete(client, self._targets(prefixes, keys))
+        with self.patience(client) as patience:
+            return await self._sweeper.delete(client, self._targets(prefixes, keys), patience.renew)
 
     async def invalidate_soon(self, client: Client, prefixes: Iterable[Reach] = (), keys: Iterable[str] = ()) -> None:
         """Do as `invalidate`, but never fail: what Redis does not do now, or a cancellation cuts short, is owed."""
         targets = self._targets(prefixes, keys)
         try:
-            await self._sweeper.delete(client, targets)
+            with self.patience(client) as patience:
+                await self._sweeper.delete(client, targets, patience.renew)
         except CacheUnavailableError as error:
             self._repairs.add(client, targets, barred=False, reason=error)
         except asyncio.CancelledError:

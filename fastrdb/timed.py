@@ -51,7 +51,7 @@ class TimedQuery(CachedQuery):
         self.check_session_of_call(session)
         store = self.cache.store(client)
         run = partial(function, *args, **kwargs)
-        call = Call(key, client, store, session, run)
+        call = Call(key, client, store, session, run, store.patience(client))
         if (reason := self.closed(store, client, session)) is not None:
             return await self.alone(call, reason)
         token = self.token(store, client, key)
@@ -59,6 +59,7 @@ class TimedQuery(CachedQuery):
             seen = await store.get_timed(client, key)
         except CacheUnavailableError as error:
             return await self.without_redis(call, error)
+        call.patience = store.patience(client, (key,), read=True)
         value = MISS if seen is None else await self._seen(call, run, seen, token)
         return await self._reached(call, seen) if value is MISS else value
 
@@ -130,7 +131,8 @@ class TimedQuery(CachedQuery):
         if self.closed(call.store, call.client, call.session) is not None:
             return MISS
         try:
-            found = await call.store.get_timed(call.client, call.key)
+            with call.patience:
+                found = await call.store.get_timed(call.client, call.key)
         except CacheUnavailableError:
             return MISS
         value = MISS if found is None else await self.read(call, found.raw)

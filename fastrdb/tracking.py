@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from .deadlines import ended
 from .reasons import hushed
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ class Tracking:
         """Close channel and connection; `start` opens them again."""
         task = self.stop()
         if task is not None:
-            await asyncio.wait({task})
+            await ended((task,))
 
     async def _run(self) -> None:
         pause = _PAUSES[0]

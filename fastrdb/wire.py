@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from asyncio import Future
 from collections import deque
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Collection, Iterator, Sequence
 from contextlib import suppress
 from contextvars import Context
 from itertools import islice
@@ -21,6 +21,9 @@ from .connections import Source
 from .deadlines import Deadlines
 from .line import Greeting, Line
 from .scripts import Command
+
+_MORE = 3
+"""So often a batch of a crowd is given the time of its deadline once more, if replies to it have come meanwhile."""
 
 
 class Boundary(Protocol):
@@ -35,12 +38,28 @@ class Boundary(Protocol):
         ...
 
 
+class Progress:
+    """Whether replies have come since this was last asked: a few times, that a batch must end."""
+
+    __slots__ = ("_left", "_line", "_times")
+
+    def __init__(self, line: Line, sent: int) -> None:
+        self._line, self._left, self._times = line, sent, _MORE
+
+    def __call__(self) -> bool:
+        """Ask."""
+        before, self._left = self._left, self._line.unread
+        self._times -= 1
+        return self._times >= 0 and 0 < self._left < before
+
+
 class Wire:
     """The shared connection to one server. For one event loop.
 
     All methods raise what `boundary` makes of redis-py's errors, and of the TimeoutError of who waits longer than the
     deadline, in the queue or for the reply. If a batch fails, so does what had queued behind it: it would have waited
-    as long again.
+    as long again. But a crowd that fills more than one batch makes its own queue: the time in it does not count, nor
+    does a batch end as long as replies to it keep coming.
     """
 
     def __init__(
@@ -51,6 +70,8 @@ class Wire:
         self._loop = asyncio.get_running_loop()  # once: it is felt on a hit
         self._busy = False
         self._crowded = False
+        self._crowd = False  # a batch of one is in flight
+        self.answer_due = 0.0  # by when the latest answer was due, by the loop's clock
         self._waiting: deque[Batch] = deque()
         self._next_drain: asyncio.Task[None] | None = None  # that has not begun
         self._tasks: set[asyncio.Task[None]] = set()
@@ -97,6 +118,14 @@ class Wire:
         self._boundary.answered()
         return replies
 
+    def due(self, _: Collection[bytes]) -> float:
+        """By when the latest answer was due: for who has just been given it, and so before there is another."""
+        return self.answer_due
+
+    def crowded(self) -> bool:
+        """Whether more is waiting here than one batch holds, or a part of it is in flight."""
+        return self._crowd or len(self._waiting) > 1
+
     async def aclose(self, *, closing: bool = False) -> None:
         """Wait until what was asked by now is done, and give the connection back; who asks next takes one again."""
         if self._busy:
@@ -115,13 +144,16 @@ class Wire:
         """Send what nobody has to wait for, in the caller's own task."""
         self._busy = True
         try:
-            with self._deadlines.start(self._loop):
-                return await self._line.exchange(commands)
+            with self._deadlines.start(self._loop) as deadline:
+                replies = await self._line.exchange(commands)
         except Exception as error:
             await self._line.hang_up()  # what is late may come yet
             refusal = self._boundary.failed(str(commands[0][0]), error)
             self._fail(refusal)
             raise refusal from error
+        else:
+            self.answer_due = deadline.when
+            return replies
         finally:
             self._next()
 
@@ -134,8 +166,11 @@ class Wire:
 
     def _open(self) -> Batch:
         """Begin one more batch."""
-        batch = Batch(self._loop.time())
-        self._waiting.append(batch)
+        waiting = self._waiting
+        batch = Batch(self._loop.time(), crowd=bool(waiting))
+        if waiting:
+            waiting[-1].crowd = True
+        waiting.append(batch)
         return batch
 
     async def _drain(self) -> None:
@@ -149,15 +184,19 @@ class Wire:
             self._cancelled(batch)
             raise
         finally:
-            self._busy = False
+            self._busy = self._crowd = False
 
     async def _carry(self, batch: Batch) -> None:
         gets, commands = batch.gets, batch.commands()
         self._crowded = len(gets) > 1
         if gets:
             commands[:0] = [("GET", name) for name in gets] if self._in_slots else [("MGET", *gets)]
+        self._crowd = batch.crowd
+        since, excused = (
+            (self._loop.time(), Progress(self._line, len(commands))) if batch.crowd else (batch.since, bool)
+        )
         try:
-            with self._deadlines.since(batch.since, self._loop):
+            with self._deadlines.since(since, self._loop, excused) as deadline:
                 replies = await self._line.exchange(commands) if commands else []
         except Exception as error:  # noqa: BLE001  # handed to those who asked
             await self._line.hang_up()
@@ -165,6 +204,7 @@ class Wire:
             batch.refuse(refusal)
             self._fail(refusal)
         else:
+            self.answer_due = deadline.when
             self._distribute(batch, iter(replies))
 
     def _distribute(self, batch: Batch, replies: Iterator[Any]) -> None:

@@ -9,7 +9,9 @@ import pytest
 import redis.asyncio
 from redis.asyncio.cluster import RedisCluster
 
+from fastrdb import Cache, default_cache
 from fastrdb.embedded import EmbeddedServer, find_binaries
+from fastrdb.store import Store
 from tests.support import databases, private_postgresql
 from tests.support.availability import missing
 from tests.support.cluster import Cluster
@@ -22,7 +24,27 @@ if TYPE_CHECKING:
     from tests.support.databases import Database, ServerDatabase
 
 
+PATIENCE = 5.0  # seconds
 pytest_plugins = ["pytester", "fastrdb.testing.plugin"]
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """Give the whole suite a process for each core (None: as many as there are).
+
+    Tests that are asked for by name run in the one that is there, and so do the slow ones: each fills the cores itself.
+    """
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and "not slow" in config.option.markexpr
+    return None if whole else 0
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _patient() -> Iterator[None]:
+    """Have caches wait for Redis for longer than a busy machine stands still, where a test does not say how long."""
+    with pytest.MonkeyPatch.context() as patch:
+        for init in (Cache.__init__, Store.__init__):
+            patch.setitem(init.__kwdefaults__ or {}, "timeout", PATIENCE)
+        patch.setattr(default_cache, "timeout", PATIENCE)
+        yield
 
 
 @pytest.fixture(scope="session")

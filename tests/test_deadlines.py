@@ -21,7 +21,7 @@ async def forever() -> None:
 
 async def turn() -> None:
     """Let every task that can go on do so."""
-    for _ in range(3):
+    for _ in range(5):
         await asyncio.sleep(0)
 
 
@@ -160,7 +160,7 @@ async def test_outside_of_a_task_there_is_nothing_to_cancel() -> None:
     assert raised
 
 
-Starts = Callable[[Deadlines], AbstractContextManager[None]]
+Starts = Callable[[Deadlines], AbstractContextManager[object]]
 STARTS: list[Starts] = [
     lambda deadlines: deadlines.start(),
     lambda deadlines: deadlines.since(asyncio.get_running_loop().time(), asyncio.get_running_loop()),
@@ -202,6 +202,23 @@ async def test_the_time_that_the_loop_stood_still_is_not_the_servers(
     monkeypatch.setattr(fastrdb.deadlines, "_PUT_OFF", 0)
     with pytest.raises(TimeoutError):
         await held_up()
+
+
+@pytest.mark.parametrize("start", STARTS, ids=["start", "since"])
+async def test_what_is_here_when_the_time_has_come_is_read(start: Starts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It came while the loop was busy: the timer that goes off in the same turn does not end who is about to read."""
+    clock, loop = Clock(monkeypatch), asyncio.get_running_loop()
+    reply: asyncio.Future[str] = loop.create_future()
+
+    async def ask() -> str:
+        with start(Deadlines(5)):
+            return await reply
+
+    task = asyncio.ensure_future(ask())
+    await turn()
+    clock.passed += 5.001
+    loop.call_soon(reply.set_result, "here")
+    assert await task == "here"
 
 
 @pytest.mark.parametrize("start", STARTS, ids=["start", "since"])

@@ -42,7 +42,9 @@ DECORATORS = [cached("item:{number}"), cached_list("items:{number}"), invalidate
 
 
 @pytest.mark.parametrize("decorator", DECORATORS, ids=["cached", "cached_list", "invalidates"])
-@pytest.mark.parametrize("function", [sync, generator, Item, lambda redis, number: None], ids=repr)
+@pytest.mark.parametrize(
+    "function", [sync, generator, Item, lambda redis, number: None], ids=lambda function: function.__name__
+)
 def test_only_coroutine_functions_are_decorated(decorator: Callable[[Any], Any], function: Any) -> None:
     """A sync function, an async generator, a class and a lambda are refused by name."""
     name = function.__qualname__
@@ -97,7 +99,7 @@ WRONG_OPTIONS: list[tuple[str, Any]] = [
     ("early", True),
     ("early", "1"),
     ("session_factory", 3),
-    ("near", object()),
+    ("near", object),
 ]
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from random import Random
 from typing import Any
 
 import pytest
 from redis.asyncio import Redis
+from redis.asyncio.cluster import RedisCluster
 
 import fastrdb.leases
 import fastrdb.sweep
@@ -27,7 +28,7 @@ POLICIES = ["allkeys-lru", "allkeys-random", "volatile-lru", "volatile-ttl", "no
 class Crowd:
     """Readers and writers of versioned things, in a process with a cache of its own each."""
 
-    def __init__(self, clients: list[Redis], seed: int = 1) -> None:
+    def __init__(self, clients: Sequence[Redis | RedisCluster], seed: int = 1) -> None:
         self.random = Random(seed)
         self.committed, self.acknowledged = Counter[int](), Counter[int]()
         self.caches = [Cache(client, timeout=5, barrier=0.1) for client in clients]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
@@ -15,13 +15,21 @@ from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from fastrdb import Cache, CacheUnavailableError
+from fastrdb import Cache, CacheUnavailableError, loops
 from fastrdb.embedded import EmbeddedServer
 from tests.support.databases import Database
 from tests.support.proxy import TcpProxy
 from tests.support.whole import EMAIL, NAME, PRIVATE, Base, Person, Whole
 
 Broken = Callable[[], AbstractAsyncContextManager[int]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_server_comes_back() -> Iterator[None]:
+    """Let an event loop end at once, though there is a server that has yet to be told of something."""
+    with pytest.MonkeyPatch.context() as patch:  # of the module: loops end after the fixtures of the test
+        patch.setattr(loops, "_LIMIT", 0.0)
+        yield
 
 
 @asynccontextmanager

@@ -10,15 +10,16 @@ from redis.asyncio.cluster import RedisCluster
 import fastrdb.cluster_leases
 import fastrdb.cluster_search
 import fastrdb.cluster_sweep
-from fastrdb.cluster_search import ClusterSearch
+from fastrdb.cluster_search import ClusterSearch, _one_of_each_master
+from fastrdb.errors import CacheUnavailableError
 from fastrdb.outcomes import Barred, Granted
 from fastrdb.store import Store
 from tests.support.cluster import Cluster
 from tests.support.mutants import Mutant
-from tests.support.mutants import name as mutant_name
-from tests.support.stores import lapse_barriers, lose, names_in, store_on
+from tests.support.stores import lapse_barriers, lose, names_in, open_store, store_on
 from tests.support.world import rewritten
 from tests.test_lost_index import TTL, under
+from tests.test_masters import Move
 
 USERS = [f"user:{n}" for n in range(30)]
 
@@ -65,16 +66,30 @@ async def test_a_write_finds_what_the_index_has_lost(client: RedisCluster, caplo
 
 async def test_without_rosters(client: RedisCluster) -> None:
     """They have been lost, too: then a look at all keys of each master finds what there is."""
-    store = store_on(client, owned={"user:"})
-    await fill(client, store, *USERS)
-    assert await store.acquire(client, "user:slow", "slow") == Granted()
-    await lose(client, "index")
-    for roster in await names_in(client, "fastrdb:*:roster"):
-        await client.delete(roster)
-    await store.invalidate(client, [under("user:")])
-    assert await left(client) == set()
-    assert not await store.fill(client, "user:slow", "slow", b"old", TTL)
-    await store.aclose()
+    async with open_store(client, owned={"user:"}) as store:
+        await fill(client, store, *USERS)
+        assert await store.acquire(client, "user:slow", "slow") == Granted()
+        await lose(client, "index")
+        for roster in await names_in(client, "fastrdb:*:roster"):
+            await client.delete(roster)
+        await store.invalidate(client, [under("user:")])
+        assert await left(client) == set()
+        assert not await store.fill(client, "user:slow", "slow", b"old", TTL)
+
+
+async def test_a_map_that_is_out_of_date(cluster: Cluster, cluster_client: RedisCluster) -> None:
+    """The slot by which a master was known has gone to another since: all keys of each are looked at, all the same."""
+    async with open_store(cluster_client, owned={"user:"}) as store:
+        await fill(cluster_client, store, *USERS)
+        slot = next(each for each in _one_of_each_master(cluster_client) if cluster.owner(each) is cluster.masters[0])
+        with Move(cluster, slot) as move:
+            move.keys()
+            cluster.end_move(slot, move.target)
+            await lose(cluster_client, "index")
+            for roster in await names_in(cluster_client, "fastrdb:*:roster"):
+                await cluster_client.delete(roster)
+            await store.invalidate(cluster_client, [under("user:")])
+            assert await left(cluster_client) == set()
 
 
 async def test_barriers_that_are_lost_bar_all_of_their_shard(client: RedisCluster) -> None:
@@ -128,13 +143,18 @@ async def test_scripts_without_it(
         await fact(cluster_client, *([caplog] if fact is test_a_write_finds_what_the_index_has_lost else []))
 
 
-@pytest.mark.parametrize(
-    "mutant",
-    [Mutant(ClusterSearch, "make_whole", "[names.leases], ", "")],
-    ids=mutant_name,
-)
-async def test_without_it(cluster_client: RedisCluster, monkeypatch: pytest.MonkeyPatch, mutant: Mutant) -> None:
-    """A look that lets leases be."""
-    mutant.let_loose(monkeypatch)
+async def test_a_look_that_lets_leases_be(cluster_client: RedisCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then a load that is under way stores what it saw."""
+    by_looking = "await self._by_looking(client, run, [names.leases])"
+    Mutant(ClusterSearch, "_delete_all", by_looking, "pass").let_loose(monkeypatch)
     with pytest.raises(AssertionError):
         await test_without_rosters(cluster_client)
+
+
+async def test_a_look_by_an_old_map(
+    cluster: Cluster, cluster_client: RedisCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then one master is looked at in another's place, which is noticed."""
+    Mutant(ClusterSearch, "_by_looking", "await self._link.look(client)", "pass").let_loose(monkeypatch)
+    with pytest.raises(CacheUnavailableError, match="moved meanwhile"):
+        await test_a_map_that_is_out_of_date(cluster, cluster_client)

@@ -26,6 +26,7 @@ from fastrdb.store import Granted, Hit, Store
 from tests.support.availability import missing
 from tests.support.cluster import Cluster, Node
 from tests.support.stores import names_in, store_on
+from tests.support.world import spawn
 
 KEY = "user:1"
 SLOT = slot_of(KEY.encode())
@@ -150,7 +151,7 @@ async def test_a_connection_that_is_cut_when_it_is_new(
 ) -> None:
     """One cut is no outage: it is connected once more, and the caller does not notice."""
     cut: set[str] = set()
-    connect = AbstractConnection.connect
+    connect: Any = AbstractConnection.connect
 
     async def cut_once(connection: Any) -> None:
         await connect(connection)
@@ -199,7 +200,7 @@ async def test_who_gives_up_connecting_leaves_nothing_behind(
     never = asyncio.Event()
     with monkeypatch.context() as patched:
         patched.setattr(AbstractConnection, "connect", lambda *_: never.wait())
-        asking = [asyncio.create_task(store.get(cluster_client, key)) for key in "abcdef"]  # type: ignore[arg-type]
+        asking = [spawn(store.get_many(cluster_client, [key])) for key in "abcdef"]
         await asyncio.sleep(0)
         for task in asking:
             task.cancel()
@@ -408,11 +409,11 @@ async def test_nothing_is_looked_at_behind_a_closed_store(
     async def fails(*, closing: bool = False) -> None:
         master.failed("PING", ConnectionError("gone"))
 
-    masters._looked = -math.inf
+    masters._looks._latest = -math.inf
     monkeypatch.setattr(master.wire, "aclose", fails)
     monkeypatch.setattr(type(cluster_client.nodes_manager), "initialize", lambda *_: never.wait())
     await store.aclose()
-    assert masters._looking is None
+    assert masters._looks.going_on is None
     assert len(asyncio.all_tasks()) == 1
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,7 +14,6 @@ from fastrdb.store import Store
 from tests.support.cluster import Cluster
 from tests.support.gated_cluster import GatedCluster
 from tests.support.gates import script_texts
-from tests.support.stores import store_on
 from tests.test_cancellation import test_cancelled_writers as test_cancelled_writers
 from tests.test_cancellation import test_ten_thousand_cancelled_reads as test_ten_thousand_cancelled_reads
 from tests.test_crud import *  # noqa: F403
@@ -47,14 +48,20 @@ def gated(cluster: Cluster, cluster_client: RedisCluster) -> GatedCluster:
 
 
 @pytest.fixture  # type: ignore[no-redef]
-async def store(pauses: Pauses, cluster_client: RedisCluster) -> Store:  # noqa: F405
-    """Give a store whose repairs pause as the test says, used already."""
-    made = store_on(cluster_client, sleep=pauses.sleep)
+def make_store(pauses: Pauses) -> Callable[..., Store]:  # noqa: F405
+    """Give what makes stores whose repairs pause as the test says."""
+    return partial(Store, timeout=5, cluster=True, sleep=pauses.sleep)
+
+
+@pytest.fixture  # type: ignore[no-redef]
+def make_client(cluster: Cluster) -> Callable[[], RedisCluster]:
+    """Give what makes clients."""
+    return cluster.client
+
+
+@pytest.fixture  # type: ignore[no-redef]
+async def store(make_store: Callable[..., Store], cluster_client: RedisCluster) -> Store:
+    """Give a store, used already."""
+    made = make_store()
     assert await made.get(cluster_client, "k") is None
     return made
-
-
-# They make clients and stores of their own, which are those of one server.
-del test_closing_gives_up_at_its_limit, test_a_wider_target_covers_narrower_ones  # noqa: F821
-del test_what_is_owed_is_bounded, test_no_client_is_held_when_nothing_is_owed  # noqa: F821
-del test_what_is_owed_outside_of_a_loop_waits_for_one, test_invalidate_soon_never_loses_anything  # noqa: F821

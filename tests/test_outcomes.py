@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import asyncpg
 import pytest
 from redis.asyncio import Redis
 from sqlalchemy import AsyncAdaptedQueuePool, Connection, NullPool, event, select
@@ -18,7 +19,7 @@ from fastrdb import transactions
 from fastrdb.endings import finish
 from fastrdb.intent import Intent
 from fastrdb.works import State, Transaction, Work
-from tests.support import places
+from tests.support import databases, places
 from tests.support.databases import Database, ServerDatabase
 from tests.support.places import BY_NAME, Place
 from tests.support.proxy import Stranded, TcpProxy
@@ -252,12 +253,25 @@ class Line:
                 await self.w.client.ping()
 
 
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have SQLAlchemy give up on a connection that does not answer after a moment, and not after 2 s."""
+    close = asyncpg.Connection.close
+
+    async def close_soon(connection: Any, *, timeout: float | None = None) -> None:
+        await close(connection, timeout=timeout and 0.05)
+
+    monkeypatch.setattr(asyncpg.Connection, "close", close_soon)
+
+
 @asynccontextmanager
-async def line(place: Place, server: ServerDatabase, client: Redis) -> AsyncIterator[Line]:
+async def line(
+    place: Place, server: ServerDatabase, client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Line]:
     """Give a world at a place whose second process is connected through a proxy."""
     await server.clear()
     port = server.url.port
     assert port is not None
+    impatient(monkeypatch)
     async with TcpProxy(port) as proxy, places.opened(place, server.url) as database, world(database, client) as w:
         url = server.url.set(port=proxy.port)
         options: dict[str, Any] = {"isolation_level": place.level}
@@ -278,19 +292,25 @@ ON_LINE += ["mariadb REPEATABLE READ"]
 
 @pytest.fixture(params=ON_LINE)
 async def held(
-    request: pytest.FixtureRequest, postgresql_server: ServerDatabase, mariadb_server: ServerDatabase, client: Redis
+    request: pytest.FixtureRequest,
+    postgresql_server: ServerDatabase,
+    mariadb_server: ServerDatabase,
+    client: Redis,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Line]:
     """Give a line to each kind of server."""
     place = BY_NAME[request.param]
     server = postgresql_server if place.server == "postgresql" else mariadb_server
-    async with line(place, server, client) as made:
+    async with line(place, server, client, monkeypatch) as made:
         yield made
 
 
 @pytest.fixture
-async def statement_by_statement(mariadb_server: ServerDatabase, client: Redis) -> AsyncIterator[Line]:
+async def statement_by_statement(
+    mariadb_server: ServerDatabase, client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Line]:
     """Give a line to MariaDB, where each statement is one packet and commits by itself."""
-    async with line(BY_NAME["mariadb AUTOCOMMIT"], mariadb_server, client) as made:
+    async with line(BY_NAME["mariadb AUTOCOMMIT"], mariadb_server, client, monkeypatch) as made:
         yield made
 
 
@@ -372,14 +392,11 @@ async def test_a_statement_that_commits_by_itself(statement_by_statement: Line) 
 
 @asynccontextmanager
 async def locking(sqlite: Database, client: Redis) -> AsyncIterator[World]:
-    """Give a world whose second process has one connection and no patience."""
-    async with world(sqlite, client) as w:
+    """Give a world without patience whose second process has one connection."""
+    url, hurried = sqlite.engine.url, {"timeout": 0.05}
+    async with databases.opened(url, connect_args=hurried) as first, world(first, client) as w:
         engine = create_async_engine(
-            sqlite.engine.url,
-            poolclass=AsyncAdaptedQueuePool,
-            pool_size=1,
-            max_overflow=0,
-            connect_args={"timeout": 0.05},
+            url, poolclass=AsyncAdaptedQueuePool, pool_size=1, max_overflow=0, connect_args=hurried
         )
         w.two.database = Database(engine, async_sessionmaker(engine, expire_on_commit=False))
         try:
@@ -430,7 +447,7 @@ async def test_taking_the_unknown_for_refused(
     """The barrier is taken down while COMMIT is on its way."""
     monkeypatch.setattr(State, "outcome", lambda state: False)
     monkeypatch.setattr(Intent, "abandon", lambda intent: finish([intent], committed=False))
-    async with line(BY_NAME["postgresql READ COMMITTED"], postgresql_server, client) as at:
+    async with line(BY_NAME["postgresql READ COMMITTED"], postgresql_server, client, monkeypatch) as at:
         with pytest.raises(AssertionError):
             await race(at)
 

@@ -97,7 +97,7 @@ def test_losing_the_index(layout: Layout) -> None:
     assert outcome.rule is None, explain(outcome)
 
 
-@pytest.mark.parametrize("mutant", OF_A_LOSS, ids=name)
+@pytest.mark.parametrize("mutant", [mutant for mutant in Mutant if mutant in OF_A_LOSS], ids=name)
 @pytest.mark.parametrize("layout", [Layout.SCRIPT, Layout.CHUNKS, Layout.SLOTS], ids=name)
 def test_what_losing_the_index_needs(layout: Layout, mutant: Mutant) -> None:
     """Whoever overlooks the loss, a part of what there is, or one more loss meanwhile, leaves a stale entry."""

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
+from functools import partial
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -51,9 +55,21 @@ def pauses() -> Pauses:
 
 
 @pytest.fixture
-async def store(pauses: Pauses) -> Store:
-    """Give a store whose repairs pause as the test says."""
-    return Store(timeout=5, sleep=pauses.sleep)
+def make_store(pauses: Pauses) -> Callable[..., Store]:
+    """Give what makes stores whose repairs pause as the test says."""
+    return partial(Store, timeout=5, sleep=pauses.sleep)
+
+
+@pytest.fixture
+def make_client(server: EmbeddedServer) -> Callable[[], Any]:
+    """Give what makes clients."""
+    return partial(Redis, port=server.port)
+
+
+@pytest.fixture
+async def store(make_store: Callable[..., Store]) -> Store:
+    """Give a store."""
+    return make_store()
 
 
 async def repaired(store: Store) -> None:
@@ -167,7 +183,7 @@ async def test_invalidate_soon_never_loses_anything(gated: GatedClient, store: S
     assert store.owes
     await repaired(store)
     gate = gated.before("begin")
-    task = asyncio.create_task(store.invalidate_soon(gated, keys=["page:1"]))
+    task = asyncio.create_task(store.invalidate_soon(gated, [prefix("page:*")]))
     await gate.reached()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -177,9 +193,9 @@ async def test_invalidate_soon_never_loses_anything(gated: GatedClient, store: S
     assert await store.get_many(gated, ["user:1", "page:1"]) == [None, None]
 
 
-async def test_what_is_owed_is_bounded(gated: GatedClient, pauses: Pauses) -> None:
+async def test_what_is_owed_is_bounded(gated: GatedClient, make_store: Callable[..., Store], pauses: Pauses) -> None:
     """The same target is owed once; more targets than can be remembered become everything, of the namespace."""
-    store = Store(namespace="ns", timeout=5, sleep=pauses.sleep)
+    store = make_store(namespace="ns")
     await stored(gated, store, ["user:1"])
     await gated.set("beside", b"1")
     gated.fail_with(ConnectionError("gone"))
@@ -226,9 +242,8 @@ async def test_closing_gives_up_at_its_limit(gated: GatedClient, store: Store, p
     await store.aclose(0)
 
 
-async def test_no_client_is_held_when_nothing_is_owed(client: Redis, store: Store) -> None:
+async def test_no_client_is_held_when_nothing_is_owed(gated: GatedClient, store: Store) -> None:
     """The store holds a client only as long as there is something to repair."""
-    gated = GatedClient(client)
     gated.fail_with(ConnectionError("a moment"), times=1)
     await store.invalidate_soon(gated, [USERS])
     assert store._repairs._client is gated
@@ -236,9 +251,9 @@ async def test_no_client_is_held_when_nothing_is_owed(client: Redis, store: Stor
     assert store._repairs._client is None
 
 
-def test_what_is_owed_outside_of_a_loop_waits_for_one(server: EmbeddedServer, store: Store) -> None:
+def test_what_is_owed_outside_of_a_loop_waits_for_one(make_client: Callable[[], Any], store: Store) -> None:
     """A transaction dropped outside of any loop is repaired by the next who asks whether the cache may be read."""
-    client = Redis(port=server.port)
+    client = make_client()
     intent = store.intent(client)
     intent.add([USERS])
     intent.abandon()
@@ -251,11 +266,11 @@ def test_what_is_owed_outside_of_a_loop_waits_for_one(server: EmbeddedServer, st
     asyncio.run(later())
 
 
-async def test_a_wider_target_covers_narrower_ones(gated: GatedClient, pauses: Pauses) -> None:
+async def test_a_wider_target_covers_narrower_ones(gated: GatedClient, store: Store, pauses: Pauses) -> None:
     """What lies under a prefix that is owed is not owed besides, whichever came first; a barrier is not given up."""
-    store = Store(timeout=5, sleep=pauses.sleep)
     gated.fail_with(ConnectionError("gone"))
     await store.invalidate_soon(gated, keys=["user:1", "page:1"])
+    await pauses.begun()
     await store.invalidate_soon(gated, [USERS])
     await store.invalidate_soon(gated, keys=["user:2"])
     assert store._repairs.left() == {Target(b"page:1", b"="): False, Target(b"user:"): False}
@@ -264,4 +279,41 @@ async def test_a_wider_target_covers_narrower_ones(gated: GatedClient, pauses: P
     intent.abandon()
     assert store._repairs.left()[Target(b"user:3", b"=")] is True
     gated.heal()
+    pauses.end()
     await repaired(store)
+
+
+async def test_a_wider_target_covers_what_was_being_tried(gated: GatedClient, store: Store, pauses: Pauses) -> None:
+    """A narrower one whose repair has failed meanwhile is not owed once more."""
+    await store.invalidate(gated, [USERS])
+    gate = gated.before("begin")
+    store._repairs.add(gated, [Target(b"user:1:")], barred=False, reason="a test")
+    await gate.reached()
+    store._repairs.add(gated, [Target(b"user:")], barred=False, reason="a test")
+    gated.fail_with(ConnectionError("gone"))
+    gate.open()
+    await pauses.begun()
+    assert store._repairs.left() == {Target(b"user:"): False}
+    gated.heal()
+    pauses.end()
+    await repaired(store)
+
+
+class Deaf(Pauses):
+    """Pauses of which the first loses its cancellation, as `asyncio.wait_for` may, which redis-py uses."""
+
+    async def sleep(self, length: float) -> None:
+        with nullcontext() if self.lengths else suppress(asyncio.CancelledError):
+            await super().sleep(length)
+
+
+async def test_closing_insists(gated: GatedClient, make_store: Callable[..., Store]) -> None:
+    """A repair tries until it succeeds: one that has not heard of its end at first ends all the same."""
+    pauses = Deaf()
+    store = make_store(sleep=pauses.sleep)
+    gated.fail_with(ConnectionError("gone"))
+    await store.invalidate_soon(gated, [USERS])
+    await pauses.begun()
+    async with asyncio.timeout(20):
+        await store.aclose(0)
+    assert len(pauses.lengths) == 2

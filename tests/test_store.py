@@ -335,11 +335,12 @@ async def test_a_grant_that_arrives_twice(any_client: Any) -> None:
 
 async def test_what_redis_does_not_do_is_said_in_one_way(server: EmbeddedServer, store: Store) -> None:
     """An error of the network or of the server becomes CacheUnavailableError, naming operation and reason."""
-    dead = Redis(host="127.0.0.1", port=1, retry=Retry(NoBackoff(), 0))
+    once = Retry(NoBackoff(), 0)
+    dead = Redis(host="127.0.0.1", port=1, retry=once)
     with pytest.raises(CacheUnavailableError) as caught:
         await store.get(dead, "k")
     assert caught.value.operation == "GET"
     assert caught.value.reason
-    async with Redis(port=server.port, username="nobody", password="none") as denied:
+    async with Redis(port=server.port, username="nobody", password="none", retry=once) as denied:
         with pytest.raises(CacheUnavailableError, match="acquire: invalid username"):
             await store.acquire(denied, "k", "t")

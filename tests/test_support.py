@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import redis.asyncio
@@ -11,11 +13,13 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
-from sqlalchemy import text
+from sqlalchemy import select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from fastrdb import Cache, default_cache
 from fastrdb.embedded import EmbeddedServer
 from fastrdb.store import Store
+from tests import conftest
 from tests.support import databases
 from tests.support.databases import Database, ServerDatabase
 from tests.support.gates import GatedClient, script_texts
@@ -178,6 +182,25 @@ async def test_a_database_is_empty_and_works(database: Database) -> None:
         assert await session.get(Item, 1) is not None
 
 
+ASKED = pytest.Config.ArgsSource
+
+
+@pytest.mark.parametrize(
+    ("source", "marks", "workers"),
+    [(ASKED.TESTPATHS, "not slow", None), (ASKED.TESTPATHS, "slow", 0), (ASKED.ARGS, "not slow", 0)],
+    ids=["whole", "slow", "named"],
+)
+def test_the_whole_suite_is_distributed(source: Any, marks: str, workers: int | None) -> None:
+    """And nothing else: what is named is debugged, or soon done."""
+    config: Any = SimpleNamespace(args_source=source, option=SimpleNamespace(markexpr=marks))
+    assert conftest.pytest_xdist_auto_num_workers(config) == workers
+
+
+def test_caches_are_patient() -> None:
+    """Where a test does not say how long Redis may take, a busy machine has time."""
+    assert {Cache().timeout, default_cache.timeout} == {conftest.PATIENCE}
+
+
 @pytest.fixture(params=["postgresql", "mariadb"])
 def made(request: pytest.FixtureRequest) -> ServerDatabase:
     """Give the run's own database on each server in turn."""
@@ -186,17 +209,19 @@ def made(request: pytest.FixtureRequest) -> ServerDatabase:
 
 
 async def test_a_leaked_transaction_does_not_block_the_next_test(made: ServerDatabase) -> None:
-    """A server's database is emptied although a connection was left with locks."""
+    """A server's database is emptied, also of what is committed, although a connection was left with locks."""
     await made.clear()
     async with databases.opened(made.url) as database:
         await database.create(Base)
+        async with database.engine.begin() as connection:
+            await connection.execute(text("INSERT INTO item (id) VALUES (2)"))
         async with database.engine.connect() as connection:
             await connection.execute(text("INSERT INTO item (id) VALUES (1)"))
             await made.clear()
             await connection.invalidate()
         await database.create(Base)
         async with database.sessions() as session:
-            assert await session.get(Item, 1) is None
+            assert (await session.scalars(select(Item))).all() == []
 
 
 def test_a_missing_database_says_which_were_tried(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,13 +12,21 @@ import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
+from fastrdb import line as lines
 from fastrdb.batches import Batch
 from fastrdb.line import Line
-from fastrdb.wire import Wire
+from fastrdb.wire import Progress, Wire
 from tests.support.gates import Gate
-from tests.support.lines import CLOSED, Asks, Border, Pool, Server, Told, deadlines, turns
+from tests.support.lines import CLOSED, Asks, Border, Pool, Server, Told, Wired, deadlines, turns
 from tests.support.mutants import Mutant, name
+from tests.support.slow import STEP, LoopClock
 from tests.support.world import spawn
+
+
+@pytest.fixture(autouse=True)
+def _a_busy_machine_is_not_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no connection be given back, and greeted anew, because the test stood still for a moment."""
+    monkeypatch.setattr(lines, "_LOOK", 60)
 
 
 @pytest.fixture
@@ -401,6 +409,46 @@ async def test_time_in_the_queue_counts(
         await later
 
 
+async def test_a_crowd_is_answered_as_long_as_replies_come(
+    pool: Pool, server: Server, border: Border, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the time in the queue ends a part of it, nor that of a batch whose replies come one by one."""
+    clock, read_response = LoopClock(), Wired.read_response
+
+    async def slowly(wired: Wired, **options: Any) -> Any:
+        await clock.sleep(STEP)
+        return await read_response(wired, **options)
+
+    monkeypatch.setattr(Wired, "read_response", slowly)
+    wire = Wire(pool, deadlines(200 * STEP), Asks(), border)
+    with clock.put_in():
+        found = await asyncio.gather(*(wire.send([("GET", b"%d" % n)]) for n in range(600)))
+        assert found == [[b"value %d" % n] for n in range(600)]
+        assert len(server.log) == 4
+        assert border.failures == []
+
+
+async def test_a_crowd_before_a_silent_server(
+    pool: Pool, server: Server, border: Border, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of it is refused when the batch in flight has waited for one deadline, and that is one failure."""
+    clock, wire = LoopClock(), Wire(pool, deadlines(10 * STEP), Asks(), border)
+    await wire.get(b"0")
+    first, gate = await held(wire, server)
+    sends = [spawn(wire.send([("GET", b"%d" % n)])) for n in range(600)]
+    await turns()
+    batch = server.gates.before("read")
+    with clock.put_in():
+        began, time = clock.now, spawn(clock.sleep(60))
+        gate.open()
+        await batch.reached()
+        found = await asyncio.gather(first, *sends, return_exceptions=True)
+        assert clock.now - began <= 12 * STEP
+        await cancelled(time)
+    assert [type(each) for each in found] == [bytes] + [TimeoutError] * 600
+    assert len(border.failures) == 1
+
+
 async def test_no_connection_to_be_had(pool: Pool, server: Server, border: Border) -> None:
     """All who wait get the error, and who comes when the server is there again is answered."""
     wire = Wire(pool, deadlines(), Asks(), border)
@@ -474,6 +522,11 @@ MUTANTS = [
         test_a_release_follows_its_acquire,
     ),
     (Mutant(Batch, "found", "elif not future.done():", "else:"), test_who_is_cancelled_in_a_batch),
+    (
+        Mutant(Wire, "_open", "waiting[-1].crowd = True", "pass"),
+        test_a_crowd_is_answered_as_long_as_replies_come,
+    ),
+    (Mutant(Progress, "__call__", "< before", "< 0"), test_a_crowd_is_answered_as_long_as_replies_come),
     (Mutant(Wire, "get", "if not self._crowded:", "if True:"), test_a_crowd_comes_along),
     (Mutant(Wire, "_carry", "self._crowded = len(gets) > 1", ""), test_a_crowd_comes_along),
     (
@@ -491,7 +544,8 @@ async def test_mutants(
     """With the mechanism taken out, the race is lost: by a wrong answer, or by none."""
     asyncio.get_running_loop().set_exception_handler(lambda *_: None)  # what is left lying then is no news
     mutant.let_loose(monkeypatch)
-    arguments = {"wire": wire, "server": server, "pool": pool, "at": "read"}
+    arguments = {"wire": wire, "server": server, "pool": pool, "border": Border(), "at": "read"}
+    arguments["monkeypatch"] = monkeypatch
     with pytest.raises((AssertionError, TimeoutError, ValueError, asyncio.InvalidStateError)):
         async with asyncio.timeout(2):
             await race(**{name: arguments[name] for name in inspect.signature(race).parameters})

@@ -10,7 +10,7 @@ import pytest
 from redis.asyncio import Redis
 from sqlalchemy import text
 
-from fastrdb.works import scopes
+from fastrdb.works import Scope, scopes
 from tests.support import scenarios_writes, ways
 from tests.support.databases import Database
 from tests.support.ways import Way
@@ -59,7 +59,7 @@ async def test_on_sqlite(on_sqlite: World, way: Way, course: Course) -> None:
 async def test_a_task_that_outlives_its_call(on_sqlite: World) -> None:
     """What it writes is followed for as long as it goes on, and what is over is not kept."""
     w, going = on_sqlite, asyncio.Event()
-    found: list[Any] = []
+    found: list[Scope] = []
 
     async def work() -> None:
         await going.wait()

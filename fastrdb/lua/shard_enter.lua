@@ -7,7 +7,8 @@ local index, expiry, barriers, histories = unpack(KEYS)
 local flags = {}
 for i = 3, #ARGV do
   local closed, lost = barred(barriers, ARGV[i])
-  if lost and redis.call('EXISTS', index, histories) > 0 then -- without either there has been no beginning
+  -- Without either there has been no beginning, unless all three were evicted.
+  if lost and (redis.call('EXISTS', index, histories) > 0 or evicts() ~= '') then
     bar_all(barriers, ARGV[2])
     closed = true
   end

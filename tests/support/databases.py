@@ -24,6 +24,13 @@ _CONNECT_LIMIT = 5.0
 POSTGRESQL = [URL.create("postgresql+asyncpg", user, host="127.0.0.1", port=5432) for user in ("postgres", "root")]
 MARIADB = [URL.create("mariadb+aiomysql", "root", host="127.0.0.1", port=3306)]
 
+# In PostgreSQL to make a schema anew takes a few milliseconds, and a database a checkpoint of the whole server.
+_EMPTY = (
+    """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()""",
+    "DROP SCHEMA public CASCADE",
+    "CREATE SCHEMA public",
+)
 _KILL_CONNECTIONS = "FOR c IN (SELECT id FROM information_schema.processlist WHERE db = '{}') DO KILL c.id; END FOR"
 
 
@@ -80,9 +87,12 @@ class ServerDatabase:
         return _run(ask())
 
     async def clear(self) -> None:
-        """End whatever still holds it (a leaked connection keeps its locks), and make it anew, empty."""
-        await self.drop()
-        await self.create()
+        """End whatever still holds it (a leaked connection keeps its locks), and empty it."""
+        if self.admin.get_backend_name() == "postgresql":
+            await execute(self.url, *_EMPTY)
+        else:
+            await self.drop()
+            await self.create()
 
     async def drop(self) -> None:
         """Remove it from the server, and whoever is still connected to it."""

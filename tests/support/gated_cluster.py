@@ -82,12 +82,12 @@ class GatedCluster(RedisCluster):
 
     def pipeline(self, transaction: Any = None, shard_hint: Any = None) -> ClusterPipeline:
         """Give a pipeline whose commands pass the same gates and faults."""
-        return _GatedPipeline(self, transaction)  # type: ignore[abstract]
+        return _GatedPipeline(self)  # type: ignore[abstract]
 
 
 class _GatedPipeline(ClusterPipeline):
-    def __init__(self, owner: GatedCluster, transaction: Any) -> None:
-        super().__init__(owner, transaction)
+    def __init__(self, owner: GatedCluster) -> None:
+        super().__init__(owner)  # redis-py before 6.2 takes no more
         self._gated = owner.gated
         self._names: list[str] = []
 

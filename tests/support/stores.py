@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from redis.asyncio.cluster import RedisCluster
@@ -23,6 +25,16 @@ def is_cluster(client: Any) -> bool:
 def store_on(client: Any, **settings: Any) -> Store:
     """Give a store with a deadline that a busy machine keeps."""
     return Store(**{"timeout": 5, "cluster": is_cluster(client), **settings})
+
+
+@asynccontextmanager
+async def open_store(client: Any, **settings: Any) -> AsyncIterator[Store]:
+    """Give a store, and close it, however the block is left."""
+    made = store_on(client, **settings)
+    try:
+        yield made
+    finally:
+        await made.aclose()
 
 
 def keys_of(client: Any, part: str, namespace: str = "") -> list[bytes]:
