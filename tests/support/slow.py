@@ -22,7 +22,10 @@ _TURNS = 12
 
 
 class LoopClock:
-    """The event loop's own clock: it stands still unless somebody sleeps by it, and while something is loaded."""
+    """The event loop's own clock. It stands still unless somebody sleeps by it.
+
+    And while something is loaded, or a server has been `asked` and works at it: a busy machine takes its time for that.
+    """
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -30,6 +33,7 @@ class LoopClock:
         self._sleepers = 0
         self._driver: asyncio.Task[None] | None = None
         self._working = 0
+        self.asked: set[int] = set()
 
     @contextmanager
     def still(self) -> Iterator[None]:
@@ -72,7 +76,7 @@ class LoopClock:
         while self._sleepers:
             for _ in range(_TURNS):
                 await asyncio.sleep(0)
-            self.now += 0 if self._working else STEP
+            self.now += 0 if self._working or self.asked else STEP
 
 
 @dataclass
@@ -89,25 +93,41 @@ class Pace:
 
 
 class SlowProxy(TcpProxy):
-    """Lets nothing through to the server before the pace says so."""
+    """Lets nothing through to the server before the pace says so. The time that the server itself takes is none."""
 
     pace: Pace
 
     async def _carry(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, direction: Direction) -> None:
-        if direction == "up":
-            source = _Late(self.pace, source)  # type: ignore[assignment]
-        await super()._carry(source, sink, direction)
+        kind = _Late if direction == "up" else _Answering
+        try:
+            await super()._carry(kind(self, source), sink, direction)  # type: ignore[arg-type]
+        finally:
+            self.pace.clock.asked.discard(id(self))
 
 
 class _Late:
-    def __init__(self, pace: Pace, source: asyncio.StreamReader) -> None:
-        self.pace, self.source = pace, source
+    """What is on its way to the server."""
+
+    def __init__(self, proxy: SlowProxy, source: asyncio.StreamReader) -> None:
+        self.proxy, self.source = proxy, source
 
     async def read(self, size: int) -> bytes:
         data = await self.source.read(size)
-        if data and self.pace.takes:
-            self.pace.asked += 1
-            await self.pace.clock.sleep(self.pace.takes)
+        pace = self.proxy.pace
+        if data and pace.takes:
+            pace.asked += 1
+            await pace.clock.sleep(pace.takes)
+        if data:
+            pace.clock.asked.add(id(self.proxy))
+        return data
+
+
+class _Answering(_Late):
+    """What comes from it."""
+
+    async def read(self, size: int) -> bytes:
+        data = await self.source.read(size)
+        self.proxy.pace.clock.asked.discard(id(self.proxy))
         return data
 
 
