@@ -200,6 +200,7 @@ async def test_who_gives_up_connecting_leaves_nothing_behind(
     never = asyncio.Event()
     with monkeypatch.context() as patched:
         patched.setattr(AbstractConnection, "connect", lambda *_: never.wait())
+        patched.setattr(store._link._deadlines, "seconds", 0.05)
         asking = [spawn(store.get_many(cluster_client, [key])) for key in "abcdef"]
         await asyncio.sleep(0)
         for task in asking:
