@@ -199,7 +199,9 @@ BUGS: dict[str, Bug] = {
         "the end of one writer takes down the barriers of all, and none looks whether its own stood until then",
         _all(
             # Not the one that bars nothing, or it would be noticed.
-            _lua("end", "redis.call('ZREM', barriers, ARGV[i])", "redis.call('ZREMRANGEBYSCORE', barriers, 0, '(+inf')"),
+            _lua(
+                "end", "redis.call('ZREM', barriers, ARGV[i])", "redis.call('ZREMRANGEBYSCORE', barriers, 0, '(+inf')"
+            ),
             _lua("end", "if not deadline or tonumber(deadline) <= now then down = 1 end", ""),
         ),
         {"faults": ("stall", "slow-load", "slow-commit")},
