@@ -148,7 +148,7 @@ class Intent:
             return
         self._over = True
         if committed and (self._failed or self.pending):
-            self._owe(barred=False)
+            self._room.repairs.add(self._client, self._reached(), barred=False, reason="at a commit")
             return
         room = self._room
         entries = {room.names.entry(key): put for key, put in self._puts.items()} if committed else {}
@@ -168,12 +168,16 @@ class Intent:
                 room.repairs.add(self._client, self._reached(), barred=False, reason=error)
 
     def abandon(self) -> None:
-        """Say that nobody knows how it ended: the barriers stay until they lapse, for it may be committing still."""
+        """Say that nobody knows how it ended: the barriers stay until they lapse, for it may be committing still.
+
+        They are put up once more, and what has been stored since goes: a server that was started again lost them, and
+        nobody will come to look whether they stood.
+        """
         if self._over:
             return
         self._over = True
-        if self._failed or self.pending:
-            self._owe(barred=True)
+        if reached := self._reached():
+            self._room.repairs.add(self._client, reached, barred=True, reason="the outcome of a COMMIT is unknown")
 
     def _add(self, target: Target) -> None:
         if target not in self._targets:
@@ -197,6 +201,3 @@ class Intent:
 
     def _reached(self) -> list[Target]:
         return [*self._targets, *map(self._room.names.exactly, self._puts)]
-
-    def _owe(self, *, barred: bool) -> None:
-        self._room.repairs.add(self._client, self._reached(), barred=barred, reason="at a commit")
