@@ -18,7 +18,7 @@ from benchmarks.contestants import HOST, LIFE
 from benchmarks.harness import Round, Sizes, Unused, interleaved
 from benchmarks.rows import Row
 from fastrdb import Cache, FastRDB
-from fastrdb.embedded import EmbeddedServer
+from fastrdb.testing.server import EmbeddedServer
 
 ROUNDS = 4
 """Each round writes all rows, so there are so many times fewer of them."""

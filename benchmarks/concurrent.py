@@ -7,7 +7,7 @@ from benchmarks.comparison import Case, hits
 from benchmarks.field import USUAL, opened
 from benchmarks.harness import Sizes
 from benchmarks.rows import Limit, Row
-from fastrdb.embedded import EmbeddedServer
+from fastrdb.testing.server import EmbeddedServer
 
 ASKED = {64: {"bare": Limit("speed", bar=6, aim=10)}}
 NAMES = ("fastrdb", "bare", "bare, pooled", *USUAL[2:])

@@ -21,7 +21,7 @@ from benchmarks.field import USUAL, Field, opened
 from benchmarks.harness import Known, Round, Sizes, interleaved
 from benchmarks.peers import FastapiCache
 from benchmarks.rows import Row
-from fastrdb.embedded import EmbeddedServer
+from fastrdb.testing.server import EmbeddedServer
 
 WITHOUT = "no cache"
 FEWER = 2

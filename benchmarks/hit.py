@@ -7,7 +7,7 @@ from benchmarks.comparison import Case, hits
 from benchmarks.field import opened
 from benchmarks.harness import Sizes
 from benchmarks.rows import Limit, Row
-from fastrdb.embedded import EmbeddedServer
+from fastrdb.testing.server import EmbeddedServer
 
 KEYS = 100
 

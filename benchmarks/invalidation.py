@@ -19,7 +19,7 @@ from benchmarks.copies import copies, entry_key
 from benchmarks.field import opened
 from benchmarks.harness import Sizes, Timings
 from benchmarks.rows import Limit, Row
-from fastrdb.embedded import EmbeddedServer
+from fastrdb.testing.server import EmbeddedServer
 
 KEYS = 100
 WARM = 2

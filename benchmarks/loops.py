@@ -15,7 +15,7 @@ from benchmarks.field import NOT_INSTALLED, opened
 from benchmarks.harness import Sizes, Timings
 from benchmarks.machine import installed
 from benchmarks.rows import Row, absent
-from fastrdb.embedded import EmbeddedServer
+from fastrdb.testing.server import EmbeddedServer
 
 LOOPS = ("asyncio", "uvloop")
 NAMES = ("fastrdb", "bare")

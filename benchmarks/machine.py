@@ -10,7 +10,7 @@ from pathlib import Path
 
 from redis.asyncio import Redis
 
-from fastrdb.embedded import EmbeddedServer
+from fastrdb.testing.server import EmbeddedServer
 
 OURS = ("fastrdb", "redis", "hiredis", "pydantic", "sqlalchemy", "aiosqlite", "fastapi")
 PEERS = ("cashews", "aiocache", "fastapi-cache2", "dogpile.cache", "uvloop")

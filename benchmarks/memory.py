@@ -10,7 +10,7 @@ from benchmarks.copies import copies, entry_key
 from benchmarks.field import USUAL, opened
 from benchmarks.harness import Sizes
 from benchmarks.rows import Row, absent
-from fastrdb.embedded import EmbeddedServer
+from fastrdb.testing.server import EmbeddedServer
 
 
 async def rows(sizes: Sizes) -> list[Row]:

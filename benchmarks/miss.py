@@ -11,7 +11,7 @@ from benchmarks.comparison import Case, misses
 from benchmarks.field import opened
 from benchmarks.harness import Sizes
 from benchmarks.rows import Limit, Row
-from fastrdb.embedded import EmbeddedServer
+from fastrdb.testing.server import EmbeddedServer
 
 
 async def rows(sizes: Sizes) -> list[Row]:

@@ -28,7 +28,7 @@ from benchmarks.harness import Known, Round, Sizes, interleaved
 from benchmarks.machine import installed
 from benchmarks.rows import Limit, Row, absent
 from fastrdb import Cache, OptionError
-from fastrdb.embedded import EmbeddedServer
+from fastrdb.testing.server import EmbeddedServer
 
 KEYS = 100
 LONGER = 20

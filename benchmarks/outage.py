@@ -23,7 +23,7 @@ from benchmarks.catalogue import UserOut, user
 from benchmarks.harness import Sizes
 from benchmarks.rows import Limit, Row, duration
 from fastrdb import Cache, Event
-from fastrdb.embedded import EmbeddedServer
+from fastrdb.testing.server import EmbeddedServer
 
 OWN = 0.02
 """Seconds that the function takes."""

@@ -15,7 +15,7 @@ from benchmarks.copies import copies, entry_key
 from benchmarks.field import USUAL, opened
 from benchmarks.harness import Sizes
 from benchmarks.rows import Limit, Row, absent, duration
-from fastrdb.embedded import EmbeddedServer
+from fastrdb.testing.server import EmbeddedServer
 
 ASKED = Limit("value", bar=0.005)
 LOGGED = 1e-4

@@ -23,7 +23,7 @@ from benchmarks.field import USUAL, absence, opened
 from benchmarks.harness import Sizes
 from benchmarks.loops import runner
 from benchmarks.rows import Limit, Row, absent, duration
-from fastrdb.embedded import EmbeddedServer
+from fastrdb.testing.server import EmbeddedServer
 
 LOAD = 0.05
 """Seconds that the function takes."""

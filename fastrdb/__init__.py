@@ -4,8 +4,8 @@
 CRUD made of them.
 """
 
-from .crud import FastRDB
-from .decorators import Cache, Cached, cached, cached_list, cached_many, default_cache, invalidates
+from .cache import Cache, Cached, cached, cached_list, cached_many, default_cache, invalidates
+from .crud import FastRDB, PaginatedResponse
 from .errors import (
     CacheUnavailableError,
     FastRDBError,
@@ -19,9 +19,8 @@ from .errors import (
     UnknownFieldError,
 )
 from .events import Event, Hook, Stats
-from .loads import Explanation, no_store
+from .loading import Explanation, no_store
 from .near import Near
-from .pagination import PaginatedResponse
 
 __all__ = [
     "Cache",

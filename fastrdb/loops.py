@@ -14,10 +14,9 @@ from contextlib import suppress
 from typing import Any
 from weakref import ReferenceType, WeakKeyDictionary, WeakSet
 
-from .connections import connections_of
-from .scripts import Target
+from .protocol import Store
 from .singleflight import Flights
-from .store import Store
+from .transport import Target, connections_of
 
 _LIMIT = 1.0
 """Seconds that the end of an event loop may take for it."""

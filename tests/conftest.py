@@ -10,8 +10,8 @@ import redis.asyncio
 from redis.asyncio.cluster import RedisCluster
 
 from fastrdb import Cache, default_cache
-from fastrdb.embedded import EmbeddedServer, find_binaries
-from fastrdb.store import Store
+from fastrdb.protocol.store import Store
+from fastrdb.testing.server import EmbeddedServer, find_binaries
 from tests.support import databases, private_postgresql
 from tests.support.availability import missing
 from tests.support.cluster import Cluster

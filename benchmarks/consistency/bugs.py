@@ -14,7 +14,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastrdb.scripts import Script
+from fastrdb.transport.scripts import Script
 
 Setter = Callable[[Any, str, Any], None]
 """`setattr`, or one that can undo it."""
@@ -118,8 +118,8 @@ def _entered(scope: Any) -> Any:
 
 def _join_by_key(put: Setter) -> None:
     """Whoever misses joins any load of that key in this process, whatever the lease says."""
-    from fastrdb.misses import Miss  # noqa: PLC0415
-    from fastrdb.store import Busy  # noqa: PLC0415
+    from fastrdb.loading.misses import Miss  # noqa: PLC0415
+    from fastrdb.protocol.store import Busy  # noqa: PLC0415
 
     acquire: Any = Miss._acquire
     loading: dict[str, str] = {}
@@ -138,7 +138,7 @@ def _end_although_unknown(put: Setter) -> None:
     """An outcome that nobody knows counts as a rollback: the barriers come down."""
     import asyncio  # noqa: PLC0415
 
-    from fastrdb.intent import Intent  # noqa: PLC0415
+    from fastrdb.protocol.intent import Intent  # noqa: PLC0415
 
     tasks = set()
 
@@ -152,7 +152,7 @@ def _end_although_unknown(put: Setter) -> None:
 
 def _read_while_owed(put: Setter) -> None:
     """What is owed is repaired, and nobody waits for that."""
-    from fastrdb.store import Store  # noqa: PLC0415
+    from fastrdb.protocol.store import Store  # noqa: PLC0415
 
     closed: Any = Store.closed
 
@@ -208,12 +208,12 @@ BUGS: dict[str, Bug] = {
     ),
     "after-commit": Bug(
         "Redis is told of a write only when it is committed",
-        _python("fastrdb.transactions", "_begin_works", _nothing),
+        _python("fastrdb.transactions.listeners", "_begin_works", _nothing),
         {"faults": ("stall",)},
     ),
     "no-prefixes": Bug(
         "a function's prefixes are not put on the transactions inside it",
-        _python("fastrdb.works", "Scope.entered", _entered),
+        _python("fastrdb.transactions.state", "Scope.entered", _entered),
         {"faults": ("stall",), "style": "inside"},
     ),
     "unknown-is-rollback": Bug(
@@ -224,16 +224,16 @@ BUGS: dict[str, Bug] = {
     "join-by-key": Bug("a miss joins a load in flight without the token of its lease", _join_by_key, _RACY),
     "own-writes": Bug(
         "a session that has written in its open transaction reads the cache, and fills it",
-        _everywhere("fastrdb.session", "wrote", _false),
+        _everywhere("fastrdb.transactions.rules", "wrote", _false),
     ),
     "old-snapshot": Bug(
         "what was loaded from a snapshot older than the lease is stored",
-        _everywhere("fastrdb.session", "unfit", _fit),
+        _everywhere("fastrdb.transactions.rules", "unfit", _fit),
         _SNAPSHOT,
     ),
     "identity-map": Bug(
         "a load is answered by the session's identity map",
-        _everywhere("fastrdb.session", "fresh_reads", lambda session: nullcontext()),
+        _everywhere("fastrdb.transactions.rules", "fresh_reads", lambda session: nullcontext()),
     ),
     "snapshot-believed": Bug(
         "what a restarted server has is taken for its own",
@@ -248,7 +248,7 @@ BUGS: dict[str, Bug] = {
     ),
     "no-repair": Bug(
         "what Redis missed is never made up for",
-        _python("fastrdb.intent", "Repairs.add", _nothing),
+        _python("fastrdb.protocol.intent", "Repairs.add", _nothing),
         {"faults": ("black-hole",)},
     ),
     "read-while-owed": Bug(

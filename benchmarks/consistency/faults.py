@@ -24,7 +24,7 @@ from benchmarks.consistency.proxy import Mode
 from benchmarks.consistency.rules import Outage
 from benchmarks.consistency.servers import Servers, restart
 from benchmarks.consistency.settings import STALL
-from fastrdb.embedded import EmbeddedServer
+from fastrdb.testing.server import EmbeddedServer
 
 _AWAY = 0.4
 """Seconds that Redis is out of reach: longer than the deadline of an operation."""

@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 
 from benchmarks.consistency.address import HOST, Address
 from benchmarks.consistency.proxy import Mode, Proxy
-from fastrdb.embedded import EmbeddedServer, EmbeddedServerError
+from fastrdb.testing.server import EmbeddedServer, EmbeddedServerError
 
 MASTERS = 3
 _SLOTS = 16384

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from fastrdb.demo.app import create_app
 from fastrdb.demo.show import ROWS, show
-from fastrdb.embedded import EmbeddedServer, EmbeddedServerError
+from fastrdb.testing import EmbeddedServer, EmbeddedServerError
 
 cli = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 

@@ -4,11 +4,10 @@ The pytest plugin (fixtures `fastrdb_server`, `fastrdb_client`, `fastrdb_namespa
 Nothing here is imported by `import fastrdb`, and nothing here imports pytest.
 """
 
-from fastrdb.embedded import EmbeddedServer, EmbeddedServerError
-
 from .faults import FaultyClient, script_texts
 from .gates import Gate, GatedClient, Gates
 from .isolation import emptied, isolated
+from .server import EmbeddedServer, EmbeddedServerError
 
 __all__ = [
     "EmbeddedServer",

@@ -15,7 +15,7 @@ from redis.asyncio.client import Pipeline
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from fastrdb.errors import OptionError
-from fastrdb.scripts import SHARED, Script
+from fastrdb.transport import SHARED, Script
 
 GREETINGS = ("adopt", "look")
 """The script that is sent once before a client is used; it is not written down."""
@@ -222,7 +222,7 @@ class _FaultyPipeline(Pipeline):
 
 def script_texts() -> dict[str, str]:
     """Give the Lua scripts of fastrdb as they are sent, by their files' stems."""
-    folder = resources.files("fastrdb") / "lua"
+    folder = resources.files("fastrdb.protocol") / "lua"
     stems = (each.name.removesuffix(".lua") for each in folder.iterdir() if each.name.endswith(".lua"))
     return {stem: Script.load(stem).text for stem in sorted(stems) if stem not in SHARED}
 

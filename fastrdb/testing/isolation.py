@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from redis.exceptions import RedisError
 
-from fastrdb.cache import BaseCache
-from fastrdb.decorators import default_cache
-from fastrdb.scripts import Names
+from fastrdb.cache import default_cache
+from fastrdb.runtime import BaseCache
+from fastrdb.transport import Names
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis

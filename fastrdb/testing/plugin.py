@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from redis.asyncio import Redis
 
-from fastrdb.decorators import Cache
-from fastrdb.embedded import EmbeddedServer
+from fastrdb.cache import Cache
 from fastrdb.testing import emptied
 from fastrdb.testing.isolation import new_namespace
+
+from .server import EmbeddedServer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

@@ -8,7 +8,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from fastrdb import Cache
-from fastrdb.store import Store
+from fastrdb.protocol.store import Store
 from tests.support.gates import Gate
 
 

@@ -16,7 +16,7 @@ from typing import Any, Self, TypeVar
 import redis
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 
-from fastrdb.embedded import EmbeddedServer, EmbeddedServerError
+from fastrdb.testing.server import EmbeddedServer, EmbeddedServerError
 
 T = TypeVar("T")
 

@@ -11,9 +11,9 @@ import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
-from fastrdb.deadlines import Deadlines
-from fastrdb.line import Line
-from fastrdb.scripts import Command
+from fastrdb.transport.connection import Line
+from fastrdb.transport.deadlines import Deadlines
+from fastrdb.transport.scripts import Command
 from tests.support.gates import Gates
 
 CLOSED = object()

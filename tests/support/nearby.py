@@ -13,9 +13,9 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from fastrdb.embedded import EmbeddedServer
-from fastrdb.near import Near, NearCache, Token
-from fastrdb.tracking import Tracking
+from fastrdb.near.cache import Near, NearCache, Token
+from fastrdb.near.tracking import Tracking
+from fastrdb.testing.server import EmbeddedServer
 from tests.support.clocks import ManualClock
 from tests.support.proxy import TcpProxy
 

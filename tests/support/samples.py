@@ -21,7 +21,7 @@ from pydantic import (
 )
 from typing_extensions import TypedDict
 
-from fastrdb.codec import Codec
+from fastrdb.values.codec import Codec
 
 T = TypeVar("T")
 

@@ -9,8 +9,8 @@ import asyncio
 
 import pytest
 
-from fastrdb.prefixes import Prefix
-from fastrdb.store import Busy, Granted
+from fastrdb.keys.prefix import Prefix
+from fastrdb.protocol.store import Busy, Granted
 from tests.support.gates import Gate
 from tests.support.world import World, spawn
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from redis.asyncio.cluster import RedisCluster
 
-from fastrdb.intent import Intent
-from fastrdb.prefixes import Prefix
-from fastrdb.slots import SlotNames
-from fastrdb.store import Barred, Granted, Store
+from fastrdb.keys.prefix import Prefix
+from fastrdb.protocol.intent import Intent
+from fastrdb.protocol.store import Barred, Granted, Store
+from fastrdb.transport.slots import SlotNames
 from tests.support.gated_cluster import GatedCluster
 from tests.support.stores import lapse_barriers, members, put, store_on
 from tests.support.world import spawn

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
-from fastrdb import intent
+from fastrdb.protocol import intent
 from tests.support.scenarios import LEASE
 from tests.support.world import Item, ItemOut, World, in_a_new_context, spawn
 

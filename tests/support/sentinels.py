@@ -14,7 +14,7 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.asyncio.sentinel import Sentinel
 
-from fastrdb.embedded import EmbeddedServer, find_binaries
+from fastrdb.testing.server import EmbeddedServer, find_binaries
 from tests.support.waiting import until
 
 SERVICE = "main"

@@ -8,8 +8,8 @@ from typing import Any
 
 from redis.asyncio.cluster import RedisCluster
 
-from fastrdb.slots import SlotNames
-from fastrdb.store import Store
+from fastrdb.protocol.store import Store
+from fastrdb.transport.slots import SlotNames
 
 MARK = b"\0"
 """What members of an index begin with that say where it is whole."""

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from fastrdb import Cache, FastRDB
-from fastrdb.scripts import Names
+from fastrdb.transport.scripts import Names
 from tests.support.databases import Database
 
 HEADS = ("person:", "people:", "known:")

@@ -21,8 +21,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from sqlalchemy.util import await_only
 
 from fastrdb import Cache
-from fastrdb.scripts import Script
-from fastrdb.store import Store
+from fastrdb.protocol.store import Store
+from fastrdb.transport.scripts import Script
 from tests.support.databases import Database
 from tests.support.gated_cluster import gated
 from tests.support.gates import Gate, Gates

@@ -1,0 +1,161 @@
+"""The statements of `FastRDB` for one model: made here, executed elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+from sqlalchemy import ColumnElement, Select, Table, Update, false, func, literal, select, tuple_, update
+from sqlalchemy.exc import MultipleResultsFound, NoResultFound
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import InstrumentedAttribute, lazyload, undefer
+from sqlalchemy.sql.base import ExecutableOption
+
+from fastrdb.orm import Columns
+
+T = TypeVar("T")
+_PARAMETERS = 10_000  # values in one IN: PostgreSQL and SQLite take 32,766 parameters
+_EAGER = (False, "joined", "selectin", "subquery", "immediate")
+
+
+class Statements:
+    """What one model is read, locked and counted with. `options` are SQLAlchemy's loader options, for every read."""
+
+    def __init__(self, columns: Columns, options: Sequence[ExecutableOption] = ()) -> None:
+        self.columns = columns
+        self.options = tuple(options)
+        self._loaded = self.options
+        self.model: Any = columns.model
+        self.key = [columns.attribute(name) for name in columns.primary_key]
+
+    def show(self, names: Collection[str]) -> None:
+        """Have every read load these columns, even if the model defers them."""
+        wanted = [name for name in self.columns.deferred() if name in names]
+        self._loaded = (*(undefer(self.columns.attribute(name)) for name in wanted), *self.options)
+
+    # --- reads
+
+    def one(self, asked: Mapping[str, Any]) -> Select[Any]:
+        """At most two rows: enough to know whether there is exactly one."""
+        return select(self.model).where(*self.where(asked)).options(*self._loaded).limit(2)
+
+    def page(
+        self, asked: Mapping[str, Any], *, limit: int, page: int, order_by: str | None, ascending: bool
+    ) -> Select[Any]:
+        """One page, in an order that no two rows share."""
+        order = self.order(order_by, ascending=ascending)
+        rows = select(self.model).where(*self.where(asked)).options(*self._loaded)
+        return rows.order_by(*order).limit(limit).offset((page - 1) * limit)
+
+    def several(self, asked: Mapping[str, Any], name: str, values: Sequence[Any]) -> Iterator[Select[Any]]:
+        """All rows that have one of `values` in the column `name`."""
+        attribute = self.columns.attribute(name)
+        for part in chunks([value for value in values if value is not None]):
+            yield select(self.model).where(*self.where(asked), attribute.in_(part)).options(*self._loaded)
+        if any(value is None for value in values):
+            yield select(self.model).where(*self.where(asked), attribute.is_(None)).options(*self._loaded)
+
+    def count(self, asked: Mapping[str, Any]) -> Select[Any]:
+        """How many rows."""
+        return select(func.count()).select_from(self.model).where(*self.where(asked))
+
+    def exists(self, asked: Mapping[str, Any]) -> Select[Any]:
+        """A row, if there is any."""
+        return select(literal(1)).select_from(self.model).where(*self.where(asked)).limit(1)
+
+    # --- writes
+
+    def write_lock(self) -> Update | None:
+        """A statement that changes nothing and takes SQLite's one write lock; None for what is not a table.
+
+        A transaction that reads first and writes later can find that another one wrote in between, and then fails or
+        overwrites it; SQLite has no FOR UPDATE.
+        """
+        table = self.columns.mapper.local_table
+        if not isinstance(table, Table):
+            return None
+        column = next(iter(table.primary_key))
+        return update(table).values({column: column}).where(false())
+
+    def locked(self, asked: Mapping[str, Any], *, limit: int | None = None) -> Select[Any]:
+        """The rows as they are now, for this transaction alone, in an order that deadlocks with nobody."""
+        return self._for_update(select(self.model).where(*self.where(asked)).order_by(*self.key).limit(limit))
+
+    def again(self, rows: Sequence[object]) -> Iterator[Select[Any]]:
+        """The rows' own columns as the database has them now.
+
+        Under the lock again: in REPEATABLE READ a plain SELECT would give what another transaction has overwritten.
+        """
+        for part in self._identities(rows):
+            yield self._for_update(select(self.model).where(part)).execution_options(populate_existing=True)
+
+    def related(self, rows: Sequence[object]) -> Iterator[Select[Any]]:
+        """What the options and the model's eager relationships load besides, and `again` has left out."""
+        if self.options or any(found.lazy in _EAGER for found in self.columns.mapper.relationships):
+            for part in self._identities(rows):
+                yield select(self.model).where(part).options(*self._loaded)
+
+    # --- parts
+
+    def where(self, asked: Mapping[str, Any]) -> list[ColumnElement[bool]]:
+        """The conditions that every filter holds; None is NULL."""
+        return [
+            attribute.is_(None) if value is None else attribute == value
+            for attribute, value in ((self.columns.attribute(name), value) for name, value in asked.items())
+        ]
+
+    def order(self, order_by: str | None, *, ascending: bool) -> list[ColumnElement[Any]]:
+        """By that column, then by primary key, so that pages neither overlap nor leave anything out."""
+        keys: list[InstrumentedAttribute[Any]] = list(self.key)
+        if order_by is not None:
+            first = self.columns.attribute(order_by)
+            keys = [first, *(key for key in keys if key.key != first.key)]
+        return [key.asc() if ascending else key.desc() for key in keys]
+
+    def _for_update(self, rows: Select[Any]) -> Select[Any]:
+        # The row alone: what the model always joins is loaded once it has changed, by `related`. Naming the tables,
+        # because PostgreSQL refuses to lock the outer side of a join, which `with_polymorphic` makes.
+        options = [lazyload("*"), undefer("*")]
+        return (
+            rows.options(*options)
+            .with_for_update(of=list(self.columns.mapper.tables))
+            .execution_options(populate_existing=True)
+        )
+
+    def _identities(self, rows: Sequence[object]) -> Iterator[ColumnElement[bool]]:
+        identify = self.columns.mapper.primary_key_from_instance
+        for part in chunks([identify(row) for row in rows], len(self.key)):
+            if len(self.key) == 1:
+                yield self.key[0].in_([identity[0] for identity in part])
+            else:
+                yield tuple_(*self.key).in_([tuple(identity) for identity in part])
+
+
+def chunks(values: Sequence[T], parameters: int = 1) -> Iterable[Sequence[T]]:
+    """`values` in parts that a statement can take, each value being so many parameters."""
+    size = _PARAMETERS // parameters
+    return (values[start : start + size] for start in range(0, len(values), size))
+
+
+def dialect_of(db: AsyncSession, model: Any) -> str:
+    """The name of the database behind the session, for this model."""
+    return db.sync_session.get_bind(model).dialect.name
+
+
+async def rows_of(db: AsyncSession, statement: Select[Any]) -> list[Any]:
+    """The rows as the database has them, not as the session may have loaded them long ago.
+
+    Unless it holds changes that are not flushed: these are not overwritten.
+    """
+    if not (db.new or db.dirty or db.deleted):
+        statement = statement.execution_options(populate_existing=True)
+    return list((await db.scalars(statement)).unique().all())
+
+
+def only(rows: Sequence[Any]) -> Any:
+    """The one row. Raises NoResultFound, MultipleResultsFound."""
+    if not rows:
+        raise NoResultFound("No row was found when one was required")
+    if len(rows) > 1:
+        raise MultipleResultsFound("Multiple rows were found when exactly one was required")
+    return rows[0]

@@ -1,0 +1,69 @@
+"""Invalidate: the path of one call of a function that writes.
+
+Its prefixes are on the session before the function runs, so that a commit inside the function carries them, and stay
+there until the root transaction ends. What is known only afterwards, and what no commit carried, is done by hand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from fastrdb.keys import RESULT, CallPlan, Prefix
+from fastrdb.runtime import BaseCache
+from fastrdb.transactions import Scope, Use, has_transaction, leave, state_of, sync_session
+
+
+class Invalidation:
+    """One function that writes: its plan and counters, in one cache."""
+
+    __slots__ = ("cache", "plan", "counters")
+
+    def __init__(self, cache: BaseCache, plan: CallPlan) -> None:
+        self.cache = cache
+        cache.owned |= plan.reaches.heads
+        self.plan = plan
+        self.counters = cache.counters(plan.function)
+
+    async def run(self, function: Callable[[], Awaitable[Any]], *calls: dict[str, Any]) -> Any:
+        """What `function()` gives; when that is committed, nothing older than it is in the cache.
+
+        `calls` are the arguments by name; of several, which are done in one, Redis and session are the first one's.
+        """
+        plan, values = self.plan, calls[0]
+        client = self.cache.client(plan, values)
+        if client is None:
+            return await function()
+        store = self.cache.store(client)
+        session = sync_session(plan.session(values))
+        scope = Scope(
+            store, lambda: store.intent(client), plan.reaches.prefixes_before(calls), plan.reaches.keys_before(calls)
+        )
+        if session is not None and has_transaction(session):
+            scope.join(session)
+        try:
+            with Use(plan.function, plan.session_name, session), scope.entered():
+                result = await function()
+        finally:
+            ending = leave(scope)
+        if ending is not None:
+            await asyncio.shield(ending)
+        known = [{**each, RESULT: result} for each in calls]
+        await self._follow(scope, session, client, plan.reaches.prefixes_after(known), plan.reaches.keys_after(known))
+        return result
+
+    async def _follow(self, scope: Scope, session: Any, client: Any, prefixes: list[Prefix], keys: list[str]) -> None:
+        """After a commit only what was not known by then is left; one that is still to come takes all along."""
+        self.counters.tell("invalidation", ", ".join([*(p.head for p in [*scope.prefixes, *prefixes]), *scope.keys]))
+        to_come = False
+        if session is not None and has_transaction(session):
+            to_come = True
+            scope.join(session)
+            state_of(session).declared |= not scope.carried
+        to_come = scope.add(prefixes, keys) or to_come
+        if scope.carried:
+            if prefixes or keys:
+                await self.cache.delete(client, prefixes, keys)
+        elif not to_come:
+            await self.cache.delete(client, [*scope.prefixes, *prefixes], [*scope.keys, *keys])

@@ -1,0 +1,184 @@
+"""Patterns, and the keys made of them. Pure: text in, text out; what it means in Redis is decided elsewhere.
+
+A key can be read back in one way only: literal text of the pattern, values in which everything that means something
+is escaped (see `values`), then perhaps `?name=value&name=value` for the arguments that the pattern does not name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Final, Literal
+
+from fastrdb.errors import PatternError
+
+from .declared import MISSING as MISSING
+from .declared import encode_value as encode_value
+from .encoding import has_meaningful
+from .encoding import quote as quote
+
+LIMIT: Final = 512
+"""Longest key, in bytes of UTF-8; a longer one ends in a digest."""
+KEPT: Final = 470  # what is kept of a long key: LIMIT less the mark and 40 hexadecimal digits
+DIGEST_MARK: Final = "%h"
+RESERVED_HEAD: Final = "fastrdb:"
+NIL: Final = "%nil"
+"""Text of `{user.id}` where `user` itself is None, which is not the same as an id of None."""
+
+_TOKENS = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]|[^{}]+")
+_BRACES = {
+    "pattern": re.compile(r"[^{}]*(\{[^{}]+\}[^{}]*)?"),
+    "prefix": re.compile(r"[^{}]*(\{[^{}]+\}[^{}]*|\{[^{}]*)?"),  # a prefix may end inside the hash tag
+}
+_LITERAL_ALLOWED = {"pattern": ":&=\\{}", "prefix": ":&=\\{}%*?"}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One placeholder with the literal text before it."""
+
+    literal: str
+    field: str
+    also: str
+    """The character that ends the value in this template, if a value may hold it: it is escaped in the value."""
+
+    @property
+    def root(self) -> str:
+        """The parameter: `user` of `{user.id}`."""
+        return self.field.partition(".")[0]
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        """The attributes after the parameter: `("id",)` of `{user.id}`."""
+        return tuple(self.field.split(".")[1:])
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A pattern or prefix, taken apart and checked."""
+
+    text: str
+    parts: tuple[Part, ...]
+    tail: str
+
+    @classmethod
+    def parse(cls, text: str, *, owner: str, kind: Literal["pattern", "prefix"]) -> Template:
+        """The template that *text* describes.
+
+        Args:
+            owner: the function (or class) it belongs to, for messages.
+            kind: a pattern gives one key; a prefix many, and there `*` and `?` are wildcards.
+
+        Raises:
+            PatternError: naming *owner* and *text*.
+        """
+        refuse = _Refusal(owner, kind, text)
+        if not isinstance(text, str):
+            raise refuse("it must be a str")
+        literals, fields = _split(text, refuse)
+        _check_literals(literals, fields, kind, refuse)
+        parts = zip(literals, fields, map(_also, literals[1:]), strict=False)
+        return cls(text, tuple(Part(*each) for each in parts), literals[-1])
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The placeholders in full, in order."""
+        return tuple(part.field for part in self.parts)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The parameters that the placeholders take their values from."""
+        return frozenset(part.root for part in self.parts)
+
+    @property
+    def head(self) -> str:
+        """The literal text before the first placeholder."""
+        return self.parts[0].literal if self.parts else self.tail
+
+    def join(self, texts: Sequence[str]) -> str:
+        """The template with its placeholders replaced by canonical texts."""
+        return "".join([part.literal + text for part, text in zip(self.parts, texts, strict=True)]) + self.tail
+
+
+class _Refusal:
+    """Makes the PatternError of one template."""
+
+    def __init__(self, owner: str, kind: str, text: object) -> None:
+        self._start = f"{owner}: {kind} {text!r}: "
+
+    def __call__(self, reason: str) -> PatternError:
+        return PatternError(self._start + reason)
+
+
+def _split(text: str, refuse: _Refusal) -> tuple[list[str], list[str]]:
+    """Literals and placeholders, one literal more than placeholders."""
+    literals, fields = [""], list[str]()
+    for token in _TOKENS.finditer(text):
+        field = token.group(1)
+        if field is not None:
+            _check_field(field, refuse)
+            fields.append(field)
+            literals.append("")
+        elif token.group() in ("{", "}"):
+            raise refuse(f"a single '{token.group()}'; write it twice for a literal brace")
+        else:
+            literals[-1] += token.group()[0] if token.group() in ("{{", "}}") else token.group()
+    return literals, fields
+
+
+def _check_field(field: str, refuse: _Refusal) -> None:
+    for name in field.split("."):
+        if not name.isidentifier():
+            raise refuse(f"placeholder '{{{field}}}' is not a parameter or a dotted attribute of one")
+        if name.startswith("_"):
+            raise refuse(f"placeholder '{{{field}}}' has a name with a leading underscore")
+
+
+def _check_literals(literals: list[str], fields: list[str], kind: str, refuse: _Refusal) -> None:
+    whole = "\0".join(literals)  # a placeholder is one character, and may stand between the braces of a hash tag
+    for literal in literals:
+        wrong = has_meaningful(literal, _LITERAL_ALLOWED[kind])
+        if wrong is not None:
+            raise refuse(f"its literal text holds {wrong!r}, which has a meaning of its own in keys")
+    if kind == "pattern" and not whole:
+        raise refuse("it is empty")
+    if literals[0].startswith(RESERVED_HEAD):
+        raise refuse(f"it begins with '{RESERVED_HEAD}', where fastrdb keeps its own keys")
+    if not _BRACES[kind].fullmatch(whole):
+        raise refuse("literal braces must be one hash tag, '{{...}}' with something between")
+    for between, first, second in zip(literals[1:-1], fields, fields[1:], strict=False):
+        if not between or between.isalnum():
+            raise refuse(f"nothing separates {{{first}}} from {{{second}}}, so that two calls could share a key")
+
+
+def _also(after: str) -> str:
+    """The first character of the literal *after* a placeholder that could end its value, unless values never hold it.
+
+    It depends on nothing else, so that a prefix which breaks off further on escapes the same as the whole pattern.
+    """
+    stop = next((char for char in after if not char.isalnum()), "")
+    return stop if stop and has_meaningful(stop) is None else ""
+
+
+def guard(key: str) -> str:
+    """The key, never among fastrdb's own: a leading value of `fastrdb` has its first letter escaped."""
+    return f"%66{key[1:]}" if key.startswith(RESERVED_HEAD) else key
+
+
+def fit(key: str) -> str:
+    """The key itself, or if it has more than 512 bytes its beginning and a digest of all of it."""
+    if len(key) <= LIMIT // 4:
+        return key
+    raw = key.encode()
+    if len(raw) <= LIMIT:
+        return key
+    return f"{cut(raw, KEPT)}{DIGEST_MARK}{blake2b(raw, digest_size=20).hexdigest()}"
+
+
+def cut(raw: bytes, size: int) -> str:
+    """At most *size* bytes of a key, not ending inside a character or an escape."""
+    kept = raw[:size].decode("utf-8", "ignore")
+    escape = kept.rfind("%", -2) if len(kept) > 1 else -1
+    return kept if escape < 0 else kept[:escape]

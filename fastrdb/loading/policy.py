@@ -1,0 +1,170 @@
+"""The options of a decorated function, checked once and frozen; what they mean for an entry. Pure: no clock, no chance.
+
+All durations are seconds, `float` or `timedelta`, as they come in; milliseconds, as Redis wants them, when kept here.
+
+An entry is kept for longer than `exp` where `stale` or `fail_safe` say so. It is plain JSON all the same: what is left
+of its life in Redis, less what it is kept for beyond `exp`, tells how old it is.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fastrdb.errors import OptionError
+from fastrdb.options import Seconds, seconds
+
+_WEIGHT = 1 / 8  # of the latest load in the running mean: that of TCP's estimate of round trips (RFC 6298)
+
+
+@dataclass(frozen=True, slots=True)
+class Fresh:
+    """Within `exp`: serve it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Early:
+    """Within `exp`, and who has seen it is chosen to reload it before it ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stale:
+    """Past `exp`, and within `stale`: serve it, and have it reloaded in the background."""
+
+
+@dataclass(frozen=True, slots=True)
+class Over:
+    """Past both: load. `fail_safe` may still fall back on it."""
+
+
+Decision = Fresh | Early | Stale | Over
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How long the results of one function live, and which of them are stored."""
+
+    exp_ms: int
+    jitter: float = 0.0
+    negative_ms: int | None = None
+    wait: float = 5.0
+    cache_if: Callable[[Any], bool] | None = None
+    stale_ms: int = 0
+    fail_safe_ms: int = 0
+    early: float = 0.0
+    session_factory: Callable[[], Any] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        owner: str,
+        *,
+        exp: Seconds,
+        jitter: float = 0.0,
+        negative_exp: Seconds | None = None,
+        wait: Seconds = 5.0,
+        cache_if: Callable[[Any], bool] | None = None,
+        stale: Seconds = 0,
+        fail_safe: Seconds = 0,
+        early: float = 0.0,
+        session_factory: Callable[[], Any] | None = None,
+    ) -> Policy:
+        """Check the options of `owner`. Raises OptionError."""
+        if not _number(jitter) or not 0 <= jitter < 1:
+            raise OptionError(f"{owner}: jitter={jitter!r} must be a fraction of exp: 0 <= jitter < 1")
+        if not _number(early) or not 0 <= early < math.inf:
+            raise OptionError(f"{owner}: early={early!r} must be a number of at least 0: XFetch's beta, usually 1")
+        if cache_if is not None and not callable(cache_if):
+            raise OptionError(f"{owner}: cache_if={cache_if!r} must be a function of the result")
+        made = cls(
+            exp_ms=_ms(seconds(exp, name="exp", owner=owner)),
+            jitter=float(jitter),
+            negative_ms=None if negative_exp is None else _ms(seconds(negative_exp, name="negative_exp", owner=owner)),
+            wait=seconds(wait, name="wait", owner=owner, zero=True),
+            cache_if=cache_if,
+            stale_ms=_ms(seconds(stale, name="stale", owner=owner, zero=True)),
+            fail_safe_ms=_ms(seconds(fail_safe, name="fail_safe", owner=owner, zero=True)),
+            early=float(early),
+            session_factory=session_factory,
+        )
+        made._check_factory(owner)
+        return made
+
+    def _check_factory(self, owner: str) -> None:
+        factory: object = self.session_factory
+        if factory is None:
+            return
+        start = f"{owner}: session_factory={factory!r}"
+        if not callable(factory) or inspect.iscoroutinefunction(factory) or inspect.isasyncgenfunction(factory):
+            raise OptionError(
+                f"{start} must be called to give an AsyncSession, or an async context manager of one: an "
+                "async_sessionmaker, say, or an async generator function under contextlib.asynccontextmanager"
+            )
+        if not self.stale_ms and not self.early:
+            raise OptionError(f"{start} is for reloads in the background, and there are none without stale= or early=")
+
+    @property
+    def timed(self) -> bool:
+        """Whether the age of an entry matters."""
+        return bool(self.stale_ms or self.fail_safe_ms or self.early)
+
+    @property
+    def background(self) -> bool:
+        """Whether reloads run in the background, with a session of their own if they need one."""
+        return self.stale_ms > 0 or self.session_factory is not None
+
+    def ttl_ms(self, *, negative: bool, random: float) -> int:
+        """Milliseconds that an entry is kept; `random` in [0, 1) spreads `exp` over `jitter` of it, downwards."""
+        whole = self.negative_ms if negative and self.negative_ms is not None else self.exp_ms
+        return max(1, round(whole * (1 - self.jitter * random))) + self._beyond_ms(negative)
+
+    def left_ms(self, ttl_ms: int, *, negative: bool) -> float:
+        """What is left of an entry's `exp` when Redis keeps it for another `ttl_ms`; not above 0 when that is over."""
+        return math.inf if ttl_ms < 0 else ttl_ms - self._beyond_ms(negative)
+
+    def decide(self, left_ms: float, *, load_ms: float, random: float) -> Decision:
+        """What to do with an entry that has `left_ms` of its `exp` left.
+
+        `load_ms` is how long a load takes, and `random` in (0, 1] decides who reloads early: XFetch, of Vattani et al.,
+        "Optimal probabilistic cache stampede prevention", VLDB 2015.
+        """
+        if left_ms > 0:
+            return Early() if left_ms <= -math.log(random) * self.early * load_ms else Fresh()
+        return Stale() if left_ms > -self.stale_ms else Over()
+
+    def falls_back(self, left_ms: float) -> bool:
+        """Whether the entry may be served because the database cannot be reached."""
+        return left_ms > -self.fail_safe_ms
+
+    def _beyond_ms(self, negative: bool) -> int:
+        """How long an entry is kept past its `exp`. What is not there has no second life: there is nothing to serve."""
+        return 0 if negative and self.negative_ms is not None else max(self.stale_ms, self.fail_safe_ms)
+
+
+class Pace:
+    """How long the loads of one function take: a running mean in milliseconds, 0 before the first."""
+
+    __slots__ = ("ms",)
+
+    def __init__(self) -> None:
+        self.ms = 0.0
+
+    def took(self, ms: float) -> None:
+        """Take another load into account."""
+        self.ms = self.ms + (ms - self.ms) * _WEIGHT if self.ms else ms
+
+
+def whole_ms(left_ms: float) -> int:
+    """A rest of life as PTTL would say it: -1 for one without end."""
+    return -1 if left_ms == math.inf else int(left_ms)
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _ms(number: float) -> int:
+    return max(1, round(number * 1000)) if number else 0

@@ -1,0 +1,290 @@
+"""The near cache: entries kept in this process, and whether they may still be believed. Pure: no I/O, no task.
+
+1. An entry is kept only with the token that was put down before its value was asked for. Whatever changes the key
+   takes entry and token away, so a value that was on its way meanwhile is not kept.
+2. Nothing is believed but while every channel that tells of changes is known to be alive, and nothing is kept that one
+   of them would not tell of. When one is lost, all that was kept is dropped: nobody knows what it did not tell.
+3. What this process invalidates goes before it is sent, and nothing is kept under it until it has been. Its own echo is
+   a push like any other.
+
+`tracking` has the channel to a server.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet, WeakValueDictionary
+
+import cachebox
+
+from fastrdb.errors import OptionError
+from fastrdb.options import Seconds, seconds
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+_OVERHEAD = 256
+"""Bytes that an entry takes besides key and JSON: the objects around them, and its place in the cache."""
+
+
+@dataclass(frozen=True)
+class Near:
+    """Bounds of a near cache: how much a process keeps of each server, and how long it believes it.
+
+    Args:
+        entries: how many.
+        bytes: how many of keys and JSON; the object of a frozen model, which is kept instead, may take more.
+        ttl: seconds after which an entry is read from Redis again, even if it has not changed.
+        heartbeat: the longest, in seconds, that an entry may be out of date when the connection that tells of changes
+            has died without a word. The server is asked for a sign of life three times as often.
+
+    Raises:
+        OptionError: naming the option.
+    """
+
+    entries: int = 10_000
+    bytes: int = 64 * 2**20
+    ttl: Seconds = 60.0
+    heartbeat: Seconds = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("entries", "bytes"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise OptionError(f"Near: {name}={value!r} must be a whole number, and at least 1")
+        for name in ("ttl", "heartbeat"):
+            object.__setattr__(self, name, seconds(getattr(self, name), name=name, owner="Near"))
+
+
+class Kept:
+    """An entry: its JSON, or the object itself, which is `owner`'s alone.
+
+    Two functions can share a key and not the type that they make of it: an object is for the owner that made it.
+    """
+
+    __slots__ = ("head", "owner", "size", "until", "value")
+
+    def __init__(self, value: Any, owner: object | None, until: float, size: int, head: str) -> None:
+        self.value = value
+        self.owner = owner
+        self.until = until
+        self.size = size
+        self.head = head
+
+
+class Token:
+    """Put down for a key before its value is asked for. It goes with its reader: a cancelled one leaves none."""
+
+    __slots__ = ("__weakref__", "head", "key", "since")
+
+    def __init__(self, key: str, head: str, since: float) -> None:
+        self.key = key
+        self.head = head
+        self.since = since
+
+
+class Channel:
+    """Something that would tell of a change: what it tells of, and until when it is known to be alive."""
+
+    __slots__ = ("_near", "heads", "until")
+
+    def __init__(self, near: NearCache) -> None:
+        self._near = near
+        self.heads: tuple[str, ...] = ()
+        self.until = -math.inf
+
+    def open(self, until: float, heads: Iterable[str] = ("",)) -> None:
+        """From now on it tells of all keys that begin with one of `heads`."""
+        self.heads = tuple(heads)
+        self.alive(until)
+
+    def alive(self, until: float) -> None:
+        """What it tells of can be believed until then, by the near cache's clock."""
+        self.until = until
+        self._near.settle()
+
+    def lost(self) -> None:
+        """It may have kept silent about a change."""
+        self.heads = ()
+        self.alive(-math.inf)
+        self._near.clear()
+
+
+class NearCache:
+    """What one process keeps of the entries of one namespace on one server (or cluster), for one event loop.
+
+    Attributes:
+        before: the namespace with its colon: names in Redis begin with it, keys here are without it.
+        heartbeat: seconds that a channel is believed after a sign of life.
+        clock: gives the time in seconds.
+        valid_until: until when entries can be believed, by `clock`.
+    """
+
+    __slots__ = (
+        *("_bytes", "_channels", "_count", "_cut", "_groups", "_kept", "_shut", "_size", "_tokens", "_ttl"),
+        *("__weakref__", "before", "clock", "heartbeat", "valid_until"),
+    )
+
+    def __init__(self, near: Near, *, before: bytes = b"", clock: Callable[[], float] = monotonic) -> None:
+        self.before, self.clock = before, clock
+        self.heartbeat = seconds(near.heartbeat, name="heartbeat", owner="Near")
+        self._ttl = seconds(near.ttl, name="ttl", owner="Near")
+        self._count, self._bytes, self._cut = near.entries, near.bytes, len(before.decode())
+        self._kept: cachebox.LRUCache[str, Kept] = cachebox.LRUCache(0)  # its order is used; the bounds are kept here
+        self._size = 0
+        # Keys by the head of their pattern: a prefix is looked for where it can be only.
+        self._groups: dict[str, set[str]] = {}
+        self._tokens: WeakValueDictionary[str, Token] = WeakValueDictionary()
+        self._channels: list[Channel] = []
+        self._shut: list[tuple[tuple[str, ...], frozenset[str]]] = []
+        self.valid_until = -math.inf
+        _of_this_process.add(self)
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    # --- reading
+
+    def lookup(self, key: str) -> Kept | None:
+        """Give the entry of `key`, if there is one that can be believed now."""
+        kept: Kept | None = self._kept.get(key)
+        if kept is not None:
+            now = self.clock()
+            if now < kept.until and now < self.valid_until:
+                return kept
+        return None
+
+    def begin(self, key: str, head: str = "") -> Token | None:
+        """Give the token to `keep` what will be read; None if it could not be kept. To be called before it is sent.
+
+        Of several readers of a key it is the last one's that counts. `head` is what the key's pattern begins with.
+        """
+        now = self.clock()
+        if now >= self.valid_until or not all(key.startswith(channel.heads) for channel in self._channels):
+            return None
+        if any(key in keys or key.startswith(heads) for heads, keys in self._shut):
+            return None
+        token = self._tokens[key] = Token(key, head if key.startswith(head) else "", now)
+        return token
+
+    def keep(self, token: Token, value: Any, owner: object | None = None, *, size: int, ttl_ms: int) -> bool:
+        """Keep what was read, unless it may have changed since `begin`; tell whether it is kept.
+
+        Args:
+            token: what `begin` gave.
+            value: the entry's JSON; or with `owner` the object made of it, which nobody may change.
+            owner: whose object it is.
+            size: bytes of the JSON.
+            ttl_ms: what PTTL said with the value: milliseconds, -1 for an entry that does not expire.
+        """
+        key = token.key
+        if self._tokens.get(key) is not token or ttl_ms < -1:
+            return False
+        self._drop(key)
+        size += len(key) + _OVERHEAD
+        if size > self._bytes:
+            return False
+        ttl = self._ttl if ttl_ms < 0 else min(self._ttl, ttl_ms / 1000)
+        # From `begin` on: the server has measured the rest of its life after that.
+        self._kept.insert(key, Kept(value, owner, token.since + ttl, size, token.head))
+        self._groups.setdefault(token.head, set()).add(key)
+        self._size += size
+        while len(self._kept) > self._count or self._size > self._bytes:
+            self._account(*self._kept.popitem())
+        return True
+
+    # --- changes
+
+    def pushed(self, names: Iterable[bytes] | None) -> None:
+        """The server says that these have changed, by their names in Redis; None: everything has."""
+        if names is None:
+            self.clear()
+            return
+        for name in names:
+            self._drop(self._key(name))
+
+    @contextmanager
+    def shut(self, heads: Iterable[bytes] = (), names: Iterable[bytes] = ()) -> Iterator[None]:
+        """Around an invalidation of this process: what it reaches is gone before it is sent, and not kept meanwhile.
+
+        When it has been answered, a later read sees what it did. Heads and names are those in Redis.
+        """
+        reach = tuple(map(self._key, heads)), frozenset(map(self._key, names))
+        self._shut.append(reach)
+        try:
+            self._drop_reached(*reach)
+            yield
+        finally:
+            self._shut.remove(reach)
+
+    def clear(self) -> None:
+        """Drop everything, and what is on its way."""
+        self._kept.clear()
+        self._groups.clear()
+        self._size = 0
+        self._tokens.clear()
+
+    # --- channels
+
+    def channel(self) -> Channel:
+        """Give one more channel, on which everything here depends: nothing is believed until it is open."""
+        made = Channel(self)
+        self._channels.append(made)
+        made.lost()
+        return made
+
+    def part(self, channel: Channel) -> None:
+        """Do without a channel; what it would have told of must be gone."""
+        self._channels.remove(channel)
+        self.settle()
+
+    def settle(self) -> None:
+        """Work out anew until when entries can be believed."""
+        self.valid_until = min((channel.until for channel in self._channels), default=-math.inf)
+
+    def _key(self, name: bytes) -> str:
+        """Give the key of a name in Redis. What is no UTF-8 is no key of ours, nor a part of one."""
+        return name.decode("utf-8", "surrogateescape")[self._cut :]
+
+    def _drop(self, key: str) -> None:
+        kept = self._kept.pop(key, None)
+        if kept is not None:
+            self._account(key, kept)
+        self._tokens.pop(key, None)
+
+    def _account(self, key: str, kept: Kept) -> None:
+        """It is kept no more."""
+        self._groups[kept.head].discard(key)
+        self._size -= kept.size
+
+    def _drop_reached(self, heads: tuple[str, ...], keys: frozenset[str]) -> None:
+        for key in keys:
+            self._drop(key)
+        if heads:
+            # A prefix may have a filter, which is not asked: more is dropped, never less.
+            for key in [key for each in (*self._under(heads), self._tokens) for key in each if key.startswith(heads)]:
+                self._drop(key)
+
+    def _under(self, heads: tuple[str, ...]) -> Iterator[set[str]]:
+        """Groups that may hold keys under one of `heads`: one of the two heads begins with the other."""
+        for group, keys in self._groups.items():
+            if group.startswith(heads) or any(head.startswith(group) for head in heads):
+                yield keys
+
+
+_of_this_process: WeakSet[NearCache] = WeakSet()
+
+
+def _forked() -> None:
+    """In a child process: the pushes are the parent's. What is left of its loops must never be believed here."""
+    for near in list(_of_this_process):
+        near.channel()  # that nobody opens
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)

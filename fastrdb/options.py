@@ -1,0 +1,31 @@
+"""Option values that every part checks in the same way: durations and counts."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from .errors import OptionError
+
+Seconds = float | timedelta
+_LONGEST = 10 * 365 * 86_400.0  # ten years: more is a mistake in the unit
+
+
+def seconds(value: Seconds, *, name: str, owner: str, zero: bool = False) -> float:
+    """`value` as seconds. OptionError naming `owner`, `name` and the value unless 0 < value <= ten years.
+
+    With `zero`, 0 is a duration too.
+    """
+    number = value.total_seconds() if isinstance(value, timedelta) else value
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        raise OptionError(f"{owner}: {name}={value!r} must be seconds: a number or a timedelta")
+    if not 0 <= number <= _LONGEST or (number == 0 and not zero):
+        least = "at least 0" if zero else "more than 0"
+        raise OptionError(f"{owner}: {name}={value!r} must be {least} seconds and at most ten years")
+    return float(number)
+
+
+def at_least_one(value: object, *, name: str, owner: str) -> int:
+    """`value`. OptionError naming `owner`, `name` and the value unless it is a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise OptionError(f"{owner}: {name}={value!r} must be a whole number of at least 1")
+    return value

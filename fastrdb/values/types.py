@@ -1,0 +1,185 @@
+"""What can be told of a cached type at decoration: its shape, what must be refused, what may be shared."""
+
+from __future__ import annotations
+
+import enum
+import functools
+import inspect
+from collections.abc import Collection, Iterable, Iterator, MutableSequence, Sequence
+from types import NoneType, UnionType
+from typing import Annotated, Any, Optional, Union, get_args, get_origin
+
+from fastrdb.errors import SchemaError
+
+from .strict import Schema, kind_of, parts
+
+_LISTS = (list, Sequence, MutableSequence, Collection, Iterable)
+_SCALARS = frozenset({
+    *("none", "bool", "int", "float", "complex", "str", "bytes", "date", "time", "datetime", "timedelta", "decimal"),
+    *("fraction", "uuid", "enum", "literal", "url", "multi-host-url"),
+})  # fmt: skip
+_FROZEN_IF_PARTS_ARE = frozenset({
+    *("nullable", "union", "tagged-union", "tuple", "frozenset", "function-before", "model-fields", "model-field"),
+    *("dataclass-args", "dataclass-field", "named-tuple", "named-tuple-field"),
+})  # fmt: skip
+_WITHOUT_JSON = {
+    "callable": "a callable",
+    "is-subclass": "a class",
+    "generator": "an iterator",
+    "missing-sentinel": "pydantic's MISSING",
+}
+
+
+def is_mapped(cls: Any) -> bool:
+    """Whether `cls` is a class that SQLAlchemy maps; told without importing SQLAlchemy."""
+    return isinstance(cls, type) and getattr(cls, "__mapper__", None) is not None
+
+
+def effective_type(annotation: Any, schema: Any) -> Any:
+    """What is cached: the annotation, or `schema` in the annotation's shape (a list of it, or None)."""
+    if schema is None:
+        return annotation
+    origin = get_origin(schema)
+    shaped = origin in _LISTS or origin in (Union, UnionType)
+    return schema if shaped else _in_shape_of(annotation, schema)
+
+
+def is_absent(annotation: Any) -> bool:
+    """Whether there is no annotation: a function without one, or any sentinel that says so."""
+    return annotation is inspect.Signature.empty or annotation is ... or isinstance(annotation, enum.Enum)
+
+
+def _in_shape_of(annotation: Any, schema: Any) -> Any:
+    annotation = _bare(annotation)
+    origin, args = get_origin(annotation) or annotation, get_args(annotation)
+    if origin in (Union, UnionType) and NoneType in args:
+        rest = [arg for arg in args if arg is not NoneType]
+        return Optional[_in_shape_of(rest[0], schema) if len(rest) == 1 else schema]  # noqa: UP045
+    several = origin in _LISTS or getattr(origin, "__name__", "") == "ScalarResult"
+    if several or (origin is tuple and args[1:] == (...,)):
+        return list[schema]
+    return schema
+
+
+def _bare(annotation: Any) -> Any:
+    """The type under Annotated and type aliases."""
+    while True:
+        if get_origin(annotation) is Annotated:
+            annotation = get_args(annotation)[0]
+        elif hasattr(annotation, "__value__"):
+            annotation = annotation.__value__
+        else:
+            return annotation
+
+
+def mapped_in(annotation: Any) -> type | None:
+    """The first mapped class that an annotation mentions."""
+    annotation = _bare(annotation)
+    if is_mapped(annotation):
+        return annotation  # type: ignore[no-any-return]
+    return next((found for arg in get_args(annotation) if (found := mapped_in(arg))), None)
+
+
+# --- what cannot round trip
+
+
+def refuse(schema: Schema, owner: str, where: str = "the value", *, raw: bool = True) -> None:
+    """Raise SchemaError for what cannot come back from JSON as it went in.
+
+    `where` names the field; `raw` says that this schema meets the JSON itself, not what a validator made of it.
+    """
+    kind = kind_of(schema)
+    if reason := _reason(schema, kind, raw):
+        raise SchemaError(f"{owner}: {where} cannot be cached: {reason}")
+    for part, name, still_raw in _read_parts(schema, kind, raw):
+        inside = f"{_name(schema, where)}.{name}" if name else _name(schema, where)
+        refuse(part, owner, inside, raw=still_raw)
+
+
+def _read_parts(schema: Schema, kind: str, raw: bool) -> Iterator[tuple[Schema, str, bool]]:
+    """The parts that JSON can reach, and whether it reaches them unchanged."""
+    if kind == "lax-or-strict":
+        yield schema["strict_schema"], "", raw
+    elif kind == "json-or-python":
+        anything = schema["json_schema"]["type"] == "any"  # pydantic's JsonValue: any JSON, and nothing else
+        yield schema["python_schema" if anything else "json_schema"], "", raw and not anything
+    else:
+        before = kind in ("function-before", "function-wrap")
+        for index, (part, name) in enumerate(parts(schema)):
+            yield part, name, raw and not before and not (kind == "chain" and index)
+
+
+def _name(schema: Schema, where: str) -> str:
+    if kind_of(schema) in ("model", "dataclass", "typed-dict", "named-tuple"):
+        return getattr(schema.get("cls"), "__name__", where)
+    return where
+
+
+def _reason(schema: Schema, kind: str, raw: bool) -> str | None:
+    cls, function = schema.get("cls"), schema.get("serialization", {}).get("function")
+    reason = None
+    if is_mapped(cls):
+        reason = f"{_named(cls)} is a mapped SQLAlchemy class; give schema=, a pydantic model of it"
+    elif kind == "any":
+        reason = "its type is Any, or left open; declare it (pydantic.JsonValue for any JSON)"
+    elif kind in _WITHOUT_JSON:
+        reason = f"it is {_WITHOUT_JSON[kind]}, which has no JSON form"
+    elif kind == "is-instance" and raw:
+        reason = f"{_named(cls)} has no JSON form"
+    elif schema.get("serialization_exclude") or schema.get("serialization_exclude_if"):
+        reason = "the field is left out of its JSON (exclude=)"
+    elif kind == "dataclass-field" and (schema.get("init") is False or schema.get("init_only")):
+        reason = "the field is not an argument and an attribute both (init=False, InitVar)"
+    elif getattr(function, "__module__", "") == "pydantic.types" and "secret" in _named(function):
+        reason = "a secret is masked in JSON; keep it out of what is cached"
+    return reason
+
+
+def _named(thing: Any) -> str:
+    return str(getattr(thing, "__name__", thing))
+
+
+# --- what may be handed to many callers
+
+
+def is_immutable(schema: Schema, known: dict[str, Schema] | None = None) -> bool:
+    """Whether nothing in such a value can be changed by who holds it. `known` are the definitions around it."""
+    known = {} if known is None else known
+    kind = kind_of(schema)
+    if kind == "definitions":
+        known |= {definition["ref"]: definition for definition in schema["definitions"]}
+        return is_immutable(schema["schema"], known)
+    if kind == "definition-ref":
+        # Taken out while it is looked at: a type that holds itself is as immutable as the rest of it.
+        definition = known.pop(schema["schema_ref"], None)
+        return definition is None or is_immutable(definition, known)
+    if kind in _SCALARS:
+        return True
+    if kind in ("function-after", "function-wrap"):  # the function gives the value; around a model it gives the model
+        return _holds_model(schema) and is_immutable(schema["schema"], known)
+    if not _is_frozen_container(schema, kind):
+        return False
+    return all(is_immutable(part, known) for part, _ in parts(schema))
+
+
+def _holds_model(schema: Schema) -> bool:
+    while kind_of(schema).startswith("function-") and "schema" in schema:
+        schema = schema["schema"]
+    return kind_of(schema) in ("model", "dataclass")
+
+
+def _is_frozen_container(schema: Schema, kind: str) -> bool:
+    if kind in ("model", "dataclass"):
+        cls = schema["cls"]
+        settings = getattr(cls, "model_config", None) or schema.get("config", {})
+        standard = getattr(
+            cls, "__dataclass_params__", None
+        )  # pydantic does not look at the standard library's frozen=
+        frozen = settings.get("frozen") or (standard is not None and standard.frozen)
+        loose = schema["schema"].get("extra_behavior") == "allow" or getattr(cls, "__private_attributes__", None)
+        return bool(frozen) and not loose and not _has_memo(cls)
+    return kind in _FROZEN_IF_PARTS_ARE
+
+
+def _has_memo(cls: type) -> bool:
+    return any(isinstance(item, functools.cached_property) for base in cls.__mro__ for item in vars(base).values())

@@ -1,0 +1,86 @@
+"""Whatever way a row is written, the cache neither shows it before it is committed nor misses that it was."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from sqlalchemy import text
+
+from fastrdb.transactions.state import Scope, scopes
+from tests.support import scenarios_writes, ways
+from tests.support.databases import Database
+from tests.support.ways import Way
+from tests.support.world import World, spawn, world
+
+Course = Callable[[World, Way], Coroutine[Any, Any, None]]
+COURSES: list[Course] = [scenarios_writes.rolled_back, scenarios_writes.committed, scenarios_writes.hidden]
+
+
+def name(way: Any) -> str:
+    """Name a way or a course in a test's id."""
+    return str(way.__name__)
+
+
+@pytest.fixture
+async def on_postgresql(postgresql: Database, client: Redis) -> AsyncIterator[World]:
+    """Give a world on PostgreSQL with a procedure, a function and a trigger that write."""
+    async with world(postgresql, client) as made:
+        async with postgresql.engine.begin() as connection:
+            for statement in ways.POSTGRESQL_SET_UP:
+                await connection.execute(text(statement))
+        yield made
+
+
+@pytest.fixture
+async def on_sqlite(sqlite: Database, client: Redis) -> AsyncIterator[World]:
+    """Give a world on SQLite."""
+    async with world(sqlite, client) as made:
+        yield made
+
+
+@pytest.mark.parametrize("course", COURSES, ids=name)
+@pytest.mark.parametrize("way", ways.POSTGRESQL, ids=name)
+async def test_on_postgresql(on_postgresql: World, way: Way, course: Course) -> None:
+    """PostgreSQL has most of them."""
+    await course(on_postgresql, way)
+
+
+@pytest.mark.parametrize("course", COURSES, ids=name)
+@pytest.mark.parametrize("way", [way for way in ways.EVERYWHERE if way is not ways.only_a_savepoint], ids=name)
+async def test_on_sqlite(on_sqlite: World, way: Way, course: Course) -> None:
+    """SQLite's driver begins transactions by itself."""
+    await course(on_sqlite, way)
+
+
+async def test_a_task_that_outlives_its_call(on_sqlite: World) -> None:
+    """What it writes is followed for as long as it goes on, and what is over is not kept."""
+    w, going = on_sqlite, asyncio.Event()
+    found: list[Scope] = []
+
+    async def work() -> None:
+        await going.wait()
+        for number in range(5):
+            await w.two.read()
+            async with w.database.engine.begin() as connection:
+                await w.one.by_text(connection, f"new {number}")
+            assert await w.two.read() == f"new {number}"
+
+    @w.one.cache.invalidates("item:*")
+    async def begin(redis: Any) -> asyncio.Task[None]:
+        found.extend(scopes())
+        return spawn(work())
+
+    task = await begin(w.one.client)
+    going.set()
+    await task
+    assert len(found[0].works) == 1
+    await w.quiet()
+
+
+async def test_by_the_driver(on_postgresql: World) -> None:
+    """What SQLAlchemy does not see is followed all the same, because the function has said that it writes."""
+    await scenarios_writes.committed(on_postgresql, ways.copied)

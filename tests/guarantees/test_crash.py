@@ -1,0 +1,58 @@
+"""Processes that are killed, and many processes at once."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+import pytest
+from redis.asyncio import Redis
+
+from fastrdb.testing.server import EmbeddedServer
+from tests.support import processes
+from tests.support.databases import Database
+from tests.support.processes import Moment
+from tests.support.scenarios import LEASE
+from tests.support.stores import members
+from tests.support.world import world
+
+
+async def lapsed(client: Redis) -> None:
+    """Wait until the server's clock has passed the deadline of every barrier."""
+    barriers = await members(client, "barriers")
+    deadline = max([await client.zscore("fastrdb:barriers", barrier) or 0.0 for barrier in barriers])
+    while True:
+        seconds, micros = await client.time()
+        if seconds * 1000 + micros // 1000 >= deadline:
+            return
+        await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+async def test_killed_at_its_commit(sqlite: Database, server: EmbeddedServer, client: Redis, moment: Moment) -> None:
+    """Killed before COMMIT or before its end: nothing is stale, and what it barred is cached again when that lapses."""
+    async with world(sqlite, client) as w:
+        assert await w.one.read() == "old"
+        url = sqlite.engine.url.render_as_string(hide_password=False)
+        [code] = await processes.run(processes.write_and_die, url, server.port, 2.0, moment)
+        assert code == -signal.SIGKILL
+        assert await w.truth() == ("old" if moment == "before" else "new")
+        assert not await client.exists("item:1")
+        await w.fair()
+        await lapsed(client)
+        await w.fair()
+        assert await client.exists("item:1")
+        assert not await client.exists(LEASE)
+        await w.two.write("newer")
+        await w.fair()
+        await w.quiet()
+
+
+async def test_one_load_for_all_processes(server: EmbeddedServer, client: Redis) -> None:
+    """8 processes with 50 callers each, on one cold key: one load."""
+    barrier = processes.together(8)
+    codes = await processes.run(processes.call_together, server.port, 50, barrier, count=8)
+    assert codes == [0] * 8
+    assert await client.get("callers") == b"400"
+    assert await client.get("loads") == b"1"
+    assert await client.keys("fastrdb:lease:*") == []

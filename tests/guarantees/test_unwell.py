@@ -1,0 +1,323 @@
+"""A server that is there and does not do what it is asked: calls go on, and no invalidation is lost by it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError, ResponseError
+
+from fastrdb import Event
+from fastrdb.testing.server import EmbeddedServer
+from fastrdb.transport.breaker import FAILURES
+from fastrdb.transport.pipeline import Wire
+from tests.support.apps import App
+from tests.support.databases import Database
+from tests.support.mutants import name
+from tests.support.refusing import RefusingProxy
+from tests.support.waiting import until
+from tests.support.world import Process, World, spawn, world
+
+DEADLINE = 0.25
+IN_FORCE = 2.0  # seconds after Redis is well again
+BARRIER = 0.5  # that of a repair keeps its key empty until it lapses
+CALLERS = 200
+
+
+@pytest.fixture
+def own(request: pytest.FixtureRequest) -> Iterator[EmbeddedServer]:
+    """Give a server of this test's own."""
+    with EmbeddedServer(args=("--enable-debug-command", "yes", "--lua-time-limit", "1")) as started:
+        yield started
+
+
+async def read(w: World, process: Process) -> str:
+    """What a caller is answered by way of a plain client."""
+    async with w.database.sessions() as db:
+        found = await process.get(db, w.client, 1)
+        return str(found.name)
+
+
+async def write(w: World, process: Process, value: str) -> None:
+    """A write, committed."""
+    async with w.database.sessions() as db:
+        await process.rename(db, w.client, 1, value)
+        await db.commit()
+
+
+async def goes_on(w: World, unwell: AbstractAsyncContextManager[None]) -> None:
+    """Reads and a write while Redis is unwell; when it is well, the write is in force for everybody, and soon."""
+    loop = asyncio.get_running_loop()
+    for process in (w.one, w.two):
+        assert await read(w, process) == await read(w, process) == "old"
+    async with unwell:
+        for _ in range(5):
+            began = loop.time()
+            assert await read(w, w.one) == await read(w, w.two) == "old"
+            assert loop.time() - began < 4 * DEADLINE, "each costs a deadline at most"
+        await write(w, w.one, "new")
+        assert await read(w, w.one) == "new"
+        assert await w.truth() == "new"
+    began = loop.time()
+
+    async def in_force() -> bool:
+        # Who has not found Redis well again yet reads past it, which proves nothing.
+        return not w.one.store.owes and await read(w, w.two) == "new"
+
+    await until(in_force)
+    assert loop.time() - began < IN_FORCE
+    for _ in range(3):
+        assert await read(w, w.one) == await read(w, w.two) == "new"
+    await until(stored(w))
+
+
+def stored(w: World) -> Callable[[], Any]:
+    """Whether the cache is in use again."""
+
+    async def hits() -> bool:
+        before = w.two.get.stats.hits
+        assert await read(w, w.two) == "new"
+        return bool(w.two.get.stats.hits > before)
+
+    return hits
+
+
+# --- a real server, in each state that it can be brought into
+
+
+@asynccontextmanager
+async def frozen(server: EmbeddedServer, admin: Redis) -> AsyncIterator[None]:
+    """It is stopped: connections stand, new ones are taken, and nothing is answered. Then it does all it was asked."""
+    os.kill(server.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+
+
+@asynccontextmanager
+async def busy(server: EmbeddedServer, admin: Redis) -> AsyncIterator[None]:
+    """Somebody's script does not end: BUSY."""
+    async with Redis(port=server.port, socket_timeout=60) as other:
+        looping = asyncio.ensure_future(other.eval("while true do end", 0))
+        await until(_refuses(admin, "BUSY"))
+        yield
+        await until(_killed(admin))
+        with pytest.raises(ResponseError):
+            await looping
+
+
+@asynccontextmanager
+async def out_of_memory(server: EmbeddedServer, admin: Redis) -> AsyncIterator[None]:
+    """OOM: `maxmemory` is reached, and nothing may be evicted."""
+    await admin.config_set("maxmemory", 1)
+    yield
+    await admin.config_set("maxmemory", 0)
+
+
+@asynccontextmanager
+async def cannot_save(server: EmbeddedServer, admin: Redis) -> AsyncIterator[None]:
+    """MISCONF: a snapshot could not be written, so nothing may be."""
+    in_its_place = Path(str((await admin.config_get("dir"))["dir"])) / "dump.rdb"
+    in_its_place.mkdir()
+    await admin.config_set("save", "3600 1000000")
+    await admin.bgsave()
+    await until(_refuses(admin, "MISCONF"))
+    yield
+    in_its_place.rmdir()
+    await admin.config_set("save", "")
+    await admin.bgsave()
+
+
+@asynccontextmanager
+async def demoted(server: EmbeddedServer, admin: Redis) -> AsyncIterator[None]:
+    """READONLY: it has become a replica, of nobody who answers."""
+    await admin.replicaof("127.0.0.1", 1)
+    yield
+    await admin.replicaof("NO", "ONE")
+
+
+@asynccontextmanager
+async def loading(server: EmbeddedServer, admin: Redis) -> AsyncIterator[None]:
+    """LOADING: it reads its data, slowly."""
+    async with admin.pipeline() as pipe:
+        for number in range(2_000):
+            pipe.set(f"ballast:{number}", "x" * 100)
+        await pipe.execute()
+    await admin.config_set("loading-process-events-interval-bytes", 1024)
+    await admin.config_set("key-load-delay", 800)
+    async with Redis(port=server.port, socket_timeout=60) as other:
+        reloading = spawn(other.execute_command("DEBUG", "RELOAD"))
+        await until(_refuses(admin, "LOADING"))
+        yield
+        await reloading
+    await admin.config_set("key-load-delay", 0)
+
+
+def _refuses(admin: Redis, kind: str) -> Callable[[], Any]:
+    async def refuses() -> bool:
+        try:
+            await admin.set("probe", 1)
+        except RedisError as error:
+            return kind in f"{type(error).__name__} {error}".upper()
+        return False
+
+    return refuses
+
+
+def _killed(admin: Redis) -> Callable[[], Any]:
+    async def killed() -> bool:
+        return bool(await admin.script_kill())
+
+    return killed
+
+
+STATES = [frozen, busy, out_of_memory, cannot_save, demoted, loading]
+
+
+@pytest.mark.parametrize("state", STATES, ids=name)
+async def test_a_server_that(state: Any, own: EmbeddedServer, sqlite: Database) -> None:
+    """Refuses in its own way, or is silent."""
+    async with (
+        Redis(port=own.port) as client,
+        Redis(port=own.port, retry=Retry(NoBackoff(), 0)) as admin,
+        world(sqlite, client, timeout=DEADLINE, barrier=BARRIER) as w,
+    ):
+        await goes_on(w, state(own, admin))
+
+
+# --- what is hard to bring about
+
+
+REFUSALS = [
+    "LOADING Redis is loading the dataset in memory",
+    "TRYAGAIN Multiple keys request during rehashing of slot",
+    "CLUSTERDOWN The cluster is down",
+    "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.",
+    "NOREPLICAS Not enough good replicas to write.",
+    "NOSCRIPT No matching script. Please use EVAL.",
+    "NOPERM this user has no permissions to run the 'evalsha' command",
+    "NOAUTH Authentication required.",
+    "MOVED 3999 127.0.0.1:6381",
+    "UNKILLABLE",
+    "ERR max number of clients reached",
+]
+
+
+@pytest.mark.parametrize("refusal", REFUSALS, ids=lambda text: text.partition(" ")[0])
+async def test_every_command_is_refused(refusal: str, server: EmbeddedServer, client: Redis, sqlite: Database) -> None:
+    """Whatever the server says instead of an answer, it is never what a caller gets."""
+    async with (
+        RefusingProxy(server.port) as proxy,
+        Redis(port=proxy.port) as between,
+        world(sqlite, between, timeout=DEADLINE, barrier=BARRIER) as w,
+    ):
+
+        @asynccontextmanager
+        async def refusing() -> AsyncIterator[None]:
+            proxy.refusal = refusal
+            yield
+            assert proxy.refused > 0
+            proxy.refusal = ""
+
+        await goes_on(w, refusing())
+
+
+# --- many callers
+
+
+async def test_killed_under_two_hundred_callers(own: EmbeddedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of them fails; and when Redis has been found away, none of them even asks it."""
+    events: list[Event] = []
+    async with Redis(port=own.port) as client:
+        app = App({number: str(number) for number in range(20)}, client, hook=events.append)
+        asked = _count(monkeypatch)
+        killed, done = asyncio.Event(), asyncio.Event()
+        answers: list[bool] = []
+        marks: list[tuple[int, int]] = []  # what had been asked and answered when Redis was found away
+
+        async def caller(number: int) -> None:
+            while not done.is_set():
+                answers.append(await app.read(number % 20) == str(number % 20))
+                await asyncio.sleep(0)
+
+        async def watched() -> bool:
+            if not killed.is_set():
+                if len(answers) > 5 * CALLERS:
+                    own.kill()
+                    killed.set()
+            elif not marks:
+                if any(event.kind == "outage" for event in events):
+                    marks.append((len(asked), len(answers)))
+            elif len(answers) > marks[0][1] + 10 * CALLERS:
+                done.set()
+            return done.is_set()
+
+        callers = [asyncio.create_task(caller(number), name="caller") for number in range(CALLERS)]
+        await until(watched)
+        await asyncio.gather(*callers)
+        assert all(answers)
+        assert asked[marks[0][0] :] == []
+        await app.cache.aclose()
+
+
+async def test_a_black_hole_is_not_stormed(server: EmbeddedServer, client: Redis) -> None:
+    """C8: five hundred callers whose time is over do not make five hundred connections, and no batch makes two."""
+    async with RefusingProxy(server.port) as proxy, Redis(port=proxy.port) as between:
+        events: list[Event] = []
+        app = App({number: str(number) for number in range(20)}, between, hook=events.append, timeout=0.1)
+        assert await app.read(1) == "1"
+        proxy.drop()
+        before = proxy.connections
+
+        async def rounds() -> bool:
+            found = await asyncio.gather(*(app.read(number % 20) for number in range(500)))
+            assert found == [str(number % 20) for number in range(500)]
+            return any(event.kind == "outage" for event in events)
+
+        await until(rounds)
+        assert proxy.connections - before <= FAILURES
+        await app.cache.aclose()
+
+
+def _count(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What callers ask of a wire; what is tried in the background is nobody's call."""
+    asked: list[str] = []
+
+    def counted(method: str) -> None:
+        plain = getattr(Wire, method)
+
+        def ask(wire: Wire, *args: Any) -> Any:
+            task = asyncio.current_task()
+            if task is not None and task.get_name() == "caller":
+                asked.append(method)
+            return plain(wire, *args)
+
+        monkeypatch.setattr(Wire, method, ask)
+
+    counted("get")
+    counted("send")
+    return asked
+
+
+async def test_with_a_breaker_that_never_opens(own: EmbeddedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The count above counts something."""
+    async with Redis(port=own.port) as client:
+        app = App({1: "1"}, client)
+        asked = _count(monkeypatch)
+        assert await asyncio.create_task(app.read(1), name="caller") == "1"
+        own.kill()
+        monkeypatch.setattr("fastrdb.transport.breaker.FAILURES", 1000)
+        asked.clear()
+        assert await asyncio.create_task(app.read(1), name="caller") == "1"
+        assert asked
+        await app.cache.aclose()

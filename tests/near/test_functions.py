@@ -1,0 +1,543 @@
+"""Decorated functions with a near cache: the same answers, and nothing older than without, but for the push's way."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ConfigDict
+from redis.asyncio import Redis
+from sqlalchemy.exc import NoResultFound
+from sqlalchemy.ext.asyncio import AsyncSession
+
+import fastrdb.protocol.store
+from fastrdb import Cache, FastRDB, Near, OptionError, cached
+from fastrdb.near.tracking import Tracking, own_connection
+from fastrdb.protocol.store import Store
+from fastrdb.testing.server import EmbeddedServer
+from tests.support.databases import Database
+from tests.support.gates import GatedClient
+from tests.support.nearby import Observed
+from tests.support.proxy import TcpProxy
+from tests.support.world import Item, ItemOut, World, spawn, world
+
+
+class Point(BaseModel):
+    model_config = ConfigDict(frozen=True)
+    x: int
+
+
+class Other(BaseModel):
+    model_config = ConfigDict(frozen=True)
+    x: int
+
+
+class Open(BaseModel):
+    x: int
+
+
+class Loose(BaseModel):
+    x: int
+    tags: list[str] = []
+
+
+@pytest.fixture(autouse=True)
+def observed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let tests wait for what happens to a near cache."""
+    monkeypatch.setattr(fastrdb.protocol.store, "NearCache", Observed)
+
+
+@pytest.fixture
+async def cache(gated: GatedClient) -> AsyncIterator[Cache]:
+    """Give a cache that keeps its entries in the process."""
+    async with Cache(gated, near=True, timeout=5) as made:
+        yield made
+
+
+@pytest.fixture
+async def w(sqlite: Database, client: Redis) -> AsyncIterator[World]:
+    """Give a world of two processes, each with a near cache."""
+    async with world(sqlite, client, near=True) as made:
+        yield made
+
+
+def near_of(store: Store) -> Observed:
+    """Give the near cache of a store."""
+    assert isinstance(store.near, Observed)
+    return store.near
+
+
+async def told(store: Store, client: Any, mark: str) -> None:
+    """Wait until the server has told of all that has been done by now: pushes come in order."""
+    near, heard = near_of(store), len(near_of(store).heard)
+    await client.set(mark, b"0", px=60_000)
+    await near.until(lambda: mark.encode() in near.heard[heard:])
+
+
+async def warm(store: Store, client: Any, key: str, read: Callable[[], Awaitable[Any]]) -> None:
+    """Read until the answer comes from the process."""
+    await read()  # which begins to track
+    near = near_of(store)
+    await near.until(lambda: near.begin(key) is not None)
+    await told(store, client, f"{key}:mark")
+    await read()
+    assert near.lookup(key) is not None
+
+
+async def warm_process(w: World, process: Any, item_id: int = 1) -> None:
+    """Let a process keep an item."""
+    await warm(process.store, w.client, f"item:{item_id}", lambda: process.read(item_id))
+
+
+# --- hits
+
+
+async def test_a_near_hit_asks_nobody(cache: Cache, gated: GatedClient) -> None:
+    """After a read from Redis the process answers by itself: no command, no load, and it is counted as such."""
+
+    @cache.cached("point:{x}")
+    async def get(x: int) -> Point:
+        return Point(x=x)
+
+    await warm(cache.store(gated), gated, "point:1", lambda: get(1))
+    sent, before = len(gated.log), get.stats
+    assert await get(1) == Point(x=1)
+    assert len(gated.log) == sent
+    assert (get.stats.near - before.near, get.stats.hits - before.hits) == (1, 0)
+    assert get.stats.loads == 1
+    assert cache.stats().near == get.stats.near
+
+
+@pytest.mark.parametrize(
+    ("declared", "value"),
+    [(Point, Point(x=1)), (Loose, Loose(x=1, tags=["a"])), (list[Point], [Point(x=1)]), (int, 1), (Point | None, None)],
+)
+async def test_every_type(cache: Cache, gated: GatedClient, declared: Any, value: Any) -> None:
+    """A near hit equals a miss, type for type."""
+
+    async def get(x: int) -> Any:
+        return value
+
+    get.__annotations__["return"] = declared
+    decorated = cache.cached("value:{x}")(get)
+    await warm(cache.store(gated), gated, "value:1", lambda: decorated(1))
+    found = await decorated(1)
+    assert found == value
+    assert type(found) is type(value)
+    assert decorated.stats.near == 1
+
+
+async def test_a_frozen_model_is_handed_out_as_it_is(cache: Cache, gated: GatedClient) -> None:
+    """Nobody can change it, so all get the same."""
+
+    @cache.cached("point:{x}")
+    async def get(x: int) -> Point:
+        return Point(x=x)
+
+    await warm(cache.store(gated), gated, "point:1", lambda: get(1))
+    assert await get(1) is await get(1)
+
+
+def renumber(found: Loose) -> None:
+    """Change a value that was handed out."""
+    found.x = 9
+
+
+def label(found: Loose) -> None:
+    """Change what is inside a value that was handed out."""
+    found.tags.append("b")
+
+
+@pytest.mark.parametrize("change", [renumber, label])
+async def test_what_a_caller_changes_is_its_own(
+    cache: Cache, gated: GatedClient, change: Callable[[Loose], None]
+) -> None:
+    """S10: the next caller gets what was loaded, whatever the last one did to its own."""
+
+    @cache.cached("loose:{x}")
+    async def get(x: int) -> Loose:
+        return Loose(x=x, tags=["a"])
+
+    await warm(cache.store(gated), gated, "loose:1", lambda: get(1))
+    change(await get(1))
+    assert await get(1) == Loose(x=1, tags=["a"])
+    assert get.stats.near == 2
+
+
+async def test_two_functions_one_key(cache: Cache, gated: GatedClient) -> None:
+    """They share the entry and not its objects: each gets its own type."""
+
+    @cache.cached("same:{x}")
+    async def one(x: int) -> Point:
+        return Point(x=x)
+
+    @cache.cached("same:{x}")
+    async def two(x: int) -> Other:
+        return Other(x=x)
+
+    @cache.cached("same:{x}")
+    async def three(x: int) -> Open:
+        return Open(x=x)
+
+    await warm(cache.store(gated), gated, "same:1", lambda: one(1))
+    for _ in range(3):
+        assert type(await one(1)) is Point
+        assert type(await two(1)) is Other
+        assert type(await three(1)) is Open
+    assert cache.stats().loads == 1
+
+
+async def test_what_is_known_to_be_missing(cache: Cache, gated: GatedClient) -> None:
+    """A negative entry is Redis's: NoResultFound each time, loaded once."""
+
+    @cache.cached("none:{x}", negative_exp=60)
+    async def get(x: int) -> Point:
+        raise NoResultFound("no such row")
+
+    near = near_of(cache.store(gated))
+    for _ in range(4):
+        with pytest.raises(NoResultFound, match="no such row"):
+            await get(1)
+        await near.until(lambda: near.begin("none:2") is not None)
+    assert (get.stats.loads, get.stats.near) == (1, 0)
+
+
+async def test_an_entry_that_cannot_be_read(cache: Cache, gated: GatedClient) -> None:
+    """It is never kept: replaced in Redis, and loaded."""
+
+    @cache.cached("point:{x}")
+    async def get(x: int) -> Point:
+        return Point(x=x)
+
+    await warm(cache.store(gated), gated, "point:1", lambda: get(1))
+    await gated.set("point:1", b"rubbish", px=60_000)
+    await told(cache.store(gated), gated, "point:mark")
+    assert await get(1) == Point(x=1)
+    assert get.stats.corrupt == 1
+
+
+# --- who has one
+
+
+def test_the_settings_of_a_cache() -> None:
+    """`near=` is True, False, None or a Near; anything else is refused by name."""
+    assert Cache(near=Near(entries=5)).near == Near(entries=5)
+    assert Cache(near=True).near == Cache().near == Near()
+    for wrong in (1, "yes", {"entries": 5}):
+        with pytest.raises(OptionError, match=r"Cache: near=.* must be a Near, True, False or None"):
+            Cache(near=wrong)  # type: ignore[arg-type]
+
+
+def test_the_option_of_a_function() -> None:
+    """True, False or None: bounds are the cache's."""
+
+    async def get(redis: Redis, x: int) -> Point:
+        return Point(x=x)
+
+    wrong: Any
+    for wrong in (1, "yes", Near()):
+        with pytest.raises(OptionError, match=r"get: near=.* must be True, False or None"):
+            cached("point:{x}", near=wrong)(get)
+
+
+@pytest.mark.parametrize(
+    ("of_cache", "of_function", "near"),
+    [
+        (True, None, True),
+        (Near(), None, True),
+        (False, None, False),
+        (None, None, False),
+        (None, True, True),
+        (False, True, True),
+        (True, False, False),
+    ],
+)
+async def test_who_keeps_entries(gated: GatedClient, of_cache: Any, of_function: bool | None, near: bool) -> None:
+    """A function as it says itself, or as its cache says."""
+    async with Cache(gated, near=of_cache, timeout=5) as cache:
+
+        @cache.cached("point:{x}", near=of_function)
+        async def get(x: int) -> Point:
+            return Point(x=x)
+
+        store = cache.store(gated)
+        if near:
+            await warm(store, gated, "point:1", lambda: get(1))
+        for _ in range(3):
+            assert await get(1) == Point(x=1)
+        assert (get.stats.near > 0) is near
+        assert bool(len(store.near)) is near
+        trackers = [each for each in await gated.client_list() if "t" in each["flags"]]
+        assert len(trackers) == near
+
+
+async def test_bounds_are_the_caches(gated: GatedClient) -> None:
+    """So many entries, and no more; so long, and no longer."""
+    async with Cache(gated, near=Near(entries=3, ttl=0.001), timeout=5) as cache:
+
+        @cache.cached("point:{x}")
+        async def get(x: int) -> Point:
+            return Point(x=x)
+
+        await get(0)
+        near = near_of(cache.store(gated))
+        await near.until(lambda: near.begin("point:0") is not None)
+        for x in range(10):
+            await get(x)
+        await told(cache.store(gated), gated, "point:mark")
+        for x in range(10):
+            await get(x)
+        assert len(near) == 3
+        while near.lookup("point:9") is not None:
+            pass
+        assert await get(9) == Point(x=9)
+
+
+# --- writes
+
+
+async def test_a_write_by_another_program(cache: Cache, gated: GatedClient, client: Redis) -> None:
+    """As with redis-cli: SET and DEL are seen as soon as the server has told."""
+    loads = iter([1, 2])
+
+    @cache.cached("number:{x}")
+    async def get(x: int) -> int:
+        return next(loads)
+
+    store = cache.store(gated)
+    await warm(store, gated, "number:1", lambda: get(1))
+    await client.set("number:1", b"7", px=60_000)
+    await told(store, client, "number:mark")
+    assert await get(1) == 7
+    await client.delete("number:1")
+    await told(store, client, "number:mark")
+    assert await get(1) == 2
+
+
+async def test_a_commit_of_another_process(w: World) -> None:
+    """What it invalidates is gone here before its COMMIT: from then on the database answers, and the new row after."""
+    await warm_process(w, w.one)
+    gate = w.at_commit()
+    writer = spawn(w.two.write("new"))
+    await gate.reached()
+    await told(w.one.store, w.client, "item:mark")
+    near = w.one.get.stats.near
+    assert await w.one.read() == "old"
+    assert w.one.get.stats.near == near
+    gate.open()
+    await writer
+    assert await w.one.read() == "new"
+    await w.fair()
+
+
+@pytest.mark.parametrize("kind", ["write", "save", "refresh", "invalidate", "cache.invalidate"])
+async def test_ones_own_write_with_slow_pushes(w: World, server: EmbeddedServer, kind: str) -> None:
+    """Who has committed reads what it has written, although the server's word of it is still on its way."""
+    async with TcpProxy(server.port) as proxy, Redis(port=proxy.port) as slow:
+        one = w.one
+        assert isinstance(one.store._tracking, Tracking)
+        one.store._tracking._connect = lambda pool: own_connection(slow.connection_pool)
+        await warm_process(w, one)
+        proxy.hold("down")
+        if kind == "write":
+            await one.write("new")
+        elif kind == "save":
+            await one.save("new")
+        else:
+            async with w.database.sessions() as db:
+                await one.by_text(db, "new")
+                await db.commit()
+                if kind == "refresh":
+                    await one.get.refresh(db=db, redis=one.client, item_id=1)
+                elif kind == "invalidate":
+                    await one.get.invalidate(redis=one.client, item_id=1)
+                else:
+                    await one.cache.invalidate("item:*", redis=one.client)
+        assert await one.read() == "new"
+        assert await one.read() == "new"
+        proxy.release()
+        await told(one.store, w.client, "item:mark")
+        await w.fair()
+
+
+async def test_a_session_that_has_written(w: World) -> None:
+    """It reads its own row, not what is kept; and a rollback leaves what was kept as it is."""
+    await warm_process(w, w.one)
+    near = w.one.get.stats.near
+    async with w.database.sessions() as db:
+        item = await db.get_one(Item, 1)
+        item.name = "mine"
+        found: ItemOut = await w.one.get(db, w.one.client, 1)
+        assert found.name == "mine"
+        assert w.one.get.stats.near == near
+        await db.rollback()
+    assert await w.one.read() == "old"
+    assert w.one.get.stats.near == near + 1
+
+
+async def test_a_commit_that_redis_has_not_heard_of(w: World) -> None:
+    """Until it is made up for, this process reads past its own entries too; then they are gone."""
+    await warm_process(w, w.one)
+    await warm_process(w, w.one, 2)
+    w.one.client.fail_with(ConnectionError("gone"))
+    await w.one.write("new")
+    assert w.one.store.owes
+    assert await w.one.read() == "new"
+    w.one.client.heal()
+    await w.one.cache.aclose()
+    assert not w.one.store.owes
+    assert await w.one.read() == "new"
+    await w.fair()
+
+
+async def test_a_server_with_other_data(w: World) -> None:
+    """Nothing that was kept is believed, nor whoever told of changes by then: all begins anew."""
+    await warm_process(w, w.one)
+    w.one.store._layout.trust.found()  # type: ignore[union-attr]  # it is one server
+    near = w.one.get.stats.near
+    assert await w.one.read() == "old"
+    assert w.one.get.stats.near == near
+    assert len(w.one.store.near) == 0
+    await near_of(w.one.store).until(lambda: w.one.store.near.valid_until < 0)
+    while w.one.store.obstacles:
+        assert await w.one.read() == "old"
+    await warm_process(w, w.one)
+
+
+async def test_a_storm_of_commits(w: World) -> None:
+    """Two processes read and write the same rows in any order: when all is told, nobody has anything old."""
+    for process in (w.one, w.two):
+        await warm_process(w, process)
+
+    async def steps(process: Any, number: int) -> None:
+        item = random.choice((1, 2))
+        if number % 5:
+            await process.read(item)
+        elif number % 2:
+            await process.write(f"{number}", item)
+        else:
+            await process.save(f"{number}", item)
+
+    for start in range(0, 120, 8):
+        await asyncio.gather(
+            *(steps(process, n) for n in range(start, start + 4) for process in (w.one, w.two)), return_exceptions=True
+        )
+        if start % 40 == 0:
+            for process in (w.one, w.two):
+                await told(process.store, w.client, "item:mark")
+            for item in (1, 2):
+                await w.fair(item)
+    assert w.one.get.stats.near > 0
+
+
+# --- life
+
+
+async def test_closing_and_using_again(cache: Cache, gated: GatedClient) -> None:
+    """`aclose` ends the tracking connection; who reads afterwards has a new one."""
+
+    @cache.cached("point:{x}")
+    async def get(x: int) -> Point:
+        return Point(x=x)
+
+    store = cache.store(gated)
+    for _ in range(2):
+        await warm(store, gated, "point:1", lambda: get(1))
+        await cache.aclose()
+        while any("t" in each["flags"] for each in await gated.client_list()):
+            pass
+        assert len(store.near) == 0
+        assert await get(1) == Point(x=1)
+        await cache.aclose()
+
+
+def test_loops_one_after_the_other(server: EmbeddedServer) -> None:
+    """Each loop has a near cache of its own, and ends without closing it."""
+    cache = Cache(near=True)
+
+    @cache.cached("loops:{x}")
+    async def get(redis: Redis, x: int) -> Point:
+        return Point(x=x)
+
+    async def main() -> Store:
+        async with Redis(port=server.port) as client:
+            store = cache.store(client)
+            await warm(store, client, "loops:1", lambda: get(client, 1))
+            assert await get(client, 1) == Point(x=1)
+            return store
+
+    first, second = asyncio.run(main()), asyncio.run(main())
+    assert first is not second
+    assert get.stats.near >= 2
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_worker(server: EmbeddedServer) -> None:
+    """A server that forks when it has started: the child believes nothing of its parent's, and tracks by itself."""
+    cache = Cache(near=True)
+
+    @cache.cached("fork:{x}")
+    async def get(redis: Redis, x: int) -> Point:
+        return Point(x=x)
+
+    async def read(client: Redis) -> Store:
+        store = cache.store(client)
+        await warm(store, client, "fork:1", lambda: get(client, 1))
+        return store
+
+    async def work() -> bool:
+        async with Redis(port=server.port) as client:
+            await read(client)
+            return await get(client, 1) == Point(x=1)
+
+    with asyncio.Runner() as runner:
+        client = Redis(port=server.port)
+        store = runner.run(read(client))
+        child = os.fork()
+        if not child:
+            fine = store.near.lookup("fork:1") is None and asyncio.run(work())
+            os._exit(0 if fine else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert store.near.lookup("fork:1") is not None
+        runner.run(client.aclose())
+
+
+# --- the CRUD class
+
+
+async def test_the_crud_class(sqlite: Database, client: Redis) -> None:
+    """`near=True` goes for all its reads; its own writes are seen at once."""
+    async with world(sqlite, client), Cache(timeout=5) as cache:
+        crud = FastRDB[Item, ItemOut, ItemOut, ItemOut](
+            Item,
+            ItemOut,
+            pattern="crud:{id}",
+            list_pattern="crud:page:{page}:limit:{limit}",
+            invalidate_pattern_prefix="crud:*",
+            cache=cache,
+            near=True,
+        )
+        store = cache.store(client)
+
+        async def get(db: AsyncSession | None = None) -> str:
+            async with sqlite.sessions() as own:
+                return (await crud.get(db=db or own, redis=client, id=1)).name
+
+        async def names() -> list[str]:
+            async with sqlite.sessions() as db:
+                return [item.name for item in await crud.get_multi(db=db, redis=client)]
+
+        await warm(store, client, "crud:1", get)
+        await names()
+        await told(store, client, "crud:mark")
+        for _ in range(2):
+            assert await names() == ["old", "old"]
+        assert cache.stats().near > 0
+        async with sqlite.sessions() as db:
+            await crud.update(db=db, redis=client, obj_in=ItemOut(id=1, name="new"), id=1)
+        assert await get() == "new"
+        assert await names() == ["new", "old"]

@@ -1,0 +1,428 @@
+"""The index is lost, by hand or by eviction: a write finds what it reaches all the same, and makes it whole again."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+import fastrdb.protocol.leases
+import fastrdb.protocol.search
+import fastrdb.protocol.sweep
+from fastrdb.keys.prefix import Prefix
+from fastrdb.protocol.outcomes import Barred, Granted
+from fastrdb.protocol.search import Search
+from fastrdb.protocol.store import Store
+from fastrdb.testing.server import EmbeddedServer
+from tests.support.apps import App
+from tests.support.gates import GatedClient
+from tests.support.mutants import Mutant
+from tests.support.mutants import name as mutant_name
+from tests.support.stores import lapse_barriers, members
+from tests.support.waiting import until
+from tests.support.world import rewritten, spawn
+
+DEADLINE = 5.0
+TTL = 60_000
+SAID = "does not know all keys"
+
+
+@pytest.fixture(params=["redis", "valkey"])
+async def client(request: pytest.FixtureRequest) -> Any:
+    """Give a client of each kind of server in turn, which is empty."""
+    server: EmbeddedServer = request.getfixturevalue(f"{request.param}_server")
+    async with Redis(port=server.port) as made:
+        await made.flushall()
+        yield made
+
+
+def under(text: str) -> Prefix:
+    """The prefix that a text means."""
+    found = Prefix.of(text)
+    assert found is not None
+    return found
+
+
+def store_of(**settings: Any) -> Store:
+    """A store whose functions have keys under `user:` and `post:`."""
+    return Store(**{"timeout": DEADLINE, "owned": {"user:", "post:"}, **settings})
+
+
+def gates(client: Redis) -> GatedClient:
+    """A client that stops at scripts, also at those that a test has rewritten."""
+    gated = GatedClient(client)
+    for script in (fastrdb.protocol.search._SEARCH, fastrdb.protocol.sweep._BEGIN):
+        gated.knows(script.sha, script.name)
+    return gated
+
+
+async def fill(client: Redis, store: Store, *keys: str, ttl_ms: int = TTL) -> None:
+    """Put an entry under each key, as readers do."""
+    assert set((await store.acquire_many(client, dict.fromkeys(keys, "t"))).values()) == {Granted()}
+    assert await store.fill_many(client, [(key, "t", b"1", ttl_ms) for key in keys]) == [True] * len(keys)
+
+
+async def lose(client: Redis, *parts: str) -> None:
+    """Delete the parts, or whatever is fastrdb's own."""
+    own: list[Any] = [f"fastrdb:{part}" for part in parts] or await client.keys("fastrdb:*")
+    await client.delete(*own)
+
+
+async def looks(client: Redis) -> int:
+    """How often somebody has looked at all keys, or at some."""
+    found: Any = await client.info("commandstats")
+    return int(found.get("cmdstat_scan", {"calls": 0})["calls"])
+
+
+async def left(client: Redis) -> set[str]:
+    """The keys that are not fastrdb's own."""
+    found: list[Any] = await client.keys("*")
+    return {key.decode() for key in found if not key.startswith(b"fastrdb:")}
+
+
+@pytest.mark.parametrize("parts", [("index",), ("index", "expiry"), ()], ids=["index", "both", "all"])
+async def test_a_write_finds_what_the_index_has_lost(
+    client: Redis, parts: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    """By hand, and by a commit; then the index is whole again for all that is the cache's. It is said once."""
+    store = store_of()
+    for _ in range(2 if parts else 1):
+        await fill(client, store, "user:1", "user:2", "user:2:name", "post:1", "post:2")
+        await lose(client, *parts)
+        assert await store.invalidate(client, [under("user:2")]) == 2
+        assert await left(client) == {"user:1", "post:1", "post:2"}
+        before = await looks(client)
+        intent = store.intent(client)
+        intent.add([under("post:")], ["user:1"])
+        await intent.begin()
+        assert await left(client) == set()
+        await intent.end(committed=True)
+        assert await looks(client) == before
+        assert await members(client, "index") == set()
+    assert [record.levelname for record in caplog.records if SAID in record.message] == ["WARNING"]
+
+
+@pytest.mark.parametrize("evicts", [False, True])
+async def test_the_first_write_beside_others_keys(client: Redis, evicts: bool) -> None:
+    """Nobody knows of an entry, so there is none, and no commit waits for a look at all that others have. Where the
+    server may have evicted all that was known, there may be."""
+    policy = {"maxmemory": "500mb", "maxmemory-policy": "allkeys-lru"} if evicts else {}
+    usual: dict[str, Any] = {name: (await client.config_get(name))[name] for name in policy}
+    store = store_of()
+    try:
+        for name, value in policy.items():
+            await client.config_set(name, value)
+        await client.set("theirs", "1")
+        assert await store.get(client, "user:1") is None
+        before = await looks(client)
+        await store.invalidate(client, [under("user:")])
+        assert (await looks(client) > before) is evicts
+        assert await left(client) == {"theirs"}
+    finally:
+        for name, value in usual.items():
+            await client.config_set(name, value)
+        await store.aclose()
+
+
+async def test_a_load_from_before_the_loss_is_not_stored(client: Redis) -> None:
+    """Whether it is reached by the write that finds the index lost, or by a later one."""
+    store = store_of()
+    await fill(client, store, "user:0")
+    for key in ("user:1", "post:1"):
+        assert await store.acquire(client, key, key) == Granted()
+    await lose(client, "index")
+    await store.invalidate(client, [under("user:")])
+    await store.invalidate(client, [under("post:")])
+    for key in ("user:1", "post:1"):
+        assert not await store.fill(client, key, key, b"old", TTL)
+    assert await left(client) == set()
+
+
+async def test_a_load_that_ends_in_the_middle(client: Redis) -> None:
+    """Between the look at leases and the look at entries: it finds its lease gone."""
+    gated, store = gates(client), store_of()
+    await fill(client, store, "user:0", "other:1")
+    assert await store.acquire(client, "user:1", "t") == Granted()
+    await lose(client, "index")
+    gate = gated.after("search")
+    deleting = spawn(store.invalidate(gated, [under("user:")]))
+    await gate.reached()
+    await store.fill(client, "user:1", "t", b"old", TTL)
+    gate.open()
+    await deleting
+    assert await left(client) == {"other:1"}
+
+
+async def test_the_index_is_lost_in_the_middle_of_a_sweep(client: Redis) -> None:
+    """What the sweep has not come to yet is found."""
+    gated, store = gates(client), store_of(chunk=2)
+    await fill(client, store, *(f"user:{n}" for n in range(9)), "post:1")
+    gate = gated.after("begin")
+    deleting = spawn(store.invalidate(gated, [under("user:")]))
+    await gate.reached()
+    await lose(client, "index")
+    gate.open()
+    assert await deleting == 9
+    assert await left(client) == {"post:1"}
+
+
+async def test_the_index_is_lost_once_more(client: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While all keys are looked at: what was stored meanwhile behind the look is not in it, so it is not whole yet."""
+    monkeypatch.setattr(fastrdb.protocol.search, "_PARTS", {"leases": 1, "entries": 1})
+    store, deleted, posts = store_of(), [0], [f"post:{n}" for n in range(100)]
+    await fill(client, store, *(f"user:{n}" for n in range(40)))
+    await lose(client, "index")
+    look = Search._look
+
+    async def halfway(search: Search, *arguments: Any) -> Any:
+        found = await look(search, *arguments)
+        deleted.append(deleted[-1] + found[2])
+        if deleted[-2] < 20 <= deleted[-1] < 40:
+            await fill(client, store, *posts)
+            await lose(client, "index")
+        return found
+
+    monkeypatch.setattr(Search, "_look", halfway)
+    assert await store.invalidate(client, [under("user:")]) == 40
+    monkeypatch.setattr(Search, "_look", look)
+    assert await store.invalidate(client, [under("post:")]) == len(posts)
+    before = await looks(client)
+    await store.invalidate(client, [under("post:")])
+    assert await looks(client) == before
+
+
+async def test_what_others_have_stays(client: Redis) -> None:
+    """Also where the whole cache goes. An entry that nobody here knows is found where a prefix reaches it."""
+    store = store_of()
+    others = {"session:9", "user", "user:visits", "user:cart"}
+    await client.set("session:9", "x", px=TTL)
+    await client.set("user", "x")
+    await client.set("user:visits", 1)
+    await client.hset("user:cart", "x", "y")
+    await fill(client, store, "user:1", "post:1", "elsewhere:1")
+    assert await store.invalidate(client, [under("user:")]) == 1
+    before = await looks(client)
+    await fill(client, store, "user:1")
+    assert await store.invalidate(client, [under("user:*")]) == 1
+    assert await looks(client) == before
+    assert await store.invalidate(client, [under("*:1")]) == 2
+    await client.pexpire("session:9", 0)
+    await lose(client, "index")
+    await fill(client, store, "user:1", "elsewhere:1")
+    await client.set("session:8", "x", px=TTL)
+    await lose(client, "index")
+    assert await store._sweeper.delete(client, [store._names.everything]) == 1
+    assert await left(client) == others - {"session:9"} | {"session:8"} | {"elsewhere:1"}
+
+
+async def test_it_is_whole_when_all_that_was_there_has_died(client: Redis) -> None:
+    """Others' keys do not keep writers looking for ever, nor do entries under heads that nobody here knows."""
+    store = store_of(owned=())
+    await client.set("session:2", "x", px=300)
+    await fill(client, store, "user:2", ttl_ms=300)
+    await lose(client, "index")
+    await store.invalidate(client, [under("*:1")])
+    before = await looks(client)
+    await store.invalidate(client, [under("*:1")])
+    assert await looks(client) > before
+
+    async def quiet() -> bool:
+        before = await looks(client)
+        await store.invalidate(client, [under("*:1")])
+        return await looks(client) == before
+
+    await until(quiet)
+
+
+async def test_a_namespace_is_the_caches_own(client: Redis) -> None:
+    """All that lies in it is found, whoever knows the function; and nothing beside it."""
+    store, other = store_of(namespace="a", owned=()), store_of(namespace="b")
+    for each in (store, other):
+        await fill(client, each, "user:1", "any:1")
+    await client.delete("fastrdb:a:index")
+    assert await store.invalidate(client, [under("user:")]) == 1
+    before = await looks(client)
+    assert await store.invalidate(client, [under("any:")]) == 1
+    assert await looks(client) == before
+    assert await left(client) == {"b:user:1", "b:any:1"}
+
+
+async def test_an_index_without_deaths_begins_anew(client: Redis) -> None:
+    """Nobody would ever sweep it. What it knew is found by a look at all keys."""
+    store = store_of()
+    await fill(client, store, *(f"user:{n}" for n in range(20)))
+    await lose(client, "expiry")
+    await fill(client, store, "post:1")
+    assert len(await members(client, "index")) == len(await members(client, "expiry")) <= 1
+    assert await store.invalidate(client, [under("user:")]) == 20
+    assert await members(client, "index") == {b"post:1"}
+
+
+async def test_what_begins_anew_leaves_nothing_behind(client: Redis) -> None:
+    """However often the index is lost, what is said of it does not pile up."""
+    store = store_of()
+    await client.set("session:1", "x", px=TTL)
+    for _ in range(5):
+        await fill(client, store, "user:1")
+        await lose(client, "index")
+        await store.invalidate(client, [under("user:")])
+        await fill(client, store, "user:2")
+    assert await client.zcard("fastrdb:index") <= 5
+    assert await client.zcard("fastrdb:expiry") <= 6
+
+
+async def test_no_look_takes_long(client: Redis) -> None:
+    """A script looks at some hundred keys, however many there are."""
+    store = store_of()
+    for start in range(0, 5_000, 500):
+        await fill(client, store, *(f"user:{n}" for n in range(start, start + 500)))
+    await lose(client, "index")
+    await client.config_resetstat()
+    assert await store.invalidate(client, [under("user:")]) == 5_000
+    counted: Any = await client.info("commandstats")
+    assert counted["cmdstat_scan"]["calls"] >= 2 * 5_000 / 1_000
+
+
+# --- barriers
+
+
+async def test_barriers_that_are_lost_bar_everything(client: Redis) -> None:
+    """Who reads between a writer's begin and its COMMIT stores nothing, though the barrier is gone; for its time."""
+    app = App({1: "old"}, client, timeout=DEADLINE)
+    assert await app.read() == "old"
+    intent = app.store.intent(client)
+    intent.add([under("item:")])
+    await intent.begin()
+    await lose(client, "barriers")
+    assert await app.read() == "old"
+    app.truth[1] = "new"
+    assert await app.read() == "new"
+    assert await app.store.acquire(client, "elsewhere", "t") == Barred()
+    await lapse_barriers(client)
+    assert await app.store.acquire(client, "elsewhere", "t") == Granted()
+    await intent.end(committed=True)
+    assert await app.read() == "new"
+    await app.cache.aclose()
+
+
+# --- the policy
+
+
+async def test_a_policy_that_evicts_the_index_is_said(
+    client: Redis, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, when it is seen; on connecting, and when it is changed while the connection stays open."""
+
+    async def policies(policy: str, maxmemory: int = 2**30) -> list[str]:
+        await client.config_set("maxmemory", maxmemory)
+        await client.config_set("maxmemory-policy", policy)
+        for _ in range(2):
+            await app.read()
+            await app.store._link.aclose()  # as after a second without use
+        said = [record.getMessage() for record in caplog.records if "maxmemory-policy" in record.message]
+        caplog.clear()
+        return said
+
+    app = App({1: "old"}, client, timeout=DEADLINE)
+    try:
+        assert await policies("allkeys-lru", 0) == []
+        [said] = await policies("allkeys-lru")
+        assert "allkeys-lru" in said
+        assert await policies("allkeys-lru") == []
+        assert await policies("volatile-lru") == []
+        assert await policies("noeviction") == []
+        [said] = await policies("allkeys-random")
+        assert "allkeys-random" in said
+    finally:
+        await client.config_set("maxmemory", 0)
+        await client.config_set("maxmemory-policy", "noeviction")
+        await app.cache.aclose()
+
+
+# --- each of these mechanisms is needed
+
+Race = Callable[..., Awaitable[None]]
+
+
+async def play(race: Race, client: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a test of above, which must fail now."""
+    wants = race.__code__.co_varnames[: race.__code__.co_argcount]
+    await race(client, *([monkeypatch] if "monkeypatch" in wants else []))
+
+
+@pytest.mark.parametrize(
+    ("script", "old", "new", "race"),
+    [
+        (
+            (fastrdb.protocol.sweep, "_BEGIN"),
+            "if not begins(head, whole) then",
+            "if false then",
+            test_a_namespace_is_the_caches_own,
+        ),
+        (
+            (fastrdb.protocol.sweep, "_BEGIN"),
+            "if not begins(head, whole) then",
+            "if false then",
+            test_the_index_is_lost_in_the_middle_of_a_sweep,
+        ),
+        (
+            (fastrdb.protocol.search, "_SEARCH"),
+            "redis.call('DEL', key)",
+            "redis.call('GET', key)",
+            test_a_load_from_before_the_loss_is_not_stored,
+        ),
+        (
+            (fastrdb.protocol.search, "_SEARCH"),
+            "redis.call('ZREM', index, search) == 1",
+            "redis.call('ZREM', index, search) >= 0",
+            test_the_index_is_lost_once_more,
+        ),
+        ((fastrdb.protocol.search, "_SEARCH"), "all and (known or under)", "all", test_what_others_have_stays),
+        (
+            (fastrdb.protocol.search, "_SEARCH"),
+            "life < 0 and not known",
+            "false and not known",
+            test_what_others_have_stays,
+        ),
+        (
+            (fastrdb.protocol.leases, "_FILL"),
+            "if redis.call('ZCARD', index) > redis.call('ZCARD', expiry) then",
+            "if false then",
+            test_an_index_without_deaths_begins_anew,
+        ),
+        (
+            (fastrdb.protocol.leases, "_ACQUIRE"),
+            "if lost and",
+            "if false and",
+            test_barriers_that_are_lost_bar_everything,
+        ),
+    ],
+    ids=lambda each: each if isinstance(each, str) and "(" not in each else getattr(each, "__name__", None),
+)
+async def test_scripts_without_it(
+    client: Redis, monkeypatch: pytest.MonkeyPatch, script: tuple[Any, str], old: str, new: str, race: Race
+) -> None:
+    """One line of Lua less, and something stale is left."""
+    module, attribute = script
+    monkeypatch.setattr(module, attribute, rewritten(getattr(module, attribute), old, new))
+    with pytest.raises(AssertionError):
+        await play(race, client, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("mutant", "race"),
+    [
+        (
+            Mutant(Search, "delete", "_PARTS.items()", "reversed(_PARTS.items())"),
+            test_a_load_that_ends_in_the_middle,
+        ),
+    ],
+    ids=mutant_name,
+)
+async def test_without_it(client: Redis, monkeypatch: pytest.MonkeyPatch, mutant: Mutant, race: Race) -> None:
+    """In another order, or without looking, something stale is left."""
+    mutant.let_loose(monkeypatch)
+    with pytest.raises(AssertionError):
+        await play(race, client, monkeypatch)

@@ -1,0 +1,160 @@
+"""A shard of a cluster's index is lost, or its barriers are: a write finds what it reaches all the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from redis.asyncio.cluster import RedisCluster
+
+import fastrdb.protocol.cluster_leases
+import fastrdb.protocol.cluster_search
+import fastrdb.protocol.cluster_sweep
+from fastrdb.errors import CacheUnavailableError
+from fastrdb.protocol.cluster_search import ClusterSearch, _one_of_each_master
+from fastrdb.protocol.outcomes import Barred, Granted
+from fastrdb.protocol.store import Store
+from tests.protocol.test_lost_index import TTL, under
+from tests.support.cluster import Cluster
+from tests.support.mutants import Mutant
+from tests.support.stores import lapse_barriers, lose, names_in, open_store, store_on
+from tests.support.world import rewritten
+from tests.transport.test_cluster import Move
+
+USERS = [f"user:{n}" for n in range(30)]
+
+
+@pytest.fixture(params=["cluster", "valkey_cluster"])
+async def client(request: pytest.FixtureRequest) -> Any:
+    """Give a client of a cluster of each kind of server, which is empty."""
+    cluster: Cluster = request.getfixturevalue(request.param)
+    async with cluster.client() as made:
+        cluster.flush()
+        yield made
+
+
+async def fill(client: RedisCluster, store: Store, *keys: str) -> None:
+    """Put an entry under each key, as readers do."""
+    assert set((await store.acquire_many(client, dict.fromkeys(keys, "t"))).values()) == {Granted()}
+    assert await store.fill_many(client, [(key, "t", b"1", TTL) for key in keys]) == [True] * len(keys)
+
+
+async def left(client: RedisCluster) -> set[bytes]:
+    """The keys that are not fastrdb's own."""
+    return {key for key in await names_in(client) if not key.startswith(b"fastrdb:")}
+
+
+async def test_a_write_finds_what_the_index_has_lost(client: RedisCluster, caplog: pytest.LogCaptureFixture) -> None:
+    """Entries, and loads that are under way; what others have stays. Then the index is whole again; it is said once."""
+    store = store_on(client, owned={"user:", "post:"})
+    for _ in range(2):
+        await client.set("user", "mine")
+        await client.hset("user:cart", "x", "y")
+        await fill(client, store, *USERS, "post:1")
+        assert await store.acquire(client, "post:2", "slow") == Granted()
+        await lose(client, "index")
+        await store.invalidate(client, [under("user:")])
+        assert not await left(client) & {key.encode() for key in USERS}
+        assert not await store.fill(client, "post:2", "slow", b"old", TTL)
+        assert await left(client) >= {b"user", b"user:cart"}
+        await fill(client, store, *USERS)
+        assert await store.invalidate(client, [under("user:1")]) == 11
+        await store.invalidate(client, [under("user:"), under("post:")])
+    assert len([record for record in caplog.records if "index" in record.message]) == 1
+    await store.aclose()
+
+
+async def test_without_rosters(client: RedisCluster) -> None:
+    """They have been lost, too: then a look at all keys of each master finds what there is."""
+    async with open_store(client, owned={"user:"}) as store:
+        await fill(client, store, *USERS)
+        assert await store.acquire(client, "user:slow", "slow") == Granted()
+        await lose(client, "index")
+        for roster in await names_in(client, "fastrdb:*:roster"):
+            await client.delete(roster)
+        await store.invalidate(client, [under("user:")])
+        assert await left(client) == set()
+        assert not await store.fill(client, "user:slow", "slow", b"old", TTL)
+
+
+async def test_a_map_that_is_out_of_date(cluster: Cluster, cluster_client: RedisCluster) -> None:
+    """The slot by which a master was known has gone to another since: all keys of each are looked at, all the same."""
+    async with open_store(cluster_client, owned={"user:"}) as store:
+        await fill(cluster_client, store, *USERS)
+        slot = next(each for each in _one_of_each_master(cluster_client) if cluster.owner(each) is cluster.masters[0])
+        with Move(cluster, slot) as move:
+            move.keys()
+            cluster.end_move(slot, move.target)
+            await lose(cluster_client, "index")
+            for roster in await names_in(cluster_client, "fastrdb:*:roster"):
+                await cluster_client.delete(roster)
+            await store.invalidate(cluster_client, [under("user:")])
+            assert await left(cluster_client) == set()
+
+
+async def test_barriers_that_are_lost_bar_all_of_their_shard(client: RedisCluster) -> None:
+    """Nobody stores anything between a writer's begin and its COMMIT, for as long as the barriers would have stood."""
+    store = store_on(client)
+    await fill(client, store, "user:1")
+    intent = store.intent(client)
+    intent.add([under("user:")])
+    await intent.begin()
+    await lose(client, "barriers")
+    assert await store.acquire(client, "user:1", "t") == Barred()
+    await lapse_barriers(client)
+    assert await store.acquire(client, "user:1", "t") == Granted()
+    await intent.end(committed=True)
+    await store.aclose()
+
+
+@pytest.mark.parametrize(
+    ("module", "attribute", "old", "new", "fact"),
+    [
+        (
+            fastrdb.protocol.cluster_sweep,
+            "_FENCE",
+            "not redis.call('ZSCORE', index, WHOLE)",
+            "false",
+            test_a_write_finds_what_the_index_has_lost,
+        ),
+        (
+            fastrdb.protocol.cluster_leases,
+            "_ENTER",
+            "if lost and",
+            "if false and",
+            test_barriers_that_are_lost_bar_all_of_their_shard,
+        ),
+        (fastrdb.protocol.cluster_search, "_SEARCH", "if begins(", "if false and begins(", test_without_rosters),
+    ],
+)
+async def test_scripts_without_it(
+    cluster_client: RedisCluster,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    module: Any,
+    attribute: str,
+    old: str,
+    new: str,
+    fact: Any,
+) -> None:
+    """One line of Lua less, and something stale is left."""
+    monkeypatch.setattr(module, attribute, rewritten(getattr(module, attribute), old, new))
+    with pytest.raises(AssertionError):
+        await fact(cluster_client, *([caplog] if fact is test_a_write_finds_what_the_index_has_lost else []))
+
+
+async def test_a_look_that_lets_leases_be(cluster_client: RedisCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then a load that is under way stores what it saw."""
+    by_looking = "await self._by_looking(client, run, [names.leases])"
+    Mutant(ClusterSearch, "_delete_all", by_looking, "pass").let_loose(monkeypatch)
+    with pytest.raises(AssertionError):
+        await test_without_rosters(cluster_client)
+
+
+async def test_a_look_by_an_old_map(
+    cluster: Cluster, cluster_client: RedisCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then one master is looked at in another's place, which is noticed."""
+    Mutant(ClusterSearch, "_by_looking", "await self._link.look(client)", "pass").let_loose(monkeypatch)
+    with pytest.raises(CacheUnavailableError, match="moved meanwhile"):
+        await test_a_map_that_is_out_of_date(cluster, cluster_client)

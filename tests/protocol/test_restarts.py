@@ -1,0 +1,536 @@
+"""Redis comes back with other data: what had been invalidated is answered by nobody, and healed by one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+import fastrdb.protocol.leases
+import fastrdb.transport.restarts
+from fastrdb.keys.prefix import Prefix
+from fastrdb.protocol import intent
+from fastrdb.protocol.store import Granted
+from fastrdb.testing.server import EmbeddedServer
+from fastrdb.transport.direct import Direct
+from fastrdb.transport.restarts import Restarts
+from tests.support.apps import App
+from tests.support.gates import Gate
+from tests.support.lines import Timers
+from tests.support.mutants import Mutant, name
+from tests.support.sentinels import AT_ONCE, SERVICE, follow, group, synced
+from tests.support.waiting import until
+from tests.support.world import rewritten, spawn
+
+DEADLINE = 5.0
+OLD = b'"old"'
+
+
+class Instrumented(Redis):
+    """A client that must be asked itself."""
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+
+
+def plain(port: int) -> Redis:
+    """A client as most have it."""
+    return Redis(port=port)
+
+
+def instrumented(port: int) -> Redis:
+    """A client that redis-py connects for by itself."""
+    return Instrumented(port=port)
+
+
+def small(port: int) -> Redis:
+    """A client whose connection goes back after each use."""
+    return Redis.from_pool(ConnectionPool(port=port, max_connections=1))
+
+
+def blocking(port: int) -> Redis:
+    """A client that waits for a connection."""
+    return Redis.from_pool(BlockingConnectionPool(port=port))
+
+
+CLIENTS: list[Callable[[int], Redis]] = [plain, instrumented, small, blocking]
+
+
+@pytest.fixture(params=[False, True], ids=["snapshot", "append-only"])
+def any_own(request: pytest.FixtureRequest) -> Iterator[EmbeddedServer]:
+    """Give a server of this test's own, for each way to keep data."""
+    with EmbeddedServer(save=request.param) as started:
+        yield started
+
+
+@pytest.fixture
+def own() -> Iterator[EmbeddedServer]:
+    """Give a server of this test's own, which has what it has saved when it starts again."""
+    with EmbeddedServer(args=AT_ONCE) as started:
+        yield started
+
+
+@pytest.fixture
+async def apps(own: EmbeddedServer) -> AsyncIterator[list[App]]:
+    """Give three processes of that server."""
+    async with started(own) as made:
+        yield made
+
+
+class started(AsyncExitStack):  # noqa: N801  # reads as a function
+    """Processes of a server, with one client each."""
+
+    def __init__(self, server: EmbeddedServer, *clients: Callable[[int], Redis]) -> None:
+        super().__init__()
+        self._server, self._clients = server, clients or (plain, plain, plain)
+
+    async def __aenter__(self) -> list[App]:  # type: ignore[override]
+        truth, made = {1: "old"}, []
+        for client in self._clients:
+            app = App(truth, await self.enter_async_context(client(self._server.port)), timeout=DEADLINE)
+            await self.enter_async_context(app.cache)
+            made.append(app)
+        return made
+
+
+@pytest.fixture
+async def admin(own: EmbeddedServer) -> AsyncIterator[Redis]:
+    """Give a client of the test's own."""
+    async with Redis(port=own.port) as client:
+        yield client
+
+
+def back(server: EmbeddedServer) -> None:
+    """Kill the server, and start it again with what it has saved."""
+    server.kill()
+    server.start()
+
+
+async def come_back(server: EmbeddedServer, admin: Redis, *apps: App) -> None:
+    """The entry is saved, then invalidated by the last process; the server comes back with it."""
+    for app in apps:
+        assert await app.read() == "old"
+    await admin.save()
+    await apps[-1].write("new")
+    assert await admin.get("item:1") is None
+    back(server)
+    assert await admin.get("item:1") == OLD
+
+
+@pytest.mark.parametrize("client", CLIENTS, ids=name)
+async def test_an_old_snapshot(own: EmbeddedServer, admin: Redis, client: Callable[[int], Redis]) -> None:
+    """Nobody is answered from it: not who reads all the time, not who was idle, not who comes only now."""
+    async with started(own, client, client, client, plain) as (busy, idle, late, writer):
+        await idle.read()
+        await idle.store._link.aclose()  # as after a second without use
+        await come_back(own, admin, busy, writer)
+        for app in (idle, late, busy):
+            assert await app.read() == "new"
+        for app in (busy, idle, late, writer):
+            await app.healed()
+            assert await app.read() == "new"
+        assert await admin.get("item:1") == b'"new"'
+        assert busy.cache.stats().restarts + late.cache.stats().restarts + idle.cache.stats().restarts >= 1
+
+
+async def test_every_restart_is_a_new_life(any_own: EmbeddedServer) -> None:
+    """Also where nothing was lost: nobody knows that. Everything is loaded once more, and the cache is used again."""
+    async with started(any_own, plain) as (app,), Redis(port=any_own.port) as admin:
+        for count in range(1, 4):
+            await app.read()
+            await app.read()
+            await (admin.bgrewriteaof() if any_own._save else admin.save())
+            back(any_own)
+            await app.read()
+            await app.healed()
+            loads = app.loads
+            await app.read()
+            await app.read()
+            assert app.loads == loads + 1
+            assert app.cache.stats().restarts == app.cache.stats().healings == count
+
+
+async def test_one_heals_and_the_others_read_past(own: EmbeddedServer, admin: Redis, apps: list[App]) -> None:
+    """While one process deletes, the others load for themselves; then all use the cache again."""
+    await come_back(own, admin, *apps)
+    gates = [Gate() for _ in apps]
+    for app, gate in zip(apps, gates, strict=True):
+        app.spy([gate], [])
+    for app in apps:
+        assert await app.read() == "new"
+        assert app.store.closed(app.client) == fastrdb.transport.restarts.OTHER_DATA
+    await asyncio.wait([spawn(gate.reached()) for gate in gates], return_when=asyncio.FIRST_COMPLETED)
+    for app in apps:
+        loads = app.loads
+        assert await app.read() == "new"
+        assert app.loads == loads + 1
+    for gate in gates:
+        gate.open()
+    for app in apps:
+        await app.healed()
+    assert sum(app.sweeps for app in apps) == 1
+    loads = sum(app.loads for app in apps)
+    for app in apps:
+        assert await app.read() == "new"
+    assert sum(app.loads for app in apps) == loads + 1
+
+
+async def test_a_healer_that_dies_is_replaced(own: EmbeddedServer, admin: Redis, apps: list[App]) -> None:
+    """When its time is over another one deletes; until then nobody reads."""
+    await come_back(own, admin, *apps)
+    await admin.set("fastrdb:healing", "f" * 32)
+    assert await apps[0].read() == "new"
+    healing = spawn(apps[0].healed())
+    assert await apps[1].read() == "new"
+    assert not healing.done()
+    await admin.pexpire("fastrdb:healing", 0)
+    await healing
+    assert await admin.get("item:1") is None
+
+
+async def test_a_healer_is_cancelled(own: EmbeddedServer, admin: Redis, apps: list[App]) -> None:
+    """Closed before it began, or in the middle of it: it goes on when it is asked again, and waits for nobody."""
+    await come_back(own, admin, *apps)
+    app = apps[0]
+    app.spy([gate := Gate()], [])
+    assert await app.read() == "new"
+    await app.store._layout.trust.aclose()  # perhaps before its task has begun
+    assert app.store.closed(app.client)
+    await gate.reached()
+    await app.store._layout.trust.aclose()
+    assert await admin.pttl("fastrdb:healing") > 6000, "or its time may be over before it goes on"
+    async with asyncio.timeout(5):
+        await app.healed()
+    assert await admin.get("item:1") is None
+    assert await app.read() == "new"
+
+
+async def test_a_snapshot_of_the_healing(own: EmbeddedServer, admin: Redis, apps: list[App]) -> None:
+    """Saved before the healer deletes, back when it has: it does not take for deleted what has come back since."""
+    await come_back(own, admin, *apps)
+    app = apps[0]
+    app.spy([begun := Gate()], [done := Gate()])
+    assert await app.read() == "new"
+    app.store.closed(app.client)
+    await begun.reached()
+    await admin.save()
+    begun.open()
+    await done.reached()
+    assert await admin.get("item:1") is None
+    back(own)
+    assert await admin.get("item:1") == OLD
+    assert await admin.exists("fastrdb:healing")
+    done.open()
+    await app.healed()
+    assert await app.read() == "new"
+    assert app.sweeps == 2
+
+
+@pytest.mark.parametrize("healed", [False, True])
+async def test_a_lease_that_comes_back(own: EmbeddedServer, admin: Redis, apps: list[App], healed: bool) -> None:
+    """It was taken away before the restart: whose it was stores nothing, before the healing or after it."""
+    reader, writer, other = apps
+    gate = Gate()
+    reader.loading = gate.hold
+    reading = spawn(reader.read())
+    await gate.reached()
+    await admin.save()
+    await writer.write("new")
+    assert not await admin.exists("fastrdb:lease:{item:1}")
+    back(own)
+    assert await admin.exists("fastrdb:lease:{item:1}")
+    if healed:
+        assert await other.read() == "new"
+        await other.healed()
+    gate.open()
+    assert await reading == "old"
+    assert reader.cache.stats().fills == 0
+    for app in apps:
+        await app.healed()
+        reader.loading = None
+        assert await app.read() == "new"
+
+
+@pytest.mark.parametrize("lost", ["begun before", "begun after"])
+async def test_a_writer_over_a_restart(own: EmbeddedServer, admin: Redis, apps: list[App], lost: str) -> None:
+    """Its barriers are lost, or come back from a snapshot; readers store what is not committed yet: the end knows."""
+    writer, reader, _ = apps
+    assert await reader.read() == "old"
+    work = writer.store.intent(writer.client)
+    work.add([Prefix("item:")])
+    if lost == "begun after":
+        await admin.save()
+    await work.begin()
+    if lost == "begun before":
+        await admin.save()
+    back(own)
+    await reader.read()
+    await reader.healed()
+    await reader.read()
+    assert await admin.exists("item:1") == (lost == "begun after")
+    reader.truth[1] = "new"
+    await work.end(committed=True)
+    assert await reader.read() == "new"
+    assert await writer.read() == "new"
+
+
+async def test_the_name_of_the_life_is_lost(admin: Redis, apps: list[App]) -> None:
+    """Evicted or deleted by hand: nobody knows whose data it is, so it goes, once."""
+    for app in apps[:2]:
+        await app.read()
+    await admin.delete("fastrdb:server")
+    assert await apps[2].read() == "old"
+    for app in apps:
+        await app.healed()
+    assert await admin.exists("fastrdb:server")
+    loads = sum(app.loads for app in apps)
+    for app in apps:
+        await app.read()
+    assert sum(app.loads for app in apps) == loads + 1
+
+
+async def test_each_namespace_is_healed_by_itself(own: EmbeddedServer, admin: Redis) -> None:
+    """What is healed under one is not under the other."""
+    truth = {1: "old"}
+    async with Redis(port=own.port) as client:
+        spaces = [App(truth, client, namespace=name, timeout=DEADLINE) for name in ("a", "b")]
+        for app in spaces:
+            await app.read()
+        await admin.save()
+        for app in spaces:
+            await app.write("new")
+        back(own)
+        for app in spaces:
+            assert await app.read() == "new"
+            await app.healed()
+            assert await admin.exists("a:item:1", "b:item:1") == (1 if app is spaces[0] else 0)
+        for app in spaces:
+            assert await app.read() == "new"
+            await app.cache.aclose()
+
+
+async def test_everything_is_flushed(admin: Redis, apps: list[App]) -> None:
+    """There is nothing to heal: the cache begins anew."""
+    for app in apps:
+        await app.read()
+    await admin.flushall()
+    for app in apps:
+        assert await app.read() == "old"
+    assert [app.loads for app in apps] == [2, 0, 0]
+    assert sum(app.cache.stats().restarts for app in apps) == 0
+
+
+async def test_a_server_that_does_not_tell(own: EmbeddedServer, admin: Redis, caplog: pytest.LogCaptureFixture) -> None:
+    """An ACL denies INFO: that is said once, and everything else works."""
+    await admin.acl_setuser("app", enabled=True, nopass=True, keys=["*"], categories=["+@all"], commands=["-info"])
+    async with Redis(port=own.port, username="app", password="any") as client:
+        app = App({1: "old"}, client, timeout=DEADLINE)
+        for value in ("old", "new", "newer"):
+            await app.write(value)
+            assert await app.read() == await app.read() == value
+            await app.store._link.aclose()
+        assert app.loads == 3
+        assert app.cache.stats().restarts == 0
+        await app.cache.aclose()
+    said = [record.message for record in caplog.records if "replication id" in record.message]
+    assert len(said) == 1
+
+
+# --- replicas
+
+
+async def demoted(own: EmbeddedServer, replica: EmbeddedServer, master: Redis, app: App) -> None:
+    """The replica lacks the last delete and takes over; the master follows it."""
+    assert await app.read() == "old"
+    await synced(master)
+    async with Redis(port=replica.port) as other:
+        await other.replicaof("127.0.0.1", "1")
+        await app.write("new")
+        assert await other.get("item:1") == OLD
+        await other.replicaof("NO", "ONE")
+        await follow(own, replica.port)
+        assert await master.get("item:1") == OLD
+
+
+@pytest.fixture
+async def pair(own: EmbeddedServer) -> AsyncIterator[EmbeddedServer]:
+    """Give a replica of the server."""
+    with EmbeddedServer(args=AT_ONCE) as replica:
+        await follow(replica, own.port)
+        yield replica
+
+
+@pytest.mark.parametrize("client", [plain, instrumented], ids=name)
+async def test_a_master_that_was_demoted_for_a_while(
+    own: EmbeddedServer,
+    pair: EmbeddedServer,
+    admin: Redis,
+    client: Callable[[int], Redis],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It never restarted, no connection was closed, and it has the replica's data: nobody is answered from that."""
+    timers = Timers(monkeypatch)
+    async with started(own, client) as (app,):
+        run = (await admin.info("server"))["run_id"]
+        await demoted(own, pair, admin, app)
+        await admin.replicaof("NO", "ONE")
+        assert await admin.get("item:1") == OLD
+        assert (await admin.info("server"))["run_id"] == run
+        timers.go_off()
+        later(app, monkeypatch)
+        assert await app.read() == "new"
+        await app.healed()
+        assert await app.read() == "new"
+        assert await admin.get("item:1") == b'"new"'
+
+
+def later(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second has passed."""
+    for route in app.store._link._routes.values():
+        if isinstance(route, Direct):
+            route._due = 0.0
+
+
+@pytest.mark.parametrize("client", [plain, instrumented], ids=name)
+async def test_a_replica_is_not_used(
+    own: EmbeddedServer,
+    pair: EmbeddedServer,
+    admin: Redis,
+    client: Callable[[int], Redis],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As long as the server is one calls go on without it; that is said once. Then everything is healed."""
+    timers = Timers(monkeypatch)
+    async with started(own, client) as (app,):
+        await demoted(own, pair, admin, app)
+        timers.go_off()
+        later(app, monkeypatch)
+        for _ in range(10):
+            assert await app.read() == "new"
+        assert app.cache.stats().outages == 1
+        assert app.cache.stats().hits == 0
+        assert len([record for record in caplog.records if "replica" in record.message]) == 1
+        await admin.replicaof("NO", "ONE")
+
+        async def recovered() -> bool:
+            assert await app.read() == "new"
+            return app.cache.stats().recoveries > 0
+
+        await until(recovered)
+        await app.healed()
+        assert await app.read() == "new"
+        assert await admin.get("item:1") == b'"new"'
+
+
+async def test_failover_to_a_replica_that_lagged() -> None:
+    """Sentinels promote it: nobody is answered from what it lacks, also who was idle meanwhile, or is asked itself."""
+    async with group() as servers, AsyncExitStack() as stack:
+        truth, apps = {1: "old"}, []
+        for kind in (Redis, Redis, Instrumented):
+            sentinel = await stack.enter_async_context(servers.sentinel())
+            client = await stack.enter_async_context(
+                sentinel.master_for(SERVICE, redis_class=kind, retry=Retry(NoBackoff(), 1))
+            )
+            app = App(truth, client, timeout=DEADLINE)
+            await stack.enter_async_context(app.cache)
+            assert await app.read() == "old"
+            apps.append(app)
+        await apps[1].store._link.aclose()  # idle from now on
+        async with Redis(port=servers.replica.port) as replica, Redis(port=servers.master.port) as master:
+            await synced(master)
+            await replica.replicaof("127.0.0.1", "1")
+            await apps[0].write("new")
+            servers.master.kill()
+            assert await apps[0].read() == "new"
+            await servers.failed_over()
+            assert await replica.get("item:1") == OLD
+            for app in (apps[1], apps[2], apps[0]):
+                assert await app.read() == "new"
+            for app in apps:
+
+                async def used_again(app: App = app) -> bool:
+                    assert await app.read() == "new"
+                    return not app.store.obstacles
+
+                await until(used_again)
+            for app in apps:
+                assert await app.read() == "new"
+            assert await replica.get("item:1") == b'"new"'
+
+
+# --- each of these mechanisms is needed
+
+
+@pytest.mark.parametrize(
+    ("mutant", "client"),
+    [
+        (Mutant(Restarts, "heard", "self._judge(reply)", "pass"), plain),
+        (Mutant(Restarts, "heard", "self._judge(reply)", "pass"), instrumented),
+        (Mutant(Direct, "_send", "if self._connects.count() > self._greeted:", "if False:"), instrumented),
+        (
+            Mutant(
+                Restarts, "heal", "if self._task is None:", "if True: self._obstacles.clear(); return\n    if False:"
+            ),
+            plain,
+        ),
+    ],
+    ids=name,
+)
+async def test_mutants_of_a_snapshot(
+    own: EmbeddedServer,
+    admin: Redis,
+    monkeypatch: pytest.MonkeyPatch,
+    mutant: Mutant,
+    client: Callable[[int], Redis],
+) -> None:
+    """Without it, somebody is answered from the snapshot."""
+    mutant.let_loose(monkeypatch)
+    with pytest.raises(AssertionError):
+        await test_an_old_snapshot(own, admin, client)
+
+
+async def test_without_a_second_sweep(
+    own: EmbeddedServer, admin: Redis, apps: list[App], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An end that does not ask whether its barriers stood."""
+    Mutant(intent.Intent, "end", "if not stood and committed:", "if False:").let_loose(monkeypatch)
+    with pytest.raises(AssertionError):
+        await test_a_writer_over_a_restart(own, admin, apps, "begun after")
+
+
+async def test_with_any_life_taken_for_the_healed_one(
+    own: EmbeddedServer, admin: Redis, apps: list[App], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A healer that adopts what has come back since."""
+    mutant = rewritten(fastrdb.transport.restarts._ADOPT, "if done == own then", "if done ~= '' then")
+    monkeypatch.setattr(fastrdb.transport.restarts, "_ADOPT", mutant)
+    with pytest.raises(AssertionError):
+        await test_a_snapshot_of_the_healing(own, admin, apps)
+
+
+async def test_with_the_run_id_for_a_life(
+    own: EmbeddedServer, pair: EmbeddedServer, admin: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stays the same over a demotion."""
+    for module, script in (
+        (fastrdb.transport.restarts, "_ADOPT"),
+        (fastrdb.protocol.leases, "_ACQUIRE"),
+        (fastrdb.protocol.leases, "_FILL"),
+    ):
+        monkeypatch.setattr(module, script, rewritten(getattr(module, script), "master_replid:", "no such line:"))
+    with pytest.raises(AssertionError):
+        await test_a_master_that_was_demoted_for_a_while(own, pair, admin, plain, monkeypatch)
+
+
+async def test_granted_on_a_new_server(own: EmbeddedServer, admin: Redis, apps: list[App]) -> None:
+    """The first to come to an empty server makes it the data's own."""
+    await admin.flushall()
+    assert await apps[0].store.acquire(apps[0].client, "item:1", "t" * 32) == Granted()
+    assert await admin.exists("fastrdb:server")

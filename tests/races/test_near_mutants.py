@@ -1,0 +1,231 @@
+"""The races of the near cache are worth something: with one mechanism taken out, one of them is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+import fastrdb.loading.near_loads
+import fastrdb.protocol.store
+import fastrdb.values.types
+from fastrdb import Cache
+from fastrdb.loading.near_loads import NearQuery
+from fastrdb.near.cache import Channel, Kept, NearCache, Token
+from fastrdb.testing.server import EmbeddedServer
+from fastrdb.transport.obstacles import Obstacles
+from tests.near import test_functions as whole
+from tests.support import scenarios_near as near
+from tests.support.databases import Database
+from tests.support.nearby import Nearby, Observed, nearby, set_each
+from tests.support.world import World, world
+
+Race = Callable[[Nearby], Coroutine[Any, Any, None]]
+_begin, _keep, _pushed = NearCache.begin, NearCache.keep, NearCache.pushed
+
+
+@pytest.fixture
+async def n(server: EmbeddedServer) -> AsyncIterator[Nearby]:
+    """Give a near cache that is on."""
+    async with nearby(server) as made:
+        yield made
+
+
+def any_token_will_do(self: NearCache, token: Token, value: Any, **options: Any) -> bool:
+    """A plain placeholder: whoever has put it there."""
+    found = self._tokens.get(token.key)
+    return found is not None and _keep(self, found, value, **options)
+
+
+def no_token_at_all(self: NearCache, token: Token, value: Any, **options: Any) -> bool:
+    """What was read is kept."""
+    self._tokens[token.key] = token
+    return _keep(self, token, value, **options)
+
+
+def pushes_spare_tokens(self: NearCache, key: str) -> None:
+    """Only what is kept already goes."""
+    if (kept := self._kept.pop(key, None)) is not None:
+        self._account(key, kept)
+
+
+def deaf(self: NearCache, names: Iterable[bytes] | None) -> None:
+    """Pushes are not heard."""
+    _pushed(self, [] if names is None else [name for name in names if b"mark" in name])
+
+
+def deaf_to_flushes(self: NearCache, names: Iterable[bytes] | None) -> None:
+    """A push that names no keys says nothing."""
+    if names is not None:
+        _pushed(self, names)
+
+
+def believes_for_ever(self: NearCache, key: str) -> Kept | None:
+    """Signs of life are not waited for."""
+    kept: Kept | None = self._kept.get(key)
+    return kept if kept is not None and self.clock() < kept.until else None
+
+
+def comes_back_as_it_was(self: Channel) -> None:
+    """A lost channel turns all off, and takes nothing along."""
+    self.alive(-math.inf)
+
+
+def outlives_redis(self: NearCache, token: Token, value: Any, *, ttl_ms: int, **options: Any) -> bool:
+    """The rest of an entry's life is not asked for."""
+    return _keep(self, token, value, ttl_ms=-1, **options)
+
+
+def covers_anything(self: NearCache, key: str, head: str = "") -> Token | None:
+    """Nobody looks whether a key is tracked."""
+    for channel in self._channels:
+        channel.heads = ("",)
+    return _begin(self, key)
+
+
+@contextmanager
+def never_shut(self: NearCache, heads: Iterable[bytes] = (), names: Iterable[bytes] = ()) -> Iterator[None]:
+    """Own invalidations wait for their push."""
+    yield
+
+
+@contextmanager
+def drops_and_stays_open(self: NearCache, heads: Iterable[bytes] = (), names: Iterable[bytes] = ()) -> Iterator[None]:
+    """What an own invalidation reaches goes before it is sent, and may come back meanwhile."""
+    for name in names:
+        self._drop(name.decode())
+    yield
+
+
+@contextmanager
+def drops_entries_only(self: NearCache, heads: Iterable[bytes] = (), names: Iterable[bytes] = ()) -> Iterator[None]:
+    """What is on its way is not stopped."""
+    for name in names:
+        pushes_spare_tokens(self, name.decode())
+    yield
+
+
+MUTANTS: dict[str, tuple[type, str, Any, list[Race]]] = {
+    "any token": (NearCache, "keep", any_token_will_do, [near.aba]),
+    "no token": (NearCache, "keep", no_token_at_all, [near.push_before_reply, near.aba, near.read_across_own_write]),
+    "tokens are spared": (NearCache, "_drop", pushes_spare_tokens, [near.push_before_reply]),
+    "deaf": (NearCache, "pushed", deaf, [near.foreign_write, near.flushed, near.expiry, near.storm]),
+    "deaf to flushes": (NearCache, "pushed", deaf_to_flushes, [near.flushed]),
+    "for ever": (NearCache, "lookup", believes_for_ever, [near.black_hole_down, near.black_hole_up, near.late_pushes]),
+    "comes back": (Channel, "lost", comes_back_as_it_was, [near.killed, near.cut]),
+    "outlives": (NearCache, "keep", outlives_redis, [near.expiry]),
+    "covers anything": (NearCache, "begin", covers_anything, [near.new_head]),
+    "never shut": (NearCache, "shut", never_shut, [near.own_write, near.read_during_own_write]),
+    "open": (NearCache, "shut", drops_and_stays_open, [near.read_during_own_write]),
+    "entries only": (NearCache, "shut", drops_entries_only, [near.read_across_own_write]),
+}
+
+
+async def lost(race: Coroutine[Any, Any, None]) -> None:
+    """The race ends with a wrong answer."""
+    with pytest.raises(AssertionError):
+        await race
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "mutant", "race"),
+    [
+        pytest.param(owner, method, mutant, race, id=f"{name}: {race.__name__}")
+        for name, (owner, method, mutant, races) in MUTANTS.items()
+        for race in races
+    ],
+)
+async def test_mutants(
+    n: Nearby, monkeypatch: pytest.MonkeyPatch, owner: type, method: str, mutant: Any, race: Race
+) -> None:
+    """One mechanism less, and the race is lost."""
+    monkeypatch.setattr(owner, method, mutant)
+    await lost(race(n))
+
+
+async def test_ignoring_ones_own_echo(n: Nearby, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a process has written it keeps, and takes the next push of that key for its own: it was another's too."""
+    echoes: set[bytes] = set()
+
+    async def write(self: Nearby, values: dict[str, bytes]) -> None:
+        tokens = {key: self.near.begin(key) for key in values}
+        echoes.update(key.encode() for key in values)
+        await set_each(self.client, values)
+        for key, value in values.items():
+            self.keep(tokens[key], (value, -1))
+
+    def pushed(self: NearCache, names: Iterable[bytes] | None) -> None:
+        heard = [name for name in names or () if name not in echoes]
+        echoes.difference_update(names or ())
+        _pushed(self, heard)
+
+    monkeypatch.setattr(Nearby, "write", write)
+    monkeypatch.setattr(NearCache, "pushed", pushed)
+    await lost(near.own_and_foreign(n))
+
+
+# --- of the whole
+
+
+@pytest.fixture
+async def w(sqlite: Database, client: Redis, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+    """Give a world of two processes, each with a near cache."""
+    monkeypatch.setattr(fastrdb.protocol.store, "NearCache", Observed)
+    async with world(sqlite, client, near=True) as made:
+        yield made
+
+
+@pytest.mark.parametrize("kind", ["write", "save", "refresh", "invalidate", "cache.invalidate"])
+async def test_own_invalidations_wait_for_their_push(
+    w: World, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Without `shut` a process reads what it has replaced itself."""
+    monkeypatch.setattr(NearCache, "shut", never_shut)
+    await lost(whole.test_ones_own_write_with_slow_pushes(w, server, kind))
+
+
+async def test_a_session_that_has_written_is_not_asked_for(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is answered from the process, past its own row."""
+    monkeypatch.setattr(fastrdb.loading.near_loads, "wrote", lambda session: False)
+    await lost(whole.test_a_session_that_has_written(w))
+
+
+async def test_other_data_is_no_obstacle(w: World) -> None:
+    """What was kept of the old server is believed."""
+    w.one.store.obstacles = Obstacles()
+    await lost(whole.test_a_server_with_other_data(w))
+
+
+async def test_objects_are_anybodys(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two functions with one key hand out each other's objects."""
+
+    def nobodys(self: NearCache, token: Token, value: Any, owner: object | None = None, **options: Any) -> bool:
+        return _keep(self, token, value, None, **options)
+
+    monkeypatch.setattr(NearCache, "keep", nobodys)
+    monkeypatch.setattr(NearQuery, "_made_of", lambda self, kept: kept.value)
+    async with Cache(w.one.client, near=True, timeout=5) as cache:
+        await lost(whole.test_two_functions_one_key(cache, w.one.client))
+
+
+async def test_mutable_objects_are_shared(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one caller changes, the next one gets."""
+    monkeypatch.setattr(fastrdb.values.types, "is_immutable", lambda entry: True)
+    async with Cache(w.one.client, near=True, timeout=5) as cache:
+        await lost(whole.test_what_a_caller_changes_is_its_own(cache, w.one.client, whole.renumber))
+
+
+async def test_pings_are_not_sent(n: Nearby, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without them a near cache is off after a heartbeat: it could not go on for ever without asking."""
+    monkeypatch.setattr(type(n.tracking), "_beat", lambda *_: asyncio.get_running_loop().create_future())
+    n.tracking._task.cancel()  # type: ignore[union-attr]
+    await n.near.until(lambda: not n.on)
+    n.start()
+    await n.opened()
+    n.clock.advance(n.heartbeat)
+    assert not n.on

@@ -1,0 +1,67 @@
+"""The CRUD class, the tutorial, cancellations and repairs, by their own tests, once more: on a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+from redis.asyncio.cluster import RedisCluster
+
+import fastrdb.demo.cache
+from fastrdb.protocol.store import Store
+from tests.crud.test_repository import *  # noqa: F403
+from tests.loading.test_cancellation import test_cancelled_writers as test_cancelled_writers
+from tests.loading.test_cancellation import test_ten_thousand_cancelled_reads as test_ten_thousand_cancelled_reads
+from tests.protocol.test_repairs import *  # noqa: F403
+from tests.support.cluster import Cluster
+from tests.support.gated_cluster import GatedCluster
+from tests.support.gates import script_texts
+from tests.system.test_tutorial import *  # noqa: F403
+
+
+@pytest.fixture
+def client(cluster: Cluster, cluster_client: RedisCluster, monkeypatch: pytest.MonkeyPatch) -> RedisCluster:
+    """Give a client of the cluster in the place of that of one server; the tutorial opens one of its own."""
+
+    class Opens:
+        @staticmethod
+        def from_url(url: str, **options: Any) -> RedisCluster:
+            return cluster.client(**options)
+
+    monkeypatch.setattr(fastrdb.demo.cache, "Redis", Opens)
+    return cluster_client
+
+
+@pytest.fixture(params=["sqlite"])
+def database(request: pytest.FixtureRequest) -> object:
+    """Give one database: the others have been tested with one server."""
+    return request.getfixturevalue("sqlite")
+
+
+@pytest.fixture
+def gated(cluster: Cluster, cluster_client: RedisCluster) -> GatedCluster:
+    """Give a client whose commands stop at gates; the cluster knows all scripts."""
+    cluster.load(script_texts().values())
+    return GatedCluster(cluster_client)
+
+
+@pytest.fixture  # type: ignore[no-redef]
+def make_store(pauses: Pauses) -> Callable[..., Store]:  # noqa: F405
+    """Give what makes stores whose repairs pause as the test says."""
+    return partial(Store, timeout=5, cluster=True, sleep=pauses.sleep)
+
+
+@pytest.fixture  # type: ignore[no-redef]
+def make_client(cluster: Cluster) -> Callable[[], RedisCluster]:
+    """Give what makes clients."""
+    return cluster.client
+
+
+@pytest.fixture  # type: ignore[no-redef]
+async def store(make_store: Callable[..., Store], cluster_client: RedisCluster) -> Store:
+    """Give a store, used already."""
+    made = make_store()
+    assert await made.get(cluster_client, "k") is None
+    return made

@@ -1,0 +1,143 @@
+"""Programs that end, that begin anew, and that fork: nothing hangs, nothing is left open, nothing is shared."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import subprocess
+import sys
+import weakref
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from fastrdb import Cache
+from fastrdb.testing.server import EmbeddedServer
+from tests.support.apps import App
+from tests.support.gates import Gate
+from tests.support.lines import Timers, turns
+from tests.support.programs import ROOT
+from tests.support.world import PATIENT, spawn
+
+LIMIT = 40
+
+
+def program(name: str, server: EmbeddedServer, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run one, with every warning an error and asyncio's own checks on."""
+    command = [sys.executable, "-X", "dev", "-W", "error", "-m", "tests.support.programs", name, str(server.port)]
+    return subprocess.run(
+        [*command, *arguments],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=LIMIT,
+    )
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["", "client", "cache client", "flight", "flight client", "flight cache client", "cancelled client", "cancelled"],
+)
+def test_the_end_of_a_program(server: EmbeddedServer, client: Redis, how: str) -> None:
+    """However it ends: no task is destroyed, no connection is left open, and nobody is told otherwise."""
+    done = program("ends", server, *how.split())
+    assert (done.returncode, done.stdout, done.stderr) == (0, "the end\n", "")
+
+
+async def test_no_lease_is_left(server: EmbeddedServer, client: Redis) -> None:
+    """What was loading when the program ended has given its leases back: no other process waits for them."""
+    await asyncio.to_thread(program, "ends", server, "flight")
+    assert [key async for key in client.scan_iter("fastrdb:lease:*")] == []
+
+
+@pytest.mark.parametrize("closing", ["closed", "open"])
+def test_one_event_loop_after_the_other(server: EmbeddedServer, client: Redis, closing: str) -> None:
+    """A cache and a client at module level, and `asyncio.run` again and again: every call is answered by Redis."""
+    done = program("loops", server, closing)
+    assert (done.returncode, done.stdout) == (0, "the end\n"), done.stderr
+
+
+def test_what_a_loop_owes_the_next_one_pays(server: EmbeddedServer, client: Redis) -> None:
+    """An invalidation that Redis missed is not forgotten with the event loop of its commit."""
+    done = program("owes", server, "")
+    assert (done.returncode, done.stdout) == (0, "the end\n"), done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.parametrize("when", ["ended", "running"])
+@pytest.mark.parametrize("held", ["", "1"], ids=["idle", "in use"])
+def test_a_fork(server: EmbeddedServer, client: Redis, when: str, held: str) -> None:
+    """Parent and child use cache and client of one module at once: each has connections of its own."""
+    done = program("forks", server, when, FASTRDB_HELD=held)
+    assert (done.returncode, done.stdout) == (0, "the end\n"), done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.parametrize("held", ["", "1"], ids=["idle", "in use"])
+def test_a_fork_that_shares(server: EmbeddedServer, client: Redis, held: str) -> None:
+    """Without leaving everything to the parent they speak on one socket."""
+    done = program("forks", server, "running", "unhooked", FASTRDB_HELD=held)
+    assert done.returncode != 0
+
+
+async def test_closing_with_loads_in_flight(client: Redis) -> None:
+    """They are answered and stored; nothing hangs, and the cache can be used again."""
+    app, gate = App({1: "v"}, client, timeout=PATIENT), Gate()
+    app.loading = gate.hold
+    loading = spawn(app.read())
+    await gate.reached()
+    await app.cache.aclose()
+    assert len(client.connection_pool._in_use_connections) == 0
+    gate.open()
+    assert await loading == "v"
+    assert await client.get("item:1") == b'"v"'
+    assert await app.read() == "v"
+    await app.cache.aclose()
+    assert len(client.connection_pool._in_use_connections) == 0
+
+
+async def test_a_cache_that_is_dropped(client: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It gives its connection back, as one that is idle does, and nothing of it stays."""
+    timers = Timers(monkeypatch)
+
+    async def use() -> weakref.ref[Any]:
+        app = App({1: "v"}, client, timeout=PATIENT)
+        await app.read()
+        assert len(client.connection_pool._in_use_connections) == 1
+        states.append(weakref.ref(app.cache.here()))
+        return weakref.ref(app.cache)
+
+    states: list[weakref.ref[Any]] = []
+    dropped = await use()
+    gc.collect()
+    assert dropped() is None
+    for _ in range(2):
+        timers.go_off()
+        await turns(100)
+        gc.collect()
+    assert states[0]() is None
+    assert len(client.connection_pool._in_use_connections) == 0
+
+
+def test_an_event_loop_that_has_ended_is_let_go(server: EmbeddedServer) -> None:
+    """When the next one begins, at the latest, though the cache lives on."""
+    cache, loops = Cache(timeout=PATIENT), []
+
+    @cache.cached("n:{number}")
+    async def read(redis: Redis, number: int) -> int:
+        return number
+
+    async def main() -> None:
+        loops.append(weakref.ref(asyncio.get_running_loop()))
+        async with Redis(port=server.port) as client:
+            assert await read(client, 1) == 1
+
+    for _ in range(3):
+        asyncio.run(main())
+    gc.collect()
+    assert [loop() is None for loop in loops] == [True, True, False]
+    assert len(cache._loops._states) == 1

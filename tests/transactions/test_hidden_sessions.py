@@ -1,0 +1,242 @@
+"""What a function does with a session that it does not name is never stored where it must not be."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from sqlalchemy import text
+
+import fastrdb.transactions.listeners
+import fastrdb.transactions.rules
+import fastrdb.transactions.scope
+from fastrdb.transactions.scope import Load, Use
+from tests.support import databases
+from tests.support import scenarios_hidden as hidden
+from tests.support.databases import Database, ServerDatabase
+from tests.support.world import Scenario, World, world
+
+SNAPSHOTS: list[Scenario] = [
+    hidden.old_snapshot,
+    hidden.old_snapshot_ended_inside,
+    hidden.old_snapshot_in_a_task,
+    hidden.old_snapshot_of_a_connection,
+    hidden.old_snapshot_of_a_call_inside,
+    hidden.old_snapshot_of_many,
+    hidden.two_sessions,
+]
+UNDONE: list[Scenario] = [
+    hidden.rolled_back,
+    hidden.never_committed,
+    hidden.never_committed_by_a_connection,
+    hidden.savepoint_rolled_back,
+    hidden.still_open,
+    hidden.not_flushed,
+]
+EVERYWHERE: list[Scenario] = [*UNDONE, hidden.identity_map, hidden.stored]
+
+
+def name(scenario: Scenario) -> str:
+    """Name a race in a test's id."""
+    return scenario.__name__
+
+
+@asynccontextmanager
+async def on(server: ServerDatabase, client: Redis, **options: Any) -> AsyncIterator[World]:
+    """Give a world on a server, with an engine of its own."""
+    await server.clear()
+    async with databases.opened(server.url, **options) as database, world(database, client) as made:
+        yield made
+
+
+@pytest.fixture
+async def on_sqlite(sqlite: Database, client: Redis) -> AsyncIterator[World]:
+    """Give a world on SQLite."""
+    async with world(sqlite, client) as made:
+        yield made
+
+
+async def lost(race: Coroutine[Any, Any, None]) -> None:
+    """The race ends with somebody being answered wrongly."""
+    with pytest.raises(AssertionError):
+        await race
+
+
+@pytest.mark.parametrize("race", [*EVERYWHERE, hidden.in_a_thread], ids=name)
+async def test_on_sqlite(on_sqlite: World, race: Scenario) -> None:
+    """What was never committed is not stored, nor what a session has kept; the rest is."""
+    await race(on_sqlite)
+
+
+@pytest.mark.parametrize("level", ["READ COMMITTED", "REPEATABLE READ"])
+async def test_on_postgresql(postgresql_server: ServerDatabase, client: Redis, level: str) -> None:
+    """The same, one after the other, in both levels."""
+    for race in EVERYWHERE:
+        async with on(postgresql_server, client, isolation_level=level) as made:
+            await client.flushall()
+            await race(made)
+
+
+async def test_on_mariadb(mariadb_server: ServerDatabase, client: Redis) -> None:
+    """The same in MariaDB's REPEATABLE READ."""
+    for race in EVERYWHERE:
+        async with on(mariadb_server, client) as made:
+            await client.flushall()
+            await race(made)
+
+
+@pytest.mark.parametrize("race", SNAPSHOTS, ids=name)
+async def test_old_snapshots_on_postgresql(postgresql_server: ServerDatabase, client: Redis, race: Scenario) -> None:
+    """A transaction that began before the lease is asked for its level, whoever's it is."""
+    async with on(postgresql_server, client, isolation_level="REPEATABLE READ") as made:
+        await race(made)
+
+
+@pytest.mark.parametrize("race", SNAPSHOTS, ids=name)
+async def test_old_snapshots_on_mariadb(mariadb_server: ServerDatabase, client: Redis, race: Scenario) -> None:
+    """The same where that is what one gets by default."""
+    async with on(mariadb_server, client) as made:
+        await race(made)
+
+
+async def test_an_older_transaction_that_sees_what_is_committed(
+    postgresql_server: ServerDatabase, client: Redis
+) -> None:
+    """In READ COMMITTED, what it loads is as new as its statement: it is stored."""
+    async with on(postgresql_server, client) as w, w.one.database.sessions() as db:
+
+        async def load() -> str:
+            return (await db.scalars(hidden.NAME)).one()
+
+        assert await load() == "old"
+        await w.two.write("new")
+        get = hidden.cached(w, load)
+        assert (await get(w.one.client, 1)).name == "new"
+        assert get.stats.fills == 1
+
+
+async def test_a_level_that_sees_what_may_never_be_committed(mariadb_server: ServerDatabase, client: Redis) -> None:
+    """READ UNCOMMITTED, however young the transaction: not stored."""
+    async with on(mariadb_server, client, isolation_level="READ UNCOMMITTED") as w, w.two.database.sessions() as other:
+        await other.execute(hidden.NEVER)
+
+        async def load() -> str:
+            async with w.one.database.sessions() as db:
+                return (await db.scalars(hidden.NAME)).one()
+
+        get = hidden.cached(w, load)
+        assert (await get(w.one.client, 1)).name == "never"
+        assert get.stats.unstored == 1
+        await other.rollback()
+
+
+@pytest.mark.parametrize(("writes", "fills"), [(True, 0), (False, 1)])
+async def test_functions_of_the_database(
+    postgresql_server: ServerDatabase, client: Redis, writes: bool, fills: int
+) -> None:
+    """Whether a function of unknown name has written is asked before the transaction is rolled back."""
+    body = "UPDATE item SET name = 'never' WHERE id = 1 RETURNING name" if writes else "SELECT name FROM item LIMIT 1"
+    async with on(postgresql_server, client) as w:
+        async with w.database.engine.begin() as connection:
+            await connection.execute(text(f"CREATE FUNCTION named() RETURNS text LANGUAGE sql AS $$ {body} $$"))
+
+        async def load() -> str:
+            async with w.one.database.sessions() as db:
+                return str((await db.execute(text("SELECT named()"))).scalar_one())
+
+        get = hidden.cached(w, load)
+        assert (await get(w.one.client, 1)).name == ("never" if writes else "old")
+        assert get.stats.fills == fills
+
+
+async def test_a_transaction_that_has_failed(postgresql_server: ServerDatabase, client: Redis) -> None:
+    """The database's own error passes through, also where the level was to be asked first."""
+    async with on(postgresql_server, client) as w, w.one.database.sessions() as db:
+
+        async def load() -> str:
+            return (await db.scalars(hidden.NAME)).one()
+
+        for statement in ("SELECT 1 / 0", "SELECT 1"):
+            with pytest.raises(Exception, match=r"division by zero|aborted"):
+                await db.execute(text(statement))
+        with pytest.raises(Exception, match="aborted"):
+            await hidden.cached(w, load)(w.one.client, 1)
+
+
+# --- with a mechanism taken out
+
+
+@pytest.mark.parametrize("race", SNAPSHOTS, ids=name)
+async def test_without_the_look_at_statements(
+    mariadb_server: ServerDatabase, client: Redis, monkeypatch: pytest.MonkeyPatch, race: Scenario
+) -> None:
+    """A load does not know in which transactions it runs: the old snapshot is stored."""
+    monkeypatch.setattr(Load, "sees", Use.sees)
+    async with on(mariadb_server, client) as made:
+        await lost(race(made))
+
+
+async def test_looking_only_after_the_load(
+    mariadb_server: ServerDatabase, client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By then the connection may be another's, or nobody's."""
+    sees, asked = Load.sees, fastrdb.transactions.rules.older
+
+    def late(*_: Any) -> None:
+        return None
+
+    async def unfit(load: Any) -> str | None:
+        found = [asked(c, t, "REPEATABLE READ", load.since) for t, c in load._seen.items() if not c.closed]
+        return next(filter(None, found), None)
+
+    monkeypatch.setattr(fastrdb.transactions.scope, "older", late)
+    monkeypatch.setattr(Load, "sees", sees)
+    monkeypatch.setattr(Load, "unfit", unfit)
+    async with on(mariadb_server, client) as made:
+        await hidden.old_snapshot(made)
+    async with on(mariadb_server, client) as made:
+        await client.flushall()
+        await lost(hidden.old_snapshot_ended_inside(made))
+
+
+@pytest.mark.parametrize(
+    "race", [*(race for race in UNDONE if race is not hidden.still_open), hidden.in_a_thread], ids=name
+)
+async def test_without_the_look_at_what_was_written(
+    on_sqlite: World, monkeypatch: pytest.MonkeyPatch, race: Scenario
+) -> None:
+    """What the load has written and rolled back is stored."""
+
+    async def published(*_: Any) -> None:
+        return None
+
+    monkeypatch.setattr(Load, "_unpublished", published)
+    await lost(race(on_sqlite))
+
+
+async def test_without_the_look_at_what_is_open(
+    postgresql_server: ServerDatabase, client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same for what is not committed yet, where the level lets a transaction see what others commit."""
+
+    async def published(*_: Any) -> None:
+        return None
+
+    monkeypatch.setattr(Load, "_unpublished", published)
+    async with on(postgresql_server, client) as made:
+        await lost(hidden.still_open(made))
+
+
+async def test_without_asking_before_a_rollback(on_sqlite: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every load that calls a function of the database in a session of its own would be kept out."""
+    monkeypatch.setattr(fastrdb.transactions.listeners, "rollback_begins", lambda *_: None)
+    await lost(hidden.stored(on_sqlite))
+
+
+async def test_without_rule_3(on_sqlite: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The identity map of a session that nobody names answers the load."""
+    monkeypatch.setattr(fastrdb.transactions.rules, "used_here", list)
+    await lost(hidden.identity_map(on_sqlite))

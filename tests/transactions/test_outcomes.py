@@ -1,0 +1,486 @@
+"""What becomes of each COMMIT is known, or the barrier stays, whoever sends it and whatever happens on its way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import asyncpg
+import pytest
+from redis.asyncio import Redis
+from sqlalchemy import AsyncAdaptedQueuePool, Connection, NullPool, event, select
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_sessionmaker, create_async_engine
+
+from fastrdb.protocol.intent import Intent
+from fastrdb.transactions import listeners as transactions
+from fastrdb.transactions.finish import finish
+from fastrdb.transactions.state import State, Transaction, Work
+from tests.support import databases, places
+from tests.support.databases import Database, ServerDatabase
+from tests.support.places import BY_NAME, Place
+from tests.support.proxy import Stranded, TcpProxy
+from tests.support.scenarios_commits import NEW, carried
+from tests.support.stores import members
+from tests.support.world import Base, Item, ItemOut, Owner, World, spawn, world
+
+# --- connections without a session, and sessions joined to them
+
+
+@pytest.fixture
+async def w(database: Database, client: Redis) -> AsyncIterator[World]:
+    """Give a world on each database."""
+    async with world(database, client) as made:
+        yield made
+
+
+async def put(w: World, db: AsyncSession) -> None:
+    """A write whose value is stored at its commit."""
+    await w.two.rename(db, w.two.client, 1, "new")
+    await w.two.get.put(ItemOut(id=1, name="new"), db=db, redis=w.two.client, item_id=1)
+
+
+async def joined(w: World) -> None:
+    """A session that has ended before the outer transaction commits."""
+    async with w.two.database.engine.connect() as connection:
+        outer = await connection.begin()
+        async with AsyncSession(connection, expire_on_commit=False) as db:
+            await put(w, db)
+            await db.commit()
+        await carried(w, outer.commit(), put=True)
+        await w.two.cache.aclose()
+        assert await w.client.get("item:1") == b'{"id":1,"name":"new"}'
+
+
+async def joined_and_open(w: World) -> None:
+    """One that ends after it."""
+    async with w.two.database.engine.connect() as connection:
+        outer = await connection.begin()
+        async with AsyncSession(connection, expire_on_commit=False) as db:
+            await put(w, db)
+            await carried(w, outer.commit(), put=True)
+    assert await w.client.get("item:1") == b'{"id":1,"name":"new"}'
+
+
+async def in_a_savepoint(w: World) -> None:
+    """One whose commit releases a savepoint."""
+    async with w.two.database.engine.connect() as connection:
+        outer = await connection.begin()
+        await connection.execute(NEW.values(name="old"))  # SQLite begins with what writes
+        async with AsyncSession(connection, join_transaction_mode="create_savepoint") as db:
+            await put(w, db)
+            await db.commit()
+        await carried(w, outer.commit(), put=True)
+        await w.two.cache.aclose()
+        assert await w.client.exists("item:1")
+
+
+async def fully_controlled(w: World) -> None:
+    """One whose commit is the outer transaction's."""
+    async with w.two.database.engine.connect() as connection:
+        await connection.begin()
+        async with AsyncSession(connection, join_transaction_mode="control_fully") as db:
+            await put(w, db)
+            await carried(w, db.commit(), put=True)
+    assert await w.client.get("item:1") == b'{"id":1,"name":"new"}'
+
+
+async def inside(w: World) -> None:
+    """A connection that begins and commits in the function."""
+
+    @w.two.cache.invalidates("item:{item_id}")
+    async def write(redis: object, item_id: int) -> None:
+        async with w.two.database.engine.begin() as connection:
+            await connection.execute(NEW)
+
+    await carried(w, write(w.two.client, 1))
+
+
+async def outside(w: World) -> None:
+    """A connection that its caller commits."""
+
+    @w.two.cache.invalidates("item:{item_id}")
+    async def write(connection: AsyncConnection, redis: object, item_id: int) -> None:
+        await connection.execute(NEW)
+
+    async with w.two.database.engine.begin() as connection:
+        await write(connection, w.two.client, 1)
+        assert await w.one.read() == "old"
+        await carried(w, connection.commit())
+
+
+async def raising(w: World) -> None:
+    """A connection in a function that raises when it has committed."""
+
+    @w.two.cache.invalidates("item:{item_id}")
+    async def write(redis: object, item_id: int) -> None:
+        async with w.two.database.engine.begin() as connection:
+            await connection.execute(NEW)
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        await write(w.two.client, 1)
+
+
+COMMITTED = [joined, joined_and_open, in_a_savepoint, fully_controlled, inside, outside, raising]
+
+
+@pytest.mark.parametrize("race", COMMITTED, ids=lambda race: str(race.__name__))
+async def test_committed(w: World, race: Callable[[World], Coroutine[Any, Any, None]]) -> None:
+    """When COMMIT has returned, the barrier is down, and what was put is stored."""
+    assert await w.one.read() == "old"
+    await race(w)
+    assert await w.truth() == "new"
+    await w.fair()
+    await w.quiet()
+
+
+async def test_a_savepoint_around_is_rolled_back(w: World) -> None:
+    """What a joined session has put is never committed, whatever the session was told: it is not stored."""
+    async with w.two.database.engine.connect() as connection:
+        outer = await connection.begin()
+        await connection.execute(NEW.values(name="first"))
+        savepoint = await connection.begin_nested()
+        async with AsyncSession(connection) as db:
+            await put(w, db)
+            await db.commit()
+        await savepoint.rollback()
+        await outer.commit()
+    await w.two.cache.aclose()
+    assert not await w.client.exists("item:1")
+    await w.fair()
+    await w.quiet()
+
+
+async def test_a_later_write(w: World) -> None:
+    """What a joined session has put is changed on the same connection before the commit: it is not stored."""
+    async with w.two.database.engine.connect() as connection:
+        outer = await connection.begin()
+        async with AsyncSession(connection) as db:
+            await put(w, db)
+            await db.commit()
+        await connection.execute(NEW.values(name="newer"))
+        await outer.commit()
+    await w.two.cache.aclose()
+    assert not await w.client.exists("item:1")
+    await w.fair()
+    await w.quiet()
+
+
+async def two_outer_transactions(w: World, other: Database) -> None:
+    """A session is joined to two connections: until both have committed, the barrier stays."""
+    await other.create(Base)
+    async with w.two.database.engine.connect() as first, other.engine.connect() as second:
+        outer = [await first.begin(), await second.begin()]
+        async with AsyncSession(binds={Item: first, Owner: second}) as db:
+            await w.two.rename(db, w.two.client, 1, "new")
+            await db.execute(select(Owner))
+            await db.commit()
+        await outer[1].commit()
+        assert await members(w.client, "barriers")
+        assert await w.one.read() == "old"
+        assert not await w.client.exists("item:1")
+        await carried(w, outer[0].commit())
+    await w.fair()
+    await w.quiet()
+
+
+async def test_two_outer_transactions(postgresql: Database, sqlite: Database, client: Redis) -> None:
+    """The work is done when the last of them has."""
+    async with world(postgresql, client) as w:
+        await two_outer_transactions(w, sqlite)
+
+
+async def test_a_commit_that_is_never_sent(w: World) -> None:
+    """Somebody else's listener raises after Redis was told: nobody knows more, and nothing that was put is stored."""
+
+    def refuse(connection: Connection) -> None:
+        raise LookupError
+
+    async with w.two.database.engine.connect() as connection:
+        outer = await connection.begin()
+        async with AsyncSession(connection) as db:
+            await put(w, db)
+            await db.commit()
+        event.listen(w.database.engine.sync_engine, "commit", refuse)
+        with pytest.raises(LookupError):
+            await outer.commit()
+        event.remove(w.database.engine.sync_engine, "commit", refuse)
+        await outer.rollback()
+    await w.two.cache.aclose()
+    assert not await w.client.exists("item:1")
+    await w.fair()
+
+
+# --- COMMIT on its way
+
+
+@dataclass
+class Line:
+    """A writer's way to the database, on which something that commits can be held."""
+
+    proxy: TcpProxy
+    w: World
+    stranded: asyncio.Queue[Stranded] = field(default_factory=asyncio.Queue)
+    on_its_way: list[Stranded] = field(default_factory=list)
+    once: bool = True
+
+    def hold(self, name: str) -> None:
+        """Hold what is sent after the next event of this name."""
+        engine = self.w.two.database.engine.sync_engine
+
+        def stop(*arguments: object) -> None:
+            if self.once:
+                self.once = False
+                self.stranded.put_nowait(self.proxy.strand())
+
+        event.listen(engine, name, stop)
+
+    async def held(self) -> None:
+        """Wait until it has been sent, and stands still on its way."""
+        self.on_its_way.append(await self.stranded.get())
+        await self.on_its_way[-1].held()
+
+    async def delivered(self) -> None:
+        """Let it arrive after all, and wait until it has taken effect."""
+        for each in self.on_its_way:
+            each.release()
+        async with asyncio.timeout(10):
+            while await self.w.truth() != "new":
+                await self.w.client.ping()
+
+
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have SQLAlchemy give up on a connection that does not answer after a moment, and not after 2 s."""
+    close = asyncpg.Connection.close
+
+    async def close_soon(connection: Any, *, timeout: float | None = None) -> None:
+        await close(connection, timeout=timeout and 0.05)
+
+    monkeypatch.setattr(asyncpg.Connection, "close", close_soon)
+
+
+@asynccontextmanager
+async def line(
+    place: Place, server: ServerDatabase, client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Line]:
+    """Give a world at a place whose second process is connected through a proxy."""
+    await server.clear()
+    port = server.url.port
+    assert port is not None
+    impatient(monkeypatch)
+    async with TcpProxy(port) as proxy, places.opened(place, server.url) as database, world(database, client) as w:
+        url = server.url.set(port=proxy.port)
+        options: dict[str, Any] = {"isolation_level": place.level}
+        engine = create_async_engine(url, poolclass=NullPool, **options)
+        w.two.database = Database(engine, async_sessionmaker(engine, expire_on_commit=False))
+        made = Line(proxy, w)
+        try:
+            yield made
+        finally:
+            for each in made.on_its_way:
+                each.release()
+            await engine.dispose()
+
+
+ON_LINE = [*(f"postgresql {level}" for level in ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"))]
+ON_LINE += ["mariadb REPEATABLE READ"]
+
+
+@pytest.fixture(params=ON_LINE)
+async def held(
+    request: pytest.FixtureRequest,
+    postgresql_server: ServerDatabase,
+    mariadb_server: ServerDatabase,
+    client: Redis,
+    monkeypatch: pytest.MonkeyPatch,
+) -> AsyncIterator[Line]:
+    """Give a line to each kind of server."""
+    place = BY_NAME[request.param]
+    server = postgresql_server if place.server == "postgresql" else mariadb_server
+    async with line(place, server, client, monkeypatch) as made:
+        yield made
+
+
+@pytest.fixture
+async def statement_by_statement(
+    mariadb_server: ServerDatabase, client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Line]:
+    """Give a line to MariaDB, where each statement is one packet and commits by itself."""
+    async with line(BY_NAME["mariadb AUTOCOMMIT"], mariadb_server, client, monkeypatch) as made:
+        yield made
+
+
+async def uncertain(at: Line) -> None:
+    """It may take effect at any time: nothing is stored until the barrier has lapsed; and it does take effect."""
+    w = at.w
+    await w.two.cache.aclose()
+    assert await w.one.read() == "old"
+    await at.delivered()
+    await w.fair()
+    await w.lapse_barriers()
+    await w.fair()
+    assert await w.client.exists("item:1")
+
+
+async def cancelled_on_its_way(at: Line) -> None:
+    """C2: `commit()` is cancelled while its COMMIT is on the way, where it stays for a while."""
+    assert await at.w.one.read() == "old"
+    at.hold("commit")
+    writer = spawn(at.w.two.write("new"))
+    await at.held()
+    writer.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await writer
+    await uncertain(at)
+
+
+async def swallowed(at: Line) -> None:
+    """The same in a function that gives up waiting and returns as if nothing had happened."""
+    two = at.w.two
+
+    async def commit() -> None:
+        async with two.database.engine.begin() as connection:
+            await connection.execute(NEW)
+
+    @two.cache.invalidates("item:{item_id}")
+    async def write(redis: object, item_id: int) -> None:
+        task = spawn(commit())
+        await at.held()
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+    assert await at.w.one.read() == "old"
+    at.hold("commit")
+    await write(two.client, 1)
+    await uncertain(at)
+
+
+async def statement_cancelled(at: Line) -> None:
+    """A statement that commits by itself is cancelled on its way."""
+    assert await at.w.one.read() == "old"
+    at.hold("before_cursor_execute")
+    writer = spawn(at.w.two.write("new"))
+    await at.held()
+    writer.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await writer
+    await uncertain(at)
+
+
+async def test_cancelled_on_its_way(held: Line) -> None:
+    """C2: readers go past the cache, and the late COMMIT leaves nothing stale."""
+    await cancelled_on_its_way(held)
+
+
+async def test_swallowed(held: Line) -> None:
+    """Who returns without knowing does not know."""
+    await swallowed(held)
+
+
+async def test_a_statement_that_commits_by_itself(statement_by_statement: Line) -> None:
+    """There is no COMMIT, and what is on its way is uncertain all the same."""
+    await statement_cancelled(statement_by_statement)
+
+
+# --- SQLite, where a COMMIT can find the database locked
+
+
+@asynccontextmanager
+async def locking(sqlite: Database, client: Redis) -> AsyncIterator[World]:
+    """Give a world without patience whose second process has one connection."""
+    url, hurried = sqlite.engine.url, {"timeout": 0.05}
+    async with databases.opened(url, connect_args=hurried) as first, world(first, client) as w:
+        engine = create_async_engine(
+            url, poolclass=AsyncAdaptedQueuePool, pool_size=1, max_overflow=0, connect_args=hurried
+        )
+        w.two.database = Database(engine, async_sessionmaker(engine, expire_on_commit=False))
+        try:
+            yield w
+        finally:
+            await engine.dispose()
+
+
+async def locked_at_commit(w: World) -> None:
+    """A reader locks the writer out at its COMMIT; the next one on the writer's connection does not commit for it."""
+    assert await w.one.read() == "old"
+    async with w.one.database.engine.connect() as reader:
+        await reader.exec_driver_sql("BEGIN")
+        await reader.execute(select(Item.id))
+        with pytest.raises(DBAPIError, match="locked"):
+            await w.two.write("never")
+    await w.fair()
+    await w.two.write("other", item_id=2)
+    assert await w.truth() == "old"
+    await w.fair()
+    await w.quiet()
+
+
+async def test_locked_at_commit(sqlite: Database, client: Redis) -> None:
+    """SQLite keeps the transaction open, SQLAlchemy the connection: what failed is rolled back."""
+    async with locking(sqlite, client) as w:
+        await locked_at_commit(w)
+
+
+# --- with one mechanism less
+
+
+async def test_without_watching(postgresql: Database, client: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody tells that COMMIT has returned: the barrier stays although all is well."""
+    monkeypatch.setattr(transactions, "watch", lambda *arguments: None)
+    async with world(postgresql, client) as w:
+        with pytest.raises(AssertionError):
+            await test_committed(w, joined)
+
+
+@pytest.mark.parametrize("race", [cancelled_on_its_way, swallowed], ids=lambda race: str(race.__name__))
+async def test_taking_the_unknown_for_refused(
+    postgresql_server: ServerDatabase,
+    client: Redis,
+    monkeypatch: pytest.MonkeyPatch,
+    race: Callable[[Line], Coroutine[Any, Any, None]],
+) -> None:
+    """The barrier is taken down while COMMIT is on its way."""
+    monkeypatch.setattr(State, "outcome", lambda state: False)
+    monkeypatch.setattr(Intent, "abandon", lambda intent: finish([intent], committed=False))
+    async with line(BY_NAME["postgresql READ COMMITTED"], postgresql_server, client, monkeypatch) as at:
+        with pytest.raises(AssertionError):
+            await race(at)
+
+
+async def test_leaving_it_open(sqlite: Database, client: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What found the database locked is still there for the next COMMIT."""
+    monkeypatch.setattr(transactions, "undo", lambda connection, transaction: None)
+    async with locking(sqlite, client) as w:
+        with pytest.raises((AssertionError, DBAPIError)):
+            await locked_at_commit(w)
+
+
+async def test_the_first_of_two_ends_it(
+    postgresql: Database, sqlite: Database, client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The barrier is taken down when one of two transactions has committed."""
+
+    def take_all(transaction: Transaction) -> list[Work]:
+        taken, transaction.works = transaction.works, []
+        return taken
+
+    monkeypatch.setattr(Transaction, "take_works", take_all)
+    async with world(postgresql, client) as w:
+        with pytest.raises(AssertionError):
+            await two_outer_transactions(w, sqlite)
+
+
+@pytest.mark.parametrize("race", [test_a_savepoint_around_is_rolled_back, test_a_later_write])
+async def test_trusting_what_was_put(
+    postgresql: Database, client: Redis, monkeypatch: pytest.MonkeyPatch, race: Callable[[World], Any]
+) -> None:
+    """What a session has put is stored, whatever became of it on the outer connection."""
+    monkeypatch.setattr(transactions, "_distrust", lambda transaction: None)
+    async with world(postgresql, client) as w:
+        with pytest.raises(AssertionError):
+            await race(w)

@@ -1,0 +1,610 @@
+"""The way to a real server: over one connection for everybody, whatever the client, and whoever gives up."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import random
+import secrets
+from collections.abc import AsyncIterator, Callable
+from contextlib import nullcontext
+from typing import Any, Literal
+
+import pytest
+from redis._parsers import _AsyncRESP2Parser, _AsyncRESP3Parser
+from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis, UnixDomainSocketConnection
+
+from fastrdb import Cache
+from fastrdb.errors import CacheUnavailableError
+from fastrdb.keys.prefix import Prefix
+from fastrdb.protocol.store import Busy, Granted, Hit, Store
+from fastrdb.testing.server import EmbeddedServer
+from fastrdb.transport import connection as lines
+from fastrdb.transport.connection import Line
+from fastrdb.transport.connections import connections_of
+from fastrdb.transport.direct import Direct
+from fastrdb.transport.pipeline import Wire
+from tests.support.apps import App
+from tests.support.gates import Gate
+from tests.support.lines import Timers, turns
+from tests.support.mutants import name
+from tests.support.proxy import TcpProxy
+from tests.support.waiting import until
+from tests.support.world import PATIENT, spawn
+
+
+@pytest.fixture
+async def store() -> Store:
+    """Give a store with a deadline that a busy machine keeps."""
+    return Store(timeout=PATIENT)
+
+
+@pytest.fixture
+def exchanges(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Give the names of what was sent together, a list for each round trip of any wire."""
+    made: list[list[str]] = []
+    exchange = Line.exchange
+
+    async def counted(line: Line, commands: Any) -> Any:
+        made.append([str(command[0]) for command in commands])
+        return await exchange(line, commands)
+
+    monkeypatch.setattr(Line, "exchange", counted)
+    return made
+
+
+def out_of(client: Redis) -> int:
+    """How many connections of the client's pool are in use."""
+    return len(client.connection_pool._in_use_connections)
+
+
+def route(store: Store, client: Redis) -> Any:
+    """How commands of the client go."""
+    return store._link._find(client)
+
+
+async def fill(client: Redis, store: Store, keys: list[str]) -> None:
+    """Put under each key its own name."""
+    assert set((await store.acquire_many(client, dict.fromkeys(keys, "t"))).values()) == {Granted()}
+    assert await store.fill_many(client, [(key, "t", key.encode(), 60_000) for key in keys]) == [True] * len(keys)
+
+
+# --- many callers
+
+
+async def test_five_thousand_callers(client: Redis, store: Store, exchanges: list[list[str]]) -> None:
+    """On a client as most have it: all are answered, in a few round trips over one connection."""
+    keys = [f"k:{n}" for n in range(5000)]
+    await fill(client, store, keys)
+    exchanges.clear()
+    assert await asyncio.gather(*(store.get(client, key) for key in keys)) == [key.encode() for key in keys]
+    assert len(exchanges) <= 6
+    assert len(connections_of(client.connection_pool)) <= 2
+
+
+async def test_misses_travel_together(client: Redis, exchanges: list[list[str]]) -> None:
+    """A thousand at once: reads, leases and fills are a few round trips each, not one for each key."""
+    async with Cache(client, timeout=PATIENT) as cache:
+
+        @cache.cached("n:{number}")
+        async def load(number: int) -> int:
+            return number
+
+        await load(-1)
+        exchanges.clear()
+        assert await asyncio.gather(*(load(number) for number in range(1000))) == list(range(1000))
+        assert load.stats.fills == 1001
+        assert sum(map(len, exchanges)) >= 2000
+        assert len(exchanges) <= 20
+
+
+async def test_a_hit_is_one_round_trip(client: Redis, exchanges: list[list[str]], store: Store) -> None:
+    """A GET, and nothing else; also the first on a connection, which is greeted with it."""
+    await store.get(client, "k")
+    await store.get(client, "k")
+    await store._link.aclose()
+    await store.get(client, "k")
+    assert exchanges == [["GET"]] * 3
+
+
+# --- every kind of client
+
+
+class Own(Redis):
+    """A client with something of its own in it."""
+
+    seen: list[str]
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        self.seen.append(str(args[0]))
+        return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+
+
+def own(server: EmbeddedServer) -> Redis:
+    """A client that sees what it is asked."""
+    made = Own(port=server.port)
+    made.seen = []
+    return made
+
+
+def python_parser(protocol: int) -> Callable[[EmbeddedServer], Redis]:
+    """A client without hiredis."""
+
+    def made(server: EmbeddedServer) -> Redis:
+        parser = _AsyncRESP2Parser if protocol == 2 else _AsyncRESP3Parser
+        return Redis.from_pool(ConnectionPool(port=server.port, protocol=protocol, parser_class=parser))
+
+    made.__name__ = f"resp{protocol} in python"
+    return made
+
+
+def small(server: EmbeddedServer) -> Redis:
+    """A client with one connection."""
+    return Redis.from_pool(ConnectionPool(port=server.port, max_connections=1))
+
+
+def small_blocking(server: EmbeddedServer) -> Redis:
+    """A client with two connections, which waits for one."""
+    return Redis.from_pool(BlockingConnectionPool(port=server.port, max_connections=2))
+
+
+def blocking(server: EmbeddedServer) -> Redis:
+    """A client that waits for a connection."""
+    return Redis.from_pool(BlockingConnectionPool(port=server.port))
+
+
+def single(server: EmbeddedServer) -> Redis:
+    """A client that has one connection for itself."""
+    return Redis(port=server.port, single_connection_client=True)
+
+
+def decoding(server: EmbeddedServer) -> Redis:
+    """A client that decodes, checks health, and has a timeout."""
+    return Redis(port=server.port, decode_responses=True, health_check_interval=1, socket_timeout=5)
+
+
+def unix(server: EmbeddedServer) -> Redis:
+    """A client of a Unix socket."""
+    return Redis.from_pool(ConnectionPool(UnixDomainSocketConnection, path=f"/tmp/fastrdb-{server.port}.sock"))
+
+
+KINDS = [own, python_parser(2), python_parser(3), small, small_blocking, blocking, single, decoding, unix]
+DIRECT = {own, single}
+
+
+@pytest.fixture(params=KINDS, ids=name)
+async def kind(request: pytest.FixtureRequest, server: EmbeddedServer) -> AsyncIterator[tuple[Any, Redis]]:
+    """Give each kind of client in turn, and what made it."""
+    make = request.param
+    if make is unix:
+        path = f"/tmp/fastrdb-{server.port}.sock"
+        relay = await asyncio.start_unix_server(_relay(server.port), path)
+        async with relay, make(server) as made:
+            await made.flushall()
+            yield make, made
+            await made.aclose()
+            relay.close()
+        return
+    async with make(server) as made:
+        await made.flushall()
+        yield make, made
+
+
+def _relay(port: int) -> Any:
+    """Carry what comes by a Unix socket to the server."""
+
+    async def carry(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        while data := await source.read(65536):
+            sink.write(data)
+        sink.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        above, below = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(carry(reader, below), carry(above, writer), return_exceptions=True)
+
+    return serve
+
+
+async def test_every_client(kind: tuple[Any, Redis], store: Store) -> None:
+    """A hundred callers of everything at once: each is answered with its own, over the client's own bounds."""
+    make, client = kind
+    assert isinstance(route(store, client), Direct if make in DIRECT else Wire)
+    keys = [f"k:{n}" for n in range(100)]
+    await fill(client, store, keys)
+    assert await asyncio.gather(*(store.get(client, key) for key in keys)) == [key.encode() for key in keys]
+    found = await asyncio.gather(*(store.acquire(client, key, "t") for key in keys[:10]))
+    assert found == [Hit(key.encode()) for key in keys[:10]]
+    assert await store.get_many(client, ["none", *keys]) == [None, *(key.encode() for key in keys)]
+    assert await store.acquire(client, "new", "me") == Granted()
+    assert await store.acquire(client, "new", "other") == Busy("me")
+    assert await store.invalidate(client, [Prefix("k:")]) == 100
+    await store.aclose()
+    assert out_of(client) == (1 if make is single else 0)
+
+
+async def test_a_client_of_ones_own_sees_every_command(server: EmbeddedServer, client: Redis, store: Store) -> None:
+    """Whatever it does with them: count them, trace them, refuse them."""
+    async with own(server) as mine:
+        assert isinstance(mine, Own)
+        for _ in range(3):
+            mine.seen.clear()
+            await store.get(mine, "k")
+        assert mine.seen == ["GET"]
+        await store.acquire(mine, "k", "t")
+        assert mine.seen[1] == "EVALSHA"
+
+
+async def test_an_instrumented_class(client: Redis, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What observes redis-py by wrapping its class sees the commands, too."""
+    seen: list[str] = []
+    execute = Redis.execute_command
+
+    async def traced(self: Redis, *args: Any, **options: Any) -> Any:
+        seen.append(str(args[0]))
+        return await execute(self, *args, **options)  # type: ignore[no-untyped-call]
+
+    monkeypatch.setattr(Redis, "execute_command", traced)
+    await store.get(client, "k")
+    assert "GET" in seen
+
+
+async def test_a_small_pool_is_shared(server: EmbeddedServer, client: Redis, store: Store) -> None:
+    """One connection for the cache and its owner: neither keeps the other from it."""
+    async with Redis.from_pool(BlockingConnectionPool(port=server.port, max_connections=1, timeout=PATIENT)) as own:
+        await fill(own, store, ["k"])
+
+        async def read() -> None:
+            for _ in range(100):
+                assert await store.get(own, "k") == b"k"
+
+        async def ping() -> None:
+            for _ in range(100):
+                assert await own.ping()
+
+        await asyncio.gather(read(), read(), read(), ping())
+
+
+# --- connections
+
+
+async def test_an_idle_connection_goes_back_to_its_pool(
+    client: Redis, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is taken again: there is never more than one for the cache."""
+    timers = Timers(monkeypatch)
+    for _ in range(3):
+        await store.get(client, "k")
+        assert out_of(client) == 1
+        timers.go_off()
+        timers.go_off()
+        await turns()
+        assert out_of(client) == 0
+    assert len(connections_of(client.connection_pool)) == 1
+
+
+async def test_what_a_client_was_told_of_timeouts_holds_again(client: Redis, store: Store) -> None:
+    """A connection goes back as it came."""
+    before = (await client.connection_pool.get_connection()).socket_timeout
+    await client.connection_pool.release(*client.connection_pool._in_use_connections)
+    await store.get(client, "k")
+    (connection,) = client.connection_pool._in_use_connections
+    assert connection.socket_timeout is None
+    await store.aclose()
+    assert connection.socket_timeout == before
+
+
+async def test_a_client_for_each_request(server: EmbeddedServer, client: Redis) -> None:
+    """Each with a pool of its own, or over one that all share: nothing of it stays when it is gone."""
+    async with Cache(timeout=PATIENT) as cache:
+
+        @cache.cached("n:{number}")
+        async def load(redis: Redis, number: int) -> int:
+            return number
+
+        shared = ConnectionPool(port=server.port)
+
+        async def request(number: int, pool: ConnectionPool) -> None:
+            async with Redis(port=server.port) as own:
+                assert await load(own, number) == number
+            async with Redis(connection_pool=pool) as other:
+                assert await load(other, number) == number
+
+        for number in range(20):
+            await request(number, shared)
+        assert load.stats.hits == 20
+        assert len(cache.here().stores) == 1
+        (store,) = cache.here().stores.values()
+        assert len(connections_of(shared)) == 1
+        await store._link.aclose()
+        await shared.disconnect()
+        del shared
+        gc.collect()
+        assert len(store._link._routes) == 0
+    assert len(await client.client_list()) == 1
+
+
+async def test_a_client_that_is_closed_while_it_is_used(server: EmbeddedServer, client: Redis, store: Store) -> None:
+    """Who waits is answered; what was connected for that is closed in the end."""
+    await fill(client, store, ["k"])
+    async with TcpProxy(server.port) as proxy, Redis(port=proxy.port) as own:
+        assert await store.get(own, "k") == b"k"
+        proxy.hold("down")
+        asking = [spawn(get(store, own)) for _ in range(3)]
+        await proxy.held("down")
+        await own.aclose()
+        proxy.release()
+        assert await asyncio.gather(*asking) == [b"k"] * 3
+        await store.aclose()
+        assert not any(connection.is_connected for connection in connections_of(own.connection_pool))
+
+
+async def get(store: Store, client: Redis, key: str = "k") -> bytes | None:
+    """What a caller does."""
+    return await store.get(client, key)
+
+
+async def test_a_pool_that_is_gone(client: Redis, server: EmbeddedServer, store: Store) -> None:
+    """What it has lent is closed; what asks for more is told."""
+    own = Redis(port=server.port, protocol=2)  # with RESP3, redis-py's connections keep their pool alive
+    await store.get(own, "k")
+    wire = route(store, own)
+    (connection,) = own.connection_pool._in_use_connections
+    del own
+    gc.collect()
+    assert len(store._link._routes) == 0
+    assert await wire.get(b"k") is None
+    await wire.aclose()
+    assert not connection.is_connected
+    with pytest.raises(CacheUnavailableError, match="the client is gone"):
+        await wire.get(b"k")
+
+
+async def test_a_pool_that_was_reset(client: Redis, server: EmbeddedServer, store: Store) -> None:
+    """It does not know the connection any more: that is closed."""
+    await store.get(client, "k")
+    (connection,) = client.connection_pool._in_use_connections
+    client.connection_pool.reset()
+    await store.aclose()
+    assert not connection.is_connected
+    assert await store.get(client, "k") is None
+
+
+@pytest.mark.parametrize("callers", [1, 50])
+async def test_killed_between_batches(client: Redis, store: Store, callers: int) -> None:
+    """CLIENT KILL: nobody notices."""
+    await fill(client, store, ["k"])
+    async with Redis.from_pool(ConnectionPool(**client.connection_pool.connection_kwargs)) as admin:
+        for _ in range(5):
+            await admin.client_kill_filter(skipme=True, _type="normal")
+            found = await asyncio.gather(*(store.get(client, "k") for _ in range(callers)), return_exceptions=True)
+            assert found == [b"k"] * callers
+    assert not store.obstacles
+
+
+async def test_killed_during_batches(client: Redis, server: EmbeddedServer, store: Store) -> None:
+    """At any moment, again and again: what was on its way is sent once more, and nobody notices."""
+    keys = [f"k:{n}" for n in range(20)]
+    await fill(client, store, keys)
+    answers, killed = 0, 0
+    async with Redis(port=server.port) as admin:
+
+        async def kill() -> None:
+            nonlocal killed
+            killed += await admin.client_kill_filter(skipme=True, _type="normal")
+
+        async def read(key: str) -> None:
+            nonlocal answers
+            for _ in range(200):
+                assert await store.get(client, key) == key.encode()
+                answers += 1
+                if answers % 199 == 0:  # beside the reads: wherever they are by then
+                    spawn(kill())
+
+        await asyncio.gather(*(read(key) for key in keys))
+    assert answers == 4000
+    assert killed > 10
+
+
+async def test_a_black_hole_fails_all_who_wait(server: EmbeddedServer, client: Redis) -> None:
+    """At once, when the first one's time is over; whoever comes when it is gone is answered on a new connection."""
+    store = Store(timeout=0.1)
+    await fill(client, Store(timeout=PATIENT), ["k"])
+    async with TcpProxy(server.port) as proxy, Redis(port=proxy.port) as own:
+        while await get_or_error(store, own) != b"k":  # the machine may be busy
+            pass
+        proxy.drop()
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        found = await asyncio.gather(*(get_or_error(store, own) for _ in range(200)))
+        assert {type(each) for each in found} == {CacheUnavailableError}
+        assert loop.time() - started < 0.2
+        proxy.heal()
+        before = proxy.connections
+
+        async def answered() -> bool:
+            return await get_or_error(store, own) == b"k"
+
+        await until(answered)
+        assert proxy.connections > before
+        await store.aclose()
+
+
+async def get_or_error(store: Store, client: Redis) -> bytes | Exception | None:
+    """What a caller is answered, or told."""
+    try:
+        return await store.get(client, "k")
+    except CacheUnavailableError as error:
+        return error
+
+
+# --- cancellation
+
+
+async def operation(client: Redis, store: Store, chance: random.Random) -> None:  # six in one
+    """One of all that a caller may ask for, with an answer that belongs to its question."""
+    key, token = f"k:{chance.randrange(50)}", secrets.token_hex(16)
+    other = f"k:{chance.randrange(50)}"
+    match chance.randrange(6):
+        case 0 | 1:
+            assert await store.get(client, key) in (None, key.encode())
+        case 2:
+            found = await store.get_many(client, [key, other])
+            assert all(raw in (None, name.encode()) for raw, name in zip(found, (key, other), strict=True))
+        case 3:
+            outcome = await store.acquire(client, key, token)
+            if isinstance(outcome, Granted):
+                assert await store.fill(client, key, token, key.encode(), 60_000) in (True, False)
+            elif isinstance(outcome, Hit):
+                assert outcome.raw == key.encode()
+            else:
+                assert isinstance(outcome, Busy)
+                assert len(outcome.token) == 32
+        case 4:
+            assert await store.invalidate(client, keys=[key]) in (0, 1)
+        case 5:
+            assert (await store.inspect(client, key)).size in (0, len(key))
+
+
+async def test_twenty_thousand_operations_cancelled_at_random(server: EmbeddedServer, client: Redis) -> None:
+    """Each answer is to its own question, no lease is left but by time, and the pool has everything back."""
+    chance, store = random.Random(7), Store(timeout=PATIENT, lease=2)
+    outcomes: list[str] = []
+
+    async def caller(client: Redis) -> None:
+        for _ in range(400):
+            task = asyncio.create_task(operation(client, store, chance))
+            await turns(chance.choice((0, 1, 2, 4, 8, 30)))
+            task.cancel()
+            try:
+                await task
+                outcomes.append("done")
+            except asyncio.CancelledError:
+                outcomes.append("cancelled")
+
+    async with Redis(port=server.port) as own:
+        await asyncio.gather(*(caller(own) for _ in range(50)))
+        assert len(outcomes) == 20_000
+        assert outcomes.count("cancelled") > 2000
+        assert outcomes.count("done") > 2000
+        await store.aclose()
+        assert out_of(own) == 0
+        assert len(connections_of(own.connection_pool)) == 1
+    leases = [key async for key in client.scan_iter("fastrdb:lease:*")]
+    assert all([0 < await client.pttl(key) <= 2000 for key in leases])
+
+
+async def test_a_lease_is_given_back_by_who_was_cancelled(server: EmbeddedServer, client: Redis) -> None:
+    """Its release follows on the same connection: when both are through, the lease is gone, every time."""
+    async with TcpProxy(server.port) as proxy, Redis(port=proxy.port) as own:
+        app = App(dict.fromkeys(range(20), "v"), own, timeout=PATIENT)
+        await app.read()
+        for number in range(1, 20):
+            proxy.hold("up")
+            reading = spawn(app.read(number))
+            await proxy.held("up")  # the GET
+            proxy.release()
+            proxy.hold("down")
+            await proxy.held("down")
+            proxy.release()
+            await turns(number)
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+        await app.cache.aclose()
+        assert [key async for key in client.scan_iter("fastrdb:lease:*")] == []
+
+
+async def test_scripts_are_dropped_all_the_time(client: Redis, server: EmbeddedServer, store: Store) -> None:
+    """SCRIPT FLUSH: what is not known is brought along, and nobody notices."""
+    over = False
+
+    async def flush() -> int:
+        count = 0
+        async with Redis(port=server.port) as admin:
+            while not over:
+                await admin.script_flush()
+                count += 1
+        return count
+
+    flushing = spawn(flush())
+    for number in range(200):
+        tokens = {f"k:{number}:{n}": "t" for n in range(5)}
+        assert set((await store.acquire_many(client, tokens)).values()) == {Granted()}
+        assert await store.fill_many(client, [(key, "t", b"1", 60_000) for key in tokens]) == [True] * 5
+    over = True
+    assert await flushing > 50
+
+
+@pytest.mark.parametrize("single", [True, False])
+async def test_a_crowd_brings_a_script_along_once(
+    client: Redis, store: Store, single: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a restart, say: who misses it while another brings it waits for that, and finds it there."""
+
+    async def asked() -> int:
+        found: Any = await client.info("commandstats")
+        return int(found.get("cmdstat_eval", {"calls": 0})["calls"])
+
+    await store.acquire(client, "k", "t")  # greeted
+    if not single:
+        monkeypatch.setattr(type(store._link), "_bringing", lambda *_: nullcontext())
+    for number in range(3):
+        await client.script_flush()
+        before = await asked()
+        found = await asyncio.gather(*(store.acquire(client, f"k:{number}:{n}", "t") for n in range(100)))
+        assert found == [Granted()] * 100
+        assert (await asked() - before <= 2) is single  # one may be the greeting, which is due once a second
+
+
+async def test_a_gate_for_the_look(client: Redis, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looked at while a reader waits for its reply, the connection stays with the reader."""
+    monkeypatch.setattr(lines, "_LOOK", 0.0)
+    gate, answered = Gate(), Line._talk
+
+    async def held(line: Line, connection: Any, commands: Any) -> Any:
+        await gate.hold()
+        return await answered(line, connection, commands)
+
+    looked, look = asyncio.Event(), Line._look
+
+    def seen(line: Line) -> None:
+        look(line)
+        if gate.was_reached:
+            looked.set()
+
+    monkeypatch.setattr(Line, "_talk", held)
+    monkeypatch.setattr(Line, "_look", seen)
+    asking = spawn(get(store, client))
+    await gate.reached()
+    for _ in range(2):  # the first look forgets that it was used, the second would give it back
+        looked.clear()
+        await looked.wait()
+    await turns()
+    assert out_of(client) == 1
+    gate.open()
+    assert await asking is None
+
+
+@pytest.mark.parametrize("on_error", ["raise", "bypass"])
+async def test_a_writer_that_must_be_heard_tries_a_server_that_has_not_answered_lately(
+    client: Redis, on_error: Literal["raise", "bypass"]
+) -> None:
+    """It may be back. Readers leave it alone, and so do writers that may: their commit is owed."""
+    store = Store(timeout=PATIENT, on_error=on_error)
+    await store.acquire(client, "user:1", "t")
+    assert await store.fill(client, "user:1", "t", b"old", 60_000)
+    breaker = store._link.breaker
+    breaker._clock = lambda: 0.0  # it is never time to try again
+    while not breaker.opened:
+        store._link.failed("PING", ConnectionError("gone"))
+    assert store.closed(client)
+    with pytest.raises(CacheUnavailableError, match="has not answered lately"):
+        await store.get(client, "user:1")
+    intent = store.intent(client)
+    intent.add([Prefix("user:")])
+    await intent.begin()
+    assert store.owes is (on_error == "bypass")
+    if on_error == "raise":
+        assert await client.get("user:1") is None
+    await intent.end(committed=True)
+    assert store.owes or not store.closed(client), "its answers are answers"
+    await store.aclose()

@@ -1,0 +1,363 @@
+"""A slot is being moved: whatever is done meanwhile is answered, and rightly; afterwards things are stored again.
+
+Each operation has a key of its own, all in one slot, whose members of the index are all in one shard. It is prepared
+before the move begins, done when some of the slot's keys have gone, and looked at when all of them have.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from redis.asyncio.cluster import RedisCluster
+
+from fastrdb import Cache
+from fastrdb.keys.prefix import Prefix
+from fastrdb.transport.slots import SlotNames, slot_of
+from tests.support.cluster import HOST, Cluster
+from tests.support.gates import Gates
+from tests.support.stores import lapse_barriers
+from tests.support.waiting import until
+from tests.support.wiretap import tapped
+from tests.support.world import spawn
+from tests.transport.test_cluster import Move
+
+NAMES = SlotNames("")
+SHARD = NAMES.shard(b"{t}:0")
+KEYS = [n for n in range(2_000) if NAMES.shard(b"{t}:%d" % n) == SHARD]
+SLOTS = {"entries": slot_of(b"{t}"), "shard": slot_of(SHARD.index)}
+
+
+def own(name: str) -> bool:
+    """Leases and rosters; of a shard all but the index."""
+    return name.startswith("fastrdb:") and not name.endswith(":index")
+
+
+class OfItsOwn(RedisCluster):
+    """A client that must see what is sent."""
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        """As any other."""
+        return await super().execute_command(*args, **options)
+
+
+GONE: dict[str, Callable[[str], bool]] = {
+    "nothing": lambda name: False,
+    "fastrdb's own": own,
+    "all but fastrdb's own": lambda name: not own(name),
+    "all": lambda name: True,
+}
+"""What has been moved already."""
+
+
+class Process:
+    """One process over a database in memory."""
+
+    def __init__(self, client: RedisCluster, truth: defaultdict[int, str], **settings: Any) -> None:
+        self.client, self.truth, self.gates = client, truth, Gates()
+        self.cache = Cache(client, **{"timeout": 5, "near": True, **settings})
+        self.broken: set[int] = set()
+
+        async def load(n: int) -> str:
+            await self.gates.arrive(f"load {n}")
+            if n in self.broken:
+                raise LookupError(n)
+            return truth[n]
+
+        self.read = self.cache.cached("{{t}}:{n}", near=False)(load)
+        self.near = self.cache.cached("{{t}}:{n}", near=True)(load)
+        self.timed = self.cache.cached("{{t}}:{n}", near=False, exp=60, stale=60)(load)
+
+        @self.cache.cached_many("{{t}}:{ns}", near=False)
+        async def many(ns: list[int]) -> dict[int, str]:
+            return {n: truth[n] for n in ns}
+
+        self.many = many
+
+    @property
+    def store(self) -> Any:
+        """The store behind the client."""
+        return self.cache.store(self.client)
+
+    async def stored(self, *ns: int) -> None:
+        """Have entries."""
+        for n in ns:
+            assert await self.read(n) == self.truth[n]
+            hits = self.read.stats.hits
+            assert await self.read(n) == self.truth[n]
+            assert self.read.stats.hits == hits + 1
+
+    def write(self, n: int) -> Any:
+        """A transaction that changes a row."""
+        intent = self.store.intent(self.client)
+        intent.add([Prefix(f"{{t}}:{n}")])
+        return intent
+
+    def commit(self, n: int) -> str:
+        """COMMIT."""
+        self.truth[n] += "'"
+        return self.truth[n]
+
+
+Operation = Callable[[Process, Process, int], AsyncIterator[None]]
+
+
+async def hit(one: Process, other: Process, n: int) -> AsyncIterator[None]:
+    """A GET finds the entry wherever it is."""
+    await one.stored(n)
+    yield
+    hits = one.read.stats.hits
+    assert await one.read(n) == one.truth[n]
+    assert one.read.stats.hits == hits + 1
+
+
+async def timed_hit(one: Process, other: Process, n: int) -> AsyncIterator[None]:
+    """So do GET and PTTL."""
+    await one.stored(n)
+    yield
+    hits = one.timed.stats.hits
+    assert await one.timed(n) == one.truth[n]
+    assert one.timed.stats.hits == hits + 1
+
+
+async def near_hit(one: Process, other: Process, n: int) -> AsyncIterator[None]:
+    """And what is to be kept near; the rest of the world changes it afterwards."""
+    await other.stored(n)
+    yield
+    for _ in range(3):
+        assert await one.near(n) == one.truth[n]
+
+
+async def several(one: Process, other: Process, n: int) -> AsyncIterator[None]:
+    """Many at once, of which some are stored, and one lies in another slot."""
+    await one.stored(n)
+    yield
+    assert await one.many([n, n + 100_000]) == {at: one.truth[at] for at in (n, n + 100_000)}
+
+
+async def miss(one: Process, other: Process, n: int) -> AsyncIterator[None]:
+    """What is not there is loaded."""
+    yield
+    assert await one.read(n) == one.truth[n]
+
+
+async def refresh(one: Process, other: Process, n: int) -> AsyncIterator[None]:
+    """What is there is loaded all the same."""
+    await one.stored(n)
+    yield
+    assert await one.read.refresh(n) == one.truth[n]
+
+
+async def fill(one: Process, other: Process, n: int) -> AsyncIterator[None]:
+    """A load that began before."""
+    gate = one.gates.before(f"load {n}")
+    task = spawn(one.read(n))
+    await gate.reached()
+    yield
+    gate.open()
+    assert await task == one.truth[n]
+
+
+async def release(one: Process, other: Process, n: int) -> AsyncIterator[None]:
+    """A load that began before, and fails: its lease is given back."""
+    gate = one.gates.before(f"load {n}")
+    task = spawn(one.read(n))
+    await gate.reached()
+    yield
+    one.broken.add(n)
+    gate.open()
+    with pytest.raises(LookupError):
+        await task
+    one.broken.clear()
+
+
+async def inspect(one: Process, other: Process, n: int) -> AsyncIterator[None]:
+    """A look."""
+    await one.stored(n)
+    yield
+    assert (await one.read.explain(n)).key == f"{{t}}:{n}"
+
+
+async def discard(one: Process, other: Process, n: int) -> AsyncIterator[None]:
+    """An entry that nobody can read."""
+    await one.client.set(f"{{t}}:{n}", b"\x80", px=600_000)
+    yield
+    assert await one.read(n) == one.truth[n]
+
+
+async def slow(one: Process, other: Process, n: int) -> AsyncIterator[None]:
+    """A load from before the COMMIT, which ends when the move is over: it is not stored."""
+    gate = one.gates.after(f"load {n}")
+    task = spawn(one.read(n))
+    await asyncio.sleep(0)
+    yield
+    intent = other.write(n)
+    await intent.begin()
+    other.commit(n)
+    await intent.end(committed=True)
+    yield
+    gate.open()
+    await task
+
+
+async def write(one: Process, other: Process, n: int) -> AsyncIterator[None]:
+    """All of a commit."""
+    await other.stored(n)
+    yield
+    intent = one.write(n)
+    await intent.begin()
+    one.commit(n)
+    await intent.end(committed=True)
+
+
+async def end(one: Process, other: Process, n: int) -> AsyncIterator[None]:
+    """The end of a commit."""
+    await other.stored(n)
+    intent = one.write(n)
+    await intent.begin()
+    yield
+    one.commit(n)
+    await intent.end(committed=True)
+
+
+async def begin(one: Process, other: Process, n: int) -> AsyncIterator[None]:
+    """The beginning of a commit, whose end comes when the move is over."""
+    await other.stored(n)
+    yield
+    intent = one.write(n)
+    await intent.begin()
+    one.commit(n)
+    yield
+    await intent.end(committed=True)
+
+
+async def put(one: Process, other: Process, n: int) -> AsyncIterator[None]:
+    """A commit that writes through."""
+    await other.stored(n)
+    yield
+    intent = one.write(n)
+    intent.put(f"{{t}}:{n}", f'"{one.truth[n]}\'"'.encode(), 60_000)
+    await intent.begin()
+    one.commit(n)
+    await intent.end(committed=True)
+
+
+async def put_before(one: Process, other: Process, n: int) -> AsyncIterator[None]:
+    """Its end."""
+    await other.stored(n)
+    intent = one.write(n)
+    intent.put(f"{{t}}:{n}", f'"{one.truth[n]}\'"'.encode(), 60_000)
+    await intent.begin()
+    yield
+    one.commit(n)
+    await intent.end(committed=True)
+
+
+async def rollback(one: Process, other: Process, n: int) -> AsyncIterator[None]:
+    """A transaction that is rolled back."""
+    await other.stored(n)
+    intent = one.write(n)
+    intent.put(f"{{t}}:{n}", b'"never"', 60_000)
+    await intent.begin()
+    yield
+    await intent.end(committed=False)
+
+
+async def by_prefix(one: Process, other: Process, n: int) -> AsyncIterator[None]:
+    """An invalidation by hand."""
+    await other.stored(n)
+    yield
+    one.commit(n)
+    await one.cache.invalidate(f"{{{{t}}}}:{n}*")
+
+
+async def by_key(one: Process, other: Process, n: int) -> AsyncIterator[None]:
+    """Of one key."""
+    await other.stored(n)
+    yield
+    one.commit(n)
+    await one.read.invalidate(n)
+
+
+OPERATIONS: list[Operation] = [
+    *(hit, timed_hit, near_hit, several, miss, refresh, fill, release, inspect, discard),
+    *(slow, write, end, begin, put, put_before, rollback, by_prefix, by_key),
+]
+
+
+async def settled(process: Process) -> None:
+    """Wait until Redis has been told of all that it has missed."""
+
+    async def open_again() -> bool:
+        return process.store.closed(process.client) is None
+
+    await until(open_again)
+
+
+async def all_go_on(works: list[AsyncIterator[None]]) -> None:
+    """Let each do its next part."""
+    for work in works:
+        with suppress(StopAsyncIteration):
+            await anext(work)
+
+
+def moved(move: Move, gone: Callable[[str], bool]) -> None:
+    """Move a part of the slot's keys."""
+    for name in move.source.ask("CLUSTER", "GETKEYSINSLOT", move.slot, 1_000):
+        if gone(name):
+            move.source.ask("MIGRATE", HOST, move.target.port, "", 0, 5000, "KEYS", name)
+
+
+@pytest.mark.parametrize(
+    ("kind", "moving", "gone"),
+    [
+        *((RedisCluster, moving, gone) for moving in SLOTS for gone in GONE),
+        (OfItsOwn, "entries", "fastrdb's own"),
+        (OfItsOwn, "entries", "all"),
+        (OfItsOwn, "shard", "fastrdb's own"),
+    ],
+)
+async def test_while_a_slot_is_moved(cluster: Cluster, moving: str, gone: str, kind: type[RedisCluster]) -> None:
+    """Nobody sees an exception, or anything old; and nothing stays away from the cache."""
+    cluster.flush()
+    truth: defaultdict[int, str] = defaultdict(lambda: "v")
+    async with cluster.client(kind, protocol=3) as first, cluster.client(protocol=3) as second:
+        one, other = Process(first, truth), Process(second, truth)
+        rows = KEYS[: len(OPERATIONS)]
+        works = [work(one, other, n) for n, work in zip(rows, OPERATIONS, strict=True)]
+        await all_go_on(works)
+        with Move(cluster, SLOTS[moving]) as move:
+            moved(move, GONE[gone])
+            await all_go_on(works)
+            assert [await one.read(n) for n in rows] == [truth[n] for n in rows]
+            if moving == "entries":  # else a write may count as one that Redis could not be told of
+                assert not one.store.owes
+                assert [await other.read(n) for n in rows] == [truth[n] for n in rows]
+        await all_go_on(works)
+        for process in (one, other):
+            await settled(process)
+        for process in (one, other):
+            assert [await process.read(n) for n in rows] == [truth[n] for n in rows]
+            assert [await process.near(n) for n in rows] == [truth[n] for n in rows]
+        if moving == "shard":  # what Redis was told of later stands under barriers until they lapse
+            await lapse_barriers(first)
+        await one.stored(*rows)
+        for process in (one, other):
+            await process.cache.aclose()
+
+
+async def test_what_is_refused_is_not_tried_again(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sent once where it was and once where it goes: redis-py itself would send it sixteen times, in half a second."""
+    cluster.flush()
+    async with tapped(cluster, monkeypatch) as tap, cluster.client(OfItsOwn) as client:
+        process = Process(client, defaultdict(lambda: "v"))
+        await process.stored(0)
+        with Move(cluster, SLOTS["entries"]) as move:
+            moved(move, GONE["all"])
+            assert await process.read(1) == "v"
+        await process.cache.aclose()
+    assert len([words for _, words in tap.sent if words[0] == b"EVALSHA" and words[3] == b"{t}:1"]) == 2

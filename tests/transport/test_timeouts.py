@@ -1,0 +1,380 @@
+"""What one call waits for Redis in all is one deadline, however many answers it needs, and however slow they are."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from redis.asyncio.cluster import RedisCluster
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from fastrdb import Cache, FastRDB
+from fastrdb.errors import CacheUnavailableError
+from fastrdb.keys.prefix import Prefix
+from fastrdb.loading.batch import Batch
+from fastrdb.loading.entry import Entries
+from fastrdb.loading.misses import Miss
+from fastrdb.transport.cluster import Masters
+from fastrdb.transport.pipeline import Wire
+from fastrdb.transport.slots import slot_of
+from fastrdb.transport.timeouts import Patience
+from tests.support.cluster import Cluster
+from tests.support.databases import Database
+from tests.support.items import Base, Item, Row
+from tests.support.mutants import Mutant, name
+from tests.support.slow import STEP, LoopClock, Pace, ports_of, slowed
+from tests.support.waiting import until
+
+CHUNK = 128
+KEYS = 20
+"""So many that all masters of a cluster have some."""
+TIMEOUT = 0.25
+MOST = 1.1 * TIMEOUT + 3 * STEP
+"""Seconds by the test's own clock: see `_LOOK`."""
+
+
+@dataclass
+class Slow:
+    """A cache whose Redis answers at a pace, and where the truth is."""
+
+    cache: Cache
+    pace: Pace
+    client: Any
+    db: Any = None
+    names: Iterator[str] = field(default_factory=lambda: map("f{}".format, count()))
+    """What keys of a function begin with: none has to do with what a call that gave up has left behind."""
+
+    async def waits(self, call: Callable[[], Awaitable[Any]], takes: float) -> tuple[Any, float]:
+        """What a call gives, and how long it takes, when each answer takes so many deadlines."""
+        clock = self.pace.clock
+        with clock.put_in():
+            self.pace.set(takes * TIMEOUT)
+            began = clock.now
+            result = await call()
+            waited = clock.now - began
+            self.pace.takes = 0.0
+        return result, waited
+
+    async def quiet(self) -> None:
+        """Let all come to its end that is still on its way to Redis, until that is well."""
+        await self.pace.clock.nobody_sleeps()
+        store = self.cache.store(self.client)
+
+        async def well() -> bool:
+            with suppress(CacheUnavailableError):
+                for number in range(KEYS):
+                    await store.get(self.client, f"warm:{number}")
+                return True
+            return False
+
+        await until(well)
+
+
+@pytest.fixture(params=["server", "cluster"])
+async def slow(
+    request: pytest.FixtureRequest, sqlite: Database, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Slow]:
+    """Give a cache by way of slow proxies, that is connected and knows its scripts; and two rows."""
+    place: Any = request.getfixturevalue(request.param)
+    if isinstance(place, Cluster):
+        place.flush()
+    else:
+        async with Redis(port=place.port) as admin:
+            await admin.flushall()
+    await sqlite.create(Base)
+    async with sqlite.sessions() as db:
+        db.add_all([Row(id=1, name="a"), Row(id=2, name="b")])
+        await db.commit()
+        async with _slow(place) as made:
+            made.db = db
+            _leave_out_loads(made.pace.clock, monkeypatch)
+            yield made
+
+
+def _leave_out_loads(clock: LoopClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    for owner, method in ((Entries, "load"), (Batch, "_load"), (AsyncSession, "commit"), (AsyncSession, "rollback")):
+        plain = getattr(owner, method)
+
+        async def load(*args: Any, _plain: Any = plain, **options: Any) -> Any:
+            with clock.still():
+                return await _plain(*args, **options)
+
+        monkeypatch.setattr(owner, method, load)
+
+
+@asynccontextmanager
+async def _slow(place: Any, **settings: Any) -> AsyncIterator[Slow]:
+    pace = Pace(LoopClock())
+    ports = ports_of(place)
+    async with (
+        slowed(pace, *ports, cluster=len(ports) > 1) as client,
+        Cache(client, timeout=TIMEOUT, **settings) as cache,
+    ):
+        store = cache.store(client)
+        for number in range(KEYS):  # every connection of a cluster
+            key, token = f"warm:{number}", str(number)
+            assert await store.get(client, key) is None
+            await store.acquire(client, key, token)
+            await store.fill(client, key, token, b"1", 1000)
+            await store.acquire(client, key, token, refresh=True)
+            await store.release(client, key, token)
+            await store.get_timed(client, key)
+        intent = store.intent(client)
+        intent.add([], ["warm:1"])
+        intent.put("warm:2", b"1", 1000)
+        await intent.begin()
+        await intent.end(committed=True)
+        yield Slow(cache, pace, client)
+
+
+# --- reads
+
+
+Call = Callable[[], Awaitable[Any]]
+
+
+def one(slow: Slow, **options: Any) -> tuple[Call, Any]:
+    """A cached function."""
+
+    async def function(number: int) -> Item:
+        return Item(id=number, name="a")
+
+    wrapped: Any = slow.cache.cached(f"{next(slow.names)}:{{number}}", **options)(function)
+    return lambda: wrapped(1), Item(id=1, name="a")
+
+
+def listed(slow: Slow) -> tuple[Call, Any]:
+    """A cached list."""
+
+    @slow.cache.cached_list(f"{next(slow.names)}:{{page}}")
+    async def function(page: int) -> list[int]:
+        return [page]
+
+    return lambda: function(1), [1]
+
+
+def many(slow: Slow, **options: Any) -> tuple[Call, Any]:
+    """A function of many ids."""
+
+    async def function(ids: list[int]) -> dict[int, int]:
+        return {number: number for number in ids}
+
+    wrapped: Any = slow.cache.cached_many(f"{next(slow.names)}:{{ids}}", **options)(function)
+    return lambda: wrapped([1, 2, 3]), {1: 1, 2: 2, 3: 3}
+
+
+def stale(slow: Slow) -> tuple[Call, Any]:
+    """A function with `stale` and `early`."""
+    return one(slow, stale=60, early=1)
+
+
+def many_stale(slow: Slow) -> tuple[Call, Any]:
+    """A function of many ids, with `stale`."""
+    return many(slow, stale=60)
+
+
+def near(slow: Slow) -> tuple[Call, Any]:
+    """A function whose entries are kept here as well."""
+    return one(slow, near=True)
+
+
+def crud_get(slow: Slow) -> tuple[Call, Any]:
+    """A row."""
+    return _crud(slow, lambda crud, db: crud.get(db, id=1)), Item(id=1, name="a")
+
+
+def crud_get_multi(slow: Slow) -> tuple[Call, Any]:
+    """A page of rows."""
+    return _crud(slow, lambda crud, db: crud.get_multi(db)), [Item(id=1, name="a"), Item(id=2, name="b")]
+
+
+def _crud(slow: Slow, ask: Callable[[Any, AsyncSession], Awaitable[Any]]) -> Call:
+    name = next(slow.names)
+    crud = FastRDB[Row, Any, Any, Item](
+        Row, Item, pattern=f"{name}:{{id}}", list_pattern=f"{name}s:{{page}}:{{limit}}", cache=slow.cache
+    )
+
+    return lambda: ask(crud, slow.db)
+
+
+READS = [one, listed, many, stale, many_stale, crud_get, crud_get_multi, near]  # the last has a connection of its own
+
+
+async def test_a_miss_waits_for_one_deadline(slow: Slow) -> None:
+    """Though each answer comes in time: none of them would be too slow by itself, all of them together are."""
+    for read in READS:
+        for takes in (0.45, 0.7):
+            call, expected = read(slow)
+            result, waited = await slow.waits(call, takes)
+            assert result == expected
+            assert slow.pace.asked > 1, read.__name__
+            assert waited <= MOST, read.__name__
+            await slow.quiet()
+
+
+@pytest.mark.parametrize("slow", ["cluster"], indirect=True)
+async def test_a_redirection_is_a_part_of_its_read(slow: Slow) -> None:
+    """Who asks the wrong master of a cluster first has what is left for the right one, and for the miss."""
+    (masters,) = slow.cache.store(slow.client)._link._routes.values()
+    assert isinstance(masters, Masters)
+    for takes, key in (0.3, b"f0:1"), (0.7, b"f1:1"):
+        right = masters._of_slot(slot_of(key))
+        masters._slots[slot_of(key)] = next(master for master in masters._masters.values() if master is not right)
+        call, expected = one(slow)
+        result, waited = await slow.waits(call, takes)
+        assert result == expected
+        assert slow.pace.asked > 1
+        assert waited <= MOST
+        await slow.quiet()
+
+
+async def test_a_fill_that_is_late_is_done_all_the_same(slow: Slow) -> None:
+    """Its caller does not wait for it."""
+    call, _ = one(slow)
+    _, waited = await slow.waits(call, 0.45)
+    assert waited <= MOST
+    if not isinstance(slow.client, RedisCluster):  # where a lease takes two round trips, and none is given by then
+        assert await call() is not None
+        assert slow.cache.stats().hits == 1
+
+
+async def test_what_others_load_is_waited_for_as_long_as_wait_says(slow: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look at their lease is an answer in time, and the time of all of them counts for `wait` only."""
+    clock, looks = slow.pace.clock, 0
+
+    async def pause(_: object, longest: float) -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 10:
+            assert await slow.cache.store(slow.client).fill(
+                slow.client, "f0:1", "theirs", b'{"id":1,"name":"b"}', 60_000
+            )
+        await clock.sleep(STEP)
+
+    monkeypatch.setattr("fastrdb.singleflight.Watch.pause", pause)
+    await slow.cache.store(slow.client).acquire(slow.client, "f0:1", "theirs")
+    call, _ = one(slow, wait=60)
+    result, waited = await slow.waits(call, 0.2)
+    assert result == Item(id=1, name="b"), "not its own"
+    assert looks == 10
+    assert waited > 2 * TIMEOUT
+
+
+# --- writes
+
+
+async def test_a_commit_waits_for_one_deadline_before_and_one_after(slow: Slow) -> None:
+    """However many steps it takes: on a cluster barriers, deletions, leases, then fills and barriers again."""
+    intent = slow.cache.store(slow.client).intent(slow.client)
+    intent.add([Prefix("some:")], ["one"])
+    intent.put("other", b"1", 60_000)
+    _, before = await slow.waits(intent.begin, 0.7)
+    _, after = await slow.waits(partial(intent.end, committed=True), 0.7)
+    assert before <= MOST
+    assert after <= MOST
+    assert slow.cache.store(slow.client).owes == isinstance(slow.client, RedisCluster), "what was not done in time"
+
+
+@pytest.mark.parametrize("by_hand", [True, False], ids=["by hand", "commit"])
+async def test_much_work_takes_its_time(slow: Slow, by_hand: bool) -> None:
+    """As long as each portion is done in time: that is progress, and no silence."""
+    store = slow.cache.store(slow.client)
+    tokens = {f"some:{number}": str(number) for number in range(2 * CHUNK)}
+    await store.acquire_many(slow.client, tokens)
+    await store.fill_many(slow.client, [(key, token, b"1", 60_000) for key, token in tokens.items()])
+    intent = store.intent(slow.client)
+    intent.add([Prefix("some:")])
+    work = partial(store.invalidate, slow.client, [Prefix("some:")]) if by_hand else intent.begin
+    _, waited = await slow.waits(work, 0.4)
+    assert waited > MOST
+    assert not store.owes
+    assert await store.get_many(slow.client, list(tokens)) == [None] * len(tokens)
+
+
+async def test_many_ids_take_a_deadline_for_each_portion(slow: Slow) -> None:
+    """So many keys are asked for in one go, and no more; nobody would be cached who asks for more otherwise."""
+    store, keys = slow.cache.store(slow.client), [f"some:{number}" for number in range(2 * CHUNK + 1)]
+    patience = store.patience(slow.client, keys)
+    assert patience._left == 3 * TIMEOUT
+
+
+# --- crowds
+
+
+async def test_a_crowd_waits_for_its_turn(slow: Slow) -> None:
+    """Who queues behind a thousand of its own kind is stored all the same, as long as Redis answers."""
+    loads, callers = 0, 1000
+
+    @slow.cache.cached("crowd:{number}")
+    async def function(number: int) -> int:
+        nonlocal loads
+        loads += 1
+        return number
+
+    async def crowd() -> list[int]:
+        return list(await asyncio.gather(*(function(number) for number in range(callers))))
+
+    found, waited = await slow.waits(crowd, 0.3)
+    assert found == list(range(callers))
+    assert waited > 2 * TIMEOUT
+    stats = slow.cache.stats()
+    assert (stats.fills, stats.outages, loads) == (callers, 0, callers)
+
+
+@pytest.mark.parametrize(("takes", "callers"), [(0.12, 1), (5, 20)])
+async def test_callers_wait_for_one_look_at_a_cluster(cluster: Cluster, takes: float, callers: int) -> None:
+    """Not one after the other, each for a look of its own; and what follows the look has what that has left."""
+    pace = Pace(LoopClock())
+    async with slowed(pace, *ports_of(cluster), cluster=True) as client, Cache(client, timeout=TIMEOUT) as cache:
+        made = Slow(cache, pace, client)
+        call, expected = one(made)
+        results, waited = await made.waits(lambda: asyncio.gather(*(call() for _ in range(callers))), takes)
+        assert results == [expected] * callers
+        assert waited <= MOST
+
+
+# --- each of these mechanisms is needed
+
+
+ANY_MISS = test_a_miss_waits_for_one_deadline
+COMMIT = test_a_commit_waits_for_one_deadline_before_and_one_after
+CROWD = test_a_crowd_waits_for_its_turn
+OTHERS = test_what_others_load_is_waited_for_as_long_as_wait_says
+REDIRECTED = test_a_redirection_is_a_part_of_its_read
+WORK = test_much_work_takes_its_time
+MUTANTS = [
+    ("server", Mutant(Patience, "__enter__", "loop.time() + self._left", "loop.time() + 8"), ANY_MISS),
+    ("cluster", Mutant(Patience, "__init__", "if read", "if False"), ANY_MISS),
+    ("server", Mutant(Patience, "__exit__", "self._left = max", "max"), ANY_MISS),
+    ("server", Mutant(Miss, "_acquire", "call.patience.give_back()", "pass"), OTHERS),
+    ("cluster", Mutant(Masters, "_follow_get", "answer_due = due", "answer_due += 0"), REDIRECTED),
+    ("cluster", Mutant(Masters, "_follow_get", "due - self", "due + 8 - self"), REDIRECTED),
+    ("cluster", Mutant(Patience, "__enter__", "loop.time() + self._left", "loop.time() + 8"), COMMIT),
+    ("cluster", Mutant(Patience, "renew", "self.until = asyncio", "_ = asyncio"), WORK),
+    ("server", Mutant(Wire, "_carry", "if batch.crowd else", "if False else"), CROWD),
+    ("server", Mutant(Wire, "crowded", "self._crowd or", "False and"), CROWD),
+]
+
+
+@pytest.mark.parametrize(
+    ("slow", "mutant", "race"),
+    MUTANTS,
+    ids=lambda each: each if isinstance(each, str) else name(each),
+    indirect=["slow"],
+)
+async def test_mutants(
+    slow: Slow, monkeypatch: pytest.MonkeyPatch, mutant: Mutant, race: Callable[..., Awaitable[None]]
+) -> None:
+    """With the mechanism taken out, somebody waits too long, or not long enough."""
+    mutant.let_loose(monkeypatch)
+    arguments = {"slow": slow, "monkeypatch": monkeypatch, "by_hand": False}
+    with pytest.raises(AssertionError):
+        await race(**{each: arguments[each] for each in inspect.signature(race).parameters})

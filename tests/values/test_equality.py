@@ -1,0 +1,82 @@
+"""The same means: type for type, all the way down."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, time, timedelta, timezone
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import pytest
+from pydantic import BaseModel
+
+from fastrdb.values.equality import difference
+
+EAST = timezone(timedelta(hours=2))
+
+
+class Item(BaseModel):
+    a: Any
+
+
+class Same(Item):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        (1, True),
+        (1, 1.0),
+        (0.0, -0.0),
+        (Decimal("1.0"), Decimal("1.00")),
+        ([1], [True]),
+        ({1}, {True}),
+        ({1: "a"}, {True: "a"}),
+        ({"a": 1}, {"a": 1.0}),
+        ({"a": 1}, {"b": 1}),
+        ([1], [1, 2]),
+        ((1,), [1]),
+        (Item(a=1), Same(a=1)),
+        (Item(a=1), Item(a=True)),
+        (Item(a=[{"x": 1}]), Item(a=[{"x": 2}])),
+        (datetime(2020, 1, 1, 2, tzinfo=EAST), datetime(2020, 1, 1, tzinfo=UTC)),
+        (time(2, tzinfo=EAST), time(0, tzinfo=UTC)),
+        ("a", "b"),
+        (None, 0),
+    ],
+)
+def test_equal_is_not_yet_the_same(left: Any, right: Any) -> None:
+    """Values that differ in type, sign, precision or offset anywhere inside are told apart, either way round."""
+    assert difference(left, right) is not None
+    assert difference(right, left) is not None
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Item(a=[{"x": {1, "a"}}, (1.5, None), Decimal("1.0")]),
+        lambda: {"b": 1, "a": float("nan")},
+        lambda: datetime(2020, 1, 1, tzinfo=timezone(timedelta(0), "Z")),
+        lambda: {(1, True): frozenset({1})},
+    ],
+)
+def test_two_copies_are_the_same(make: Any) -> None:
+    """Values made twice in the same way differ nowhere."""
+    assert difference(make(), make()) is None
+
+
+def test_the_place_is_named_without_the_values() -> None:
+    """The text leads to the field and keeps what is in it to itself."""
+    assert difference(Item(a=[Item(a="secret")]), Item(a=[Item(a="other")])) == "value.a[0].a: another str comes back"
+
+
+def test_a_drivers_own_uuid_is_a_uuid() -> None:
+    """asyncpg gives UUIDs of a class of its own: they are stored, and come back as the standard library's."""
+
+    class DriverUUID(UUID):
+        pass
+
+    text = "6ba7b810-9dad-11d1-80b4-00c04fd430c8"
+    assert difference(UUID(text), DriverUUID(text)) is None
+    assert difference(UUID(text), DriverUUID(text.replace("6", "7"))) is not None
