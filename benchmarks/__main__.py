@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Container, Mapping
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -22,6 +23,7 @@ from benchmarks import (
     outage,
     slowlog,
     stampede,
+    versions,
 )
 from benchmarks.harness import SIZES, Sizes
 from benchmarks.machine import load, surroundings
@@ -29,7 +31,8 @@ from benchmarks.plots import draw
 from benchmarks.report import Report
 from benchmarks.rows import Row
 
-QUESTIONS: dict[str, Callable[[Sizes], Awaitable[list[Row]]]] = {
+Question = Callable[[Sizes], Awaitable[list[Row]]]
+QUESTIONS: dict[str, Question] = {
     "hit": hit.rows,
     "concurrent": concurrent.rows,
     "lists": lists.rows,
@@ -47,22 +50,28 @@ QUESTIONS: dict[str, Callable[[Sizes], Awaitable[list[Row]]]] = {
 FOLDER = Path("build") / "benchmarks"
 
 
-async def measure(size: str, names: Sequence[str]) -> Report:
+async def measure(size: str, questions: Mapping[str, Question]) -> Report:
     """Put these questions, one after the other."""
     start, machine = perf_counter(), await surroundings()
     found: list[Row] = []
-    for name in names:
+    for name, question in questions.items():
         began = perf_counter()
-        found += await QUESTIONS[name](SIZES[size])
+        found += await question(SIZES[size])
         print(f"{name}: {perf_counter() - began:.0f} s", file=sys.stderr)
     return Report(size, machine | {"load after": load()}, found, perf_counter() - start)
 
 
 def main() -> None:
     """Read the command line, measure, print, draw."""
-    options = _parser().parse_args()
+    parser = _parser()
+    options = parser.parse_args()
+    if (options.question is None) != (options.against is None):
+        parser.error("`versions` and `--against CHECKOUT` need each other")
+    questions = {name: QUESTIONS[name] for name in options.only}
+    if options.against is not None:
+        questions = {"versions": partial(versions.rows, against=options.against, cases=options.cases)}
     with loops.runner(options.loop) as runner:
-        report = runner.run(measure(options.size, options.only))
+        report = runner.run(measure(options.size, questions))
     if options.json:
         print(report.as_json())
     elif options.markdown:
@@ -77,12 +86,27 @@ def main() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument(
+        "question", nargs="?", choices=["versions"], help="compare with another version of fastrdb instead"
+    )
+    parser.add_argument("--against", type=_checkout, metavar="CHECKOUT", help="the folder that has its `fastrdb`")
+    parser.add_argument(
+        "--cases",
+        type=partial(_names, known=versions.CASES),
+        default=list(versions.CASES),
+        metavar="NAME[,NAME]",
+        help=f"of the comparison: {', '.join(versions.CASES)}",
+    )
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_const", const="quick", dest="size", help="less than two minutes")
     size.add_argument("--smoke", action="store_const", const="smoke", dest="size", help="a few seconds: does it run?")
     parser.set_defaults(size="full")
     parser.add_argument(
-        "--only", type=_names, default=list(QUESTIONS), metavar="NAME[,NAME]", help=f"of {', '.join(QUESTIONS)}"
+        "--only",
+        type=partial(_names, known=QUESTIONS),
+        default=list(QUESTIONS),
+        metavar="NAME[,NAME]",
+        help=f"of {', '.join(QUESTIONS)}",
     )
     parser.add_argument("--loop", choices=loops.LOOPS, default=loops.LOOPS[0], help="the event loop of all questions")
     parser.add_argument("--out", type=Path, default=FOLDER, metavar="DIR", help=f"for the plots; by default {FOLDER}")
@@ -92,11 +116,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _names(text: str) -> list[str]:
+def _names(text: str, known: Container[str]) -> list[str]:
     names = text.split(",")
-    if unknown := [name for name in names if name not in QUESTIONS]:
+    if unknown := [name for name in names if name not in known]:
         raise argparse.ArgumentTypeError(f"no such question: {', '.join(unknown)}")
     return names
+
+
+def _checkout(text: str) -> Path:
+    if not (Path(text) / "fastrdb" / "__init__.py").is_file():
+        raise argparse.ArgumentTypeError(f"{text} has no folder `fastrdb` with a package")
+    return Path(text)
 
 
 if __name__ == "__main__":

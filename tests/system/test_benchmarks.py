@@ -16,7 +16,7 @@ import pytest
 from redis.asyncio import Redis
 
 from benchmarks import field as fields_of
-from benchmarks import near, plots
+from benchmarks import near, plots, versions
 from benchmarks.__main__ import QUESTIONS
 from benchmarks.catalogue import Query, Task, database, one_user
 from benchmarks.comparison import Case, enter, hits, idle_sessions, misses
@@ -28,7 +28,7 @@ from benchmarks.machine import installed
 from benchmarks.report import Report
 from benchmarks.rows import Limit, Ratio, Row, Unit, absent, duration
 from fastrdb.testing.server import EmbeddedServer
-from tests.support.checkers import run
+from tests.support.checkers import ROOT, run
 
 LIMIT = Limit("ratio", bar=2)
 REASONS = {NOT_INSTALLED, NOT_YET, "has no invalidation by prefix"}
@@ -73,6 +73,23 @@ def test_an_unknown_question_is_refused() -> None:
     done = run("benchmarks", "--only", "hit,nonsense")
     assert done.returncode == 2
     assert "no such question: nonsense" in done.stderr
+
+
+def test_two_versions_are_compared_in_one_run(tmp_path: Path) -> None:
+    """Each case of `versions` has a figure of both sides and a ratio; here both are the same version."""
+    arguments = ("versions", "--against", str(ROOT), "--smoke", "--json", "--out", str(tmp_path))
+    done = run("benchmarks", *arguments)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["rows"]
+    assert [row["case"] for row in rows[::2]] == [text for text, _ in versions.CASES.values()]
+    assert all(row["value"] for row in rows)
+    assert all(row["ratio"] for row in rows[1::2])
+
+
+def test_versions_without_a_checkout_is_refused(tmp_path: Path) -> None:
+    """The comparison needs the other version, and a folder that has one."""
+    assert "need each other" in run("benchmarks", "versions").stderr
+    assert "no folder `fastrdb`" in run("benchmarks", "versions", "--against", str(tmp_path)).stderr
 
 
 def test_sizes_grow() -> None:
