@@ -21,7 +21,7 @@ pytestmark = pytest.mark.timeout(300)  # a first run has no cache of the librari
 
 @pytest.fixture(scope="module", params=[mypy, pyright], ids=lambda checker: checker.__name__)
 def complaints(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Complaint]:
-    """Give what each checker says about both files. Copies, because the project's own run leaves one out."""
+    """Return the errors of each checker in copies of both files, since the project's own run leaves one out."""
     folder = tmp_path_factory.mktemp("typing")
     copies = [shutil.copy(ROOT / "tests" / "typing" / name, folder / name) for name in FILES]
     checker: Checker = request.param

@@ -1,0 +1,38 @@
+"""The calls that each use of fastrdb costs: few enough that a reader can follow one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from fastrdb import Cache
+from tests.support.flows import Flows, by_module
+
+MOST_CALLS = {"hit": 27, "near": 11, "miss": 209, "commit": 249, "update": 621, "many": 312, "stale": 276}
+
+
+@pytest.fixture
+async def flows(client: Redis, tmp_path: Path) -> AsyncIterator[Flows]:
+    """Prepare the flows on the private server and a SQLite file."""
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/flows.sqlite")
+    async with Cache() as cache, Cache(near=True) as near_cache:
+        made = Flows(client, engine, cache, near_cache)
+        await made.prepare()
+        yield made
+    await engine.dispose()
+
+
+async def test_each_flow_takes_few_calls(flows: Flows) -> None:
+    """A hit, a near hit, a miss, a commit, an update, a read of many ids and a stale answer have a limit each."""
+    found = await flows.traced()
+    assert found.keys() == MOST_CALLS.keys()
+    over = {
+        name: f"{len(calls)} calls, at most {MOST_CALLS[name]}: {by_module(calls)}"
+        for name, calls in found.items()
+        if len(calls) > MOST_CALLS[name]
+    }
+    assert not over
