@@ -11,17 +11,18 @@ from redis.asyncio.cluster import RedisCluster
 
 from fastrdb import Cache, default_cache
 from fastrdb.protocol.store import Store
+from fastrdb.testing import GatedClient
 from fastrdb.testing.server import EmbeddedServer, find_binaries
-from tests.support import databases, private_postgresql
 from tests.support.availability import missing
-from tests.support.cluster import Cluster
-from tests.support.gates import GatedClient
+from tests.support.servers import databases
+from tests.support.servers import postgresql as private_postgresql
+from tests.support.servers.cluster import Cluster
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
-    from tests.support.databases import Database, ServerDatabase
+    from tests.support.servers.databases import Database, ServerDatabase
 
 
 PATIENCE = 5.0  # seconds

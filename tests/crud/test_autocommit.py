@@ -12,11 +12,11 @@ from sqlalchemy.util import await_only
 
 from fastrdb import Cache, FastRDB
 from fastrdb.crud.writes import Write
-from tests.support import places
-from tests.support.databases import Database
-from tests.support.gates import Gate
-from tests.support.places import BY_NAME
-from tests.support.world import PATIENT, Item, ItemOut, Owner, World, spawn, world
+from fastrdb.testing import Gate
+from tests.support.servers.databases import Database
+from tests.support.world import levels as places
+from tests.support.world.levels import BY_NAME
+from tests.support.world.world import PATIENT, Item, ItemOut, Owner, World, spawn, world
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from fastrdb import FastRDB
 from fastrdb.keys.encoding import undeclared
 from fastrdb.keys.filling import mark
-from tests.support.databases import Database
+from tests.support.servers.databases import Database
 
 
 class Secret(str):

@@ -45,7 +45,7 @@ from fastrdb import Cache, FastRDB, MissingKeyFieldError, PatternError, UnknownF
 from fastrdb.cache import default_cache
 from fastrdb.crud.bindings import cut
 from fastrdb.keys.pattern import Template
-from tests.support.databases import Database
+from tests.support.servers.databases import Database
 
 Redis = redis.asyncio.Redis
 

@@ -19,8 +19,8 @@ from sqlalchemy.util import await_only
 
 from fastrdb import Cache, FastRDB, MissingKeyFieldError, OptionError, PageOutOfRange, PatternError, UnknownFieldError
 from fastrdb.cache import default_cache
-from tests.support.databases import Database, opened
-from tests.support.stores import names_in
+from tests.support.servers.databases import Database, opened
+from tests.support.world.stores import names_in
 
 Redis = redis.asyncio.Redis
 

@@ -12,8 +12,8 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from fastrdb import Cache, FastRDB, OptionError
-from tests.support.databases import Database
-from tests.support.items import Base, Item, Row
+from tests.support.servers.databases import Database
+from tests.support.world.items import Base, Item, Row
 
 
 def crud_of(cache: Cache, **settings: Any) -> FastRDB[Row, Any, Any, Item]:

@@ -11,10 +11,11 @@ from redis.asyncio import Redis
 from sqlalchemy import text
 
 from fastrdb.transactions.state import Scope, scopes
-from tests.support import scenarios_writes, ways
-from tests.support.databases import Database
-from tests.support.ways import Way
-from tests.support.world import World, spawn, world
+from tests.races.scenarios import writes as scenarios_writes
+from tests.support.servers.databases import Database
+from tests.support.world import writes as ways
+from tests.support.world.world import World, spawn, world
+from tests.support.world.writes import Way
 
 Course = Callable[[World, Way], Coroutine[Any, Any, None]]
 COURSES: list[Course] = [scenarios_writes.rolled_back, scenarios_writes.committed, scenarios_writes.hidden]

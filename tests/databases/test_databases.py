@@ -8,10 +8,14 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from tests.support import places, scenarios, scenarios_commits, scenarios_levels, scenarios_sessions
-from tests.support.databases import Database
-from tests.support.places import BY_NAME, PLACES, Place
-from tests.support.world import World, world
+from tests.races.scenarios import commits as scenarios_commits
+from tests.races.scenarios import fills as scenarios
+from tests.races.scenarios import levels as scenarios_levels
+from tests.races.scenarios import sessions as scenarios_sessions
+from tests.support.servers.databases import Database
+from tests.support.world import levels as places
+from tests.support.world.levels import BY_NAME, PLACES, Place
+from tests.support.world.world import World, world
 
 Race = Callable[[World, Place], Coroutine[Any, Any, None]]
 

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from fastrdb.transactions.rules import unreachable
-from tests.support.databases import Database, ServerDatabase
+from tests.support.servers.databases import Database, ServerDatabase
 
 
 class Base(DeclarativeBase):

@@ -11,10 +11,11 @@ import pytest
 from redis.asyncio import Redis
 
 import fastrdb
-from tests.support import scenarios, scenarios_commits
-from tests.support.databases import Database
+from tests.races.scenarios import commits as scenarios_commits
+from tests.races.scenarios import fills as scenarios
 from tests.support.mutants import name
-from tests.support.world import Scenario, World, world
+from tests.support.servers.databases import Database
+from tests.support.world.world import Scenario, World, world
 
 PACKAGE = Path(fastrdb.__file__).parent
 WALL = {"time", "time_ns", "now", "utcnow", "today", "localtime", "gmtime"}

@@ -15,8 +15,8 @@ from fastrdb import CacheUnavailableError
 from fastrdb.testing.server import find_binaries
 from fastrdb.transport.slots import SlotNames, slot_of
 from tests.support.availability import missing
-from tests.support.cluster import Cluster
-from tests.support.versions import Versions
+from tests.support.programs.versions import Versions
+from tests.support.servers.cluster import Cluster
 
 CALLERS = 8
 

@@ -9,12 +9,12 @@ import pytest
 from redis.asyncio import Redis
 
 from fastrdb.testing.server import EmbeddedServer
-from tests.support import processes
-from tests.support.databases import Database
-from tests.support.processes import Moment
-from tests.support.scenarios import LEASE
-from tests.support.stores import members
-from tests.support.world import world
+from tests.races.scenarios.fills import LEASE
+from tests.support.programs import processes
+from tests.support.programs.processes import Moment
+from tests.support.servers.databases import Database
+from tests.support.world.stores import members
+from tests.support.world.world import world
 
 
 async def lapsed(client: Redis) -> None:

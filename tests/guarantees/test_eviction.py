@@ -19,7 +19,7 @@ from fastrdb import Cache
 from fastrdb.keys.prefix import Prefix
 from fastrdb.testing.server import EmbeddedServer, find_binaries
 from tests.support.availability import missing
-from tests.support.world import rewritten
+from tests.support.world.world import rewritten
 
 KEYS, PADDING = 150, "x" * 20_000
 POLICIES = ["allkeys-lru", "allkeys-random", "volatile-lru", "volatile-ttl", "noeviction"]

@@ -19,12 +19,12 @@ from fastrdb.transport.histories import WHOLE, Histories
 from fastrdb.transport.slots import SlotNames, slot_of
 from tests.guarantees.test_eviction import KEYS, PADDING, Crowd
 from tests.protocol.test_lost_index_cluster import USERS, fill, left
-from tests.support.cluster import Cluster, Node
 from tests.support.mutants import Mutant
 from tests.support.mutants import name as mutant_name
-from tests.support.stores import lose, names_in, open_store
+from tests.support.servers.cluster import Cluster, Node
 from tests.support.waiting import until
-from tests.support.world import rewritten
+from tests.support.world.stores import lose, names_in, open_store
+from tests.support.world.world import rewritten
 
 NAMES = SlotNames("")
 OWN = ("index", "expiry", "barriers", "histories")

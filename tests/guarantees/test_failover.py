@@ -18,8 +18,8 @@ from fastrdb.testing.server import find_binaries
 from fastrdb.transport.histories import Histories
 from fastrdb.transport.slots import SlotNames, slot_of
 from tests.support.availability import missing
-from tests.support.cluster import Cluster
-from tests.support.world import rewritten
+from tests.support.servers.cluster import Cluster
+from tests.support.world.world import rewritten
 
 T = TypeVar("T")
 

@@ -13,7 +13,7 @@ import fastrdb.protocol.leases
 from fastrdb.protocol.leases import DEAD_PER_FILL
 from fastrdb.protocol.store import Store
 from fastrdb.testing.server import EmbeddedServer
-from tests.support.world import rewritten
+from tests.support.world.world import rewritten
 
 BATCH = 500
 TTL = 50  # milliseconds

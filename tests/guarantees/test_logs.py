@@ -17,9 +17,9 @@ from redis.backoff import NoBackoff
 
 from fastrdb import Cache, CacheUnavailableError, loops
 from fastrdb.testing.server import EmbeddedServer
-from tests.support.databases import Database
 from tests.support.proxy import TcpProxy
-from tests.support.whole import EMAIL, NAME, PRIVATE, Base, Person, Whole
+from tests.support.servers.databases import Database
+from tests.support.world.walkthrough import EMAIL, NAME, PRIVATE, Base, Person, Whole
 
 Broken = Callable[[], AbstractAsyncContextManager[int]]
 

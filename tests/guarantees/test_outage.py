@@ -15,9 +15,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from fastrdb.errors import CacheUnavailableError
 from fastrdb.testing.server import EmbeddedServer
-from tests.support.databases import Database
 from tests.support.proxy import TcpProxy
-from tests.support.world import PATIENT, Process, World, pooled, world
+from tests.support.servers.databases import Database
+from tests.support.world.world import PATIENT, Process, World, pooled, world
 
 DEADLINE = 0.25
 

@@ -20,12 +20,12 @@ from fastrdb import Event
 from fastrdb.testing.server import EmbeddedServer
 from fastrdb.transport.breaker import FAILURES
 from fastrdb.transport.pipeline import Wire
-from tests.support.apps import App
-from tests.support.databases import Database
 from tests.support.mutants import name
+from tests.support.programs.apps import App
 from tests.support.refusing import RefusingProxy
+from tests.support.servers.databases import Database
 from tests.support.waiting import until
-from tests.support.world import Process, World, spawn, world
+from tests.support.world.world import Process, World, spawn, world
 
 DEADLINE = 0.25
 IN_FORCE = 2.0  # seconds after Redis is well again

@@ -12,9 +12,9 @@ from redis.asyncio import Redis
 from fastrdb import Cache, OptionError
 from fastrdb.keys.declared import encoder_for
 from fastrdb.keys.sealing import seal_of, sealed
-from tests.support.databases import Database
-from tests.support.gates import GatedClient
-from tests.support.whole import EMAIL, PRIVATE, Whole
+from fastrdb.testing import GatedClient
+from tests.support.servers.databases import Database
+from tests.support.world.walkthrough import EMAIL, PRIVATE, Whole
 
 SECRET = b"a secret that is long enough"
 

@@ -22,8 +22,8 @@ from fastrdb.keys.filling import Filling
 from fastrdb.keys.pattern import DIGEST_MARK, Template
 from fastrdb.keys.sealing import seal_of
 from fastrdb.transport.scripts import Names, Target
-from tests.support import fuzz
-from tests.support.stores import members
+from tests.support.world import fuzz
+from tests.support.world.stores import members
 
 PACKAGE = Path(fastrdb.__file__).parent
 SEALS = {"plain": None, "hidden": seal_of(b"secret", "test")}

@@ -15,9 +15,9 @@ from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 
 from fastrdb import Cache, CacheUnavailableError, Event, OptionError, PatternError, Stats, cached
+from fastrdb.testing import GatedClient
 from fastrdb.testing.server import EmbeddedServer
-from tests.support.gates import GatedClient
-from tests.support.items import Item, Loader
+from tests.support.world.items import Item, Loader
 
 
 def decorated(cache: Cache, loader: Loader) -> Any:

@@ -31,9 +31,9 @@ from fastrdb.cache import default_cache
 from fastrdb.keys.declared import MISSING
 from fastrdb.keys.elements import elements_of, shape_of
 from fastrdb.keys.signature import inspect_function
-from tests.support.databases import Database
-from tests.support.gates import GatedClient, Gates
-from tests.support.items import Base, Frozen, Item, Row
+from fastrdb.testing import GatedClient, Gates
+from tests.support.servers.databases import Database
+from tests.support.world.items import Base, Frozen, Item, Row
 
 DEAD = ConnectionRefusedError("nobody listens")
 

@@ -12,13 +12,13 @@ import pytest
 from redis.asyncio import Redis
 from sqlalchemy.util import await_only
 
-from tests.support import scenarios
-from tests.support.databases import Database
-from tests.support.gates import Gate
-from tests.support.scenarios import LEASE
-from tests.support.stores import members, names_in
-from tests.support.versions import Versions
-from tests.support.world import World, pooled, spawn, world
+from fastrdb.testing import Gate
+from tests.races.scenarios import fills as scenarios
+from tests.races.scenarios.fills import LEASE
+from tests.support.programs.versions import Versions
+from tests.support.servers.databases import Database
+from tests.support.world.stores import members, names_in
+from tests.support.world.world import World, pooled, spawn, world
 
 
 @pytest.fixture

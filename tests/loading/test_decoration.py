@@ -10,7 +10,7 @@ import pytest
 from redis.asyncio import Redis
 
 from fastrdb import Cache, OptionError, PatternError, SchemaError, cached, cached_list, invalidates
-from tests.support.items import Item, Row
+from tests.support.world.items import Item, Row
 
 
 async def load(redis: Redis, number: int) -> Item:

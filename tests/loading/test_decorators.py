@@ -18,8 +18,8 @@ import fastrdb
 from fastrdb import Cache, OptionError, cached, invalidates
 from fastrdb.events import Stats
 from fastrdb.protocol.store import Store
-from tests.support.databases import Database
-from tests.support.items import Item, Loader
+from tests.support.servers.databases import Database
+from tests.support.world.items import Item, Loader
 
 
 def plain(loader: Loader, wrap: Callable[[Any], Any]) -> Any:

@@ -12,10 +12,10 @@ from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from fastrdb import Cache, OptionError, Stats, cached, default_cache
-from tests.support.databases import Database
-from tests.support.gates import GatedClient, Gates
-from tests.support.items import Item, Loader
-from tests.support.world import world
+from fastrdb.testing import GatedClient, Gates
+from tests.support.servers.databases import Database
+from tests.support.world.items import Item, Loader
+from tests.support.world.world import world
 
 
 @pytest.fixture

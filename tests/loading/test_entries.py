@@ -11,9 +11,9 @@ from pydantic import BaseModel
 from redis.asyncio import Redis
 
 from fastrdb import Cache, OptionError, Stats, cached
+from fastrdb.testing import GatedClient
 from fastrdb.values.codec import ABSENT
-from tests.support.gates import GatedClient
-from tests.support.items import Item, Loader
+from tests.support.world.items import Item, Loader
 
 
 def item_loader() -> tuple[Any, Loader]:

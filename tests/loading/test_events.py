@@ -10,8 +10,8 @@ from redis.asyncio import Redis
 
 from fastrdb import Cache, Event, Stats
 from fastrdb.events import Counters, Kind
-from tests.support.gates import GatedClient
-from tests.support.items import Item, Loader
+from fastrdb.testing import GatedClient
+from tests.support.world.items import Item, Loader
 
 
 def test_each_kind_has_its_own_count() -> None:

@@ -12,9 +12,9 @@ from sqlalchemy.exc import DBAPIError, NoResultFound
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from fastrdb import Cache, KeyValueError, Stats, cached, no_store
-from tests.support.databases import Database
-from tests.support.gates import GatedClient
-from tests.support.items import Base, Item, Loader, Row
+from fastrdb.testing import GatedClient
+from tests.support.servers.databases import Database
+from tests.support.world.items import Base, Item, Loader, Row
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from fastrdb import Cache, Stats, cached, no_store
 from fastrdb.loading.many import get_many
-from tests.support.databases import Database
-from tests.support.gates import GatedClient
-from tests.support.items import Base, Item, Row
-from tests.support.stores import members
+from fastrdb.testing import GatedClient
+from tests.support.servers.databases import Database
+from tests.support.world.items import Base, Item, Row
+from tests.support.world.stores import members
 
 
 class Batch:

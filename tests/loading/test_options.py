@@ -14,9 +14,9 @@ from sqlalchemy.exc import NoResultFound
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from fastrdb import Cache, OptionError, SchemaError, cached, cached_list
-from tests.support.databases import Database
-from tests.support.gates import GatedClient
-from tests.support.items import Base, Frozen, Item, Loader, Row
+from fastrdb.testing import GatedClient
+from tests.support.servers.databases import Database
+from tests.support.world.items import Base, Frozen, Item, Loader, Row
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from redis.asyncio import Redis
 
 from fastrdb import Cache, PatternError
-from tests.support.stores import members
+from tests.support.world.stores import members
 
 TENANTS = ("red", "blue", "red:blue", "*", "red?x=1", "", "None")
 _current: ContextVar[str] = ContextVar("current", default="")

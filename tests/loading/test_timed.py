@@ -25,11 +25,11 @@ import fastrdb.protocol.sweep
 from fastrdb import Cache, Event, OptionError, Stats, cached, no_store
 from fastrdb.cache import default_cache
 from fastrdb.loading.reloads import with_argument
-from tests.support import scenarios_timed
-from tests.support.databases import Database
-from tests.support.gates import GatedClient, Gates
-from tests.support.items import Base, Item, Loader, Row
-from tests.support.world import Mutation, Scenario, World, world
+from fastrdb.testing import GatedClient, Gates
+from tests.races.scenarios import reloads as scenarios_timed
+from tests.support.servers.databases import Database
+from tests.support.world.items import Base, Item, Loader, Row
+from tests.support.world.world import Mutation, Scenario, World, world
 
 DEAD = ConnectionRefusedError("nobody listens")
 ALWAYS = 1e15  # XFetch's beta: every hit is early, however fast the load before was

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fastrdb.errors import OptionError
 from fastrdb.near.cache import Channel, Kept, Near, NearCache
-from tests.support.clocks import ManualClock
+from tests.support.network.clocks import ManualClock
 
 FOREVER = 10**9
 

@@ -21,9 +21,9 @@ from fastrdb.protocol.store import Store
 from fastrdb.testing.server import find_binaries
 from fastrdb.transport.slots import slot_of
 from tests.support.availability import missing
-from tests.support.cluster import Cluster, until
-from tests.support.nearby import Observed
+from tests.support.servers.cluster import Cluster, until
 from tests.support.waiting import until as so
+from tests.support.world.near import Observed
 
 HEAD = "near:"
 LONG = 600_000

@@ -18,12 +18,12 @@ import fastrdb.protocol.store
 from fastrdb import Cache, FastRDB, Near, OptionError, cached
 from fastrdb.near.tracking import Tracking, own_connection
 from fastrdb.protocol.store import Store
+from fastrdb.testing import GatedClient
 from fastrdb.testing.server import EmbeddedServer
-from tests.support.databases import Database
-from tests.support.gates import GatedClient
-from tests.support.nearby import Observed
 from tests.support.proxy import TcpProxy
-from tests.support.world import Item, ItemOut, World, spawn, world
+from tests.support.servers.databases import Database
+from tests.support.world.near import Observed
+from tests.support.world.world import Item, ItemOut, World, spawn, world
 
 
 class Point(BaseModel):

@@ -14,11 +14,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 import fastrdb.protocol.store
 from fastrdb import Cache, FastRDB, Stats
+from fastrdb.testing import GatedClient
 from tests.near import test_functions as whole
-from tests.support.databases import Database
-from tests.support.gates import GatedClient
-from tests.support.items import Base, Item, Row
-from tests.support.nearby import Observed
+from tests.support.servers.databases import Database
+from tests.support.world.items import Base, Item, Row
+from tests.support.world.near import Observed
 
 
 class Point(BaseModel, frozen=True):

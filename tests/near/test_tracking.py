@@ -20,11 +20,11 @@ from redis.asyncio.sentinel import SentinelConnectionPool
 from fastrdb.near.cache import Near
 from fastrdb.near.tracking import Tracking, covering
 from fastrdb.testing.server import EmbeddedServer
-from tests.support import scenarios_near
-from tests.support.clocks import ManualClock
-from tests.support.nearby import Nearby, Observed, nearby
+from tests.races.scenarios import near as scenarios_near
+from tests.races.scenarios.near import KEY
+from tests.support.network.clocks import ManualClock
 from tests.support.proxy import TcpProxy
-from tests.support.scenarios_near import KEY
+from tests.support.world.near import Nearby, Observed, nearby
 
 CLIENTS = {
     f"resp{protocol}-{'str' if decode else 'bytes'}": {"protocol": protocol, "decode_responses": decode}

@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from fastrdb import Cache
-from tests.support.flows import Flows, by_module
+from tests.support.source.flows import Flows, by_module
 
 MOST_CALLS = {"hit": 27, "near": 11, "miss": 209, "commit": 249, "update": 621, "many": 312, "stale": 276}
 

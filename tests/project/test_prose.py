@@ -1,4 +1,4 @@
-"""Docstrings, comments and messages are plain: `python -m tests.support.prose PATH` lists what is not."""
+"""Docstrings, comments and messages are plain: `python -m tests.support.source.prose PATH` lists what is not."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.prose import ROOT, faults
+from tests.support import ROOT
+from tests.support.source.prose import faults
 
 # What is to be rewritten yet. At the end this is empty.
 PENDING = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.checkers import mypy, pyright, run
+from tests.support.source.checkers import mypy, pyright, run
 
 pytestmark = pytest.mark.timeout(300)  # a first run has no cache of the libraries' types
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 
 from fastrdb.transport.scripts import SHARED
-from tests.support.source import (
+from tests.support.source.modules import (
     FILES,
     PACKAGE,
     context_variables,

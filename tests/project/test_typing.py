@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.support.checkers import ROOT, Complaint, mypy, pyright
+from tests.support import ROOT
+from tests.support.source.checkers import Complaint, mypy, pyright
 
 FILES = ("facts.py", "errors.py")
 Checker = Callable[..., list[Complaint]]

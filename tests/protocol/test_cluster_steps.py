@@ -11,12 +11,12 @@ from redis.asyncio.cluster import RedisCluster
 from fastrdb.protocol import cluster_leases, cluster_sweep
 from fastrdb.protocol.cluster_sweep import ClusterSweeper
 from fastrdb.protocol.outcomes import Asked, Barred, Outcome
+from fastrdb.testing import script_texts
 from fastrdb.transport.scripts import Script
-from tests.support import scenarios_cluster as scenarios
-from tests.support.cluster import Cluster
-from tests.support.gates import script_texts
-from tests.support.scenarios_cluster import Scenario, Slots
-from tests.support.world import rewritten
+from tests.races.scenarios import cluster as scenarios
+from tests.races.scenarios.cluster import Scenario, Slots
+from tests.support.servers.cluster import Cluster
+from tests.support.world.world import rewritten
 
 Mutation = Callable[[pytest.MonkeyPatch, Slots], None]
 

@@ -16,7 +16,7 @@ from fastrdb.transport import histories
 from fastrdb.transport.histories import Histories
 from fastrdb.transport.scripts import Command
 from fastrdb.transport.slots import SlotNames
-from tests.support.stores import store_on
+from tests.support.world.stores import store_on
 
 
 async def test_who_could_not_go_on_need_not_wait_for_itself(

@@ -12,11 +12,11 @@ from fastrdb.errors import CacheUnavailableError
 from fastrdb.keys.prefix import Prefix
 from fastrdb.protocol import intent as intents
 from fastrdb.protocol.store import Barred, Granted, Store
+from fastrdb.testing import GatedClient
 from fastrdb.transport.scripts import Script
 from tests.protocol.test_store import prefix
 from tests.protocol.test_sweep import stored
-from tests.support.gates import GatedClient
-from tests.support.stores import lapse_barriers, members, put, store_on
+from tests.support.world.stores import lapse_barriers, members, put, store_on
 
 USERS = prefix("user:*")
 

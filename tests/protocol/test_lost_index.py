@@ -15,14 +15,14 @@ from fastrdb.keys.prefix import Prefix
 from fastrdb.protocol.outcomes import Barred, Granted
 from fastrdb.protocol.search import Search
 from fastrdb.protocol.store import Store
+from fastrdb.testing import GatedClient
 from fastrdb.testing.server import EmbeddedServer
-from tests.support.apps import App
-from tests.support.gates import GatedClient
 from tests.support.mutants import Mutant
 from tests.support.mutants import name as mutant_name
-from tests.support.stores import lapse_barriers, members
+from tests.support.programs.apps import App
 from tests.support.waiting import until
-from tests.support.world import rewritten, spawn
+from tests.support.world.stores import lapse_barriers, members
+from tests.support.world.world import rewritten, spawn
 
 DEADLINE = 5.0
 TTL = 60_000

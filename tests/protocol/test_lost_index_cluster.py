@@ -15,10 +15,10 @@ from fastrdb.protocol.cluster_search import ClusterSearch, _one_of_each_master
 from fastrdb.protocol.outcomes import Barred, Granted
 from fastrdb.protocol.store import Store
 from tests.protocol.test_lost_index import TTL, under
-from tests.support.cluster import Cluster
 from tests.support.mutants import Mutant
-from tests.support.stores import lapse_barriers, lose, names_in, open_store, store_on
-from tests.support.world import rewritten
+from tests.support.servers.cluster import Cluster
+from tests.support.world.stores import lapse_barriers, lose, names_in, open_store, store_on
+from tests.support.world.world import rewritten
 from tests.transport.test_cluster import Move
 
 USERS = [f"user:{n}" for n in range(30)]

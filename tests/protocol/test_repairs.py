@@ -14,12 +14,12 @@ from redis.asyncio import Redis
 
 from fastrdb.protocol import repairs
 from fastrdb.protocol.store import Barred, Granted, Store
+from fastrdb.testing import GatedClient
 from fastrdb.testing.server import EmbeddedServer
 from fastrdb.transport.scripts import Target
 from tests.protocol.test_store import prefix
 from tests.protocol.test_sweep import stored
-from tests.support.gates import GatedClient
-from tests.support.stores import lapse_barriers
+from tests.support.world.stores import lapse_barriers
 
 USERS = prefix("user:*")
 

@@ -17,16 +17,16 @@ import fastrdb.transport.restarts
 from fastrdb.keys.prefix import Prefix
 from fastrdb.protocol import intent
 from fastrdb.protocol.store import Granted
+from fastrdb.testing import Gate
 from fastrdb.testing.server import EmbeddedServer
 from fastrdb.transport.direct import Direct
 from fastrdb.transport.restarts import Restarts
-from tests.support.apps import App
-from tests.support.gates import Gate
-from tests.support.lines import Timers
 from tests.support.mutants import Mutant, name
-from tests.support.sentinels import AT_ONCE, SERVICE, follow, group, synced
+from tests.support.network.lines import Timers
+from tests.support.programs.apps import App
+from tests.support.servers.sentinels import AT_ONCE, SERVICE, follow, group, synced
 from tests.support.waiting import until
-from tests.support.world import rewritten, spawn
+from tests.support.world.world import rewritten, spawn
 
 DEADLINE = 5.0
 OLD = b'"old"'

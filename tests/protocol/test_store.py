@@ -15,10 +15,10 @@ from redis.backoff import NoBackoff
 from fastrdb.errors import CacheUnavailableError
 from fastrdb.keys.prefix import Prefix
 from fastrdb.protocol.store import Barred, Busy, Entry, Granted, Hit, Store, Timed
+from fastrdb.testing import GatedClient
 from fastrdb.testing.server import EmbeddedServer
 from fastrdb.transport.scripts import Script
-from tests.support.gates import GatedClient
-from tests.support.stores import is_cluster, key_of, members, put, store_on
+from tests.support.world.stores import is_cluster, key_of, members, put, store_on
 
 SHORT = 20  # ms
 

@@ -8,10 +8,10 @@ from redis.asyncio import Redis
 from fastrdb.keys.prefix import Prefix
 from fastrdb.protocol.store import Granted, Store
 from fastrdb.protocol.sweep import batches
+from fastrdb.testing import GatedClient
 from fastrdb.transport.scripts import Target
 from tests.protocol.test_store import prefix
-from tests.support.gates import GatedClient
-from tests.support.stores import members, names_in, put, store_on
+from tests.support.world.stores import members, names_in, put, store_on
 
 
 async def stored(client: Redis, store: Store, keys: list[str]) -> None:

@@ -22,9 +22,12 @@ import fastrdb.transactions.scope
 from fastrdb.protocol.store import Busy
 from fastrdb.transactions.scope import Load
 from fastrdb.transactions.state import Scope, Transaction
-from tests.support import databases, scenarios, scenarios_commits, scenarios_sessions
-from tests.support.databases import Database, ServerDatabase
-from tests.support.world import Mutation, Scenario, World, pooled, world
+from tests.races.scenarios import commits as scenarios_commits
+from tests.races.scenarios import fills as scenarios
+from tests.races.scenarios import sessions as scenarios_sessions
+from tests.support.servers import databases
+from tests.support.servers.databases import Database, ServerDatabase
+from tests.support.world.world import Mutation, Scenario, World, pooled, world
 
 
 @pytest.fixture

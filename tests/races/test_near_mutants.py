@@ -20,10 +20,10 @@ from fastrdb.near.cache import Channel, Kept, NearCache, Token
 from fastrdb.testing.server import EmbeddedServer
 from fastrdb.transport.obstacles import Obstacles
 from tests.near import test_functions as whole
-from tests.support import scenarios_near as near
-from tests.support.databases import Database
-from tests.support.nearby import Nearby, Observed, nearby, set_each
-from tests.support.world import World, world
+from tests.races.scenarios import near
+from tests.support.servers.databases import Database
+from tests.support.world.near import Nearby, Observed, nearby, set_each
+from tests.support.world.world import World, world
 
 Race = Callable[[Nearby], Coroutine[Any, Any, None]]
 _begin, _keep, _pushed = NearCache.begin, NearCache.keep, NearCache.pushed

@@ -10,11 +10,14 @@ import pytest
 from redis.asyncio import Redis
 from redis.asyncio.cluster import RedisCluster
 
-from tests.support import databases, scenarios, scenarios_commits, scenarios_sessions
-from tests.support.cluster import Cluster
-from tests.support.databases import Database, ServerDatabase
-from tests.support.gates import script_texts
-from tests.support.world import Scenario, World, spawn, world
+from fastrdb.testing import script_texts
+from tests.races.scenarios import commits as scenarios_commits
+from tests.races.scenarios import fills as scenarios
+from tests.races.scenarios import sessions as scenarios_sessions
+from tests.support.servers import databases
+from tests.support.servers.cluster import Cluster
+from tests.support.servers.databases import Database, ServerDatabase
+from tests.support.world.world import Scenario, World, spawn, world
 
 RACES: list[Scenario] = [
     scenarios.stale_fill,

@@ -1,1 +1,6 @@
-"""What the tests share: gates, a TCP proxy, private servers, databases, and the model of the protocol."""
+"""The rooms of what the tests share: servers, the network, a small world, programs, and the source itself."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+"""The folder of the project."""

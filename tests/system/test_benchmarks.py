@@ -28,7 +28,8 @@ from benchmarks.machine import installed
 from benchmarks.report import Report
 from benchmarks.rows import Limit, Ratio, Row, Unit, absent, duration
 from fastrdb.testing.server import EmbeddedServer
-from tests.support.checkers import ROOT, run
+from tests.support import ROOT
+from tests.support.source.checkers import run
 
 LIMIT = Limit("ratio", bar=2)
 REASONS = {NOT_INSTALLED, NOT_YET, "has no invalidation by prefix"}

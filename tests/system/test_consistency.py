@@ -31,8 +31,8 @@ from benchmarks.consistency.subjects import noting, source_of
 from benchmarks.consistency.tally import EDGES, Tally
 from benchmarks.consistency.workload import BLOCK, STYLES, Workload
 from fastrdb.testing.server import EmbeddedServer
-from tests.support.checkers import run
-from tests.support.databases import ServerDatabase
+from tests.support.servers.databases import ServerDatabase
+from tests.support.source.checkers import run
 
 ONE, TWO, THREE = ((process << PROCESS_BITS) + 1 for process in (1, 2, 3))
 """Attempts of process 1, 2 and 3."""

@@ -12,8 +12,8 @@ from redis.asyncio import Redis
 from fastrdb import cached, invalidates
 from fastrdb.cache import default_cache
 from fastrdb.testing.server import EmbeddedServer
-from tests.support.databases import Database
-from tests.support.world import spawn, world
+from tests.support.servers.databases import Database
+from tests.support.world.world import spawn, world
 
 LOADS: list[int] = []
 

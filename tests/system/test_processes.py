@@ -14,12 +14,12 @@ import pytest
 from redis.asyncio import Redis
 
 from fastrdb import Cache
+from fastrdb.testing import Gate
 from fastrdb.testing.server import EmbeddedServer
-from tests.support.apps import App
-from tests.support.gates import Gate
-from tests.support.lines import Timers, turns
-from tests.support.programs import ROOT
-from tests.support.world import PATIENT, spawn
+from tests.support import ROOT
+from tests.support.network.lines import Timers, turns
+from tests.support.programs.apps import App
+from tests.support.world.world import PATIENT, spawn
 
 LIMIT = 40
 

@@ -22,7 +22,7 @@ from fastrdb.demo.database import async_get_db, open_database
 from fastrdb.demo.models import User
 from fastrdb.demo.schemas import UserCreate, UserResponse, UserUpdate
 from fastrdb.typing import Options
-from tests.support.plugin import project, run_file
+from tests.support.programs.projects import project, run_file
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -17,9 +17,9 @@ from redis.backoff import NoBackoff
 from fastrdb import Cache, cached
 from fastrdb.testing.server import EmbeddedServer, find_binaries
 from tests.support.availability import missing
-from tests.support.certificates import Certificate
-from tests.support.databases import Database
-from tests.support.whole import HEADS, Whole
+from tests.support.servers.certificates import Certificate
+from tests.support.servers.databases import Database
+from tests.support.world.walkthrough import HEADS, Whole
 
 README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
 PASSWORD = "a-password-of-the-test"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.plugin import PLUGIN, project, run_file
+from tests.support.programs.projects import PLUGIN, project, run_file
 
 __all__ = ["project"]
 

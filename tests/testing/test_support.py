@@ -18,12 +18,12 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from fastrdb import Cache, default_cache
 from fastrdb.protocol.store import Store
+from fastrdb.testing import GatedClient, script_texts
 from fastrdb.testing.server import EmbeddedServer
 from tests import conftest
-from tests.support import databases
-from tests.support.databases import Database, ServerDatabase
-from tests.support.gates import GatedClient, script_texts
 from tests.support.proxy import TcpProxy
+from tests.support.servers import databases
+from tests.support.servers.databases import Database, ServerDatabase
 
 
 class Base(DeclarativeBase):

@@ -13,7 +13,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from fastrdb import Cache, OptionError, Stats, cached, default_cache
 from fastrdb.testing import FaultyClient, emptied, isolated
-from tests.support.items import Item, Loader
+from tests.support.world.items import Item, Loader
 
 
 def item_loader(cache: Cache) -> tuple[Any, Loader]:

@@ -18,11 +18,11 @@ from sqlalchemy.exc import (
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from fastrdb import Cache
+from fastrdb.testing import GatedClient, Gates
 from fastrdb.transactions.rules import session_s_own
-from tests.support.databases import Database
-from tests.support.gates import GatedClient, Gates
-from tests.support.items import Base, Row
-from tests.support.lines import turns
+from tests.support.network.lines import turns
+from tests.support.servers.databases import Database
+from tests.support.world.items import Base, Row
 
 Call = Callable[[AsyncSession], Awaitable[str]]
 

@@ -14,15 +14,16 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_asyn
 import fastrdb.transactions.drivers
 import fastrdb.transactions.listeners
 import fastrdb.transactions.rules
+from fastrdb.testing import Gate
 from fastrdb.transactions import state as works
 from fastrdb.transactions.sql import Does, effect
-from tests.support import places, scenarios_sessions
-from tests.support.databases import Database, ServerDatabase
-from tests.support.gates import Gate
-from tests.support.places import BY_NAME
-from tests.support.scenarios import LEASE
-from tests.support.scenarios_commits import NEW
-from tests.support.world import Item, ItemOut, World, spawn, world
+from tests.races.scenarios import sessions as scenarios_sessions
+from tests.races.scenarios.commits import NEW
+from tests.races.scenarios.fills import LEASE
+from tests.support.servers.databases import Database, ServerDatabase
+from tests.support.world import levels as places
+from tests.support.world.levels import BY_NAME
+from tests.support.world.world import Item, ItemOut, World, spawn, world
 
 
 @pytest.fixture

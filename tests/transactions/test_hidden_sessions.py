@@ -14,10 +14,10 @@ import fastrdb.transactions.listeners
 import fastrdb.transactions.rules
 import fastrdb.transactions.scope
 from fastrdb.transactions.scope import Load, Use
-from tests.support import databases
-from tests.support import scenarios_hidden as hidden
-from tests.support.databases import Database, ServerDatabase
-from tests.support.world import Scenario, World, world
+from tests.races.scenarios import hidden
+from tests.support.servers import databases
+from tests.support.servers.databases import Database, ServerDatabase
+from tests.support.world.world import Scenario, World, world
 
 SNAPSHOTS: list[Scenario] = [
     hidden.old_snapshot,

@@ -19,13 +19,14 @@ from fastrdb.protocol.intent import Intent
 from fastrdb.transactions import listeners as transactions
 from fastrdb.transactions.finish import finish
 from fastrdb.transactions.state import State, Transaction, Work
-from tests.support import databases, places
-from tests.support.databases import Database, ServerDatabase
-from tests.support.places import BY_NAME, Place
+from tests.races.scenarios.commits import NEW, carried
 from tests.support.proxy import Stranded, TcpProxy
-from tests.support.scenarios_commits import NEW, carried
-from tests.support.stores import members
-from tests.support.world import Base, Item, ItemOut, Owner, World, spawn, world
+from tests.support.servers import databases
+from tests.support.servers.databases import Database, ServerDatabase
+from tests.support.world import levels as places
+from tests.support.world.levels import BY_NAME, Place
+from tests.support.world.stores import members
+from tests.support.world.world import Base, Item, ItemOut, Owner, World, spawn, world
 
 # --- connections without a session, and sessions joined to them
 

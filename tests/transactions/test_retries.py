@@ -14,11 +14,11 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_asyn
 
 import fastrdb.transactions.listeners
 from fastrdb.transactions.state import State
-from tests.support import places
-from tests.support.databases import Database, ServerDatabase
-from tests.support.places import BY_NAME
-from tests.support.scenarios_commits import NEW
-from tests.support.world import Item, ItemOut, Owner, World, spawn, world
+from tests.races.scenarios.commits import NEW
+from tests.support.servers.databases import Database, ServerDatabase
+from tests.support.world import levels as places
+from tests.support.world.levels import BY_NAME
+from tests.support.world.world import Item, ItemOut, Owner, World, spawn, world
 
 # --- serialization failures
 

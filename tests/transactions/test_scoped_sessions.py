@@ -12,8 +12,8 @@ from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
 
 from fastrdb import FastRDB
-from tests.support.databases import Database
-from tests.support.world import Item, ItemOut, World, spawn, world
+from tests.support.servers.databases import Database
+from tests.support.world.world import Item, ItemOut, World, spawn, world
 
 Scoped = async_scoped_session[AsyncSession]
 

@@ -15,8 +15,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from fastrdb import Cache, FastRDB, SessionInUseError
 from fastrdb.transactions.scope import Use
-from tests.support.databases import Database
-from tests.support.world import Item, ItemOut, World, spawn, world
+from tests.support.servers.databases import Database
+from tests.support.world.world import Item, ItemOut, World, spawn, world
 
 
 class ItemIn(BaseModel):

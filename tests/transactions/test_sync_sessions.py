@@ -15,8 +15,8 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
 from fastrdb.transactions.state import Transaction, transaction_of
-from tests.support.databases import Database
-from tests.support.world import PATIENT, Item, World, world
+from tests.support.servers.databases import Database
+from tests.support.world.world import PATIENT, Item, World, world
 
 
 @pytest.fixture

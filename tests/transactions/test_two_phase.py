@@ -15,13 +15,16 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.util import await_only
 
 from fastrdb.errors import CacheUnavailableError
+from fastrdb.testing import Gate
 from fastrdb.transactions import listeners as transactions
+from tests.races.scenarios import commits as scenarios_commits
+from tests.races.scenarios import fills as scenarios
+from tests.races.scenarios import sessions as scenarios_sessions
 from tests.races.test_races import name
-from tests.support import databases, scenarios, scenarios_commits, scenarios_sessions
-from tests.support.databases import Database, ServerDatabase
-from tests.support.gates import Gate
-from tests.support.stores import members
-from tests.support.world import Base, Item, Owner, Scenario, World, spawn, world
+from tests.support.servers import databases
+from tests.support.servers.databases import Database, ServerDatabase
+from tests.support.world.stores import members
+from tests.support.world.world import Base, Item, Owner, Scenario, World, spawn, world
 
 RACES: list[Scenario] = [
     scenarios.stale_fill,

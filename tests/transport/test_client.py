@@ -18,19 +18,19 @@ from fastrdb import Cache
 from fastrdb.errors import CacheUnavailableError
 from fastrdb.keys.prefix import Prefix
 from fastrdb.protocol.store import Busy, Granted, Hit, Store
+from fastrdb.testing import Gate
 from fastrdb.testing.server import EmbeddedServer
 from fastrdb.transport import connection as lines
 from fastrdb.transport.connection import Line
 from fastrdb.transport.connections import connections_of
 from fastrdb.transport.direct import Direct
 from fastrdb.transport.pipeline import Wire
-from tests.support.apps import App
-from tests.support.gates import Gate
-from tests.support.lines import Timers, turns
 from tests.support.mutants import name
+from tests.support.network.lines import Timers, turns
+from tests.support.programs.apps import App
 from tests.support.proxy import TcpProxy
 from tests.support.waiting import until
-from tests.support.world import PATIENT, spawn
+from tests.support.world.world import PATIENT, spawn
 
 
 @pytest.fixture

@@ -24,9 +24,9 @@ from fastrdb.transport.nodes import Master
 from fastrdb.transport.scripts import Command
 from fastrdb.transport.slots import SLOTS, SlotNames, slot_of
 from tests.support.availability import missing
-from tests.support.cluster import Cluster, Node
-from tests.support.stores import names_in, store_on
-from tests.support.world import spawn
+from tests.support.servers.cluster import Cluster, Node
+from tests.support.world.stores import names_in, store_on
+from tests.support.world.world import spawn
 
 KEY = "user:1"
 SLOT = slot_of(KEY.encode())

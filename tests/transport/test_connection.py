@@ -11,9 +11,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 from fastrdb.transport.connection import Line
-from tests.support.lines import CLOSED, Asks, Pool, Server, Timers, turns
 from tests.support.mutants import Mutant, name
-from tests.support.world import spawn
+from tests.support.network.lines import CLOSED, Asks, Pool, Server, Timers, turns
+from tests.support.world.world import spawn
 
 GET = ("GET", b"k")
 

@@ -17,13 +17,13 @@ from redis.asyncio.cluster import RedisCluster
 
 from fastrdb import Cache
 from fastrdb.keys.prefix import Prefix
+from fastrdb.testing import Gates
 from fastrdb.transport.slots import SlotNames, slot_of
-from tests.support.cluster import HOST, Cluster
-from tests.support.gates import Gates
-from tests.support.stores import lapse_barriers
+from tests.support.network.recorder import tapped
+from tests.support.servers.cluster import HOST, Cluster
 from tests.support.waiting import until
-from tests.support.wiretap import tapped
-from tests.support.world import spawn
+from tests.support.world.stores import lapse_barriers
+from tests.support.world.world import spawn
 from tests.transport.test_cluster import Move
 
 NAMES = SlotNames("")

@@ -12,15 +12,15 @@ import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
+from fastrdb.testing import Gate
 from fastrdb.transport import connection as lines
 from fastrdb.transport.batches import Batch
 from fastrdb.transport.connection import Line
 from fastrdb.transport.pipeline import Progress, Wire
-from tests.support.gates import Gate
-from tests.support.lines import CLOSED, Asks, Border, Pool, Server, Told, Wired, deadlines, turns
 from tests.support.mutants import Mutant, name
-from tests.support.slow import STEP, LoopClock
-from tests.support.world import spawn
+from tests.support.network.lines import CLOSED, Asks, Border, Pool, Server, Told, Wired, deadlines, turns
+from tests.support.network.slow import STEP, LoopClock
+from tests.support.world.world import spawn
 
 
 @pytest.fixture(autouse=True)

@@ -14,8 +14,8 @@ import fastrdb
 from fastrdb.errors import CacheUnavailableError
 from fastrdb.keys.prefix import Prefix
 from fastrdb.protocol.store import Granted, Store
+from fastrdb.testing import GatedClient
 from fastrdb.transport.scripts import SHARED, Names, Script
-from tests.support.gates import GatedClient
 
 
 @contextlib.asynccontextmanager

@@ -13,15 +13,15 @@ import pytest
 
 from fastrdb import Cache
 from fastrdb.keys.prefix import Prefix
+from fastrdb.testing import script_texts
 from fastrdb.transport.histories import Histories
 from fastrdb.transport.scripts import Target
-from tests.support import fuzz
-from tests.support.cluster import Cluster
-from tests.support.databases import Database
-from tests.support.gates import script_texts
-from tests.support.stores import lose, members, put
-from tests.support.whole import Whole
-from tests.support.wiretap import tapped
+from tests.support.network.recorder import tapped
+from tests.support.servers.cluster import Cluster
+from tests.support.servers.databases import Database
+from tests.support.world import fuzz
+from tests.support.world.stores import lose, members, put
+from tests.support.world.walkthrough import Whole
 from tests.transport.test_moving_slots import OfItsOwn
 
 IN_SLOTS = {name for name in script_texts() if name.startswith(("slot_", "shard_"))} | {"look", "compare_delete"}

@@ -26,12 +26,12 @@ from fastrdb.transport.cluster import Masters
 from fastrdb.transport.pipeline import Wire
 from fastrdb.transport.slots import slot_of
 from fastrdb.transport.timeouts import Patience
-from tests.support.cluster import Cluster
-from tests.support.databases import Database
-from tests.support.items import Base, Item, Row
 from tests.support.mutants import Mutant, name
-from tests.support.slow import STEP, LoopClock, Pace, ports_of, slowed
+from tests.support.network.slow import STEP, LoopClock, Pace, ports_of, slowed
+from tests.support.servers.cluster import Cluster
+from tests.support.servers.databases import Database
 from tests.support.waiting import until
+from tests.support.world.items import Base, Item, Row
 
 CHUNK = 128
 KEYS = 20

@@ -25,7 +25,7 @@ from sqlalchemy.orm.exc import DetachedInstanceError
 
 from fastrdb.errors import SchemaError
 from fastrdb.values.codec import Codec, DecodeError, EncodeError, encode_missing, missing_message
-from tests.support.samples import CODEC, EVERYTHING, SAMPLE, Address, Cat, Color, Dog, Everything, Page
+from tests.support.world.samples import CODEC, EVERYTHING, SAMPLE, Address, Cat, Color, Dog, Everything, Page
 
 
 @settings(max_examples=150, deadline=None)

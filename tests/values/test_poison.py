@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 
 from fastrdb import Cache
 from fastrdb.values.codec import ABSENT, Codec, DecodeError, missing_message
-from tests.support import fuzz
+from tests.support.world import fuzz
 
 
 class Item(BaseModel):

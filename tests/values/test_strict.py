@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from fastrdb.values.codec import Codec, DecodeError
-from tests.support.samples import CODEC, SAMPLE, Address, Cat, Page, Tags
+from tests.support.world.samples import CODEC, SAMPLE, Address, Cat, Page, Tags
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from tests.support.scenarios_commits import carried
-from tests.support.ways import Way
-from tests.support.world import World
+from tests.races.scenarios.commits import carried
+from tests.support.world.world import World
+from tests.support.world.writes import Way
 
 
 async def rolled_back(w: World, way: Way) -> None:

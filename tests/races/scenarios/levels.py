@@ -7,9 +7,10 @@ from sqlalchemy import delete, select, update
 from sqlalchemy.exc import DBAPIError, NoResultFound
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from tests.support import scenarios, scenarios_sessions
-from tests.support.places import Place
-from tests.support.world import Item, ItemOut, World, spawn
+from tests.races.scenarios import fills as scenarios
+from tests.races.scenarios import sessions as scenarios_sessions
+from tests.support.world.levels import Place
+from tests.support.world.world import Item, ItemOut, World, spawn
 
 SEEN = {"statement": "new", "transaction": "old", "locks": "old"}
 

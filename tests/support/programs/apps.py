@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 
 from fastrdb import Cache
 from fastrdb.protocol.store import Store
-from tests.support.gates import Gate
+from fastrdb.testing import Gate
 
 
 class App:

@@ -10,7 +10,7 @@ from sqlalchemy import create_engine, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session
 
-from tests.support.world import Item, ItemOut, World
+from tests.support.world.world import Item, ItemOut, World
 
 NAME = select(Item.name).where(Item.id == 1)
 NEVER = update(Item).where(Item.id == 1).values(name="never")

@@ -7,8 +7,8 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.asyncio.cluster import ClusterPipeline, RedisCluster
 
-from tests.support.gates import Gate, GatedClient
-from tests.support.stores import is_cluster
+from fastrdb.testing import Gate, GatedClient
+from tests.support.world.stores import is_cluster
 
 _NAMES = {"shard_fence": "begin", "slot_fill": "end", "shard_unbar": "end", "slot_lease": "acquire"}
 """What begins on a cluster what one script does on one server goes by that script's name."""

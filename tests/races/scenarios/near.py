@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 
-from tests.support.nearby import Nearby, set_each
+from tests.support.world.near import Nearby, set_each
 
 KEY = "item:1"
 KEYS = 200

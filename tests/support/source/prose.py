@@ -1,4 +1,4 @@
-"""A check of docstrings, comments and messages: `python -m tests.support.prose PATH...` lists what is wrong.
+"""A check of docstrings, comments and messages: `python -m tests.support.source.prose PATH...` lists what is wrong.
 
 A function's docstring begins with a verb in the imperative, a class's with a noun, and a test's says what is so. What
 is described has a name: a caller, a server, an entry. Sentences are short.
@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).parents[2]
+from tests.support import ROOT
+
 MOST_WORDS = 25
 """In a sentence."""
 

@@ -15,8 +15,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from fastrdb import Cache
-from tests.support import databases
-from tests.support.world import PATIENT, Process
+from tests.support.servers import databases
+from tests.support.world.world import PATIENT, Process
 
 LIMIT = 40.0  # seconds
 Moment = Literal["before", "after"]

@@ -14,9 +14,9 @@ from fastrdb.keys.prefix import Prefix
 from fastrdb.protocol.intent import Intent
 from fastrdb.protocol.store import Barred, Granted, Store
 from fastrdb.transport.slots import SlotNames
-from tests.support.gated_cluster import GatedCluster
-from tests.support.stores import lapse_barriers, members, put, store_on
-from tests.support.world import spawn
+from tests.support.world.gates import GatedCluster
+from tests.support.world.stores import lapse_barriers, members, put, store_on
+from tests.support.world.world import spawn
 
 KEY, OLD, NEW = "user:1", b"old", b"new"
 USERS = Prefix("user:")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from tests.support.scenarios import LEASE
-from tests.support.world import Item, ItemOut, World, spawn
+from tests.races.scenarios.fills import LEASE
+from tests.support.world.world import Item, ItemOut, World, spawn
 
 
 async def old_snapshot(w: World) -> None:

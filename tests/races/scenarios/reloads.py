@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from tests.support.world import PATIENT, Item, ItemOut, Process, World, spawn
+from tests.support.world.world import PATIENT, Item, ItemOut, Process, World, spawn
 
 OLD, NEW = b'{"id":1,"name":"old"}', b'{"id":1,"name":"new"}'
 

@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from redis.asyncio import Redis
@@ -17,7 +16,6 @@ from redis.backoff import NoBackoff
 from fastrdb import Cache
 from fastrdb import loops as loop_states
 
-ROOT = Path(__file__).parents[2]
 client: Redis
 cache = Cache(timeout=5)
 

@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from fastrdb.near.cache import Near, NearCache, Token
 from fastrdb.near.tracking import Tracking
 from fastrdb.testing.server import EmbeddedServer
-from tests.support.clocks import ManualClock
+from tests.support.network.clocks import ManualClock
 from tests.support.proxy import TcpProxy
 
 HEADS = ("item:", "post:")

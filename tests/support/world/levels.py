@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from sqlalchemy import Connection, event, text
 
-from tests.support import databases
-from tests.support.databases import Database
+from tests.support.servers import databases
+from tests.support.servers.databases import Database
 
 Server = Literal["sqlite", "postgresql", "mariadb"]
 Sees = Literal["statement", "transaction", "locks"]

@@ -11,8 +11,8 @@ from sqlalchemy import select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from fastrdb.protocol import intent
-from tests.support.scenarios import LEASE
-from tests.support.world import Item, ItemOut, World, in_a_new_context, spawn
+from tests.races.scenarios.fills import LEASE
+from tests.support.world.world import Item, ItemOut, World, in_a_new_context, spawn
 
 NEW = update(Item).where(Item.id == 1).values(name="new")
 

@@ -15,7 +15,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from fastrdb import Cache, FastRDB
 from fastrdb.transport.scripts import Names
-from tests.support.databases import Database
+from tests.support.servers.databases import Database
 
 HEADS = ("person:", "people:", "known:")
 """What all keys of this run begin with, and no others."""

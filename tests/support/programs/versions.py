@@ -7,7 +7,7 @@ import random
 from typing import Any
 
 from fastrdb import Cache
-from tests.support.world import PATIENT
+from tests.support.world.world import PATIENT
 
 
 class Versions:

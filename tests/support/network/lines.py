@@ -11,10 +11,10 @@ import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
+from fastrdb.testing import Gates
 from fastrdb.transport.connection import Line
 from fastrdb.transport.deadlines import Deadlines
 from fastrdb.transport.scripts import Command
-from tests.support.gates import Gates
 
 CLOSED = object()
 """In place of a reply: the server closes the connection."""

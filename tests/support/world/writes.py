@@ -9,7 +9,7 @@ from sqlalchemy import delete, func, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from tests.support.world import Item, Owner
+from tests.support.world.world import Item, Owner
 
 Way = Callable[[AsyncSession], Awaitable[Any]]
 TO_NEW = update(Item).where(Item.id == 1).values(name="new")

@@ -11,8 +11,8 @@ import pytest
 
 from fastrdb.keys.prefix import Prefix
 from fastrdb.protocol.store import Busy, Granted
-from tests.support.gates import Gate
-from tests.support.world import World, spawn
+from fastrdb.testing import Gate
+from tests.support.world.world import World, spawn
 
 LEASE = "fastrdb:lease:{item:1}"
 

@@ -22,11 +22,11 @@ from sqlalchemy.util import await_only
 
 from fastrdb import Cache
 from fastrdb.protocol.store import Store
+from fastrdb.testing import Gate, Gates
 from fastrdb.transport.scripts import Script
-from tests.support.databases import Database
-from tests.support.gated_cluster import gated
-from tests.support.gates import Gate, Gates
-from tests.support.stores import members, names_in, put
+from tests.support.servers.databases import Database
+from tests.support.world.gates import gated
+from tests.support.world.stores import members, names_in, put
 
 T = TypeVar("T")
 _spawned: set[asyncio.Task[Any]] = set()

@@ -12,8 +12,8 @@ import pytest
 from redis.asyncio import Redis
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 
-from tests.support.cluster import Cluster
 from tests.support.proxy import Direction, TcpProxy
+from tests.support.servers.cluster import Cluster
 
 STEP = 0.005
 """Seconds that the clock goes at a time: one that jumps tells of a loop that was held up."""

@@ -15,7 +15,7 @@ import pytest
 from redis.asyncio.connection import AbstractConnection
 from redis.crc import key_slot
 
-from tests.support.cluster import HOST, SLOTS, Cluster
+from tests.support.servers.cluster import HOST, SLOTS, Cluster
 
 Words = tuple[bytes, ...]
 

@@ -1,0 +1,1 @@
+"""The races, step by step, by subject."""

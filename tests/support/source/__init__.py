@@ -1,0 +1,1 @@
+"""The project's own source, as its tests look at it."""
