@@ -7,9 +7,8 @@ load that began before a commit has lost its lease, and who calls after that com
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import chain, repeat
 from typing import Any
@@ -117,27 +116,6 @@ class Flights:
     def get(self, token: str) -> Flight | None:
         """The flight to join for who found `token` on its key."""
         return self.by_token.get(token)
-
-
-_led: ContextVar[frozenset[str]] = ContextVar("fastrdb_led", default=frozenset())
-
-
-@contextmanager
-def leading(tokens: Iterable[str]) -> Iterator[None]:
-    """Around the load for which these leases were granted."""
-    token = _led.set(_led.get().union(tokens))
-    try:
-        yield
-    finally:
-        _led.reset(token)
-
-
-def leads(token: str) -> bool:
-    """Whether this code is a part of the load that holds the lease: who waited for it would wait for itself.
-
-    Two functions may share a key, and one of them call the other.
-    """
-    return token in _led.get()
 
 
 class Watch:

@@ -10,7 +10,6 @@ import hashlib
 import importlib
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -111,11 +110,6 @@ async def _fit(session: object, since: int) -> None:
     """Let every snapshot be young enough."""
 
 
-@contextmanager
-def _entered(scope: Any) -> Any:
-    yield
-
-
 def _join_by_key(put: Setter) -> None:
     """Whoever misses joins any load of that key in this process, whatever the lease says."""
     from fastrdb.loading.misses import Miss  # noqa: PLC0415
@@ -213,7 +207,7 @@ BUGS: dict[str, Bug] = {
     ),
     "no-prefixes": Bug(
         "a function's prefixes are not put on the transactions inside it",
-        _python("fastrdb.transactions.state", "Scope.entered", _entered),
+        _everywhere("fastrdb.transactions.scope", "targets_around", list),
         {"faults": ("stall",), "style": "inside"},
     ),
     "unknown-is-rollback": Bug(
@@ -228,12 +222,15 @@ BUGS: dict[str, Bug] = {
     ),
     "old-snapshot": Bug(
         "what was loaded from a snapshot older than the lease is stored",
-        _everywhere("fastrdb.transactions.rules", "unfit", _fit),
+        _everywhere("fastrdb.transactions.rules", "why_not_stored", _fit),
         _SNAPSHOT,
     ),
     "identity-map": Bug(
         "a load is answered by the session's identity map",
-        _everywhere("fastrdb.transactions.rules", "fresh_reads", lambda session: nullcontext()),
+        _all(
+            _python("fastrdb.transactions.scope", "RunningLoad._hide_identity_maps", _nothing),
+            _everywhere("fastrdb.transactions.scope", "fresh_reads", _false),
+        ),
     ),
     "snapshot-believed": Bug(
         "what a restarted server has is taken for its own",

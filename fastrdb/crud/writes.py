@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from fastrdb.transactions import Use, autocommits
+from fastrdb.transactions import RunningCall, autocommits
 
 from .bindings import Bindings
 from .input import build, change
@@ -144,6 +144,6 @@ async def write(
     db: AsyncSession, redis: Any, sql: Statements, bound: Bindings[Response]
 ) -> AsyncIterator[Write[Response]]:
     """A write in a transaction: see `unit_of_work`."""
-    with Use(bound.owner, "db", db.sync_session):
+    with RunningCall(bound.owner, "db", db.sync_session):
         async with unit_of_work(db) as unit:
             yield Write(db, redis, sql, bound, unit)

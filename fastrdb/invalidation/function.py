@@ -12,7 +12,7 @@ from typing import Any
 
 from fastrdb.keys import RESULT, CallPlan, Prefix
 from fastrdb.runtime import BaseCache
-from fastrdb.transactions import Scope, Use, has_transaction, leave, state_of, sync_session
+from fastrdb.transactions import RunningCall, Targets, has_transaction, leave, state_of, sync_session
 
 
 class Invalidation:
@@ -37,33 +37,35 @@ class Invalidation:
             return await function()
         store = self.cache.store(client)
         session = sync_session(plan.session(values))
-        scope = Scope(
-            store, lambda: store.intent(client), plan.reaches.prefixes_before(calls), plan.reaches.keys_before(calls)
-        )
+        before = plan.reaches.prefixes_before(calls), plan.reaches.keys_before(calls)
+        targets = Targets(store, lambda: store.intent(client), *before)
         if session is not None and has_transaction(session):
-            scope.join(session)
+            targets.join(session)
         try:
-            with Use(plan.function, plan.session_name, session), scope.entered():
+            with RunningCall(plan.function, plan.session_name, session, targets):
                 result = await function()
         finally:
-            ending = leave(scope)
+            ending = leave(targets)
         if ending is not None:
             await asyncio.shield(ending)
         known = [{**each, RESULT: result} for each in calls]
-        await self._follow(scope, session, client, plan.reaches.prefixes_after(known), plan.reaches.keys_after(known))
+        await self._follow(targets, session, client, plan.reaches.prefixes_after(known), plan.reaches.keys_after(known))
         return result
 
-    async def _follow(self, scope: Scope, session: Any, client: Any, prefixes: list[Prefix], keys: list[str]) -> None:
+    async def _follow(
+        self, targets: Targets, session: Any, client: Any, prefixes: list[Prefix], keys: list[str]
+    ) -> None:
         """After a commit only what was not known by then is left; one that is still to come takes all along."""
-        self.counters.tell("invalidation", ", ".join([*(p.head for p in [*scope.prefixes, *prefixes]), *scope.keys]))
+        heads = [prefix.head for prefix in (*targets.prefixes, *prefixes)]
+        self.counters.tell("invalidation", ", ".join([*heads, *targets.keys]))
         to_come = False
         if session is not None and has_transaction(session):
             to_come = True
-            scope.join(session)
-            state_of(session).declared |= not scope.carried
-        to_come = scope.add(prefixes, keys) or to_come
-        if scope.carried:
+            targets.join(session)
+            state_of(session).declared |= not targets.carried
+        to_come = targets.add(prefixes, keys) or to_come
+        if targets.carried:
             if prefixes or keys:
                 await self.cache.delete(client, prefixes, keys)
         elif not to_come:
-            await self.cache.delete(client, [*scope.prefixes, *prefixes], [*scope.keys, *keys])
+            await self.cache.delete(client, [*targets.prefixes, *prefixes], [*targets.keys, *keys])

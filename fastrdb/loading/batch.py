@@ -17,11 +17,11 @@ from fastrdb.errors import CacheUnavailableError, SessionInUseError
 from fastrdb.events import Kind
 from fastrdb.protocol import Barred, Busy, Granted, Hit
 from fastrdb.protocol import Outcome as Answer
-from fastrdb.singleflight import Absent, Again, Alone, Failed, Flight, Landed, Late, Outcome, Watch, leading, leads
-from fastrdb.transactions import fresh_reads, missing_row, session_s_own
+from fastrdb.singleflight import Absent, Again, Alone, Failed, Flight, Landed, Late, Outcome, Watch
+from fastrdb.transactions import leads, missing_row, session_s_own
 from fastrdb.values import ABSENT, DecodeError, missing_message
 
-from .entry import MISS, Call, Entries, taking_notes
+from .entry import MISS, Call, Entries
 from .misses import LOST
 
 
@@ -169,26 +169,22 @@ class Batch:
 
     async def lead(self, keys: list[str], leases: dict[str, Lease]) -> None:
         """Load, and store what there is a lease for, which is then taken out of `leases`."""
-        load = self.query.loading(self.call.session)
-        old = await load.unfit()  # asked now, too: when the load is done, that transaction may be over
-        tokens = [lease.token for lease in leases.values()]
-        with load, fresh_reads(self.call.session), leading(tokens), taking_notes() as notes:
+        async with self.query.loading(self.call.session, [lease.token for lease in leases.values()]) as load:
             try:
                 await self._load(keys)
             except SessionInUseError:
                 raise  # who waits has a session of its own
             except Exception as error:
                 # Which of several keys it is about it does not say.
-                everyones = len(keys) == 1 and not old and not notes and not session_s_own(error)
+                everyones = len(keys) == 1 and not load.why_not_stored and not session_s_own(error)
                 outcome = Failed(error) if everyones else Alone()
                 for lease in leases.values():
                     lease.flight.settle(outcome)
                 raise
-        why = old or await load.unfit() or (notes[0] if notes else None)
         fills = []
         for key in keys:
             if key in leases:
-                fills += self._fill(key, leases[key], why)
+                fills += self._fill(key, leases[key], load.why_not_stored)
             else:
                 self.tell("bypass", key, "a write to it is being committed")
         await self._store(fills, leases)

@@ -6,9 +6,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
-from contextvars import ContextVar
+from collections.abc import Awaitable, Callable, Collection, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,8 @@ from fastrdb.events import Counters
 from fastrdb.keys import CallPlan
 from fastrdb.protocol import Patience, Store
 from fastrdb.runtime import BaseCache
-from fastrdb.transactions import WROTE, Load, Use, no_result, wrote
+from fastrdb.transactions import WROTE, RunningCall, RunningLoad, no_result, wrote
+from fastrdb.transactions import no_store as no_store
 from fastrdb.values import ABSENT, Codec, DecodeError, missing_message
 
 from .policy import Pace, Policy
@@ -43,25 +43,6 @@ class Call:
 
 MISS: Any = object()
 """No value: None is one."""
-_notes: ContextVar[list[str] | None] = ContextVar("fastrdb_notes", default=None)
-
-
-def no_store(reason: str) -> None:
-    """Called inside a cached function: this result is right for this caller, but must not be stored."""
-    notes = _notes.get()
-    if notes is not None:
-        notes.append(reason)
-
-
-@contextmanager
-def taking_notes() -> Iterator[list[str]]:
-    """Inside, what `no_store` is told ends up in the list."""
-    notes: list[str] = []
-    token = _notes.set(notes)
-    try:
-        yield notes
-    finally:
-        _notes.reset(token)
 
 
 class Entries:
@@ -162,13 +143,13 @@ class Entries:
         with self.using(call.session):
             return await self.load(call)
 
-    def using(self, session: Session | None) -> Use:
-        """A load for one caller only; with `loading`, one that may become an entry. Blocks that want it alone."""
-        return Use(self.plan.function, self.plan.session_name, session)
+    def using(self, session: Session | None) -> RunningCall:
+        """Return the block for a load for one caller only."""
+        return RunningCall(self.plan.function, self.plan.session_name, session)
 
-    def loading(self, session: Session | None) -> Load:
-        """A load that may become an entry."""
-        return Load(self.plan.function, self.plan.session_name, session)
+    def loading(self, session: Session | None, tokens: Collection[str]) -> RunningLoad:
+        """Return the block for a load under leases, with these tokens, whose result may become an entry."""
+        return RunningLoad(self.plan.function, self.plan.session_name, session, tokens)
 
     async def load(self, call: Call) -> Any:
         """Run the function."""

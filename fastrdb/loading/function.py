@@ -17,12 +17,12 @@ from fastrdb.keys import MISSING, UNSAID
 from fastrdb.transactions import (
     WROTE,
     has_transaction,
-    mark,
+    next_order,
     plain_session,
     schema_map,
     state_of,
     sync_session,
-    unfit,
+    why_not_stored,
     work_on,
     wrote,
 )
@@ -32,7 +32,6 @@ from .entry import MISS as MISS
 from .entry import Call as Call
 from .entry import Entries
 from .entry import no_store as no_store
-from .entry import taking_notes as taking_notes
 from .misses import Miss
 from .reloads import Refresh
 
@@ -198,7 +197,7 @@ class CachedQuery(Entries):
         except CacheUnavailableError as error:
             return Explanation(key, "bypass", None, (str(error),))
         reasons = []
-        if call.session is not None and (old := await unfit(call.session, mark())) is not None:
+        if call.session is not None and (old := await why_not_stored(call.session, next_order())) is not None:
             reasons.append(old)
         if entry.leased:
             reasons.append("another caller is loading or writing it")

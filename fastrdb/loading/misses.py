@@ -11,11 +11,11 @@ from typing import Any
 from fastrdb.errors import CacheUnavailableError, SessionInUseError
 from fastrdb.protocol import Barred, Busy, Granted, Hit
 from fastrdb.runtime import LoopState
-from fastrdb.singleflight import Absent, Again, Alone, Failed, Flight, Landed, Late, Outcome, Watch, leading, leads
-from fastrdb.transactions import fresh_reads, missing_row, session_s_own
+from fastrdb.singleflight import Absent, Again, Alone, Failed, Flight, Landed, Late, Outcome, Watch
+from fastrdb.transactions import leads, missing_row, session_s_own
 from fastrdb.values import encode_missing
 
-from .entry import MISS, Call, Entries, taking_notes
+from .entry import MISS, Call, Entries
 
 LOST = "the lease was lost: a write came between, or the load was slow"
 
@@ -150,16 +150,14 @@ class Miss:
     async def _load(self) -> Loaded:
         query, call = self.query, self.call
         value, error = None, None
-        load = query.loading(call.session)
-        old = await load.unfit()  # asked now, too: when the load is done, that transaction may be over
-        with load, fresh_reads(call.session), leading((self.token,)), taking_notes() as notes:
+        async with query.loading(call.session, (self.token,)) as load:
             try:
                 value = await query.load(call)
             except SessionInUseError:
                 raise  # who waits has a session of its own
             except Exception as raised:  # noqa: BLE001  # raised again when those who wait know of it
                 error = raised
-        old = old or await load.unfit()
+        old, notes = load.unfit, load.notes
         outcome: Outcome = Alone()
         if error is None:
             raw, reason = query.encoded(value, notes)

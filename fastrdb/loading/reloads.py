@@ -16,7 +16,7 @@ from typing import Any
 
 from fastrdb.errors import CacheUnavailableError, OptionError
 from fastrdb.protocol import Barred, Busy, Granted, Hit, Timed
-from fastrdb.transactions import apart, missing_row, sync_session
+from fastrdb.transactions import apart, missing_row, next_order, sync_session, why_not_stored
 
 from .entry import MISS, Call, Entries
 from .misses import Loaded, Miss
@@ -51,8 +51,9 @@ class Reload(Miss):
 
     async def attempt(self) -> Any:
         """The new value; or MISS, where it is not for this caller to load, or Redis does not answer."""
-        if await self.query.loading(self.call.session).unfit() is not None:  # what it loads could not be stored
-            return MISS
+        session = self.call.session
+        if session is not None and await why_not_stored(session, next_order()) is not None:
+            return MISS  # what it loads could not be stored
         query, key = self.query, self.call.key
         with self.state.flights.open(self.token) as mine:  # before `acquire`: who finds our lease finds our flight
             try:

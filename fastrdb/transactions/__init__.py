@@ -5,7 +5,6 @@ from .finish import leave
 from .listeners import settled
 from .rules import (
     WROTE,
-    fresh_reads,
     has_transaction,
     missing_row,
     no_result,
@@ -13,34 +12,35 @@ from .rules import (
     schema_map,
     session_s_own,
     sync_session,
-    unfit,
     unreachable,
+    why_not_stored,
     wrote,
 )
-from .scope import Load, Use, apart
-from .state import Scope, mark, state_of, work_on
+from .scope import RunningCall, RunningLoad, apart, leads, no_store
+from .state import Targets, next_order, state_of, work_on
 
 __all__ = [
     "WROTE",
-    "Load",
-    "Scope",
-    "Use",
+    "RunningCall",
+    "RunningLoad",
+    "Targets",
     "apart",
     "autocommits",
-    "fresh_reads",
     "has_transaction",
+    "leads",
     "leave",
-    "mark",
     "missing_row",
+    "next_order",
     "no_result",
+    "no_store",
     "plain_session",
     "schema_map",
     "session_s_own",
     "settled",
     "state_of",
     "sync_session",
-    "unfit",
     "unreachable",
+    "why_not_stored",
     "work_on",
     "wrote",
 ]

@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Engine
 
-from .state import mark
+from .state import next_order
 
 _LEVEL, _STREAMS = "fastrdb.level", "fastrdb.streams"  # in `Connection.info`, which belongs to the driver's connection
 _levels: WeakKeyDictionary[Engine, str] = WeakKeyDictionary()
@@ -67,7 +67,7 @@ def has_written(connection: Connection) -> bool:
 
 def stream_begins(connection: Connection, context: Any) -> None:
     """A statement's result is not read at once. In SQLite it holds a snapshot until its end, for all statements."""
-    connection.info.setdefault(_STREAMS, WeakKeyDictionary())[context] = mark()
+    connection.info.setdefault(_STREAMS, WeakKeyDictionary())[context] = next_order()
 
 
 def streams(connection: Connection, since: int) -> bool:

@@ -11,8 +11,8 @@ from sqlalchemy import Connection
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
-from .state import Phase, Scope, Transaction, Work
-from .uses import join_changed
+from .state import Phase, Targets, Transaction, Work
+from .uses import changed, used_here
 
 _log = logging.getLogger("fastrdb")
 _ending: set[asyncio.Task[None]] = set()  # the loop itself holds tasks weakly
@@ -59,11 +59,16 @@ def undo(connection: Connection, transaction: Transaction, rollback: Callable[[]
         end_own(transaction, committed=transaction.published)
 
 
-def leave(scope: Scope) -> asyncio.Task[None] | None:
-    """A call is over, and so is the work for what it committed statement by statement, without a session."""
-    join_changed(scope)
-    over = [work for found, work in scope.works.items() if found.autocommit and found.phase is Phase.OPEN]
-    for found in scope.works:
+def leave(targets: Targets) -> asyncio.Task[None] | None:
+    """A call is over, and so is the work for what it committed statement by statement, without a session.
+
+    Its prefixes and keys go on the sessions that have changes by then; on more than its own at worst.
+    """
+    for session in {*targets.seen, *used_here()}:
+        if session.in_transaction() and changed(session):
+            targets.join(session)
+    over = [work for found, work in targets.works.items() if found.autocommit and found.phase is Phase.OPEN]
+    for found in targets.works:
         found.works = [work for work in found.works if work not in over]
     return finish(over, committed=True) if over else None
 

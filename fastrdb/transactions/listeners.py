@@ -16,16 +16,17 @@ from weakref import ref
 
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.orm import ORMExecuteState, Session, SessionTransaction
 from sqlalchemy.util import await_only
 
 from .commits import watch
 from .drivers import autocommits, level_is_set, sqlite_driver, stream_begins
 from .finish import abandon, can_wait, end_own, finish, undo
 from .finish import settled as settled
-from .scope import rollback_begins, statement_begins
+from .scope import fresh_reads, rollback_begins, statement_begins, targets_around
 from .sql import Does, effect, sets_isolation
-from .state import Phase, Transaction, Work, new_transaction, scopes, state_of, take_state, transaction_of
+from .state import Phase, Transaction, Work, new_transaction, state_of, take_state, transaction_of
+from .uses import changed, use
 
 _log = logging.getLogger("fastrdb")
 
@@ -124,7 +125,9 @@ def _effect(connection: Connection, statement: str, context: Any) -> Does:
     if context is not None and (context.isinsert or context.isupdate or context.isdelete):
         return Does.WRITES
     does = effect(statement, connection.dialect.name)
-    return does | Does.WRITES if Does.CALLS in does and scopes() else does  # it is what that call has said it does
+    return (
+        does | Does.WRITES if Does.CALLS in does and targets_around() else does
+    )  # it is what that call has said it does
 
 
 def _on_write(connection: Connection, transaction: Transaction, statement: str, does: Does) -> None:
@@ -134,8 +137,8 @@ def _on_write(connection: Connection, transaction: Transaction, statement: str, 
     transaction.loose = transaction.loose or Does.LEAVES in does
     if sets_isolation(statement):
         level_is_set(connection)
-    for scope in scopes():
-        scope.meet(transaction)
+    for targets in targets_around():
+        targets.meet(transaction)
     if transaction.users or transaction.works:
         transaction.autocommit = transaction.autocommit or autocommits(connection)
         if transaction.autocommit or transaction.loose or Does.COMMITS in does:
@@ -206,8 +209,8 @@ def _works(transaction: Transaction) -> list[Work]:
 
 def _begin_works(transaction: Transaction) -> None:
     if not transaction.sessions:
-        for scope in scopes():
-            scope.meet(transaction)
+        for targets in targets_around():
+            targets.meet(transaction)
     for work in _works(transaction):
         if can_wait(work):
             await_only(work.begin())
@@ -230,9 +233,9 @@ def _attempt(transaction: Transaction) -> None:
     for session in transaction.sessions:
         state_of(session).attempt(transaction)
     if transaction.wrote and not transaction.sessions:
-        for scope in scopes():  # the calls around a connection without a session: what was written is covered
-            work = scope.works.get(transaction)
-            scope.carried = scope.carried or (work is not None and can_wait(work))
+        for targets in targets_around():  # the calls around a connection without a session: what was written is covered
+            work = targets.works.get(transaction)
+            targets.carried = targets.carried or (work is not None and can_wait(work))
 
 
 def _on_committed(transaction: Transaction) -> None:
@@ -245,6 +248,27 @@ def _on_committed(transaction: Transaction) -> None:
 # --- sessions
 
 
+@event.listens_for(Session, "after_transaction_create")
+def _on_session_transaction(session: Session, transaction: SessionTransaction) -> None:
+    if transaction.parent is None:  # also begun by the change of an attribute
+        _use(session)
+
+
+@event.listens_for(Session, "do_orm_execute")
+def _on_orm_execute(state: ORMExecuteState) -> None:
+    _use(state.session)
+    if not state.is_select or state.is_column_load or changed(state.session):  # never over unflushed changes
+        return
+    if fresh_reads():
+        state.update_execution_options(populate_existing=True)
+
+
+def _use(session: Session) -> None:
+    use(session)
+    for targets in targets_around():  # tasks that the call has started know it, too
+        targets.seen.add(session)
+
+
 @event.listens_for(Session, "after_begin")
 def _on_session_begin(session: Session, root: SessionTransaction, connection: Connection) -> None:
     state = state_of(session)
@@ -253,8 +277,8 @@ def _on_session_begin(session: Session, root: SessionTransaction, connection: Co
     transaction = transaction_of(connection)
     if transaction is not None and session not in transaction.sessions:
         transaction.users.append(ref(session))
-    for scope in scopes():
-        scope.join(session)
+    for targets in targets_around():
+        targets.join(session)
 
 
 @event.listens_for(Session, "after_commit")
@@ -282,8 +306,8 @@ def _on_session_end(session: Session, transaction: SessionTransaction) -> None:
         found.works += works
     ended = outer or _end_session(works, state.outcome())
     if ended and all(map(can_wait, works)):
-        for scope in state.scopes:
-            scope.carried = scope.carried or bool(outer) or state.wrote
+        for targets in state.targets:
+            targets.carried = targets.carried or bool(outer) or state.wrote
 
 
 def _end_session(works: list[Work], committed: bool | None) -> bool:

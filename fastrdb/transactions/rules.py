@@ -5,12 +5,9 @@ The five rules of the protocol, and nothing else. `transactions` knows the facts
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection
 from sqlalchemy.exc import (
     DBAPIError,
     InterfaceError,
@@ -21,12 +18,12 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
-from sqlalchemy.orm import ORMExecuteState, Session
+from sqlalchemy.orm import Session
 from sqlalchemy.util import greenlet_spawn
 
 from .drivers import ask_level, has_written, known_level, sqlite_driver, streams
 from .state import Transaction, connections_of, state_of, transaction_of, undone_since
-from .uses import changed, used_here
+from .uses import changed
 
 WROTE = "the session has written in its open transaction"
 UNTOLD = "the database does not tell the state of the transaction"
@@ -70,7 +67,7 @@ def has_transaction(session: Session) -> bool:
     return session.in_transaction() or (isinstance(session.bind, Connection) and session.bind.in_transaction())
 
 
-async def unfit(session: Session, since: int) -> str | None:
+async def why_not_stored(session: Session, since: int) -> str | None:
     """Rules 1 and 2: why what was loaded after the point `since` must not be stored, or None if it may.
 
     A transaction that was open at `since`, when the lease was granted, may look at an older snapshot.
@@ -153,50 +150,3 @@ def unreachable(error: BaseException) -> bool:
 def no_result(message: str) -> NoResultFound:
     """The error of a row that is known to be missing."""
     return NoResultFound(message)
-
-
-# --- rule 3: a load under a lease must not be answered by the identity map
-
-
-class _Load:
-    """A load that is going on. A flag on it, because tasks that it started may outlive it."""
-
-    __slots__ = ("active",)
-
-    def __init__(self) -> None:
-        self.active = True
-
-
-_load: ContextVar[_Load | None] = ContextVar("fastrdb_load", default=None)
-
-
-@contextmanager
-def fresh_reads(session: Session | None) -> Iterator[None]:
-    """Inside, what is loaded comes from the database, not from what a session loaded long ago."""
-    load = _Load()
-    token = _load.set(load)
-    # Session.get() and many-to-one loads look into the identity map before any statement.
-    asked = {session, *used_here()} if session is not None else set(used_here())
-    hidden = [each for each in asked if len(each.identity_map) > 0 and "_identity_lookup" not in each.__dict__]
-    for each in hidden:
-        each.__dict__["_identity_lookup"] = _found_nothing
-    try:
-        yield
-    finally:
-        load.active = False
-        _load.reset(token)
-        for each in hidden:  # by this load, and not by one that this one is a part of
-            each.__dict__.pop("_identity_lookup", None)
-
-
-def _found_nothing(*args: Hashable, **kwargs: Hashable) -> None:
-    return None
-
-
-@event.listens_for(Session, "do_orm_execute")
-def _populate_existing(state: ORMExecuteState) -> None:
-    load = _load.get()
-    if load is None or not load.active or not state.is_select or state.is_column_load:
-        return
-    if not (state.session.new or state.session.dirty or state.session.deleted):  # never over unflushed changes
-        state.update_execution_options(populate_existing=True)

@@ -1,12 +1,13 @@
-"""What goes on inside of a call: which session it uses, alone; and for a load, which transactions its statements see.
+"""The call that is running: its function, its session, what it loads or invalidates, and the call around it.
 
-A call need not name its session: it may open one of its own, or be handed a connection. So what a load may have seen
-is not asked of the session only, but of each transaction in which a statement ran while it went on.
+One context variable holds the innermost call; each call holds its parent. Tasks that a call starts inherit the chain.
+A call need not name its session: it may open one of its own, or be given a connection. So a load is asked about each
+transaction in which one of its statements ran, and a write joins each transaction that writes or commits inside of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Hashable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Self
@@ -19,110 +20,146 @@ from sqlalchemy.util import greenlet_spawn
 from fastrdb.errors import SessionInUseError
 
 from .drivers import ask_level, has_written, known_level
-from .rules import READ_BACK, UNTOLD, WROTE, older, unfit
-from .state import Transaction, connections_of, mark
-from .state import apart as apart_from_scopes
-from .uses import changed
+from .rules import READ_BACK, UNTOLD, WROTE, older, why_not_stored
+from .state import Targets, Transaction, connections_of, next_order
+from .uses import changed, used_here
 
-_USES = "fastrdb.uses"  # in Session.info
-_users: WeakKeyDictionary[Connection, list[Use]] = WeakKeyDictionary()
-_inside: ContextVar[Use | None] = ContextVar("fastrdb_inside", default=None)
+_CALLS = "fastrdb.calls"  # in Session.info: the calls that use the session
+_calls_on: WeakKeyDictionary[Connection, list[RunningCall]] = WeakKeyDictionary()
+_running: ContextVar[RunningCall | None] = ContextVar("fastrdb_running", default=None)
 
 
-class Use:
-    """A call of `function` with a session, from the start of the block to its end. Nobody else may use it meanwhile.
+class RunningCall:
+    """A call of `function` with `session`, for as long as the block lasts. `parameter` names the session in errors.
 
-    SQLAlchemy forbids two tasks to use one session at once, and notices it by chance. Calls inside of this one, in its
-    task or in tasks that it has started, are a part of it.
+    SQLAlchemy forbids two tasks to use one session at once, but notices only some of these. Entering the block raises
+    SessionInUseError if a call in an unrelated task uses the session. Calls inside of this one, in its task or in
+    tasks that it has started, may use the session. `targets` are what the call invalidates, if it does.
     """
 
-    __slots__ = ("function", "parameter", "session", "active", "_around", "_claimed", "_token")
+    __slots__ = ("function", "parameter", "session", "targets", "parent", "active", "_claimed", "_token")
 
-    def __init__(self, function: str, parameter: str | None, session: Session | None) -> None:
+    def __init__(
+        self, function: str, parameter: str | None, session: Session | None, targets: Targets | None = None
+    ) -> None:
         self.function = function
         self.parameter = parameter
         self.session = session
-        self.active = False  # tasks that it has started may outlive it
-        self._around: Use | None = None
-        self._claimed: list[list[Use]] = []
+        self.targets = targets
+        self.parent: RunningCall | None = None
+        self.active = False  # tasks that the call has started may outlive it
+        self._claimed: list[list[RunningCall]] = []
 
     def __enter__(self) -> Self:
-        self._around = _inside.get()
+        self.parent = _running.get()
         if self.session is not None:
-            self.claim(self.session.info.setdefault(_USES, []))
-        self._token = _inside.set(self)
+            self._claim(self.session.info.setdefault(_CALLS, []))
+        self._token = _running.set(self)
         self.active = True
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.active = False
-        _inside.reset(self._token)
-        for users in self._claimed:
-            users.remove(self)
+        _running.reset(self._token)
+        for calls in self._claimed:
+            calls.remove(self)
         self._claimed.clear()
 
-    def claim(self, users: list[Use]) -> None:
-        """Be one of these. Raises SessionInUseError if one of them is in a task that is no part of this one's."""
-        for other in users:
+    def _claim(self, calls: list[RunningCall]) -> None:
+        """Become one of the calls that use a session or connection. Raise SessionInUseError if another task does."""
+        for other in calls:
             if not self._is_inside(other) and not other._is_inside(self):
                 raise SessionInUseError(self.function, self.parameter, other.function)
-        users.append(self)
-        self._claimed.append(users)
+        calls.append(self)
+        self._claimed.append(calls)
 
-    def sees(self, connection: Connection, transaction: Transaction) -> None:
-        """A statement is about to run inside of it."""
-        users = _users.setdefault(connection, [])
-        if self not in users:
-            self.claim(users)
+    def _is_inside(self, other: RunningCall) -> bool:
+        call: RunningCall | None = self
+        while call is not None and call is not other:
+            call = call.parent
+        return call is not None
 
-    def _is_inside(self, other: Use) -> bool:
-        around: Use | None = self
-        while around is not None and around is not other:
-            around = around._around
-        return around is other
+    def before_statement(self, connection: Connection, transaction: Transaction) -> None:
+        """Note that a statement is about to run inside of the call. Raise SessionInUseError as entering does."""
+        calls = _calls_on.setdefault(connection, [])
+        if self not in calls:
+            self._claim(calls)
 
 
-class Load(Use):
-    """A load: it knows why what it gives must not be stored, or shared."""
+class RunningLoad(RunningCall):
+    """A load under leases, whose result may be stored. Enter it with `async with`, after the leases were granted.
 
-    __slots__ = ("since", "_reason", "_seen")
+    Entering and leaving the block check what the session's transaction, and each other one that the load used, allow.
+    Inside, statements are answered by the database, and not by what a session loaded long ago. `unfit` says why the
+    result must not be stored or shared, or is None; it is final when the block is left without an error. `notes` are
+    the reasons that the function gave by `no_store`. `tokens` are those of the leases.
+    """
 
-    def __init__(self, function: str, parameter: str | None, session: Session | None) -> None:
+    __slots__ = ("tokens", "notes", "unfit", "_since", "_seen", "_hidden")
+
+    def __init__(
+        self, function: str, parameter: str | None, session: Session | None, tokens: Collection[str] = ()
+    ) -> None:
         super().__init__(function, parameter, session)
-        self.since = mark()
-        self._reason: str | None = None
+        self.tokens = tokens
+        self.notes: list[str] = []
+        self.unfit: str | None = None
         self._seen: dict[Transaction, Connection] = {}
+        self._hidden: list[Session] = []
 
-    async def unfit(self) -> str | None:
-        """Why not, or None. To be asked before the load, too: after it, the session's transaction may be over."""
-        if self.session is not None and (reason := await unfit(self.session, self.since)) is not None:
-            return reason
+    @property
+    def why_not_stored(self) -> str | None:
+        """The reason why the result must not be stored, or None."""
+        return self.unfit or (self.notes[0] if self.notes else None)
+
+    async def __aenter__(self) -> Self:
+        self._since = next_order()
+        await self._check()  # now, too: when the load is done, that transaction may be over
+        self.__enter__()
+        self._hide_identity_maps()
+        return self
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            if error is None:
+                await self._check()
+        finally:
+            for session in self._hidden:
+                session.__dict__.pop("_identity_lookup", None)
+            self.__exit__()
+
+    def _hide_identity_maps(self) -> None:
+        """Rule 3, for Session.get() and many-to-one loads, which look there before any statement."""
+        sessions = {*used_here(), *([self.session] if self.session is not None else [])}
+        for session in sessions:
+            if len(session.identity_map) > 0 and "_identity_lookup" not in session.__dict__:  # else by a load around
+                session.__dict__["_identity_lookup"] = _found_nothing
+                self._hidden.append(session)
+
+    async def _check(self) -> None:
+        if self.unfit is None and self.session is not None:
+            self.unfit = await why_not_stored(self.session, self._since)
         for transaction, connection in self._seen.items():
-            if self._reason is None:
-                self._reason = await self._unpublished(transaction, connection)
-        return self._reason
+            if self.unfit is None:
+                self.unfit = await self._unpublished(transaction, connection)
 
-    def sees(self, connection: Connection, transaction: Transaction) -> None:
-        """Rule 2, for a transaction of a session that nobody has named: asked before its first statement."""
-        super().sees(connection, transaction)
-        if transaction in self._seen or self._is_own(connection):
+    def before_statement(self, connection: Connection, transaction: Transaction) -> None:
+        """Apply rule 2 to a transaction of a session that the call does not name, before its first statement."""
+        super().before_statement(connection, transaction)
+        if transaction in self._seen or (self.session is not None and connection in connections_of(self.session)):
             return
         self._seen[transaction] = connection
         try:
             level = known_level(connection) or ask_level(connection)
-            self._reason = self._reason or older(connection, transaction, level, self.since)
+            self.unfit = self.unfit or older(connection, transaction, level, self._since)
         except Exception as error:  # noqa: BLE001  # the driver's own
-            self._reason = f"{UNTOLD}: {error}"
-
-    def _is_own(self, connection: Connection) -> bool:
-        """True if `unfit` asks of it by way of the session."""
-        return self.session is not None and connection in connections_of(self.session)
+            self.unfit = f"{UNTOLD}: {error}"
 
     async def _unpublished(self, transaction: Transaction, connection: Connection) -> str | None:
-        """Rule 1 likewise: why its statements may have seen what was not committed by the end of the load."""
+        """Apply rule 1 to such a transaction: say why its statements may have read what was never committed."""
         if transaction.wrote or any(changed(session) for session in transaction.sessions):
             return WROTE
-        if transaction.undone > self.since:
+        if transaction.undone > self._since:
             return READ_BACK
         if transaction.called and not connection.closed:
             try:
@@ -132,31 +169,85 @@ class Load(Use):
         return None
 
 
-def statement_begins(connection: Connection, transaction: Transaction) -> None:
-    """Tell the calls that this code runs inside of."""
-    use = _inside.get()
-    while use is not None:
-        if use.active:
-            use.sees(connection, transaction)
-        use = use._around
+# --- the chain of calls around the code that runs
 
 
-def rollback_begins(connection: Connection, transaction: Transaction) -> None:
-    """Whether functions of the database that were called have written: asked while it can be, if a call wants to know.
+def targets_around() -> list[Targets]:
+    """Return what the calls around this code invalidate, the innermost first, those that have ended included."""
+    found, call = list[Targets](), _running.get()
+    while call is not None:
+        if call.targets is not None:
+            found.append(call.targets)
+        call = call.parent
+    return found
 
-    Most have not, and who opens a session to read ends it by a rollback.
+
+def loads_around() -> list[RunningLoad]:
+    """Return the loads around this code, the innermost first, those that have ended included."""
+    found, call = list[RunningLoad](), _running.get()
+    while call is not None:
+        if isinstance(call, RunningLoad):
+            found.append(call)
+        call = call.parent
+    return found
+
+
+def fresh_reads() -> bool:
+    """Return True inside of a load: statements must not be answered by an identity map (rule 3)."""
+    call = _running.get()
+    while call is not None and not (isinstance(call, RunningLoad) and call.active):
+        call = call.parent
+    return call is not None
+
+
+def no_store(reason: str) -> None:
+    """Called inside a cached function: this result is right for this caller, but must not be stored.
+
+    The results of the cached functions around hold it, so they are not stored either.
     """
-    if transaction.called and not transaction.wrote and _inside.get() is not None:
-        with suppress(Exception):  # the driver's own: then they may have
-            transaction.called = has_written(connection)
+    for load in loads_around():
+        load.notes.append(reason)
+
+
+def leads(token: str) -> bool:
+    """Return True inside of the load that holds this lease: waiting for it would be a deadlock.
+
+    Two functions may share a key, and one of them may call the other.
+    """
+    return any(token in load.tokens for load in loads_around())
 
 
 @contextmanager
 def apart() -> Iterator[None]:
-    """While inside, this code runs inside of none of the calls around it: it is nobody's part."""
-    token = _inside.set(None)
+    """Detach the block from the calls around it."""
+    token = _running.set(None)
     try:
-        with apart_from_scopes():
-            yield
+        yield
     finally:
-        _inside.reset(token)
+        _running.reset(token)
+
+
+# --- for the listeners
+
+
+def statement_begins(connection: Connection, transaction: Transaction) -> None:
+    """Tell the running calls that a statement is about to run inside of them."""
+    call = _running.get()
+    while call is not None:
+        if call.active:
+            call.before_statement(connection, transaction)
+        call = call.parent
+
+
+def rollback_begins(connection: Connection, transaction: Transaction) -> None:
+    """Ask whether functions of the database that were called have written, while it can be asked, for a call.
+
+    Most have not, and a call that opens a session to read ends it by a rollback.
+    """
+    if transaction.called and not transaction.wrote and _running.get() is not None:
+        with suppress(Exception):  # the driver's own: then they may have
+            transaction.called = has_written(connection)
+
+
+def _found_nothing(*args: Hashable, **kwargs: Hashable) -> None:
+    return None

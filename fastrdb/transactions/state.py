@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Hashable, Iterable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Protocol
@@ -74,7 +72,7 @@ class Transaction:
     phase: Phase = Phase.OPEN
     wrote: bool = False  # what is neither committed nor rolled back
     called: bool = False  # functions that may have written
-    undone: int = 0  # the point at which something that it wrote was last rolled back, as `mark` gives it
+    undone: int = 0  # the point at which something that it wrote was last rolled back, as `next_order` gives it
     published: bool = False  # something is committed: by COMMIT, by itself, or implicitly
     autocommit: bool = False  # what it published was committed by itself, and so will be all that follows
     loose: bool = False  # ended by hand: from then on, statements may commit by themselves
@@ -100,7 +98,7 @@ class Transaction:
 
     def undo(self) -> None:
         """Something that it wrote is rolled back: what was read of it was never committed."""
-        self.undone = mark()
+        self.undone = next_order()
         for session in self.sessions:
             session.info[_UNDONE] = self.undone
 
@@ -121,7 +119,7 @@ class State:
 
     connections: list[Connection] = field(default_factory=list)
     works: dict[Hashable, Work] = field(default_factory=dict)
-    scopes: list[Scope] = field(default_factory=list)
+    targets: list[Targets] = field(default_factory=list)  # those that have joined
     tried: list[Transaction] = field(default_factory=list)  # those for which something that commits was sent
     committed: bool = False  # the session said so
     wrote: bool = False  # in a transaction for which it was sent
@@ -147,27 +145,31 @@ class State:
 
 
 @dataclass(slots=True, eq=False)
-class Scope:
-    """A call of a function that invalidates: every commit made inside it carries its prefixes and keys."""
+class Targets:
+    """What a call invalidates: every commit made inside of the call carries these prefixes and keys.
+
+    `make` gives a new intent, of which `owner` has one in each transaction. Tasks that the call has started carry the
+    prefixes and keys even after the call has ended. `carried`: a commit of what was written has carried them.
+    """
 
     owner: Hashable
     make: Callable[[], Work]
     prefixes: list[Prefix]
     keys: list[str]
-    carried: bool = False  # by a commit of what was written
+    carried: bool = False
     works: dict[Transaction, Work] = field(default_factory=dict)  # of transactions without a session
     seen: WeakSet[Session] = field(default_factory=WeakSet)  # the sessions that were used or joined
 
     def join(self, session: Session) -> None:
-        """Put the prefixes on a session's open transaction."""
+        """Put the prefixes and keys on a session's open transaction."""
         work_on(session, self.owner, self.make).add(self.prefixes, self.keys)
         self.seen.add(session)
         state = state_of(session)
-        if self not in state.scopes:
-            state.scopes.append(self)
+        if self not in state.targets:
+            state.targets.append(self)
 
     def meet(self, transaction: Transaction) -> None:
-        """A transaction writes or commits inside the call; it may be older than the call."""
+        """Join a transaction that writes or commits inside of the call; it may be older than the call."""
         for session in transaction.sessions:
             self.join(session)
         if not transaction.sessions and transaction not in self.works:
@@ -178,53 +180,28 @@ class Scope:
             transaction.works.append(work)
 
     def add(self, prefixes: Iterable[Prefix], keys: Iterable[str]) -> bool:
-        """More, for all whose COMMIT is to come; False if none of them is surely one that wrote, without a session."""
+        """Add to each transaction whose COMMIT is to come. Return True if one of them wrote without a session."""
         for session in self.seen:
-            if self in state_of(session).scopes:
+            if self in state_of(session).targets:
                 work_on(session, self.owner, self.make).add(prefixes, keys)
         left = [work for transaction, work in self.works.items() if not transaction.settled]
         for work in left:
             work.add(prefixes, keys)
         return bool(left)
 
-    @contextmanager
-    def entered(self) -> Iterator[None]:
-        """While inside, transactions that begin or write in this context (this task and those it starts) join."""
-        token = _scopes.set((*_scopes.get(), self))
-        try:
-            yield
-        finally:
-            _scopes.reset(token)
-
 
 _orders = itertools.count(1)
 _transactions: WeakKeyDictionary[Connection, Transaction] = WeakKeyDictionary()
-_scopes: ContextVar[tuple[Scope, ...]] = ContextVar("fastrdb_scopes", default=())
 
 
-def mark() -> int:
+def next_order() -> int:
     """A point in the order of things: a transaction of a greater `order` began after it."""
     return next(_orders)
 
 
-def scopes() -> tuple[Scope, ...]:
-    """The calls that this code runs inside of."""
-    return _scopes.get()
-
-
-@contextmanager
-def apart() -> Iterator[None]:
-    """While inside, this code runs inside of none of the calls around it: it is nobody's part."""
-    token = _scopes.set(())
-    try:
-        yield
-    finally:
-        _scopes.reset(token)
-
-
 def new_transaction(connection: Connection, *, twophase: bool = False) -> Transaction:
     """A transaction begins."""
-    made = _common(connection) or Transaction(mark(), twophase=twophase)
+    made = _common(connection) or Transaction(next_order(), twophase=twophase)
     _transactions[connection] = made
     return made
 

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
-from sqlalchemy import event
-from sqlalchemy.orm import ORMExecuteState, Session, SessionTransaction
-
-from .state import Scope, scopes
+from sqlalchemy.orm import Session
 
 _used: WeakKeyDictionary[asyncio.Task[Any], WeakSet[Session]] = WeakKeyDictionary()
 
@@ -24,40 +22,17 @@ def changed(session: Session) -> bool:
     return bool(session.new or session.deleted or session.dirty)
 
 
-def join_changed(scope: Scope) -> None:
-    """Put the prefixes of a call on the sessions that have changes when it is over; more than its own at worst."""
-    for session in {*scope.seen, *used_here()}:
-        if session.in_transaction() and changed(session):
-            scope.join(session)
-
-
 def used_here() -> Iterable[Session]:
     """The sessions that this task has used."""
-    task = _task()
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # no loop is running
+        return ()
     return _used.get(task, ()) if task is not None else ()
 
 
-@event.listens_for(Session, "after_transaction_create")
-def _on_transaction(session: Session, transaction: SessionTransaction) -> None:
-    if transaction.parent is None:  # also begun by the change of an attribute
-        _use(session)
-
-
-@event.listens_for(Session, "do_orm_execute")
-def _on_execute(state: ORMExecuteState) -> None:
-    _use(state.session)
-
-
-def _use(session: Session) -> None:
-    task = _task()
-    if task is not None:
-        _used.setdefault(task, WeakSet()).add(session)
-    for scope in scopes():  # tasks that the call has started know it, too
-        scope.seen.add(session)
-
-
-def _task() -> asyncio.Task[Any] | None:
-    try:
-        return asyncio.current_task()
-    except RuntimeError:  # no loop is running
-        return None
+def use(session: Session) -> None:
+    """Note that this task uses the session."""
+    with suppress(RuntimeError):  # no loop is running
+        if (task := asyncio.current_task()) is not None:
+            _used.setdefault(task, WeakSet()).add(session)

@@ -10,7 +10,8 @@ import pytest
 from redis.asyncio import Redis
 from sqlalchemy import text
 
-from fastrdb.transactions.state import Scope, scopes
+from fastrdb.transactions.scope import targets_around
+from fastrdb.transactions.state import Targets
 from tests.races.scenarios import writes as scenarios_writes
 from tests.support.servers.databases import Database
 from tests.support.world import writes as ways
@@ -60,7 +61,7 @@ async def test_on_sqlite(on_sqlite: World, way: Way, course: Course) -> None:
 async def test_a_task_that_outlives_its_call(on_sqlite: World) -> None:
     """What it writes is followed for as long as it goes on, and what is over is not kept."""
     w, going = on_sqlite, asyncio.Event()
-    found: list[Scope] = []
+    found: list[Targets] = []
 
     async def work() -> None:
         await going.wait()
@@ -72,7 +73,7 @@ async def test_a_task_that_outlives_its_call(on_sqlite: World) -> None:
 
     @w.one.cache.invalidates("item:*")
     async def begin(redis: Any) -> asyncio.Task[None]:
-        found.extend(scopes())
+        found.extend(targets_around())
         return spawn(work())
 
     task = await begin(w.one.client)

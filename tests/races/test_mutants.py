@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -20,8 +19,8 @@ import fastrdb.transactions.listeners
 import fastrdb.transactions.rules
 import fastrdb.transactions.scope
 from fastrdb.protocol.store import Busy
-from fastrdb.transactions.scope import Load
-from fastrdb.transactions.state import Scope, Transaction
+from fastrdb.transactions.scope import RunningLoad
+from fastrdb.transactions.state import Targets, Transaction
 from tests.races.scenarios import commits as scenarios_commits
 from tests.races.scenarios import fills as scenarios
 from tests.races.scenarios import sessions as scenarios_sessions
@@ -151,8 +150,8 @@ async def test_without_rule_2(
     async def fit(session: object, since: int) -> None:
         return None
 
-    monkeypatch.setattr(fastrdb.transactions.scope, "unfit", fit)
-    monkeypatch.setattr(Load, "sees", lambda *_: None)
+    monkeypatch.setattr(fastrdb.transactions.scope, "why_not_stored", fit)
+    monkeypatch.setattr(RunningLoad, "before_statement", lambda *_: None)
     await postgresql_server.clear()
     async with (
         databases.opened(postgresql_server.url, isolation_level="REPEATABLE READ") as database,
@@ -165,14 +164,14 @@ async def test_rule_2_asked_after_the_load_only(
     postgresql_server: ServerDatabase, client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By then the function may have ended the transaction that it has loaded from."""
-    unfit, asked = fastrdb.transactions.rules.unfit, []
+    why_not_stored, asked = fastrdb.transactions.rules.why_not_stored, []
 
     async def late(session: Any, since: int) -> str | None:
         asked.append(since)
-        return await unfit(session, since) if asked.count(since) > 1 else None
+        return await why_not_stored(session, since) if asked.count(since) > 1 else None
 
-    monkeypatch.setattr(fastrdb.transactions.scope, "unfit", late)
-    monkeypatch.setattr(Load, "sees", lambda *_: None)
+    monkeypatch.setattr(fastrdb.transactions.scope, "why_not_stored", late)
+    monkeypatch.setattr(RunningLoad, "before_statement", lambda *_: None)
     await postgresql_server.clear()
     async with (
         databases.opened(postgresql_server.url, isolation_level="REPEATABLE READ") as database,
@@ -192,7 +191,8 @@ async def test_rule_2_asked_after_the_load_only(
 )
 async def test_without_rule_3(w: World, monkeypatch: pytest.MonkeyPatch, race: Scenario) -> None:
     """The identity map answers a load."""
-    monkeypatch.setattr(fastrdb.loading.misses, "fresh_reads", lambda session: nullcontext())
+    monkeypatch.setattr(RunningLoad, "_hide_identity_maps", lambda load: None)
+    monkeypatch.setattr(fastrdb.transactions.listeners, "fresh_reads", lambda: False)
     await lost(race(w))
 
 
@@ -217,15 +217,11 @@ async def test_telling_redis_after_the_commit(w: World, monkeypatch: pytest.Monk
 
 
 def _not_inside(monkeypatch: pytest.MonkeyPatch) -> None:
-    @contextmanager
-    def entered(scope: Scope) -> Any:
-        yield
-
-    monkeypatch.setattr(Scope, "entered", entered)
+    monkeypatch.setattr(fastrdb.transactions.listeners, "targets_around", list)
 
 
 def _no_meeting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Scope, "meet", lambda scope, transaction: None)
+    monkeypatch.setattr(Targets, "meet", lambda targets, transaction: None)
 
 
 def _one_session(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,7 +230,7 @@ def _one_session(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _always_carried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Scope, "carried", property(lambda scope: True, lambda scope, value: None))
+    monkeypatch.setattr(Targets, "carried", property(lambda targets: True, lambda targets, value: None))
 
 
 def _no_savepoints(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from sqlalchemy import text
 import fastrdb.transactions.listeners
 import fastrdb.transactions.rules
 import fastrdb.transactions.scope
-from fastrdb.transactions.scope import Load, Use
+from fastrdb.transactions.scope import RunningCall, RunningLoad
 from tests.races.scenarios import hidden
 from tests.support.servers import databases
 from tests.support.servers.databases import Database, ServerDatabase
@@ -174,7 +174,7 @@ async def test_without_the_look_at_statements(
     mariadb_server: ServerDatabase, client: Redis, monkeypatch: pytest.MonkeyPatch, race: Scenario
 ) -> None:
     """A load does not know in which transactions it runs: the old snapshot is stored."""
-    monkeypatch.setattr(Load, "sees", Use.sees)
+    monkeypatch.setattr(RunningLoad, "before_statement", RunningCall.before_statement)
     async with on(mariadb_server, client) as made:
         await lost(race(made))
 
@@ -183,18 +183,17 @@ async def test_looking_only_after_the_load(
     mariadb_server: ServerDatabase, client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By then the connection may be another's, or nobody's."""
-    sees, asked = Load.sees, fastrdb.transactions.rules.older
+    older = fastrdb.transactions.rules.older
 
     def late(*_: Any) -> None:
         return None
 
-    async def unfit(load: Any) -> str | None:
-        found = [asked(c, t, "REPEATABLE READ", load.since) for t, c in load._seen.items() if not c.closed]
-        return next(filter(None, found), None)
+    async def check(load: Any) -> None:
+        found = [older(c, t, "REPEATABLE READ", load._since) for t, c in load._seen.items() if not c.closed]
+        load.unfit = next(filter(None, found), None)
 
     monkeypatch.setattr(fastrdb.transactions.scope, "older", late)
-    monkeypatch.setattr(Load, "sees", sees)
-    monkeypatch.setattr(Load, "unfit", unfit)
+    monkeypatch.setattr(RunningLoad, "_check", check)
     async with on(mariadb_server, client) as made:
         await hidden.old_snapshot(made)
     async with on(mariadb_server, client) as made:
@@ -213,7 +212,7 @@ async def test_without_the_look_at_what_was_written(
     async def published(*_: Any) -> None:
         return None
 
-    monkeypatch.setattr(Load, "_unpublished", published)
+    monkeypatch.setattr(RunningLoad, "_unpublished", published)
     await lost(race(on_sqlite))
 
 
@@ -225,7 +224,7 @@ async def test_without_the_look_at_what_is_open(
     async def published(*_: Any) -> None:
         return None
 
-    monkeypatch.setattr(Load, "_unpublished", published)
+    monkeypatch.setattr(RunningLoad, "_unpublished", published)
     async with on(postgresql_server, client) as made:
         await lost(hidden.still_open(made))
 
@@ -238,5 +237,5 @@ async def test_without_asking_before_a_rollback(on_sqlite: World, monkeypatch: p
 
 async def test_without_rule_3(on_sqlite: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The identity map of a session that nobody names answers the load."""
-    monkeypatch.setattr(fastrdb.transactions.rules, "used_here", list)
+    monkeypatch.setattr(fastrdb.transactions.scope, "used_here", list)
     await lost(hidden.identity_map(on_sqlite))
