@@ -16,7 +16,7 @@ from .errors import OptionError
 from .events import Stats
 from .invalidation import Invalidation
 from .keys import MISSING, CallPlan, inspect_function
-from .loading import CachedQuery, Explanation, ManyQuery, NearManyQuery, Policy, query_of
+from .loading import CachedFunction, CachedMany, Explanation, Policy
 from .runtime import BaseCache
 from .typing import Cached as Cached
 from .typing import ListWithSchema, ManyWithSchema, Options, WithoutSchema, WithSchema
@@ -43,7 +43,7 @@ class _Function(wrapt.FunctionWrapper):  # type: ignore[type-arg]
 class _Extras:
     """What a cached function carries, by itself and bound to an instance alike."""
 
-    _self_query: CachedQuery
+    _self_query: CachedFunction
     __wrapped__: Any
 
     def _self_values(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -51,7 +51,7 @@ class _Extras:
         return self._self_query.plan.bind(instance, args, kwargs, partial=True)
 
     @property
-    def query(self) -> CachedQuery:
+    def query(self) -> CachedFunction:
         return self._self_query
 
     @property
@@ -78,19 +78,19 @@ class _Extras:
 
 class _BoundCached(_Extras, wrapt.BoundFunctionWrapper):  # type: ignore[type-arg]
     @property
-    def _self_query(self) -> CachedQuery:  # type: ignore[override]
-        return cast("CachedQuery", self._self_parent._self_query)
+    def _self_query(self) -> CachedFunction:  # type: ignore[override]
+        return cast("CachedFunction", self._self_parent._self_query)
 
 
-class _CachedFunction(_Extras, _Function):
+class _CachedCallable(_Extras, _Function):
     """Made by `_wrapped` only, which gives it its call."""
 
-    def __init__(self, function: Any, query: CachedQuery) -> None:
+    def __init__(self, function: Any, query: CachedFunction) -> None:
         super().__init__(function, _unused)
         self._self_query = query
 
 
-def _wrapped(function: Any, query: CachedQuery) -> Any:
+def _wrapped(function: Any, query: CachedFunction) -> Any:
     """A function with its cache around it.
 
     Each is of classes of its own, which have its call in them: wrapt's own `__call__`, or any attribute asked of what
@@ -105,7 +105,7 @@ def _wrapped(function: Any, query: CachedQuery) -> Any:
     bound = type(_BoundCached.__name__, (_BoundCached,), {"__call__": bound_call})
     call = staticmethod(query.answering(function))
     own = {"__call__": call, "__bound_function_wrapper__": bound}
-    return type(_CachedFunction.__name__, (_CachedFunction,), own)(function, query)
+    return type(_CachedCallable.__name__, (_CachedCallable,), own)(function, query)
 
 
 def _unused(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -194,14 +194,14 @@ class Cache(BaseCache):
                 raise OptionError(f"{owner}: declare what it returns, or give schema=: its values must be read back")
             annotation = shape
         codec = Codec(annotation, schema=schema, owner=owner)
-        return _wrapped(function, query_of(self, plan, codec, policy, near=near))
+        return _wrapped(function, CachedFunction(self, plan, codec, policy, near=near))
 
     def _cached_many(self, pattern: str, schema: Any, options: Options, function: Any) -> Any:
         decorator = "cached_many"
         found = inspect_function(function, decorator)
         policy = _policy(found.name, decorator, options)
-        kind = NearManyQuery if _near(found.name, options, self.near_by_default) else ManyQuery
-        query = kind.of(self, found, pattern, policy, schema=schema, ignore=options.get("ignore", ()))
+        near, ignore = _near(found.name, options, self.near_by_default), options.get("ignore", ())
+        query = CachedMany.of(self, found, pattern, policy, schema=schema, ignore=ignore, near=near)
         return _wrapped(function, query)
 
     def _invalidates(self, prefixes: list[str], keys: list[str], function: Any) -> Any:

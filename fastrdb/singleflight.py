@@ -7,11 +7,9 @@ load that began before a commit has lost its lease, and who calls after that com
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, repeat
-from typing import Any
+from typing import Any, Self
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +56,19 @@ _PAUSES = (0.005, 0.01, 0.02, 0.04, 0.08, 0.1)  # seconds; the last one again an
 class Flight:
     """A load that is going on, or the watch for one in another process. Opened by a `Flights`."""
 
-    __slots__ = ("_flights", "_future", "_tokens")
+    __slots__ = ("token", "_flights", "_future", "_tokens")
 
     def __init__(self, flights: Flights, token: str) -> None:
+        self.token = token
         self._flights = flights
         self._future: asyncio.Future[Outcome] | None = None  # made by the first who joins
         self._tokens = [token]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
 
     def answers_to(self, token: str) -> None:
         """From now on who finds `token` joins this flight too."""
@@ -104,14 +109,10 @@ class Flights:
     def __init__(self) -> None:
         self.by_token: dict[str, Flight] = {}
 
-    @contextmanager
-    def open(self, token: str) -> Iterator[Flight]:
-        """A flight that can be joined while the block lasts."""
+    def open(self, token: str) -> Flight:
+        """Return a new flight, which can be joined until it is closed; `with` closes it."""
         flight = self.by_token[token] = Flight(self, token)
-        try:
-            yield flight
-        finally:
-            flight.close()
+        return flight
 
     def get(self, token: str) -> Flight | None:
         """The flight to join for who found `token` on its key."""

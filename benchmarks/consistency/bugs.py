@@ -112,20 +112,23 @@ async def _fit(session: object, since: int) -> None:
 
 def _join_by_key(put: Setter) -> None:
     """Whoever misses joins any load of that key in this process, whatever the lease says."""
-    from fastrdb.loading.misses import Miss  # noqa: PLC0415
+    from fastrdb.loading.load import Loading  # noqa: PLC0415
     from fastrdb.protocol.store import Busy  # noqa: PLC0415
 
-    acquire: Any = Miss._acquire
-    loading: dict[str, str] = {}
+    acquire: Any = Loading._acquire
+    latest: dict[str, str] = {}
 
-    async def join(miss: Any) -> Any:
-        other = loading.get(miss.call.key)
-        if other is not None and other != miss.token and other in miss.state.flights.by_token:
-            return Busy(other)
-        loading[miss.call.key] = miss.token
-        return await acquire(miss)
+    async def join(loading: Any, tokens: dict[str, str]) -> Any:
+        joined, asked = dict[str, Any](), dict[str, str]()
+        for key, token in tokens.items():
+            other = latest.get(key)
+            if other is not None and other in loading._flights.by_token:
+                joined[key] = Busy(other)
+            else:
+                latest[key] = asked[key] = token
+        return joined | (await acquire(loading, asked) if asked else {})
 
-    put(Miss, "_acquire", join)
+    put(Loading, "_acquire", join)
 
 
 def _end_although_unknown(put: Setter) -> None:

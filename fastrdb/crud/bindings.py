@@ -19,7 +19,7 @@ from fastrdb.cache import Cache, Cached
 from fastrdb.errors import PatternError
 from fastrdb.invalidation import Invalidation
 from fastrdb.keys import CallPlan, Template, mark
-from fastrdb.loading import CachedQuery, get_many, no_store, nothing
+from fastrdb.loading import CachedFunction, get_many, no_store, nothing
 from fastrdb.options import Seconds
 from fastrdb.values import Codec
 
@@ -147,7 +147,7 @@ class Bindings(Generic[Response]):
             answers = [by_key.get(self.item.key(**asked, **{name: value})) for value in missing]
             return [None if row is None else self.convert(row) for row in answers]
 
-        query: CachedQuery = getattr(self.item, "query")  # noqa: B009  # not for everyone: not in the Protocol
+        query: CachedFunction = getattr(self.item, "query")  # noqa: B009  # not for everyone: not in the Protocol
         arguments = [query.plan.bind(None, (), {**call, "db": db, "redis": redis}) for call in calls.values()]
         found = dict(zip(calls, await get_many(query, arguments, load), strict=True))
         await self._find_alike(db, name, {key: calls[key] for key, answer in found.items() if answer is None}, found)

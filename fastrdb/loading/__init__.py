@@ -1,18 +1,17 @@
 """The face of `fastrdb.loading`."""
 
-from .function import CachedQuery, Explanation, no_store, nothing
-from .many import ManyQuery, NearManyQuery, get_many
-from .near_loads import query_of
+from fastrdb.transactions import no_store
+
+from .function import CachedFunction, Explanation, nothing
+from .many import CachedMany, get_many
 from .policy import Policy
 
 __all__ = [
-    "CachedQuery",
+    "CachedFunction",
+    "CachedMany",
     "Explanation",
-    "ManyQuery",
-    "NearManyQuery",
     "Policy",
     "get_many",
     "no_store",
     "nothing",
-    "query_of",
 ]

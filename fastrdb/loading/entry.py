@@ -1,72 +1,73 @@
-"""Values and entries of one cached function: which value an entry holds, which values may become one, and loading.
-
-`misses` finds its way from a miss to a value with these; `loads` ties both to the calls of the decorated function.
-"""
+"""The entries of one cached function: which value an entry holds, and which values may become one."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from fastrdb.errors import CacheUnavailableError
 from fastrdb.events import Counters
 from fastrdb.keys import CallPlan
-from fastrdb.protocol import Patience, Store
+from fastrdb.protocol import Patience, Store, Timed
 from fastrdb.runtime import BaseCache
-from fastrdb.transactions import WROTE, RunningCall, RunningLoad, no_result, wrote
-from fastrdb.transactions import no_store as no_store
-from fastrdb.values import ABSENT, Codec, DecodeError, missing_message
+from fastrdb.singleflight import Absent, Alone, Failed, Landed, Outcome
+from fastrdb.transactions import WROTE, missing_row, no_result, session_s_own, wrote
+from fastrdb.values import ABSENT, Codec, DecodeError, encode_missing, missing_message
 
-from .policy import Pace, Policy
+from .policy import Decision, Pace, Policy, whole_ms
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from fastrdb.near import Token
 
+_FOREVER_MS = -1  # what PTTL says of an entry that never expires
+
 
 @dataclass(slots=True)
 class Call:
-    """One call of a cached function: where its entry is, how to load it, and how long to wait for Redis."""
+    """One call of a cached function: where its entries are, its session, and how long to wait for Redis."""
 
-    key: str
     client: Any
     store: Store
     session: Session | None
-    run: Callable[[], Awaitable[Any]]
     patience: Patience
 
 
 MISS: Any = object()
-"""No value: None is one."""
+"""The mark of a key without a value: None is a value."""
 
 
 class Entries:
-    """What one cached function makes of values and entries, in one cache: its codec, policy and counters."""
+    """The entries of one cached function in one cache: codec, policy, counters.
 
-    __slots__ = ("cache", "plan", "codec", "policy", "counters", "pace")
-    near = False
-    """Whether entries are kept in this process as well: see `near_loads.Keeping`."""
+    Attributes:
+        near: whether this process keeps entries as well.
+        aged: whether an entry is read together with the rest of its life, for `policy.decide` or to keep it.
+        stores_absent: whether a load of many keys stores what it did not find, for as long as `negative_exp` says.
+    """
+
+    __slots__ = ("cache", "plan", "codec", "policy", "counters", "pace", "near", "aged")
     stores_absent = False
-    """Whether what a load of many keys does not find is stored for as long as `negative_exp` says."""
 
-    def __init__(self, cache: BaseCache, plan: CallPlan, codec: Codec, policy: Policy) -> None:
+    def __init__(self, cache: BaseCache, plan: CallPlan, codec: Codec, policy: Policy, *, near: bool = False) -> None:
         self.cache = cache
         cache.owned.add(plan.head)
+        if near:
+            cache.near_heads.add(plan.head)
         self.plan = plan
         self.codec = codec
         self.policy = policy
         self.counters: Counters = cache.counters(plan.function)
         self.pace = Pace()
+        self.near = near
+        self.aged = near or policy.timed
 
-    # --- entries
-
-    def encoded(self, value: Any, notes: list[str]) -> tuple[bytes | None, str | None]:
-        """The entry of a value, and why it must not be stored."""
+    def encoded(self, value: Any) -> tuple[bytes | None, str | None]:
+        """Return the entry of a value, and why the entry must not be stored."""
         try:
             raw = self.codec.encode(value)
             broken = self.codec.verify(raw, value)
@@ -76,85 +77,186 @@ class Entries:
             return None, broken
         if len(raw) > self.cache.max_bytes:
             return raw, f"the entry has {len(raw):,} bytes, and max_bytes is {self.cache.max_bytes:,}"
-        if notes:
-            return raw, notes[0]
         if self.policy.cache_if is not None and not self.policy.cache_if(value):
             return raw, "cache_if"
         return raw, None
 
     def ttl_ms(self, value: Any) -> int:
-        """Milliseconds that this value's entry is kept."""
+        """Return for how many milliseconds the entry of `value` is kept."""
         return self.policy.ttl_ms(negative=value is None, random=random.random())
 
-    async def read(self, call: Call, raw: bytes) -> Any:
-        """The value of an entry. One that cannot be read is deleted (unless replaced meanwhile), and is a miss."""
+    async def unreadable(self, call: Call, key: str, raw: bytes, error: DecodeError) -> Any:
+        """Delete an entry that holds no value, unless another one has replaced it; return MISS.
+
+        Raises:
+            NoResultFound: the entry says that there is no such row.
+        """
+        message = missing_message(raw)
+        if message is not None:
+            self.counters.tell("hit", key)
+            raise no_result(message)
+        if raw != ABSENT:  # else `cached_many` has stored that there is no such row
+            self.counters.tell("corrupt", key, str(error))
+        with suppress(CacheUnavailableError), call.patience:
+            await call.store.discard(call.client, key, raw)
+        return MISS
+
+    def kept(self, store: Store, key: str) -> Any:
+        """Return the value that this process keeps of `key`, MISS if there is none."""
+        kept = store.near.lookup(key)
+        if kept is None:
+            return MISS
+        if kept.owner is self.codec:
+            return kept.value
+        try:  # an object of another function is no value of this one
+            return MISS if kept.owner is not None else self.codec.decode(kept.value)
+        except DecodeError:
+            return MISS
+
+    def keep(self, store: Store, ticket: Token | None, entry: Timed, value: Any, left_ms: float) -> None:
+        """Keep an entry in this process for as long as its `exp` lasts, if `ticket` says that it may be kept."""
+        if ticket is not None:
+            kept = (value, self.codec) if self.codec.shared else (entry.raw, None)
+            store.near.keep(ticket, *kept, size=len(entry.raw), ttl_ms=whole_ms(left_ms))
+
+    async def read(self, call: Call, keys: Sequence[str]) -> Sequence[Timed | None]:
+        """Return what Redis has under `keys`, in one round trip. Raises CacheUnavailableError."""
+        if self.aged:
+            return await call.store.get_many_timed(call.client, keys)
+        return [
+            None if raw is None else Timed(raw, _FOREVER_MS) for raw in await call.store.get_many(call.client, keys)
+        ]
+
+    async def value(self, call: Call, key: str, raw: bytes, *, many: bool) -> Any:
+        """Return the value of an entry; MISS if it has none, after deleting the entry.
+
+        Of an id that is known to be missing, a call for `many` gets None, and a call for one gets NoResultFound.
+        """
         try:
             return self.codec.decode(raw)
         except DecodeError as error:
-            return await self.unreadable(call, raw, error)
+            if many and (raw == ABSENT or missing_message(raw) is not None):
+                return None
+            return await self.unreadable(call, key, raw, error)
 
-    async def unreadable(self, call: Call, raw: bytes, error: DecodeError) -> Any:
-        """What follows from an entry that has no value: NoResultFound, or a miss."""
-        message = missing_message(raw)
-        if message is not None:
-            self.counters.tell("hit", call.key)
-            raise no_result(message)
-        if raw != ABSENT:  # else `cached_many` says so: it is not there
-            self.counters.tell("corrupt", call.key, str(error))
-        with suppress(CacheUnavailableError), call.patience:
-            await call.store.discard(call.client, call.key, raw)
-        return MISS
+    def made(self, value: Any, why: str | None, *, many: bool) -> tuple[bytes | None, str | None, Outcome]:
+        """Return the entry of what was loaded, why it must not be stored, and what those who wait for it get."""
+        if why is not None:
+            return None, why, Alone()
+        if value is None and many:
+            told = self.policy.negative_ms is not None and self.stores_absent
+            return ABSENT, None if told else "it is not there", Absent()
+        raw, reason = self.encoded(value)
+        return raw, reason, Alone() if raw is None else Landed(raw, (value,) if self.codec.shared else None)
 
-    async def forget(self, call: Call, keys: Iterable[str]) -> None:
-        """What was loaded in their place is not stored: no more of the old values then."""
-        with suppress(CacheUnavailableError):
-            await call.store.invalidate(call.client, keys=keys)
+    def failed(
+        self, error: Exception, why: str | None, *, many: bool, of_several: bool
+    ) -> tuple[bytes | None, str | None, Outcome]:
+        """Return the same for a load that raised `error`: of several keys, it does not say which one it is about."""
+        stored = self.policy.negative_ms is not None and not many and missing_row(error)
+        outcome = Alone() if of_several or why is not None or session_s_own(error) else Failed(error)
+        return encode_missing(str(error)) if stored else None, why if stored else None, outcome
 
-    # --- what is kept in this process
-
-    def kept(self, store: Store, key: str) -> Any:
-        """The value that is kept of `key`, MISS if there is none."""
-        return MISS
-
-    def token(self, store: Store, client: Any, key: str) -> Token | None:
-        """The token to `keep` an entry with that is about to be read; None if it cannot be kept."""
-        return None
-
-    def keep(self, store: Store, token: Token, raw: bytes, value: Any, ttl_ms: int) -> None:
-        """Keep an entry for at most `ttl_ms`, or without end if that is -1."""
-
-    # --- past the cache
-
-    def closed(self, store: Store, client: Any, session: Session | None) -> str | None:
-        """Why the cache must not even be read."""
+    def bypass_reason(self, store: Store, client: Any, session: Session | None) -> str | None:
+        """Return why the cache must not be read, None if it may be."""
         if session is not None and wrote(session):
             return WROTE
         return store.closed(client)
 
-    async def alone(self, call: Call, reason: str) -> Any:
-        """Load for this caller only; `reason` says why."""
-        self.counters.tell("bypass", call.key, reason)
-        with self.using(call.session):
-            return await self.load(call)
 
-    async def without_redis(self, call: Call, error: CacheUnavailableError) -> Any:
-        """Load for this caller only, because Redis does not answer."""
-        self.counters.tell("unavailable", call.key, str(error))
-        with self.using(call.session):
-            return await self.load(call)
+class Reading:
+    """One call's look at what there is under its keys.
 
-    def using(self, session: Session | None) -> RunningCall:
-        """Return the block for a load for one caller only."""
-        return RunningCall(self.plan.function, self.plan.session_name, session)
+    Args:
+        entries: of the function.
+        call: where the entries are.
+        keys: without the namespace; a key may stand there twice.
+        many: the call asks for several ids, and None stands for one that is not there. A call for one raises
+            NoResultFound, or has None as a value.
 
-    def loading(self, session: Session | None, tokens: Collection[str]) -> RunningLoad:
-        """Return the block for a load under leases, with these tokens, whose result may become an entry."""
-        return RunningLoad(self.plan.function, self.plan.session_name, session, tokens)
+    Attributes:
+        values: by key; MISS where there is none yet.
+        seen: entries whose place a load may take.
+        stale, early: the keys of those that have a value and are to be reloaded.
+    """
 
-    async def load(self, call: Call) -> Any:
-        """Run the function."""
-        self.counters.tell("load", call.key)
-        begun = monotonic()
-        result = await call.run()
-        self.pace.took((monotonic() - begun) * 1000)
-        return self.codec.convert(result)
+    __slots__ = ("entries", "call", "keys", "many", "values", "seen", "stale", "early")
+
+    def __init__(self, entries: Entries, call: Call, keys: Sequence[str], *, many: bool) -> None:
+        self.entries, self.call, self.keys, self.many = entries, call, keys, many
+        self.values: dict[str, Any] = dict.fromkeys(keys, MISS)
+        self.seen: dict[str, Timed] = {}
+        self.stale: list[str] = []
+        self.early: list[str] = []
+
+    def missing(self) -> list[str]:
+        """Return the keys without a value."""
+        return [key for key, value in self.values.items() if value is MISS]
+
+    async def look(self) -> None:
+        """Take what this process keeps and what Redis has, as old as the policy allows.
+
+        Raises CacheUnavailableError.
+        """
+        entries, call, store = self.entries, self.call, self.call.store
+        if entries.near:
+            for key in self.missing():
+                self.values[key] = entries.kept(store, key)
+                if self.values[key] is not MISS:
+                    entries.counters.tell("near", key)
+        keys, head = self.missing(), entries.plan.head
+        tickets = {key: store.near_token(call.client, key, head) for key in keys} if entries.near else {}
+        found = await entries.read(call, keys)
+        call.patience = store.patience(call.client, keys, read=True)
+        for key, entry in zip(keys, found, strict=True):
+            if entry is not None:
+                value = await entries.value(call, key, entry.raw, many=self.many)
+                if value is not MISS:
+                    self._take(key, entry, value, tickets.get(key))
+            if self.values[key] is MISS:
+                entries.counters.tell("miss", key)
+
+    def _take(self, key: str, entry: Timed, value: Any, ticket: Token | None) -> None:
+        entries, policy, tell = self.entries, self.entries.policy, self.entries.counters.tell
+        left_ms = policy.left_ms(entry.ttl_ms, negative=value is None)
+        load_ms = 0 if self.many else entries.pace.ms  # of many keys none is chosen: one load would be all of them
+        decision = policy.decide(left_ms, load_ms=load_ms, random=1 - random.random())
+        if decision is not Decision.OVER:
+            self.values[key] = value
+        if decision is Decision.FRESH:
+            tell("hit", key)
+            if value is not None or not self.many:
+                entries.keep(self.call.store, ticket, entry, value, left_ms)
+            return
+        self.seen[key] = entry
+        if decision is Decision.STALE:
+            tell("stale", key, "it is being reloaded")
+            self.stale.append(key)
+        elif decision is Decision.EARLY:
+            self.early.append(key)
+
+    async def fall_back(self, reason: str) -> bool:
+        """Take what is missing as it is in Redis now, and never store it again; return False if that is not all."""
+        call, entries, missing = self.call, self.entries, self.missing()
+        if entries.bypass_reason(call.store, call.client, call.session) is not None:
+            return False
+        try:
+            with call.patience:
+                found = await entries.read(call, missing)
+        except CacheUnavailableError:
+            return False
+        fresh = dict[str, bool]()
+        for key, entry in zip(missing, found, strict=True):
+            value = MISS if entry is None else await entries.value(call, key, entry.raw, many=self.many)
+            if entry is None or value is MISS:
+                return False
+            left_ms = entries.policy.left_ms(entry.ttl_ms, negative=value is None)
+            if not entries.policy.falls_back(left_ms):
+                return False
+            self.values[key], fresh[key] = value, left_ms > 0
+        for key in fresh:  # only now: none is answered but with all the others
+            if fresh[key]:
+                entries.counters.tell("hit", key)
+            else:
+                entries.counters.tell("stale", key, reason)
+        return True

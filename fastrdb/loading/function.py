@@ -1,19 +1,22 @@
 """Get or load: the calls of a cached function, and what the function carries.
 
-A hit is `GET` and decode; `misses` has the rest. The protocol of these outcomes is the store's, which session may read
-and fill is decided in `session`.
+A hit is one read and a decode; `load` has the rest. Which session may read and fill, `transactions` decides.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from inspect import Parameter, signature
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
 
-from fastrdb.errors import CacheUnavailableError
-from fastrdb.keys import MISSING, UNSAID
+from fastrdb.errors import CacheUnavailableError, OptionError
+from fastrdb.keys import MISSING, UNSAID, CallPlan
+from fastrdb.protocol import Store
+from fastrdb.runtime import BaseCache
 from fastrdb.transactions import (
     WROTE,
     has_transaction,
@@ -26,14 +29,11 @@ from fastrdb.transactions import (
     work_on,
     wrote,
 )
-from fastrdb.values import DecodeError
+from fastrdb.values import Codec, DecodeError
 
-from .entry import MISS as MISS
-from .entry import Call as Call
-from .entry import Entries
-from .entry import no_store as no_store
-from .misses import Miss
-from .reloads import Refresh
+from .entry import MISS, Call, Entries
+from .load import BARRED, Loading
+from .policy import Decision, Policy
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What a call would find: its key, what it would be, the TTL left (seconds), and why it may not be a hit."""
+    """What a call would find: its key, the state of its entry, the TTL left (seconds), and why it may not be a hit."""
 
     key: str
     state: Literal["hit", "stale", "miss", "bypass"]
@@ -49,15 +49,29 @@ class Explanation:
     reasons: tuple[str, ...]
 
 
-class CachedQuery(Entries):
-    """One cached function: how its calls go, and what it carries."""
+class CachedFunction(Entries):
+    """One cached function: its calls, and what it carries."""
 
-    __slots__ = ()
+    __slots__ = ("_no_session_for_reloads",)
+
+    def __init__(self, cache: BaseCache, plan: CallPlan, codec: Codec, policy: Policy, *, near: bool = False) -> None:
+        """Raises OptionError for reloads in the background that would have no session."""
+        super().__init__(cache, plan, codec, policy, near=near)
+        if policy.stale_ms and plan.session_name is not None and policy.session_factory is None:
+            raise OptionError(
+                f"{plan.function}: stale={policy.stale_ms / 1000:g}: the reload runs in the background, when the "
+                f"caller's session, parameter '{plan.session_name}', may be closed: give session_factory="
+            )
+        if policy.session_factory is not None and plan.session_name is None:
+            raise OptionError(
+                f"{plan.function}: session_factory= is of no use to it: it has no parameter for a session"
+            )
+        self._no_session_for_reloads = policy.stale_ms > 0 and plan.session_name is None
 
     # --- what the decorated function does
 
     def answer(self, function: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The coroutine of one call. Raises at once what is wrong with its arguments; all else waits for the await."""
+        """Return the coroutine of one call. Raises at once what is wrong with its arguments."""
         client, session, key = self.plan.locate(instance, args, kwargs)
         if session is not None:
             session = sync_session(session)
@@ -67,11 +81,11 @@ class CachedQuery(Entries):
             client = self.cache.own(self.plan)
         if client is None:
             return self._uncached(function, args, kwargs)
-        return self._get(client, session, key, function, args, kwargs)
+        return self.get(client, session, key, function, args, kwargs)
 
     def answering(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """What stands for the function itself, where no instance is bound to it: `answer` by the shortest way."""
-        target, quick, cache, get = getattr(function, "__self__", None), self.plan.quick, self.cache, self._get
+        """Return what stands for the function where no instance is bound to it: `answer` by the shortest way."""
+        target, quick, cache, get = getattr(function, "__self__", None), self.plan.quick, self.cache, self.get
         if target is not None or quick is None:
             return lambda *args, **kwargs: self.answer(function, target, args, kwargs)
 
@@ -88,130 +102,203 @@ class CachedQuery(Entries):
 
         return answer
 
-    async def _get(
+    async def get(
         self, client: Any, session: Session | None, key: str, function: Any, args: tuple[Any, ...], kwargs: Any
     ) -> Any:
+        """Return the value of one call. A hit does nothing that it need not."""
         store = self.cache.store(client)
         reason = store.closed(client) if store.obstacles else None
-        if session is not None and reason is None and wrote(session):
-            reason = WROTE
-        raw, obstacle = None, None
+        if session is not None:
+            if self._no_session_for_reloads:
+                self.refuse_session(session)
+            if reason is None and wrote(session):
+                reason = WROTE
+        raw, failure = None, None
         if reason is None:
-            try:
-                raw = await store.get(client, key)
-                if raw is not None:
-                    value = self.codec.decode(raw)
-                    self.counters.tell("hit", key)
-                    return value
-            except (CacheUnavailableError, DecodeError) as error:
-                obstacle = error
-        # Only now: a hit needs none of this.
-        patience = store.patience(client, (key,), read=True)
-        call = Call(key, client, store, session, partial(function, *args, **kwargs), patience)
-        if reason is not None:
-            return await self.alone(call, reason)
-        return await self._missed(call, raw, obstacle)
+            if self.near and (value := self.kept(store, key)) is not MISS:
+                self.counters.tell("near", key)
+                return value
+            if not self.aged:
+                try:
+                    raw = await store.get(client, key)
+                    if raw is not None:
+                        value = self.codec.decode(raw)
+                        self.counters.tell("hit", key)
+                        return value
+                except (CacheUnavailableError, DecodeError) as error:
+                    failure = error
+        run = partial(function, *args, **kwargs)
+        return await self._missed(client, store, session, key, run, reason, raw, failure)
 
-    async def _missed(self, call: Call, raw: bytes | None, obstacle: Exception | None) -> Any:
-        if isinstance(obstacle, CacheUnavailableError):
-            return await self.without_redis(call, obstacle)
-        if isinstance(obstacle, DecodeError) and raw is not None:
-            await self.unreadable(call, raw, obstacle)
-        self.counters.tell("miss", call.key)
-        return await Miss(self, call).resolve()
+    async def _missed(
+        self,
+        client: Any,
+        store: Store,
+        session: Session | None,
+        key: str,
+        run: partial[Any],
+        reason: str | None,
+        raw: bytes | None,
+        failure: Exception | None,
+    ) -> Any:
+        """Return the value that `get` has not found: for `reason` it has not looked, or it has `raw` or a `failure`."""
+        read = reason is None and not self.aged
+        call = Call(client, store, session, store.patience(client, (key,), read=read))
+        loading = Loading(self, call, (key,), partial(self._run, run), many=False)
+        if isinstance(failure, CacheUnavailableError):
+            await loading.alone("unavailable", {key: str(failure)})
+        elif read:
+            if isinstance(failure, DecodeError) and raw is not None:
+                await self.unreadable(call, key, raw, failure)
+            self.counters.tell("miss", key)
+        return (await loading.resolve(reason, look=self.aged))[0]
+
+    async def _run(self, run: Any, _: list[int], session: Any = None, /) -> Sequence[Any]:
+        if session is not None:
+            run = with_argument(run, str(self.plan.session_name), session)
+        begun = monotonic()
+        result = await run()
+        self.pace.took((monotonic() - begun) * 1000)
+        return (result,)
 
     async def _uncached(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self.codec.convert(await function(*args, **kwargs))
 
-    async def refresh(self, run: Callable[[], Awaitable[Any]], values: dict[str, Any]) -> Any:
-        """Load now, whatever is in Redis, and store."""
-        call = self.call(run, values)
-        if call is None:
-            return self.codec.convert(await run())
-        if (reason := self.closed(call.store, call.client, call.session)) is not None:
-            return await self.alone(call, reason)
-        return await Refresh(self, call).resolve()
-
-    def call(self, run: Callable[[], Awaitable[Any]], values: dict[str, Any]) -> Call | None:
-        """What the arguments come to; None where Redis is given as None."""
-        client = self.cache.client(self.plan, values)
-        if client is None:
-            return None
-        session = sync_session(self.plan.session(values))
-        store = self.cache.store(client)
-        return Call(self.key(values, session), client, store, session, run, store.patience(client))
-
-    def key(self, values: dict[str, Any], session: Session | None = None) -> str:
-        """The key without the namespace."""
-        return self.plan.key(values, variant(session))
-
-    def full_key(self, values: dict[str, Any]) -> str:
-        """The key as it is in Redis."""
-        key = self.key(values, sync_session(self.plan.session(values)))
-        return f"{self.cache.namespace}:{key}" if self.cache.namespace else key
+    def refuse_session(self, session: Session | None) -> None:
+        """Raise OptionError for a session that is no parameter: a reload in the background needs another one."""
+        if session is not None and self._no_session_for_reloads:
+            raise OptionError(
+                f"{self.plan.function}: stale={self.policy.stale_ms / 1000:g}: the reload runs in the background, when "
+                "the session that it finds in its instance or among its keyword arguments may be closed: take it as a "
+                "parameter, and give session_factory="
+            )
 
     # --- what it carries
 
-    async def invalidate(self, values: dict[str, Any]) -> None:
-        """Delete the entry: when the session's open transaction commits, or now where there is none."""
-        call = self.call(nothing, values)
-        if call is not None:
-            await self.drop(call, [call.key])
+    async def refresh(self, run: Callable[[], Awaitable[Any]], values: dict[str, Any]) -> Any:
+        """Load now, whatever is in Redis, and store; return the value."""
+        call = self.call(values)
+        if call is None:
+            return self.codec.convert(await run())
+        key = self.key(values, call.session)
+        loading = Loading(self, call, (key,), partial(self._run, run), many=False, refresh=True)
+        reason = self.bypass_reason(call.store, call.client, call.session)
+        return (await loading.resolve(reason, look=False))[0]
 
-    async def drop(self, call: Call, keys: Sequence[str]) -> None:
-        """Delete entries where `call` says, as `invalidate` does."""
+    def call(self, values: dict[str, Any], keys: Collection[Any] = ()) -> Call | None:
+        """Return what the arguments come to; None where Redis is given as None."""
+        client = self.cache.client(self.plan, values)
+        if client is None:
+            return None
+        store = self.cache.store(client)
+        return Call(client, store, sync_session(self.plan.session(values)), store.patience(client, keys))
+
+    def key(self, values: dict[str, Any], session: Session | None = None) -> str:
+        """Return the key without the namespace."""
+        return self.plan.key(values, variant(session))
+
+    def keys(self, values: dict[str, Any], session: Session | None) -> list[str]:
+        """Return the keys of all entries that the arguments name."""
+        return [self.key(values, session)]
+
+    def full_key(self, values: dict[str, Any]) -> str:
+        """Return the key as it is in Redis."""
+        key = self.key(values, sync_session(self.plan.session(values)))
+        return f"{self.cache.namespace}:{key}" if self.cache.namespace else key
+
+    async def invalidate(self, values: dict[str, Any]) -> None:
+        """Delete the entries: when the session's open transaction commits, or now where there is none."""
+        call = self.call(values)
+        if call is None:
+            return
+        await self._drop(call, self.keys(values, call.session))
+
+    async def _drop(self, call: Call, keys: Sequence[str]) -> None:
         for key in keys:
             self.counters.tell("invalidation", key)
         if call.session is not None and has_transaction(call.session):
-            work_on(call.session, call.store, lambda: call.store.intent(call.client)).add(keys=keys)
+            self._work(call, call.session).add(keys=keys)
         else:
             await self.cache.delete(call.client, (), keys)
 
     async def put(self, value: Any, values: dict[str, Any]) -> None:
         """Have `value` stored when the session's open transaction commits; without one, delete the entry."""
-        call = self.call(nothing, values)
+        call = self.call(values)
         if call is None:
             return
+        key = self.key(values, call.session)
         if call.session is None or not has_transaction(call.session):
-            await self.invalidate(values)
+            await self._drop(call, [key])
             return
-        work = work_on(call.session, call.store, lambda: call.store.intent(call.client))
-        raw, reason = self.encoded(value, [])
+        work = self._work(call, call.session)
+        raw, reason = self.encoded(value)
         # Only what the transaction has written is locked until COMMIT: else another writer may have come since.
         locked = wrote(call.session) and not state_of(call.session).autocommitted
         if raw is None or reason is not None or self.cache.switch.is_off() or not locked:
-            work.add(keys=[call.key])
+            work.add(keys=[key])
         else:
-            work.put(call.key, raw, self.ttl_ms(value))
+            work.put(key, raw, self.ttl_ms(value))
+
+    def _work(self, call: Call, session: Session) -> Any:
+        return work_on(session, call.store, lambda: call.store.intent(call.client))
 
     async def explain(self, values: dict[str, Any]) -> Explanation:
-        """Look without loading, storing or changing anything."""
-        call = self.call(nothing, values)
+        """Look without loading, storing or changing anything. Once `exp` is over, `ttl` is below 0."""
+        call = self.call(values)
         if call is None:
             return Explanation(self.key(values), "bypass", None, ("redis is None",))
-        key = call.store.name(call.key)
-        if (reason := self.closed(call.store, call.client, call.session)) is not None:
-            return Explanation(key, "bypass", None, (reason,))
+        key = self.key(values, call.session)
+        found = Explanation(call.store.name(key), "bypass", None, ())
+        if (reason := self.bypass_reason(call.store, call.client, call.session)) is not None:
+            return replace(found, reasons=(reason,))
         try:
-            entry = await call.store.inspect(call.client, call.key)
+            entry = await call.store.inspect(call.client, key)
+            timed = await call.store.get_timed(call.client, key) if self.policy.timed else None
         except CacheUnavailableError as error:
-            return Explanation(key, "bypass", None, (str(error),))
+            return replace(found, reasons=(str(error),))
         reasons = []
         if call.session is not None and (old := await why_not_stored(call.session, next_order())) is not None:
             reasons.append(old)
         if entry.leased:
             reasons.append("another caller is loading or writing it")
         if entry.barred:
-            reasons.append("a write to it is being committed")
-        ttl = None if entry.ttl_ms is None else entry.ttl_ms / 1000
-        return Explanation(key, "miss" if ttl is None else "hit", ttl, tuple(reasons))
+            reasons.append(BARRED)
+        found = replace(found, state="miss" if entry.ttl_ms is None else "hit", reasons=tuple(reasons))
+        if entry.ttl_ms is None:
+            return found
+        found = replace(found, ttl=entry.ttl_ms / 1000)
+        return found if timed is None else self._aged(found, timed.raw, timed.ttl_ms)
+
+    def _aged(self, found: Explanation, raw: bytes, ttl_ms: int) -> Explanation:
+        """Return the explanation of an entry whose age matters."""
+        try:
+            left_ms = self.policy.left_ms(ttl_ms, negative=self.codec.decode(raw) is None)
+        except DecodeError:
+            return found
+        found, decision = replace(found, ttl=left_ms / 1000), self.policy.decide(left_ms, load_ms=0, random=1)
+        if decision is Decision.STALE:
+            return replace(found, state="stale", reasons=(*found.reasons, "its exp is over"))
+        if decision is Decision.OVER:
+            over = "its exp is over, and it is kept for fail_safe"
+            return replace(found, state="miss", reasons=(*found.reasons, over))
+        return found
 
 
 def variant(session: Session | None) -> dict[str, str] | None:
-    """What a session adds to the keys of its calls: it may read other tables than another."""
+    """Return what a session adds to the keys of its calls: one session may read other tables than another."""
     schemas = schema_map(session) if session is not None else None
     return None if schemas is None else {"%schema": json.dumps(schemas, sort_keys=True)}
 
 
+def with_argument(call: partial[Any], name: str, value: object) -> partial[Any]:
+    """Return the call with another value for one of its parameters."""
+    declared = signature(call.func)
+    bound = declared.bind(*call.args, **call.keywords)
+    if declared.parameters[name].kind is Parameter.POSITIONAL_ONLY:
+        bound.apply_defaults()  # what stands before it cannot be left out
+    bound.arguments[name] = value
+    return partial(call.func, *bound.args, **bound.kwargs)
+
+
 async def nothing(*_: object) -> None:
-    """The function of a call that is only asked for its key, or what it invalidates."""
+    """Do nothing: the function of a call that is only asked for its key, or what it invalidates."""

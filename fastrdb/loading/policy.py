@@ -12,6 +12,7 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Any
 
 from fastrdb.errors import OptionError
@@ -20,27 +21,17 @@ from fastrdb.options import Seconds, seconds
 _WEIGHT = 1 / 8  # of the latest load in the running mean: that of TCP's estimate of round trips (RFC 6298)
 
 
-@dataclass(frozen=True, slots=True)
-class Fresh:
-    """Within `exp`: serve it."""
+class Decision(Enum):
+    """What to do with an entry of some age."""
 
-
-@dataclass(frozen=True, slots=True)
-class Early:
-    """Within `exp`, and who has seen it is chosen to reload it before it ends."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stale:
-    """Past `exp`, and within `stale`: serve it, and have it reloaded in the background."""
-
-
-@dataclass(frozen=True, slots=True)
-class Over:
-    """Past both: load. `fail_safe` may still fall back on it."""
-
-
-Decision = Fresh | Early | Stale | Over
+    FRESH = auto()
+    """Within `exp`: serve the entry."""
+    EARLY = auto()
+    """Within `exp`, and this caller is chosen to reload the entry before `exp` ends."""
+    STALE = auto()
+    """Past `exp` and within `stale`: serve the entry, and have it reloaded in the background."""
+    OVER = auto()
+    """Past both: load. `fail_safe` may still fall back on the entry."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +123,8 @@ class Policy:
         "Optimal probabilistic cache stampede prevention", VLDB 2015.
         """
         if left_ms > 0:
-            return Early() if left_ms <= -math.log(random) * self.early * load_ms else Fresh()
-        return Stale() if left_ms > -self.stale_ms else Over()
+            return Decision.EARLY if left_ms <= -math.log(random) * self.early * load_ms else Decision.FRESH
+        return Decision.STALE if left_ms > -self.stale_ms else Decision.OVER
 
     def falls_back(self, left_ms: float) -> bool:
         """Whether the entry may be served because the database cannot be reached."""

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastrdb.errors import OptionError
-from fastrdb.loading.policy import Early, Fresh, Over, Pace, Policy, Stale
+from fastrdb.loading.policy import Decision, Pace, Policy
 from fastrdb.options import seconds
 
 
@@ -109,7 +109,14 @@ def test_jitter_does_not_shorten_what_comes_after_exp() -> None:
 
 @pytest.mark.parametrize(
     ("left_ms", "expected"),
-    [(60_000, Fresh()), (1, Fresh()), (0, Stale()), (-29_999, Stale()), (-30_000, Over()), (-60_000, Over())],
+    [
+        (60_000, Decision.FRESH),
+        (1, Decision.FRESH),
+        (0, Decision.STALE),
+        (-29_999, Decision.STALE),
+        (-30_000, Decision.OVER),
+        (-60_000, Decision.OVER),
+    ],
 )
 def test_exp_and_stale_end_to_the_millisecond(left_ms: int, expected: object) -> None:
     """Fresh while there is something left, stale as long as `stale` says."""
@@ -128,14 +135,14 @@ def test_xfetch_by_the_book() -> None:
     at = math.exp(-3)  # three times delta * beta before the end
     for beta, load_ms in ((1, 100), (2, 50), (0.5, 200)):
         policy = aged(early=beta)
-        assert policy.decide(299, load_ms=load_ms, random=at) == Early()
-        assert policy.decide(301, load_ms=load_ms, random=at) == Fresh()
-    assert aged().decide(1, load_ms=1e9, random=1e-300) == Fresh()
-    assert aged(early=1e9).decide(1, load_ms=0, random=1e-300) == Fresh()  # no load has been seen yet
-    assert aged(early=1e9).decide(1, load_ms=100, random=1.0) == Fresh()
+        assert policy.decide(299, load_ms=load_ms, random=at) == Decision.EARLY
+        assert policy.decide(301, load_ms=load_ms, random=at) == Decision.FRESH
+    assert aged().decide(1, load_ms=1e9, random=1e-300) == Decision.FRESH
+    assert aged(early=1e9).decide(1, load_ms=0, random=1e-300) == Decision.FRESH  # no load has been seen yet
+    assert aged(early=1e9).decide(1, load_ms=100, random=1.0) == Decision.FRESH
 
 
-ORDER = (Fresh, Early, Stale, Over)
+ORDER = list(Decision)
 
 
 @given(
@@ -151,7 +158,7 @@ def test_an_entry_never_gets_younger(
     """As time passes an entry is fresh, early, stale, over, in this order; what cannot be fallen back on stays so."""
     policy = aged(stale=stale, early=early, fail_safe=stale / 2)
     lefts = sorted(times, reverse=True)
-    ages = [ORDER.index(type(policy.decide(left, load_ms=load_ms, random=random))) for left in lefts]
+    ages = [ORDER.index(policy.decide(left, load_ms=load_ms, random=random)) for left in lefts]
     assert ages == sorted(ages)
     falls = [policy.falls_back(left) for left in lefts]
     assert falls == sorted(falls, reverse=True)
@@ -162,8 +169,8 @@ def test_more_chance_is_never_earlier(early: float, load_ms: float, left: float,
     """Whoever draws the smaller number reloads first."""
     policy = aged(early=early)
     draws = [first, math.sqrt(first)]
-    found = [type(policy.decide(left, load_ms=load_ms, random=draw)) for draw in draws]
-    assert found != [Fresh, Early]
+    found = [policy.decide(left, load_ms=load_ms, random=draw) for draw in draws]
+    assert found != [Decision.FRESH, Decision.EARLY]
 
 
 def test_the_pace_of_loads_is_a_running_mean() -> None:

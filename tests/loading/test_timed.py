@@ -24,7 +24,7 @@ import fastrdb.protocol.leases
 import fastrdb.protocol.sweep
 from fastrdb import Cache, Event, OptionError, Stats, cached, no_store
 from fastrdb.cache import default_cache
-from fastrdb.loading.reloads import with_argument
+from fastrdb.loading.function import with_argument
 from fastrdb.testing import GatedClient, Gates
 from tests.races.scenarios import reloads as scenarios_timed
 from tests.support.servers.databases import Database

@@ -11,13 +11,13 @@ from sqlalchemy import Connection
 
 import fastrdb.loading.entry
 import fastrdb.loading.function
-import fastrdb.loading.misses
 import fastrdb.protocol.leases
 import fastrdb.protocol.sweep
 import fastrdb.transactions.drivers
 import fastrdb.transactions.listeners
 import fastrdb.transactions.rules
 import fastrdb.transactions.scope
+from fastrdb.loading.load import Loading
 from fastrdb.protocol.store import Busy
 from fastrdb.transactions.scope import RunningLoad
 from fastrdb.transactions.state import Targets, Transaction
@@ -116,13 +116,13 @@ async def test_the_end_of_one_writer_takes_all_barriers_down(
 
 async def test_joining_by_key(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who finds a load of the same key under way joins it, whatever the key's lease says."""
-    acquire = fastrdb.loading.misses.Miss._acquire
+    acquire = Loading._acquire
 
-    async def join_any(miss: fastrdb.loading.misses.Miss) -> Any:
-        others = [token for token in miss.state.flights.by_token if token != miss.token]
-        return Busy(others[0]) if others else await acquire(miss)
+    async def join_any(loading: Loading, tokens: dict[str, str]) -> Any:
+        others = [token for token in loading._flights.by_token if token not in tokens.values()]
+        return dict.fromkeys(tokens, Busy(others[0])) if others else await acquire(loading, tokens)
 
-    monkeypatch.setattr(fastrdb.loading.misses.Miss, "_acquire", join_any)
+    monkeypatch.setattr(Loading, "_acquire", join_any)
     await lost(scenarios.joiner(w))
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-import fastrdb.loading.near_loads
+import fastrdb.loading.function
 import fastrdb.protocol.store
 import fastrdb.values.types
 from fastrdb import Cache
-from fastrdb.loading.near_loads import NearQuery
+from fastrdb.loading.entry import MISS, Entries
 from fastrdb.near.cache import Channel, Kept, NearCache, Token
 from fastrdb.testing.server import EmbeddedServer
 from fastrdb.transport.obstacles import Obstacles
@@ -191,7 +191,7 @@ async def test_own_invalidations_wait_for_their_push(
 
 async def test_a_session_that_has_written_is_not_asked_for(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is answered from the process, past its own row."""
-    monkeypatch.setattr(fastrdb.loading.near_loads, "wrote", lambda session: False)
+    monkeypatch.setattr(fastrdb.loading.function, "wrote", lambda session: False)
     await lost(whole.test_a_session_that_has_written(w))
 
 
@@ -207,8 +207,14 @@ async def test_objects_are_anybodys(w: World, monkeypatch: pytest.MonkeyPatch) -
     def nobodys(self: NearCache, token: Token, value: Any, owner: object | None = None, **options: Any) -> bool:
         return _keep(self, token, value, None, **options)
 
+    def anybodys(self: Entries, store: Any, key: str) -> Any:
+        kept = store.near.lookup(key)
+        return MISS if kept is None else kept.value
+
     monkeypatch.setattr(NearCache, "keep", nobodys)
-    monkeypatch.setattr(NearQuery, "_made_of", lambda self, kept: kept.value)
+    monkeypatch.setattr(
+        Entries, "kept", lambda self, store, key: MISS if (kept := store.near.lookup(key)) is None else kept.value
+    )
     async with Cache(w.one.client, near=True, timeout=5) as cache:
         await lost(whole.test_two_functions_one_key(cache, w.one.client))
 

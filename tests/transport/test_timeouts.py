@@ -19,9 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from fastrdb import Cache, FastRDB
 from fastrdb.errors import CacheUnavailableError
 from fastrdb.keys.prefix import Prefix
-from fastrdb.loading.batch import Batch
-from fastrdb.loading.entry import Entries
-from fastrdb.loading.misses import Miss
+from fastrdb.loading.load import Loading
 from fastrdb.transport.cluster import Masters
 from fastrdb.transport.pipeline import Wire
 from fastrdb.transport.slots import slot_of
@@ -100,7 +98,7 @@ async def slow(
 
 
 def _leave_out_loads(clock: LoopClock, monkeypatch: pytest.MonkeyPatch) -> None:
-    for owner, method in ((Entries, "load"), (Batch, "_load"), (AsyncSession, "commit"), (AsyncSession, "rollback")):
+    for owner, method in ((Loading, "_load"), (AsyncSession, "commit"), (AsyncSession, "rollback")):
         plain = getattr(owner, method)
 
         async def load(*args: Any, _plain: Any = plain, **options: Any) -> Any:
@@ -354,7 +352,7 @@ MUTANTS = [
     ("server", Mutant(Patience, "__enter__", "loop.time() + self._left", "loop.time() + 8"), ANY_MISS),
     ("cluster", Mutant(Patience, "__init__", "if read", "if False"), ANY_MISS),
     ("server", Mutant(Patience, "__exit__", "self._left = max", "max"), ANY_MISS),
-    ("server", Mutant(Miss, "_acquire", "call.patience.give_back()", "pass"), OTHERS),
+    ("server", Mutant(Loading, "_acquire", "call.patience.give_back()", "pass"), OTHERS),
     ("cluster", Mutant(Masters, "_follow_get", "answer_due = due", "answer_due += 0"), REDIRECTED),
     ("cluster", Mutant(Masters, "_follow_get", "due - self", "due + 8 - self"), REDIRECTED),
     ("cluster", Mutant(Patience, "__enter__", "loop.time() + self._left", "loop.time() + 8"), COMMIT),

@@ -1,0 +1,377 @@
+"""From keys to their values: lease, load, fill. One key is the case of many with one.
+
+Each key has a lease, a flight and a fill of its own. A caller loads what is its own to load first, and only then waits
+for what others load: no two callers wait for each other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections import defaultdict
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
+from dataclasses import replace
+from typing import Any, Protocol
+
+from fastrdb.errors import CacheUnavailableError, OptionError, SessionInUseError
+from fastrdb.events import Kind
+from fastrdb.protocol import Barred, Busy, Granted, Hit
+from fastrdb.protocol import Outcome as Answer
+from fastrdb.singleflight import Absent, Again, Alone, Failed, Flight, Landed, Late, Watch
+from fastrdb.transactions import (
+    RunningCall,
+    RunningLoad,
+    apart,
+    leads,
+    missing_row,
+    next_order,
+    sync_session,
+    unreachable,
+    why_not_stored,
+)
+
+from .entry import MISS, Call, Entries, Reading
+
+logger = logging.getLogger("fastrdb")
+
+LOST = "the lease was lost: a write came between, or the load was slow"
+BARRED = "a write to it is being committed"
+_LATE = "another caller's load took longer than `wait`"
+
+
+class Loader(Protocol):
+    """Loads what is not in Redis."""
+
+    async def __call__(self, positions: list[int], session: Any = None, /) -> Sequence[Any]:
+        """Return the values for these positions, in their order; None for what is not there.
+
+        A `session` takes the place of the caller's: the load is a reload in the background.
+        """
+        ...
+
+
+class Loading(Reading):
+    """One call's way from keys to their values.
+
+    Args:
+        entries, call, keys, many: as of every `Reading`.
+        load: what runs for keys without an entry.
+        refresh: entries in Redis do not count.
+        background: no caller waits for the values: see `reload`.
+    """
+
+    __slots__ = ("load", "refresh", "background", "_flights", "_watches", "_deadline")
+
+    def __init__(
+        self,
+        entries: Entries,
+        call: Call,
+        keys: Sequence[str],
+        load: Loader,
+        *,
+        many: bool = True,
+        refresh: bool = False,
+        background: bool = False,
+    ) -> None:
+        super().__init__(entries, call, keys, many=many)
+        self.load, self.refresh, self.background = load, refresh, background
+        self._flights = entries.cache.here().flights
+        self._watches: dict[str, Watch] = {}
+        self._deadline = asyncio.get_running_loop().time() + entries.policy.wait
+
+    async def resolve(self, reason: str | None = None, *, look: bool = True) -> list[Any]:
+        """Return the values in the order of the keys. With `reason`, go past the cache; with `look`, read it first.
+
+        Raises what the load raises, unless `fail_safe` has an entry instead.
+        """
+        try:
+            if reason is not None:
+                await self.alone("bypass", dict.fromkeys(self.missing(), reason))
+            elif look:
+                await self._look()
+            while missing := self.missing():
+                await self._round(missing)
+        except Exception as error:
+            falls_back = self.entries.policy.timed and not self.refresh and unreachable(error)
+            if not falls_back or not await self.fall_back(f"{type(error).__name__}: {error}"):
+                raise
+        finally:
+            for watch in self._watches.values():
+                watch.close()
+        return [self.values[key] for key in self.keys]
+
+    async def alone(self, kind: Kind, why: Mapping[str, str]) -> None:
+        """Load these keys for this caller only; `kind` and `why` are told of each."""
+        for key, reason in why.items():
+            self.entries.counters.tell(kind, key, reason)
+        plan = self.entries.plan
+        if why:
+            with RunningCall(plan.function, plan.session_name, self.call.session):
+                await self._load(why)
+
+    # --- in place of an entry
+
+    async def _look(self) -> None:
+        entries, policy = self.entries, self.entries.policy
+        try:
+            await self.look()
+        except CacheUnavailableError as error:
+            await self.alone("unavailable", dict.fromkeys(self.missing(), str(error)))
+            return
+        for key in self.early:  # one key: many are never reloaded early
+            found, self.values[key] = self.values[key], MISS
+            if not policy.background:
+                await self.reload([key])
+            if self.values[key] is MISS:
+                self.values[key] = found
+                entries.counters.tell("hit", key)
+        if policy.background and (aging := [*self.stale, *self.early]):
+            alone = Call(self.call.client, self.call.store, None, self.call.store.patience(self.call.client, aging))
+            again = Loading(entries, alone, self.keys, self.load, many=self.many, background=True)
+            again.seen, again.early = self.seen, self.early
+            entries.cache.reload(alone.store, aging, again.in_background)
+
+    async def in_background(self, keys: Sequence[str]) -> None:
+        """Reload, as a part of no call. What goes wrong is logged and counted; nothing is raised."""
+        entries = self.entries
+        with apart():
+            try:
+                await self.reload(keys)
+            except Exception as error:
+                if missing_row(error):
+                    return
+                function, kind = entries.plan.function, type(error).__name__
+                for key in keys:
+                    entries.counters.tell("failed", key, f"{kind}: {error}")
+                logger.warning("%s: a reload in the background failed: %s", function, kind)
+                # A database's error quotes what it was asked for: no more of it than who debugs wants to see.
+                logger.debug("%s: %s", function, kind, exc_info=error)
+
+    async def reload(self, keys: Sequence[str]) -> None:
+        """Replace the entries that were `seen`, where no other caller does: there is the old value until then."""
+        session, tell = self.call.session, self.entries.counters.tell
+        if session is not None and await why_not_stored(session, next_order()) is not None:
+            return  # what it loads could not be stored
+        async with self._leased(keys) as (answers, leases):
+            granted = list[str]()
+            for key, answer in answers.items():
+                if isinstance(answer, CacheUnavailableError):
+                    tell("unavailable", key, str(answer))
+                elif isinstance(answer, Hit):
+                    await self._answered(key, answer.raw)
+                elif isinstance(answer, Granted):
+                    granted.append(key)
+                    if key in self.early:
+                        tell("early", key)
+            if granted:
+                await self._lead(granted, leases)
+
+    # --- what there is not
+
+    async def _round(self, keys: Sequence[str]) -> None:
+        """Load what is this caller's to load, then wait for others; what is missing then needs another round."""
+        async with self._leased(keys) as (answers, leases):
+            kinds = defaultdict[type, dict[str, Any]](dict)
+            for key, answer in answers.items():
+                kinds[type(answer)][key] = answer
+                if key in self._watches and not isinstance(answer, Hit | Busy):
+                    self._watches[key].close()
+            for key, hit in kinds[Hit].items():
+                await self._answered(key, hit.raw)
+            if kinds[Granted]:
+                await self._lead([*kinds[Granted], *kinds[Barred]], leases)
+            elif kinds[Barred]:
+                await self.alone("bypass", dict.fromkeys(kinds[Barred], BARRED))
+        if kinds[CacheUnavailableError]:
+            await self.alone("unavailable", {key: str(error) for key, error in kinds[CacheUnavailableError].items()})
+        if kinds[Busy]:
+            await self._wait({key: busy.token for key, busy in kinds[Busy].items()})
+
+    async def _answered(self, key: str, raw: bytes) -> None:
+        """Take an entry that has come meanwhile."""
+        value = await self.entries.value(self.call, key, raw, many=self.many)
+        if value is not MISS:
+            if key in self._watches:
+                self._watches[key].saw(raw)
+            self.entries.counters.tell("hit", key)
+            self.values[key] = value
+
+    @asynccontextmanager
+    async def _leased(
+        self, keys: Sequence[str]
+    ) -> AsyncIterator[tuple[dict[str, Answer | CacheUnavailableError], dict[str, Flight]]]:
+        """Ask for leases; give back what is left of them at the end."""
+        # Before `acquire`: whoever finds a lease of this call has to find its flight.
+        leases = {key: self._flights.open(secrets.token_hex(16)) for key in keys}
+        flights = list(leases.values())
+        try:
+            answers = await self._acquire({key: flight.token for key, flight in leases.items()})
+            for key, answer in answers.items():
+                if not isinstance(answer, Granted | CacheUnavailableError):
+                    del leases[key]
+            yield answers, leases
+        finally:  # without an answer, too: the server may have granted them all the same
+            for flight in flights:
+                flight.close()
+            if leases:
+                left = {key: flight.token for key, flight in leases.items()}
+                self.entries.cache.background(self.call.store.release_many(self.call.client, left))
+
+    async def _acquire(self, tokens: dict[str, str]) -> dict[str, Answer | CacheUnavailableError]:
+        call, seen_ms = self.call, {key: entry.ttl_ms for key, entry in self.seen.items()}
+        try:
+            with call.patience:
+                answers = await call.store.acquire_many(call.client, tokens, refresh=self.refresh, seen_ms=seen_ms)
+        except CacheUnavailableError as error:
+            return dict.fromkeys(tokens, error)
+        if any(isinstance(answer, Busy) for answer in answers.values()):  # the call waits for others: `wait` bounds it
+            call.patience.give_back()
+        return {**answers}
+
+    async def _lead(self, keys: Sequence[str], leases: dict[str, Flight]) -> None:
+        """Load `keys`, those with leases first; answer followers, and store. What is not stored stays in `leases`."""
+        entries, tell = self.entries, self.entries.counters.tell
+        for key in keys[len(leases) :]:
+            tell("bypass", key, BARRED)
+        error, why = await self._load_under_lease(keys, leases)
+        fills = []
+        for key, flight in leases.items():
+            value = None if error is not None else self.values[key]
+            if error is not None:
+                raw, reason, outcome = entries.failed(error, why, many=self.many, of_several=len(keys) > 1)
+            else:
+                raw, reason, outcome = entries.made(value, why, many=self.many)
+            flight.settle(outcome)
+            if reason is not None:
+                tell("unstored", key, reason)
+            elif raw is not None:
+                fills.append((key, flight.token, raw, entries.ttl_ms(value)))
+        if fills:
+            await self._store(fills, leases)
+        if leases and (error is None or (missing_row(error) and len(keys) == 1)):
+            await self._drop_old(leases)
+        if error is not None:
+            raise error
+
+    async def _load_under_lease(
+        self, keys: Sequence[str], leases: Mapping[str, Flight]
+    ) -> tuple[Exception | None, str | None]:
+        """Load; return the error, and why the result must not be stored."""
+        own: AbstractAsyncContextManager[Any] = own_session(self.entries) if self.background else nullcontext()
+        plan, error = self.entries.plan, None
+        async with own as session:
+            if session is not None:
+                self.call = replace(self.call, session=sync_session(session))
+            tokens = [flight.token for flight in leases.values()]
+            async with RunningLoad(plan.function, plan.session_name, self.call.session, tokens) as load:
+                try:
+                    await self._load(keys, session)
+                except SessionInUseError:
+                    raise  # each of those who wait has a session of its own
+                except Exception as raised:  # noqa: BLE001  # raised again when those who wait have their answer
+                    error = raised
+            return error, load.why_not_stored
+
+    async def _load(self, keys: Collection[str], session: Any = None) -> None:
+        """Run the function."""
+        entries, at = self.entries, {key: at for at, key in enumerate(self.keys)}
+        for key in keys:
+            entries.counters.tell("load", key)
+        loaded = await self.load([at[key] for key in keys], session)
+        for key, value in zip(keys, loaded, strict=True):
+            self.values[key] = None if value is None and self.many else entries.codec.convert(value)
+
+    async def _store(self, fills: list[tuple[str, str, bytes, int]], leases: dict[str, Flight]) -> None:
+        tell = self.entries.counters.tell
+        try:
+            with self.call.patience:
+                stored = await self.call.store.fill_many(self.call.client, fills)
+        except CacheUnavailableError as error:
+            for key, *_ in fills:
+                tell("unavailable", key, str(error))
+            return
+        for (key, *_), done in zip(fills, stored, strict=True):
+            if done:
+                del leases[key]
+                tell("fill", key)
+            else:
+                tell("unstored", key, LOST)
+
+    async def _drop_old(self, left: Collection[str]) -> None:
+        """Delete entries in whose place nothing was stored: the database has said something else."""
+        with suppress(CacheUnavailableError):
+            if self.refresh:
+                await self.call.store.invalidate(self.call.client, keys=left)
+            elif self.background:
+                for key in left:
+                    await self.call.store.discard(self.call.client, key, self.seen[key].raw)
+
+    # --- what others load
+
+    async def _wait(self, busy: Mapping[str, str]) -> None:
+        """Wait for the holders of these leases, as long as `wait` says; then load."""
+        late, looked_at = dict[str, str](), list[str]()
+        for key, holder in busy.items():
+            if leads(holder):
+                late[key] = "it is a part of the load that holds the lease"
+            elif (flight := self._watch(key).other(holder)) is None:
+                looked_at.append(key)
+            elif (why := await self._follow(key, flight)) is not None:
+                late[key] = why
+        if looked_at and self._left() > 0:
+            await self._watch(looked_at[0]).pause(self._left())
+        else:
+            late.update(dict.fromkeys(looked_at, _LATE))
+        for key in late.keys() & self._watches.keys():
+            self._watches[key].close()
+        await self.alone("bypass", late)
+
+    async def _follow(self, key: str, flight: Flight) -> str | None:
+        """Take another caller's result; return why there is none for this one. Raises the other's error."""
+        tell = self.entries.counters.tell
+        match await flight.join(max(0.0, self._left())):
+            case Landed(raw, shared):
+                tell("join", key)
+                value = self.entries.value
+                self.values[key] = shared[0] if shared is not None else await value(self.call, key, raw, many=self.many)
+            case Failed(error):
+                tell("join", key)
+                if not (self.many and missing_row(error)):
+                    raise error
+                self.values[key] = None
+            case Absent() if self.many or self.entries.codec.optional:
+                tell("join", key)
+                self.values[key] = None
+            case Absent():
+                return "the load that it waited for found nothing"
+            case Alone():
+                return "the load that it waited for was the leader's only"
+            case Late():
+                return _LATE
+            case Again():  # the leader is gone: another round
+                pass
+        return None
+
+    def _watch(self, key: str) -> Watch:
+        if key not in self._watches:
+            self._watches[key] = Watch(self._flights)
+        return self._watches[key]
+
+    def _left(self) -> float:
+        return self._deadline - asyncio.get_running_loop().time()
+
+
+@asynccontextmanager
+async def own_session(entries: Entries) -> AsyncIterator[Any]:
+    """Give a session from `session_factory`, None to a function that takes none. Raises OptionError if it is none."""
+    factory = entries.policy.session_factory
+    if factory is None:
+        yield None
+        return
+    async with factory() as session:
+        if sync_session(session) is None:
+            function = entries.plan.function
+            raise OptionError(f"{function}: session_factory gave {session!r}, which is not an AsyncSession")
+        yield session
