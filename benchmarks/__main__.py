@@ -9,7 +9,10 @@ from functools import partial
 from pathlib import Path
 from time import perf_counter
 
-from benchmarks import (
+from benchmarks.harness import SIZES, Sizes
+from benchmarks.machine import load, surroundings
+from benchmarks.plots import draw
+from benchmarks.questions import (
     bulk,
     concurrent,
     endpoint,
@@ -25,11 +28,7 @@ from benchmarks import (
     stampede,
     versions,
 )
-from benchmarks.harness import SIZES, Sizes
-from benchmarks.machine import load, surroundings
-from benchmarks.plots import draw
-from benchmarks.report import Report
-from benchmarks.rows import Row
+from benchmarks.report import Report, Row
 
 Question = Callable[[Sizes], Awaitable[list[Row]]]
 QUESTIONS: dict[str, Question] = {

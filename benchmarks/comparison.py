@@ -12,10 +12,10 @@ from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from benchmarks.catalogue import Database, Loads, Query, Task
-from benchmarks.contestants import Contestant
-from benchmarks.field import Field
+from benchmarks.contestants.base import Contestant
+from benchmarks.contestants.field import Field
 from benchmarks.harness import Known, Round, Timings, Unused, interleaved
-from benchmarks.rows import Limit, Row, Unit, absent
+from benchmarks.report import Limit, Row, Unit, absent
 
 WARM = 2
 """Misses before the clock runs."""

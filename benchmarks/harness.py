@@ -13,7 +13,7 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-from benchmarks.rows import Ratio
+from benchmarks.report import Ratio
 
 Round = Callable[[Sequence[int]], Awaitable[object]]
 """Makes a call for each of these numbers."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import installed
-from benchmarks.rows import Row
+from benchmarks.report import Row
 
 OURS, OTHERS = "#c2410c", "#94a3b8"
 LINES = ("#c2410c", "#334155", "#0e7490", "#7c3aed", "#65a30d", "#a16207")

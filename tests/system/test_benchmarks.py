@@ -15,18 +15,20 @@ from typing import Any, Literal
 import pytest
 from redis.asyncio import Redis
 
-from benchmarks import field as fields_of
-from benchmarks import near, plots, versions
+from benchmarks import plots
 from benchmarks.__main__ import QUESTIONS
 from benchmarks.catalogue import Query, Task, database, one_user
 from benchmarks.comparison import Case, enter, hits, idle_sessions, misses
-from benchmarks.contestants import Bare, Contestant, Ours
+from benchmarks.contestants import field as fields_of
+from benchmarks.contestants.base import Contestant
+from benchmarks.contestants.by_hand import Bare
+from benchmarks.contestants.field import KINDS, NOT_INSTALLED, NOT_YET, Field, absence, opened
+from benchmarks.contestants.ours import Ours
 from benchmarks.copies import copies, entry_key
-from benchmarks.field import KINDS, NOT_INSTALLED, NOT_YET, Field, absence, opened
 from benchmarks.harness import SIZES, Known, Timings, Unused, interleaved
 from benchmarks.machine import installed
-from benchmarks.report import Report
-from benchmarks.rows import Limit, Ratio, Row, Unit, absent, duration
+from benchmarks.questions import near, versions
+from benchmarks.report import Limit, Ratio, Report, Row, Unit, absent, duration
 from fastrdb.testing.server import EmbeddedServer
 from tests.support import ROOT
 from tests.support.source.checkers import run

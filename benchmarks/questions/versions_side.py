@@ -1,6 +1,6 @@
 """One version of fastrdb in a process of its own: runs the cases of `versions` when told to.
 
-    python -m benchmarks.versions_side CHECKOUT PORT
+    python -m benchmarks.questions.versions_side CHECKOUT PORT
 
 Imports `fastrdb` from CHECKOUT and uses public names only, so that any two versions can be compared. Reads a line
 `CASE CALLS` from its standard input and writes the seconds per call to its standard output.

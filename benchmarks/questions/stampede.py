@@ -19,10 +19,10 @@ from typing import NamedTuple
 
 from benchmarks.catalogue import slow_user, user
 from benchmarks.comparison import enter, idle_sessions
-from benchmarks.field import USUAL, absence, opened
+from benchmarks.contestants.field import USUAL, absence, opened
 from benchmarks.harness import Sizes
-from benchmarks.loops import runner
-from benchmarks.rows import Limit, Row, absent, duration
+from benchmarks.questions.loops import runner
+from benchmarks.report import Limit, Row, absent, duration
 from fastrdb.testing.server import EmbeddedServer
 
 LOAD = 0.05

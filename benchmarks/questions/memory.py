@@ -6,10 +6,10 @@ from redis.asyncio import Redis
 
 from benchmarks.catalogue import one_user
 from benchmarks.comparison import enter, idle_sessions
+from benchmarks.contestants.field import USUAL, opened
 from benchmarks.copies import copies, entry_key
-from benchmarks.field import USUAL, opened
 from benchmarks.harness import Sizes
-from benchmarks.rows import Row, absent
+from benchmarks.report import Row, absent
 from fastrdb.testing.server import EmbeddedServer
 
 

@@ -14,9 +14,9 @@ from sqlalchemy import func, select
 
 from benchmarks.catalogue import Database, User, UserOut, database, fields
 from benchmarks.comparison import Case, table
-from benchmarks.contestants import HOST, LIFE
+from benchmarks.contestants.base import HOST, LIFE
 from benchmarks.harness import Round, Sizes, Unused, interleaved
-from benchmarks.rows import Row
+from benchmarks.report import Row
 from fastrdb import Cache, FastRDB
 from fastrdb.testing.server import EmbeddedServer
 

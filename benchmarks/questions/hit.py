@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from benchmarks.catalogue import one_user
 from benchmarks.comparison import Case, hits
-from benchmarks.field import opened
+from benchmarks.contestants.field import opened
 from benchmarks.harness import Sizes
-from benchmarks.rows import Limit, Row
+from benchmarks.report import Limit, Row
 from fastrdb.testing.server import EmbeddedServer
 
 KEYS = 100

@@ -22,11 +22,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from benchmarks.catalogue import FrozenUser, Loads, UserOut, fields, user
 from benchmarks.comparison import Case, idle_sessions, table
-from benchmarks.contestants import HOST, LIFE
-from benchmarks.field import NOT_INSTALLED, NOT_YET
+from benchmarks.contestants.base import HOST, LIFE
+from benchmarks.contestants.field import NOT_INSTALLED, NOT_YET
 from benchmarks.harness import Known, Round, Sizes, interleaved
 from benchmarks.machine import installed
-from benchmarks.rows import Limit, Row, absent
+from benchmarks.report import Limit, Row, absent
 from fastrdb import Cache, OptionError
 from fastrdb.testing.server import EmbeddedServer
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from benchmarks.catalogue import one_user
 from benchmarks.comparison import Case, hits
-from benchmarks.field import USUAL, opened
+from benchmarks.contestants.field import USUAL, opened
 from benchmarks.harness import Sizes
-from benchmarks.rows import Limit, Row
+from benchmarks.report import Limit, Row
 from fastrdb.testing.server import EmbeddedServer
 
 ASKED = {64: {"bare": Limit("speed", bar=6, aim=10)}}

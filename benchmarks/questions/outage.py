@@ -21,7 +21,7 @@ from redis.asyncio import Redis
 
 from benchmarks.catalogue import UserOut, user
 from benchmarks.harness import Sizes
-from benchmarks.rows import Limit, Row, duration
+from benchmarks.report import Limit, Row, duration
 from fastrdb import Cache, Event
 from fastrdb.testing.server import EmbeddedServer
 

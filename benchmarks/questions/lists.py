@@ -6,9 +6,9 @@ from functools import partial
 
 from benchmarks.catalogue import page_of
 from benchmarks.comparison import Case, hits
-from benchmarks.field import opened
+from benchmarks.contestants.field import opened
 from benchmarks.harness import Sizes
-from benchmarks.rows import Row
+from benchmarks.report import Row
 from fastrdb.testing.server import EmbeddedServer
 
 KEYS = 50

@@ -17,10 +17,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from benchmarks.catalogue import Database, Loads, Query, UserOut, database
 from benchmarks.comparison import Case, enter, table
-from benchmarks.field import USUAL, Field, opened
+from benchmarks.contestants.fastapi_cache import FastapiCache
+from benchmarks.contestants.field import USUAL, Field, opened
 from benchmarks.harness import Known, Round, Sizes, interleaved
-from benchmarks.peers import FastapiCache
-from benchmarks.rows import Row
+from benchmarks.report import Row
 from fastrdb.testing.server import EmbeddedServer
 
 WITHOUT = "no cache"

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from benchmarks.comparison import Case, table
 from benchmarks.harness import Sizes, Timings
-from benchmarks.rows import Limit, Row
+from benchmarks.report import Limit, Row
 from fastrdb.testing.server import EmbeddedServer
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 THIS, OTHER = "fastrdb", "the other version"
 NOT_SLOWER = Limit("speed", bar=0.97)
 CASES: dict[str, tuple[str, Limit | None]] = {
@@ -73,7 +73,7 @@ async def _asked(process: Process, order: str) -> float:
 async def side(checkout: Path) -> AsyncIterator[Process]:
     """Start a process with the version in `checkout` and a server of its own; end both afterwards."""
     with EmbeddedServer() as server:
-        arguments = ("-m", "benchmarks.versions_side", str(checkout), str(server.port))
+        arguments = ("-m", "benchmarks.questions.versions_side", str(checkout), str(server.port))
         process = await asyncio.create_subprocess_exec(sys.executable, *arguments, stdin=PIPE, stdout=PIPE, cwd=ROOT)
         try:
             yield process

@@ -11,10 +11,10 @@ from time import perf_counter
 
 from benchmarks.catalogue import Query, one_user
 from benchmarks.comparison import Entrant, enter, idle_sessions
-from benchmarks.field import NOT_INSTALLED, opened
+from benchmarks.contestants.field import NOT_INSTALLED, opened
 from benchmarks.harness import Sizes, Timings
 from benchmarks.machine import installed
-from benchmarks.rows import Row, absent
+from benchmarks.report import Row, absent
 from fastrdb.testing.server import EmbeddedServer
 
 LOOPS = ("asyncio", "uvloop")

@@ -15,10 +15,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from benchmarks.catalogue import one_user
 from benchmarks.comparison import Case, Entrant, enter, idle_sessions, table
+from benchmarks.contestants.field import opened
 from benchmarks.copies import copies, entry_key
-from benchmarks.field import opened
 from benchmarks.harness import Sizes, Timings
-from benchmarks.rows import Limit, Row
+from benchmarks.report import Limit, Row
 from fastrdb.testing.server import EmbeddedServer
 
 KEYS = 100

@@ -11,10 +11,10 @@ from redis.asyncio import Redis
 
 from benchmarks.catalogue import one_user
 from benchmarks.comparison import enter, idle_sessions
+from benchmarks.contestants.field import USUAL, opened
 from benchmarks.copies import copies, entry_key
-from benchmarks.field import USUAL, opened
 from benchmarks.harness import Sizes
-from benchmarks.rows import Limit, Row, absent, duration
+from benchmarks.report import Limit, Row, absent, duration
 from fastrdb.testing.server import EmbeddedServer
 
 ASKED = Limit("value", bar=0.005)

@@ -9,9 +9,14 @@ from dataclasses import dataclass
 
 from redis.asyncio import Redis
 
-from benchmarks.contestants import HOST, POOL, Bare, Contestant, Ours, OursNear, Pooled
+from benchmarks.contestants.aiocache import Aiocache, AiocacheLocked
+from benchmarks.contestants.base import HOST, POOL, Contestant
+from benchmarks.contestants.by_hand import Bare, Pooled
+from benchmarks.contestants.cashews import Cashews, CashewsLocked, CashewsNear
+from benchmarks.contestants.dogpile import Dogpile
+from benchmarks.contestants.fastapi_cache import FastapiCache
+from benchmarks.contestants.ours import Ours, OursNear
 from benchmarks.machine import installed
-from benchmarks.peers import Aiocache, AiocacheLocked, Cashews, CashewsLocked, CashewsNear, Dogpile, FastapiCache
 from fastrdb import Cache, OptionError
 
 KINDS: dict[str, type[Contestant]] = {

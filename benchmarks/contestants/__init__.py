@@ -1,0 +1,1 @@
+"""The contestants: this library, the same work by hand, and the peers."""

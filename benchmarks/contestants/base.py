@@ -1,0 +1,42 @@
+"""The face of a contestant: a cache on a function, and an invalidation by prefix.
+
+Each one gets the same function and the same server; those that take a client get the same one. The peers come without
+types, or may be missing, so they are imported by name when they take part.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from redis.asyncio import Redis
+
+from benchmarks.catalogue import Query, Task
+
+HOST = "127.0.0.1"
+LIFE = 3600
+POOL = 4_096
+"""Connections a client may open: more than there are callers, so that none is refused one."""
+
+
+class Contestant:
+    """A cache, as its users use it. `head` is put before a key, with a colon."""
+
+    package: ClassVar[str]
+    about: ClassVar[str]
+    """What it stores, and how it is set."""
+    forgets: ClassVar[bool] = True
+    """Whether it can invalidate by prefix."""
+
+    def __init__(self, port: int, client: Redis) -> None:
+        """Use the server at `port`, through `client` if it takes one."""
+
+    def cached(self, head: str, task: Task) -> Query:
+        """Put the cache on a function."""
+        raise NotImplementedError
+
+    async def forget(self, head: str) -> None:
+        """Invalidate everything under `head`."""
+        raise NotImplementedError
+
+    async def aclose(self) -> None:
+        """Close what it has opened."""
