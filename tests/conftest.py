@@ -167,7 +167,7 @@ async def sqlite(tmp_path: Path) -> AsyncIterator[Database]:
 def postgresql_server() -> Iterator[ServerDatabase]:
     """Give a database of this run's own on PostgreSQL."""
     try:
-        with databases.server_database("FASTRDB_TEST_POSTGRES", databases.POSTGRESQL) as made:
+        with databases.server_database(*databases.SERVERS["postgresql"]) as made:
             yield made
     except databases.NoServerError as error:
         missing(f"no PostgreSQL: {error}")
@@ -193,7 +193,7 @@ def preparing_server(postgresql_server: ServerDatabase) -> Iterator[ServerDataba
 def mariadb_server() -> Iterator[ServerDatabase]:
     """Give a database of this run's own on MariaDB."""
     try:
-        with databases.server_database("FASTRDB_TEST_MARIADB", databases.MARIADB) as made:
+        with databases.server_database(*databases.SERVERS["mariadb"]) as made:
             yield made
     except databases.NoServerError as error:
         missing(f"no MariaDB: {error}")

@@ -6,37 +6,28 @@ Every write puts its version into the history in its own transaction: what is in
 from __future__ import annotations
 
 import asyncio
-import os
-import secrets
 import time
-from collections.abc import AsyncIterator, Collection, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from pydantic import BaseModel
-from sqlalchemy import URL, BigInteger, NullPool, event, insert, make_url, select, text, update
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import URL, BigInteger, event, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from benchmarks.consistency.logs import Committed
 from benchmarks.consistency.settings import DatabaseKind, SettingsError
 from benchmarks.consistency.workload import BLOCK
+from tests.support.servers import databases
 
 _LIMIT = 5.0
 SLOW, SLOW_SECONDS = 0.2, 0.04
 """The share of loads and of COMMITs that are slow, and how long they take at most, where the faults say so."""
 _SLOW_COMMIT = text("SELECT set_config('commit_delay', :micros, true), set_config('commit_siblings', '0', true)")
 """PostgreSQL: this transaction's COMMIT waits before others see it. Superusers may do that."""
-_SERVERS: dict[str, tuple[str, list[URL]]] = {
-    "postgresql": (
-        "FASTRDB_TEST_POSTGRES",
-        [URL.create("postgresql+asyncpg", user, host="127.0.0.1", port=5432) for user in ("postgres", "root")],
-    ),
-    "mariadb": ("FASTRDB_TEST_MARIADB", [URL.create("mariadb+aiomysql", "root", host="127.0.0.1", port=3306)]),
-}
 
 
 class Base(DeclarativeBase):
@@ -159,7 +150,7 @@ def _slow_commits(connection: Any, _: object) -> None:
 
 async def create(url: str, rows: int) -> None:
     """Make the tables, and all rows as version 0."""
-    async with _opened(url) as made, made.begin() as connection:
+    async with databases.opened(url) as made, made.engine.begin() as connection:
         await connection.run_sync(Base.metadata.create_all)
         for start in range(0, rows, 1000):
             numbers = range(start, min(start + 1000, rows))
@@ -169,14 +160,14 @@ async def create(url: str, rows: int) -> None:
 
 async def committed(url: str) -> list[Committed]:
     """Give the history."""
-    async with _opened(url) as made, made.connect() as connection:
+    async with databases.opened(url) as made, made.engine.connect() as connection:
         found = await connection.execute(select(Past.row, Past.version, Past.attempt))
         return [Committed(*each) for each in found]
 
 
 async def latest(url: str) -> dict[int, int]:
     """Give the attempt that each row is at."""
-    async with _opened(url) as made, made.connect() as connection:
+    async with databases.opened(url) as made, made.engine.connect() as connection:
         found = await connection.execute(select(Row.id, Row.attempt))
         return dict(found.tuples().all())
 
@@ -191,41 +182,9 @@ def temporary(kind: DatabaseKind, folder: Path) -> Iterator[str]:
     if kind == "sqlite":
         yield f"sqlite+aiosqlite:///{folder / 'rows.sqlite'}"
         return
-    admin = asyncio.run(_server(kind))
-    name = f"fastrdb_run_{secrets.token_hex(6)}"
-    asyncio.run(_execute(admin, f"CREATE DATABASE {name}"))
+    variable, defaults = databases.SERVERS[kind]
     try:
-        yield admin.set(database=name).render_as_string(hide_password=False)
-    finally:
-        asyncio.run(_execute(admin, f"DROP DATABASE {name}" + (" WITH (FORCE)" if kind == "postgresql" else "")))
-
-
-async def _server(kind: str) -> URL:
-    variable, defaults = _SERVERS[kind]
-    given = os.environ.get(variable)
-    tried = []
-    for url in [make_url(given)] if given else defaults:
-        try:
-            async with asyncio.timeout(_LIMIT):
-                await _execute(url, "SELECT 1")
-        except (DBAPIError, OSError, TimeoutError) as error:
-            tried.append(f"{url.render_as_string()}: {error}")
-        else:
-            return url
-    raise SettingsError(f"--database {kind}: no server answers ({variable} names another one): {'; '.join(tried)}")
-
-
-async def _execute(url: URL, statement: str) -> None:
-    made = create_async_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
-    async with made.connect() as connection:
-        await connection.execute(text(statement))
-    await made.dispose()
-
-
-@asynccontextmanager
-async def _opened(url: str) -> AsyncIterator[AsyncEngine]:
-    made = create_async_engine(url, poolclass=NullPool)
-    try:
-        yield made
-    finally:
-        await made.dispose()
+        with databases.server_database(variable, defaults) as made:
+            yield made.url.render_as_string(hide_password=False)
+    except databases.NoServerError as error:
+        raise SettingsError(f"--database {kind}: no server answers ({variable} names another one): {error}") from error

@@ -229,6 +229,6 @@ def test_a_missing_database_says_which_were_tried(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("FASTRDB_TEST_POSTGRES", "postgresql+asyncpg://nobody@127.0.0.1:1/none")
     with (
         pytest.raises(databases.NoServerError, match=r"127\.0\.0\.1:1"),
-        databases.server_database("FASTRDB_TEST_POSTGRES", databases.POSTGRESQL),
+        databases.server_database(*databases.SERVERS["postgresql"]),
     ):
         pass

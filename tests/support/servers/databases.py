@@ -21,8 +21,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _CONNECT_LIMIT = 5.0
-POSTGRESQL = [URL.create("postgresql+asyncpg", user, host="127.0.0.1", port=5432) for user in ("postgres", "root")]
-MARIADB = [URL.create("mariadb+aiomysql", "root", host="127.0.0.1", port=3306)]
+SERVERS = {
+    "postgresql": (
+        "FASTRDB_TEST_POSTGRES",
+        [URL.create("postgresql+asyncpg", user, host="127.0.0.1", port=5432) for user in ("postgres", "root")],
+    ),
+    "mariadb": ("FASTRDB_TEST_MARIADB", [URL.create("mariadb+aiomysql", "root", host="127.0.0.1", port=3306)]),
+}
+"""The variable of the environment that names each server, and its addresses where the variable is not set."""
 
 # In PostgreSQL to make a schema anew takes a few milliseconds, and a database a checkpoint of the whole server.
 _EMPTY = (
@@ -112,7 +118,7 @@ def server_database(variable: str, defaults: Sequence[URL]) -> Iterator[ServerDa
     """
     given = os.environ.get(variable)
     admin = _run(_first_that_answers([make_url(given)] if given else defaults))
-    database = ServerDatabase(admin, admin.set(database=f"fastrdb_test_{secrets.token_hex(6)}"))
+    database = ServerDatabase(admin, admin.set(database=f"fastrdb_{secrets.token_hex(6)}"))
     _run(database.create())
     try:
         yield database
