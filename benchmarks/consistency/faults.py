@@ -20,9 +20,8 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from benchmarks.consistency.control import Control
-from benchmarks.consistency.proxy import Mode
 from benchmarks.consistency.rules import Outage
-from benchmarks.consistency.servers import Servers, restart
+from benchmarks.consistency.servers import NetworkFault, Servers, restart
 from benchmarks.consistency.settings import STALL
 from fastrdb.testing.server import EmbeddedServer
 
@@ -183,12 +182,12 @@ async def _folder(stage: Stage, server: EmbeddedServer) -> Path:
         return Path(str((await client.config_get("dir"))["dir"]))
 
 
-def _through(mode: Mode) -> Act:
+def _through(fault: NetworkFault) -> Act:
     async def act(stage: Stage) -> None:
         async with stage.outage():
-            stage.servers.set(mode)
+            await stage.servers.take_away(fault)
             await asyncio.sleep(_AWAY)
-            stage.servers.set("pass")
+            await stage.servers.give_back()
 
     return act
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from random import randrange
-from typing import Any
+from typing import Any, Literal
 
 from redis.asyncio import Redis
 
 from benchmarks.consistency.address import HOST, Address
-from benchmarks.consistency.proxy import Mode, Proxy
-from fastrdb.testing.server import EmbeddedServer, EmbeddedServerError
+from fastrdb.testing import EmbeddedServer, EmbeddedServerError, TcpProxy
 
+NetworkFault = Literal["drop", "hold", "refuse"]
 MASTERS = 3
 _SLOTS = 16384
 _CLUSTER = ("--cluster-enabled", "yes", "--cluster-node-timeout", "5000", "--cluster-require-full-coverage", "no")
@@ -28,7 +28,7 @@ class Servers:
 
     def __init__(self, servers: list[EmbeddedServer]) -> None:
         self.servers = servers
-        self.proxies: list[Proxy] = []
+        self.proxies: list[TcpProxy] = []
 
     @property
     def address(self) -> Address:
@@ -45,19 +45,27 @@ class Servers:
     @asynccontextmanager
     async def proxied(self) -> AsyncIterator[None]:
         """Inside, the proxies run."""
-        self.proxies = [Proxy(server.port) for server in self.servers]
-        try:
-            for proxy in self.proxies:
-                await proxy.start()
+        async with AsyncExitStack() as stack:
+            self.proxies = [await stack.enter_async_context(TcpProxy(server.port)) for server in self.servers]
             yield
-        finally:
-            for proxy in self.proxies:
-                proxy.close()
 
-    def set(self, mode: Mode) -> None:
-        """Tell all proxies."""
+    async def take_away(self, fault: NetworkFault) -> None:
+        """Make all proxies swallow what comes, keep it back, or reset all connections and refuse new ones."""
         for proxy in self.proxies:
-            proxy.set(mode)
+            match fault:
+                case "drop":
+                    proxy.drop()
+                case "hold":
+                    proxy.hold()
+                case "refuse":
+                    await proxy.refuse()
+                    proxy.cut()
+
+    async def give_back(self) -> None:
+        """End what `take_away` began; what was kept back arrives now."""
+        for proxy in self.proxies:
+            proxy.heal()
+            await proxy.accept()
 
     @asynccontextmanager
     async def client(self, server: EmbeddedServer) -> AsyncIterator[Redis]:

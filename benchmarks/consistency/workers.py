@@ -10,7 +10,7 @@ import random
 import signal
 from collections import Counter
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from contextvars import ContextVar
 from itertools import count
 from time import monotonic, monotonic_ns, process_time, sleep
@@ -26,12 +26,12 @@ from benchmarks.consistency.address import HOST
 from benchmarks.consistency.control import Orders
 from benchmarks.consistency.logs import Formatter, Log, Step
 from benchmarks.consistency.peers import SUBJECTS
-from benchmarks.consistency.proxy import Proxy
 from benchmarks.consistency.rules import PROCESS_BITS
 from benchmarks.consistency.settings import LATE, STALL
 from benchmarks.consistency.subjects import Attempt, Subject, noting, source_of
 from benchmarks.consistency.workload import BLOCK, block_of
 from fastrdb import CacheUnavailableError, FastRDBError
+from fastrdb.testing import TcpProxy
 
 T = TypeVar("T")
 CANCELLED = 0.02
@@ -45,7 +45,7 @@ class Worker:
     """What readers and writers have in common."""
 
     def __init__(
-        self, orders: Orders, engine: AsyncEngine, subject: Subject, log: Log, proxy: Proxy | None = None
+        self, orders: Orders, engine: AsyncEngine, subject: Subject, log: Log, proxy: TcpProxy | None = None
     ) -> None:
         self.orders, self.plan, self.settings = orders, orders.plan, orders.plan.settings
         self.proxy = proxy
@@ -291,9 +291,9 @@ class Writer(Worker):
         if self.proxy is None or task is None:
             return
         loop = asyncio.get_running_loop()
-        self.proxy.set("hold")
+        self.proxy.hold()
         loop.call_later(_WRITE_MS / 1000, task.cancel)
-        loop.call_later(LATE, self.proxy.set, "pass")
+        loop.call_later(LATE, self.proxy.heal)
 
 
 CALLERS = 2
@@ -314,21 +314,20 @@ def main(kind: str, orders: Orders) -> None:
 
 async def _main(kind: str, orders: Orders) -> None:
     settings, url, proxy = orders.plan.settings, make_url(orders.plan.url), None
-    if kind == "writer" and "late-commit" in settings.faults:
-        proxy = Proxy(url.port or 0, url.host or HOST)
-        await proxy.start()
-        url = url.set(host=HOST, port=proxy.port)
-    engine = database.engine(url, settings.isolation, size=settings.callers + 2, slow="slow-commit" in settings.faults)
-    subject = SUBJECTS[settings.protocol](settings, orders.address)
-    try:
-        with Log(orders.path("reads" if kind == "reader" else "writes"), buffered=kind == "reader") as log:
-            worker = KINDS[kind](orders, engine, subject, log, proxy)
-            await worker.run()
-    finally:
-        with suppress(*_FAILURES):
-            await subject.aclose(settings.quiet)
-        await engine.dispose()
-        if proxy is not None:
-            proxy.close()
+    async with AsyncExitStack() as stack:
+        if kind == "writer" and "late-commit" in settings.faults:
+            proxy = await stack.enter_async_context(TcpProxy(url.port or 0, url.host or HOST))
+            url = url.set(host=HOST, port=proxy.port)
+        slow = "slow-commit" in settings.faults
+        engine = database.engine(url, settings.isolation, size=settings.callers + 2, slow=slow)
+        subject = SUBJECTS[settings.protocol](settings, orders.address)
+        try:
+            with Log(orders.path("reads" if kind == "reader" else "writes"), buffered=kind == "reader") as log:
+                worker = KINDS[kind](orders, engine, subject, log, proxy)
+                await worker.run()
+        finally:
+            with suppress(*_FAILURES):
+                await subject.aclose(settings.quiet)
+            await engine.dispose()
     report = {"kind": kind, "stats": worker.stats, "counts": worker.counts, "cpu": process_time()}
     orders.path("json").write_text(json.dumps(report))

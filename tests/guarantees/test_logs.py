@@ -16,8 +16,9 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from fastrdb import Cache, CacheUnavailableError, loops
+from fastrdb.testing import TcpProxy
 from fastrdb.testing.server import EmbeddedServer
-from tests.support.proxy import TcpProxy
+from fastrdb.testing import TcpProxy
 from tests.support.servers.databases import Database
 from tests.support.world.walkthrough import EMAIL, NAME, PRIVATE, Base, Person, Whole
 

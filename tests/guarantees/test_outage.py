@@ -14,8 +14,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from fastrdb.errors import CacheUnavailableError
+from fastrdb.testing import TcpProxy
 from fastrdb.testing.server import EmbeddedServer
-from tests.support.proxy import TcpProxy
+from fastrdb.testing import TcpProxy
 from tests.support.servers.databases import Database
 from tests.support.world.world import PATIENT, Process, World, pooled, world
 

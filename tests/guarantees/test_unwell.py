@@ -17,12 +17,11 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
 from fastrdb import Event
-from fastrdb.testing.server import EmbeddedServer
+from fastrdb.testing import EmbeddedServer, TcpProxy
 from fastrdb.transport.breaker import FAILURES
 from fastrdb.transport.pipeline import Wire
 from tests.support.mutants import name
 from tests.support.programs.apps import App
-from tests.support.refusing import RefusingProxy
 from tests.support.servers.databases import Database
 from tests.support.waiting import until
 from tests.support.world.world import Process, World, spawn, world
@@ -217,17 +216,17 @@ REFUSALS = [
 async def test_every_command_is_refused(refusal: str, server: EmbeddedServer, client: Redis, sqlite: Database) -> None:
     """Whatever the server says instead of an answer, it is never what a caller gets."""
     async with (
-        RefusingProxy(server.port) as proxy,
+        TcpProxy(server.port) as proxy,
         Redis(port=proxy.port) as between,
         world(sqlite, between, timeout=DEADLINE, barrier=BARRIER) as w,
     ):
 
         @asynccontextmanager
         async def refusing() -> AsyncIterator[None]:
-            proxy.refusal = refusal
+            proxy.answer_with(refusal)
             yield
-            assert proxy.refused > 0
-            proxy.refusal = ""
+            assert proxy.answered > 0
+            proxy.heal()
 
         await goes_on(w, refusing())
 
@@ -272,7 +271,7 @@ async def test_killed_under_two_hundred_callers(own: EmbeddedServer, monkeypatch
 
 async def test_a_black_hole_is_not_stormed(server: EmbeddedServer, client: Redis) -> None:
     """C8: five hundred callers whose time is over do not make five hundred connections, and no batch makes two."""
-    async with RefusingProxy(server.port) as proxy, Redis(port=proxy.port) as between:
+    async with TcpProxy(server.port) as proxy, Redis(port=proxy.port) as between:
         events: list[Event] = []
         app = App({number: str(number) for number in range(20)}, between, hook=events.append, timeout=0.1)
         assert await app.read(1) == "1"

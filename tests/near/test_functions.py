@@ -20,7 +20,7 @@ from fastrdb.near.tracking import Tracking, own_connection
 from fastrdb.protocol.store import Store
 from fastrdb.testing import GatedClient
 from fastrdb.testing.server import EmbeddedServer
-from tests.support.proxy import TcpProxy
+from fastrdb.testing import TcpProxy
 from tests.support.servers.databases import Database
 from tests.support.world.near import Observed
 from tests.support.world.world import Item, ItemOut, World, spawn, world

@@ -19,11 +19,12 @@ from redis.asyncio.sentinel import SentinelConnectionPool
 
 from fastrdb.near.cache import Near
 from fastrdb.near.tracking import Tracking, covering
+from fastrdb.testing import TcpProxy
 from fastrdb.testing.server import EmbeddedServer
 from tests.races.scenarios import near as scenarios_near
 from tests.races.scenarios.near import KEY
 from tests.support.network.clocks import ManualClock
-from tests.support.proxy import TcpProxy
+from fastrdb.testing import TcpProxy
 from tests.support.world.near import Nearby, Observed, nearby
 
 CLIENTS = {

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError  # noqa: A004  # the client's own
 
 from benchmarks.consistency import bugs, faults, report
 from benchmarks.consistency.__main__ import main, verdict
 from benchmarks.consistency.address import HOST, Address
 from benchmarks.consistency.logs import Answer, Committed, Log, answers, writes
 from benchmarks.consistency.peers import SUBJECTS
-from benchmarks.consistency.proxy import Proxy
 from benchmarks.consistency.rules import PROCESS_BITS, History, Kind, Outage, Read, Rules, Write
 from benchmarks.consistency.run import Outcome
 from benchmarks.consistency.settings import Settings, SettingsError
@@ -391,40 +384,6 @@ def test_a_report_has_the_figures(tmp_path: Path) -> None:
     for number, outcome in enumerate((clean, stale)):
         report.plot(outcome, tmp_path / f"{number}.png")
         assert (tmp_path / f"{number}.png").read_bytes().startswith(b"\x89PNG")
-
-
-# --- the proxy
-
-
-async def test_a_proxy_takes_the_server_away(server: EmbeddedServer) -> None:
-    """It swallows; it keeps back, and delivers when who sent it has given up long ago; it cuts, and refuses."""
-    once, proxy = Retry(NoBackoff(), 0), Proxy(server.port)
-    await proxy.start()
-    with closing(proxy):
-        await taken_away(Redis(host=HOST, port=proxy.port, retry=once), proxy, server.port)
-
-
-async def taken_away(through: Redis, proxy: Proxy, port: int) -> None:
-    """Ask a client that gives up where it must, and has time where it is to be answered."""
-    async with through as client, Redis(port=port) as direct:
-        await direct.delete("a", "b")
-        assert await client.ping()
-        for mode, name in (("drop", "a"), ("hold", "b")):
-            proxy.set(mode)  # type: ignore[arg-type]
-            with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.3):
-                    await client.set(name, "late")
-            proxy.set("pass")
-            assert await client.ping()
-        async with asyncio.timeout(10):
-            while not await direct.exists("b"):  # noqa: ASYNC110  # the server does not tell
-                await asyncio.sleep(0.01)
-        assert not await direct.exists("a")
-        proxy.set("refuse")
-        with pytest.raises(ConnectionError):
-            await client.ping()
-        proxy.set("pass")
-        assert await client.ping()
 
 
 # --- whole runs

@@ -9,10 +9,7 @@ from typing import Any
 
 import pytest
 import redis.asyncio
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
 from sqlalchemy import select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -21,7 +18,7 @@ from fastrdb.protocol.store import Store
 from fastrdb.testing import GatedClient, script_texts
 from fastrdb.testing.server import EmbeddedServer
 from tests import conftest
-from tests.support.proxy import TcpProxy
+from fastrdb.testing import TcpProxy
 from tests.support.servers import databases
 from tests.support.servers.databases import Database, ServerDatabase
 
@@ -33,11 +30,6 @@ class Base(DeclarativeBase):
 class Item(Base):
     __tablename__ = "item"
     id: Mapped[int] = mapped_column(primary_key=True)
-
-
-def single(proxy: TcpProxy) -> redis.asyncio.Redis:
-    """Give a client through the proxy that does not try again."""
-    return redis.asyncio.Redis(host=proxy.host, port=proxy.port, retry=Retry(NoBackoff(), 0))
 
 
 async def test_gate_before_holds_what_is_not_sent(gated: GatedClient, client: redis.asyncio.Redis) -> None:
@@ -110,67 +102,6 @@ async def test_pipelines_pass_the_gates_too(gated: GatedClient, client: redis.as
     gate.open()
     assert await task == [True, b"value"]
     assert gated.names() == ["SET", "GET"]
-
-
-async def test_proxy_passes_everything_on(server: EmbeddedServer, client: redis.asyncio.Redis) -> None:
-    """A healthy proxy is the server."""
-    async with TcpProxy(server.port) as proxy, single(proxy) as through:
-        await through.set("key", "x" * 300_000)
-        assert await client.strlen("key") == 300_000
-        assert proxy.connections == 1
-
-
-async def test_proxy_holds_a_reply(server: EmbeddedServer, client: redis.asyncio.Redis) -> None:
-    """What is held arrives when it is released."""
-    async with TcpProxy(server.port) as proxy, single(proxy) as through:
-        await through.ping()
-        proxy.hold("down")
-        task = asyncio.ensure_future(through.set("key", "value"))
-        await proxy.held("down")
-        assert await client.get("key") == b"value"
-        assert not task.done()
-        proxy.release()
-        assert await task
-
-
-async def test_proxy_swallows(server: EmbeddedServer, client: redis.asyncio.Redis) -> None:
-    """A dropped reply never comes, though the command was done."""
-    async with TcpProxy(server.port) as proxy, single(proxy) as through:
-        await through.ping()
-        proxy.drop("down")
-        proxy.hold("down")
-        task = asyncio.ensure_future(through.set("key", "value"))
-        await proxy.held("down")
-        proxy.release("down")
-        assert await client.get("key") == b"value"
-        proxy.cut()
-        with pytest.raises(RedisError):
-            await task
-
-
-async def test_proxy_cuts_in_the_middle(server: EmbeddedServer, client: redis.asyncio.Redis) -> None:
-    """A reply that is cut off is an error, and the next connection works."""
-    await client.set("key", "0123456789")
-    async with TcpProxy(server.port) as proxy, single(proxy) as through:
-        await through.ping()
-        proxy.cut_after(8, "down")
-        with pytest.raises(RedisError):
-            await through.get("key")
-        proxy.heal()
-        assert await through.get("key") == b"0123456789"
-
-
-async def test_proxy_refuses_and_accepts_again(server: EmbeddedServer) -> None:
-    """A refusing proxy is a dead port; it comes back on the same one."""
-    async with TcpProxy(server.port) as proxy:
-        port = proxy.port
-        await proxy.refuse()
-        with pytest.raises(RedisError):
-            await single(proxy).ping()
-        await proxy.accept()
-        assert proxy.port == port
-        async with single(proxy) as through:
-            assert await through.ping()
 
 
 async def test_a_database_is_empty_and_works(database: Database) -> None:

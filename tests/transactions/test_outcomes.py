@@ -16,11 +16,12 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_sessionmaker, create_async_engine
 
 from fastrdb.protocol.intent import Intent
+from fastrdb.testing import Stranded, TcpProxy
 from fastrdb.transactions import listeners as transactions
 from fastrdb.transactions.finish import finish
 from fastrdb.transactions.state import State, Transaction, Work
 from tests.races.scenarios.commits import NEW, carried
-from tests.support.proxy import Stranded, TcpProxy
+from fastrdb.testing import Stranded, TcpProxy
 from tests.support.servers import databases
 from tests.support.servers.databases import Database, ServerDatabase
 from tests.support.world import levels as places

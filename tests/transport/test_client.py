@@ -28,7 +28,7 @@ from fastrdb.transport.pipeline import Wire
 from tests.support.mutants import name
 from tests.support.network.lines import Timers, turns
 from tests.support.programs.apps import App
-from tests.support.proxy import TcpProxy
+from fastrdb.testing import TcpProxy
 from tests.support.waiting import until
 from tests.support.world.world import PATIENT, spawn
 

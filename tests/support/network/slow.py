@@ -12,7 +12,7 @@ import pytest
 from redis.asyncio import Redis
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 
-from tests.support.proxy import Direction, TcpProxy
+from fastrdb.testing import Direction, TcpProxy
 from tests.support.servers.cluster import Cluster
 
 STEP = 0.005
@@ -97,10 +97,16 @@ class SlowProxy(TcpProxy):
 
     pace: Pace
 
-    async def _carry(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, direction: Direction) -> None:
+    async def _carry(
+        self,
+        source: asyncio.StreamReader,
+        sink: asyncio.StreamWriter,
+        direction: Direction,
+        back: asyncio.StreamWriter,
+    ) -> None:
         kind = _Late if direction == "up" else _Answering
         try:
-            await super()._carry(kind(self, source), sink, direction)  # type: ignore[arg-type]
+            await super()._carry(kind(self, source), sink, direction, back)  # type: ignore[arg-type]
         finally:
             self.pace.clock.asked.discard(id(self))
 

@@ -15,9 +15,10 @@ from redis.asyncio import Redis
 
 from fastrdb.near.cache import Near, NearCache, Token
 from fastrdb.near.tracking import Tracking
+from fastrdb.testing import TcpProxy
 from fastrdb.testing.server import EmbeddedServer
 from tests.support.network.clocks import ManualClock
-from tests.support.proxy import TcpProxy
+from fastrdb.testing import TcpProxy
 
 HEADS = ("item:", "post:")
 
