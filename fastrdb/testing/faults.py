@@ -1,4 +1,4 @@
-"""A client whose commands fail, are late, or lose their connection: always, never, so many times, or by chance."""
+"""A client whose commands fail, are late or lose their connection: always, so many times, or by chance."""
 
 from __future__ import annotations
 
@@ -18,53 +18,50 @@ from fastrdb.errors import OptionError
 from fastrdb.transport import SHARED, Script
 
 GREETINGS = ("adopt", "look")
-"""The script that is sent once before a client is used; it is not written down."""
+"""Scripts that are sent once before a client is used, and are not logged."""
 
 
 @dataclass
 class _Rule:
-    """What strikes commands of one name (None: of any), with a probability, so many times (None: without end)."""
+    """A fault or a delay of commands of one name (None: of any), by chance, so many times (None: without end)."""
 
     name: str | None
     probability: float
     times: int | None
+    seconds: float = 0.0
+    error: BaseException | type[BaseException] | None = None
+    sent: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.probability <= 1:
+            raise OptionError(f"probability={self.probability!r} must be between 0 and 1")
+        if self.seconds < 0:
+            raise OptionError(f"delay: seconds={self.seconds!r} must not be less than 0")
 
     def strikes(self, name: str, random: Random) -> bool:
-        """Tell whether it strikes this command, and count it."""
+        """Return True if the rule applies to this command, and count that."""
         if self.name not in (None, name) or self.times == 0:
             return False
         if name in GREETINGS and self.name is None and self.times is not None:
-            return False  # so many of what a test sends
+            return False  # `times` counts what a test sends
         if self.probability < 1 and random.random() >= self.probability:
             return False
         self.times = None if self.times is None else self.times - 1
         return True
 
 
-@dataclass
-class _Fault(_Rule):
-    error: BaseException | type[BaseException]
-    sent: bool
-
-
-@dataclass
-class _Delay(_Rule):
-    seconds: float
-
-
 class FaultyClient(redis.asyncio.Redis):
-    """A client over another's connection pool whose commands fail when told to, and are written down.
+    """A client over another client's connection pool whose commands fail on request, and are logged.
 
-    A command goes by its name (`GET`), a Lua script of fastrdb by its file's stem (`acquire`, `fill`, `begin`, `end`),
-    whether by EVALSHA or EVAL. A pipeline's commands go together: one that fails, fails all.
+    A command goes by its name (`GET`), a Lua script of fastrdb by that of its file (`acquire`, `fill`, `begin`, `end`).
+    The commands of a pipeline fail together.
 
-    A cache sends all it has to say to such a client by the client's own methods, each command by itself, and not by
-    the connection that plain clients share; `probability=1` is always, `spare` is never.
+    A cache sends each command to such a client by the client's own methods, and not through the shared connection.
 
     Args:
-        client: whose connections are used; it stays as it is.
-        seed: of the chances, so that a run can be repeated.
-        sleep: is awaited with the seconds of a delay.
+        client: the owner of the connections. The client itself stays as it is.
+        seed: the seed of all chances, so that a run can be repeated.
+        sleep: awaited with the seconds of each delay.
     """
 
     def __init__(
@@ -78,13 +75,12 @@ class FaultyClient(redis.asyncio.Redis):
         self.log: list[tuple[str, tuple[Any, ...]]] = []
         self._random = Random(seed)
         self._sleep = sleep
-        self._faults: list[_Fault] = []
-        self._delays: list[_Delay] = []
+        self._rules: list[_Rule] = []
         self._spared: set[str] = set()
-        self._left: int | None = None
+        self._left: int | None = None  # commands before the cut
         self._scripts = {_digest(text): stem for stem, text in script_texts().items()}
 
-    # --- what is to happen
+    # --- faults
 
     def fail_with(
         self,
@@ -95,33 +91,31 @@ class FaultyClient(redis.asyncio.Redis):
         sent: bool = False,
         probability: float = 1.0,
     ) -> None:
-        """Let commands fail, the next `times` of them (None: all until `heal`), all or those named `on`.
+        """Fail the next `times` commands (None: all until `heal`), those named `on` or any.
 
-        The server never sees them; with `sent` it has done its work and only the reply is lost.
+        Without `sent` the server never sees the command. With `sent` the command is done and only the reply is lost.
 
         Raises:
             OptionError: `probability` is not between 0 and 1.
         """
-        self._faults.append(_Fault(on, _chance(probability), times, error, sent))
+        self._rules.append(_Rule(on, probability, times, error=error, sent=sent))
 
     def delay(
         self, seconds: float, on: str | None = None, *, times: int | None = None, probability: float = 1.0
     ) -> None:
-        """Let commands be sent so many seconds late, all or those named `on`.
+        """Send commands so many seconds late, those named `on` or any.
 
         Raises:
-            OptionError: `probability` is not between 0 and 1, or `seconds` less than 0.
+            OptionError: `probability` is not between 0 and 1, or `seconds` is less than 0.
         """
-        if seconds < 0:
-            raise OptionError(f"delay: seconds={seconds!r} must not be less than 0")
-        self._delays.append(_Delay(on, _chance(probability), times, seconds))
+        self._rules.append(_Rule(on, probability, times, seconds))
 
     def spare(self, *names: str) -> None:
-        """Let commands of these names pass, whatever else is told."""
+        """Except commands of these names from all faults, delays and cuts."""
         self._spared.update(names)
 
     def cut(self, after: int = 0) -> None:
-        """Close all connections after so many more commands, and let every command fail from then on until `heal`.
+        """Close all connections after `after` more commands; every later command fails until `heal`.
 
         Raises:
             OptionError: `after` is less than 0.
@@ -131,24 +125,23 @@ class FaultyClient(redis.asyncio.Redis):
         self._left = after
 
     def heal(self) -> None:
-        """End all of it; `spare` too."""
-        self._faults.clear()
-        self._delays.clear()
+        """End all faults, delays, cuts and exceptions from them. `emptied` and `isolated` do so for their client."""
+        self._rules.clear()
         self._spared.clear()
         self._left = None
 
-    # --- what has happened
+    # --- the log
 
     def names(self) -> list[str]:
-        """Give the names of what was sent so far, in order."""
+        """Return the names of the commands that were sent so far, in order."""
         return [name for name, _ in self.log]
 
     def knows(self, sha: str, name: str) -> None:
-        """Give a script of a test's own a name."""
+        """Add the name of another script, by its SHA1 digest."""
         self._scripts[sha] = name
 
     def name_of(self, args: tuple[Any, ...]) -> str:
-        """Give the name by which faults and log know a command."""
+        """Return the name of a command in faults and in the log."""
         command = _text(args[0]).upper()
         if command in {"EVALSHA", "EVALSHA_RO"}:
             return self._scripts.get(_text(args[1]), command)
@@ -159,7 +152,7 @@ class FaultyClient(redis.asyncio.Redis):
     # --- the client
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
-        """Send one command, if nothing strikes it."""
+        """Send one command. Raises the error of the first fault that applies."""
         names = [self.enter(args)]
         await self.approach(names)
         reply = await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
@@ -167,44 +160,41 @@ class FaultyClient(redis.asyncio.Redis):
         return reply
 
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
-        """Give a pipeline whose commands are struck by the same."""
+        """Return a pipeline with the same faults."""
         return _FaultyPipeline(self, transaction, shard_hint)
 
     def enter(self, args: tuple[Any, ...]) -> str:
-        """Write a command down and give its name."""
+        """Log a command and return its name."""
         name = self.name_of(args)
         if name not in GREETINGS:
             self.log.append((name, args))
         return name
 
     async def approach(self, names: list[str]) -> None:
-        """Pass what comes before these commands are sent: delays, a cut, faults that keep them from the server."""
+        """Apply delays, cuts and faults before these commands are sent."""
         for name in names:
-            for delay in self._delays:
-                if name not in self._spared and delay.strikes(name, self._random):
-                    await self._sleep(delay.seconds)
+            for rule in self._rules:
+                if rule.seconds and name not in self._spared and rule.strikes(name, self._random):
+                    await self._sleep(rule.seconds)
         for name in names:
-            await self._come_to_the_cut(name)
-        self._strike(names, sent=False)
+            if self._left is not None and name not in self._spared:
+                if self._left == 0:
+                    await self.connection_pool.disconnect()
+                    raise RedisConnectionError("the connection is cut")
+                self._left -= 1
+        self._fail(names, sent=False)
 
     async def depart(self, names: list[str]) -> None:
-        """Pass what comes after their replies: faults that lose these."""
-        self._strike(names, sent=True)
+        """Apply the faults that lose the replies to these commands."""
+        self._fail(names, sent=True)
 
-    async def _come_to_the_cut(self, name: str) -> None:
-        if self._left is None or name in self._spared:
-            return
-        if self._left > 0:
-            self._left -= 1
-            return
-        await self.connection_pool.disconnect()
-        raise RedisConnectionError("the connection is cut")
-
-    def _strike(self, names: list[str], *, sent: bool) -> None:
+    def _fail(self, names: list[str], *, sent: bool) -> None:
         for name in names:
-            for fault in self._faults:
-                if fault.sent is sent and name not in self._spared and fault.strikes(name, self._random):
-                    raise fault.error
+            for rule in self._rules:
+                if rule.error is None or rule.sent is not sent or name in self._spared:
+                    continue
+                if rule.strikes(name, self._random):
+                    raise rule.error
 
 
 class _FaultyPipeline(Pipeline):
@@ -221,16 +211,10 @@ class _FaultyPipeline(Pipeline):
 
 
 def script_texts() -> dict[str, str]:
-    """Give the Lua scripts of fastrdb as they are sent, by their files' stems."""
+    """Return the text of each Lua script of fastrdb as the server gets it, by the stem of its file."""
     folder = resources.files("fastrdb.protocol") / "lua"
     stems = (each.name.removesuffix(".lua") for each in folder.iterdir() if each.name.endswith(".lua"))
     return {stem: Script.load(stem).text for stem in sorted(stems) if stem not in SHARED}
-
-
-def _chance(probability: float) -> float:
-    if not 0 <= probability <= 1:
-        raise OptionError(f"probability={probability!r} must be between 0 and 1")
-    return probability
 
 
 def _digest(text: str) -> str:

@@ -1,7 +1,8 @@
-"""Caches that keep apart from each other on one server, for the time of a test; nobody's keys are flushed."""
+"""Caches that share nothing on one server for the time of a test. No other keys are deleted."""
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -13,28 +14,33 @@ from fastrdb.cache import default_cache
 from fastrdb.runtime import BaseCache
 from fastrdb.transport import Names
 
+from .faults import FaultyClient
+
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
 AnyCache = TypeVar("AnyCache", bound=BaseCache)
+_ANSWER_LIMIT_S = 1.0
+"""Longest wait for the server at the end: the client's own retries of a dead port take five seconds."""
+_CLOSE_LIMIT_S = 0.25
+"""Longest wait for background work at the end: nothing that an emptied cache still has to invalidate is of use."""
 
 
 def new_namespace() -> str:
-    """Give a namespace that nobody else uses."""
+    """Return a new, unused namespace."""
     return f"test-{secrets.token_hex(8)}"
 
 
 @asynccontextmanager
 async def isolated(*caches: BaseCache, redis: Redis | None = None) -> AsyncIterator[str]:
-    """Let caches use a namespace of their own inside, the default cache if none is named; gives the namespace.
+    """Move caches into a namespace of their own inside the block; yield the namespace.
 
-    For functions that were decorated when the application was imported. What the caches know is forgotten at both
-    ends, and what they have stored inside is deleted at the end, by the client of the cache. Not for two tests at once
-    in one process: the caches are the application's.
+    For functions that were decorated when the application was imported. The caches start and end without any state,
+    and all that is stored inside is deleted at the end. Not for two tests at once in one process.
 
     Args:
-        caches: the caches.
-        redis: takes the place of the caches' own clients inside.
+        caches: the caches to move, by default the one of the module-level decorators.
+        redis: replaces the caches' own clients inside. A `FaultyClient` is healed at the end.
     """
     namespace = new_namespace()
     async with AsyncExitStack() as stack:
@@ -57,26 +63,32 @@ async def _moved(cache: BaseCache, namespace: str, redis: Redis | None) -> Async
 
 @asynccontextmanager
 async def emptied(cache: AnyCache, client: Any = None) -> AsyncIterator[AnyCache]:
-    """Close the cache at the end, and delete all that is in its namespace, if it has one and Redis answers.
+    """Yield the cache; at the end delete all that is in its namespace, if it has one and Redis answers, and close it.
 
     Args:
-        cache: the cache; gives it on.
-        client: what to delete with, if the cache has no client of its own; without either, nothing is deleted.
+        cache: the cache.
+        client: the client to delete with, by default the cache's own; without either, nothing is deleted. A
+            `FaultyClient` is healed first.
     """
     try:
         yield cache
     finally:
         client = cache.redis if client is None else client
-        if client is not None and cache.namespace and await _answers(client):
+        if isinstance(client, FaultyClient):
+            client.heal()
+        here = client is not None and bool(cache.namespace) and await _answers(client)
+        if here:
             await cache.invalidate("*", redis=client)
+        await cache.aclose(_CLOSE_LIMIT_S)
+        if here:  # last: what was still pending has been written down again
             names = Names(cache.namespace)
             await client.delete(*names.shared, names.server, names.healing)
-        await cache.aclose()
 
 
 async def _answers(client: Any) -> bool:
     try:
-        await client.ping()
+        async with asyncio.timeout(_ANSWER_LIMIT_S):
+            await client.ping()
     except (RedisError, OSError):
         return False
     return True

@@ -18,7 +18,7 @@ _READ_BYTES = 65536
 
 
 class _Way:
-    """What happens to the bytes of one direction."""
+    """The bytes of one direction: passed, held, swallowed or cut."""
 
     def __init__(self) -> None:
         self.flowing = asyncio.Event()
@@ -62,7 +62,7 @@ class Stranded:
 class TcpProxy:
     """A proxy in front of a server: `async with TcpProxy(server.port) as proxy:` listens on `proxy.port`.
 
-    The proxy passes everything on until told otherwise. A fault holds for all connections, present and future, until
+    The proxy passes everything on at first. A fault holds for all connections, present and future, until
     `heal()`. Faults may be combined. All methods belong to the event loop that entered the block.
 
     Args:

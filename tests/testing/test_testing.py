@@ -12,7 +12,7 @@ from redis.exceptions import BusyLoadingError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from fastrdb import Cache, OptionError, Stats, cached, default_cache
-from fastrdb.testing import FaultyClient, emptied, isolated
+from fastrdb.testing import EmbeddedServer, FaultyClient, TcpProxy, emptied, isolated
 from tests.support.world.items import Item, Loader
 
 
@@ -224,11 +224,32 @@ async def test_emptying_leaves_nothing_behind(client: Redis) -> None:
     assert await client.dbsize() == 0
 
 
-async def test_emptying_without_redis_only_closes(client: Redis) -> None:
-    """A test that ends while Redis is cut ends all the same."""
+async def test_emptying_heals_a_faulty_client(client: Redis) -> None:
+    """A test that ends while its client fails leaves no keys, and does not wait for what is pending."""
     faulty = FaultyClient(client)
-    async with emptied(Cache(faulty, namespace="cut")):
+    async with isolated(default_cache, redis=faulty) as namespace:
+        load, _ = item_loader(default_cache)
+        await load(faulty, 1)
         faulty.cut()
+        await default_cache.invalidate("item:*")
+    assert not [key async for key in client.scan_iter(f"*{namespace}*")]
+
+
+async def test_emptying_a_server_that_does_not_answer_ends(server: EmbeddedServer) -> None:
+    """Neither a dead port nor a black hole holds up the end of a test."""
+    for fault in ("refuse", "drop"):
+        async with (
+            TcpProxy(server.port) as proxy,
+            Redis(port=proxy.port) as through,
+            emptied(Cache(through, namespace="gone", timeout=0.1)) as cache,
+        ):
+            load, _ = item_loader(cache)
+            await load(through, 1)
+            if fault == "drop":
+                proxy.drop()
+            else:
+                await proxy.refuse()
+                proxy.cut()
 
 
 # --- fresh interpreters
