@@ -76,13 +76,13 @@ async def emptied(cache: AnyCache, client: Any = None) -> AsyncIterator[AnyCache
         client = cache.redis if client is None else client
         if isinstance(client, FaultyClient):
             client.heal()
-        here = client is not None and bool(cache.namespace) and await _answers(client)
-        if here:
+        if client is not None and cache.namespace and await _answers(client):
             await cache.invalidate("*", redis=client)
-        await cache.aclose(_CLOSE_LIMIT_S)
-        if here:  # last: what was still pending has been written down again
-            names = Names(cache.namespace)
+            await cache.aclose(_CLOSE_LIMIT_S)
+            names = Names(cache.namespace)  # last: what was still pending has been written down again
             await client.delete(*names.shared, names.server, names.healing)
+        else:
+            await cache.aclose(_CLOSE_LIMIT_S)
 
 
 async def _answers(client: Any) -> bool:

@@ -18,7 +18,6 @@ from redis.backoff import NoBackoff
 from fastrdb import Cache, CacheUnavailableError, loops
 from fastrdb.testing import TcpProxy
 from fastrdb.testing.server import EmbeddedServer
-from fastrdb.testing import TcpProxy
 from tests.support.servers.databases import Database
 from tests.support.world.walkthrough import EMAIL, NAME, PRIVATE, Base, Person, Whole
 

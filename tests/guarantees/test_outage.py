@@ -16,7 +16,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from fastrdb.errors import CacheUnavailableError
 from fastrdb.testing import TcpProxy
 from fastrdb.testing.server import EmbeddedServer
-from fastrdb.testing import TcpProxy
 from tests.support.servers.databases import Database
 from tests.support.world.world import PATIENT, Process, World, pooled, world
 

@@ -18,9 +18,8 @@ import fastrdb.protocol.store
 from fastrdb import Cache, FastRDB, Near, OptionError, cached
 from fastrdb.near.tracking import Tracking, own_connection
 from fastrdb.protocol.store import Store
-from fastrdb.testing import GatedClient
+from fastrdb.testing import GatedClient, TcpProxy
 from fastrdb.testing.server import EmbeddedServer
-from fastrdb.testing import TcpProxy
 from tests.support.servers.databases import Database
 from tests.support.world.near import Observed
 from tests.support.world.world import Item, ItemOut, World, spawn, world

@@ -24,7 +24,6 @@ from fastrdb.testing.server import EmbeddedServer
 from tests.races.scenarios import near as scenarios_near
 from tests.races.scenarios.near import KEY
 from tests.support.network.clocks import ManualClock
-from fastrdb.testing import TcpProxy
 from tests.support.world.near import Nearby, Observed, nearby
 
 CLIENTS = {

@@ -23,7 +23,6 @@ from benchmarks.consistency.settings import Settings, SettingsError
 from benchmarks.consistency.subjects import noting, source_of
 from benchmarks.consistency.tally import EDGES, Tally
 from benchmarks.consistency.workload import BLOCK, STYLES, Workload
-from fastrdb.testing.server import EmbeddedServer
 from tests.support.servers.databases import ServerDatabase
 from tests.support.source.checkers import run
 

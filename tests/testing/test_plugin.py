@@ -79,4 +79,4 @@ def test_its_fixtures_say_what_they_give(project: pytest.Pytester) -> None:
     """`pytest --fixtures` shows them with a line each."""
     output = run_file(project, "--fixtures").stdout
     for name in ("server", "client", "namespace", "cache"):
-        output.re_match_lines([rf"fastrdb_{name}.*plugin.*", r"    Give a .*"])
+        output.re_match_lines([rf"fastrdb_{name}.*plugin.*", r"    (Yield|Return) a .*"])

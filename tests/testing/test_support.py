@@ -16,9 +16,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from fastrdb import Cache, default_cache
 from fastrdb.protocol.store import Store
 from fastrdb.testing import GatedClient, script_texts
-from fastrdb.testing.server import EmbeddedServer
 from tests import conftest
-from fastrdb.testing import TcpProxy
 from tests.support.servers import databases
 from tests.support.servers.databases import Database, ServerDatabase
 

@@ -21,7 +21,6 @@ from fastrdb.transactions import listeners as transactions
 from fastrdb.transactions.finish import finish
 from fastrdb.transactions.state import State, Transaction, Work
 from tests.races.scenarios.commits import NEW, carried
-from fastrdb.testing import Stranded, TcpProxy
 from tests.support.servers import databases
 from tests.support.servers.databases import Database, ServerDatabase
 from tests.support.world import levels as places

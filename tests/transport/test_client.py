@@ -18,7 +18,7 @@ from fastrdb import Cache
 from fastrdb.errors import CacheUnavailableError
 from fastrdb.keys.prefix import Prefix
 from fastrdb.protocol.store import Busy, Granted, Hit, Store
-from fastrdb.testing import Gate
+from fastrdb.testing import Gate, TcpProxy
 from fastrdb.testing.server import EmbeddedServer
 from fastrdb.transport import connection as lines
 from fastrdb.transport.connection import Line
@@ -28,7 +28,6 @@ from fastrdb.transport.pipeline import Wire
 from tests.support.mutants import name
 from tests.support.network.lines import Timers, turns
 from tests.support.programs.apps import App
-from fastrdb.testing import TcpProxy
 from tests.support.waiting import until
 from tests.support.world.world import PATIENT, spawn
 

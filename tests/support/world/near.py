@@ -18,7 +18,6 @@ from fastrdb.near.tracking import Tracking
 from fastrdb.testing import TcpProxy
 from fastrdb.testing.server import EmbeddedServer
 from tests.support.network.clocks import ManualClock
-from fastrdb.testing import TcpProxy
 
 HEADS = ("item:", "post:")
 
