@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.consistency import bugs, faults, report
+from benchmarks.consistency import faults, report, seeded_bugs
 from benchmarks.consistency.address import Address
 from benchmarks.consistency.peers import SUBJECTS
 from benchmarks.consistency.run import Outcome, RunError, run
@@ -61,9 +61,9 @@ def settings_of(given: argparse.Namespace) -> Settings:
         raise SettingsError(str(error)) from None
     made = Settings(**{name: getattr(given, name) for name in names.split()}, faults=chosen, bug=given.seed_bug)
     if made.bug is not None:
-        if made.bug not in bugs.BUGS:
-            raise SettingsError(f"--seed-bug {made.bug}: none of {', '.join(bugs.BUGS)}")
-        needs = dict(bugs.BUGS[made.bug].needs)
+        if made.bug not in seeded_bugs.BUGS:
+            raise SettingsError(f"--seed-bug {made.bug}: none of {', '.join(seeded_bugs.BUGS)}")
+        needs = dict(seeded_bugs.BUGS[made.bug].needs)
         needs["faults"] = tuple(dict.fromkeys([*made.faults, *needs.get("faults", ())]))
         made = replace(made, **needs)
     SUBJECTS[made.protocol](made, Address((1,), made.cluster))  # what this version refuses, it refuses now
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run, report; give the exit status."""
     given = parser().parse_args(arguments)
     if given.list_bugs:
-        for name, bug in bugs.BUGS.items():
+        for name, bug in seeded_bugs.BUGS.items():
             print(f"{name:<22}{bug.what}")
         return 0
     try:

@@ -21,7 +21,7 @@ from sqlalchemy import Connection, event, make_url
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from benchmarks.consistency import bugs, database
+from benchmarks.consistency import database, seeded_bugs
 from benchmarks.consistency.address import HOST
 from benchmarks.consistency.control import Orders
 from benchmarks.consistency.logs import Formatter, Log, Step
@@ -308,7 +308,7 @@ def main(kind: str, orders: Orders) -> None:
     logging.getLogger().addHandler(handler)
     logging.getLogger("fastrdb").setLevel(logging.DEBUG)
     if orders.plan.settings.bug is not None:
-        bugs.seed(orders.plan.settings.bug)
+        seeded_bugs.seed(orders.plan.settings.bug)
     asyncio.run(_main(kind, orders))
 
 

@@ -227,7 +227,7 @@ class Loading(Reading):
         except CacheUnavailableError as error:
             return dict.fromkeys(tokens, error)
         if any(isinstance(answer, Busy) for answer in answers.values()):  # the call waits for others: `wait` bounds it
-            call.patience.give_back()
+            call.patience.give_back()  # mechanism: budget-spares-waiting
         return {**answers}
 
     async def _lead(self, keys: Sequence[str], leases: dict[str, Flight]) -> None:

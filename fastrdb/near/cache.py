@@ -112,7 +112,7 @@ class Channel:
         """It may have kept silent about a change."""
         self.heads = ()
         self.alive(-math.inf)
-        self._near.clear()
+        self._near.clear()  # mechanism: near-dropped-on-loss
 
 
 class NearCache:
@@ -155,7 +155,7 @@ class NearCache:
         kept: Kept | None = self._kept.get(key)
         if kept is not None:
             now = self.clock()
-            if now < kept.until and now < self.valid_until:
+            if now < kept.until and now < self.valid_until:  # mechanism: near-signs-of-life
                 return kept
         return None
 
@@ -165,7 +165,10 @@ class NearCache:
         Of several readers of a key it is the last one's that counts. `head` is what the key's pattern begins with.
         """
         now = self.clock()
-        if now >= self.valid_until or not all(key.startswith(channel.heads) for channel in self._channels):
+        if now >= self.valid_until or not all(
+            key.startswith(channel.heads)
+            for channel in self._channels  # mechanism: near-key-tracked
+        ):
             return None
         if any(key in keys or key.startswith(heads) for heads, keys in self._shut):
             return None
@@ -183,13 +186,13 @@ class NearCache:
             ttl_ms: what PTTL said with the value: milliseconds, -1 for an entry that does not expire.
         """
         key = token.key
-        if self._tokens.get(key) is not token or ttl_ms < -1:
+        if self._tokens.get(key) is not token or ttl_ms < -1:  # mechanism: near-token-check
             return False
         self._drop(key)
         size += len(key) + _OVERHEAD
         if size > self._bytes:
             return False
-        ttl = self._ttl if ttl_ms < 0 else min(self._ttl, ttl_ms / 1000)
+        ttl = self._ttl if ttl_ms < 0 else min(self._ttl, ttl_ms / 1000)  # mechanism: near-entry-ttl
         # From `begin` on: the server has measured the rest of its life after that.
         self._kept.insert(key, Kept(value, owner, token.since + ttl, size, token.head))
         self._groups.setdefault(token.head, set()).add(key)
@@ -203,7 +206,7 @@ class NearCache:
     def pushed(self, names: Iterable[bytes] | None) -> None:
         """The server says that these have changed, by their names in Redis; None: everything has."""
         if names is None:
-            self.clear()
+            self.clear()  # mechanism: near-flush
             return
         for name in names:
             self._drop(self._key(name))
@@ -255,7 +258,7 @@ class NearCache:
         kept = self._kept.pop(key, None)
         if kept is not None:
             self._account(key, kept)
-        self._tokens.pop(key, None)
+        self._tokens.pop(key, None)  # mechanism: near-change-takes-token
 
     def _account(self, key: str, kept: Kept) -> None:
         """It is kept no more."""

@@ -55,14 +55,14 @@ class ClusterSearch:
 
     async def delete_all(self, client: Client) -> None:
         """Delete all entries and leases."""
-        await self._delete_all(client, nothing, looking=self._histories.evicts)
+        await self._delete_all(client, nothing, looking=self._histories.evicts)  # mechanism: look-where-evicted
 
     async def _delete_all(self, client: Client, progress: Progress, *, looking: bool) -> None:
         """Leases first: one that has been given before this began could become an entry that nobody deletes."""
         names, run = self._names, partial(self._step, client, progress)
         rosters = await self._by_rosters(run, [*map(names.roster, range(SLOTS))], leases=True)
         if looking:
-            await self._by_looking(client, run, [names.leases])
+            await self._by_looking(client, run, [names.leases])  # mechanism: look-for-leases
         await self._by_rosters(run, rosters, leases=False)
         if looking:
             await self._by_looking(client, run, names.known(self._heads))
@@ -87,7 +87,7 @@ class ClusterSearch:
         """Delete what masters have whose names begin so, and that expires: what does not is none of ours."""
         if not heads:
             return
-        await self._link.look(client)
+        await self._link.look(client)  # mechanism: look-by-current-map
         looked_at: set[bytes] = set()
         for slot in _one_of_each_master(client):
             cursor, histories = b"0", set[bytes]()

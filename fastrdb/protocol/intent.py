@@ -161,7 +161,7 @@ class Intent:
                 stood = await room.sweeper.end(self._client, self.token, fills, released, list(self._barred), more)
                 # The server came back without the barriers, or they lapsed before the COMMIT: whoever loaded before it
                 # may have stored what it saw.
-                if not stood and committed:
+                if not stood and committed:  # mechanism: second-sweep
                     await room.sweeper.delete(self._client, self._reached(), more)
         except CacheUnavailableError as error:
             if committed:

@@ -45,7 +45,7 @@ class Search:
             logger.warning("the index in Redis does not know all keys (it was lost, or is new): looking at all of them")
         reach = lists([(each.head, each.filter) for each in ranges], self._names.known(self._heads))
         token, deleted, longest = secrets.token_hex(16), 0, 0
-        for part, count in _PARTS.items():
+        for part, count in _PARTS.items():  # mechanism: leases-before-entries
             cursor: bytes | int = 0
             while cursor != b"0":
                 settings = (token, part, cursor, count, self._names.leases, self._names.before, spared, longest)

@@ -46,14 +46,15 @@ class Batch:
 
     def commands(self) -> list[Command]:
         """All but the GETs. What its caller does not wait for any more is sent all the same: a release must follow."""
-        return [command for commands, _ in self._sends for command in commands]
+        return [command for commands, _ in self._sends for command in commands]  # mechanism: cancelled-commands-sent
 
     def found(self, values: Sequence[bytes | Exception | None]) -> None:
         """Hand out the values of the keys, in the order of `gets`; or why one of them cannot be read."""
         for future, value in zip(self.gets.values(), values, strict=True):
             if isinstance(value, Exception):
                 _settle(future, value)
-            elif not future.done():  # here, since the call would be felt on a hit
+            # Here, since the call would be felt on a hit.
+            elif not future.done():  # mechanism: cancelled-get-skipped
                 future.set_result(value)
         if self._joined:
             by_name = dict(zip(self.gets, values, strict=True))

@@ -220,13 +220,16 @@ class Masters:
         """The same for what is read, under the deadline that it was asked under."""
         due, slot = asked.wire.answer_due, slot_of(name)
         try:
-            with self._deadlines.since(due - self._deadlines.seconds, asyncio.get_running_loop()):
+            with self._deadlines.since(
+                due - self._deadlines.seconds,  # mechanism: redirection-in-deadline
+                asyncio.get_running_loop(),
+            ):
                 return await self._follow(("GET", name), error)
         except TimeoutError as late:
             raise self._boundary.failed("GET", late) from late
         finally:
             if slot in self._slots:
-                self._slots[slot].wire.answer_due = due
+                self._slots[slot].wire.answer_due = due  # mechanism: redirection-keeps-due
 
     async def _follow(self, command: Command, reply: Any, *, insist: bool = False) -> Any:
         """Send a command again, to whom its slot has gone."""

@@ -75,7 +75,7 @@ class Line:
                     return await self._ask(connection, commands)
                 except (RedisConnectionError, RuntimeError):
                     pass  # closed since it was last used, by the server, or because its event loop has ended
-            self._greeted, self._renewed, self._unread = False, True, 0
+            self._greeted, self._renewed, self._unread = False, True, 0  # mechanism: reconnection-noted
             await connection.connect()
             return await self._ask(connection, commands)
         finally:
@@ -112,9 +112,11 @@ class Line:
         """Say it, behind a greeting if one is due: in the same round trip, and heard before any reply is looked at."""
         if self._greeted:
             return await self._talk(connection, commands)
-        first, *replies = await self._talk(connection, (self._greeting.question(), *commands))
+        first, *replies = await self._talk(  # mechanism: greeting-repeated
+            connection, (self._greeting.question(), *commands)
+        )
         try:
-            again = self._greeting.heard(first)
+            again = self._greeting.heard(first)  # mechanism: greeting-heard
             if again is not None:
                 (first,) = await self._talk(connection, (again,))
                 self._greeting.heard(first)
@@ -129,21 +131,21 @@ class Line:
         try:
             await connection.send_packed_command(_packed(connection, commands), check_health=False)
             sent = True
-            self._unread += len(commands)
+            self._unread += len(commands)  # mechanism: unread-counted
             while self._unread:
                 try:
                     reply = await connection.read_response(disable_decoding=True, disconnect_on_error=False)
                 except ResponseError as error:
                     reply = error
                 self._unread -= 1
-                if skipped:
+                if skipped:  # mechanism: unread-skipped
                     skipped -= 1
                 else:
                     replies.append(reply)
         except BaseException as error:
             # Who is cancelled while reading leaves replies to be skipped. While sending (a full buffer), nobody knows
             # how many are to come.
-            if not sent or isinstance(error, Exception):
+            if not sent or isinstance(error, Exception):  # mechanism: unsent-hangs-up
                 await self.hang_up()
             raise
         return replies
@@ -153,8 +155,8 @@ class Line:
     def _look(self) -> None:
         """Once a second: a greeting is out of date by now, and a connection that was not used goes back."""
         self._timer = None
-        if self._used or self._talking:
-            self._used = self._greeted = False
+        if self._used or self._talking:  # mechanism: connection-in-use-stays
+            self._used = self._greeted = False  # mechanism: greeting-grows-old
             self._timer = self._loop.call_later(_LOOK, self._look)
         elif self._connection is not None:
             task = self._loop.create_task(self._give(*self._let_go()))
@@ -170,7 +172,7 @@ class Line:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        unclean = self._renewed or self._unread > 0
+        unclean = self._renewed or self._unread > 0  # mechanism: unclean-is-closed
         connection, self._connection, self._unread = self._connection, None, 0
         return connection, unclean
 

@@ -80,7 +80,7 @@ class Direct:
                 if self._loop.time() >= self._due:
                     await self._greet(client)
                 replies = await _sent(client, commands)
-                if self._connects.count() > self._greeted:
+                if self._connects.count() > self._greeted:  # mechanism: greeting-of-new-connections
                     await self._greet(client)
         except Exception as error:
             self._due = 0.0  # it may be another server that answers next

@@ -80,7 +80,7 @@ class Histories:
             return None
         if reply[0]:
             self._policies[reply[0]] = reply[1]
-            self._evicts.heard(max(self._policies.values()))
+            self._evicts.heard(max(self._policies.values()))  # mechanism: one-master-evicts
         elif not self._untold:
             self._untold = True
             logger.warning("Redis does not tell its history (%s): a takeover with old data is not noticed", reply[1])
@@ -160,7 +160,7 @@ class Histories:
         if not good:
             return
         # Where all of it may have been evicted, and entries not, the first who writes has to look for them.
-        member = NOT_YET if self.evicts else WHOLE
+        member = NOT_YET if self.evicts else WHOLE  # mechanism: evicted-is-not-whole
         commands: list[Command] = []
         for shard in self._names.shards:
             # Something that stays in each key: while a slot is being moved, a script whose keys are not all there, or

@@ -50,7 +50,7 @@ class Progress:
         """Ask."""
         before, self._left = self._left, self._line.unread
         self._times -= 1
-        return self._times >= 0 and 0 < self._left < before
+        return self._times >= 0 and 0 < self._left < before  # mechanism: progress-is-replies
 
 
 class Wire:
@@ -79,14 +79,14 @@ class Wire:
     def get(self, name: bytes) -> Awaitable[bytes | None]:
         """Give the value of a key."""
         if not self._busy:
-            if not self._crowded:
+            if not self._crowded:  # mechanism: crowd-goes-together
                 return self._get_at_once(name)
             # Lately there were several at a time: those who are about to ask in this turn of the loop come along.
             self._busy = True
             self._spawn()
         future: Future[bytes | None] = Future(loop=self._loop)
         batch = self._waiting[-1] if self._waiting else self._open()
-        if name in batch.gets:
+        if name in batch.gets:  # mechanism: get-joins-batch
             batch.join(name, future)
         elif len(batch.gets) < MOST_GETS:
             batch.gets[name] = future
@@ -124,7 +124,7 @@ class Wire:
 
     def crowded(self) -> bool:
         """Whether more is waiting here than one batch holds, or a part of it is in flight."""
-        return self._crowd or len(self._waiting) > 1
+        return self._crowd or len(self._waiting) > 1  # mechanism: crowd-in-flight
 
     async def aclose(self, *, closing: bool = False) -> None:
         """Wait until what was asked by now is done, and give the connection back; who asks next takes one again."""
@@ -169,7 +169,7 @@ class Wire:
         waiting = self._waiting
         batch = Batch(self._loop.time(), crowd=bool(waiting))
         if waiting:
-            waiting[-1].crowd = True
+            waiting[-1].crowd = True  # mechanism: crowd-noticed
         waiting.append(batch)
         return batch
 
@@ -178,7 +178,7 @@ class Wire:
         self._next_drain, batch = None, None
         try:
             while self._waiting:
-                batch = self._waiting.popleft()
+                batch = self._waiting.popleft()  # mechanism: batch-sent-once
                 await self._carry(batch)
         except asyncio.CancelledError:
             self._cancelled(batch)
@@ -188,12 +188,14 @@ class Wire:
 
     async def _carry(self, batch: Batch) -> None:
         gets, commands = batch.gets, batch.commands()
-        self._crowded = len(gets) > 1
+        self._crowded = len(gets) > 1  # mechanism: crowd-remembered
         if gets:
             commands[:0] = [("GET", name) for name in gets] if self._in_slots else [("MGET", *gets)]
         self._crowd = batch.crowd
         since, excused = (
-            (self._loop.time(), Progress(self._line, len(commands))) if batch.crowd else (batch.since, bool)
+            (self._loop.time(), Progress(self._line, len(commands)))
+            if batch.crowd  # mechanism: crowd-waits-its-turn
+            else (batch.since, bool)
         )
         try:
             with self._deadlines.since(since, self._loop, excused) as deadline:

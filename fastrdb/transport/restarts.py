@@ -82,7 +82,7 @@ class Restarts:
         if isinstance(reply, NoScriptError):
             return self._question.whole()
         if not isinstance(reply, Exception):  # an error (an ACL, say) will be the answer to every other script, too
-            self._judge(reply)
+            self._judge(reply)  # mechanism: greeting-judged
         return None
 
     def found(self) -> None:

@@ -82,7 +82,7 @@ class Patience:
     def __init__(self, waits: Waits, answers: Answers, read: Collection[bytes] = (), portions: int = 1) -> None:
         """For so much work as needs `portions` round trips. The time that it took to `read` these keys counts."""
         self._waits, self._answers = waits, answers
-        left = answers.due(read) - asyncio.get_running_loop().time() if read else 0.0
+        left = answers.due(read) - asyncio.get_running_loop().time() if read else 0.0  # mechanism: budget-counts-read
         self._left = (left if left > 0 else waits.seconds) + (portions - 1) * waits.seconds
         self._before, self.until = self._left, 0.0
         self._wait: Deadline | None = None
@@ -92,7 +92,7 @@ class Patience:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         if task is None:
             raise RuntimeError("a deadline needs a task to cancel")
-        self._before, self.until = self._left, loop.time() + self._left
+        self._before, self.until = self._left, loop.time() + self._left  # mechanism: budget-goes-on
         self._wait = Deadline(task, self.until)
         self._last = self._spared = False
         self._waits.add(self, loop)
@@ -104,7 +104,7 @@ class Patience:
         self._waits.remove(self)
         wait, self._wait = self._wait, None
         if not self._spared:
-            self._left = max(0.0, self.until - asyncio.get_running_loop().time())
+            self._left = max(0.0, self.until - asyncio.get_running_loop().time())  # mechanism: budget-is-used-up
         try:
             if wait is not None:
                 wait.__exit__(kind, error, trace)
@@ -128,7 +128,7 @@ class Patience:
     def renew(self) -> None:
         """A portion of much work is done, which is no silence: the next one has all the time again."""
         self._left, self._last = self._waits.seconds, False
-        self.until = asyncio.get_running_loop().time() + self._left
+        self.until = asyncio.get_running_loop().time() + self._left  # mechanism: budget-renewed
 
     def give_back(self) -> None:
         """The last wait was one for something else than Redis."""

@@ -11,9 +11,9 @@ import pytest
 from redis.asyncio import Redis
 
 import fastrdb
+from tests.races.mechanisms import label
 from tests.races.scenarios import commits as scenarios_commits
 from tests.races.scenarios import fills as scenarios
-from tests.support.mutants import name
 from tests.support.servers.databases import Database
 from tests.support.world.world import Scenario, World, world
 
@@ -60,7 +60,7 @@ async def w(sqlite: Database, client: Redis) -> AsyncIterator[World]:
 
 
 @pytest.mark.parametrize("step", [-3600.0, 3600.0], ids=["an hour back", "an hour ahead"])
-@pytest.mark.parametrize("race", RACES, ids=name)
+@pytest.mark.parametrize("race", RACES, ids=label)
 async def test_the_clock_is_set_during_a_race(
     w: World, race: Scenario, step: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,13 +13,11 @@ import pytest
 from redis.asyncio import Redis
 from redis.asyncio.cluster import RedisCluster
 
-import fastrdb.protocol.leases
-import fastrdb.protocol.sweep
 from fastrdb import Cache
 from fastrdb.keys.prefix import Prefix
 from fastrdb.testing.server import EmbeddedServer, find_binaries
+from tests.races.mechanisms import without
 from tests.support.availability import missing
-from tests.support.world.world import rewritten
 
 KEYS, PADDING = 150, "x" * 20_000
 POLICIES = ["allkeys-lru", "allkeys-random", "volatile-lru", "volatile-ttl", "noeviction"]
@@ -157,17 +155,9 @@ async def test_what_is_full_is_used_again(binary: Any) -> None:
         assert read.stats.fills > fills
 
 
-@pytest.mark.parametrize(
-    ("module", "attribute", "old", "new"),
-    [
-        (fastrdb.protocol.sweep, "_BEGIN", "if not begins(head, whole) then", "if false then"),
-    ],
-)
-async def test_without_a_look_at_the_index(
-    redis_binary: Any, monkeypatch: pytest.MonkeyPatch, module: Any, attribute: str, old: str, new: str
-) -> None:
+async def test_without_a_look_at_the_index(redis_binary: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where each entry is evicted by chance, so is the index: who believes it then serves what is old."""
-    monkeypatch.setattr(module, attribute, rewritten(getattr(module, attribute), old, new))
+    without("index-is-whole").apply(monkeypatch.setattr)
     with pytest.raises(AssertionError):
         await pressure(redis_binary, "allkeys-random")
 

@@ -9,22 +9,19 @@ from typing import Any
 import pytest
 from redis.asyncio.cluster import RedisCluster
 
-import fastrdb.protocol.cluster_leases
 from fastrdb.errors import CacheUnavailableError
 from fastrdb.keys.prefix import Prefix
-from fastrdb.protocol.cluster_search import ClusterSearch
 from fastrdb.protocol.outcomes import Barred, Granted
 from fastrdb.protocol.store import Store
 from fastrdb.transport.histories import WHOLE, Histories
 from fastrdb.transport.slots import SlotNames, slot_of
 from tests.guarantees.test_eviction import KEYS, PADDING, Crowd
 from tests.protocol.test_lost_index_cluster import USERS, fill, left
-from tests.support.mutants import Mutant
-from tests.support.mutants import name as mutant_name
+from tests.races.mechanisms import label, without
+from tests.races.seams import Change
 from tests.support.servers.cluster import Cluster, Node
 from tests.support.waiting import until
 from tests.support.world.stores import lose, names_in, open_store
-from tests.support.world.world import rewritten
 
 NAMES = SlotNames("")
 OWN = ("index", "expiry", "barriers", "histories")
@@ -154,27 +151,24 @@ async def healed(client: RedisCluster, store: Store) -> None:
     await until(may_be_read)
 
 
-ALL_THE_SAME = "self._evicts.heard(max(self._policies.values()))", "self._evicts.heard(reply[1])"
-NO_LOOK = "looking=self._histories.evicts", "looking=False"
-TAKEN_FOR_WHOLE = "NOT_YET if self.evicts else WHOLE", "WHOLE"
 MUTANTS = [
-    (Mutant(Histories, "heard", *ALL_THE_SAME), test_one_master_that_evicts_is_enough),
-    (Mutant(Histories, "_note", *TAKEN_FOR_WHOLE), test_a_new_process_when_all_but_entries_is_gone),
-    (Mutant(ClusterSearch, "delete_all", *NO_LOOK), test_other_data_and_no_rosters),
+    (without("one-master-evicts"), test_one_master_that_evicts_is_enough),
+    (without("evicted-is-not-whole"), test_a_new_process_when_all_but_entries_is_gone),
+    (without("look-where-evicted"), test_other_data_and_no_rosters),
 ]
 
 
-@pytest.mark.parametrize(("mutant", "fact"), MUTANTS, ids=mutant_name)
+@pytest.mark.parametrize(("change", "fact"), MUTANTS, ids=label)
 async def test_without_it(
     cluster: Cluster,
     cluster_client: RedisCluster,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
-    mutant: Mutant,
+    change: Change,
     fact: Any,
 ) -> None:
     """Each mechanism is needed."""
-    mutant.let_loose(monkeypatch)
+    change.apply(monkeypatch.setattr)
     with pytest.raises(AssertionError):
         await fact(cluster, cluster_client, *([caplog] if fact is test_one_master_that_evicts_is_enough else []))
 
@@ -183,7 +177,6 @@ async def test_without_a_look_at_the_policy(
     cluster: Cluster, cluster_client: RedisCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A reader that takes an empty shard for a new one stores what it saw before the COMMIT."""
-    script = fastrdb.protocol.cluster_leases._ENTER
-    monkeypatch.setattr(fastrdb.protocol.cluster_leases, "_ENTER", rewritten(script, " or evicts() ~= ''", ""))
+    without("evicted-shard").apply(monkeypatch.setattr)
     with pytest.raises(AssertionError):
         await test_barriers_go_with_all_else_of_their_shard(cluster, cluster_client)

@@ -11,15 +11,14 @@ from redis.asyncio.cluster import RedisCluster
 
 from fastrdb.errors import CacheUnavailableError
 from fastrdb.keys.prefix import Prefix
-from fastrdb.protocol import cluster_leases
 from fastrdb.protocol.cluster_sweep import ClusterSweeper
 from fastrdb.protocol.store import Granted, Store
 from fastrdb.testing.server import find_binaries
-from fastrdb.transport.histories import Histories
 from fastrdb.transport.slots import SlotNames, slot_of
+from tests.races.mechanisms import label, without
+from tests.races.seams import Change
 from tests.support.availability import missing
 from tests.support.servers.cluster import Cluster
-from tests.support.world.world import rewritten
 
 T = TypeVar("T")
 
@@ -233,50 +232,35 @@ async def test_a_takeover_without_a_loss(pair: Cluster, sides: tuple[Side, Side]
 Scenario = Callable[[Cluster, tuple[Side, Side]], Coroutine[Any, Any, None]]
 
 
-def _all_good(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Histories, "seen", lambda histories, history: None)
+_end = ClusterSweeper.end
 
 
-def _unsealed(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("_LEASE", "_FILL"):
-        script = getattr(cluster_leases, name)
-        monkeypatch.setattr(cluster_leases, name, rewritten(script, "'\\n' .. (history() or '')", "'\\n'"))
-
-
-def _unlisted(monkeypatch: pytest.MonkeyPatch) -> None:
-    script = cluster_leases._LEASE
-    monkeypatch.setattr(cluster_leases, "_LEASE", rewritten(script, "enlist(roster, lease, tonumber(lease_ms))", ""))
-
-
-def _one_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
-    end = ClusterSweeper.end
-
-    async def stood(*args: Any) -> bool:
-        await end(*args)
-        return True
-
-    monkeypatch.setattr(ClusterSweeper, "end", stood)
+async def no_second_sweep(*args: Any) -> bool:
+    """A writer does not look whether its barriers stood."""
+    await _end(*args)
+    return True
 
 
 @pytest.mark.parametrize(
-    ("mutate", "scenario"),
+    ("change", "scenario"),
     [
-        (_all_good, test_what_was_deleted_does_not_come_back),
-        (_all_good, test_a_process_that_comes_later),
-        (_all_good, test_what_the_index_has_forgotten),
-        (_unsealed, test_a_lease_that_comes_back_is_nobodys),
-        (_unlisted, test_a_lease_on_another_master_is_taken_away_too),
-        (_one_sweep, test_a_barrier_that_is_lost),
+        (without("history-check"), test_what_was_deleted_does_not_come_back),
+        (without("history-check"), test_a_process_that_comes_later),
+        (without("history-check"), test_what_the_index_has_forgotten),
+        (without("lease-has-history"), test_a_lease_that_comes_back_is_nobodys),
+        (without("lease-enlisted"), test_a_lease_on_another_master_is_taken_away_too),
+        (without("cluster-end", no_second_sweep), test_a_barrier_that_is_lost),
     ],
+    ids=label,
 )
 async def test_without_it(
     pair: Cluster,
     sides: tuple[Side, Side],
     monkeypatch: pytest.MonkeyPatch,
-    mutate: Callable[[pytest.MonkeyPatch], None],
+    change: Change,
     scenario: Scenario,
 ) -> None:
     """With one mechanism taken out, what should not be there is there."""
-    mutate(monkeypatch)
+    change.apply(monkeypatch.setattr)
     with pytest.raises((AssertionError, pytest.fail.Exception)):
         await scenario(pair, sides)

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-import fastrdb.protocol.leases
 from fastrdb.protocol.leases import DEAD_PER_FILL
 from fastrdb.protocol.store import Store
 from fastrdb.testing.server import EmbeddedServer
-from tests.support.world.world import rewritten
+from tests.races.mechanisms import label, without
+from tests.races.seams import Change
 
 BATCH = 500
 TTL = 50  # milliseconds
@@ -108,25 +108,17 @@ async def test_a_million_ids(client: Redis) -> None:
 
 
 @pytest.mark.parametrize(
-    ("attribute", "old", "new", "fact"),
+    ("change", "fact"),
     [
-        ("_FILL", "sweep_dead(index, expiry, lease_prefix, limit)\nreturn", "return", test_ids_that_are_stored),
-        ("_RELEASE", "if redis.call('EXISTS', entry) == 0 then", "if false then", test_ids_that_are_not_there),
-        ("_RELEASE", "\nsweep_dead(", "\n-- (", test_ids_that_are_not_there),
-        (
-            "_RELEASE",
-            "if redis.call('EXISTS', entry) == 0 then",
-            "if true then",
-            test_a_lease_given_back_beside_an_entry,
-        ),
+        (without("fill-sweeps"), test_ids_that_are_stored),
+        (without("release-forgets-missing"), test_ids_that_are_not_there),
+        (without("release-sweeps"), test_ids_that_are_not_there),
+        (without("release-forgets-missing", "if true then"), test_a_lease_given_back_beside_an_entry),
     ],
+    ids=label,
 )
-async def test_without_it(
-    client: Redis, monkeypatch: pytest.MonkeyPatch, attribute: str, old: str, new: str, fact: Any
-) -> None:
+async def test_without_it(client: Redis, monkeypatch: pytest.MonkeyPatch, change: Change, fact: Any) -> None:
     """One line of Lua less, and the index grows, or forgets what lives."""
-    monkeypatch.setattr(
-        fastrdb.protocol.leases, attribute, rewritten(getattr(fastrdb.protocol.leases, attribute), old, new)
-    )
+    change.apply(monkeypatch.setattr)
     with pytest.raises(AssertionError):
         await fact(client)

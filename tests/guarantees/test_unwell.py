@@ -20,7 +20,7 @@ from fastrdb import Event
 from fastrdb.testing import EmbeddedServer, TcpProxy
 from fastrdb.transport.breaker import FAILURES
 from fastrdb.transport.pipeline import Wire
-from tests.support.mutants import name
+from tests.races.mechanisms import label
 from tests.support.programs.apps import App
 from tests.support.servers.databases import Database
 from tests.support.waiting import until
@@ -183,7 +183,7 @@ def _killed(admin: Redis) -> Callable[[], Any]:
 STATES = [frozen, busy, out_of_memory, cannot_save, demoted, loading]
 
 
-@pytest.mark.parametrize("state", STATES, ids=name)
+@pytest.mark.parametrize("state", STATES, ids=label)
 async def test_a_server_that(state: Any, own: EmbeddedServer, sqlite: Database) -> None:
     """Refuses in its own way, or is silent."""
     async with (

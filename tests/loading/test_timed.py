@@ -20,16 +20,16 @@ from sqlalchemy import insert, select, update
 from sqlalchemy.exc import NoResultFound
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
-import fastrdb.protocol.leases
-import fastrdb.protocol.sweep
 from fastrdb import Cache, Event, OptionError, Stats, cached, no_store
 from fastrdb.cache import default_cache
 from fastrdb.loading.function import with_argument
 from fastrdb.testing import GatedClient, Gates
+from tests.races.mechanisms import label, without
 from tests.races.scenarios import reloads as scenarios_timed
+from tests.races.seams import Change
 from tests.support.servers.databases import Database
 from tests.support.world.items import Base, Item, Loader, Row
-from tests.support.world.world import Mutation, Scenario, World, world
+from tests.support.world.world import Scenario, World, world
 
 DEAD = ConnectionRefusedError("nobody listens")
 ALWAYS = 1e15  # XFetch's beta: every hit is early, however fast the load before was
@@ -414,7 +414,7 @@ async def load(db: AsyncSession, redis: Redis, number: int) -> Item:
     raise LookupError(number)
 
 
-async def without(redis: Redis, number: int) -> Item:
+async def sessionless(redis: Redis, number: int) -> Item:
     """Stand for a query function that opens its own session."""
     raise LookupError(number)
 
@@ -433,7 +433,7 @@ def test_a_caller_s_session_is_no_session_for_the_background() -> None:
     """Said at decoration, naming function and parameter."""
     with pytest.raises(OptionError, match=r"load: stale=5:.*parameter 'db'.*session_factory="):
         cached("item:{number}", stale=5)(load)
-    cached("item:{number}", stale=5)(without)
+    cached("item:{number}", stale=5)(sessionless)
     cached("item:{number}", stale=5, session_factory=async_sessionmaker())(load)
     cached("item:{number}", early=1, fail_safe=5)(load)
 
@@ -441,7 +441,7 @@ def test_a_caller_s_session_is_no_session_for_the_background() -> None:
 @pytest.mark.parametrize(
     ("function", "options", "message"),
     [
-        (without, {"stale": 5, "session_factory": async_sessionmaker()}, "it has no parameter for a session"),
+        (sessionless, {"stale": 5, "session_factory": async_sessionmaker()}, "it has no parameter for a session"),
         (load, {"session_factory": async_sessionmaker()}, "there are none without stale= or early="),
         (load, {"stale": 5, "session_factory": dependency}, r"contextlib\.asynccontextmanager"),
         (load, {"stale": 5, "session_factory": coroutine}, "must be called to give an AsyncSession"),
@@ -450,7 +450,7 @@ def test_a_caller_s_session_is_no_session_for_the_background() -> None:
 )
 def test_an_impossible_session_factory_is_refused(function: Any, options: dict[str, Any], message: str) -> None:
     """By name of the function, before anything is called."""
-    with pytest.raises(OptionError, match=rf"(load|without).*{message}"):
+    with pytest.raises(OptionError, match=rf"(load|sessionless).*{message}"):
         cached("item:{number}", **options)(function)
 
 
@@ -798,34 +798,24 @@ async def test_races(w: World, race: Scenario) -> None:
     await w.quiet()
 
 
-LEASE_CHECK = "if redis.call('GET', lease) ~= token then return 0 end"
-
-
 @pytest.mark.parametrize(
-    ("mutation", "race"),
+    ("change", "race"),
     [
-        (Mutation(fastrdb.protocol.leases, "_FILL", LEASE_CHECK, ""), scenarios_timed.early_reload),
-        (Mutation(fastrdb.protocol.leases, "_FILL", LEASE_CHECK, ""), scenarios_timed.background_reload),
-        (Mutation(fastrdb.protocol.leases, "_FILL", LEASE_CHECK, ""), scenarios_timed.barrier_during_the_reload),
-        (Mutation(fastrdb.protocol.sweep, "_BEGIN", "redis.call('DEL', lease)", ""), scenarios_timed.early_reload),
-        (
-            Mutation(
-                fastrdb.protocol.sweep, "_BEGIN", "local deleted = redis.call('UNLINK', key)", "local deleted = 0"
-            ),
-            scenarios_timed.background_reload,
-        ),
-        (
-            Mutation(fastrdb.protocol.leases, "_ACQUIRE", "if closed then", "if false then"),
-            scenarios_timed.barred_reload,
-        ),
+        (without("lease-check", script="fill"), scenarios_timed.early_reload),
+        (without("lease-check", script="fill"), scenarios_timed.background_reload),
+        (without("lease-check", script="fill"), scenarios_timed.barrier_during_the_reload),
+        (without("sweep-deletes-leases"), scenarios_timed.early_reload),
+        (without("sweep-deletes-entries"), scenarios_timed.background_reload),
+        (without("barrier-check"), scenarios_timed.barred_reload),
     ],
+    ids=label,
 )
 async def test_mutants(
-    sqlite: Database, client: Redis, monkeypatch: pytest.MonkeyPatch, mutation: Mutation, race: Scenario
+    sqlite: Database, client: Redis, monkeypatch: pytest.MonkeyPatch, change: Change, race: Scenario
 ) -> None:
     """One mechanism less, and the race is lost."""
     async with world(sqlite, client) as made:
-        mutation(monkeypatch, made)
+        made.change(change, monkeypatch)
         with pytest.raises(AssertionError):
             await race(made)
 

@@ -17,12 +17,12 @@ from fastrdb.protocol.search import Search
 from fastrdb.protocol.store import Store
 from fastrdb.testing import GatedClient
 from fastrdb.testing.server import EmbeddedServer
-from tests.support.mutants import Mutant
-from tests.support.mutants import name as mutant_name
+from tests.races.mechanisms import label, without
+from tests.races.seams import Change
 from tests.support.programs.apps import App
 from tests.support.waiting import until
 from tests.support.world.stores import lapse_barriers, members
-from tests.support.world.world import rewritten, spawn
+from tests.support.world.world import spawn
 
 DEADLINE = 5.0
 TTL = 60_000
@@ -353,76 +353,22 @@ async def play(race: Race, client: Redis, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize(
-    ("script", "old", "new", "race"),
+    ("change", "race"),
     [
-        (
-            (fastrdb.protocol.sweep, "_BEGIN"),
-            "if not begins(head, whole) then",
-            "if false then",
-            test_a_namespace_is_the_caches_own,
-        ),
-        (
-            (fastrdb.protocol.sweep, "_BEGIN"),
-            "if not begins(head, whole) then",
-            "if false then",
-            test_the_index_is_lost_in_the_middle_of_a_sweep,
-        ),
-        (
-            (fastrdb.protocol.search, "_SEARCH"),
-            "redis.call('DEL', key)",
-            "redis.call('GET', key)",
-            test_a_load_from_before_the_loss_is_not_stored,
-        ),
-        (
-            (fastrdb.protocol.search, "_SEARCH"),
-            "redis.call('ZREM', index, search) == 1",
-            "redis.call('ZREM', index, search) >= 0",
-            test_the_index_is_lost_once_more,
-        ),
-        ((fastrdb.protocol.search, "_SEARCH"), "all and (known or under)", "all", test_what_others_have_stays),
-        (
-            (fastrdb.protocol.search, "_SEARCH"),
-            "life < 0 and not known",
-            "false and not known",
-            test_what_others_have_stays,
-        ),
-        (
-            (fastrdb.protocol.leases, "_FILL"),
-            "if redis.call('ZCARD', index) > redis.call('ZCARD', expiry) then",
-            "if false then",
-            test_an_index_without_deaths_begins_anew,
-        ),
-        (
-            (fastrdb.protocol.leases, "_ACQUIRE"),
-            "if lost and",
-            "if false and",
-            test_barriers_that_are_lost_bar_everything,
-        ),
+        (without("index-is-whole"), test_a_namespace_is_the_caches_own),
+        (without("index-is-whole"), test_the_index_is_lost_in_the_middle_of_a_sweep),
+        (without("search-deletes-leases"), test_a_load_from_before_the_loss_is_not_stored),
+        (without("search-uninterrupted"), test_the_index_is_lost_once_more),
+        (without("search-spares-unknown"), test_what_others_have_stays),
+        (without("search-spares-lasting"), test_what_others_have_stays),
+        (without("index-without-deaths"), test_an_index_without_deaths_begins_anew),
+        (without("lost-barriers-noticed"), test_barriers_that_are_lost_bar_everything),
+        (without("leases-before-entries"), test_a_load_that_ends_in_the_middle),
     ],
-    ids=lambda each: each if isinstance(each, str) and "(" not in each else getattr(each, "__name__", None),
+    ids=label,
 )
-async def test_scripts_without_it(
-    client: Redis, monkeypatch: pytest.MonkeyPatch, script: tuple[Any, str], old: str, new: str, race: Race
-) -> None:
-    """One line of Lua less, and something stale is left."""
-    module, attribute = script
-    monkeypatch.setattr(module, attribute, rewritten(getattr(module, attribute), old, new))
-    with pytest.raises(AssertionError):
-        await play(race, client, monkeypatch)
-
-
-@pytest.mark.parametrize(
-    ("mutant", "race"),
-    [
-        (
-            Mutant(Search, "delete", "_PARTS.items()", "reversed(_PARTS.items())"),
-            test_a_load_that_ends_in_the_middle,
-        ),
-    ],
-    ids=mutant_name,
-)
-async def test_without_it(client: Redis, monkeypatch: pytest.MonkeyPatch, mutant: Mutant, race: Race) -> None:
-    """In another order, or without looking, something stale is left."""
-    mutant.let_loose(monkeypatch)
+async def test_without_it(client: Redis, monkeypatch: pytest.MonkeyPatch, change: Change, race: Race) -> None:
+    """One line less, and something stale is left."""
+    change.apply(monkeypatch.setattr)
     with pytest.raises(AssertionError):
         await play(race, client, monkeypatch)

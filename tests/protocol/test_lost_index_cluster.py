@@ -7,18 +7,15 @@ from typing import Any
 import pytest
 from redis.asyncio.cluster import RedisCluster
 
-import fastrdb.protocol.cluster_leases
-import fastrdb.protocol.cluster_search
-import fastrdb.protocol.cluster_sweep
 from fastrdb.errors import CacheUnavailableError
-from fastrdb.protocol.cluster_search import ClusterSearch, _one_of_each_master
+from fastrdb.protocol.cluster_search import _one_of_each_master
 from fastrdb.protocol.outcomes import Barred, Granted
 from fastrdb.protocol.store import Store
 from tests.protocol.test_lost_index import TTL, under
-from tests.support.mutants import Mutant
+from tests.races.mechanisms import label, without
+from tests.races.seams import Change
 from tests.support.servers.cluster import Cluster
 from tests.support.world.stores import lapse_barriers, lose, names_in, open_store, store_on
-from tests.support.world.world import rewritten
 from tests.transport.test_cluster import Move
 
 USERS = [f"user:{n}" for n in range(30)]
@@ -108,45 +105,30 @@ async def test_barriers_that_are_lost_bar_all_of_their_shard(client: RedisCluste
 
 
 @pytest.mark.parametrize(
-    ("module", "attribute", "old", "new", "fact"),
+    ("change", "fact"),
     [
-        (
-            fastrdb.protocol.cluster_sweep,
-            "_FENCE",
-            "not redis.call('ZSCORE', index, WHOLE)",
-            "false",
-            test_a_write_finds_what_the_index_has_lost,
-        ),
-        (
-            fastrdb.protocol.cluster_leases,
-            "_ENTER",
-            "if lost and",
-            "if false and",
-            test_barriers_that_are_lost_bar_all_of_their_shard,
-        ),
-        (fastrdb.protocol.cluster_search, "_SEARCH", "if begins(", "if false and begins(", test_without_rosters),
+        (without("shard-is-whole"), test_a_write_finds_what_the_index_has_lost),
+        (without("shard-lost-barriers-noticed"), test_barriers_that_are_lost_bar_all_of_their_shard),
+        (without("search-finds-names"), test_without_rosters),
     ],
+    ids=label,
 )
 async def test_scripts_without_it(
     cluster_client: RedisCluster,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
-    module: Any,
-    attribute: str,
-    old: str,
-    new: str,
+    change: Change,
     fact: Any,
 ) -> None:
     """One line of Lua less, and something stale is left."""
-    monkeypatch.setattr(module, attribute, rewritten(getattr(module, attribute), old, new))
+    change.apply(monkeypatch.setattr)
     with pytest.raises(AssertionError):
         await fact(cluster_client, *([caplog] if fact is test_a_write_finds_what_the_index_has_lost else []))
 
 
 async def test_a_look_that_lets_leases_be(cluster_client: RedisCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then a load that is under way stores what it saw."""
-    by_looking = "await self._by_looking(client, run, [names.leases])"
-    Mutant(ClusterSearch, "_delete_all", by_looking, "pass").let_loose(monkeypatch)
+    without("look-for-leases").apply(monkeypatch.setattr)
     with pytest.raises(AssertionError):
         await test_without_rosters(cluster_client)
 
@@ -155,6 +137,6 @@ async def test_a_look_by_an_old_map(
     cluster: Cluster, cluster_client: RedisCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Then one master is looked at in another's place, which is noticed."""
-    Mutant(ClusterSearch, "_by_looking", "await self._link.look(client)", "pass").let_loose(monkeypatch)
+    without("look-by-current-map").apply(monkeypatch.setattr)
     with pytest.raises(CacheUnavailableError, match="moved meanwhile"):
         await test_a_map_that_is_out_of_date(cluster, cluster_client)

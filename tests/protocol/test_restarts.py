@@ -15,18 +15,17 @@ from redis.backoff import NoBackoff
 import fastrdb.protocol.leases
 import fastrdb.transport.restarts
 from fastrdb.keys.prefix import Prefix
-from fastrdb.protocol import intent
 from fastrdb.protocol.store import Granted
 from fastrdb.testing import Gate
 from fastrdb.testing.server import EmbeddedServer
 from fastrdb.transport.direct import Direct
-from fastrdb.transport.restarts import Restarts
-from tests.support.mutants import Mutant, name
+from tests.races.mechanisms import label, without
+from tests.races.seams import Change
 from tests.support.network.lines import Timers
 from tests.support.programs.apps import App
 from tests.support.servers.sentinels import AT_ONCE, SERVICE, follow, group, synced
 from tests.support.waiting import until
-from tests.support.world.world import rewritten, spawn
+from tests.support.world.world import spawn
 
 DEADLINE = 5.0
 OLD = b'"old"'
@@ -123,7 +122,7 @@ async def come_back(server: EmbeddedServer, admin: Redis, *apps: App) -> None:
     assert await admin.get("item:1") == OLD
 
 
-@pytest.mark.parametrize("client", CLIENTS, ids=name)
+@pytest.mark.parametrize("client", CLIENTS, ids=label)
 async def test_an_old_snapshot(own: EmbeddedServer, admin: Redis, client: Callable[[int], Redis]) -> None:
     """Nobody is answered from it: not who reads all the time, not who was idle, not who comes only now."""
     async with started(own, client, client, client, plain) as (busy, idle, late, writer):
@@ -366,7 +365,7 @@ async def pair(own: EmbeddedServer) -> AsyncIterator[EmbeddedServer]:
         yield replica
 
 
-@pytest.mark.parametrize("client", [plain, instrumented], ids=name)
+@pytest.mark.parametrize("client", [plain, instrumented], ids=label)
 async def test_a_master_that_was_demoted_for_a_while(
     own: EmbeddedServer,
     pair: EmbeddedServer,
@@ -397,7 +396,7 @@ def later(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
             route._due = 0.0
 
 
-@pytest.mark.parametrize("client", [plain, instrumented], ids=name)
+@pytest.mark.parametrize("client", [plain, instrumented], ids=label)
 async def test_a_replica_is_not_used(
     own: EmbeddedServer,
     pair: EmbeddedServer,
@@ -469,29 +468,24 @@ async def test_failover_to_a_replica_that_lagged() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mutant", "client"),
+    ("change", "client"),
     [
-        (Mutant(Restarts, "heard", "self._judge(reply)", "pass"), plain),
-        (Mutant(Restarts, "heard", "self._judge(reply)", "pass"), instrumented),
-        (Mutant(Direct, "_send", "if self._connects.count() > self._greeted:", "if False:"), instrumented),
-        (
-            Mutant(
-                Restarts, "heal", "if self._task is None:", "if True: self._obstacles.clear(); return\n    if False:"
-            ),
-            plain,
-        ),
+        (without("greeting-judged"), plain),
+        (without("greeting-judged"), instrumented),
+        (without("greeting-of-new-connections"), instrumented),
+        (without("healing"), plain),
     ],
-    ids=name,
+    ids=label,
 )
 async def test_mutants_of_a_snapshot(
     own: EmbeddedServer,
     admin: Redis,
     monkeypatch: pytest.MonkeyPatch,
-    mutant: Mutant,
+    change: Change,
     client: Callable[[int], Redis],
 ) -> None:
     """Without it, somebody is answered from the snapshot."""
-    mutant.let_loose(monkeypatch)
+    change.apply(monkeypatch.setattr)
     with pytest.raises(AssertionError):
         await test_an_old_snapshot(own, admin, client)
 
@@ -500,7 +494,7 @@ async def test_without_a_second_sweep(
     own: EmbeddedServer, admin: Redis, apps: list[App], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An end that does not ask whether its barriers stood."""
-    Mutant(intent.Intent, "end", "if not stood and committed:", "if False:").let_loose(monkeypatch)
+    without("second-sweep").apply(monkeypatch.setattr)
     with pytest.raises(AssertionError):
         await test_a_writer_over_a_restart(own, admin, apps, "begun after")
 
@@ -509,8 +503,7 @@ async def test_with_any_life_taken_for_the_healed_one(
     own: EmbeddedServer, admin: Redis, apps: list[App], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A healer that adopts what has come back since."""
-    mutant = rewritten(fastrdb.transport.restarts._ADOPT, "if done == own then", "if done ~= '' then")
-    monkeypatch.setattr(fastrdb.transport.restarts, "_ADOPT", mutant)
+    without("healed-life").apply(monkeypatch.setattr)
     with pytest.raises(AssertionError):
         await test_a_snapshot_of_the_healing(own, admin, apps)
 
@@ -519,12 +512,7 @@ async def test_with_the_run_id_for_a_life(
     own: EmbeddedServer, pair: EmbeddedServer, admin: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It stays the same over a demotion."""
-    for module, script in (
-        (fastrdb.transport.restarts, "_ADOPT"),
-        (fastrdb.protocol.leases, "_ACQUIRE"),
-        (fastrdb.protocol.leases, "_FILL"),
-    ):
-        monkeypatch.setattr(module, script, rewritten(getattr(module, script), "master_replid:", "no such line:"))
+    without("replication-id").apply(monkeypatch.setattr)
     with pytest.raises(AssertionError):
         await test_a_master_that_was_demoted_for_a_while(own, pair, admin, plain, monkeypatch)
 

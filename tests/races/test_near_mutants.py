@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,22 +10,23 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-import fastrdb.loading.function
 import fastrdb.protocol.store
 import fastrdb.values.types
 from fastrdb import Cache
 from fastrdb.loading.entry import MISS, Entries
-from fastrdb.near.cache import Channel, Kept, NearCache, Token
+from fastrdb.near.cache import NearCache, Token
 from fastrdb.testing.server import EmbeddedServer
 from fastrdb.transport.obstacles import Obstacles
 from tests.near import test_functions as whole
+from tests.races.mechanisms import without
 from tests.races.scenarios import near
+from tests.races.seams import Change
 from tests.support.servers.databases import Database
 from tests.support.world.near import Nearby, Observed, nearby, set_each
 from tests.support.world.world import World, world
 
 Race = Callable[[Nearby], Coroutine[Any, Any, None]]
-_begin, _keep, _pushed = NearCache.begin, NearCache.keep, NearCache.pushed
+_keep, _pushed = NearCache.keep, NearCache.pushed
 
 
 @pytest.fixture
@@ -36,62 +36,9 @@ async def n(server: EmbeddedServer) -> AsyncIterator[Nearby]:
         yield made
 
 
-def any_token_will_do(self: NearCache, token: Token, value: Any, **options: Any) -> bool:
-    """A plain placeholder: whoever has put it there."""
-    found = self._tokens.get(token.key)
-    return found is not None and _keep(self, found, value, **options)
-
-
-def no_token_at_all(self: NearCache, token: Token, value: Any, **options: Any) -> bool:
-    """What was read is kept."""
-    self._tokens[token.key] = token
-    return _keep(self, token, value, **options)
-
-
-def pushes_spare_tokens(self: NearCache, key: str) -> None:
-    """Only what is kept already goes."""
-    if (kept := self._kept.pop(key, None)) is not None:
-        self._account(key, kept)
-
-
 def deaf(self: NearCache, names: Iterable[bytes] | None) -> None:
     """Pushes are not heard."""
     _pushed(self, [] if names is None else [name for name in names if b"mark" in name])
-
-
-def deaf_to_flushes(self: NearCache, names: Iterable[bytes] | None) -> None:
-    """A push that names no keys says nothing."""
-    if names is not None:
-        _pushed(self, names)
-
-
-def believes_for_ever(self: NearCache, key: str) -> Kept | None:
-    """Signs of life are not waited for."""
-    kept: Kept | None = self._kept.get(key)
-    return kept if kept is not None and self.clock() < kept.until else None
-
-
-def comes_back_as_it_was(self: Channel) -> None:
-    """A lost channel turns all off, and takes nothing along."""
-    self.alive(-math.inf)
-
-
-def outlives_redis(self: NearCache, token: Token, value: Any, *, ttl_ms: int, **options: Any) -> bool:
-    """The rest of an entry's life is not asked for."""
-    return _keep(self, token, value, ttl_ms=-1, **options)
-
-
-def covers_anything(self: NearCache, key: str, head: str = "") -> Token | None:
-    """Nobody looks whether a key is tracked."""
-    for channel in self._channels:
-        channel.heads = ("",)
-    return _begin(self, key)
-
-
-@contextmanager
-def never_shut(self: NearCache, heads: Iterable[bytes] = (), names: Iterable[bytes] = ()) -> Iterator[None]:
-    """Own invalidations wait for their push."""
-    yield
 
 
 @contextmanager
@@ -106,23 +53,25 @@ def drops_and_stays_open(self: NearCache, heads: Iterable[bytes] = (), names: It
 def drops_entries_only(self: NearCache, heads: Iterable[bytes] = (), names: Iterable[bytes] = ()) -> Iterator[None]:
     """What is on its way is not stopped."""
     for name in names:
-        pushes_spare_tokens(self, name.decode())
+        if (kept := self._kept.pop(name.decode(), None)) is not None:
+            self._account(name.decode(), kept)
     yield
 
 
-MUTANTS: dict[str, tuple[type, str, Any, list[Race]]] = {
-    "any token": (NearCache, "keep", any_token_will_do, [near.aba]),
-    "no token": (NearCache, "keep", no_token_at_all, [near.push_before_reply, near.aba, near.read_across_own_write]),
-    "tokens are spared": (NearCache, "_drop", pushes_spare_tokens, [near.push_before_reply]),
-    "deaf": (NearCache, "pushed", deaf, [near.foreign_write, near.flushed, near.expiry, near.storm]),
-    "deaf to flushes": (NearCache, "pushed", deaf_to_flushes, [near.flushed]),
-    "for ever": (NearCache, "lookup", believes_for_ever, [near.black_hole_down, near.black_hole_up, near.late_pushes]),
-    "comes back": (Channel, "lost", comes_back_as_it_was, [near.killed, near.cut]),
-    "outlives": (NearCache, "keep", outlives_redis, [near.expiry]),
-    "covers anything": (NearCache, "begin", covers_anything, [near.new_head]),
-    "never shut": (NearCache, "shut", never_shut, [near.own_write, near.read_during_own_write]),
-    "open": (NearCache, "shut", drops_and_stays_open, [near.read_during_own_write]),
-    "entries only": (NearCache, "shut", drops_entries_only, [near.read_across_own_write]),
+ANY_TOKEN = "if key not in self._tokens:"
+MUTANTS: dict[Change, list[Race]] = {
+    without("near-token-check", ANY_TOKEN): [near.aba],
+    without("near-token-check"): [near.push_before_reply, near.aba, near.read_across_own_write],
+    without("near-change-takes-token"): [near.push_before_reply],
+    without("near-push", deaf): [near.foreign_write, near.flushed, near.expiry, near.storm],
+    without("near-flush"): [near.flushed],
+    without("near-signs-of-life"): [near.black_hole_down, near.black_hole_up, near.late_pushes],
+    without("near-dropped-on-loss"): [near.killed, near.cut],
+    without("near-entry-ttl"): [near.expiry],
+    without("near-key-tracked"): [near.new_head],
+    without("near-shut"): [near.own_write, near.read_during_own_write],
+    without("near-shut", drops_and_stays_open): [near.read_during_own_write],
+    without("near-shut", drops_entries_only): [near.read_across_own_write],
 }
 
 
@@ -133,18 +82,16 @@ async def lost(race: Coroutine[Any, Any, None]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("owner", "method", "mutant", "race"),
+    ("change", "race"),
     [
-        pytest.param(owner, method, mutant, race, id=f"{name}: {race.__name__}")
-        for name, (owner, method, mutant, races) in MUTANTS.items()
+        pytest.param(change, race, id=f"{change}: {race.__name__}")
+        for change, races in MUTANTS.items()
         for race in races
     ],
 )
-async def test_mutants(
-    n: Nearby, monkeypatch: pytest.MonkeyPatch, owner: type, method: str, mutant: Any, race: Race
-) -> None:
+async def test_mutants(n: Nearby, monkeypatch: pytest.MonkeyPatch, change: Change, race: Race) -> None:
     """One mechanism less, and the race is lost."""
-    monkeypatch.setattr(owner, method, mutant)
+    change.apply(monkeypatch.setattr)
     await lost(race(n))
 
 
@@ -165,7 +112,7 @@ async def test_ignoring_ones_own_echo(n: Nearby, monkeypatch: pytest.MonkeyPatch
         _pushed(self, heard)
 
     monkeypatch.setattr(Nearby, "write", write)
-    monkeypatch.setattr(NearCache, "pushed", pushed)
+    without("near-push", pushed).apply(monkeypatch.setattr)
     await lost(near.own_and_foreign(n))
 
 
@@ -185,13 +132,13 @@ async def test_own_invalidations_wait_for_their_push(
     w: World, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """Without `shut` a process reads what it has replaced itself."""
-    monkeypatch.setattr(NearCache, "shut", never_shut)
+    without("near-shut").apply(monkeypatch.setattr)
     await lost(whole.test_ones_own_write_with_slow_pushes(w, server, kind))
 
 
 async def test_a_session_that_has_written_is_not_asked_for(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is answered from the process, past its own row."""
-    monkeypatch.setattr(fastrdb.loading.function, "wrote", lambda session: False)
+    without("rule-1-own-writes").apply(monkeypatch.setattr)
     await lost(whole.test_a_session_that_has_written(w))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.consistency import bugs, faults, report
+from benchmarks.consistency import faults, report, seeded_bugs
 from benchmarks.consistency.__main__ import main, verdict
 from benchmarks.consistency.address import HOST, Address
 from benchmarks.consistency.logs import Answer, Committed, Log, answers, writes
@@ -295,7 +295,7 @@ def test_faults_by_name() -> None:
     assert faults.chosen("cut,kill", "sqlite") == ("cut", "kill")
 
 
-@pytest.mark.parametrize("name", bugs.BUGS)
+@pytest.mark.parametrize("name", seeded_bugs.BUGS)
 def test_bugs_still_have_a_place(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each bug changes something of this fastrdb, and the settings that it needs are settings."""
     changed = []
@@ -304,27 +304,17 @@ def test_bugs_still_have_a_place(name: str, monkeypatch: pytest.MonkeyPatch) -> 
         changed.append(attribute)
         monkeypatch.setattr(owner, attribute, new)
 
-    bugs.seed(name, put)
+    seeded_bugs.seed(name, put)
     assert changed
-    needs = bugs.BUGS[name].needs
+    needs = seeded_bugs.BUGS[name].needs
     assert set(needs) <= asdict(replace(Settings(), **needs)).keys()
     assert set(needs.get("faults", ())) <= faults.FAULTS.keys()
-
-
-def test_a_bug_without_a_place_is_an_error() -> None:
-    """A line that is not there any more, or a name: the module of bugs has to follow."""
-    for apply in (
-        bugs._lua("begin", "no such line", ""),
-        bugs._python("fastrdb.transactions.state", "Scope.gone", None),
-    ):
-        with pytest.raises(bugs.NoSuchPlaceError, match=r"no such line|gone"):
-            apply(setattr)
 
 
 def test_bugs_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     """A line each."""
     assert main(["--list-bugs"]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(bugs.BUGS)
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(seeded_bugs.BUGS)
 
 
 # --- the report
@@ -447,7 +437,7 @@ def test_a_run_that_refuses_commits_has_no_excuse(postgresql_server: ServerDatab
 
 @pytest.mark.slow
 @pytest.mark.timeout(200)
-@pytest.mark.parametrize("name", bugs.BUGS)
+@pytest.mark.parametrize("name", seeded_bugs.BUGS)
 def test_every_bug_is_caught(name: str, postgresql_server: ServerDatabase) -> None:
     """With its mechanism taken out, fastrdb gives wrong answers, and the run finds them."""
     status, said = consistency("--seconds", "20", "--barrier", "2", "--faults", "none", "--seed-bug", name)

@@ -25,7 +25,7 @@ from fastrdb.transport.connection import Line
 from fastrdb.transport.connections import connections_of
 from fastrdb.transport.direct import Direct
 from fastrdb.transport.pipeline import Wire
-from tests.support.mutants import name
+from tests.races.mechanisms import label
 from tests.support.network.lines import Timers, turns
 from tests.support.programs.apps import App
 from tests.support.waiting import until
@@ -171,7 +171,7 @@ KINDS = [own, python_parser(2), python_parser(3), small, small_blocking, blockin
 DIRECT = {own, single}
 
 
-@pytest.fixture(params=KINDS, ids=name)
+@pytest.fixture(params=KINDS, ids=label)
 async def kind(request: pytest.FixtureRequest, server: EmbeddedServer) -> AsyncIterator[tuple[Any, Redis]]:
     """Give each kind of client in turn, and what made it."""
     make = request.param

@@ -11,7 +11,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 from fastrdb.transport.connection import Line
-from tests.support.mutants import Mutant, name
+from tests.races.mechanisms import label, without
+from tests.races.seams import Change
 from tests.support.network.lines import CLOSED, Asks, Pool, Server, Timers, turns
 from tests.support.world.world import spawn
 
@@ -281,41 +282,32 @@ async def test_a_connection_of_a_loop_that_has_ended_is_lost(line: Line, pool: P
 
 
 MUTANTS = [
-    (Mutant(Line, "_look", " or self._talking", ""), test_a_connection_in_use_stays),
-    (Mutant(Line, "_look", "self._used = self._greeted = False", "self._used = False"), test_a_greeting_grows_old),
-    (Mutant(Line, "_let_go", "self._renewed or ", ""), test_a_connection_that_was_renewed_goes_back_closed),
+    (without("connection-in-use-stays"), test_a_connection_in_use_stays),
+    (without("greeting-grows-old"), test_a_greeting_grows_old),
     (
-        Mutant(Line, "_let_go", " or self._unread > 0", ""),
-        test_a_connection_with_unread_replies_goes_back_closed,
+        without("unclean-is-closed", "unclean = self._unread > 0"),
+        test_a_connection_that_was_renewed_goes_back_closed,
     ),
-    (
-        Mutant(Line, "_ask", "first, *replies = await", "self._greeted = True; first, *replies = await"),
-        test_a_greeting_that_was_cancelled_is_said_again,
-    ),
-    (
-        Mutant(Line, "_talk", "not sent or ", ""),
-        test_nobody_gets_the_reply_of_who_was_cancelled_while_sending,
-    ),
-    (Mutant(Line, "_ask", "self._greeting.heard(first)", "None"), test_the_wrong_server_is_left),
-    (
-        Mutant(Line, "exchange", "self._greeted, self._renewed, self._unread = False, True, 0", ""),
-        test_a_connection_that_its_owner_has_closed,
-    ),
+    (without("unclean-is-closed", "unclean = self._renewed"), test_a_connection_with_unread_replies_goes_back_closed),
+    (without("greeting-repeated"), test_a_greeting_that_was_cancelled_is_said_again),
+    (without("unsent-hangs-up"), test_nobody_gets_the_reply_of_who_was_cancelled_while_sending),
+    (without("greeting-heard"), test_the_wrong_server_is_left),
+    (without("reconnection-noted"), test_a_connection_that_its_owner_has_closed),
 ]
 
 
-@pytest.mark.parametrize(("mutant", "race"), MUTANTS, ids=name)
+@pytest.mark.parametrize(("change", "race"), MUTANTS, ids=label)
 async def test_mutants(
     line: Line,
     server: Server,
     pool: Pool,
     asks: Asks,
     monkeypatch: pytest.MonkeyPatch,
-    mutant: Mutant,
+    change: Change,
     race: Any,
 ) -> None:
     """With the mechanism taken out, the test is lost."""
-    mutant.let_loose(monkeypatch)
+    change.apply(monkeypatch.setattr)
     arguments = {"line": line, "server": server, "pool": pool, "asks": asks, "monkeypatch": monkeypatch, "at": "read"}
     with pytest.raises((AssertionError, TimeoutError, pytest.fail.Exception, RedisConnectionError)):
         async with asyncio.timeout(2):

@@ -14,10 +14,9 @@ from redis.exceptions import ResponseError
 
 from fastrdb.testing import Gate
 from fastrdb.transport import connection as lines
-from fastrdb.transport.batches import Batch
-from fastrdb.transport.connection import Line
-from fastrdb.transport.pipeline import Progress, Wire
-from tests.support.mutants import Mutant, name
+from fastrdb.transport.pipeline import Wire
+from tests.races.mechanisms import label, without
+from tests.races.seams import Change
 from tests.support.network.lines import CLOSED, Asks, Border, Pool, Server, Told, Wired, deadlines, turns
 from tests.support.network.slow import STEP, LoopClock
 from tests.support.world.world import spawn
@@ -512,38 +511,26 @@ async def test_closing_while_nothing_answers(pool: Pool, server: Server, border:
 
 
 MUTANTS = [
-    (
-        Mutant(Wire, "_drain", "batch = self._waiting.popleft()", "batch = self._waiting[0]"),
-        test_who_comes_during_a_batch_joins_the_next,
-    ),
-    (Mutant(Wire, "get", "if name in batch.gets:", "if False:"), test_who_comes_meanwhile_joins_the_next_batch),
-    (
-        Mutant(Batch, "commands", "in self._sends for", "in self._sends if not _.done() for"),
-        test_a_release_follows_its_acquire,
-    ),
-    (Mutant(Batch, "found", "elif not future.done():", "else:"), test_who_is_cancelled_in_a_batch),
-    (
-        Mutant(Wire, "_open", "waiting[-1].crowd = True", "pass"),
-        test_a_crowd_is_answered_as_long_as_replies_come,
-    ),
-    (Mutant(Progress, "__call__", "< before", "< 0"), test_a_crowd_is_answered_as_long_as_replies_come),
-    (Mutant(Wire, "get", "if not self._crowded:", "if True:"), test_a_crowd_comes_along),
-    (Mutant(Wire, "_carry", "self._crowded = len(gets) > 1", ""), test_a_crowd_comes_along),
-    (
-        Mutant(Line, "_talk", "self._unread += len(commands)", "self._unread = len(commands)"),
-        test_who_is_alone_and_cancelled,
-    ),
-    (Mutant(Line, "_talk", "if skipped:", "if False:"), test_who_is_alone_and_cancelled),
+    (without("batch-sent-once"), test_who_comes_during_a_batch_joins_the_next),
+    (without("get-joins-batch"), test_who_comes_meanwhile_joins_the_next_batch),
+    (without("cancelled-commands-sent"), test_a_release_follows_its_acquire),
+    (without("cancelled-get-skipped"), test_who_is_cancelled_in_a_batch),
+    (without("crowd-noticed"), test_a_crowd_is_answered_as_long_as_replies_come),
+    (without("progress-is-replies"), test_a_crowd_is_answered_as_long_as_replies_come),
+    (without("crowd-goes-together"), test_a_crowd_comes_along),
+    (without("crowd-remembered"), test_a_crowd_comes_along),
+    (without("unread-counted"), test_who_is_alone_and_cancelled),
+    (without("unread-skipped"), test_who_is_alone_and_cancelled),
 ]
 
 
-@pytest.mark.parametrize(("mutant", "race"), MUTANTS, ids=name)
+@pytest.mark.parametrize(("change", "race"), MUTANTS, ids=label)
 async def test_mutants(
-    wire: Wire, server: Server, pool: Pool, monkeypatch: pytest.MonkeyPatch, mutant: Mutant, race: Any
+    wire: Wire, server: Server, pool: Pool, monkeypatch: pytest.MonkeyPatch, change: Change, race: Any
 ) -> None:
     """With the mechanism taken out, the race is lost: by a wrong answer, or by none."""
     asyncio.get_running_loop().set_exception_handler(lambda *_: None)  # what is left lying then is no news
-    mutant.let_loose(monkeypatch)
+    change.apply(monkeypatch.setattr)
     arguments = {"wire": wire, "server": server, "pool": pool, "border": Border(), "at": "read"}
     arguments["monkeypatch"] = monkeypatch
     with pytest.raises((AssertionError, TimeoutError, ValueError, asyncio.InvalidStateError)):

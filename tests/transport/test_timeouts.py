@@ -21,10 +21,9 @@ from fastrdb.errors import CacheUnavailableError
 from fastrdb.keys.prefix import Prefix
 from fastrdb.loading.load import Loading
 from fastrdb.transport.cluster import Masters
-from fastrdb.transport.pipeline import Wire
 from fastrdb.transport.slots import slot_of
-from fastrdb.transport.timeouts import Patience
-from tests.support.mutants import Mutant, name
+from tests.races.mechanisms import label, without
+from tests.races.seams import Change
 from tests.support.network.slow import STEP, LoopClock, Pace, ports_of, slowed
 from tests.support.servers.cluster import Cluster
 from tests.support.servers.databases import Database
@@ -349,30 +348,30 @@ OTHERS = test_what_others_load_is_waited_for_as_long_as_wait_says
 REDIRECTED = test_a_redirection_is_a_part_of_its_read
 WORK = test_much_work_takes_its_time
 MUTANTS = [
-    ("server", Mutant(Patience, "__enter__", "loop.time() + self._left", "loop.time() + 8"), ANY_MISS),
-    ("cluster", Mutant(Patience, "__init__", "if read", "if False"), ANY_MISS),
-    ("server", Mutant(Patience, "__exit__", "self._left = max", "max"), ANY_MISS),
-    ("server", Mutant(Loading, "_acquire", "call.patience.give_back()", "pass"), OTHERS),
-    ("cluster", Mutant(Masters, "_follow_get", "answer_due = due", "answer_due += 0"), REDIRECTED),
-    ("cluster", Mutant(Masters, "_follow_get", "due - self", "due + 8 - self"), REDIRECTED),
-    ("cluster", Mutant(Patience, "__enter__", "loop.time() + self._left", "loop.time() + 8"), COMMIT),
-    ("cluster", Mutant(Patience, "renew", "self.until = asyncio", "_ = asyncio"), WORK),
-    ("server", Mutant(Wire, "_carry", "if batch.crowd else", "if False else"), CROWD),
-    ("server", Mutant(Wire, "crowded", "self._crowd or", "False and"), CROWD),
+    ("server", without("budget-goes-on"), ANY_MISS),
+    ("cluster", without("budget-counts-read"), ANY_MISS),
+    ("server", without("budget-is-used-up"), ANY_MISS),
+    ("server", without("budget-spares-waiting"), OTHERS),
+    ("cluster", without("redirection-keeps-due"), REDIRECTED),
+    ("cluster", without("redirection-in-deadline"), REDIRECTED),
+    ("cluster", without("budget-goes-on"), COMMIT),
+    ("cluster", without("budget-renewed"), WORK),
+    ("server", without("crowd-waits-its-turn"), CROWD),
+    ("server", without("crowd-in-flight"), CROWD),
 ]
 
 
 @pytest.mark.parametrize(
-    ("slow", "mutant", "race"),
+    ("slow", "change", "race"),
     MUTANTS,
-    ids=lambda each: each if isinstance(each, str) else name(each),
+    ids=label,
     indirect=["slow"],
 )
 async def test_mutants(
-    slow: Slow, monkeypatch: pytest.MonkeyPatch, mutant: Mutant, race: Callable[..., Awaitable[None]]
+    slow: Slow, monkeypatch: pytest.MonkeyPatch, change: Change, race: Callable[..., Awaitable[None]]
 ) -> None:
     """With the mechanism taken out, somebody waits too long, or not long enough."""
-    mutant.let_loose(monkeypatch)
+    change.apply(monkeypatch.setattr)
     arguments = {"slow": slow, "monkeypatch": monkeypatch, "by_hand": False}
     with pytest.raises(AssertionError):
         await race(**{each: arguments[each] for each in inspect.signature(race).parameters})

@@ -15,18 +15,20 @@ if raw then return {'hit', raw} end
 local held = redis.call('GET', lease)
 local holder = token_in(held)
 local closed, lost = barred(barriers, entry)
-if lost and redis.call('EXISTS', server) == 1 then -- one that does not tell its life has had no beginning
+if lost -- mechanism: lost-barriers-noticed
+  and redis.call('EXISTS', server) == 1 -- one that does not tell its life has had no beginning
+then
   bar_all(barriers, barrier_ms)
   closed = true
 end
-if closed then
+if closed then -- mechanism: barrier-check
   -- A writer came between the two sendings, and its sweep has yet to reach this lease.
   if holder == token then redis.call('DEL', lease) end
   return {'barred'}
 end
-if holder and holder ~= token then return {'busy', holder} end
+if holder and holder ~= token then return {'busy', holder} end -- mechanism: own-lease-granted-again
 
 held = held or token .. '\n' .. moment()
-put_in_index(index, expiry, entry, tonumber(lease_ms))
+put_in_index(index, expiry, entry, tonumber(lease_ms)) -- mechanism: lease-indexed
 redis.call('SET', lease, held, 'PX', lease_ms)
 return {'granted', held}

@@ -12,7 +12,8 @@ if not own then return {'unknown', role} end
 if role == 'slave' then return {'replica'} end
 if at_home(server, index, expiry, barriers) then return {'same', evicts()} end
 if token == '' then return {'other'} end
-if done == own then -- in another life what was deleted may have come back
+-- In another life what was deleted may have come back.
+if done == own then -- mechanism: healed-life
   redis.call('SET', server, own)
   redis.call('DEL', healing)
   return {'same', evicts()}

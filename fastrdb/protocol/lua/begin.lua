@@ -28,7 +28,7 @@ local count = length()
 if count > 0 then
   redis.call('ZREMRANGEBYSCORE', barriers, '-inf', ms(now_ms()))
   local deadline = ms(now_ms() + barrier_ms)
-  for i = at, at + count - 1 do redis.call('ZADD', barriers, 'GT', deadline, ARGV[i]) end
+  for i = at, at + count - 1 do redis.call('ZADD', barriers, 'GT', deadline, ARGV[i]) end -- mechanism: barrier-set
   at = at + count
 end
 
@@ -38,7 +38,7 @@ local whole = ranges > 0 and whole_heads(index)
 for done = 0, ranges - 1 do
   local start, stop, head, filter = unpack(ARGV, at, at + 3)
   at = at + 4
-  if not begins(head, whole) then return {done, '', deleted, 1, ''} end
+  if not begins(head, whole) then return {done, '', deleted, 1, ''} end -- mechanism: index-is-whole
   local keys = redis.call('ZRANGEBYLEX', index, start, stop, 'LIMIT', 0, budget)
   for _, key in ipairs(keys) do
     if reaches(head, filter, key) then deleted = deleted + delete(key) end

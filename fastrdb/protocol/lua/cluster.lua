@@ -13,7 +13,7 @@ end
 -- What a lease holds, and the moment of its grant behind it: its token; its history, since one that has come back with old
 -- data is nobody's; a mark, if it is a writer's: who finds that does not wait for it.
 local function sealed(token, mark)
-  return token .. '\n' .. (history() or '') .. '\n' .. mark
+  return token .. '\n' .. (history() or '') .. '\n' .. mark -- mechanism: lease-has-history
 end
 
 local READS, WRITES = 'r', 'w'

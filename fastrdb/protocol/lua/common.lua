@@ -20,7 +20,7 @@ end
 local function life()
   local info = redis.pcall('INFO', 'replication')
   if type(info) ~= 'string' then return nil, info.err or 'INFO' end
-  local id = string.match(info, 'master_replid:(%w+)')
+  local id = string.match(info, 'master_replid:(%w+)') -- mechanism: replication-id
   if not id then
     local server = redis.pcall('INFO', 'server')
     id = type(server) == 'string' and string.match(server, 'run_id:(%w+)') or nil

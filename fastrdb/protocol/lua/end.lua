@@ -34,7 +34,7 @@ count = length()
 local now = now_ms()
 for i = at, at + count - 1 do
   local deadline = redis.call('ZSCORE', barriers, ARGV[i])
-  if not deadline or tonumber(deadline) <= now then down = 1 end
-  redis.call('ZREM', barriers, ARGV[i])
+  if not deadline or tonumber(deadline) <= now then down = 1 end -- mechanism: barriers-stood
+  redis.call('ZREM', barriers, ARGV[i]) -- mechanism: barriers-told-apart
 end
 return {filled, down}

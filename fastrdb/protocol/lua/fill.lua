@@ -7,5 +7,5 @@ local token, raw, ttl_ms, lease_prefix, limit = unpack(ARGV)
 
 if not at_home(server, index, expiry, barriers) then return 0 end -- the lease may be one that was taken away before the restart
 local stored = fill(index, expiry, entry, lease, token, raw, ttl_ms)
-sweep_dead(index, expiry, lease_prefix, limit)
+sweep_dead(index, expiry, lease_prefix, limit) -- mechanism: fill-sweeps
 return stored

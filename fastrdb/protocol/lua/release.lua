@@ -6,10 +6,10 @@
 local entry, lease, index, expiry = unpack(KEYS)
 local token, lease_prefix, limit = unpack(ARGV)
 
-sweep_dead(index, expiry, lease_prefix, limit)
-if token_in(redis.call('GET', lease)) ~= token then return 0 end
+sweep_dead(index, expiry, lease_prefix, limit) -- mechanism: release-sweeps
+if token_in(redis.call('GET', lease)) ~= token then return 0 end -- mechanism: release-checks-token
 redis.call('DEL', lease)
-if redis.call('EXISTS', entry) == 0 then
+if redis.call('EXISTS', entry) == 0 then -- mechanism: release-forgets-missing
   redis.call('ZREM', index, entry)
   redis.call('ZREM', expiry, entry)
 end

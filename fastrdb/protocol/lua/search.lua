@@ -43,8 +43,10 @@ local function look(key)
   local life, under, target = redis.call('PTTL', key), begins(key, heads), reached(key)
   if life < 0 and not (under or target or all) then return end
   local known = redis.call('ZSCORE', index, key)
-  if life < 0 and not known then return end
-  if target or all and (known or under) then
+  if life < 0 and not known then return end -- mechanism: search-spares-lasting
+  if target or all
+    and (known or under) -- mechanism: search-spares-unknown
+  then
     local lease = lease_name(lease_prefix, key)
     if not spares(lease) then deleted = deleted + delete_entry(index, expiry, key, lease) end
   elseif not known and under then
@@ -63,12 +65,14 @@ for _, key in ipairs(reply[2]) do
   if part == 'entries' then
     if string.sub(key, 1, #OWN) ~= OWN then look(key) end
   elseif redis.call('PTTL', key) > 0 and not spares(key) then
-    redis.call('DEL', key)
+    redis.call('DEL', key) -- mechanism: search-deletes-leases
   end
 end
 
 -- Lost once more since it began, it says nothing: what was put into it meanwhile is not in it any more.
-if part == 'entries' and reply[1] == '0' and redis.call('ZREM', index, search) == 1 then
+if part == 'entries' and reply[1] == '0'
+  and redis.call('ZREM', index, search) == 1 -- mechanism: search-uninterrupted
+then
   redis.call('ZREM', expiry, search)
   for _, name in ipairs(redis.call('ZRANGEBYSCORE', expiry, '+inf', '+inf')) do -- of an index that was lost
     if not redis.call('ZSCORE', index, name) then redis.call('ZREM', expiry, name) end

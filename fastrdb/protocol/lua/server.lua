@@ -31,7 +31,7 @@ local function at_home(server, index, expiry, barriers)
     redis.call('SET', server, own)
     return true
   end
-  return noted == own
+  return noted == own -- mechanism: same-server
 end
 
 -- Where the index is whole, as heads. One that was lost (evicted, deleted by hand) is so nowhere.
@@ -56,15 +56,15 @@ local function lease_name(prefix, key)
 end
 
 local function delete_entry(index, expiry, key, lease)
-  local deleted = redis.call('UNLINK', key)
-  redis.call('DEL', lease)
+  local deleted = redis.call('UNLINK', key) -- mechanism: sweep-deletes-entries
+  redis.call('DEL', lease) -- mechanism: sweep-deletes-leases
   redis.call('ZREM', index, key)
   redis.call('ZREM', expiry, key)
   return deleted
 end
 
 local function fill(index, expiry, key, lease, token, raw, ttl_ms)
-  if redis.call('GET', lease) ~= token then return 0 end
+  if redis.call('GET', lease) ~= token then return 0 end -- mechanism: lease-check
   enter(index, expiry, key, ms(now_ms() + ttl_ms + SLACK_MS)) -- though a lease would have lived longer: it goes
   redis.call('SET', key, raw, 'PX', ttl_ms)
   redis.call('DEL', lease)
@@ -75,7 +75,7 @@ end
 -- would ever forget them: then the index begins anew.
 local function sweep_dead(index, expiry, lease_prefix, limit)
   local now = now_ms()
-  if redis.call('ZCARD', index) > redis.call('ZCARD', expiry) then redis.call('UNLINK', index, expiry) end
+  if redis.call('ZCARD', index) > redis.call('ZCARD', expiry) then redis.call('UNLINK', index, expiry) end -- mechanism: index-without-deaths
   for _, key in ipairs(redis.call('ZRANGEBYSCORE', expiry, '-inf', ms(now), 'LIMIT', 0, limit)) do
     local lease = lease_name(lease_prefix, key)
     if redis.call('EXISTS', key, lease) == 0 then

@@ -8,7 +8,9 @@ local now, buried = now_ms(), 0
 for i = 1, #ARGV, 3 do
   local member, seen, life = unpack(ARGV, i, i + 2)
   local score = redis.call('ZSCORE', expiry, member)
-  if score and tonumber(score) == tonumber(seen) and tonumber(score) <= now then
+  if score
+    and tonumber(score) == tonumber(seen) and tonumber(score) <= now -- mechanism: bury-unchanged-only
+  then
     if life == '' then
       redis.call('ZREM', index, member)
       redis.call('ZREM', expiry, member)

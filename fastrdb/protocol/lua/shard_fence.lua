@@ -16,17 +16,17 @@ local first, last = following(1)
 if first <= last then
   redis.call('ZREMRANGEBYSCORE', barriers, '-inf', ms(now_ms()))
   local deadline = ms(now_ms() + barrier_ms)
-  for i = first, last do redis.call('ZADD', barriers, 'GT', deadline, ARGV[i]) end
+  for i = first, last do redis.call('ZADD', barriers, 'GT', deadline, ARGV[i]) end -- mechanism: shard-barrier-set
 end
 
 local reached = {}
 first, last = following(4)
-if first <= last and not redis.call('ZSCORE', index, WHOLE) then return {-1, '', {}} end
+if first <= last and not redis.call('ZSCORE', index, WHOLE) then return {-1, '', {}} end -- mechanism: shard-is-whole
 for at = first, last, 4 do
   local start, stop, head, filter = unpack(ARGV, at, at + 3)
   local keys = redis.call('ZRANGEBYLEX', index, start, stop, 'LIMIT', 0, budget)
   for _, key in ipairs(keys) do
-    if reaches(head, filter, key) then reached[#reached + 1] = key end
+    if reaches(head, filter, key) then reached[#reached + 1] = key end -- mechanism: fence-leaves-index
   end
   if #keys == budget then return {(at - first) / 4, keys[#keys], reached} end
   budget = budget - #keys
@@ -34,5 +34,5 @@ end
 
 local ranges = (last - first + 1) / 4
 first, last = following(1)
-for i = first, last do put_in_index(index, expiry, ARGV[i], barrier_ms) end
+for i = first, last do put_in_index(index, expiry, ARGV[i], barrier_ms) end -- mechanism: shard-write-indexed
 return {ranges, '', reached}

@@ -6,7 +6,7 @@ local entry, lease, roster = unpack(KEYS)
 local token, raw, ttl_ms = unpack(ARGV)
 
 local held = redis.call('GET', lease)
-if held ~= token or not (is_sealed(held, READS) or is_sealed(held, WRITES)) then return 0 end
+if held ~= token or not (is_sealed(held, READS) or is_sealed(held, WRITES)) then return 0 end -- mechanism: slot-lease-check
 enlist(roster, entry, tonumber(ttl_ms))
 redis.call('SET', entry, raw, 'PX', ttl_ms)
 redis.call('DEL', lease)

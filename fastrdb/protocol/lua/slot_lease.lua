@@ -17,7 +17,7 @@ if holder and holder ~= token then
   if is_sealed(held, WRITES) then return {'barred'} end
 end
 
-enlist(roster, lease, tonumber(lease_ms))
+enlist(roster, lease, tonumber(lease_ms)) -- mechanism: lease-enlisted
 if holder ~= token or not is_sealed(held, READS) then held = sealed(token, READS) .. moment() end
 redis.call('SET', lease, held, 'PX', lease_ms)
 return {'granted', history() or '', held}

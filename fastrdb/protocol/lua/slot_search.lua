@@ -7,6 +7,6 @@ for i = 3, #ARGV do heads[#heads + 1] = ARGV[i] end
 local found = {}
 local reply = redis.call('SCAN', ARGV[1], 'COUNT', ARGV[2], 'TYPE', 'string')
 for _, key in ipairs(reply[2]) do
-  if begins(key, heads) then found[#found + 1] = key end
+  if begins(key, heads) then found[#found + 1] = key end -- mechanism: search-finds-names
 end
 return {reply[1], history() or '', found}

@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import pytest
 from redis.asyncio.cluster import RedisCluster
 
 from fastrdb.keys.prefix import Prefix
 from fastrdb.protocol.intent import Intent
 from fastrdb.protocol.store import Barred, Granted, Store
 from fastrdb.transport.slots import SlotNames
+from tests.races.seams import Change
 from tests.support.world.gates import GatedCluster
 from tests.support.world.stores import lapse_barriers, members, put, store_on
 from tests.support.world.world import spawn
@@ -46,6 +48,12 @@ class Slots:
     async def empty(self) -> None:
         """Nobody is answered from the cache."""
         assert await self.reads.get(self.reader, KEY) is None
+
+    def change(self, change: Change, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Take a mechanism out of both processes, and let gates find the scripts that were changed."""
+        for script in change.apply(monkeypatch.setattr):
+            for client in (self.reader, self.writer):
+                client.knows(script.sha, script.name)
 
     async def end(self) -> None:
         """Let everybody go on, and nothing run any more."""

@@ -6,7 +6,6 @@ The two processes are two `Cache` objects in one event loop: they share nothing 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from contextvars import Context
@@ -23,7 +22,7 @@ from sqlalchemy.util import await_only
 from fastrdb import Cache
 from fastrdb.protocol.store import Store
 from fastrdb.testing import Gate, Gates
-from fastrdb.transport.scripts import Script
+from tests.races.seams import Change
 from tests.support.servers.databases import Database
 from tests.support.world.gates import gated
 from tests.support.world.stores import members, names_in, put
@@ -66,13 +65,6 @@ def spawn(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
     _spawned.add(task)
     task.add_done_callback(_spawned.discard)
     return task
-
-
-def rewritten(script: Script, old: str, new: str) -> Script:
-    """Give the script with `old` in its text replaced."""
-    assert old in script.text
-    changed = script.text.replace(old, new)
-    return Script(script.name, changed, hashlib.sha1(changed.encode()).hexdigest())
 
 
 def _reads(cache: Cache, gates: Gates) -> Any:
@@ -207,10 +199,11 @@ class World:
         """Let the time of all barriers be over."""
         await put(self.client, "barriers", dict.fromkeys(await members(self.client, "barriers"), 1))
 
-    def knows(self, script: Script) -> None:
-        """Let gates find a script that was rewritten."""
-        for process in (self.one, self.two):
-            process.client.knows(script.sha, script.name)
+    def change(self, change: Change, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Take a mechanism out of both processes, and let gates find the scripts that were changed."""
+        for script in change.apply(monkeypatch.setattr):
+            for process in (self.one, self.two):
+                process.client.knows(script.sha, script.name)
 
     async def fair(self, item_id: int = 1) -> None:
         """Nobody is answered with anything but what is committed."""
@@ -275,16 +268,3 @@ def _text(value: Any) -> str:
 async def in_a_new_context(work: Coroutine[Any, Any, T]) -> T:
     """Do it where nothing is known of the calls around it, as another program would."""
     return await asyncio.get_running_loop().create_task(work, context=Context())
-
-
-class Mutation:
-    """Takes one line out of a script."""
-
-    def __init__(self, where: Any, name: str, old: str, new: str) -> None:
-        self.where, self.name, self.old, self.new = where, name, old, new
-
-    def __call__(self, monkeypatch: pytest.MonkeyPatch, w: World) -> None:
-        script: Script = getattr(self.where, self.name)
-        mutant = rewritten(script, self.old, self.new)
-        monkeypatch.setattr(self.where, self.name, mutant)
-        w.knows(mutant)

@@ -1,0 +1,274 @@
+"""The mechanisms of the protocol, by name. Mutants and the seeded bugs of the consistency run refer to these names.
+
+`without("lease-check")` gives a change that takes the mechanism out; see `seams` for how it is found. Whoever moves or
+rewrites a mechanism moves its marker along, or changes the path of its function here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tests.races import seams
+from tests.races.seams import Change, Function, Line, Mechanism, NoSeamError
+
+
+def without(name: str, instead: Any = None, *, script: str | None = None) -> Change:
+    """Return the change that takes a mechanism out.
+
+    Args:
+        name: of the mechanism.
+        instead: what takes its place, if it is not what the registry says: a line, or a function.
+        script: change only the Lua script of this name, where several share the line.
+
+    Raises:
+        NoSeamError: there is no such mechanism.
+    """
+    if name not in MECHANISMS:
+        raise NoSeamError(f"{name}: no such mechanism; there are {', '.join(MECHANISMS)}")
+    return Change(name, MECHANISMS[name], instead, script)
+
+
+def original(name: str) -> Any:
+    """Return the function that is a mechanism's seam, for a replacement that calls it."""
+    return seams.original(MECHANISMS[name])
+
+
+def label(value: Any) -> str:
+    """Return the id in a test's name of a change, or of the race that is lost by it."""
+    return str(getattr(value, "__name__", value))
+
+
+def _lua(what: str, instead: str = "") -> Mechanism:
+    return Mechanism(what, Line(instead))
+
+
+def _line(what: str, instead: str | None = None) -> Mechanism:
+    return Mechanism(what, Line(instead))
+
+
+def _function(what: str, path: str, returns: Any = None, *, instead: Any = None) -> Mechanism:
+    return Mechanism(what, Function(f"fastrdb.{path}", returns, instead))
+
+
+@contextmanager
+def _nothing_around(*arguments: Any, **options: Any) -> Iterator[None]:
+    yield
+
+
+_ON_ONE_SERVER = {
+    "lease-check": _lua("a fill stores only while its lease is the one that was granted"),
+    "barrier-set": _lua("a writer sets its barriers before it sweeps"),
+    "barrier-check": _lua("a lease is refused while a barrier covers the key", "if false then"),
+    "sweep-deletes-leases": _lua("a sweep deletes the leases of what it reaches"),
+    "sweep-deletes-entries": _lua("a sweep deletes the entries that it reaches", "local deleted = 0"),
+    "release-checks-token": _lua("a lease is given back only by its holder"),
+    "own-lease-granted-again": _lua(
+        "an acquire that is sent twice is granted its own lease again", "if holder then return {'busy', holder} end"
+    ),
+    "lease-indexed": _lua("a lease is in the index, so that a sweep finds it"),
+    "barriers-told-apart": _lua(
+        "the end of one writer removes its own barriers only",
+        "redis.call('ZREMRANGEBYSCORE', barriers, '-inf', '(+inf')",  # not the one that bars nothing: it is noticed
+    ),
+    "barriers-stood": _lua("a writer notices that a barrier of its own was down before its end"),
+    "same-server": _lua("the data of a server is used only in the life that it was adopted in", "return true"),
+    "healed-life": _lua("only the life that was healed is adopted", "if done ~= '' then"),
+    "replication-id": _lua("a life is told by the replication id, which is a new one after a failover", "local id"),
+    "index-is-whole": _lua("a sweep does not rely on an index that was lost"),
+    "index-without-deaths": _lua("an index that has lost its deaths begins anew"),
+    "lost-barriers-noticed": _lua("where barriers were lost, every key is barred for a while", "if false"),
+    "search-deletes-leases": _lua("a search deletes the leases that the index does not have"),
+    "search-uninterrupted": _lua(
+        "a search makes the index whole only if it was not lost meanwhile",
+        "and redis.call('ZREM', index, search) >= 0",
+    ),
+    "search-spares-unknown": _lua("a search for everything spares what may be another program's"),
+    "search-spares-lasting": _lua("a search spares keys that do not expire, which no entry does"),
+    "release-sweeps": _lua("a release sweeps dead members of the index"),
+    "release-forgets-missing": _lua("a release takes a key without an entry out of the index", "if false then"),
+    "fill-sweeps": _lua("a fill sweeps dead members of the index"),
+}
+
+_ON_A_CLUSTER = {
+    "shard-barrier-check": _lua("a key that a barrier covers does not enter the index", "local closed, lost = false"),
+    "shard-lease-indexed": _lua("a lease is in the index of its shard"),
+    "shard-barrier-set": _lua("a writer sets its barriers in each shard"),
+    "shard-write-indexed": _lua("what a writer leases is in the index of its shard"),
+    "shard-is-whole": _lua("a sweep does not rely on a shard of the index that was lost"),
+    "shard-lost-barriers-noticed": _lua("where barriers were lost, every key of the shard is barred", "if false"),
+    "evicted-shard": _lua("an empty shard of a server that evicts is not taken for a new one"),
+    "fence-leaves-index": _lua(
+        "what a sweep reaches stays in the index until it is deleted",
+        "if reaches(head, filter, key) then reached[#reached + 1] = key redis.call('ZREM', index, key) end",
+    ),
+    "slot-lease-check": _lua("a fill stores only while its lease is the one that was granted, and of this history"),
+    "bury-unchanged-only": _lua("a member of the index is removed only if it was not entered again"),
+    "search-finds-names": _lua("a search finds the keys that begin as entries do"),
+    "lease-has-history": _lua("a lease is of one history of its server", "return token .. '\\n\\n' .. mark"),
+    "lease-enlisted": _lua("a lease is in the list of its slot, by which a healer finds it"),
+    "look-for-leases": _line("a healer that looks at all keys deletes the leases, too"),
+    "look-by-current-map": _line("a healer asks for the map of the slots before it looks at each master"),
+    "look-where-evicted": _line(
+        "a healer looks at all keys where the lists of the slots may have been evicted",
+        "await self._delete_all(client, nothing, looking=False)",
+    ),
+    "one-master-evicts": _line(
+        "one master that evicts is enough for the whole cluster", "self._evicts.heard(reply[1])"
+    ),
+    "evicted-is-not-whole": _line(
+        "where an index may have been evicted, a new one is not taken for whole", "member = WHOLE"
+    ),
+    "history-check": _function("data of an unknown history is not used", "transport.histories:Histories.seen"),
+    "cluster-acquire": _function(
+        "a reader takes its lease before it enters the index", "protocol.cluster_leases:ClusterLeases.acquire"
+    ),
+    "cluster-sweep": _function(
+        "a writer deletes leases and entries, each lease before its entry",
+        "protocol.cluster_sweep:ClusterSweeper._away",
+    ),
+    "cluster-end": _function(
+        "a writer notices that a barrier of its own was down before its end",
+        "protocol.cluster_sweep:ClusterSweeper.end",
+    ),
+}
+
+_OF_WRITERS = {
+    "second-sweep": _line("a writer whose barriers did not stand sweeps once more", "if False:"),
+    "greeting-judged": _line("a new connection is asked whose data it gives"),
+    "greeting-of-new-connections": _line("a client's own pool is asked when it has connected anew", "if False:"),
+    "healing": _function(
+        "other data is deleted before it is used",
+        "transport.restarts:Restarts.heal",
+        instead=lambda restarts, *_: restarts._obstacles.clear(),
+    ),
+    "leases-before-entries": _line(
+        "a search deletes all leases before it looks at entries", "for part, count in reversed(_PARTS.items()):"
+    ),
+    "begin-before-commit": _function(
+        "a writer begins before its COMMIT is sent", "transactions.listeners:_begin_works"
+    ),
+    "call-covers-commits": _function(
+        "a commit inside an invalidating call carries its prefixes",
+        "transactions.scope:targets_around",
+        instead=list,
+    ),
+    "older-transaction-covered": _function(
+        "so does one that was begun before the call", "transactions.state:Targets.meet"
+    ),
+    "all-sessions-of-a-transaction": _function(
+        "a transaction is that of every session that joined it",
+        "transactions.state:Transaction.sessions",
+        instead=lambda transaction: [user() for user in transaction.users][-1:],
+    ),
+    "only-writes-carry": _function(
+        "only a commit of what was written carries a call's prefixes", "transactions.state:Targets.carried", True
+    ),
+    "savepoints-counted": _function(
+        "the release of a savepoint that commits is noticed", "transactions.state:Transaction.savepoints", 0
+    ),
+    "undone-puts-dropped": _function(
+        "what was put before a part of the transaction was undone is not stored", "transactions.listeners:_distrust"
+    ),
+    "autocommit-noticed": _function(
+        "a statement that commits by itself is taken for a COMMIT", "transactions.drivers:autocommits", False
+    ),
+    "cancelled-is-undone": _function("what is cancelled before its COMMIT is rolled back", "transactions.finish:undo"),
+    "repairs": _function("what Redis missed is made up for", "protocol.repairs:Repairs.add"),
+    "repairs-awaited": _function(
+        "a process reads past the cache until its repairs are done", "protocol.store:Store.closed"
+    ),
+    "unknown-outcome": _function(
+        "after a COMMIT whose outcome is unknown the barriers stay", "protocol.intent:Intent.abandon"
+    ),
+}
+
+_OF_LOADS = {
+    "join-by-token": _function(
+        "a caller joins only the load whose lease it has found", "loading.load:Loading._acquire"
+    ),
+    "rule-1-own-writes": _function(
+        "a session that has written neither reads the cache nor fills it", "transactions.rules:wrote", False
+    ),
+    "rule-2-old-snapshot": _function(
+        "what a session's older snapshot shows is not stored", "transactions.rules:why_not_stored"
+    ),
+    "rule-2-statements": _function(
+        "so it is for the sessions that a load uses and does not name",
+        "transactions.scope:RunningLoad.before_statement",
+    ),
+    "rule-3-identity-lookup": _function(
+        "Session.get and many-to-one loads of a load do not look into the identity map",
+        "transactions.scope:RunningLoad._hide_identity_maps",
+    ),
+    "rule-3-fresh-reads": _function(
+        "the statements of a load are not answered by the identity map", "transactions.scope:fresh_reads", False
+    ),
+}
+
+_OF_THE_NEAR_CACHE = {
+    "near-token-check": _line("a value is kept only under the token that its reader put down", "if False:"),
+    "near-change-takes-token": _line("a change takes the token of a value that is on its way"),
+    "near-push": _function("a push drops what has changed", "near.cache:NearCache.pushed"),
+    "near-flush": _line("a push that names no keys drops everything"),
+    "near-signs-of-life": _line("an entry is answered only while its channel is alive", "if now < kept.until:"),
+    "near-dropped-on-loss": _line("a lost channel drops everything"),
+    "near-entry-ttl": _line("an entry is kept for no longer than Redis would", "ttl = self._ttl"),
+    "near-key-tracked": _line("only keys of which a channel tells are kept", "for channel in ()"),
+    "near-shut": _function(
+        "an invalidation of this process drops what it reaches, and keeps it out until it is done",
+        "near.cache:NearCache.shut",
+        instead=_nothing_around,
+    ),
+}
+
+_OF_THE_TRANSPORT = {
+    "batch-sent-once": _line("a batch leaves the queue when it is sent", "batch = self._waiting[0]"),
+    "get-joins-batch": _line("a second GET of a key joins the first", "if False:"),
+    "cancelled-commands-sent": _line(
+        "what its caller does not wait for is sent all the same",
+        "return [command for commands, future in self._sends if not future.done() for command in commands]",
+    ),
+    "cancelled-get-skipped": _line("the reply for a cancelled caller is dropped", "else:"),
+    "crowd-noticed": _line("a batch that is full makes a crowd of its callers"),
+    "progress-is-replies": _line(
+        "a crowd is given time as long as replies come", "return self._times >= 0 and 0 < self._left < 0"
+    ),
+    "crowd-goes-together": _line("the callers of a crowd queue for one batch", "if True:"),
+    "crowd-remembered": _line("several callers at once make a crowd of the next ones"),
+    "crowd-waits-its-turn": _line("a batch of a crowd begins to wait when its turn has come", "if False"),
+    "crowd-in-flight": _line("a crowd lasts until its last batch has been answered", "return False"),
+    "unread-counted": _line("replies that nobody waits for any more are counted", "self._unread = len(commands)"),
+    "unread-skipped": _line("replies that nobody waits for are skipped", "if False:"),
+    "connection-in-use-stays": _line("a connection is not given back while it is used", "if self._used:"),
+    "greeting-grows-old": _line("a connection is greeted again now and then", "self._used = False"),
+    "unclean-is-closed": _line("a connection that is not clean goes back closed", "unclean = False"),
+    "greeting-repeated": _line(
+        "a greeting that was cancelled is said again",
+        "self._greeted = True\nfirst, *replies = await self._talk(",
+    ),
+    "unsent-hangs-up": _line(
+        "a connection on which sending was cancelled is closed", "if isinstance(error, Exception):"
+    ),
+    "greeting-heard": _line("a connection to the wrong server is left", "again = None"),
+    "reconnection-noted": _line("a connection that was made anew is greeted, and has no replies left"),
+    "budget-goes-on": _line(
+        "the waits of one call share one timeout", "self._before, self.until = self._left, loop.time() + 8"
+    ),
+    "budget-counts-read": _line("a call's first read counts", "left = 0.0"),
+    "budget-is-used-up": _line("a wait uses up what the call may wait"),
+    "budget-renewed": _line("much work has the timeout for each of its parts"),
+    "budget-spares-waiting": _line("to wait for another's load does not count"),
+    "redirection-keeps-due": _line("a read that is redirected is due when it was before"),
+    "redirection-in-deadline": _line("a redirection has what its read has left", "due + 8 - self._deadlines.seconds,"),
+}
+
+MECHANISMS: dict[str, Mechanism] = {
+    **_ON_ONE_SERVER,
+    **_ON_A_CLUSTER,
+    **_OF_WRITERS,
+    **_OF_LOADS,
+    **_OF_THE_NEAR_CACHE,
+    **_OF_THE_TRANSPORT,
+}
