@@ -12,7 +12,9 @@ from typing import Any
 
 from fastrdb.keys import RESULT, CallPlan, Prefix
 from fastrdb.runtime import BaseCache
-from fastrdb.transactions import RunningCall, Targets, has_transaction, leave, state_of, sync_session
+from fastrdb.transactions import RunningCall, Targets, has_transaction, leave, sync_session
+
+from .enlist import enlist
 
 
 class Invalidation:
@@ -58,14 +60,9 @@ class Invalidation:
         """After a commit only what was not known by then is left; one that is still to come takes all along."""
         heads = [prefix.head for prefix in (*targets.prefixes, *prefixes)]
         self.counters.tell("invalidation", ", ".join([*heads, *targets.keys]))
-        to_come = False
-        if session is not None and has_transaction(session):
-            to_come = True
-            targets.join(session)
-            state_of(session).declared |= not targets.carried
-        to_come = targets.add(prefixes, keys) or to_come
-        if targets.carried:
-            if prefixes or keys:
-                await self.cache.delete(client, prefixes, keys)
-        elif not to_come:
-            await self.cache.delete(client, [*targets.prefixes, *prefixes], [*targets.keys, *keys])
+        added = targets.add(prefixes, keys)
+        if (session is not None and has_transaction(session)) or not (targets.carried or added):
+            every = [*targets.prefixes, *prefixes], [*targets.keys, *keys]
+            await enlist(self.cache, client, session, *every, writes=not targets.carried)
+        if targets.carried and (prefixes or keys):
+            await enlist(self.cache, client, None, prefixes, keys)

@@ -14,6 +14,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastrdb.errors import CacheUnavailableError, OptionError
+from fastrdb.invalidation import Put, enlist
 from fastrdb.keys import MISSING, UNSAID, CallPlan
 from fastrdb.protocol import Store
 from fastrdb.runtime import BaseCache
@@ -23,10 +24,8 @@ from fastrdb.transactions import (
     next_order,
     plain_session,
     schema_map,
-    state_of,
     sync_session,
     why_not_stored,
-    work_on,
     wrote,
 )
 from fastrdb.values import Codec, DecodeError
@@ -216,10 +215,7 @@ class CachedFunction(Entries):
     async def _drop(self, call: Call, keys: Sequence[str]) -> None:
         for key in keys:
             self.counters.tell("invalidation", key)
-        if call.session is not None and has_transaction(call.session):
-            self._work(call, call.session).add(keys=keys)
-        else:
-            await self.cache.delete(call.client, (), keys)
+        await enlist(self.cache, call.client, call.session, keys=keys)
 
     async def put(self, value: Any, values: dict[str, Any]) -> None:
         """Have `value` stored when the session's open transaction commits; without one, delete the entry."""
@@ -230,17 +226,11 @@ class CachedFunction(Entries):
         if call.session is None or not has_transaction(call.session):
             await self._drop(call, [key])
             return
-        work = self._work(call, call.session)
         raw, reason = self.encoded(value)
-        # Only what the transaction has written is locked until COMMIT: else another writer may have come since.
-        locked = wrote(call.session) and not state_of(call.session).autocommitted
-        if raw is None or reason is not None or self.cache.switch.is_off() or not locked:
-            work.add(keys=[key])
+        if raw is None or reason is not None:
+            await enlist(self.cache, call.client, call.session, keys=[key])
         else:
-            work.put(key, raw, self.ttl_ms(value))
-
-    def _work(self, call: Call, session: Session) -> Any:
-        return work_on(session, call.store, lambda: call.store.intent(call.client))
+            await enlist(self.cache, call.client, call.session, puts=[Put(key, raw, self.ttl_ms(value))])
 
     async def explain(self, values: dict[str, Any]) -> Explanation:
         """Look without loading, storing or changing anything. Once `exp` is over, `ttl` is below 0."""

@@ -17,7 +17,7 @@ from .rules import (
     wrote,
 )
 from .scope import RunningCall, RunningLoad, apart, leads, no_store
-from .state import Targets, next_order, state_of, work_on
+from .state import Targets, intent_on, next_order, state_of
 
 __all__ = [
     "WROTE",
@@ -27,6 +27,7 @@ __all__ = [
     "apart",
     "autocommits",
     "has_transaction",
+    "intent_on",
     "leads",
     "leave",
     "missing_row",
@@ -41,6 +42,5 @@ __all__ = [
     "sync_session",
     "unreachable",
     "why_not_stored",
-    "work_on",
     "wrote",
 ]

@@ -162,7 +162,7 @@ class Targets:
 
     def join(self, session: Session) -> None:
         """Put the prefixes and keys on a session's open transaction."""
-        work_on(session, self.owner, self.make).add(self.prefixes, self.keys)
+        intent_on(session, self.owner, self.make).add(self.prefixes, self.keys)
         self.seen.add(session)
         state = state_of(session)
         if self not in state.targets:
@@ -183,7 +183,7 @@ class Targets:
         """Add to each transaction whose COMMIT is to come. Return True if one of them wrote without a session."""
         for session in self.seen:
             if self in state_of(session).targets:
-                work_on(session, self.owner, self.make).add(prefixes, keys)
+                intent_on(session, self.owner, self.make).add(prefixes, keys)
         left = [work for transaction, work in self.works.items() if not transaction.settled]
         for work in left:
             work.add(prefixes, keys)
@@ -251,7 +251,7 @@ def outer_connection(session: Session) -> Connection | None:
     return bind if isinstance(bind, Connection) and bind.in_transaction() else None
 
 
-def work_on(session: Session, owner: Hashable, make: Callable[[], Work]) -> Work:
+def intent_on(session: Session, owner: Hashable, make: Callable[[], Work]) -> Work:
     """The one `Work` of `owner` on the session's open transaction, or one on the outer transaction if only that is."""
     outer = None if session.in_transaction() else outer_connection(session)
     transaction = transaction_of(outer) if outer is not None else None

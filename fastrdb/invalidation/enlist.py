@@ -1,0 +1,60 @@
+"""Bind an invalidation to the commit that makes it due; without a transaction, invalidate now.
+
+Functions decorated with @invalidates, `invalidate` and `put` of cached functions, and FastRDB all come through here.
+Transactions that begin inside of a call of @invalidates are joined by `fastrdb.transactions`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from fastrdb.keys import Prefix
+from fastrdb.transactions import has_transaction, intent_on, state_of, wrote
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from fastrdb.runtime import BaseCache
+
+
+class Put(NamedTuple):
+    """An entry to store once the transaction that wrote its row is committed."""
+
+    key: str
+    raw: bytes
+    ttl_ms: int
+
+
+async def enlist(
+    cache: BaseCache,
+    client: Any,
+    session: Session | None,
+    prefixes: Iterable[Prefix] = (),
+    keys: Iterable[str] = (),
+    puts: Iterable[Put] = (),
+    *,
+    writes: bool = False,
+) -> None:
+    """Invalidate `prefixes` and `keys`, and store `puts`, when the session's open transaction commits.
+
+    Nothing is sent until then. Without an open transaction, invalidate all of them now, the keys of `puts` included;
+    this goes on if the caller is cancelled, and may raise CacheUnavailableError if the cache has on_error="raise".
+
+    A put only invalidates its key if another writer may have changed the row since: the session has not written, or a
+    part of the transaction is committed already. The same holds while the cache is disabled.
+
+    With `writes`, the session counts as having written until its transaction ends, whatever its statements were.
+    """
+    keys, puts = list(keys), list(puts)
+    if session is None or not has_transaction(session):
+        await cache.delete(client, list(prefixes), [*keys, *(put.key for put in puts)])
+        return
+    store, state = cache.store(client), state_of(session)
+    state.declared |= writes
+    intent = intent_on(session, store, lambda: store.intent(client))
+    if puts and (cache.switch.is_off() or state.autocommitted or not wrote(session)):
+        keys, puts = [*keys, *(put.key for put in puts)], []
+    intent.add(prefixes, keys)
+    for put in puts:
+        intent.put(*put)
