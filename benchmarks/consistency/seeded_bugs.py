@@ -31,7 +31,7 @@ def seed(name: str, put: Put = setattr) -> None:
 
 
 _acquire = original("join-by-token")
-_bypass_reason = original("repairs-awaited")
+_bypass_reason = original("blockers-respected")
 _latest: dict[str, str] = {}
 _ending = set[asyncio.Task[None]]()
 
@@ -124,7 +124,7 @@ BUGS: dict[str, Bug] = {
     "no-repair": Bug("what Redis missed is never made up for", (without("repairs"),), {"faults": ("black-hole",)}),
     "read-while-owed": Bug(
         "a process that owes Redis an invalidation reads the cache all the same",
-        (without("repairs-awaited", _read_while_owed),),
+        (without("blockers-respected", _read_while_owed),),
         {"faults": ("black-hole",)},
     ),
 }

@@ -176,8 +176,9 @@ _OF_WRITERS = {
     ),
     "cancelled-is-undone": _function("what is cancelled before its COMMIT is rolled back", "transactions.finish:undo"),
     "repairs": _function("what Redis missed is made up for", "protocol.repairs:Repairs.add"),
-    "repairs-awaited": _function(
-        "a process reads past the cache until its repairs are done", "protocol.store:Store.closed"
+    "blockers-respected": _function(
+        "a process reads past the cache while repairs are pending, or the data is another server's",
+        "protocol.store:Store.closed",
     ),
     "unknown-outcome": _function(
         "after a COMMIT whose outcome is unknown the barriers stay", "protocol.intent:Intent.abandon"
@@ -221,6 +222,9 @@ _OF_THE_NEAR_CACHE = {
         "near.cache:NearCache.shut",
         instead=_nothing_around,
     ),
+    "near-owner": _function("an object is returned to the function that made it only", "loading.entry:Entries.kept"),
+    "immutable-shared-only": _function("only immutable objects are shared", "values.types:is_immutable", True),
+    "near-heartbeat": _function("a channel is asked for a sign of life", "near.tracking:Tracking._beat"),
 }
 
 _OF_THE_TRANSPORT = {

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.races.model import Fault, Layout, Model, Mutant, Outcome, Rule, Setup
+from tests.races.model.protocol import Fault, Layout, Model, Mutant, Outcome, Rule, Setup
 
 ALL = frozenset({Fault.CANCEL, Fault.CRASH, Fault.EXPIRY})
 WITHOUT_CANCEL = frozenset({Fault.CRASH, Fault.EXPIRY})

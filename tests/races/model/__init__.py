@@ -1,0 +1,1 @@
+"""The protocol as a model, of which every interleaving is tried."""
