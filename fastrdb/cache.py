@@ -1,26 +1,34 @@
-"""`cached`, `cached_list`, `invalidates`: what is put on a function, and what it then carries.
+"""`Cache`: settings, decorators, and what a decorated function carries.
 
-The only home of wrapt, which keeps signature, name, docstring and binding; the work is done in `loads` and
-`invalidations`, and what type checkers see is in `protocols`.
+The only home of wrapt, which keeps signature, name, docstring and binding. `loading` and `invalidation` do the work of
+one function, `runtime` is the inside of the cache, and `typing` has what type checkers see.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
-from typing import Any, Self, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, cast, overload
 
 import wrapt
 
-from .errors import OptionError
-from .events import Stats
+from .errors import OptionError, PatternError
+from .events import Counters, Hook, Stats
 from .invalidation import Invalidation
-from .keys import MISSING, CallPlan, inspect_function
+from .keys import MISSING, CallPlan, Prefix, Template, inspect_function, prefixes_of, seal_of
 from .loading import CachedFunction, CachedMany, Explanation, Policy
-from .runtime import BaseCache
+from .near import Near
+from .options import Seconds, at_least_one, seconds
+from .runtime import OnError, Runtime, checked
+from .transactions import settled
 from .typing import Cached as Cached
 from .typing import ListWithSchema, ManyWithSchema, Options, WithoutSchema, WithSchema
 from .values import Codec
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+    from redis.asyncio.cluster import RedisCluster
 
 S = TypeVar("S")
 F = TypeVar("F", bound=Callable[..., Coroutine[Any, Any, Any]])
@@ -113,11 +121,67 @@ def _unused(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str
     return wrapped(*args, **kwargs)
 
 
-class Cache(BaseCache):
-    """A cache in Redis, and the decorators that use it. See `BaseCache.__init__` for the settings.
+class Cache(Runtime):
+    """A cache in Redis: its settings, and the decorators that use it.
 
-    The module-level `cached`, `cached_list` and `invalidates` belong to a plain `Cache()`.
+    The module-level `cached`, `cached_list`, `cached_many` and `invalidates` belong to a plain `Cache()`.
     """
+
+    def __init__(
+        self,
+        redis: Redis | RedisCluster | None = None,
+        *,
+        near: Near | bool | None = None,
+        on_error: OnError = "bypass",
+        timeout: Seconds = 0.25,
+        namespace: str = "",
+        lease: Seconds = 10.0,
+        barrier: Seconds = 10.0,
+        hook: Hook | None = None,
+        hash_keys: bytes | None = None,
+        max_bytes: int = 8 * 1024 * 1024,
+    ) -> None:
+        """Check the settings of all functions decorated with this cache. Durations are seconds.
+
+        Args:
+            redis: the client for functions that are not given one.
+            near: keep entries in this process as well, with these bounds (True: those of a plain `Near()`), unless a
+                function is decorated with near=False; without it, only those with near=True.
+            on_error: what a commit does if Redis misses its invalidation: "bypass" lets the commit stand, repairs the
+                cache as soon as Redis is back and reads past it until then; "raise" makes the commit fail.
+            timeout: the longest that one call waits for Redis, in all its round trips, before it goes on without.
+            namespace: put before every key, with a colon: caches with different ones share nothing.
+            lease: the longest load whose result is stored.
+            barrier: the longest time between a COMMIT's start and its end that is covered.
+            hook: called with every `Event`.
+            hash_keys: a secret; every value in a key is replaced by its hash under the secret, so that key names do
+                not show whose data it is. The entries themselves stay what they are.
+            max_bytes: a larger entry is answered, and not stored: while it travels, others wait.
+
+        Raises:
+            OptionError: naming the option.
+        """
+        owner = type(self).__name__
+        if near is not None and not isinstance(near, bool | Near):
+            raise OptionError(f"{owner}: near={near!r} must be a Near, True, False or None")
+        if on_error not in ("bypass", "raise"):
+            raise OptionError(f"{owner}: on_error={on_error!r} must be 'bypass' or 'raise'")
+        if not re.fullmatch(r"(?!fastrdb$)[A-Za-z0-9_.\-]*", namespace):  # all of fastrdb's own keys begin so
+            raise OptionError(f"{owner}: namespace={namespace!r} must be letters, digits, _ . - and not 'fastrdb'")
+        super().__init__(
+            near=near if isinstance(near, Near) else Near(),
+            near_by_default=bool(near),
+            on_error=on_error,
+            timeout=seconds(timeout, name="timeout", owner=owner),
+            lease=seconds(lease, name="lease", owner=owner),
+            barrier=seconds(barrier, name="barrier", owner=owner),
+            hook=hook,
+            seal=seal_of(hash_keys, owner),
+            max_bytes=at_least_one(max_bytes, name="max_bytes", owner=owner),
+        )
+        self.move(namespace, None if redis is None else checked(redis, owner))
+
+    # --- the decorators
 
     @overload
     def cached(self, pattern: str, *, schema: None = None, **options: Unpack[Options]) -> WithoutSchema: ...
@@ -216,6 +280,54 @@ class Cache(BaseCache):
             return run(partial(wrapped, *args, **kwargs), plan.bind(instance, args, kwargs))
 
         return _Function(function, call)
+
+    # --- by hand, and at the end
+
+    async def invalidate(
+        self, prefix: str | Iterable[str] = (), *, keys: Iterable[str] = (), redis: Redis | None = None
+    ) -> None:
+        """Delete now what lies under each prefix (`"user:*"`; no placeholders) and the exact `keys`.
+
+        For writes that no decorated function made. A key may be given with the namespace, as a function's `key()`
+        returns it, or without. With Redis unreachable the deletion is repeated until it succeeds, or raises
+        CacheUnavailableError if the cache was made with on_error="raise".
+
+        Raises:
+            PatternError: a prefix that cannot be.
+            OptionError: no Redis anywhere.
+        """
+        owner = f"{type(self).__name__}.invalidate"
+        texts = [prefix] if isinstance(prefix, str) else list(prefix)
+        found = [made for text in texts for made in _plain_prefixes(text, owner)]
+        client = self.required(owner) if redis is None else redis
+        before = f"{self.namespace}:" if self.namespace else ""
+        named = dict.fromkeys(name for key in keys for name in (key, key.removeprefix(before)))
+        await self.delete(client, found, list(named))
+
+    def stats(self) -> Stats:
+        """Return the sum over all functions decorated with this cache, in this process."""
+        return Counters.total(self.counted)
+
+    async def aclose(self, limit: float = 5.0) -> None:
+        """Wait for what runs in the background of this event loop, at most `limit` seconds.
+
+        Clients stay open: they are the caller's.
+        """
+        await settled()
+        await self.here().aclose(limit)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.aclose()
+
+
+def _plain_prefixes(text: str, owner: str) -> list[Prefix]:
+    template = Template.parse(text, owner=owner, kind="prefix")
+    if template.fields:
+        raise PatternError(f"{owner}: prefix {text!r} has placeholders, and nothing here fills them")
+    return prefixes_of(template, ())
 
 
 def _policy(owner: str, decorator: str, options: Options) -> Policy:

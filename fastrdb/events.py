@@ -7,31 +7,31 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, fields
+from typing import Literal, Protocol, get_args
 
 logger = logging.getLogger("fastrdb")
 
 Kind = Literal[
     "near",  # answered from this process
     "hit",  # answered from Redis, within `exp`
-    "miss",  # nothing there
+    "miss",  # no entry
     "load",  # the function ran
     "join",  # answered by another caller's load
     "fill",  # the result was stored
     "unstored",  # the result was not stored; `detail` says why
-    "bypass",  # the cache was not asked; `detail` says why
+    "bypass",  # the call went past the cache; `detail` says why
     "corrupt",  # an entry that cannot be read as the declared type
     "unavailable",  # Redis did not answer
     "invalidation",  # prefixes and keys were invalidated, or put on a transaction
     "outage",  # Redis does not answer: calls go on without it
-    "recovery",  # it answers again
-    "owed",  # Redis missed an invalidation: reading past the cache
-    "repair",  # it has taken what it missed
-    "restart",  # Redis came back with other data: reading past the cache
-    "healing",  # all of that has been invalidated
+    "recovery",  # Redis answers again
+    "owed",  # an invalidation is pending: reads bypass the cache
+    "repair",  # the pending invalidation is done
+    "restart",  # Redis came back with other data: reads bypass the cache
+    "healing",  # all of that data has been invalidated
     "stale",  # answered from Redis although `exp` is over; `detail` says why
-    "early",  # a load was begun although `exp` is not over
+    "early",  # a load began although `exp` is not over
     "failed",  # a load in the background raised; `detail` says what
 ]
 
@@ -40,7 +40,7 @@ Kind = Literal[
 class Event:
     """One thing that happened in a call of `function` (its qualified name) under `key`.
 
-    What befalls the cache as a whole has its class for a function, and no key.
+    An event of the whole cache has the cache's class as its function, and no key.
     """
 
     function: str
@@ -50,7 +50,7 @@ class Event:
 
 
 class Hook(Protocol):
-    """Whom a `Cache` tells what happens. It must not block the event loop. What it raises is logged, once."""
+    """A function that a `Cache` calls with each event. It must not block the event loop; an error is logged once."""
 
     def __call__(self, event: Event, /) -> None:
         """Take note of `event`."""
@@ -58,7 +58,7 @@ class Hook(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """How often each kind of `Event` happened in this process; `+` adds two of them up."""
+    """How often each kind of `Event` happened in this process, in the order of `Kind`; `+` adds two of them up."""
 
     near: int = 0
     hits: int = 0
@@ -85,32 +85,11 @@ class Stats:
         return Stats(**{name: getattr(self, name) + getattr(other, name) for name in _FIELDS.values()})
 
 
-_FIELDS: dict[Kind, str] = {
-    "near": "near",
-    "hit": "hits",
-    "miss": "misses",
-    "load": "loads",
-    "join": "joins",
-    "fill": "fills",
-    "unstored": "unstored",
-    "bypass": "bypasses",
-    "corrupt": "corrupt",
-    "unavailable": "unavailable",
-    "invalidation": "invalidations",
-    "outage": "outages",
-    "recovery": "recoveries",
-    "owed": "owed",
-    "repair": "repairs",
-    "restart": "restarts",
-    "healing": "healings",
-    "stale": "stale",
-    "early": "early",
-    "failed": "failed",
-}
+_FIELDS: dict[Kind, str] = dict(zip(get_args(Kind), (each.name for each in fields(Stats)), strict=True))
 
 
 class Counters:
-    """The running counts of one decorated function, and the hook that hears of each event."""
+    """The running counts of one decorated function, and the hook that is called with each event."""
 
     __slots__ = ("function", "hook", "counts", "_complained")
 
@@ -121,25 +100,21 @@ class Counters:
         self._complained = False
 
     def tell(self, kind: Kind, key: str, detail: str = "") -> None:
-        """Count an event; build it only if somebody listens."""
+        """Count an event, and call the hook with it, if there is one."""
         self.counts[kind] += 1
         if self.hook is not None:
             try:
                 self.hook(Event(self.function, kind, key, detail))
-            except Exception as error:  # noqa: BLE001  # it must not, but no call and no invalidation may fail for it
+            except Exception as error:  # noqa: BLE001  # no call and no invalidation may fail for a hook
                 if not self._complained:
                     self._complained = True
                     logger.warning("the hook raises %s: this is said once", type(error).__name__)
 
     @staticmethod
     def total(each: Iterable[Counters]) -> Stats:
-        """The sum of many."""
-        sums: dict[Kind, int] = dict.fromkeys(_FIELDS, 0)
-        for counters in each:
-            for kind, count in counters.counts.items():
-                sums[kind] += count
-        return Stats(**{_FIELDS[kind]: count for kind, count in sums.items()})
+        """Return the sum of many."""
+        return sum((counters.snapshot() for counters in each), Stats())
 
     def snapshot(self) -> Stats:
-        """The counts as they are now."""
+        """Return the counts as they are now."""
         return Stats(**{_FIELDS[kind]: count for kind, count in self.counts.items()})

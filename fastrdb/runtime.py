@@ -1,118 +1,158 @@
-"""The settings of a cache, and what is done for all of its functions.
+"""The inside of a cache: a store for each server in each event loop, background tasks, and what a fork leaves behind.
 
-`loads` and `invalidations` do the work of one decorated function with what they find here.
+Futures, tasks and connections belong to the event loop that they were made in. When a loop ends in an orderly way, as
+`asyncio.run` ends it, background tasks end first, and connections are closed. Invalidations that Redis has missed go to
+the next loop. A child process leaves all connections to its parent: it would send on the parent's sockets.
 """
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-import re
-from collections.abc import Callable, Coroutine, Hashable, Iterable, Sequence
-from contextlib import AbstractContextManager
+import os
+from collections.abc import AsyncGenerator, Callable, Coroutine, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, Literal, Self
-from weakref import ref
+from typing import TYPE_CHECKING, Any, Literal
+from weakref import ReferenceType, WeakKeyDictionary, WeakSet, ref
 
-from .errors import CacheUnavailableError, OptionError, PatternError
-from .events import Counters, Hook, Stats
-from .keys import MISSING, CallPlan, Prefix, Template, prefixes_of, seal_of
-from .loops import Loops
-from .loops import LoopState as LoopState
-from .near import Near
-from .options import Seconds, at_least_one, seconds
+from .errors import CacheUnavailableError, OptionError
+from .events import Counters, Hook
+from .keys import MISSING, CallPlan, Prefix
 from .protocol import Store, is_cluster
-from .transactions import settled
-from .transport import Switch
+from .singleflight import Flights
+from .transport import Target, connections_of
 
 if TYPE_CHECKING:
-    from redis.asyncio import Redis
-    from redis.asyncio.cluster import RedisCluster
+    from .near import Near
 
 OnError = Literal["bypass", "raise"]
+DISABLED = "the cache is disabled"
+_LOOP_END_S = 1.0  # the longest that the end of an event loop waits for background tasks
 
 
-class BaseCache:
-    """All of `Cache` but its decorators."""
+class Block:
+    """A block in which a cache is disabled. Tasks that were started inside may outlive the block."""
+
+    __slots__ = ("cache", "active")
+
+    def __init__(self, cache: object) -> None:
+        self.cache = cache
+        self.active = True
+
+
+disabled: ContextVar[tuple[Block, ...]] = ContextVar("fastrdb_disabled", default=())
+"""The blocks around the running code: see `Runtime.disabled`."""
+
+
+class LoopState:
+    """What a cache has in one event loop: its flights, its tasks, and a store for each server."""
+
+    def __init__(self) -> None:
+        self.flights = Flights()
+        self.stores: dict[Hashable, Store] = {}
+        self.by_pool: WeakKeyDictionary[Any, Store] = WeakKeyDictionary()
+        self.tasks: set[asyncio.Task[Any]] = set()
+        self.reloads: dict[tuple[Store, str], asyncio.Task[None]] = {}  # by key
+        self.pending: dict[Hashable, dict[Target, bool]] = {}  # invalidations of loops that have ended, by server
+        # A loop that ends waits for its asynchronous generators to close: this one closes the cache.
+        self._open = self._until_the_end()
+        with suppress(StopIteration):
+            self._open.asend(None).send(None)
+
+    async def aclose(self, limit: float, *, closing: bool = False) -> None:
+        """Wait for background tasks, at most `limit` seconds; give connections back, or close them with `closing`."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + limit
+        if self.reloads:
+            _, late = await asyncio.wait(set(self.reloads.values()), timeout=limit)
+            for task in late:
+                task.cancel()
+            if late:  # each has a session to close, and a lease to give back
+                await asyncio.wait(late)
+        if self.tasks:
+            await asyncio.wait(set(self.tasks), timeout=limit)
+        for store in list(self.stores.values()):
+            await store.aclose(max(0.0, end - loop.time()), closing=closing)
+
+    async def _until_the_end(self) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            await self.aclose(_LOOP_END_S, closing=True)
+
+    def inherit(self, ended: LoopState) -> None:
+        """Take over the invalidations that a loop which has ended could not bring to Redis."""
+        self.pending.update(ended.pending)
+        for server, store in ended.stores.items():
+            if pending := store.lose():
+                self.pending[server] = pending
+
+
+def nothing() -> Any:
+    """Return None, as a dead reference does."""
+
+
+_Latest = tuple[Callable[[], asyncio.AbstractEventLoop | None], LoopState | None]
+_Recent = tuple[Callable[[], Any], int, Callable[[], asyncio.AbstractEventLoop | None], Any]
+
+
+class Runtime:
+    """The inside of a `Cache`, which checks the settings: here they are taken as they are."""
 
     def __init__(
         self,
-        redis: Redis | RedisCluster | None = None,
         *,
-        near: Near | bool | None = None,
-        on_error: OnError = "bypass",
-        timeout: Seconds = 0.25,
-        namespace: str = "",
-        lease: Seconds = 10.0,
-        barrier: Seconds = 10.0,
-        hook: Hook | None = None,
-        hash_keys: bytes | None = None,
-        max_bytes: int = 8 * 1024 * 1024,
+        near: Near,
+        near_by_default: bool,
+        on_error: OnError,
+        timeout: float,
+        lease: float,
+        barrier: float,
+        hook: Hook | None,
+        seal: Any,
+        max_bytes: int,
     ) -> None:
-        """Settings of all functions decorated with this cache. Durations are seconds.
-
-        Args:
-            redis: the client for functions that are not given one.
-            near: keep entries in this process as well, with these bounds (True: those of a plain `Near()`), unless a
-                function is decorated with near=False; without it, only those with near=True.
-            on_error: what a commit does that Redis cannot be told of: "bypass" lets it stand, repairs the cache as
-                soon as Redis is back and until then reads past it; "raise" makes the commit fail.
-            timeout: the longest that one call waits for Redis, in all its round trips, before it goes on without.
-            namespace: put before every key, with a colon: caches with different ones share nothing.
-            lease: the longest load whose result is stored.
-            barrier: the longest time between a COMMIT's start and its end that is covered.
-            hook: is told every `Event`.
-            hash_keys: a secret; every value in a key is replaced by its hash under it, so that key names tell nobody
-                whose data it is. The entries themselves stay what they are.
-            max_bytes: a larger entry is answered, and not stored: while it travels, others wait.
-
-        Raises:
-            OptionError: naming the option.
-        """
-        owner = type(self).__name__
-        if near is not None and not isinstance(near, bool | Near):
-            raise OptionError(f"{owner}: near={near!r} must be a Near, True, False or None")
-        if on_error not in ("bypass", "raise"):
-            raise OptionError(f"{owner}: on_error={on_error!r} must be 'bypass' or 'raise'")
-        if not re.fullmatch(r"(?!fastrdb$)[A-Za-z0-9_.\-]*", namespace):  # all of fastrdb's own keys begin so
-            raise OptionError(f"{owner}: namespace={namespace!r} must be letters, digits, _ . - and not 'fastrdb'")
-        self.near = near if isinstance(near, Near) else Near()
-        self.near_by_default = bool(near)
-        self.near_heads: set[str] = set()  # what the keys of functions begin with that keep their entries here
-        self.owned: set[str] = set()  # what the keys of all functions begin with
+        self.near, self.near_by_default = near, near_by_default
         self.on_error: OnError = on_error
-        self.switch = Switch()
-        self.timeout = seconds(timeout, name="timeout", owner=owner)
-        self.lease = seconds(lease, name="lease", owner=owner)
-        self.barrier = seconds(barrier, name="barrier", owner=owner)
-        self.hook = hook
-        self.seal = seal_of(hash_keys, owner)
-        self.max_bytes = at_least_one(max_bytes, name="max_bytes", owner=owner)
-        self._counters: list[Counters] = []
-        self._own_counters = self.counters(owner)
-        self.move(namespace, None if redis is None else _checked(redis, owner))
+        self.hook, self.seal = hook, seal
+        self.timeout, self.lease, self.barrier, self.max_bytes = timeout, lease, barrier, max_bytes
+        self.near_heads: set[str] = set()  # the heads of keys that functions keep in this process
+        self.owned: set[str] = set()  # the heads of the keys of all functions
+        self.counted: list[Counters] = []
+        self._own_counters = self.counters(type(self).__name__)
+        _all.add(self)
 
     def move(self, namespace: str, redis: Any) -> None:
-        """Go on in another namespace, with another client, and with nothing known of before: for tests."""
+        """Go on in another namespace, with another client, and forget all else: for tests."""
         self.namespace, self.redis = namespace, redis
-        self._loops = Loops()
+        self._states: WeakKeyDictionary[asyncio.AbstractEventLoop, LoopState] = WeakKeyDictionary()
+        # The loop and state of the latest call: there is but one loop nearly always.
+        self._latest: _Latest = (nothing, None)
+        # The client of the latest call, its thread, its loop and its store. A thread runs one loop at a time: while
+        # that one runs, the call is in it, and get_running_loop() would cost more than all the rest of `store`.
+        self._recent: _Recent = (nothing, 0, nothing, None)
 
-    def here(self) -> LoopState:
-        """The state of the running event loop."""
-        return self._loops.here()
+    def counters(self, function: str) -> Counters:
+        """Return the counters of one more decorated function."""
+        counters = Counters(function, self.hook)
+        self.counted.append(counters)
+        return counters
+
+    # --- the client of a call, and its store
 
     def client(self, plan: CallPlan, values: dict[str, Any]) -> Any:
-        """The client of a call: what the call itself has, else the cache's own. None means: just run the function."""
+        """Return the client of a call: its argument, else the cache's own. None means: just run the function."""
         found = plan.redis(values)
-        if found is not MISSING:
-            return found
-        return self.own(plan)
+        return self.own(plan) if found is MISSING else found
 
     def own(self, plan: CallPlan) -> Any:
-        """The cache's own client, for a call that has none. None where the function may do without."""
-        return self.redis if plan.redis_optional or self.switch.is_off() else self._own(plan.function)
+        """Return the cache's own client, for a call that has none; None where the function may do without."""
+        return self.redis if plan.redis_optional or self.is_disabled() else self.required(plan.function)
 
-    def _own(self, owner: str) -> Any:
+    def required(self, owner: str) -> Any:
+        """Return the cache's own client. Raises OptionError, naming `owner`, if there is none."""
         if self.redis is None:
             raise OptionError(
                 f"{owner}: no Redis: give it a parameter `redis`, its instance an attribute `redis`, "
@@ -121,39 +161,88 @@ class BaseCache:
         return self.redis
 
     def store(self, client: Any) -> Store:
-        """The store behind `client`: one for each server, so that a client per request finds what others know."""
-        recent, thread, loop, latest = self._loops.recent
+        """Return the store behind `client`: one for each server, so that clients made per request share it."""
+        recent, thread, loop, latest = self._recent
         if recent() is client and thread == get_ident() and (running := loop()) is not None and running.is_running():
             found: Store = latest
             return found
         state = self.here()
-        pool = getattr(client, "connection_pool", None) or _checked(client, type(self).__name__)
+        pool = getattr(client, "connection_pool", None) or checked(client, type(self).__name__)
         store = state.by_pool.get(pool)
         if store is None:
-            server = _server(_checked(client, type(self).__name__), pool)
+            server = _server(checked(client, type(self).__name__), pool)
             store = state.stores.get(server)
             if store is None:
-                store = state.stores[server] = Store(
-                    namespace=self.namespace,
-                    timeout=self.timeout,
-                    lease=self.lease,
-                    barrier=self.barrier,
-                    on_error=self.on_error,
-                    near=self.near,
-                    heads=self.near_heads,
-                    owned=self.owned,
-                    switch=self.switch,
-                    cluster=is_cluster(client),
-                )
-                tell = self._own_counters.tell  # not a method of this cache: its stores may outlive it for a moment
-                store.obstacles.listeners.append(lambda kind, detail: tell(kind, "", detail))
-                store.owe(client, state.owed.pop(server, {}))
+                store = state.stores[server] = self._new_store(cluster=is_cluster(client))
+                store.owe(client, state.pending.pop(server, {}))
             state.by_pool[pool] = store
-        self._loops.recent = ref(client), get_ident(), ref(asyncio.get_running_loop()), store
+        self._recent = ref(client), get_ident(), ref(asyncio.get_running_loop()), store
         return store
 
+    def _new_store(self, *, cluster: bool) -> Store:
+        store = Store(
+            namespace=self.namespace,
+            timeout=self.timeout,
+            lease=self.lease,
+            barrier=self.barrier,
+            on_error=self.on_error,
+            near=self.near,
+            heads=self.near_heads,
+            owned=self.owned,
+            cluster=cluster,
+        )
+        tell = self._own_counters.tell  # not a method of this cache: its stores may outlive it for a moment
+        store.obstacles.listeners.append(lambda kind, detail: tell(kind, "", detail))
+        return store
+
+    # --- off for some tasks
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Go past the cache inside of `with cache.disabled(): ...`, in this task and those that it starts.
+
+        Cached functions just run, with Redis or without; nothing is read and nothing is stored. Invalidations are
+        done all the same, since others go on reading. The module-level decorators' cache is `default_cache`.
+        """
+        block = Block(self)
+        token = disabled.set((*disabled.get(), block))
+        try:
+            yield
+        finally:
+            block.active = False
+            disabled.reset(token)
+
+    def is_disabled(self) -> bool:
+        """Return True inside of `disabled`."""
+        return any(block.active and block.cache is self for block in disabled.get())
+
+    def bypass_reason(self, store: Store, client: Any) -> str | None:
+        """Return why entries may not be read for now; None if they may be."""
+        return DISABLED if self.is_disabled() else store.closed(client)
+
+    # --- work beside the calls
+
+    def here(self) -> LoopState:
+        """Return the state of the running event loop."""
+        loop = asyncio.get_running_loop()
+        latest, state = self._latest
+        if latest() is not loop or state is None:
+            state = self._states.get(loop) or self._begin(loop)
+            self._latest = (ReferenceType(loop), state)
+        return state
+
+    def _begin(self, loop: asyncio.AbstractEventLoop) -> LoopState:
+        state = LoopState()
+        # Other threads begin loops of theirs meanwhile, and take over from those that have ended.
+        for known in self._states.keyrefs():
+            other = known()
+            if other is not None and other.is_closed() and (ended := self._states.pop(other, None)) is not None:
+                state.inherit(ended)
+        self._states[loop] = state
+        return state
+
     def background(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Run `work` whatever becomes of the caller. What it cannot do with an unwell Redis lapses by time."""
+        """Run `work` even if the caller is cancelled. What it does not get done with an unwell Redis lapses by time."""
         tasks = self.here().tasks
         task = asyncio.get_running_loop().create_task(work)
         tasks.add(task)
@@ -162,7 +251,7 @@ class BaseCache:
         return task
 
     def reload(self, store: Store, keys: Iterable[str], work: Callable[[list[str]], Coroutine[Any, Any, None]]) -> None:
-        """Run `work(keys)` whatever becomes of the caller, for the keys that nobody here is reloading already."""
+        """Run `work(keys)` in the background, for the keys that no task in this loop is reloading already."""
         reloads = self.here().reloads
         mine = [key for key in keys if (store, key) not in reloads]
         if not mine:
@@ -177,93 +266,39 @@ class BaseCache:
 
         task.add_done_callback(done)
 
-    async def shielded(self, work: Coroutine[Any, Any, Any]) -> None:
-        """Run `work` to its end even if the caller is cancelled while waiting for it."""
-        await asyncio.shield(self.background(work))
-
-    def disabled(self) -> AbstractContextManager[None]:
-        """While inside, this task and those that it starts go past the cache: `with cache.disabled(): ...`.
-
-        Cached functions just run, with Redis or without; nothing is read and nothing is stored. What is invalidated
-        is invalidated all the same, since others go on reading. The module-level decorators' is `default_cache`.
-        """
-        return self.switch.off()
-
-    def counters(self, function: str) -> Counters:
-        """The counters of one more decorated function."""
-        counters = Counters(function, self.hook)
-        self._counters.append(counters)
-        return counters
-
-    def stats(self) -> Stats:
-        """The sum over all functions decorated with this cache, in this process."""
-        return Counters.total(self._counters)
-
-    async def invalidate(
-        self, prefix: str | Iterable[str] = (), *, keys: Iterable[str] = (), redis: Redis | None = None
-    ) -> None:
-        """Delete now what lies under each prefix (`"user:*"`; no placeholders) and the exact `keys`.
-
-        A key may be given as a function's `key()` gives it, with the namespace, or without it.
-
-        For writes that no decorated function made. With Redis unreachable it is repeated until it succeeds, or raises
-        CacheUnavailableError if the cache was made with on_error="raise".
-
-        Raises:
-            PatternError: a prefix that cannot be.
-            OptionError: no Redis anywhere.
-        """
-        owner = f"{type(self).__name__}.invalidate"
-        texts = [prefix] if isinstance(prefix, str) else list(prefix)
-        found = [made for text in texts for made in _plain_prefixes(text, owner)]
-        client = self._own(owner) if redis is None else redis
-        before = f"{self.namespace}:" if self.namespace else ""
-        named = dict.fromkeys(name for key in keys for name in (key, key.removeprefix(before)))
-        await self.delete(client, found, list(named))
-
     async def delete(self, client: Any, prefixes: Sequence[Prefix], keys: Sequence[str]) -> None:
-        """Invalidate by hand, with no transaction in sight; goes on if the caller is cancelled."""
+        """Invalidate now, with no transaction in sight; go on if the caller is cancelled."""
         store = self.store(client)
         if self.on_error == "raise":
             task = asyncio.ensure_future(store.invalidate(client, prefixes, keys))
-            await asyncio.shield(task)
         else:
-            await self.shielded(store.invalidate_soon(client, prefixes, keys))
+            task = self.background(store.invalidate_soon(client, prefixes, keys))
+        await asyncio.shield(task)
 
-    async def aclose(self, limit: float = 5.0) -> None:
-        """Let what runs in the background of this loop come to its end, for at most `limit` seconds.
-
-        Clients stay open: they are the caller's.
-        """
-        await settled()
-        await self.here().aclose(limit)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self.aclose()
+    def leave(self) -> None:
+        """Forget all, in a child process. Connections of the pools in use are the parent's."""
+        states = [*self._states.items()]
+        for _, state in states:
+            for pool in [pool for store in state.stores.values() for pool in store.pools()]:
+                _parents.append(connections_of(pool))
+                pool.reset()
+        # Kept, and never closed: that would take their sockets off the selector, which the parent has, too.
+        _parents.append((states, self._latest))
+        self.move(self.namespace, self.redis)
 
 
 def _forgive(task: asyncio.Task[Any]) -> None:
-    """Take note of how it ended, so that nobody else complains of an unwell Redis."""
+    """Retrieve the task's exception, so that asyncio logs nothing for an unwell Redis."""
     error = None if task.cancelled() else task.exception()
     if error is not None and not isinstance(error, CacheUnavailableError):
         raise error
 
 
-def _plain_prefixes(text: str, owner: str) -> list[Prefix]:
-    template = Template.parse(text, owner=owner, kind="prefix")
-    if template.fields:
-        raise PatternError(f"{owner}: prefix {text!r} has placeholders, and nothing here fills them")
-    return prefixes_of(template, ())
-
-
 _CLUSTERS = ("RedisCluster", "ValkeyCluster")
 
 
-def _checked(client: Any, owner: str) -> Any:
-    """Refuse what cannot be a client before it is first used."""
+def checked(client: Any, owner: str) -> Any:
+    """Return the client. Raises OptionError for what cannot be one, or reads from replicas."""
     if not getattr(getattr(client, "connection_pool", None), "is_master", True):
         raise OptionError(
             f"{owner}: redis={client!r} reads from replicas, which may be behind: give it master_for(...)"
@@ -280,7 +315,7 @@ def _checked(client: Any, owner: str) -> Any:
 
 
 def _server(client: Any, pool: Any) -> Hashable:
-    """What tells one server's data from another's."""
+    """Return what tells one server's data from another's."""
     known: dict[str, Any] = getattr(pool, "connection_kwargs", {})
     database = known.get("db", 0)
     service = getattr(pool, "service_name", None)
@@ -295,3 +330,16 @@ def _server(client: Any, pool: Any) -> Hashable:
     if pool is client:
         return ref(client)  # its id may be another's when it is gone
     return (known.get("host", "localhost"), known.get("port", 6379), database)
+
+
+_all: WeakSet[Runtime] = WeakSet()
+_parents: list[Any] = []
+
+
+def _in_child() -> None:
+    for runtime in list(_all):
+        runtime.leave()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)

@@ -15,7 +15,7 @@ from fastrdb.transactions import has_transaction, intent_on, state_of, wrote
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-    from fastrdb.runtime import BaseCache
+    from fastrdb.runtime import Runtime
 
 
 class Put(NamedTuple):
@@ -27,7 +27,7 @@ class Put(NamedTuple):
 
 
 async def enlist(
-    cache: BaseCache,
+    cache: Runtime,
     client: Any,
     session: Session | None,
     prefixes: Iterable[Prefix] = (),
@@ -53,7 +53,7 @@ async def enlist(
     store, state = cache.store(client), state_of(session)
     state.declared |= writes
     intent = intent_on(session, store, lambda: store.intent(client))
-    if puts and (cache.switch.is_off() or state.autocommitted or not wrote(session)):
+    if puts and (cache.is_disabled() or state.autocommitted or not wrote(session)):
         keys, puts = [*keys, *(put.key for put in puts)], []
     intent.add(prefixes, keys)
     for put in puts:

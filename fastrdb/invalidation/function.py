@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastrdb.keys import RESULT, CallPlan, Prefix
-from fastrdb.runtime import BaseCache
+from fastrdb.runtime import Runtime
 from fastrdb.transactions import RunningCall, Targets, has_transaction, leave, sync_session
 
 from .enlist import enlist
@@ -22,7 +22,7 @@ class Invalidation:
 
     __slots__ = ("cache", "plan", "counters")
 
-    def __init__(self, cache: BaseCache, plan: CallPlan) -> None:
+    def __init__(self, cache: Runtime, plan: CallPlan) -> None:
         self.cache = cache
         cache.owned |= plan.reaches.heads
         self.plan = plan

@@ -12,7 +12,7 @@ from fastrdb.errors import CacheUnavailableError
 from fastrdb.events import Counters
 from fastrdb.keys import CallPlan
 from fastrdb.protocol import Patience, Store, Timed
-from fastrdb.runtime import BaseCache
+from fastrdb.runtime import Runtime
 from fastrdb.singleflight import Absent, Alone, Failed, Landed, Outcome
 from fastrdb.transactions import WROTE, missing_row, no_result, session_s_own, wrote
 from fastrdb.values import ABSENT, Codec, DecodeError, encode_missing, missing_message
@@ -53,7 +53,7 @@ class Entries:
     __slots__ = ("cache", "plan", "codec", "policy", "counters", "pace", "near", "aged")
     stores_absent = False
 
-    def __init__(self, cache: BaseCache, plan: CallPlan, codec: Codec, policy: Policy, *, near: bool = False) -> None:
+    def __init__(self, cache: Runtime, plan: CallPlan, codec: Codec, policy: Policy, *, near: bool = False) -> None:
         self.cache = cache
         cache.owned.add(plan.head)
         if near:
@@ -161,7 +161,7 @@ class Entries:
         """Return why the cache must not be read, None if it may be."""
         if session is not None and wrote(session):
             return WROTE
-        return store.closed(client)
+        return self.cache.bypass_reason(store, client)
 
 
 class Reading:

@@ -17,7 +17,7 @@ from fastrdb.errors import CacheUnavailableError, OptionError
 from fastrdb.invalidation import Put, enlist
 from fastrdb.keys import MISSING, UNSAID, CallPlan
 from fastrdb.protocol import Store
-from fastrdb.runtime import BaseCache
+from fastrdb.runtime import Runtime, disabled
 from fastrdb.transactions import (
     WROTE,
     has_transaction,
@@ -53,7 +53,7 @@ class CachedFunction(Entries):
 
     __slots__ = ("_no_session_for_reloads",)
 
-    def __init__(self, cache: BaseCache, plan: CallPlan, codec: Codec, policy: Policy, *, near: bool = False) -> None:
+    def __init__(self, cache: Runtime, plan: CallPlan, codec: Codec, policy: Policy, *, near: bool = False) -> None:
         """Raises OptionError for reloads in the background that would have no session."""
         super().__init__(cache, plan, codec, policy, near=near)
         if policy.stale_ms and plan.session_name is not None and policy.session_factory is None:
@@ -106,7 +106,7 @@ class CachedFunction(Entries):
     ) -> Any:
         """Return the value of one call. A hit does nothing that it need not."""
         store = self.cache.store(client)
-        reason = store.closed(client) if store.obstacles else None
+        reason = self.cache.bypass_reason(store, client) if store.obstacles or disabled.get() else None
         if session is not None:
             if self._no_session_for_reloads:
                 self.refuse_session(session)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastrdb.errors import OptionError, SchemaError
 from fastrdb.keys import CallPlan, Elements, Inspected, elements_of, shape_of
-from fastrdb.runtime import BaseCache
+from fastrdb.runtime import Runtime
 from fastrdb.transactions import sync_session
 from fastrdb.values import Codec
 
@@ -48,7 +48,7 @@ class CachedMany(CachedFunction):
     @classmethod
     def of(
         cls,
-        cache: BaseCache,
+        cache: Runtime,
         found: Inspected,
         pattern: str,
         policy: Policy,

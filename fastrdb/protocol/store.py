@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fastrdb.errors import CacheUnavailableError
 from fastrdb.near import ClusterTracking, Near, NearCache, Token, Tracking
-from fastrdb.transport import DISABLED, OTHER_DATA, Call, Client, Names, Obstacles, Reach, Script, Switch, Target
+from fastrdb.transport import OTHER_DATA, Call, Client, Names, Obstacles, Reach, Script, Target
 from fastrdb.transport import Patience as Patience
 from fastrdb.transport import is_cluster as is_cluster
 
@@ -61,7 +61,6 @@ class Store:
         near: Near | None = None,
         heads: Collection[str] = (),
         owned: Collection[str] = (),
-        switch: Switch | None = None,
         cluster: bool = False,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
@@ -69,8 +68,6 @@ class Store:
         self._tracking, met = _tracking_of(self.near, heads, cluster=cluster)
         # All that entries may not be read for, in one place: on a hit one look has to do.
         self.obstacles = Obstacles()
-        self._switch = Switch() if switch is None else switch
-        self._switch.govern(self)
         lease_ms, barrier_ms = (max(1, round(seconds * 1000)) for seconds in (lease, barrier))
         self._chunk = chunk
         settings = Settings(namespace, timeout, lease_ms, barrier_ms, chunk, self.obstacles, self.near, met, owned)
@@ -98,8 +95,6 @@ class Store:
         """Why entries may not be read for the time being; None if they may. Sees to it that this comes to its end."""
         if not self.obstacles:
             return None
-        if self._switch.is_off():
-            return DISABLED
         if self._link.closed_for(client):
             return "Redis has not answered lately"
         if self._layout.trust.other_data:  # before any repair: it cannot succeed without

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from redis.exceptions import RedisError
 
-from fastrdb.cache import default_cache
-from fastrdb.runtime import BaseCache
+from fastrdb.cache import Cache, default_cache
 from fastrdb.transport import Names
 
 from .faults import FaultyClient
@@ -19,7 +18,7 @@ from .faults import FaultyClient
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
-AnyCache = TypeVar("AnyCache", bound=BaseCache)
+AnyCache = TypeVar("AnyCache", bound=Cache)
 _ANSWER_LIMIT_S = 1.0
 """Longest wait for the server at the end: the client's own retries of a dead port take five seconds."""
 _CLOSE_LIMIT_S = 0.25
@@ -32,7 +31,7 @@ def new_namespace() -> str:
 
 
 @asynccontextmanager
-async def isolated(*caches: BaseCache, redis: Redis | None = None) -> AsyncIterator[str]:
+async def isolated(*caches: Cache, redis: Redis | None = None) -> AsyncIterator[str]:
     """Move caches into a namespace of their own inside the block; yield the namespace.
 
     For functions that were decorated when the application was imported. The caches start and end without any state,
@@ -50,7 +49,7 @@ async def isolated(*caches: BaseCache, redis: Redis | None = None) -> AsyncItera
 
 
 @asynccontextmanager
-async def _moved(cache: BaseCache, namespace: str, redis: Redis | None) -> AsyncIterator[None]:
+async def _moved(cache: Cache, namespace: str, redis: Redis | None) -> AsyncIterator[None]:
     kept = cache.namespace, cache.redis
     await cache.aclose()
     cache.move(namespace, cache.redis if redis is None else redis)

@@ -10,11 +10,9 @@ from .reasons import hushed
 from .restarts import OTHER_DATA, Restarts
 from .scripts import EXACTLY, SHARED, Argument, Call, Command, Names, Range, Reach, Script, Target, lists
 from .slots import SLOTS, Shard, SlotNames
-from .switches import DISABLED, Switch
 from .timeouts import Patience
 
 __all__ = [
-    "DISABLED",
     "EXACTLY",
     "NOT_YET",
     "OTHER_DATA",
@@ -36,7 +34,6 @@ __all__ = [
     "Script",
     "Shard",
     "SlotNames",
-    "Switch",
     "Target",
     "connections_of",
     "ended",

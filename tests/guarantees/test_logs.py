@@ -15,7 +15,7 @@ from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from fastrdb import Cache, CacheUnavailableError, loops
+from fastrdb import Cache, CacheUnavailableError, runtime
 from fastrdb.testing import TcpProxy
 from fastrdb.testing.server import EmbeddedServer
 from tests.support.servers.databases import Database
@@ -28,7 +28,7 @@ Broken = Callable[[], AbstractAsyncContextManager[int]]
 def _no_server_comes_back() -> Iterator[None]:
     """Let an event loop end at once, though there is a server that has yet to be told of something."""
     with pytest.MonkeyPatch.context() as patch:  # of the module: loops end after the fixtures of the test
-        patch.setattr(loops, "_LIMIT", 0.0)
+        patch.setattr(runtime, "_LOOP_END_S", 0.0)
         yield
 
 

@@ -19,7 +19,6 @@ PENDING = [
     "fastrdb/invalidation",
     "fastrdb/keys",
     "fastrdb/loading",
-    "fastrdb/loops.py",
     "fastrdb/near",
     "fastrdb/orm",
     "fastrdb/protocol",

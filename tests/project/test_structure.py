@@ -32,7 +32,7 @@ MOST_CONTEXT_VARIABLES = 7
 ORDER = [
     *("errors", "events", "options", "singleflight"),
     *("keys", "values", "orm", "transport", "near", "protocol", "transactions"),
-    *("loops", "runtime", "invalidation", "loading", "typing", "cache", "crud"),
+    *("runtime", "invalidation", "loading", "typing", "cache", "crud"),
     *("__init__", "testing", "demo", "cli", "__main__"),
 ]
 HOMES = {

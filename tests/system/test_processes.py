@@ -140,4 +140,4 @@ def test_an_event_loop_that_has_ended_is_let_go(server: EmbeddedServer) -> None:
         asyncio.run(main())
     gc.collect()
     assert [loop() is None for loop in loops] == [True, True, False]
-    assert len(cache._loops._states) == 1
+    assert len(cache._states) == 1

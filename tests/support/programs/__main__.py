@@ -13,8 +13,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from fastrdb import Cache
-from fastrdb import loops as loop_states
+from fastrdb import Cache, runtime
 
 client: Redis
 cache = Cache(timeout=5)
@@ -104,7 +103,7 @@ def forks(when: str, hooked: str = "hooked") -> None:
     limit = 30
     if hooked != "hooked":
         limit = 8
-        loop_states._all.clear()
+        runtime._all.clear()
     signal.alarm(limit)
     if when == "running":
         asyncio.run(_fork_and_read(limit))
