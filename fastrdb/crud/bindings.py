@@ -1,7 +1,7 @@
-"""The decorated functions behind a `FastRDB`: what of a model is cached under which key, and what a write invalidates.
+"""The cached reads of one model, and what its writes invalidate and store.
 
-They are made for each model, with its columns as typed keyword parameters, so that a key says what it is made of and
-no filter that is no column gets into one. All that crud knows of caching is here; how it is done, the decorators know.
+The reads are decorated functions with the model's columns as typed keyword parameters. So a key says what it is made
+of, and a filter that is no column gets into none.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from fastrdb.cache import Cache, Cached
 from fastrdb.errors import PatternError
-from fastrdb.invalidation import Invalidation
-from fastrdb.keys import CallPlan, Template, mark
-from fastrdb.loading import CachedFunction, get_many, no_store, nothing
+from fastrdb.invalidation import Put, enlist
+from fastrdb.keys import CallPlan, Template, mark, quote
+from fastrdb.loading import CachedFunction, get_many, no_store
 from fastrdb.options import Seconds
 from fastrdb.values import Codec
 
@@ -31,7 +31,7 @@ _TAKEN = ("db", "redis")
 
 
 class Settings(TypedDict, total=False):
-    """The decorators' options, for all reads of a `FastRDB`; `negative_exp` and `cache_if` are for single rows."""
+    """Options of the decorators for all reads of a `FastRDB`; `negative_exp` and `cache_if` are for single rows."""
 
     jitter: float
     negative_exp: Seconds | None
@@ -45,13 +45,19 @@ class Settings(TypedDict, total=False):
 
 
 class _Unset(enum.Enum):
-    """The default of a filter that is not given; None is a filter, too."""
+    """The default of a filter that is not given: None is a filter."""
 
     UNSET = "UNSET"
 
 
 class Bindings(Generic[Response]):
-    """The cached reads of one model, and the function that a write calls."""
+    """The cached functions of one model.
+
+    Attributes:
+        item, page, count, exists: the reads; all take the session as `db`, the client as `redis`, and filters.
+        convert: makes the answer of a row.
+        item_fields, list_fields: the columns in the two patterns.
+    """
 
     item: Cached[..., Response]
     page: Cached[..., list[Response]]
@@ -81,6 +87,9 @@ class Bindings(Generic[Response]):
         self.item_fields = self._pattern.fields
         self.list_fields = tuple(field for field in self._list_pattern.fields if field not in _PAGING)
         self._writes_through = self.columns.unique(self.item_fields) and self._is_own(schema)
+        # No value holds a bare ":", and no pattern a "%": so no other key begins with this.
+        table = quote(str(getattr(self.columns.mapper.local_table, "fullname", self.columns.name)))
+        self._numbers = f"{_literal(self._list_pattern.head)}%:{table}:"
         sql.show({*getattr(schema, "model_fields", ()), *self.item_fields})
         self._bind_reads(schema, {"exp": exp, **settings})
         self._bind_writes(prefixes)
@@ -89,24 +98,19 @@ class Bindings(Generic[Response]):
 
     def _bind_reads(self, schema: Any, options: dict[str, Any]) -> None:
         several = {name: value for name, value in options.items() if name not in {"negative_exp", "cache_if"}}
-        self._what = {name: self._free(name) for name in ("count", "exists")}
         self.item = self.cache.cached(self._pattern.text, schema=schema, **options)(
             self._function("get", self._load_item, self.typed, Any)
         )
+        self._item: CachedFunction = getattr(self.item, "query")  # noqa: B009  # not public: not in the Protocol
         paging = {"limit": int, "page": int, "order_by": str | None, "ascending": bool}
         parameters = {**{name: kind for name, kind in self.typed.items() if name not in _PAGING}, **paging}
         self.page = self.cache.cached_list(self._list_pattern.text, schema=schema, **several)(
             self._function("get_multi", self._load_page, parameters, list[Any])
         )
         for name, load, result in (("count", self._load_count, int), ("exists", self._load_exists, bool)):
-            parameters = {**self.typed, self._what[name]: tuple[str, str]}
-            bound = self.cache.cached(self._counted(name), **several)(self._function(name, load, parameters, result))
-            setattr(self, name, bound)
-
-    def what(self) -> dict[str, dict[str, Any]]:
-        """What stands in the keys of counts: a value that no column has. By name of the function."""
-        table = getattr(self.columns.mapper.local_table, "fullname", self.columns.name)
-        return {name: {parameter: (name, str(table))} for name, parameter in self._what.items()}
+            # A parsed template: as text it would be refused for its "%".
+            pattern: Any = Template.parse(f"{self._numbers}{name}", owner=self.owner, kind="prefix")
+            setattr(self, name, self.cache.cached(pattern, **several)(self._function(name, load, self.typed, result)))
 
     async def _load_item(self, db: AsyncSession, asked: dict[str, Any]) -> Any:
         rows = await rows_of(db, self.sql.one(asked))
@@ -122,11 +126,9 @@ class Bindings(Generic[Response]):
         return await rows_of(db, self.sql.page(asked, **paging))
 
     async def _load_count(self, db: AsyncSession, asked: dict[str, Any]) -> int:
-        asked.pop(self._what["count"])
         return int((await db.scalars(self.sql.count(asked))).one())
 
     async def _load_exists(self, db: AsyncSession, asked: dict[str, Any]) -> bool:
-        asked.pop(self._what["exists"])
         return (await db.scalars(self.sql.exists(asked))).first() is not None
 
     # --- many at once
@@ -134,7 +136,7 @@ class Bindings(Generic[Response]):
     async def many(
         self, db: AsyncSession, redis: Any, name: str, values: Sequence[Any], asked: Mapping[str, Any]
     ) -> list[Response | None]:
-        """One answer for each of `values` in the column `name`, None where there is no row."""
+        """Return one answer for each of `values` in the column `name`, None where there is no row."""
         keys = [self.item.key(**asked, **{name: value}) for value in values]
         calls = {key: {**asked, name: value} for key, value in zip(keys, values, strict=True)}
         wanted = [call[name] for call in calls.values()]
@@ -147,16 +149,15 @@ class Bindings(Generic[Response]):
             answers = [by_key.get(self.item.key(**asked, **{name: value})) for value in missing]
             return [None if row is None else self.convert(row) for row in answers]
 
-        query: CachedFunction = getattr(self.item, "query")  # noqa: B009  # not for everyone: not in the Protocol
-        arguments = [query.plan.bind(None, (), {**call, "db": db, "redis": redis}) for call in calls.values()]
-        found = dict(zip(calls, await get_many(query, arguments, load), strict=True))
+        arguments = [self._item.plan.bind(None, (), {**call, "db": db, "redis": redis}) for call in calls.values()]
+        found = dict(zip(calls, await get_many(self._item, arguments, load), strict=True))
         await self._find_alike(db, name, {key: calls[key] for key, answer in found.items() if answer is None}, found)
         return [found[key] for key in keys]
 
     async def _find_alike(
         self, db: AsyncSession, name: str, missing: Mapping[str, dict[str, Any]], found: dict[str, Any]
     ) -> None:
-        """Where the database may take other values for equal, ask it again: `get` would find these rows, too."""
+        """Select again what is missing, one by one, if the database may take other values for equal, as `get` does."""
         if not missing or self.columns.exact_in(dialect_of(db, self.columns.model), {name}):
             return
         first = next(iter(missing.values()))
@@ -183,44 +184,81 @@ class Bindings(Generic[Response]):
 
     def _bind_writes(self, prefixes: Sequence[str]) -> None:
         exact = {name for name in self.typed if self.columns.fields[name].exactness == "everywhere"}
-        texts = [cut(self._pattern, self.typed), cut(self._list_pattern, exact - set(_PAGING))]
-        texts += [self._counted(name) for name in self._what]
+        texts = [cut(self._pattern, self.typed), cut(self._list_pattern, exact - set(_PAGING)), f"{self._numbers}*"]
         templates = [Template.parse(text, owner=self.owner, kind="prefix") for text in prefixes if text]
-        texts += [cut(template, self.typed) for template in templates]
-        used = {field for template in templates for field in template.fields} | {*self.item_fields, *self.list_fields}
-        self._used = tuple(sorted(used & self.typed.keys()))
-        parameters = {**{name: self.typed[name] for name in self._used}, **dict.fromkeys(self._what.values(), Any)}
-        write = self._function("write", nothing, parameters, None)
-        plan = CallPlan.of(write, pattern=None, prefixes=texts, decorator="invalidates", seal=self.cache.seal)
-        self._writing = Invalidation(self.cache, plan)
+        always, by_row = self._narrowed([*texts, *(cut(template, self.typed) for template in templates)])
+        self._used = tuple(sorted({field for template in by_row for field in template.fields}))
+        write = self._function("write", self._load_exists, {name: self.typed[name] for name in self._used}, None)
 
-    async def touch(self, db: AsyncSession, redis: Any, rows: Iterable[Any], done: set[Hashable]) -> None:
-        """These rows, as they are now, are to be replaced, or are new: what shows them goes at the commit.
+        def reaches(found: Sequence[Template]) -> Any:
+            texts = [template.text for template in found]
+            plan = CallPlan.of(write, pattern=None, prefixes=texts, decorator="invalidates", seal=self.cache.seal)
+            self.cache.owned |= plan.reaches.heads
+            return plan.reaches
 
-        `done`: what this transaction has said already; this is added to it.
+        self._by_row = reaches(by_row)
+        self._always = reaches(always).prefixes_before([{}])
+        self._counters = self.cache.counters(f"{self.owner}.write")
+
+    def _narrowed(self, texts: Sequence[str]) -> tuple[list[Template], list[Template]]:
+        """Return the prefixes that are the same for all rows, then those of each row that lie under none of these."""
+        found = [Template.parse(text, owner=self.owner, kind="prefix") for text in dict.fromkeys(texts)]
+        heads = {each: each.tail.rstrip("*") for each in found if not each.fields}
+        wide = {each: head for each, head in heads.items() if not {*head} & {*"*?"}}
+
+        def needed(template: Template) -> bool:
+            # A key that would begin with "fastrdb:" is written otherwise, and lies under no shorter literal.
+            return ("fastrdb:".startswith(template.head) and template.head != "") or not any(
+                each is not template and template.head.startswith(head) and (head != heads.get(template))
+                for each, head in wide.items()
+            )
+
+        kept = [each for each in found if needed(each)]
+        return [each for each in kept if not each.fields], [each for each in kept if each.fields]
+
+    async def invalidate(self, db: AsyncSession, redis: Any, rows: Iterable[Any], done: set[Hashable]) -> None:
+        """Invalidate at the commit what shows these rows in their present state.
+
+        Args:
+            db: the session whose transaction writes the rows.
+            redis: the client; None: nothing is invalidated.
+            rows: rows that will be replaced, or that are new.
+            done: what this transaction has invalidated already. New rows are added.
         """
-        call = {name: value for part in self.what().values() for name, value in part.items()}
-        call |= {"db": db, "redis": redis}
-        values = {mark(each.values()): each for each in (self.columns.values(row, self._used) for row in rows)}
-        if new := [
-            self._writing.plan.bind(None, (), call | each) for known, each in values.items() if known not in done
-        ]:
-            done.update(values)
-            await self._writing.run(nothing, *new)
+        if redis is None:
+            return
+        known = {mark(each.values()): each for each in (self.columns.values(row, self._used) for row in rows)}
+        new = [values for one, values in known.items() if one not in done]
+        if not new:
+            return
+        prefixes = [*(() if done else self._always), *self._by_row.prefixes_before(new)]
+        done.update(known)
+        self._counters.tell("invalidation", ", ".join(prefix.head for prefix in prefixes))
+        await enlist(self.cache, redis, db.sync_session, prefixes, writes=True)
 
-    async def put(self, db: AsyncSession, redis: Any, row: Any, answer: Response) -> None:
-        """Have the row's answer stored at the commit, if it is what `get` would give by then.
+    async def store(self, db: AsyncSession, redis: Any, answers: Iterable[tuple[Any, Response]]) -> None:
+        """Store at the commit the answers of these rows, each being what `get` gives by then.
 
-        Not if the key may have several rows, nor if the answer shows more than the row itself, which is locked.
+        Nothing is stored if several rows may have one key, or if an answer shows more than its row, which is locked.
         """
-        values = self.columns.values(row, self.item_fields)
-        if self._writes_through and None not in values.values():
-            await self.item.put(answer, db=db, redis=redis, **values)
+        if redis is None or not self._writes_through:
+            return
+        keys, puts, item = [], [], self._item
+        for row, answer in answers:
+            values = self.columns.values(row, self.item_fields)
+            if not any(value is None for value in values.values()):
+                key = item.key(item.plan.bind(None, (), {"db": db, "redis": redis, **values}), db.sync_session)
+                raw, reason = item.encoded(answer)
+                if raw is None or reason is not None:
+                    keys.append(key)
+                else:
+                    puts.append(Put(key, raw, item.ttl_ms(answer)))
+        await enlist(self.cache, redis, db.sync_session, keys=keys, puts=puts)
 
     # --- parts
 
     def _is_own(self, schema: Any) -> bool:
-        """True if an answer shows nothing but the row's own columns."""
+        """Return True if an answer shows nothing but the row's own columns."""
         if self.sql.options or not (isinstance(schema, type) and issubclass(schema, BaseModel)):
             return False
         return all(
@@ -229,12 +267,12 @@ class Bindings(Generic[Response]):
         )
 
     def _is_column(self, *names: Any) -> bool:
-        """True if the first of these attributes that the model has is a column."""
+        """Return True if the first of these attributes that the model has is a column."""
         found = [name for name in names if not isinstance(name, str) or hasattr(self.columns.model, name)]
         return bool(found) and isinstance(found[0], str) and found[0] in self.columns.fields
 
     def _template(self, kind: str, text: str, besides: Collection[str] = ()) -> Template:
-        """A pattern whose placeholders are columns. PatternError."""
+        """Return a pattern whose placeholders are columns. Raises PatternError."""
         template = Template.parse(text, owner=self.owner, kind="pattern")
         for field in template.fields:
             if field not in self.typed and field not in besides:
@@ -245,18 +283,10 @@ class Bindings(Generic[Response]):
                 )
         return template
 
-    def _counted(self, name: str) -> str:
-        return f"{_literal(self._list_pattern.head)}{{{self._what[name]}}}"
-
-    def _free(self, name: str) -> str:
-        while name in self.columns.fields:
-            name += "_"
-        return name
-
     def _function(
         self, name: str, run: Callable[[AsyncSession, dict[str, Any]], Any], typed: Mapping[str, Any], result: Any
     ) -> Callable[..., Coroutine[Any, Any, Any]]:
-        """An async function over `run` with these keyword parameters, all of which may be left out."""
+        """Return an async function over `run` with these keyword parameters, all of which may be left out."""
 
         async def bound(*, db: AsyncSession, redis: Any = None, **asked: Any) -> Any:
             return await run(db, asked)
@@ -284,7 +314,7 @@ class Bindings(Generic[Response]):
 
 
 def cut(template: Template, fillable: Collection[str]) -> str:
-    """A pattern as a prefix: up to the first placeholder that is not `fillable`, from where on anything goes."""
+    """Return a pattern as a prefix, which ends in `*` before the first placeholder that is not `fillable`."""
     made = ""
     for part in template.parts:
         made += _literal(part.literal)

@@ -1,13 +1,15 @@
-"""What a caller hands in as `obj_in`, and what becomes of it: column values and instances of the model."""
+"""The `obj_in` of a caller: checked, as values of columns, and as instances of the model."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel
+from sqlalchemy import JSON, TypeDecorator
 from sqlalchemy.orm import LoaderCallableStatus, MappedAsDataclass, class_mapper
+from sqlalchemy.types import TypeEngine, UserDefinedType
 
 from fastrdb.errors import UnknownFieldError
 from fastrdb.orm import Columns
@@ -16,11 +18,11 @@ _NONE: Any = object()
 
 
 def given(columns: Columns, obj_in: object, *, only_set: bool = False) -> dict[str, Any]:
-    """The values in `obj_in`, a pydantic model or a mapping; `only_set`: without the model's defaults.
+    """Return the values in `obj_in`, a pydantic model or a mapping; with `only_set`, without the model's defaults.
 
     Raises:
-        TypeError: it is neither.
-        UnknownFieldError: a field that is not the model's to set. A relationship may be there if it is empty.
+        TypeError: `obj_in` is neither.
+        UnknownFieldError: a field that the model cannot set. An empty relationship is left out.
     """
     if isinstance(obj_in, BaseModel):
         names = obj_in.model_fields_set if only_set else {*type(obj_in).model_fields, *(obj_in.model_extra or ())}
@@ -29,14 +31,14 @@ def given(columns: Columns, obj_in: object, *, only_set: bool = False) -> dict[s
         values = dict(obj_in)
     else:
         raise TypeError(f"obj_in={type(obj_in).__name__} must be a pydantic model or a mapping of columns to values")
-    return {name: plain(value) for name, value in values.items() if _settable(columns, name, value)}
+    return {name: _written(columns, name, value) for name, value in values.items() if _settable(columns, name, value)}
 
 
 def build(columns: Columns, values: Mapping[str, Any]) -> Any:
-    """A new instance with these values.
+    """Return a new instance with these values.
 
-    The `__init__` of a dataclass may demand what only the database can give (an id, a time): it is not called, but
-    its other defaults hold.
+    The `__init__` of a dataclass may require what only the database can give (an id, a time). So `__init__` is not
+    called, but the other defaults of the dataclass hold.
     """
     if not issubclass(columns.model, MappedAsDataclass):
         return columns.model(**values)
@@ -57,14 +59,32 @@ def change(instance: object, values: Mapping[str, Any]) -> None:
         setattr(instance, name, value)
 
 
-def plain(value: Any) -> Any:
-    """`value` with what pydantic models are inside as dicts, as a JSON column wants them."""
+def _written(columns: Columns, name: str, value: Any) -> Any:
+    """Return the value as the column's type takes it.
+
+    SQLAlchemy's own types take no pydantic model: one becomes a dict, in a JSON column one of plain JSON values. A
+    type that the application has written gets the very value, as from a session.
+    """
+    field = columns.fields.get(name)
+    if type(value) in _SCALARS or field is None:
+        return value if field is not None else _plain(value, "python")
+    kind: TypeEngine[Any] = getattr(field.column.type, "item_type", field.column.type)
+    own = isinstance(kind, TypeDecorator | UserDefinedType)
+    if own or not type(kind).bind_processor.__module__.startswith("sqlalchemy."):
+        return value
+    return _plain(value, "json" if isinstance(kind, JSON) else "python")
+
+
+_SCALARS = {str, int, float, bool, type(None)}
+
+
+def _plain(value: Any, mode: Literal["json", "python"]) -> Any:
     if isinstance(value, BaseModel):
-        return value.model_dump()
+        return value.model_dump(mode=mode)
     if type(value) is dict:
-        return {key: plain(found) for key, found in value.items()}
+        return {key: _plain(found, mode) for key, found in value.items()}
     if type(value) in {list, tuple, set}:
-        return type(value)(plain(found) for found in value)
+        return type(value)(_plain(found, mode) for found in value)
     return value
 
 
@@ -83,6 +103,6 @@ def _settable(columns: Columns, name: str, value: object) -> bool:
 def _default(field: dataclasses.Field[Any]) -> Any:
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
-    # SQLAlchemy 2.1 leaves scalars to the column's own default, and says so.
+    # SQLAlchemy 2.1 leaves scalars to the column's own default, and marks them so.
     unset = field.default is dataclasses.MISSING or isinstance(field.default, LoaderCallableStatus)
     return _NONE if unset else field.default

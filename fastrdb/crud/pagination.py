@@ -1,7 +1,8 @@
-"""Pages of a list: checked limits, and a page with the totals around it. Pure; knows no database."""
+"""Pages of a list: checked limits, and a page with its totals. Pure, without a database."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
@@ -10,11 +11,11 @@ from pydantic import BaseModel, ConfigDict, computed_field
 from fastrdb.errors import PageOutOfRange
 
 T = TypeVar("T")
-_LARGEST_OFFSET = 2**63 - 1  # what a database takes
+_LARGEST_OFFSET = 2**63 - 1  # of any database
 
 
 class PaginatedResponse(BaseModel, Generic[T]):
-    """One page of a list: its items, and where it stands among the `total` items there are."""
+    """One page of a list: its items, and its place among the `total` items of the whole list."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -26,7 +27,7 @@ class PaginatedResponse(BaseModel, Generic[T]):
     @computed_field  # type: ignore[prop-decorator]  # mypy knows no decorated properties
     @property
     def pages(self) -> int:
-        """How many pages there are; none where there are no items."""
+        """The number of pages; 0 without items."""
         return pages_of(self.total, self.limit)
 
     @computed_field  # type: ignore[prop-decorator]
@@ -43,12 +44,12 @@ class PaginatedResponse(BaseModel, Generic[T]):
 
 
 def pages_of(total: int, limit: int) -> int:
-    """How many pages of `limit` items `total` items make."""
+    """Return the number of pages of `limit` items that `total` items make."""
     return -(-total // limit)
 
 
 def check_page(limit: int, page: int) -> None:
-    """Refuse what is not a page. Raises ValueError naming the argument."""
+    """Raise ValueError, naming the argument, unless both are integers of at least 1 that a database can count to."""
     for name, value in (("limit", limit), ("page", page)):
         if not _is_count(value) or value < 1:
             raise ValueError(f"{name}={value!r} must be an integer of at least 1")
@@ -57,26 +58,38 @@ def check_page(limit: int, page: int) -> None:
 
 
 def paginate(data: Sequence[T], limit: int, page: int, total: int | None = None) -> PaginatedResponse[T]:
-    """One page as a response.
+    """Return one page as a response.
+
+    Without `total`, more than `limit` items are the whole list, and the page is cut out. At most `limit` items and a
+    `page` after the first are taken for that page itself. Then `total` is the least that is known, with a warning.
 
     Args:
-        data: without `total` the whole list, of which the page is taken; with it, that page already.
+        data: the whole list, or one page of it.
         limit: the most items on a page.
-        page: its number, from 1.
-        total: how many items there are in all.
+        page: the number of the page, from 1.
+        total: the number of items on all pages; `data` is one page then.
 
     Raises:
-        PageOutOfRange: there is no such page. The first one always is, even with nothing on it.
+        PageOutOfRange: the list ends before that page. The first page always exists, even with nothing on it.
         ValueError: an argument that is not a count.
     """
     check_page(limit, page)
     if total is not None and (not _is_count(total) or total < 0):
         raise ValueError(f"total={total!r} must be an integer of at least 0")
+    before = (page - 1) * limit
+    if total is None and page > 1 and len(data) <= limit:
+        total = before + len(data)
+        warnings.warn(
+            f"paginate() got {len(data)} items for page {page} and took them for that page, so the total is at least "
+            f"{total}: give the true one as total=, or use get_page(), which counts",
+            stacklevel=3,  # the caller of FastRDB.paginate
+        )
+        return PaginatedResponse(data=list(data), total=total, page=page, limit=limit)
     whole = len(data) if total is None else total
     pages = pages_of(whole, limit)
     if page > max(pages, 1):
         raise PageOutOfRange(page, pages, whole)
-    items = data[(page - 1) * limit : page * limit] if total is None else data
+    items = data[before : before + limit] if total is None else data
     return PaginatedResponse(data=list(items), total=whole, page=page, limit=limit)
 
 

@@ -1,7 +1,6 @@
-"""`FastRDB`: create, read, update and delete one mapped class, with its reads cached and its writes followed.
+"""`FastRDB`: create, read, update and delete the rows of one mapped class; reads are cached, writes invalidate.
 
-Each method checks what it is given, before any I/O, and then is a few lines of SQL under the decorated functions in
-`bindings`. There is no other condition about caching here.
+Each method checks its arguments before any I/O. `bindings` has the cached functions, `writes` the transactions.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ from .bindings import Bindings, Settings
 from .input import given
 from .pagination import PaginatedResponse, check_page, paginate
 from .statements import Statements
-from .units import session_of
 from .writes import Write, write
 
 if TYPE_CHECKING:
@@ -45,13 +43,15 @@ _REQUIRED: Any = object()  # an argument after `redis`, which may be left out
 class FastRDB(Generic[Model, Create, Update, Response]):
     """The rows of one mapped class, answered as `response_schema`.
 
-    A method commits, unless the caller has opened the transaction (`db.begin()`, a savepoint): then it flushes, and the
-    cache follows the caller's commit. After an error in a transaction that the method began, that is rolled back.
-    `redis=None` goes past the cache; left out, it is the client of the `Cache`. Filters are columns by name; None
-    finds NULL. Database errors pass through unchanged.
+    All methods take a session as `db` and a client as `redis`. `redis=None` goes past the cache; without the argument
+    the client of the `Cache` is used. Filters are columns by name, with one value each; None finds NULL.
 
-    Raises, from every method and before any I/O: UnknownFieldError for a filter that is not a column; ValueError for
-    a value that the column cannot have.
+    A write commits, unless the caller has opened the transaction by `db.begin()` or a savepoint. Then the write only
+    flushes, and the cache changes with the caller's commit. After an error, a transaction that the method began is
+    rolled back. A cancelled write is rolled back, too, unless its COMMIT has been sent.
+
+    Every method raises, before any I/O, UnknownFieldError for a filter that is not a column, and ValueError for a value
+    that the column cannot have. Errors of the database pass through unchanged.
     """
 
     def __init__(
@@ -71,20 +71,20 @@ class FastRDB(Generic[Model, Create, Update, Response]):
 
         Args:
             model: any mapped class.
-            response_schema: what its rows are answered as; read from the row's attributes.
+            response_schema: the type of the answers, made from the attributes of a row.
             pattern: the key of one row, such as `"user:email:{email}"`; placeholders are columns.
             list_pattern: the keys of lists; placeholders are columns, page, limit, order_by and ascending.
-            exp: how long entries live, in seconds.
-            invalidate_pattern_prefix: what each write invalidates besides the model's own keys: one prefix or several.
+            exp: the life of an entry, in seconds or as a timedelta.
+            invalidate_pattern_prefix: one prefix or several that each write invalidates besides the model's own keys.
                 Placeholders take the values of the row; one that is not a column cuts the prefix there.
-            cache: the `Cache` to use, the default one if left out.
+            cache: the `Cache` to use, by default that of the module-level decorators.
             options: loader options of SQLAlchemy, such as `selectinload(User.posts)`, for every read.
             settings: the decorators' options.
 
         Raises:
             PatternError: a placeholder that is none of these.
-            OptionError: not a mapped class, or an option that cannot be.
-            SchemaError: answers that would not come back from JSON as they were.
+            OptionError: not a mapped class, or an option with an impossible value.
+            SchemaError: answers would not come back from JSON unchanged.
         """
         self.model = model
         self.response_schema = response_schema
@@ -110,20 +110,27 @@ class FastRDB(Generic[Model, Create, Update, Response]):
     async def create(
         self, db: Database, redis: Client = OWN, obj_in: Create | Mapping[str, Any] = _REQUIRED, **kwargs: Any
     ) -> Response:
-        """Insert a row with the values in `obj_in` and `kwargs`, and store it under `pattern`.
+        """Insert a row with the values in `obj_in` and `kwargs`; return it, and store it under `pattern`.
 
-        Raises UnknownFieldError for a value that is no column's.
+        Raises:
+            UnknownFieldError: a value that the model cannot set.
+            TypeError: `obj_in` is neither a pydantic model nor a mapping.
         """
         [answer] = await self.create_multi(db, redis, [_given("create", obj_in)], **kwargs)
         return answer
 
     async def get(self, db: Database, redis: Client = OWN, **filters: Any) -> Response:
-        """The one row with these values. Raises MissingKeyFieldError, NoResultFound, MultipleResultsFound."""
+        """Return the one row with these values.
+
+        Raises:
+            MissingKeyFieldError: a column of `pattern` is not among the filters.
+            NoResultFound, MultipleResultsFound: there is no such row, or there are several.
+        """
         asked = self._key_filters(filters)
-        return await self._bound.item(db=session_of(db), redis=self._client(redis), **asked)
+        return await self._bound.item(db=_session_of(db), redis=self._client(redis), **asked)
 
     async def get_or_none(self, db: Database, redis: Client = OWN, **filters: Any) -> Response | None:
-        """The one row with these values, or None. Raises MissingKeyFieldError, MultipleResultsFound."""
+        """Return the one row with these values, or None. Raises MissingKeyFieldError, MultipleResultsFound."""
         try:
             return await self.get(db, redis, **filters)
         except NoResultFound:
@@ -132,9 +139,12 @@ class FastRDB(Generic[Model, Create, Update, Response]):
     async def update(
         self, db: Database, redis: Client = OWN, obj_in: Update | Mapping[str, Any] = _REQUIRED, **filters: Any
     ) -> Response:
-        """Change the one row with these values: the fields that are set in `obj_in`, and no others.
+        """Change the fields that are set in `obj_in`, and no others, in the one row with these values; return the row.
 
-        Raises NoResultFound, MultipleResultsFound (and then nothing is changed), UnknownFieldError.
+        Raises:
+            NoResultFound, MultipleResultsFound: there is no such row, or there are several; nothing is changed.
+            UnknownFieldError: a value that the model cannot set.
+            ValueError: no filter at all.
         """
         asked = self._columns.filters(filters, some=True)
         changes = given(self._columns, _given("update", obj_in), only_set=True)
@@ -143,7 +153,12 @@ class FastRDB(Generic[Model, Create, Update, Response]):
         return answer
 
     async def delete(self, db: Database, redis: Client = OWN, **filters: Any) -> None:
-        """Delete the one row with these values. Raises NoResultFound, MultipleResultsFound; then nothing is deleted."""
+        """Delete the one row with these values.
+
+        Raises:
+            NoResultFound, MultipleResultsFound: there is no such row, or there are several; nothing is deleted.
+            ValueError: no filter at all.
+        """
         asked = self._columns.filters(filters, some=True)
         async with self._write(db, redis) as transaction:
             await transaction.delete([await transaction.one(asked)])
@@ -151,9 +166,10 @@ class FastRDB(Generic[Model, Create, Update, Response]):
     async def upsert(
         self, db: Database, redis: Client = OWN, obj_in: Create | Mapping[str, Any] = _REQUIRED, **kwargs: Any
     ) -> Response:
-        """Change the row with the values that `obj_in` and `kwargs` have for `pattern`; insert it if there is none.
+        """Change the row with the values that `obj_in` and `kwargs` have for `pattern`, or insert it; return the row.
 
-        Only fields that are set in `obj_in` or `kwargs` change. Raises MissingKeyFieldError, MultipleResultsFound.
+        Only fields that are set in `obj_in` or `kwargs` change. Raises what `create` raises, MissingKeyFieldError and
+        MultipleResultsFound.
         """
         obj_in = _given("upsert", obj_in)
         extra = given(self._columns, kwargs)
@@ -173,7 +189,10 @@ class FastRDB(Generic[Model, Create, Update, Response]):
         instances: Sequence[Create | Mapping[str, Any]] = _REQUIRED,
         **kwargs: Any,
     ) -> list[Response]:
-        """Insert a row for each of `instances`, `kwargs` in each; all or none. Answers in the same order."""
+        """Insert a row for each of `instances`, with `kwargs` in each; return them in this order. All or none.
+
+        Raises what `create` raises.
+        """
         extra = given(self._columns, kwargs)
         several = [{**given(self._columns, one), **extra} for one in _given("create_multi", instances, "instances")]
         if not several:
@@ -182,17 +201,21 @@ class FastRDB(Generic[Model, Create, Update, Response]):
             return await transaction.insert(several)
 
     async def get_many(self, db: Database, redis: Client = OWN, **filters: Any) -> list[Response | None]:
-        """One answer for each value of the filter that is a list, in its order; None where there is no such row.
+        """Return one answer for each value of the filter that is a list, in its order; None where there is no row.
 
-        One round trip to Redis, and one SELECT for what it does not have. Raises MissingKeyFieldError,
-        MultipleResultsFound; ValueError unless one filter is a list.
+        One round trip to Redis, and one SELECT for what is missing there.
+
+        Raises:
+            MissingKeyFieldError: a column of `pattern` is not among the filters.
+            MultipleResultsFound: several rows have one of the values.
+            ValueError: not exactly one filter is a list.
         """
         name, values = self._columns.listed(filters)
         others = self._columns.filters({other: value for other, value in filters.items() if other != name})
         self._columns.filters({**others, name: None}, required=self._bound.item_fields, pattern=self.pattern)
         if not values:
             return []
-        return await self._bound.many(session_of(db), self._client(redis), name, values, others)
+        return await self._bound.many(_session_of(db), self._client(redis), name, values, others)
 
     async def get_multi(
         self,
@@ -204,14 +227,16 @@ class FastRDB(Generic[Model, Create, Update, Response]):
         ascending: bool = True,
         **filters: Any,
     ) -> list[Response]:
-        """One page of the rows with these values, ordered by a column, then by primary key.
+        """Return one page of the rows with these values, ordered by a column, then by primary key.
 
-        Raises UnknownFieldError for `order_by`; ValueError for `limit` or `page` < 1; MissingKeyFieldError for a
-        column of `list_pattern`.
+        Raises:
+            UnknownFieldError: `order_by` is no column.
+            ValueError: `limit` or `page` is less than 1.
+            MissingKeyFieldError: a column of `list_pattern` is not among the filters.
         """
         asked = self._list_filters(filters, limit, page, order_by, ascending)
         return await self._bound.page(
-            db=session_of(db),
+            db=_session_of(db),
             redis=self._client(redis),
             limit=limit,
             page=page,
@@ -230,7 +255,10 @@ class FastRDB(Generic[Model, Create, Update, Response]):
         ascending: bool = True,
         **filters: Any,
     ) -> PaginatedResponse[Response]:
-        """What `get_multi` gives, with the true total around it. Past the end there is no data, and that total."""
+        """Return what `get_multi` returns, with the true total. Raises what `get_multi` raises.
+
+        A page past the end has no data.
+        """
         data = await self.get_multi(db, redis, limit, page, order_by, ascending, **filters)
         total = await self.count(db, redis, **filters)
         return PaginatedResponse[self.response_schema](  # type: ignore[name-defined]
@@ -240,14 +268,20 @@ class FastRDB(Generic[Model, Create, Update, Response]):
     async def update_multi(
         self, db: Database, redis: Client = OWN, obj_in: Update | Mapping[str, Any] = _REQUIRED, **filters: Any
     ) -> list[Response]:
-        """Change all rows with these values (at least one filter), in one transaction; in order of primary key."""
+        """Change all rows with these values, in one transaction; return them in order of primary key.
+
+        Raises UnknownFieldError for a value that the model cannot set, ValueError without any filter.
+        """
         asked = self._columns.filters(filters, some=True)
         changes = given(self._columns, _given("update_multi", obj_in), only_set=True)
         async with self._write(db, redis) as transaction:
             return await transaction.update(await transaction.all(asked), changes)
 
     async def delete_multi(self, db: Database, redis: Client = OWN, **filters: Any) -> int:
-        """Delete all rows with these values (at least one filter), in one transaction; gives their number."""
+        """Delete all rows with these values, in one transaction; return their number.
+
+        Raises ValueError without any filter.
+        """
         asked = self._columns.filters(filters, some=True)
         async with self._write(db, redis) as transaction:
             rows = await transaction.all(asked)
@@ -257,24 +291,33 @@ class FastRDB(Generic[Model, Create, Update, Response]):
     # --- numbers
 
     async def count(self, db: Database, redis: Client = OWN, **filters: Any) -> int:
-        """How many rows have these values."""
-        asked = {**self._columns.filters(filters), **self._bound.what()["count"]}
-        return await self._bound.count(db=session_of(db), redis=self._client(redis), **asked)
+        """Return the number of rows with these values."""
+        asked = self._columns.filters(filters)
+        return await self._bound.count(db=_session_of(db), redis=self._client(redis), **asked)
 
     async def exists(self, db: Database, redis: Client = OWN, **filters: Any) -> bool:
-        """Whether a row has these values."""
-        asked = {**self._columns.filters(filters), **self._bound.what()["exists"]}
-        return await self._bound.exists(db=session_of(db), redis=self._client(redis), **asked)
+        """Return True if a row has these values."""
+        asked = self._columns.filters(filters)
+        return await self._bound.exists(db=_session_of(db), redis=self._client(redis), **asked)
 
     @staticmethod
     def paginate(data: Sequence[Item], limit: int, page: int, total: int | None = None) -> PaginatedResponse[Item]:
-        """One page as a response: see `pagination.paginate`. Raises PageOutOfRange, ValueError."""
+        """Return one page as a response, with the totals.
+
+        Without `total`, more than `limit` items are the whole list, and the page is cut out. At most `limit` items and
+        a `page` after the first are taken for that page itself. Then `total` is the least that is known, with a
+        warning: give the true one as `total`, or use `get_page`.
+
+        Raises:
+            PageOutOfRange: the list ends before that page.
+            ValueError: an argument that is not a count.
+        """
         return paginate(data, limit, page, total)
 
     # --- parts
 
     def _write(self, db: Database, redis: Client) -> AbstractAsyncContextManager[Write[Response]]:
-        return write(session_of(db), self._client(redis), self._sql, self._bound)
+        return write(_session_of(db), self._client(redis), self._sql, self._bound)
 
     def _client(self, redis: Client) -> Any:
         return self.cache.redis if redis is OWN else redis
@@ -291,6 +334,10 @@ class FastRDB(Generic[Model, Create, Update, Response]):
         if order_by is not None:
             self._columns.field(order_by)
         return self._columns.filters(filters, required=self._bound.list_fields, pattern=self.list_pattern)
+
+
+def _session_of(db: Database) -> AsyncSession:
+    return db() if isinstance(db, async_scoped_session) else db
 
 
 def _given(method: str, value: Any, name: str = "obj_in") -> Any:

@@ -1,11 +1,23 @@
-"""The statements of `FastRDB` for one model: made here, executed elsewhere."""
+"""The SQL of `FastRDB` for one model. `bindings` and `writes` execute the statements."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Select, Table, Update, false, func, literal, select, tuple_, update
+from sqlalchemy import (
+    ColumnElement,
+    Select,
+    Table,
+    Update,
+    false,
+    func,
+    literal,
+    literal_column,
+    select,
+    tuple_,
+    update,
+)
 from sqlalchemy.exc import MultipleResultsFound, NoResultFound
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute, lazyload, undefer
@@ -16,10 +28,12 @@ from fastrdb.orm import Columns
 T = TypeVar("T")
 _PARAMETERS = 10_000  # values in one IN: PostgreSQL and SQLite take 32,766 parameters
 _EAGER = (False, "joined", "selectin", "subquery", "immediate")
+_DEFERRED_TRIGGERS = "EXISTS (SELECT 1 FROM pg_catalog.pg_trigger WHERE tgdeferrable AND NOT tgisinternal)"
+"""PostgreSQL: a trigger of any table may change any row as late as in the COMMIT. Other databases have none such."""
 
 
 class Statements:
-    """What one model is read, locked and counted with. `options` are SQLAlchemy's loader options, for every read."""
+    """The statements of one model. `options` are SQLAlchemy's loader options, for every read."""
 
     def __init__(self, columns: Columns, options: Sequence[ExecutableOption] = ()) -> None:
         self.columns = columns
@@ -29,26 +43,26 @@ class Statements:
         self.key = [columns.attribute(name) for name in columns.primary_key]
 
     def show(self, names: Collection[str]) -> None:
-        """Have every read load these columns, even if the model defers them."""
+        """Load these columns in every read from now on, even if the model defers them."""
         wanted = [name for name in self.columns.deferred() if name in names]
         self._loaded = (*(undefer(self.columns.attribute(name)) for name in wanted), *self.options)
 
     # --- reads
 
     def one(self, asked: Mapping[str, Any]) -> Select[Any]:
-        """At most two rows: enough to know whether there is exactly one."""
+        """Select at most two rows: enough to see that there is exactly one."""
         return select(self.model).where(*self.where(asked)).options(*self._loaded).limit(2)
 
     def page(
         self, asked: Mapping[str, Any], *, limit: int, page: int, order_by: str | None, ascending: bool
     ) -> Select[Any]:
-        """One page, in an order that no two rows share."""
+        """Select one page, in an order in which no two rows are equal."""
         order = self.order(order_by, ascending=ascending)
         rows = select(self.model).where(*self.where(asked)).options(*self._loaded)
         return rows.order_by(*order).limit(limit).offset((page - 1) * limit)
 
     def several(self, asked: Mapping[str, Any], name: str, values: Sequence[Any]) -> Iterator[Select[Any]]:
-        """All rows that have one of `values` in the column `name`."""
+        """Select all rows that have one of `values` in the column `name`."""
         attribute = self.columns.attribute(name)
         for part in chunks([value for value in values if value is not None]):
             yield select(self.model).where(*self.where(asked), attribute.in_(part)).options(*self._loaded)
@@ -56,20 +70,20 @@ class Statements:
             yield select(self.model).where(*self.where(asked), attribute.is_(None)).options(*self._loaded)
 
     def count(self, asked: Mapping[str, Any]) -> Select[Any]:
-        """How many rows."""
+        """Count the rows."""
         return select(func.count()).select_from(self.model).where(*self.where(asked))
 
     def exists(self, asked: Mapping[str, Any]) -> Select[Any]:
-        """A row, if there is any."""
+        """Select 1 if there is such a row."""
         return select(literal(1)).select_from(self.model).where(*self.where(asked)).limit(1)
 
     # --- writes
 
     def write_lock(self) -> Update | None:
-        """A statement that changes nothing and takes SQLite's one write lock; None for what is not a table.
+        """Return a statement that changes nothing and takes SQLite's one write lock; None for what is not a table.
 
-        A transaction that reads first and writes later can find that another one wrote in between, and then fails or
-        overwrites it; SQLite has no FOR UPDATE.
+        SQLite has no FOR UPDATE. Without the lock, a transaction that reads first and writes later may fail, or
+        overwrite what another one wrote in between.
         """
         table = self.columns.mapper.local_table
         if not isinstance(table, Table):
@@ -78,19 +92,20 @@ class Statements:
         return update(table).values({column: column}).where(false())
 
     def locked(self, asked: Mapping[str, Any], *, limit: int | None = None) -> Select[Any]:
-        """The rows as they are now, for this transaction alone, in an order that deadlocks with nobody."""
+        """Select and lock the rows, in one order for all transactions, so that two of these never deadlock."""
         return self._for_update(select(self.model).where(*self.where(asked)).order_by(*self.key).limit(limit))
 
-    def again(self, rows: Sequence[object]) -> Iterator[Select[Any]]:
-        """The rows' own columns as the database has them now.
+    def again(self, rows: Sequence[object], dialect: str) -> Iterator[Select[Any]]:
+        """Select the rows as the database has them now, each with True if the COMMIT may still change it.
 
-        Under the lock again: in REPEATABLE READ a plain SELECT would give what another transaction has overwritten.
+        Locked again: in REPEATABLE READ a plain SELECT would give what another transaction has overwritten.
         """
+        pending: ColumnElement[Any] = literal_column(_DEFERRED_TRIGGERS if dialect == "postgresql" else "0")
         for part in self._identities(rows):
-            yield self._for_update(select(self.model).where(part)).execution_options(populate_existing=True)
+            yield self._for_update(select(self.model).add_columns(pending).where(part))
 
     def related(self, rows: Sequence[object]) -> Iterator[Select[Any]]:
-        """What the options and the model's eager relationships load besides, and `again` has left out."""
+        """Select the rows with what the options and the model's eager relationships load, which `again` leaves out."""
         if self.options or any(found.lazy in _EAGER for found in self.columns.mapper.relationships):
             for part in self._identities(rows):
                 yield select(self.model).where(part).options(*self._loaded)
@@ -98,14 +113,14 @@ class Statements:
     # --- parts
 
     def where(self, asked: Mapping[str, Any]) -> list[ColumnElement[bool]]:
-        """The conditions that every filter holds; None is NULL."""
+        """Return one condition for each filter; None is NULL."""
         return [
             attribute.is_(None) if value is None else attribute == value
             for attribute, value in ((self.columns.attribute(name), value) for name, value in asked.items())
         ]
 
     def order(self, order_by: str | None, *, ascending: bool) -> list[ColumnElement[Any]]:
-        """By that column, then by primary key, so that pages neither overlap nor leave anything out."""
+        """Order by that column, then by primary key: pages neither overlap nor leave anything out."""
         keys: list[InstrumentedAttribute[Any]] = list(self.key)
         if order_by is not None:
             first = self.columns.attribute(order_by)
@@ -113,8 +128,8 @@ class Statements:
         return [key.asc() if ascending else key.desc() for key in keys]
 
     def _for_update(self, rows: Select[Any]) -> Select[Any]:
-        # The row alone: what the model always joins is loaded once it has changed, by `related`. Naming the tables,
-        # because PostgreSQL refuses to lock the outer side of a join, which `with_polymorphic` makes.
+        # The row alone: `related` loads what the model always joins, after the change. The tables are named, because
+        # PostgreSQL refuses to lock the outer side of a join, which `with_polymorphic` makes.
         options = [lazyload("*"), undefer("*")]
         return (
             rows.options(*options)
@@ -132,20 +147,20 @@ class Statements:
 
 
 def chunks(values: Sequence[T], parameters: int = 1) -> Iterable[Sequence[T]]:
-    """`values` in parts that a statement can take, each value being so many parameters."""
+    """Return `values` in parts that one statement can take, each value being so many parameters."""
     size = _PARAMETERS // parameters
     return (values[start : start + size] for start in range(0, len(values), size))
 
 
 def dialect_of(db: AsyncSession, model: Any) -> str:
-    """The name of the database behind the session, for this model."""
+    """Return the name of the database behind the session, for this model."""
     return db.sync_session.get_bind(model).dialect.name
 
 
 async def rows_of(db: AsyncSession, statement: Select[Any]) -> list[Any]:
-    """The rows as the database has them, not as the session may have loaded them long ago.
+    """Return the rows as the database has them, not as the session has loaded them before.
 
-    Unless it holds changes that are not flushed: these are not overwritten.
+    A session with changes that are not flushed keeps these.
     """
     if not (db.new or db.dirty or db.deleted):
         statement = statement.execution_options(populate_existing=True)
@@ -153,7 +168,7 @@ async def rows_of(db: AsyncSession, statement: Select[Any]) -> list[Any]:
 
 
 def only(rows: Sequence[Any]) -> Any:
-    """The one row. Raises NoResultFound, MultipleResultsFound."""
+    """Return the one row. Raises NoResultFound, MultipleResultsFound."""
     if not rows:
         raise NoResultFound("No row was found when one was required")
     if len(rows) > 1:

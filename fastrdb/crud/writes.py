@@ -1,117 +1,146 @@
-"""One write: what a method of `FastRDB` does inside its transaction, and what of it the cache is told."""
+"""One write of `FastRDB`: its transaction, its statements, and what the cache invalidates and stores for them."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import inspect
+from sqlalchemy.exc import IntegrityError, MultipleResultsFound, NoResultFound
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import SessionTransactionOrigin
 
 from fastrdb.transactions import RunningCall, autocommits
 
 from .bindings import Bindings
 from .input import build, change
 from .statements import Statements, dialect_of, only
-from .units import Unit, begin, roll_back, unit_of_work
 
 Response = TypeVar("Response")
 
 
 class Write(Generic[Response]):
-    """The rows that one transaction changes."""
+    """The rows that one transaction changes.
 
-    def __init__(self, db: AsyncSession, redis: Any, sql: Statements, bound: Bindings[Response], unit: Unit) -> None:
+    Attributes:
+        began: whether the transaction began with this write.
+        commits: whether this write commits, because the caller has not opened the transaction.
+    """
+
+    def __init__(self, db: AsyncSession, redis: Any, sql: Statements, bound: Bindings[Response]) -> None:
         self.db = db
         self.redis = redis
         self.sql = sql
         self.bound = bound
-        self.unit = unit
-        self._touched: set[Hashable] = set()
+        self.began = not db.in_transaction()
+        self.commits = not _opened_by_caller(db)
+        self._invalidated: set[Hashable] = set()
 
     async def one(self, asked: Mapping[str, Any]) -> Any:
-        """The one row, locked. Raises NoResultFound, MultipleResultsFound; then nothing has changed."""
+        """Return the one row, locked. Raises NoResultFound, MultipleResultsFound; then nothing has changed."""
         row = only(await self._locked(asked, limit=2))
-        await self._touch([row])
+        await self._invalidate([row])
         return row
 
     async def all(self, asked: Mapping[str, Any]) -> list[Any]:
-        """All rows, locked."""
+        """Return all rows, locked."""
         rows = await self._locked(asked)
-        await self._touch(rows)
+        await self._invalidate(rows)
         return rows
 
     async def insert(self, several: Sequence[Mapping[str, Any]]) -> list[Response]:
-        """New rows with these values, in this order."""
+        """Insert rows with these values; return the answers in this order."""
         rows = [build(self.sql.columns, values) for values in several]
         self.db.add_all(rows)
-        await self._foretell(rows)
-        return await self.publish(rows)
+        await self._invalidate_before_flush(rows)
+        return await self._flush_and_answer(rows)
 
     async def update(self, rows: Sequence[Any], values: Mapping[str, Any]) -> list[Response]:
-        """These rows, with these values in them."""
+        """Set these values in the rows; return the answers."""
         for row in rows:
             change(row, values)
-        await self._foretell(rows)
-        return await self.publish(rows)
+        await self._invalidate_before_flush(rows)
+        return await self._flush_and_answer(rows)
 
     async def upsert(
         self, key: Mapping[str, Any], new: Mapping[str, Any], changes: Mapping[str, Any]
     ) -> list[Response]:
-        """The row of that key with `changes` in it, or a new one. Who else inserts it meanwhile makes it an update.
+        """Set `changes` in the row of that key, or insert a row. If another transaction inserts it first, update.
 
-        MariaDB locks the gap where a row is not, and keeps the lock of a failed insert even when the savepoint is
-        rolled back: two who do so and then go on wait for each other. So the row is looked for without a lock first,
-        and a transaction that is this method's own begins anew after it has lost.
+        MariaDB locks the gap where a row is not, and keeps the lock of a failed insert after the savepoint is rolled
+        back: two transactions that do so and go on wait for each other. So the first look takes no lock, and a
+        transaction that began here begins anew after a lost insert.
         """
         await self._begin()
         if (await self.db.scalars(self.sql.exists(key))).first() is not None and (found := await self._found(key)):
             return await self.update(found, changes)
-        alone = (
-            await self._autocommits()
-        )  # PostgreSQL has no savepoints there, and a statement that fails undoes itself
+        # PostgreSQL has no savepoints where each statement commits, and a statement that fails undoes itself.
+        alone = await self._autocommits()
         try:
             async with nullcontext() if alone else self.db.begin_nested():
                 row = build(self.sql.columns, new)
                 self.db.add(row)
-                await self._foretell([row])
+                await self._invalidate_before_flush([row])
                 await self.db.flush()
         except IntegrityError:
-            if alone and not self.unit.commits:  # the flush has ended the caller's transaction
+            if alone and not self.commits:  # the flush has ended the caller's transaction
                 raise
-            if self.unit.began or alone:
-                await roll_back(self.db)
+            if self.began or alone:
+                await _roll_back(self.db)
+                self._invalidated.clear()
             if not (found := await self._found(key)):
                 raise
             return await self.update(found, changes)
-        return await self.publish([row])
+        return await self._flush_and_answer([row])
 
     async def delete(self, rows: Sequence[Any]) -> None:
-        """Delete through the session, so that what the model's relationships cascade to goes along."""
+        """Delete through the session, so that the cascades of the model's relationships take effect."""
         for row in rows:
             await self.db.delete(row)
         await self.db.flush()
 
-    async def publish(self, rows: Sequence[Any]) -> list[Response]:
-        """The rows as the database has them now; what shows them in the cache is replaced, or goes, at the commit."""
+    async def _flush_and_answer(self, rows: Sequence[Any]) -> list[Response]:
+        """Flush, and return the rows as the database has them; at the commit the cache stores what it may of them."""
         await self.db.flush()
-        for columns in self.sql.again(rows):
-            await self.db.execute(columns)
-        for related in self.sql.related(rows):
-            (await self.db.scalars(related)).unique().all()
-        await self._touch(rows)
+        settled = await self._reload(rows)
+        await self._invalidate(rows)
         answers: list[Response] = [self.bound.convert(row) for row in rows]
-        if self.unit.commits:
-            for row, answer in zip(rows, answers, strict=True):
-                await self.bound.put(self.db, self.redis, row, answer)
+        if self.commits:
+            shown = [(row, answer) for row, answer in zip(rows, answers, strict=True) if id(row) in settled]
+            await self.bound.store(self.db, self.redis, shown)
         return answers
 
-    async def _foretell(self, rows: Sequence[Any]) -> None:
-        """Say it before the flush, where that commits by itself; what only the database fills in is not known yet."""
+    async def _reload(self, rows: Sequence[Any]) -> set[int]:
+        """Load the rows again; return the ids of those that a `get` after the commit gives just so.
+
+        Not of a row that this session hides from its own SELECTs (by `with_loader_criteria`, say), and of none that a
+        deferred trigger may still change.
+        """
+        settled: set[int] = set()
+        found: set[int] = set()
+        for statement in self.sql.again(rows, dialect_of(self.db, self.sql.model)):
+            for row, pending in (await self.db.execute(statement)).unique():
+                found.add(id(row))
+                if not pending:
+                    settled.add(id(row))
+        for statement in self.sql.related(rows):
+            (await self.db.scalars(statement)).unique().all()
+        for row in rows:
+            if id(row) not in found and (expired := inspect(row).expired_attributes & self.sql.columns.fields.keys()):
+                await self.db.refresh(row, expired)
+        return settled
+
+    async def _invalidate(self, rows: Sequence[Any]) -> None:
+        """Invalidate at the commit what shows these rows in their present state, old or new."""
+        await self.bound.invalidate(self.db, self.redis, rows, self._invalidated)
+
+    async def _invalidate_before_flush(self, rows: Sequence[Any]) -> None:
+        """Do so before a flush that commits by itself; values that the database fills in are not known yet."""
         if await self._autocommits():
             with self.db.no_autoflush:
-                await self._touch(rows)
+                await self._invalidate(rows)
 
     async def _autocommits(self) -> bool:
         connection = (await self.db.connection(bind_arguments={"mapper": self.sql.columns.mapper})).sync_connection
@@ -121,7 +150,7 @@ class Write(Generic[Response]):
         rows = await self._locked(key, limit=2)
         if rows:
             only(rows)
-            await self._touch(rows)
+            await self._invalidate(rows)
         return rows
 
     async def _locked(self, asked: Mapping[str, Any], *, limit: int | None = None) -> list[Any]:
@@ -129,21 +158,66 @@ class Write(Generic[Response]):
         return list((await self.db.scalars(self.sql.locked(asked, limit=limit))).unique().all())
 
     async def _begin(self) -> None:
-        await begin(self.db)
-        await self.db.flush()  # what the caller has changed so far is to be found, and not to be overwritten
+        await _begin(self.db)
+        await self.db.flush()  # the SELECTs that follow must find the caller's changes, and not overwrite them
         lock = self.sql.write_lock() if dialect_of(self.db, self.sql.model) == "sqlite" else None
         if lock is not None:
             await self.db.execute(lock)
-
-    async def _touch(self, rows: Sequence[Any]) -> None:
-        await self.bound.touch(self.db, self.redis, rows, self._touched)
 
 
 @asynccontextmanager
 async def write(
     db: AsyncSession, redis: Any, sql: Statements, bound: Bindings[Response]
 ) -> AsyncIterator[Write[Response]]:
-    """A write in a transaction: see `unit_of_work`."""
+    """Yield a write. At the end commit, or only flush if the caller has opened the transaction.
+
+    After an error nothing of the write can be committed any more, and the session stays usable: rolled back here, or by
+    the caller that opened the transaction. A row that is not found changes nothing, so what the caller has done before
+    in a transaction that began by itself stays.
+    """
     with RunningCall(bound.owner, "db", db.sync_session):
-        async with unit_of_work(db) as unit:
-            yield Write(db, redis, sql, bound, unit)
+        made = Write(db, redis, sql, bound)
+        try:
+            await _begin(db)
+            yield made
+            await (db.commit() if made.commits else db.flush())
+        except (NoResultFound, MultipleResultsFound):
+            if made.began:
+                await _roll_back(db)
+            raise
+        except BaseException:
+            if made.commits:
+                await _roll_back(db)
+            raise
+
+
+def _opened_by_caller(db: AsyncSession) -> bool:
+    """Return True inside the caller's `begin()` or savepoint."""
+    root = db.sync_session.get_transaction()
+    return root is not None and (root.origin is SessionTransactionOrigin.BEGIN or db.in_nested_transaction())
+
+
+async def _begin(db: AsyncSession) -> None:
+    """Begin a transaction in a session that does not begin one by itself."""
+    if not db.in_transaction() and not db.sync_session.autobegin:
+        await db.begin()
+
+
+async def _roll_back(db: AsyncSession) -> None:
+    """Roll back to the end, even if the caller is cancelled meanwhile."""
+    task = asyncio.ensure_future(_rolled_back(db))
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+
+
+async def _rolled_back(db: AsyncSession) -> None:
+    try:
+        await db.rollback()
+    except Exception:  # noqa: BLE001  # the connection is gone, and the transaction with it: the first error counts
+        await db.invalidate()

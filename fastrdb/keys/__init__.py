@@ -3,7 +3,7 @@
 from .call import MISSING, UNSAID, CallPlan
 from .elements import Elements, elements_of, shape_of
 from .filling import mark
-from .pattern import Template
+from .pattern import Template, quote
 from .prefix import Prefix, prefixes_of
 from .reaches import RESULT
 from .sealing import seal_of
@@ -22,6 +22,7 @@ __all__ = [
     "inspect_function",
     "mark",
     "prefixes_of",
+    "quote",
     "seal_of",
     "shape_of",
 ]

@@ -63,7 +63,7 @@ class CallPlan:
         cls,
         fn: Any,
         *,
-        pattern: str | None,
+        pattern: str | Template | None,
         prefixes: Sequence[str] = (),
         keys: Sequence[str] = (),
         ignore: Sequence[str] = (),
@@ -74,7 +74,7 @@ class CallPlan:
 
         Args:
             fn: the function, or what `inspect_function` gave for it.
-            pattern: the key's pattern; None for a function that has no key.
+            pattern: the key's pattern, parsed already if it is fastrdb's own; None for a function that has no key.
             prefixes: what is invalidated; `{result.x}` takes the function's result.
             keys: patterns of single keys that are invalidated.
             ignore: parameters that do not make a difference to the result.
@@ -89,7 +89,8 @@ class CallPlan:
         owner = f"@{decorator} on {found.name}"
         plan = cls(found, (ignore,) if isinstance(ignore, str) else ignore, owner, seal)
         if pattern is not None:
-            plan._compile(Template.parse(pattern, owner=owner, kind="pattern"), owner)
+            parsed = pattern if isinstance(pattern, Template) else Template.parse(pattern, owner=owner, kind="pattern")
+            plan._compile(parsed, owner)
         filled = [plan._filling(text, owner, "prefix") for text in prefixes if text != ""]
         plan.reaches = Reaches(filled, [plan._filling(text, owner, "pattern") for text in keys])
         return plan

@@ -105,7 +105,7 @@ async def test_lists_told_afterwards(w: World, monkeypatch: pytest.MonkeyPatch, 
     async def nothing(write: Write[Any], rows: Any) -> None:
         return None
 
-    monkeypatch.setattr(Write, "_foretell", nothing)
+    monkeypatch.setattr(Write, "_invalidate_before_flush", nothing)
     with pytest.raises(AssertionError):
         await race(w)
 

@@ -352,7 +352,7 @@ async def test_no_placeholder_at_all(lite: AsyncSession, client: Redis) -> None:
     made = await crud.create(lite, client, {"chapter_id": 1, "verse_id": 1, "text": "A"})
     assert await crud.get_multi(lite, client) == [made]
     assert await crud.count(lite, client) == 1
-    assert await entries(client) == {"{v}:1:1", "{v}:list:10:1", "{v}:list:%t[count&verse]"}
+    assert await entries(client) == {"{v}:1:1", "{v}:list:10:1", "{v}:list:%:verse:count"}
     await crud.delete(lite, client, verse_id=1)
     assert await entries(client) == set()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,8 +34,9 @@ def test_pages_are_the_list(total: int, limit: int) -> None:
         page += 1
     assert collected == whole
     assert found.pages == (page if total else 0)
-    with pytest.raises(PageOutOfRange):
-        paginate(whole, limit, page + 1)
+    if total > limit:
+        with pytest.raises(PageOutOfRange):
+            paginate(whole, limit, page + 1)
 
 
 def test_total_says_that_data_is_one_page() -> None:
@@ -52,9 +55,27 @@ def test_first_page_of_nothing() -> None:
 
 
 def test_past_the_end_points_to_get_page() -> None:
-    """A page of a list handed in as the whole list is what goes wrong most: the error says what to do."""
-    with pytest.raises(ValueError, match=r"page 2 is past the end.*get_page\(\)"):
-        FastRDB.paginate(data=list(range(10)), limit=10, page=2)
+    """A whole list that ends before the page is an error that names the way to the true total."""
+    with pytest.raises(ValueError, match=r"page 3 is past the end.*get_page\(\)"):
+        FastRDB.paginate(data=list(range(11)), limit=10, page=3)
+
+
+@pytest.mark.parametrize("count", [10, 7, 0])
+def test_at_most_limit_items_after_the_first_page_are_that_page(count: int) -> None:
+    """So the tutorial uses it. The total is the least that is known, and a warning names the way to the true one."""
+    data = list(range(count))
+    with pytest.warns(UserWarning, match=r"at least \d+: .*total=.*get_page\(\)") as warned:
+        found = FastRDB.paginate(data=data, limit=10, page=3)
+    assert (found.data, found.total, found.page, found.has_next) == (data, 20 + count, 3, False)
+    assert [each.filename for each in warned] == [__file__]
+
+
+def test_a_first_page_needs_no_total() -> None:
+    """At most `limit` items on page 1 are the whole list, without a warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert FastRDB.paginate(data=[1, 2], limit=10, page=1).total == 2
+        assert FastRDB.paginate(data=[1, 2, 3], limit=2, page=2).data == [3]
 
 
 @pytest.mark.parametrize("value", [0, -1, True, "1", 1.5, None])

@@ -432,7 +432,7 @@ async def test_lists_are_cached_and_follow(db: AsyncSession, database: Database,
     with statements(database) as seen:
         assert await look() == (["ann"], 1, False)
     assert seen == []
-    assert {"user:page:1:limit:10", "user:page:%t[count&user]"} < await entries(client)
+    assert {"user:page:1:limit:10", "user:page:%:user:count"} < await entries(client)
     await crud.create(db, client, user("bob"))
     assert await look() == (["ann", "bob"], 2, True)
     await crud.update(db, client, UserUpdate(name="Ann"), email=ANN)
