@@ -69,8 +69,7 @@ def _written(columns: Columns, name: str, value: Any) -> Any:
     if type(value) in _SCALARS or field is None:
         return value if field is not None else _plain(value, "python")
     kind: TypeEngine[Any] = getattr(field.column.type, "item_type", field.column.type)
-    own = isinstance(kind, TypeDecorator | UserDefinedType)
-    if own or not type(kind).bind_processor.__module__.startswith("sqlalchemy."):
+    if isinstance(kind, TypeDecorator | UserDefinedType):
         return value
     return _plain(value, "json" if isinstance(kind, JSON) else "python")
 

@@ -121,10 +121,10 @@ class Write(Generic[Response]):
         settled: set[int] = set()
         found: set[int] = set()
         for statement in self.sql.again(rows, dialect_of(self.db, self.sql.model)):
-            for row, pending in (await self.db.execute(statement)).unique():
-                found.add(id(row))
-                if not pending:
-                    settled.add(id(row))
+            for each in (await self.db.execute(statement)).unique():
+                found.add(id(each[0]))
+                if not each[-1]:
+                    settled.add(id(each[0]))
         for statement in self.sql.related(rows):
             (await self.db.scalars(statement)).unique().all()
         for row in rows:
