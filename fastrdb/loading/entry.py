@@ -22,7 +22,7 @@ from .policy import Decision, Pace, Policy, whole_ms
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-    from fastrdb.near import Token
+    from fastrdb.near import Kept, Token
 
 _FOREVER_MS = -1  # what PTTL says of an entry that never expires
 
@@ -101,14 +101,11 @@ class Entries:
             await call.store.discard(call.client, key, raw)
         return MISS
 
-    def kept(self, store: Store, key: str) -> Any:
-        """Return the value that this process keeps of `key`, MISS if there is none."""
-        kept = store.near.lookup(key)
-        if kept is None:
-            return MISS
+    def own_value(self, kept: Kept) -> Any:
+        """Return the value of an entry that this process keeps; MISS if it is another function's object."""
         if kept.owner is self.codec:
             return kept.value
-        try:  # an object of another function is no value of this one
+        try:
             return MISS if kept.owner is not None else self.codec.decode(kept.value)
         except DecodeError:
             return MISS
@@ -201,9 +198,10 @@ class Reading:
         entries, call, store = self.entries, self.call, self.call.store
         if entries.near:
             for key in self.missing():
-                self.values[key] = entries.kept(store, key)
-                if self.values[key] is not MISS:
-                    entries.counters.tell("near", key)
+                if (kept := store.near.lookup(key)) is not None:
+                    self.values[key] = entries.own_value(kept)
+                    if self.values[key] is not MISS:
+                        entries.counters.tell("near", key)
         keys, head = self.missing(), entries.plan.head
         tickets = {key: store.near_token(call.client, key, head) for key in keys} if entries.near else {}
         found = await entries.read(call, keys)

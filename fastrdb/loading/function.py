@@ -16,10 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from fastrdb.errors import CacheUnavailableError, OptionError
 from fastrdb.invalidation import Put, enlist
 from fastrdb.keys import MISSING, UNSAID, CallPlan
-from fastrdb.protocol import Store
 from fastrdb.runtime import Runtime, disabled
 from fastrdb.transactions import (
-    WROTE,
     has_transaction,
     next_order,
     plain_session,
@@ -105,52 +103,47 @@ class CachedFunction(Entries):
         self, client: Any, session: Session | None, key: str, function: Any, args: tuple[Any, ...], kwargs: Any
     ) -> Any:
         """Return the value of one call. A hit does nothing that it need not."""
-        store = self.cache.store(client)
-        reason = self.cache.bypass_reason(store, client) if store.obstacles or disabled.get() else None
-        if session is not None:
-            if self._no_session_for_reloads:
-                self.refuse_session(session)
-            if reason is None and wrote(session):
-                reason = WROTE
+        store, counters = self.cache.store(client), self.counters
+        free = not store.obstacles and not disabled.get() and (session is None or not wrote(session))
         raw, failure = None, None
-        if reason is None:
-            if self.near and (value := self.kept(store, key)) is not MISS:
-                self.counters.tell("near", key)
+        if free and not self.aged:
+            try:
+                raw = await store.get(client, key)
+                if raw is not None:
+                    value = self.codec.decode(raw)
+                    counters.tell("hit", key)
+                    return value
+            except (CacheUnavailableError, DecodeError) as error:
+                failure = error
+        elif free and self.near and (kept := store.near.lookup(key)) is not None:
+            value = kept.value if kept.owner is self.codec else self.own_value(kept)
+            if value is not MISS:
+                if counters.hook is None:  # here, since the call would be felt
+                    counters.counts["near"] += 1
+                else:
+                    counters.tell("near", key)
                 return value
-            if not self.aged:
-                try:
-                    raw = await store.get(client, key)
-                    if raw is not None:
-                        value = self.codec.decode(raw)
-                        self.counters.tell("hit", key)
-                        return value
-                except (CacheUnavailableError, DecodeError) as error:
-                    failure = error
+        read = free and not self.aged
+        call = Call(client, store, session, store.patience(client, (key,), read=read))
         run = partial(function, *args, **kwargs)
-        return await self._missed(client, store, session, key, run, reason, raw, failure)
+        return await self._missed(call, key, run, read=read, raw=raw, failure=failure)
 
     async def _missed(
-        self,
-        client: Any,
-        store: Store,
-        session: Session | None,
-        key: str,
-        run: partial[Any],
-        reason: str | None,
-        raw: bytes | None,
-        failure: Exception | None,
+        self, call: Call, key: str, run: partial[Any], *, read: bool, raw: bytes | None, failure: Exception | None
     ) -> Any:
-        """Return the value that `get` has not found: for `reason` it has not looked, or it has `raw` or a `failure`."""
-        read = reason is None and not self.aged
-        call = Call(client, store, session, store.patience(client, (key,), read=read))
+        """Return the value that `get` has not found. If it has `read`, there was nothing, `raw`, or a `failure`."""
+        self.refuse_session(call.session)
         loading = Loading(self, call, (key,), partial(self._run, run), many=False)
+        if not read:
+            reason = self.bypass_reason(call.store, call.client, call.session)
+            return (await loading.resolve(reason))[0]
         if isinstance(failure, CacheUnavailableError):
             await loading.alone("unavailable", {key: str(failure)})
-        elif read:
+        else:
             if isinstance(failure, DecodeError) and raw is not None:
                 await self.unreadable(call, key, raw, failure)
             self.counters.tell("miss", key)
-        return (await loading.resolve(reason, look=self.aged))[0]
+        return (await loading.resolve(look=False))[0]
 
     async def _run(self, run: Any, _: list[int], session: Any = None, /) -> Sequence[Any]:
         if session is not None:

@@ -222,7 +222,9 @@ _OF_THE_NEAR_CACHE = {
         "near.cache:NearCache.shut",
         instead=_nothing_around,
     ),
-    "near-owner": _function("an object is returned to the function that made it only", "loading.entry:Entries.kept"),
+    "near-owner": _function(
+        "an object is returned to the function that made it only", "loading.entry:Entries.own_value"
+    ),
     "immutable-shared-only": _function("only immutable objects are shared", "values.types:is_immutable", True),
     "near-heartbeat": _function("a channel is asked for a sign of life", "near.tracking:Tracking._beat"),
 }

@@ -12,7 +12,6 @@ from redis.asyncio import Redis
 
 import fastrdb.protocol.store
 from fastrdb import Cache
-from fastrdb.loading.entry import MISS
 from fastrdb.near.cache import NearCache
 from fastrdb.protocol import Busy
 from fastrdb.testing import EmbeddedServer
@@ -340,9 +339,8 @@ async def test_near_race_is_lost_when_the_server_has_other_data(
 async def test_near_race_is_lost_when_objects_have_no_owner(both_near: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two functions with one key return each other's objects."""
 
-    def of_any_owner(entries: Any, store: Any, key: str) -> Any:
-        kept = store.near.lookup(key)
-        return MISS if kept is None else kept.value
+    def of_any_owner(entries: Any, kept: Any) -> Any:
+        return kept.value
 
     without("near-owner", of_any_owner).apply(monkeypatch.setattr)
     async with Cache(both_near.one.client, near=True, timeout=5) as cache:
