@@ -21,7 +21,7 @@ from .loading import CachedFunction, CachedMany, Explanation, Policy
 from .near import Near
 from .options import Seconds, at_least_one, seconds
 from .runtime import OnError, Runtime, checked
-from .transactions import settled
+from .transactions import drain
 from .typing import Cached as Cached
 from .typing import ListWithSchema, ManyWithSchema, Options, WithoutSchema, WithSchema
 from .values import Codec
@@ -313,7 +313,7 @@ class Cache(Runtime):
 
         Clients stay open: they are the caller's.
         """
-        await settled()
+        await drain()
         await self.here().aclose(limit)
 
     async def __aenter__(self) -> Self:

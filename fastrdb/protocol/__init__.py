@@ -1,5 +1,6 @@
 """The face of `fastrdb.protocol`."""
 
+from .intent import Intent
 from .store import Barred, Busy, Granted, Hit, Outcome, Patience, Store, Timed, is_cluster
 
 __all__ = [
@@ -7,6 +8,7 @@ __all__ = [
     "Busy",
     "Granted",
     "Hit",
+    "Intent",
     "Outcome",
     "Patience",
     "Store",

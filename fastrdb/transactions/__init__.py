@@ -1,10 +1,10 @@
 """The face of `fastrdb.transactions`."""
 
-from .drivers import autocommits
-from .finish import leave
-from .listeners import settled
+from . import listeners as listeners  # puts the listeners on SQLAlchemy's classes
+from .finish import drain, leave
 from .rules import (
     WROTE,
+    autocommits,
     has_transaction,
     missing_row,
     no_result,
@@ -26,6 +26,7 @@ __all__ = [
     "Targets",
     "apart",
     "autocommits",
+    "drain",
     "has_transaction",
     "intent_on",
     "leads",
@@ -37,7 +38,6 @@ __all__ = [
     "plain_session",
     "schema_map",
     "session_s_own",
-    "settled",
     "state_of",
     "sync_session",
     "unreachable",

@@ -1,4 +1,7 @@
-"""The end of works: done to the last, whatever becomes of the caller, and never failing what the database has done."""
+"""Ends intents after a transaction: shielded from cancellation, and without an error.
+
+The database has committed by then, and an error would say that it has not.
+"""
 
 from __future__ import annotations
 
@@ -11,44 +14,42 @@ from sqlalchemy import Connection
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
-from .state import Phase, Targets, Transaction, Work
-from .uses import changed, used_here
+from fastrdb.protocol import Intent
+
+from .state import Phase, Targets, Transaction, changed, used_here
 
 _log = logging.getLogger("fastrdb")
 _ending: set[asyncio.Task[None]] = set()  # the loop itself holds tasks weakly
 
 
-async def settled() -> None:
-    """Wait until the work that ends in the background of this event loop has ended."""
+async def drain() -> None:
+    """Wait until the intents that end in the background of this event loop have ended."""
     loop = asyncio.get_running_loop()
     while mine := [task for task in list(_ending) if task.get_loop() is loop]:
         await asyncio.wait(mine)
 
 
-def can_wait(work: Work) -> bool:
-    """True if this code can wait for it: in a greenlet of the event loop that it belongs to.
+def awaitable(intents: list[Intent]) -> list[Intent]:
+    """Return those that this code can wait for: in a greenlet of the event loop that they belong to.
 
-    A synchronous session cannot, be it in a thread or not. What its commit invalidates is done after it.
+    A synchronous session cannot, be it in a thread or not. What its commit invalidates is done after the commit.
     """
-    return in_greenlet() and work.loop is _here()
+    loop = _running_loop() if in_greenlet() else None
+    return [intent for intent in intents if intent.loop is loop]
 
 
-def abandon(works: list[Work]) -> None:
-    """Nobody will ever know how these ended."""
-    for work in _of_this_loop(works, abandon):
-        work.abandon()
-
-
-def end_own(transaction: Transaction, *, committed: bool) -> None:
-    """End what no session ends."""
-    if works := transaction.take_works():
-        finish(works, committed=committed)
+def abandon(intents: list[Intent]) -> None:
+    """End intents of which the outcome will never be known."""
+    for intent in _of_this_loop(intents, abandon):
+        intent.abandon()
 
 
 def undo(connection: Connection, transaction: Transaction, rollback: Callable[[], None] | None = None) -> None:
-    """Roll back what is not committed because its listener failed, or its COMMIT. SQLAlchemy takes it for committed or
-    refused by then, and would give the connection back to its pool with the transaction open, for the next COMMIT to
-    publish."""
+    """Roll back what is not committed because its listener failed, or its COMMIT.
+
+    SQLAlchemy takes it for committed or refused by then. It would give the connection back to its pool with the
+    transaction open, for the next COMMIT to publish.
+    """
     transaction.phase = Phase.UNDONE
     try:
         rollback() if rollback is not None else connection.dialect.do_rollback(connection.connection)
@@ -56,26 +57,26 @@ def undo(connection: Connection, transaction: Transaction, rollback: Callable[[]
         connection.invalidate()
         raise
     finally:
-        end_own(transaction, committed=transaction.published)
+        finish(transaction.take_intents(), committed=transaction.published)
 
 
 def leave(targets: Targets) -> asyncio.Task[None] | None:
-    """A call is over, and so is the work for what it committed statement by statement, without a session.
+    """End what a call, which is over, has committed statement by statement, without a session.
 
     Its prefixes and keys go on the sessions that have changes by then; on more than its own at worst.
     """
     for session in {*targets.seen, *used_here()}:
         if session.in_transaction() and changed(session):
             targets.join(session)
-    over = [work for found, work in targets.works.items() if found.autocommit and found.phase is Phase.OPEN]
-    for found in targets.works:
-        found.works = [work for work in found.works if work not in over]
-    return finish(over, committed=True) if over else None
+    over = [intent for found, intent in targets.intents.items() if found.autocommit and found.phase is Phase.OPEN]
+    for found in targets.intents:
+        found.intents = [intent for intent in found.intents if intent not in over]
+    return finish(over, committed=True)
 
 
-def finish(works: list[Work], *, committed: bool) -> asyncio.Task[None] | None:
-    """End these, and wait for it where one can wait."""
-    mine = _of_this_loop(works, partial(finish, committed=committed))
+def finish(intents: list[Intent], *, committed: bool) -> asyncio.Task[None] | None:
+    """End these, and wait for that where this code can wait. Return the task that ends those of this event loop."""
+    mine = _of_this_loop(intents, partial(finish, committed=committed)) if intents else []
     if not mine:
         return None
     task = asyncio.get_running_loop().create_task(_end(mine, committed=committed))
@@ -86,33 +87,39 @@ def finish(works: list[Work], *, committed: bool) -> asyncio.Task[None] | None:
     return task
 
 
-def _of_this_loop(works: list[Work], do: Callable[[list[Work]], object]) -> list[Work]:
-    """Give those that belong to the running loop; the others are handed to theirs, to `do` it there.
+def _of_this_loop(intents: list[Intent], do: Callable[[list[Intent]], object]) -> list[Intent]:
+    """Return those of the running loop. Have the other loops `do` it for theirs.
 
     A session may be used in a thread, or be closed there by the garbage collector.
     """
-    for work in works:
-        if work.loop is not _here():
-            try:
-                work.loop.call_soon_threadsafe(do, [work])
-            except RuntimeError:  # it is closed
-                work.abandon()
-    return [work for work in works if work.loop is _here()]
+    here, mine = _running_loop(), list[Intent]()
+    for intent in intents:
+        if intent.loop is here:
+            mine.append(intent)
+            continue
+        try:
+            intent.loop.call_soon_threadsafe(do, [intent])
+        except RuntimeError:  # it is closed
+            intent.abandon()
+    return mine
 
 
-def _here() -> asyncio.AbstractEventLoop | None:
+def _running_loop() -> asyncio.AbstractEventLoop | None:
     try:
         return asyncio.get_running_loop()
     except RuntimeError:
         return None
 
 
-async def _end(works: list[Work], *, committed: bool) -> None:
-    for work in works:
+async def _end(intents: list[Intent], *, committed: bool) -> None:
+    for intent in intents:
         try:
-            if committed and work.pending:  # no COMMIT of a connection came before
-                await work.begin()
-            await work.end(committed)
+            if committed and intent.pending:  # no COMMIT of a connection came before
+                await intent.begin()
+            await intent.end(committed)
         except Exception:  # noqa: BLE001  # the database has committed: nobody may be told otherwise
-            _log.exception("the cache could not be told of a commit: its barrier is left to lapse")
-            work.abandon()
+            _log.exception(
+                "fastrdb could not finish an invalidation after a COMMIT: its keys are not cached until its barrier "
+                "has lapsed, and are then invalidated once more"
+            )
+            intent.abandon()

@@ -1,9 +1,9 @@
-"""Follows the transactions of SQLAlchemy, and binds work to their commits.
+"""Follows the transactions of SQLAlchemy, and begins and ends the intents that are bound to their commits.
 
-SQLAlchemy tells of a transaction in pieces: the engine that a connection begins or commits, the session that its
-root has ended. Here they are put together: which connections a session's open transaction uses, since when, whether
-it wrote, and which `Work` must be begun before COMMIT and ended when its outcome is known. What follows from that for
-reading and filling is decided in `session`; what the work does is the store's.
+SQLAlchemy reports a transaction in pieces: the engine that a connection begins or commits, the session that its root
+has ended. Here they are put together: which connections a session's open transaction uses, since when, whether it
+wrote, and which intents begin before COMMIT and end when its outcome is known. `rules` decides what follows from that
+for reading and filling.
 
 The listeners sit on the classes, because a session must be known to have written before fastrdb first meets it.
 """
@@ -12,22 +12,23 @@ from __future__ import annotations
 
 import logging
 from typing import Any
-from weakref import ref
+from weakref import WeakSet, ref
 
 from sqlalchemy import Connection, Engine, event
-from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.engine import Dialect, ExceptionContext
 from sqlalchemy.orm import ORMExecuteState, Session, SessionTransaction
 from sqlalchemy.util import await_only
 
-from .commits import watch
-from .drivers import autocommits, level_is_set, sqlite_driver, stream_begins
-from .finish import abandon, can_wait, end_own, finish, undo
-from .finish import settled as settled
-from .scope import fresh_reads, rollback_begins, statement_begins, targets_around
-from .sql import Does, effect, sets_isolation
-from .state import Phase, Transaction, Work, new_transaction, state_of, take_state, transaction_of
-from .uses import changed, use
+from fastrdb.protocol import Intent
 
+from .finish import abandon, awaitable, finish, undo
+from .rules import autocommits, level_is_set, sqlite_driver, stream_begins
+from .scope import fresh_reads, rollback_begins, session_used, statement_begins, targets_around
+from .sql import Effect, effect, sets_isolation
+from .state import Phase, Transaction, changed, new_transaction, state_of, take_state, transaction_of
+
+_SENT = "fastrdb.sent"  # in `Connection.info`, which belongs to the driver's connection: the transaction of a COMMIT
+_watched: WeakSet[Dialect] = WeakSet()
 _log = logging.getLogger("fastrdb")
 
 
@@ -54,7 +55,7 @@ def _on_rollback(connection: Connection) -> None:
     transaction.wrote = transaction.called = False
     if transaction.phase in (Phase.OPEN, Phase.PREPARED):
         transaction.phase = Phase.UNDONE
-        end_own(transaction, committed=transaction.published)
+        finish(transaction.take_intents(), committed=transaction.published)
 
 
 @event.listens_for(Engine, "rollback_twophase")
@@ -69,7 +70,7 @@ def _on_commit(connection: Connection) -> None:
     if transaction is None:
         return
     try:
-        _begin_works(transaction)
+        _begin_intents(transaction)
     except BaseException:
         undo(connection, transaction)
         raise
@@ -81,7 +82,7 @@ def _on_prepare_twophase(connection: Connection, xid: Any) -> None:
     """What fails here is rolled back; after PREPARE it could only be left, and hold its locks."""
     transaction = transaction_of(connection)
     if transaction is not None:
-        _begin_works(transaction)
+        _begin_intents(transaction)
         transaction.phase = Phase.PREPARED
 
 
@@ -91,12 +92,15 @@ def _on_commit_twophase(connection: Connection, xid: Any, is_prepared: bool) -> 
     if transaction is None:
         return
     try:
-        _begin_works(transaction)  # again, for the barriers may be about to lapse
+        _begin_intents(transaction)  # again, for the barriers may be about to lapse
     except BaseException as error:
         if not is_prepared or not isinstance(error, Exception):
             undo(connection, transaction, lambda: connection.dialect.do_rollback_twophase(connection, xid, is_prepared))
             raise
-        _log.exception("the cache could not be told again of a commit that is prepared")
+        _log.exception(
+            "fastrdb could not renew its barriers before COMMIT PREPARED: if they lapse before it is done, an old "
+            "value may be stored"
+        )
     _send(connection, transaction)
 
 
@@ -105,43 +109,37 @@ def _on_statement(
     connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool
 ) -> None:
     transaction = transaction_of(connection)
-    if transaction is None or transaction.phase in (Phase.PREPARED, Phase.SENT):  # then it is a part of that COMMIT
+    if transaction is None or transaction.ending:
         return
     statement_begins(connection, transaction)
     if connection.dialect.name == "sqlite" and context is not None and context.execution_options.get("stream_results"):
         stream_begins(connection, context)
-    does = _effect(connection, statement, context)
-    if Does.CALLS in does:
-        transaction.called = True
-    if Does.UNDOES in does:
-        _undone(transaction)
-    elif Does.WRITES in does:
-        _distrust(transaction)  # what was put before this may be what it changes
-    if Does.WRITES in does:
-        _on_write(connection, transaction, statement, does)
-
-
-def _effect(connection: Connection, statement: str, context: Any) -> Does:
     if context is not None and (context.isinsert or context.isupdate or context.isdelete):
-        return Does.WRITES
+        _on_write(connection, transaction)
+        return
     does = effect(statement, connection.dialect.name)
-    return (
-        does | Does.WRITES if Does.CALLS in does and targets_around() else does
-    )  # it is what that call has said it does
+    if does is Effect.CALLS:
+        transaction.called = True
+    if does is Effect.CONTROLS:
+        transaction.loose = True
+        _undone(transaction)
+    # A call that invalidates has said what the functions of the database do that it calls.
+    if does >= Effect.WRITES or (does is Effect.CALLS and targets_around()):
+        if sets_isolation(statement):
+            level_is_set(connection)
+        _on_write(connection, transaction)
 
 
-def _on_write(connection: Connection, transaction: Transaction, statement: str, does: Does) -> None:
+def _on_write(connection: Connection, transaction: Transaction) -> None:
     transaction.wrote = True
-    if transaction.phase is not Phase.LOST:
+    _drop_values(transaction)  # what was put before this may be what it changes
+    if transaction.phase is not Phase.OUTCOME_UNKNOWN:
         transaction.phase = Phase.OPEN  # again, where a pool gives the same connection to all, and another has ended it
-    transaction.loose = transaction.loose or Does.LEAVES in does
-    if sets_isolation(statement):
-        level_is_set(connection)
     for targets in targets_around():
         targets.meet(transaction)
-    if transaction.users or transaction.works:
+    if transaction.users or transaction.intents:
         transaction.autocommit = transaction.autocommit or autocommits(connection)
-        if transaction.autocommit or transaction.loose or Does.COMMITS in does:
+        if transaction.autocommit or transaction.loose:
             _publish(transaction)
 
 
@@ -176,73 +174,102 @@ def _on_error(context: ExceptionContext) -> None:
     transaction = transaction_of(connection) if connection is not None else None
     if connection is None or transaction is None:
         return
-    _distrust(transaction)  # PostgreSQL answers the COMMIT of a failed transaction with a ROLLBACK, and no error
+    _drop_values(transaction)  # PostgreSQL answers the COMMIT of a failed transaction with a ROLLBACK, and no error
     answered = context.sqlalchemy_exception is not None and not context.is_disconnect
     if transaction.phase is Phase.SENT and answered and not transaction.twophase:
         transaction.phase = Phase.UNDONE
         driver = sqlite_driver(connection)
         if driver is not None and driver.in_transaction:  # a COMMIT that found the database locked can be sent again
             undo(connection, transaction)
-        end_own(transaction, committed=transaction.published)
+        finish(transaction.take_intents(), committed=transaction.published)
     elif transaction.phase is Phase.SENT or (transaction.published and not answered):
-        transaction.phase = Phase.LOST
-        abandon(transaction.take_works())
+        transaction.phase = Phase.OUTCOME_UNKNOWN
+        abandon(transaction.take_intents())
 
 
 def _undone(transaction: Transaction) -> None:
-    _distrust(transaction)
+    """A part of it is rolled back: nothing that was put before may be stored."""
+    _drop_values(transaction)
     if transaction.wrote or transaction.called:
         transaction.undo()
 
 
-def _distrust(transaction: Transaction) -> None:
-    for work in _works(transaction):
-        work.distrust()
+def _drop_values(transaction: Transaction) -> None:
+    for intent in transaction.all_intents():
+        intent.distrust()
 
 
-def _works(transaction: Transaction) -> list[Work]:
-    return [
-        *transaction.works,
-        *(work for session in transaction.sessions for work in state_of(session).works.values()),
-    ]
-
-
-def _begin_works(transaction: Transaction) -> None:
+def _begin_intents(transaction: Transaction) -> None:
+    """Invalidate before something that commits is sent."""
     if not transaction.sessions:
         for targets in targets_around():
             targets.meet(transaction)
-    for work in _works(transaction):
-        if can_wait(work):
-            await_only(work.begin())
+    for intent in awaitable(transaction.all_intents()):
+        await_only(intent.begin())
 
 
 def _send(connection: Connection, transaction: Transaction) -> None:
-    watch(connection, transaction, _on_committed)
+    _watch(connection, transaction)
     transaction.phase = Phase.SENT
-    _attempt(transaction)
+    _note_sent(transaction)
 
 
 def _publish(transaction: Transaction) -> None:
-    """What is about to be sent commits by itself."""
-    _begin_works(transaction)
+    """Prepare for a statement that commits by itself."""
+    _begin_intents(transaction)
     transaction.published = True
-    _attempt(transaction)
+    _note_sent(transaction)
 
 
-def _attempt(transaction: Transaction) -> None:
-    for session in transaction.sessions:
-        state_of(session).attempt(transaction)
-    if transaction.wrote and not transaction.sessions:
+def _note_sent(transaction: Transaction) -> None:
+    sessions = transaction.sessions
+    for session in sessions:
+        state = state_of(session)
+        state.wrote = state.wrote or transaction.wrote
+        if transaction not in state.sent:
+            state.sent.append(transaction)
+    if transaction.wrote and not sessions:
         for targets in targets_around():  # the calls around a connection without a session: what was written is covered
-            work = targets.works.get(transaction)
-            targets.carried = targets.carried or (work is not None and can_wait(work))
+            intent = targets.intents.get(transaction)
+            targets.carried = targets.carried or (intent is not None and bool(awaitable([intent])))
 
 
-def _on_committed(transaction: Transaction) -> None:
+# --- the return of COMMIT, of which SQLAlchemy has no event
+#
+# Its `commit` event comes before, and its session's `after_commit` knows nothing of connections. So the dialect's own
+# method is wrapped: each COMMIT of an engine passes through it.
+
+
+def _watch(connection: Connection, transaction: Transaction) -> None:
+    """Have `_on_committed` called when the COMMIT that is about to be sent has returned."""
+    connection.info[_SENT] = transaction
+    dialect = connection.dialect
+    if dialect in _watched:
+        return
+    _watched.add(dialect)
+    do_commit, do_commit_twophase = dialect.do_commit, dialect.do_commit_twophase
+
+    def commit(dbapi_connection: Any) -> None:
+        do_commit(dbapi_connection)
+        _on_committed(getattr(dbapi_connection, "info", {}))
+
+    def commit_twophase(connection: Connection, xid: Any, is_prepared: bool = True, recover: bool = False) -> None:
+        do_commit_twophase(connection, xid, is_prepared, recover)
+        _on_committed(connection.info)
+
+    dialect.do_commit = commit  # type: ignore[method-assign]
+    dialect.do_commit_twophase = commit_twophase  # type: ignore[method-assign]
+
+
+def _on_committed(info: dict[Any, Any]) -> None:
+    transaction: Transaction | None = info.pop(_SENT, None)
+    if transaction is None:
+        return
     transaction.phase = Phase.COMMITTED
     transaction.published = True
     transaction.wrote = transaction.called = False
-    end_own(transaction, committed=True)
+    if transaction.intents:
+        finish(transaction.take_intents(), committed=True)
 
 
 # --- sessions
@@ -251,22 +278,15 @@ def _on_committed(transaction: Transaction) -> None:
 @event.listens_for(Session, "after_transaction_create")
 def _on_session_transaction(session: Session, transaction: SessionTransaction) -> None:
     if transaction.parent is None:  # also begun by the change of an attribute
-        _use(session)
+        session_used(session)
 
 
 @event.listens_for(Session, "do_orm_execute")
-def _on_orm_execute(state: ORMExecuteState) -> None:
-    _use(state.session)
-    if not state.is_select or state.is_column_load or changed(state.session):  # never over unflushed changes
-        return
-    if fresh_reads():
-        state.update_execution_options(populate_existing=True)
-
-
-def _use(session: Session) -> None:
-    use(session)
-    for targets in targets_around():  # tasks that the call has started know it, too
-        targets.seen.add(session)
+def _on_orm_execute(execution: ORMExecuteState) -> None:
+    session = execution.session
+    session_used(session)
+    if execution.is_select and not execution.is_column_load and fresh_reads() and not changed(session):
+        execution.update_execution_options(populate_existing=True)  # never over unflushed changes
 
 
 @event.listens_for(Session, "after_begin")
@@ -293,28 +313,29 @@ def _on_session_end(session: Session, transaction: SessionTransaction) -> None:
     state = take_state(session) if transaction.parent is None else None
     if state is None:
         return
-    used = [(c, found) for c in state.connections if (found := transaction_of(c)) is not None]
+    used = [(each, found) for each in state.connections if (found := transaction_of(each)) is not None]
     for _, found in used:
-        found.leave(session)
-    works = list(state.works.values())
-    if not works:
+        found.detach(session)
+    if not state.intents:
         return
-    outer = [found for c, found in used if c.in_transaction()]
-    for (
-        found
-    ) in outer:  # joined to a transaction that is still open: nothing is committed yet, whatever the session says
-        found.works += works
-    ended = outer or _end_session(works, state.outcome())
-    if ended and all(map(can_wait, works)):
+    intents = list(state.intents.values())
+    # Where an outer transaction is still open, nothing is committed yet, whatever the session says.
+    outer = [found for connection, found in used if connection.in_transaction()]
+    for found in outer:
+        found.intents += intents
+    if (outer or (_end(intents, state.outcome()) and state.wrote)) and len(awaitable(intents)) == len(intents):
         for targets in state.targets:
-            targets.carried = targets.carried or bool(outer) or state.wrote
+            targets.carried = True
 
 
-def _end_session(works: list[Work], committed: bool | None) -> bool:
-    """The session's transaction has ended for good; gives whether it is known to have committed."""
-    if committed is not None:
-        finish(works, committed=committed)
-        return committed
-    _log.warning("the outcome of a COMMIT is unknown: its barrier is left to lapse")
-    abandon(works)
-    return False
+def _end(intents: list[Intent], committed: bool | None) -> bool:
+    """End them with the outcome of their transaction, None if it will never be known. Return True if it committed."""
+    if committed is None:
+        _log.warning(
+            "fastrdb: the outcome of a COMMIT is unknown: what it may have changed is not cached until the barrier "
+            "has lapsed, and is then invalidated once more"
+        )
+        abandon(intents)
+        return False
+    finish(intents, committed=committed)
+    return committed

@@ -1,13 +1,16 @@
-"""What the state of a session allows a cached call to do: read the cache, and fill it.
+"""What a session's state allows a cached call to do: read the cache, and fill it.
 
-The five rules of the protocol, and nothing else. `transactions` knows the facts, `loads` asks.
+Rule 1: a session that has written does neither. Rule 2: a snapshot that may be older than the lease does not fill.
+Rule 3: the identity map does not answer a load (see `scope`). Rule 4: the transaction's owner commits it (see `crud`).
+Rule 5: a schema_translate_map is part of the key.
 """
 
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import (
     DBAPIError,
     InterfaceError,
@@ -21,23 +24,31 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
 from sqlalchemy.orm import Session
 from sqlalchemy.util import greenlet_spawn
 
-from .drivers import ask_level, has_written, known_level, sqlite_driver, streams
-from .state import Transaction, connections_of, state_of, transaction_of, undone_since
-from .uses import changed
+from .state import (
+    Transaction,
+    changed,
+    connections_of,
+    next_order,
+    outer_connection,
+    state_of,
+    transaction_of,
+    undone_since,
+)
 
 WROTE = "the session has written in its open transaction"
-UNTOLD = "the database does not tell the state of the transaction"
 READ_BACK = "the session has read what it had written, and rolled it back"
 _CURRENT = ("READ COMMITTED", "AUTOCOMMIT")  # levels at which a statement sees all that is committed by then
-_UNREACHABLE = (
-    "08",
-    "53",
-    "57P",
-)  # SQLSTATE: connection exception, insufficient resources, shutting down or not yet up
+# SQLSTATE: connection exception, insufficient resources, shutting down or not yet up
+_UNREACHABLE = ("08", "53", "57P")
+_LEVEL, _STREAMS = "fastrdb.level", "fastrdb.streams"  # in `Connection.info`, which belongs to the driver's connection
+_levels: WeakKeyDictionary[Engine, str] = WeakKeyDictionary()
+
+
+# --- sessions
 
 
 def sync_session(session: object) -> Session | None:
-    """The `Session` inside an `AsyncSession` or a scoped one; None for what is not SQLAlchemy's."""
+    """Return the `Session` inside an `AsyncSession` or a scoped one; None for any other object."""
     if isinstance(session, AsyncSession):
         return session.sync_session
     if isinstance(session, async_scoped_session):
@@ -47,14 +58,32 @@ def sync_session(session: object) -> Session | None:
 
 
 def plain_session(session: object) -> Session | None:
-    """The `Session` inside an `AsyncSession` under which statements read what they say; None for all else."""
+    """Return the `Session` inside an `AsyncSession` without a schema_translate_map; None for any other object."""
     found = session.sync_session if isinstance(session, AsyncSession) else None
     return found if found is not None and schema_map(found) is None else None
 
 
+def has_transaction(session: Session) -> bool:
+    """Return True if a commit may follow that what is done now must wait for."""
+    return session.in_transaction() or outer_connection(session) is not None
+
+
+def schema_map(session: Session) -> dict[str, str | None] | None:
+    """Rule 5: return the `schema_translate_map` of the session or of its engine, or None."""
+    options: Any = getattr(session, "execution_options", None)  # SQLAlchemy 2.1
+    found = options.get("schema_translate_map") if options else None
+    bind = session.bind
+    if found is None and bind is not None and (own := bind.get_execution_options()):
+        found = own.get("schema_translate_map")
+    return dict(found) if found else None
+
+
+# --- rules 1 and 2
+
+
 def wrote(session: Session) -> bool:
-    """Rule 1: True if its open transaction has written, flushed or not. Then the cache is neither read nor filled."""
-    # Adding, changing and deleting objects begins one. This is `has_transaction`, without a call: it is felt on a hit.
+    """Rule 1: return True if its open transaction has written, flushed or not."""
+    # Adding, changing and deleting objects begins one. A hit pays for this: `has_transaction`, without a call.
     if not session.in_transaction() and (not isinstance(bind := session.bind, Connection) or not bind.in_transaction()):
         return False
     if changed(session) or state_of(session).declared:
@@ -62,15 +91,10 @@ def wrote(session: Session) -> bool:
     return any(found.wrote for c in connections_of(session) if (found := transaction_of(c)))
 
 
-def has_transaction(session: Session) -> bool:
-    """True if a commit may follow that what is done now must wait for."""
-    return session.in_transaction() or (isinstance(session.bind, Connection) and session.bind.in_transaction())
-
-
 async def why_not_stored(session: Session, since: int) -> str | None:
-    """Rules 1 and 2: why what was loaded after the point `since` must not be stored, or None if it may.
+    """Rules 1 and 2: say why what was loaded after the point `since` must not be stored; None if it may.
 
-    A transaction that was open at `since`, when the lease was granted, may look at an older snapshot.
+    `since` is when the lease was granted: a transaction that was open by then may look at an older snapshot.
     """
     if wrote(session):
         return WROTE
@@ -84,17 +108,30 @@ async def why_not_stored(session: Session, since: int) -> str | None:
             level = known_level(connection)
             if level is None:
                 level = await greenlet_spawn(ask_level, connection)
-            if transaction is not None and transaction.called and await greenlet_spawn(has_written, connection):
-                return WROTE
         except Exception as error:  # noqa: BLE001  # the driver's own: a failed transaction, say, answers nothing
-            return f"{UNTOLD}: {error}"
+            return untold(error)
+        if transaction is not None and transaction.called and (found := await why_unpublished(connection)) is not None:
+            return found
         if (old := older(connection, transaction, level, since)) is not None:
             return old
     return None
 
 
+async def why_unpublished(connection: Connection) -> str | None:
+    """Say why functions of the database that were called may have written; None if they have not."""
+    try:
+        return WROTE if await greenlet_spawn(has_written, connection) else None
+    except Exception as error:  # noqa: BLE001  # the driver's own
+        return untold(error)
+
+
+def untold(error: Exception) -> str:
+    """Say that the database could not be asked."""
+    return f"the database does not tell the state of the transaction: {error}"
+
+
 def older(connection: Connection, transaction: Transaction | None, level: str, since: int) -> str | None:
-    """Rule 2: why a statement on `connection` may be answered from before `since`."""
+    """Rule 2: say why a statement on `connection` may be answered from before `since`; None if it cannot."""
     if level == "READ UNCOMMITTED":
         return "READ UNCOMMITTED sees what may never be committed"
     driver = sqlite_driver(connection)
@@ -107,31 +144,88 @@ def older(connection: Connection, transaction: Transaction | None, level: str, s
     return f"the session's snapshot ({level}) may be older than the lease"
 
 
-def schema_map(session: Session) -> dict[str, str | None] | None:
-    """Rule 5: the `schema_translate_map` of the session or of its engine, which decides what a statement reads."""
-    options: Any = getattr(session, "execution_options", None)  # SQLAlchemy 2.1
-    found = options.get("schema_translate_map") if options else None
-    bind = session.bind
-    if found is None and bind is not None and (own := bind.get_execution_options()):
-        found = own.get("schema_translate_map")
-    return dict(found) if found else None
+# --- what only the driver's connection knows, or what is known of it beyond one transaction
+
+
+def autocommits(connection: Connection) -> bool:
+    """Return True if each statement commits by itself. SQLAlchemy has no public word for what the engine was set to."""
+    if connection._is_autocommit_isolation():
+        return True
+    driver = sqlite_driver(connection)
+    if driver is not None:
+        return driver.isolation_level is None and not driver.in_transaction
+    asked = getattr(connection.connection.dbapi_connection, "get_autocommit", None)  # MariaDB's and MySQL's drivers
+    return asked is not None and bool(asked())
+
+
+def sqlite_driver(connection: Connection) -> Any:
+    """Return the driver's connection to SQLite, which knows its transaction's state; None for other databases."""
+    return connection.connection.driver_connection if connection.dialect.name == "sqlite" else None
+
+
+def known_level(connection: Connection) -> str | None:
+    """Return the isolation level, or None if the database must be asked."""
+    if autocommits(connection):
+        return "AUTOCOMMIT"
+    if _LEVEL in connection.info:
+        return None
+    chosen = connection.get_execution_options().get("isolation_level")
+    return _levels.get(connection.engine) if chosen is None else str(chosen).replace("_", " ").upper()
+
+
+def ask_level(connection: Connection) -> str:
+    """Ask the database: once for each engine, until a statement sets a level of its own."""
+    level = connection.get_isolation_level()
+    if _LEVEL not in connection.info:
+        _levels[connection.engine] = level
+    return level
+
+
+def level_is_set(connection: Connection) -> None:
+    """Note that a statement sets an isolation level, for its transaction or for all of the driver's connection."""
+    connection.info[_LEVEL] = True
+
+
+def has_written(connection: Connection) -> bool:
+    """Ask the database whether functions that were called have written. Only PostgreSQL knows; False for others."""
+    if connection.dialect.name != "postgresql":
+        return False
+    return bool(connection.exec_driver_sql("SELECT txid_current_if_assigned() IS NOT NULL").scalar())
+
+
+def stream_begins(connection: Connection, context: Any) -> None:
+    """Note that a result is not read at once. In SQLite it holds a snapshot until its end, for all statements."""
+    connection.info.setdefault(_STREAMS, WeakKeyDictionary())[context] = next_order()
+
+
+def streams(connection: Connection, since: int) -> bool:
+    """Return True if a result that is being read began before the point `since`."""
+    return any(order < since for order in connection.info.get(_STREAMS, {}).values())
+
+
+# --- errors of the database
 
 
 def missing_row(error: BaseException) -> bool:
-    """True for SQLAlchemy's NoResultFound, which `negative_exp` may cache."""
+    """Return True for SQLAlchemy's NoResultFound, which `negative_exp` may cache."""
     return isinstance(error, NoResultFound)
 
 
-def session_s_own(error: BaseException) -> bool:
-    """True if it is about how a session was used, or left, and not about what is in the database.
+def no_result(message: str) -> NoResultFound:
+    """Return the error of a row that is known to be missing."""
+    return NoResultFound(message)
 
-    A session whose flush has failed, or one that is closed for good: whoever has another is not concerned.
+
+def session_s_own(error: BaseException) -> bool:
+    """Return True if the error is about how a session was used, or left, and not about what is in the database.
+
+    A session whose flush has failed raises such errors, and one that is closed for good. Other sessions do not.
     """
     return isinstance(error, InvalidRequestError) and not isinstance(error, NoResultFound | MultipleResultsFound)
 
 
 def unreachable(error: BaseException) -> bool:
-    """True if the database could not be reached: then `fail_safe` may fall back on an old value.
+    """Return True if the database could not be reached: then `fail_safe` may fall back on an old value.
 
     That is: no connection to be had (an OSError of the driver, the pool's TimeoutError, an error before any statement
     was sent), or one that was lost. An answer of the database is none of these, whatever the class of its error: a
@@ -145,8 +239,3 @@ def unreachable(error: BaseException) -> bool:
         isinstance(error, OperationalError | InterfaceError) or type(error) is DBAPIError
     )
     return error.connection_invalidated or connecting
-
-
-def no_result(message: str) -> NoResultFound:
-    """The error of a row that is known to be missing."""
-    return NoResultFound(message)

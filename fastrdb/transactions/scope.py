@@ -15,14 +15,21 @@ from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session
-from sqlalchemy.util import greenlet_spawn
 
 from fastrdb.errors import SessionInUseError
 
-from .drivers import ask_level, has_written, known_level
-from .rules import READ_BACK, UNTOLD, WROTE, older, why_not_stored
-from .state import Targets, Transaction, connections_of, next_order
-from .uses import changed, used_here
+from .rules import (
+    READ_BACK,
+    WROTE,
+    ask_level,
+    has_written,
+    known_level,
+    older,
+    untold,
+    why_not_stored,
+    why_unpublished,
+)
+from .state import Targets, Transaction, changed, connections_of, next_order, note_use, used_here
 
 _CALLS = "fastrdb.calls"  # in Session.info: the calls that use the session
 _calls_on: WeakKeyDictionary[Connection, list[RunningCall]] = WeakKeyDictionary()
@@ -153,7 +160,7 @@ class RunningLoad(RunningCall):
             level = known_level(connection) or ask_level(connection)
             self.unfit = self.unfit or older(connection, transaction, level, self._since)
         except Exception as error:  # noqa: BLE001  # the driver's own
-            self.unfit = f"{UNTOLD}: {error}"
+            self.unfit = untold(error)
 
     async def _unpublished(self, transaction: Transaction, connection: Connection) -> str | None:
         """Apply rule 1 to such a transaction: say why its statements may have read what was never committed."""
@@ -161,12 +168,7 @@ class RunningLoad(RunningCall):
             return WROTE
         if transaction.undone > self._since:
             return READ_BACK
-        if transaction.called and not connection.closed:
-            try:
-                return WROTE if await greenlet_spawn(has_written, connection) else None
-            except Exception as error:  # noqa: BLE001  # the driver's own
-                return f"{UNTOLD}: {error}"
-        return None
+        return await why_unpublished(connection) if transaction.called and not connection.closed else None
 
 
 # --- the chain of calls around the code that runs
@@ -230,8 +232,18 @@ def apart() -> Iterator[None]:
 # --- for the listeners
 
 
+def session_used(session: Session) -> None:
+    """Note that this task, and the calls around it that write, use the session."""
+    note_use(session)
+    call = _running.get()
+    while call is not None:
+        if call.targets is not None:  # tasks that the call has started know it, too
+            call.targets.seen.add(session)
+        call = call.parent
+
+
 def statement_begins(connection: Connection, transaction: Transaction) -> None:
-    """Tell the running calls that a statement is about to run inside of them."""
+    """Note in the running calls that a statement is about to run inside of them. Raise SessionInUseError."""
     call = _running.get()
     while call is not None:
         if call.active:

@@ -1,34 +1,31 @@
-"""What a statement does to a transaction, told from its text alone. Pure; wrong only on the careful side.
+"""The effect of a statement on a transaction, by its text alone. Pure; wrong only on the careful side.
 
-Whoever writes SQL by hand can hide a write anywhere. So what does not surely read counts as a write, and a query that
-calls a function of unknown name may have written.
+Hand-written SQL can hide a write anywhere. So what does not surely read counts as a write, and a query that calls a
+function of unknown name may have written.
 """
 
 from __future__ import annotations
 
 import re
-from enum import Flag, auto
+from enum import IntEnum
 from functools import lru_cache
 
 
-class Does(Flag):
-    """What a statement does besides reading."""
+class Effect(IntEnum):
+    """What a statement does besides reading; of several, the greatest counts."""
 
     NOTHING = 0
-    CALLS = auto()  # functions that may do anything
-    WRITES = auto()
-    UNDOES = auto()  # a part of the transaction, or all of it
-    COMMITS = auto()  # all that was written so far, and itself
-    LEAVES = auto()  # the transaction: from here on, each statement may commit by itself
+    CALLS = 1  # functions that may write
+    WRITES = 2
+    CONTROLS = 3  # the transaction: it writes, may undo, may commit, and each later statement may commit by itself
 
 
-_LEFT = Does.WRITES | Does.UNDOES | Does.LEAVES
 _LITERALS = re.compile(r"'(?:[^']|'')*'")
 _IGNORED = re.compile(r"(?:[\s(]|--[^\n]*|/\*.*?\*/)*", re.DOTALL)
 _QUERIES = ("SELECT", "VALUES", "SHOW", "WITH", "EXPLAIN", "DESC", "TABLE")
 _SAVEPOINTS = ("SAVEPOINT", "RELEASE")
-_TO_SAVEPOINT = re.compile(r"ROLLBACK\s+(?:WORK\s+|TRANSACTION\s+)?TO\b")
 _BEGINS = ("BEGIN", "START TRANSACTION")  # what drivers send, and SQLAlchemy's recipe for SQLite
+_ENDS = ("COMMIT", "END", "ROLLBACK", "ABORT", "PREPARE TRANSACTION", "XA COMMIT", "XA ROLLBACK")
 _CHANGES = re.compile(r"\b(?:INSERT|UPDATE|DELETE|MERGE|REPLACE)\b(?!\s*\()")
 _LOCKS = re.compile(r"\bFOR\s+(?:NO\s+KEY\s+)?UPDATE\b")
 _INTO = re.compile(r"\bINTO\b")
@@ -47,7 +44,6 @@ _WORDS = (
     "UNNEST UPPER VARIANCE"
 )
 _HARMLESS = frozenset(_WORDS.split())
-_XA = {"XA COMMIT": Does.COMMITS | Does.WRITES, "XA ROLLBACK": Does.UNDOES}
 # What MariaDB and MySQL keep in the transaction. All other statements commit what was before them, or may.
 _STAYS = (
     *("INSERT", "UPDATE", "DELETE", "REPLACE", "LOAD DATA", "LOAD XML", "SET", "DO", "HANDLER", "USE"),
@@ -57,19 +53,17 @@ _SET_COMMITS = re.compile(r"\b(?:AUTOCOMMIT|PASSWORD|STATEMENT)\b")
 
 
 @lru_cache(maxsize=512)
-def effect(statement: str, dialect: str) -> Does:
-    """What `statement`, or several with semicolons between, does in a database of this SQLAlchemy name."""
+def effect(statement: str, dialect: str) -> Effect:
+    """Return the effect of one or several statements on a database of this SQLAlchemy name."""
     if "\\" not in statement:  # databases differ in what that means inside of quotes
         statement = _LITERALS.sub("''", statement)
-    done = Does.NOTHING
-    for part in filter(str.strip, statement.split(";")):
-        done |= _effect(_plain(part), dialect)
-    return done
+    parts = [_effect(_plain(part), dialect) for part in statement.split(";") if part.strip()]
+    return max(parts, default=Effect.NOTHING)
 
 
 @lru_cache(maxsize=512)
 def sets_isolation(statement: str) -> bool:
-    """True if the isolation level may be another one after it, in this transaction or in all that follow."""
+    """Return True if the isolation level may be another one after it, in this transaction or in all that follow."""
     text = _plain(statement)
     return text.startswith(("SET", *_BEGINS)) and "ISOLATION" in text
 
@@ -79,29 +73,27 @@ def _plain(statement: str) -> str:
     return statement[start.end() if start is not None else 0 :].upper()
 
 
-def _effect(text: str, dialect: str) -> Does:
-    if text.count("/*") != text.count("*/"):  # a comment inside a comment: who knows where it ended
-        return Does.WRITES
+def _effect(text: str, dialect: str) -> Effect:
+    if text.count("/*") != text.count("*/"):  # a comment inside a comment may have ended anywhere
+        return Effect.WRITES
     if text.startswith(_QUERIES):
         return _effect_of_query(text)
     if text.startswith(_SAVEPOINTS):
-        return Does.NOTHING
-    if text.startswith("ROLLBACK"):
-        return Does.UNDOES if _TO_SAVEPOINT.match(text) else _LEFT
-    if text.startswith(("COMMIT", "END")):
-        return _LEFT | Does.COMMITS
+        return Effect.NOTHING
+    if " ".join(text.split()).startswith(_ENDS):
+        return Effect.CONTROLS
     if text.startswith("XA "):
-        return _XA.get(" ".join(text.split()[:2]), Does.NOTHING)
+        return Effect.NOTHING
     if dialect in ("mysql", "mariadb"):
         stays = text.startswith(_STAYS) and not (text.startswith("SET") and _SET_COMMITS.search(text))
-        return Does.WRITES if stays else Does.WRITES | Does.COMMITS
+        return Effect.WRITES if stays else Effect.CONTROLS
     if text.startswith(_BEGINS) and not sets_isolation(text):
-        return Does.NOTHING
-    return Does.WRITES
+        return Effect.NOTHING
+    return Effect.WRITES
 
 
-def _effect_of_query(text: str) -> Does:
+def _effect_of_query(text: str) -> Effect:
     selects = text.startswith("SELECT")
     if _INTO.search(text) or (not selects and _CHANGES.search(_LOCKS.sub("", text))):
-        return Does.WRITES
-    return Does.NOTHING if _HARMLESS.issuperset(_CALLED.findall(text)) else Does.CALLS
+        return Effect.WRITES
+    return Effect.NOTHING if _HARMLESS.issuperset(_CALLED.findall(text)) else Effect.CALLS

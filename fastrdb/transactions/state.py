@@ -1,6 +1,6 @@
-"""What is bound to a database transaction: the facts known of it, and the work to do around its commit.
+"""What is known of transactions and sessions, and the intents that are bound to their commits.
 
-Plain records and the places where they are kept; `transactions` fills them in as SQLAlchemy tells what happens.
+Plain records and the places where they are kept. `listeners` fills them in as SQLAlchemy reports what happens.
 """
 
 from __future__ import annotations
@@ -10,76 +10,52 @@ import itertools
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Protocol
 from weakref import WeakKeyDictionary, WeakSet, ref
 
 from sqlalchemy import Connection, StaticPool
 from sqlalchemy.orm import Session
 
 from fastrdb.keys import Prefix
+from fastrdb.protocol import Intent
 
-_INFO, _UNDONE = "fastrdb", "fastrdb.undone"  # the places in Session.info: of the State, and beyond transactions
+_STATE, _UNDONE = "fastrdb", "fastrdb.undone"  # in Session.info: of its open transaction, and of all its transactions
+_orders = itertools.count(1)
+_transactions: WeakKeyDictionary[Connection, Transaction] = WeakKeyDictionary()
+_used: WeakKeyDictionary[asyncio.Task[object], WeakSet[Session]] = WeakKeyDictionary()
 
 
-class Work(Protocol):
-    """What a transaction will do to the cache: see `intent.Intent`."""
-
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop:
-        """The event loop that it belongs to: elsewhere it must not be awaited, begun, ended or abandoned."""
-        ...
-
-    @property
-    def pending(self) -> bool:
-        """Whether something was added that `begin` has not covered yet."""
-        ...
-
-    def add(self, prefixes: Iterable[Prefix] = ..., keys: Iterable[str] = ...) -> None:
-        """More to invalidate."""
-
-    def put(self, key: str, raw: bytes, ttl_ms: int) -> None:
-        """An entry to store when the transaction has committed."""
-
-    def distrust(self) -> None:
-        """A part of the transaction has been undone: what was put may never be committed."""
-
-    async def begin(self) -> None:
-        """Before COMMIT: nothing that is about to be stale may stay or come back."""
-
-    async def end(self, committed: bool) -> None:
-        """The outcome is known."""
-
-    def abandon(self) -> None:
-        """The outcome will never be known."""
+def next_order() -> int:
+    """Return a point in the order of events: a transaction with a greater `order` began after it."""
+    return next(_orders)
 
 
 class Phase(Enum):
     """How far a transaction has come."""
 
     OPEN = auto()
-    PREPARED = auto()  # the first of two phases is on its way, or done
-    SENT = auto()  # COMMIT is on its way
+    PREPARED = auto()  # the first of two phases has been sent
+    SENT = auto()  # COMMIT has been sent
     COMMITTED = auto()  # COMMIT has returned
     UNDONE = auto()  # rolled back, or COMMIT answered with an error
-    LOST = auto()  # something that commits was sent, and nobody will say what became of it
+    OUTCOME_UNKNOWN = auto()  # a statement that commits was sent, and its outcome will never be known
 
 
 @dataclass(slots=True, eq=False)
 class Transaction:
-    """One transaction of one connection. `order` tells which of two things came first."""
+    """One transaction of one connection."""
 
     order: int
     phase: Phase = Phase.OPEN
     wrote: bool = False  # what is neither committed nor rolled back
-    called: bool = False  # functions that may have written
-    undone: int = 0  # the point at which something that it wrote was last rolled back, as `next_order` gives it
-    published: bool = False  # something is committed: by COMMIT, by itself, or implicitly
-    autocommit: bool = False  # what it published was committed by itself, and so will be all that follows
-    loose: bool = False  # ended by hand: from then on, statements may commit by themselves
+    called: bool = False  # functions of the database that may have written
+    undone: int = 0  # the order of the last rollback of something that it wrote
+    published: bool = False  # a part is committed: by COMMIT, by itself, or implicitly
+    autocommit: bool = False  # each statement commits by itself
+    loose: bool = False  # controlled by hand: from then on, each statement may commit by itself
     twophase: bool = False
     savepoints: int = 0  # open ones, where SQLite was given no BEGIN before the first: its release commits
     users: list[ref[Session]] = field(default_factory=list)
-    works: list[Work] = field(default_factory=list)  # those that no session ends: of calls, and of sessions that joined
+    intents: list[Intent] = field(default_factory=list)  # those that no session ends
 
     @property
     def sessions(self) -> list[Session]:
@@ -87,59 +63,65 @@ class Transaction:
         return [session for user in self.users if (session := user()) is not None]
 
     @property
+    def ending(self) -> bool:
+        """True if the statements that follow are parts of its COMMIT, or of the ROLLBACK of a two-phase one."""
+        return self.phase in (Phase.PREPARED, Phase.SENT) or (self.twophase and self.phase is Phase.UNDONE)
+
+    @property
+    def over(self) -> bool:
+        """True if it has ended, or its outcome will never be known."""
+        return self.phase not in (Phase.OPEN, Phase.PREPARED, Phase.SENT)
+
+    @property
     def settled(self) -> bool:
         """True if no COMMIT is to come."""
         return self.autocommit or self.over
 
-    @property
-    def over(self) -> bool:
-        """True if it has ended, or nobody knows what becomes of it."""
-        return self.phase not in (Phase.OPEN, Phase.PREPARED, Phase.SENT)
+    def all_intents(self) -> list[Intent]:
+        """Return its own intents, and those of its sessions."""
+        return [*self.intents, *(each for session in self.sessions for each in state_of(session).intents.values())]
 
     def undo(self) -> None:
-        """Something that it wrote is rolled back: what was read of it was never committed."""
+        """Note that something that it wrote is rolled back: what was read of it was never committed."""
         self.undone = next_order()
         for session in self.sessions:
             session.info[_UNDONE] = self.undone
 
-    def leave(self, session: Session) -> None:
-        """The session's transaction has ended, whatever becomes of this one."""
+    def detach(self, session: Session) -> None:
+        """Note that the session's transaction has ended, whatever becomes of this one."""
         self.users = [user for user in self.users if user() is not session]
 
-    def take_works(self) -> list[Work]:
-        """The works that end with this transaction: not those that another one, still open, has to do as well."""
-        taken, self.works = self.works, []
-        held = [work for _, other in _known() if not other.settled for work in other.works] if taken else []
-        return [work for work in taken if work not in held]
+    def take_intents(self) -> list[Intent]:
+        """Remove and return the intents that end with this transaction.
+
+        An intent that another open transaction also has ends with the last of them.
+        """
+        taken, self.intents = self.intents, []
+        held = [each for _, other in _known() if not other.settled for each in other.intents] if taken else []
+        return [each for each in taken if each not in held]
 
 
 @dataclass(slots=True, eq=False)
-class State:
+class SessionState:
     """The open root transaction of one session."""
 
     connections: list[Connection] = field(default_factory=list)
-    works: dict[Hashable, Work] = field(default_factory=dict)
-    targets: list[Targets] = field(default_factory=list)  # those that have joined
-    tried: list[Transaction] = field(default_factory=list)  # those for which something that commits was sent
+    intents: dict[Hashable, Intent] = field(default_factory=dict)
+    targets: list[Targets] = field(default_factory=list)  # those that are in `intents`
+    sent: list[Transaction] = field(default_factory=list)  # those for which something that commits was sent
     committed: bool = False  # the session said so
-    wrote: bool = False  # in a transaction for which it was sent
-    declared: bool = False  # by a function that writes, however it did
+    wrote: bool = False  # in a transaction of `sent`
+    declared: bool = False  # a function that writes has run in it, whatever its statements were
 
     @property
     def autocommitted(self) -> bool:
         """True if a part is committed already."""
-        return any(transaction.published for transaction in self.tried)
-
-    def attempt(self, transaction: Transaction) -> None:
-        """Something that commits is sent."""
-        self.wrote = self.wrote or transaction.wrote
-        if transaction not in self.tried:
-            self.tried.append(transaction)
+        return any(transaction.published for transaction in self.sent)
 
     def outcome(self) -> bool | None:
-        """Whether anything has been committed, now that it has ended; None if that will never be known."""
-        phases = {transaction.phase for transaction in self.tried}
-        if Phase.LOST in phases or (Phase.SENT in phases and not self.committed):
+        """Return whether anything was committed, now that it has ended; None if that will never be known."""
+        phases = {transaction.phase for transaction in self.sent}
+        if Phase.OUTCOME_UNKNOWN in phases or (Phase.SENT in phases and not self.committed):
             return None
         return self.committed or self.autocommitted
 
@@ -148,129 +130,152 @@ class State:
 class Targets:
     """What a call invalidates: every commit made inside of the call carries these prefixes and keys.
 
-    `make` gives a new intent, of which `owner` has one in each transaction. Tasks that the call has started carry the
+    `make` returns a new intent, of which `owner` has one in each transaction. Tasks that the call has started carry the
     prefixes and keys even after the call has ended. `carried`: a commit of what was written has carried them.
     """
 
     owner: Hashable
-    make: Callable[[], Work]
+    make: Callable[[], Intent]
     prefixes: list[Prefix]
     keys: list[str]
     carried: bool = False
-    works: dict[Transaction, Work] = field(default_factory=dict)  # of transactions without a session
+    intents: dict[Transaction, Intent] = field(default_factory=dict)  # of transactions without a session
     seen: WeakSet[Session] = field(default_factory=WeakSet)  # the sessions that were used or joined
 
     def join(self, session: Session) -> None:
         """Put the prefixes and keys on a session's open transaction."""
-        intent_on(session, self.owner, self.make).add(self.prefixes, self.keys)
-        self.seen.add(session)
         state = state_of(session)
-        if self not in state.targets:
+        if self in state.targets:
+            return
+        self.seen.add(session)
+        intent_on(session, self.owner, self.make).add(self.prefixes, self.keys)
+        if session.in_transaction():
             state.targets.append(self)
 
     def meet(self, transaction: Transaction) -> None:
         """Join a transaction that writes or commits inside of the call; it may be older than the call."""
-        for session in transaction.sessions:
+        sessions = transaction.sessions
+        for session in sessions:
             self.join(session)
-        if not transaction.sessions and transaction not in self.works:
-            # What is over is forgotten: a task that the call has started may go on, and write, for ever.
-            self.works = {found: work for found, work in self.works.items() if not found.over}
-            work = self.works[transaction] = self.make()
-            work.add(self.prefixes, self.keys)
-            transaction.works.append(work)
+        if not sessions and transaction not in self.intents:
+            # Forget what is over: a task that the call has started may go on writing for ever.
+            self.intents = {found: intent for found, intent in self.intents.items() if not found.over}
+            intent = self.intents[transaction] = self.make()
+            intent.add(self.prefixes, self.keys)
+            transaction.intents.append(intent)
 
     def add(self, prefixes: Iterable[Prefix], keys: Iterable[str]) -> bool:
         """Add to each transaction whose COMMIT is to come. Return True if one of them wrote without a session."""
         for session in self.seen:
             if self in state_of(session).targets:
                 intent_on(session, self.owner, self.make).add(prefixes, keys)
-        left = [work for transaction, work in self.works.items() if not transaction.settled]
-        for work in left:
-            work.add(prefixes, keys)
+        left = [intent for transaction, intent in self.intents.items() if not transaction.settled]
+        for intent in left:
+            intent.add(prefixes, keys)
         return bool(left)
 
 
-_orders = itertools.count(1)
-_transactions: WeakKeyDictionary[Connection, Transaction] = WeakKeyDictionary()
+# --- transactions of connections
 
 
-def next_order() -> int:
-    """A point in the order of things: a transaction of a greater `order` began after it."""
-    return next(_orders)
+def new_transaction(connection: Connection, *, twophase: bool = False) -> None:
+    """Note that a transaction begins."""
+    shared = _shared(connection) if isinstance(connection.engine.pool, StaticPool) else None
+    _transactions[connection] = shared or Transaction(next(_orders), twophase=twophase)
 
 
-def new_transaction(connection: Connection, *, twophase: bool = False) -> Transaction:
-    """A transaction begins."""
-    made = _common(connection) or Transaction(next_order(), twophase=twophase)
-    _transactions[connection] = made
-    return made
-
-
-def _common(connection: Connection) -> Transaction | None:
-    """The transaction that is open already, where a pool gives the same connection to all, as for SQLite in memory."""
+def _shared(connection: Connection) -> Transaction | None:
+    """Return the open transaction of a pool that gives the same connection to all, as for SQLite in memory."""
     pool = connection.engine.pool
-    if not isinstance(pool, StaticPool):
-        return None
     others = (found for other, found in _known() if other.engine.pool is pool)
     return next((found for found in others if found.phase is Phase.OPEN), None)
 
 
 def _known() -> list[tuple[Connection, Transaction]]:
-    """All that there are. Other threads begin and end theirs meanwhile: so nobody loops over the dictionary itself."""
+    """Return all that there are. Other threads change the dictionary meanwhile, so it must not be iterated itself."""
     connections = [connection for each in _transactions.keyrefs() if (connection := each()) is not None]
     return [(each, found) for each in connections if (found := _transactions.get(each)) is not None]
 
 
-def transaction_of(connection: Connection) -> Transaction | None:
-    """The latest transaction of `connection`, if it is one that SQLAlchemy began."""
-    return _transactions.get(connection)
+transaction_of = _transactions.get
+"""Return the latest transaction of a connection, if SQLAlchemy began one, else None."""
 
 
-def state_of(session: Session) -> State:
-    """The state of the session's root transaction, made where there is none."""
-    state: State | None = session.info.get(_INFO)
+# --- sessions
+
+
+def state_of(session: Session) -> SessionState:
+    """Return the state of the session's root transaction; make it where there is none."""
+    state: SessionState | None = session.info.get(_STATE)
     if state is None:
-        state = session.info[_INFO] = State()
+        state = session.info[_STATE] = SessionState()
     return state
 
 
-def take_state(session: Session) -> State | None:
-    """The state of a root transaction that has ended; the next one gets a new one."""
-    state: State | None = session.info.pop(_INFO, None)
+def take_state(session: Session) -> SessionState | None:
+    """Remove and return the state of a root transaction that has ended; the next one gets a new one."""
+    state: SessionState | None = session.info.pop(_STATE, None)
     return state
 
 
 def undone_since(session: Session, since: int) -> bool:
-    """True if something that the session wrote was undone after the point `since`."""
+    """Return True if something that the session wrote was undone after the point `since`."""
     return int(session.info.get(_UNDONE, 0)) > since
 
 
+def changed(session: Session) -> bool:
+    """Return True if it has changes that no statement has sent to the database."""
+    return bool(session.new or session.deleted or session.dirty)
+
+
 def outer_connection(session: Session) -> Connection | None:
-    """The connection with a transaction of its own that the session was made to join."""
+    """Return the connection with a transaction of its own that the session was made to join."""
     bind = session.bind
     return bind if isinstance(bind, Connection) and bind.in_transaction() else None
 
 
-def intent_on(session: Session, owner: Hashable, make: Callable[[], Work]) -> Work:
-    """The one `Work` of `owner` on the session's open transaction, or one on the outer transaction if only that is."""
+def connections_of(session: Session) -> list[Connection]:
+    """Return the connections that the session's open transaction uses, a joined outer one among them."""
+    state: SessionState | None = session.info.get(_STATE)
+    found = list(state.connections) if state is not None else []
+    outer = session.bind
+    if isinstance(outer, Connection) and outer.in_transaction() and outer not in found:
+        found.append(outer)
+    return found
+
+
+def intent_on(session: Session, owner: Hashable, make: Callable[[], Intent]) -> Intent:
+    """Return the one intent of `owner` on the session's open transaction, or a new one if only an outer is open."""
     outer = None if session.in_transaction() else outer_connection(session)
     transaction = transaction_of(outer) if outer is not None else None
     if transaction is not None:
-        made = make()
-        transaction.works.append(made)
-        return made
-    works = state_of(session).works
-    work = works.get(owner)
-    if work is None:
-        work = works[owner] = make()
-    return work
+        intent = make()
+        transaction.intents.append(intent)
+        return intent
+    intents = state_of(session).intents
+    if owner not in intents:
+        intents[owner] = make()
+    return intents[owner]
 
 
-def connections_of(session: Session) -> list[Connection]:
-    """The connections that the session's open transaction uses, a joined outer one among them."""
-    state: State | None = session.info.get(_INFO)
-    found = list(state.connections) if state is not None else []
-    outer = outer_connection(session)
-    if outer is not None and outer not in found:
-        found.append(outer)
-    return found
+# --- sessions that a call does not name: the task has used them
+
+
+def note_use(session: Session) -> None:
+    """Note that this task uses the session."""
+    task = _current_task()
+    if task is not None:
+        _used.setdefault(task, WeakSet()).add(session)
+
+
+def used_here() -> Iterable[Session]:
+    """Return the sessions that this task has used."""
+    task = _current_task()
+    return _used.get(task, ()) if task is not None else ()
+
+
+def _current_task() -> asyncio.Task[object] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # no loop is running
+        return None

@@ -79,7 +79,7 @@ async def test_a_task_that_outlives_its_call(on_sqlite: World) -> None:
     task = await begin(w.one.client)
     going.set()
     await task
-    assert len(found[0].works) == 1
+    assert len(found[0].intents) == 1
     await w.quiet()
 
 

@@ -147,7 +147,7 @@ _OF_WRITERS = {
         "a search deletes all leases before it looks at entries", "for part, count in reversed(_PARTS.items()):"
     ),
     "begin-before-commit": _function(
-        "a writer begins before its COMMIT is sent", "transactions.listeners:_begin_works"
+        "a writer begins before its COMMIT is sent", "transactions.listeners:_begin_intents"
     ),
     "call-covers-commits": _function(
         "a commit inside an invalidating call carries its prefixes",
@@ -169,10 +169,10 @@ _OF_WRITERS = {
         "the release of a savepoint that commits is noticed", "transactions.state:Transaction.savepoints", 0
     ),
     "undone-puts-dropped": _function(
-        "what was put before a part of the transaction was undone is not stored", "transactions.listeners:_distrust"
+        "what was put before a part of the transaction was undone is not stored", "transactions.listeners:_drop_values"
     ),
     "autocommit-noticed": _function(
-        "a statement that commits by itself is taken for a COMMIT", "transactions.drivers:autocommits", False
+        "a statement that commits by itself is taken for a COMMIT", "transactions.rules:autocommits", False
     ),
     "cancelled-is-undone": _function("what is cancelled before its COMMIT is rolled back", "transactions.finish:undo"),
     "repairs": _function("what Redis missed is made up for", "protocol.repairs:Repairs.add"),

@@ -11,12 +11,11 @@ from redis.asyncio import Redis
 from sqlalchemy import AsyncAdaptedQueuePool, NullPool, select, text
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
-import fastrdb.transactions.drivers
 import fastrdb.transactions.listeners
 import fastrdb.transactions.rules
 from fastrdb.testing import Gate
-from fastrdb.transactions import state as works
-from fastrdb.transactions.sql import Does, effect
+from fastrdb.transactions import state
+from fastrdb.transactions.sql import Effect, effect
 from tests.races.scenarios import sessions as scenarios_sessions
 from tests.races.scenarios.commits import NEW
 from tests.races.scenarios.fills import LEASE
@@ -337,20 +336,20 @@ async def test_forgetting_what_was_undone(pg: World, monkeypatch: pytest.MonkeyP
         await scenarios_sessions.undone_in_the_load(pg, how)
 
 
-def _never_commits(statement: str, dialect: str) -> Does:
-    return effect(statement, dialect) & ~(Does.COMMITS | Does.LEAVES)
+def _never_controls(statement: str, dialect: str) -> Effect:
+    return min(effect(statement, dialect), Effect.WRITES)
 
 
 async def test_taking_text_for_any_write(pg: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """COMMIT by text counts as a write, and no more."""
-    monkeypatch.setattr(fastrdb.transactions.listeners, "effect", _never_commits)
+    monkeypatch.setattr(fastrdb.transactions.listeners, "effect", _never_controls)
     with pytest.raises(AssertionError):
         await committed_by_text(pg, "COMMIT")
 
 
 async def test_taking_ddl_for_any_write(maria: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """What MariaDB commits implicitly counts as a write, and no more."""
-    monkeypatch.setattr(fastrdb.transactions.listeners, "effect", _never_commits)
+    monkeypatch.setattr(fastrdb.transactions.listeners, "effect", _never_controls)
     with pytest.raises(AssertionError):
         await committed_by_text(maria, "CREATE TABLE other (id int)")
 
@@ -358,14 +357,14 @@ async def test_taking_ddl_for_any_write(maria: World, monkeypatch: pytest.Monkey
 async def test_taking_them_for_a_transaction(pg: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """What follows a COMMIT by hand is taken for a transaction."""
     loose = property(lambda transaction: False, lambda transaction, value: None)
-    monkeypatch.setattr(works.Transaction, "loose", loose)
+    monkeypatch.setattr(state.Transaction, "loose", loose)
     with pytest.raises(AssertionError):
         await statements_after(pg)
 
 
 async def test_trusting_what_was_put(pg: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is dropped when a part is undone."""
-    monkeypatch.setattr(fastrdb.transactions.listeners, "_distrust", lambda transaction: None)
+    monkeypatch.setattr(fastrdb.transactions.listeners, "_drop_values", lambda transaction: None)
     with pytest.raises(AssertionError):
         await undone_by_text(pg)
 
@@ -402,7 +401,7 @@ async def test_forgetting_streams(
 @pytest.mark.parametrize("race", [shared_and_rolled_back, shared_and_committed], ids=lambda race: str(race.__name__))
 async def test_taking_one_for_many(client: Redis, monkeypatch: pytest.MonkeyPatch, race: Any) -> None:
     """Each session is taken to have a connection of its own."""
-    monkeypatch.setattr(works, "_common", lambda connection: None)
+    monkeypatch.setattr(state, "_shared", lambda connection: None)
     async with in_memory(client) as w:
         with pytest.raises(AssertionError):
             await race(w)

@@ -19,7 +19,7 @@ from fastrdb.protocol.intent import Intent
 from fastrdb.testing import Stranded, TcpProxy
 from fastrdb.transactions import listeners as transactions
 from fastrdb.transactions.finish import finish
-from fastrdb.transactions.state import State, Transaction, Work
+from fastrdb.transactions.state import SessionState, Transaction
 from tests.races.scenarios.commits import NEW, carried
 from tests.support.servers import databases
 from tests.support.servers.databases import Database, ServerDatabase
@@ -432,7 +432,7 @@ async def test_locked_at_commit(sqlite: Database, client: Redis) -> None:
 
 async def test_without_watching(postgresql: Database, client: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody tells that COMMIT has returned: the barrier stays although all is well."""
-    monkeypatch.setattr(transactions, "watch", lambda *arguments: None)
+    monkeypatch.setattr(transactions, "_watch", lambda *arguments: None)
     async with world(postgresql, client) as w:
         with pytest.raises(AssertionError):
             await test_committed(w, joined)
@@ -446,7 +446,7 @@ async def test_taking_the_unknown_for_refused(
     race: Callable[[Line], Coroutine[Any, Any, None]],
 ) -> None:
     """The barrier is taken down while COMMIT is on its way."""
-    monkeypatch.setattr(State, "outcome", lambda state: False)
+    monkeypatch.setattr(SessionState, "outcome", lambda state: False)
     monkeypatch.setattr(Intent, "abandon", lambda intent: finish([intent], committed=False))
     async with line(BY_NAME["postgresql READ COMMITTED"], postgresql_server, client, monkeypatch) as at:
         with pytest.raises(AssertionError):
@@ -466,11 +466,11 @@ async def test_the_first_of_two_ends_it(
 ) -> None:
     """The barrier is taken down when one of two transactions has committed."""
 
-    def take_all(transaction: Transaction) -> list[Work]:
-        taken, transaction.works = transaction.works, []
+    def take_all(transaction: Transaction) -> list[Intent]:
+        taken, transaction.intents = transaction.intents, []
         return taken
 
-    monkeypatch.setattr(Transaction, "take_works", take_all)
+    monkeypatch.setattr(Transaction, "take_intents", take_all)
     async with world(postgresql, client) as w:
         with pytest.raises(AssertionError):
             await two_outer_transactions(w, sqlite)
@@ -481,7 +481,7 @@ async def test_trusting_what_was_put(
     postgresql: Database, client: Redis, monkeypatch: pytest.MonkeyPatch, race: Callable[[World], Any]
 ) -> None:
     """What a session has put is stored, whatever became of it on the outer connection."""
-    monkeypatch.setattr(transactions, "_distrust", lambda transaction: None)
+    monkeypatch.setattr(transactions, "_drop_values", lambda transaction: None)
     async with world(postgresql, client) as w:
         with pytest.raises(AssertionError):
             await race(w)

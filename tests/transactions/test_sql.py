@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fastrdb.transactions.sql import Does, effect, sets_isolation
+from fastrdb.transactions.sql import Effect, effect, sets_isolation
 
 READS = [
     "SELECT a FROM t",
@@ -20,7 +20,7 @@ READS = [
     "SHOW max_connections",
 ]
 WRITES = [
-    "/* who */ UPDATE t SET a = 1",
+    "/* a comment */ UPDATE t SET a = 1",
     "WITH x AS (UPDATE t SET a = 1 RETURNING a) SELECT a FROM x",
     "EXPLAIN ANALYZE DELETE FROM t",
     "SELECT a INTO x FROM t",
@@ -29,22 +29,22 @@ WRITES = [
     "/* /* */ SELECT */ UPDATE t SET a = 1",
     "SET LOCAL role = 'x'",
 ]
-COMMITS = ["COMMIT", "commit and chain", "END", "SELECT 1; COMMIT", "COMMIT PREPARED 'x'", "XA COMMIT 'x'"]
+ENDS = ["COMMIT", "commit and chain", "END", "SELECT 1; COMMIT", "COMMIT PREPARED 'x'", "XA  COMMIT 'x'"]
+ENDS += ["ROLLBACK", "ROLLBACK TO SAVEPOINT a", "ABORT", "XA ROLLBACK 'x'", "PREPARE TRANSACTION 'x'"]
 IMPLICIT = ["CREATE TABLE x (a int)", "TRUNCATE t", "CALL p()", "BEGIN", "SET autocommit = 1", "LOCK TABLES t WRITE"]
 
 
 @pytest.mark.parametrize("statement", READS)
 def test_what_reads(statement: str) -> None:
     """Comments, parentheses, literals and locks make no write of it."""
-    assert effect(statement, "postgresql") is Does.NOTHING
-    assert effect(statement, "mysql") is Does.NOTHING
+    assert effect(statement, "postgresql") is Effect.NOTHING
+    assert effect(statement, "mysql") is Effect.NOTHING
 
 
 @pytest.mark.parametrize("statement", WRITES)
 def test_what_writes(statement: str) -> None:
     """Nor do they hide one; what is not known is one."""
-    assert Does.WRITES in effect(statement, "postgresql")
-    assert Does.COMMITS not in effect(statement, "postgresql")
+    assert effect(statement, "postgresql") is Effect.WRITES
 
 
 @pytest.mark.parametrize(
@@ -52,32 +52,26 @@ def test_what_writes(statement: str) -> None:
 )
 def test_what_calls(statement: str) -> None:
     """A function of unknown name, or of a schema, may do anything."""
-    assert effect(statement, "postgresql") is Does.CALLS
+    assert effect(statement, "postgresql") is Effect.CALLS
 
 
-@pytest.mark.parametrize("statement", COMMITS)
-def test_what_commits(statement: str) -> None:
-    """COMMIT by hand is one in every database."""
-    assert Does.COMMITS in effect(statement, "postgresql")
-    assert Does.COMMITS in effect(statement, "mysql")
+@pytest.mark.parametrize("statement", ENDS)
+def test_what_controls_the_transaction(statement: str) -> None:
+    """COMMIT, ROLLBACK and their like do in every database."""
+    assert effect(statement, "postgresql") is Effect.CONTROLS
+    assert effect(statement, "mysql") is Effect.CONTROLS
 
 
 @pytest.mark.parametrize("statement", IMPLICIT)
 def test_what_commits_implicitly(statement: str) -> None:
     """MariaDB commits before what it cannot roll back; PostgreSQL does not."""
-    assert Does.COMMITS in effect(statement, "mariadb")
-    assert Does.COMMITS not in effect(statement, "postgresql")
-
-
-def test_what_undoes() -> None:
-    """ROLLBACK leaves the transaction, ROLLBACK TO does not; both undo what was put."""
-    assert effect("ROLLBACK TO SAVEPOINT a", "postgresql") is Does.UNDOES
-    assert Does.UNDOES | Does.LEAVES in effect("ROLLBACK", "postgresql")
+    assert effect(statement, "mariadb") is Effect.CONTROLS
+    assert effect(statement, "postgresql") < Effect.CONTROLS
 
 
 def test_what_begins() -> None:
     """The BEGIN of SQLAlchemy's recipe for SQLite is not a write; one that names an isolation level may be anything."""
-    assert effect("BEGIN IMMEDIATE", "sqlite") is Does.NOTHING
-    assert effect("BEGIN ISOLATION LEVEL SERIALIZABLE", "postgresql") is Does.WRITES
+    assert effect("BEGIN IMMEDIATE", "sqlite") is Effect.NOTHING
+    assert effect("BEGIN ISOLATION LEVEL SERIALIZABLE", "postgresql") is Effect.WRITES
     assert sets_isolation("/* x */ SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL SERIALIZABLE")
     assert not sets_isolation("SET search_path = x")

@@ -122,9 +122,9 @@ def test_transactions_of_other_threads(tmp_path: Path, monkeypatch: pytest.Monke
         work: Any = object()
         found = transaction_of(one)
         assert found is not None
-        found.works.append(work)
+        found.intents.append(work)
         monkeypatch.setattr(Transaction, "settled", property(slowly))
-        assert found.take_works() == [work]
+        assert found.take_intents() == [work]
         monkeypatch.undo()
     begun[0].close()
     engine.dispose()

@@ -17,6 +17,7 @@ from sqlalchemy.util import await_only
 from fastrdb.errors import CacheUnavailableError
 from fastrdb.testing import Gate
 from fastrdb.transactions import listeners as transactions
+from fastrdb.transactions.sql import Effect
 from tests.races.scenarios import commits as scenarios_commits
 from tests.races.scenarios import fills as scenarios
 from tests.races.scenarios import sessions as scenarios_sessions
@@ -257,8 +258,9 @@ async def test_without_their_begin(strict: World, race: Scenario) -> None:
         event.listen(Engine, "begin_twophase", transactions._on_begin_twophase)
 
 
-async def test_told_when_it_is_prepared(strict: World) -> None:
+async def test_told_when_it_is_prepared(strict: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Too late to fail: the commit goes on, and Redis is owed what it was not told."""
+    monkeypatch.setattr(transactions, "effect", lambda statement, dialect: Effect.NOTHING)  # PREPARE TRANSACTION
     event.remove(Engine, "prepare_twophase", transactions._on_prepare_twophase)
     try:
         with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):
