@@ -16,7 +16,7 @@ from fastrdb.protocol.store import Store
 from fastrdb.transport.histories import WHOLE, Histories
 from fastrdb.transport.slots import SlotNames, slot_of
 from tests.guarantees.test_eviction import KEYS, PADDING, Crowd
-from tests.protocol.test_lost_index_cluster import USERS, fill, left
+from tests.guarantees.test_lost_index_cluster import USERS, fill, left
 from tests.races.mechanisms import label, without
 from tests.races.seams import Change
 from tests.support.servers.cluster import Cluster, Node

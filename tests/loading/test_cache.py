@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 
 from fastrdb import Cache, CacheUnavailableError, Event, OptionError, PatternError, Stats, cached
@@ -265,18 +264,6 @@ async def test_closing_an_unused_cache_is_fine() -> None:
     """There is nothing to wait for."""
     async with Cache() as cache:
         assert cache.stats() == Stats()
-
-
-def test_clients_that_read_from_replicas_are_refused() -> None:
-    """When the cache is made, naming what it is about: replicas may be behind the last write."""
-    sentinel = Sentinel([("127.0.0.1", 1)])
-    assert Cache(sentinel.master_for("main")).redis is not None
-    with pytest.raises(OptionError, match=r"redis=.*reads from replicas"):
-        Cache(sentinel.slave_for("main"))
-    for option in ("read_from_replicas", "load_balancing_strategy"):
-        client: Any = type("RedisCluster", (), {option: True})()
-        with pytest.raises(OptionError, match=rf"redis=.* has {option}=True"):
-            Cache(client)
 
 
 async def test_outages_are_counted_and_told() -> None:

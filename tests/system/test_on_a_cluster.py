@@ -13,8 +13,8 @@ import fastrdb.demo.cache
 from fastrdb.protocol.store import Store
 from fastrdb.testing import script_texts
 from tests.crud.test_repository import *  # noqa: F403
-from tests.loading.test_cancellation import test_cancelled_writers as test_cancelled_writers
-from tests.loading.test_cancellation import test_ten_thousand_cancelled_reads as test_ten_thousand_cancelled_reads
+from tests.guarantees.test_cancelled_load import test_cancelled_writers as test_cancelled_writers
+from tests.guarantees.test_cancelled_load import test_ten_thousand_cancelled_reads as test_ten_thousand_cancelled_reads
 from tests.protocol.test_repairs import *  # noqa: F403
 from tests.support.servers.cluster import Cluster
 from tests.support.world.gates import GatedCluster

@@ -18,6 +18,7 @@ from fastrdb.testing import Gate
 from fastrdb.testing.server import EmbeddedServer
 from tests.support import ROOT
 from tests.support.network.lines import Timers, turns
+from tests.support.programs import processes
 from tests.support.programs.apps import App
 from tests.support.world.world import PATIENT, spawn
 
@@ -141,3 +142,13 @@ def test_an_event_loop_that_has_ended_is_let_go(server: EmbeddedServer) -> None:
     gc.collect()
     assert [loop() is None for loop in loops] == [True, True, False]
     assert len(cache._states) == 1
+
+
+async def test_one_load_for_all_processes(server: EmbeddedServer, client: Redis) -> None:
+    """8 processes with 50 callers each, on one cold key: one load."""
+    barrier = processes.together(8)
+    codes = await processes.run(processes.call_together, server.port, 50, barrier, count=8)
+    assert codes == [0] * 8
+    assert await client.get("callers") == b"400"
+    assert await client.get("loads") == b"1"
+    assert await client.keys("fastrdb:lease:*") == []

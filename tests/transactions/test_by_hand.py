@@ -316,15 +316,6 @@ async def test_in_memory(client: Redis, race: Any) -> None:
         await race(w)
 
 
-# --- loads that write
-
-
-@pytest.mark.parametrize("how", ["rollback", "savepoint"])
-async def test_undone_in_the_load(w: World, how: str) -> None:
-    """What was never committed is answered to its reader, and not stored."""
-    await scenarios_sessions.undone_in_the_load(w, how)
-
-
 # --- with one mechanism less
 
 

@@ -19,25 +19,6 @@ from tests.support.servers import databases
 from tests.support.servers.databases import Database, ServerDatabase
 from tests.support.world.world import Scenario, World, world
 
-SNAPSHOTS: list[Scenario] = [
-    hidden.old_snapshot,
-    hidden.old_snapshot_ended_inside,
-    hidden.old_snapshot_in_a_task,
-    hidden.old_snapshot_of_a_connection,
-    hidden.old_snapshot_of_a_call_inside,
-    hidden.old_snapshot_of_many,
-    hidden.two_sessions,
-]
-UNDONE: list[Scenario] = [
-    hidden.rolled_back,
-    hidden.never_committed,
-    hidden.never_committed_by_a_connection,
-    hidden.savepoint_rolled_back,
-    hidden.still_open,
-    hidden.not_flushed,
-]
-EVERYWHERE: list[Scenario] = [*UNDONE, hidden.identity_map, hidden.stored]
-
 
 def name(scenario: Scenario) -> str:
     """Name a race in a test's id."""
@@ -65,41 +46,24 @@ async def lost(race: Coroutine[Any, Any, None]) -> None:
         await race
 
 
-@pytest.mark.parametrize("race", [*EVERYWHERE, hidden.in_a_thread], ids=name)
-async def test_on_sqlite(on_sqlite: World, race: Scenario) -> None:
-    """What was never committed is not stored, nor what a session has kept; the rest is."""
-    await race(on_sqlite)
+async def test_session_that_only_reads_is_stored(on_sqlite: World) -> None:
+    """However the load ends it."""
+    await hidden.stored(on_sqlite)
 
 
 @pytest.mark.parametrize("level", ["READ COMMITTED", "REPEATABLE READ"])
-async def test_on_postgresql(postgresql_server: ServerDatabase, client: Redis, level: str) -> None:
-    """The same, one after the other, in both levels."""
-    for race in EVERYWHERE:
-        async with on(postgresql_server, client, isolation_level=level) as made:
-            await client.flushall()
-            await race(made)
+async def test_session_that_only_reads_is_stored_on_postgresql(
+    postgresql_server: ServerDatabase, client: Redis, level: str
+) -> None:
+    """In both levels."""
+    async with on(postgresql_server, client, isolation_level=level) as made:
+        await hidden.stored(made)
 
 
-async def test_on_mariadb(mariadb_server: ServerDatabase, client: Redis) -> None:
-    """The same in MariaDB's REPEATABLE READ."""
-    for race in EVERYWHERE:
-        async with on(mariadb_server, client) as made:
-            await client.flushall()
-            await race(made)
-
-
-@pytest.mark.parametrize("race", SNAPSHOTS, ids=name)
-async def test_old_snapshots_on_postgresql(postgresql_server: ServerDatabase, client: Redis, race: Scenario) -> None:
-    """A transaction that began before the lease is asked for its level, whoever's it is."""
-    async with on(postgresql_server, client, isolation_level="REPEATABLE READ") as made:
-        await race(made)
-
-
-@pytest.mark.parametrize("race", SNAPSHOTS, ids=name)
-async def test_old_snapshots_on_mariadb(mariadb_server: ServerDatabase, client: Redis, race: Scenario) -> None:
-    """The same where that is what one gets by default."""
+async def test_session_that_only_reads_is_stored_on_mariadb(mariadb_server: ServerDatabase, client: Redis) -> None:
+    """In MariaDB's REPEATABLE READ."""
     async with on(mariadb_server, client) as made:
-        await race(made)
+        await hidden.stored(made)
 
 
 async def test_an_older_transaction_that_sees_what_is_committed(
@@ -169,7 +133,7 @@ async def test_a_transaction_that_has_failed(postgresql_server: ServerDatabase, 
 # --- with a mechanism taken out
 
 
-@pytest.mark.parametrize("race", SNAPSHOTS, ids=name)
+@pytest.mark.parametrize("race", hidden.SNAPSHOTS, ids=name)
 async def test_without_the_look_at_statements(
     mariadb_server: ServerDatabase, client: Redis, monkeypatch: pytest.MonkeyPatch, race: Scenario
 ) -> None:
@@ -202,7 +166,7 @@ async def test_looking_only_after_the_load(
 
 
 @pytest.mark.parametrize(
-    "race", [*(race for race in UNDONE if race is not hidden.still_open), hidden.in_a_thread], ids=name
+    "race", [*(race for race in hidden.UNDONE if race is not hidden.still_open), hidden.in_a_thread], ids=name
 )
 async def test_without_the_look_at_what_was_written(
     on_sqlite: World, monkeypatch: pytest.MonkeyPatch, race: Scenario

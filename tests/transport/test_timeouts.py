@@ -306,26 +306,6 @@ async def test_many_ids_take_a_deadline_for_each_portion(slow: Slow) -> None:
 # --- crowds
 
 
-async def test_a_crowd_waits_for_its_turn(slow: Slow) -> None:
-    """Who queues behind a thousand of its own kind is stored all the same, as long as Redis answers."""
-    loads, callers = 0, 1000
-
-    @slow.cache.cached("crowd:{number}")
-    async def function(number: int) -> int:
-        nonlocal loads
-        loads += 1
-        return number
-
-    async def crowd() -> list[int]:
-        return list(await asyncio.gather(*(function(number) for number in range(callers))))
-
-    found, waited = await slow.waits(crowd, 0.3)
-    assert found == list(range(callers))
-    assert waited > 2 * TIMEOUT
-    stats = slow.cache.stats()
-    assert (stats.fills, stats.outages, loads) == (callers, 0, callers)
-
-
 @pytest.mark.parametrize(("takes", "callers"), [(0.12, 1), (5, 20)])
 async def test_callers_wait_for_one_look_at_a_cluster(cluster: Cluster, takes: float, callers: int) -> None:
     """Not one after the other, each for a look of its own; and what follows the look has what that has left."""
@@ -343,7 +323,6 @@ async def test_callers_wait_for_one_look_at_a_cluster(cluster: Cluster, takes: f
 
 ANY_MISS = test_a_miss_waits_for_one_deadline
 COMMIT = test_a_commit_waits_for_one_deadline_before_and_one_after
-CROWD = test_a_crowd_waits_for_its_turn
 OTHERS = test_what_others_load_is_waited_for_as_long_as_wait_says
 REDIRECTED = test_a_redirection_is_a_part_of_its_read
 WORK = test_much_work_takes_its_time
@@ -356,8 +335,6 @@ MUTANTS = [
     ("cluster", without("redirection-in-deadline"), REDIRECTED),
     ("cluster", without("budget-goes-on"), COMMIT),
     ("cluster", without("budget-renewed"), WORK),
-    ("server", without("crowd-waits-its-turn"), CROWD),
-    ("server", without("crowd-in-flight"), CROWD),
 ]
 
 

@@ -10,7 +10,7 @@ from sqlalchemy import create_engine, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session
 
-from tests.support.world.world import Item, ItemOut, World
+from tests.support.world.world import Item, ItemOut, Scenario, World
 
 NAME = select(Item.name).where(Item.id == 1)
 NEVER = update(Item).where(Item.id == 1).values(name="never")
@@ -284,3 +284,22 @@ async def two_sessions(w: World) -> None:
         assert (await get(young, w.one.client, 1)).name == "old"
     assert not await w.client.exists("item:1")
     await w.fair()
+
+
+SNAPSHOTS: list[Scenario] = [
+    old_snapshot,
+    old_snapshot_ended_inside,
+    old_snapshot_in_a_task,
+    old_snapshot_of_a_connection,
+    old_snapshot_of_a_call_inside,
+    old_snapshot_of_many,
+    two_sessions,
+]
+UNDONE: list[Scenario] = [
+    rolled_back,
+    never_committed,
+    never_committed_by_a_connection,
+    savepoint_rolled_back,
+    still_open,
+    not_flushed,
+]

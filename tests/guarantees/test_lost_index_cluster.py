@@ -11,7 +11,7 @@ from fastrdb.errors import CacheUnavailableError
 from fastrdb.protocol.cluster_search import _one_of_each_master
 from fastrdb.protocol.outcomes import Barred, Granted
 from fastrdb.protocol.store import Store
-from tests.protocol.test_lost_index import TTL, under
+from tests.guarantees.test_lost_index import TTL, under
 from tests.races.mechanisms import label, without
 from tests.races.seams import Change
 from tests.support.servers.cluster import Cluster

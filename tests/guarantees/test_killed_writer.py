@@ -46,13 +46,3 @@ async def test_killed_at_its_commit(sqlite: Database, server: EmbeddedServer, cl
         await w.two.write("newer")
         await w.fair()
         await w.quiet()
-
-
-async def test_one_load_for_all_processes(server: EmbeddedServer, client: Redis) -> None:
-    """8 processes with 50 callers each, on one cold key: one load."""
-    barrier = processes.together(8)
-    codes = await processes.run(processes.call_together, server.port, 50, barrier, count=8)
-    assert codes == [0] * 8
-    assert await client.get("callers") == b"400"
-    assert await client.get("loads") == b"1"
-    assert await client.keys("fastrdb:lease:*") == []

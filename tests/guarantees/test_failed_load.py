@@ -1,4 +1,4 @@
-"""A load on a session that its owner has left unusable: that is its owner's error, and nobody else's."""
+"""A load that raises: all who waited get the error, unless it is about the leader's session; nothing is stored."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from sqlalchemy.exc import (
     InvalidRequestError,
     MultipleResultsFound,
     NoResultFound,
+    OperationalError,
     PendingRollbackError,
 )
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -66,6 +67,27 @@ async def closed_for_good(database: Database) -> AsyncSession:
     session = AsyncSession(database.engine, close_resets_only=False)
     await session.close()
     return session
+
+
+@pytest.mark.parametrize("kind", [single, many])
+async def test_failed_load_raises_for_all_who_waited(sqlite: Database, gated: GatedClient, kind: Any) -> None:
+    """Two callers share the load of a table that is not there, and its error; Redis has no entry."""
+    gates, cache = Gates(), Cache(gated)
+    call, gate = kind(cache, gates), gates.before("load")
+    async with sqlite.sessions() as one, sqlite.sessions() as other:
+        first = asyncio.create_task(call(one))
+        await gate.reached()
+        asked = gated.after("acquire")
+        second = asyncio.create_task(call(other))
+        await asked.reached()
+        asked.open()
+        await turns()
+        gate.open()
+        errors = await asyncio.gather(first, second, return_exceptions=True)
+    assert isinstance(errors[0], OperationalError)
+    assert errors[1] is errors[0]
+    assert cache.stats().loads == 1
+    assert not await gated.exists("broken:1")
 
 
 @pytest.mark.parametrize("kind", [single, many])

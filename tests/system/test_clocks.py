@@ -41,10 +41,10 @@ def asks_the_wall(text: str) -> list[int]:
     return sorted(found)
 
 
-@pytest.mark.parametrize("file", sorted(PACKAGE.glob("*.py")), ids=lambda file: str(file.name))
-def test_nothing_asks_a_clock_that_can_be_set(file: Path) -> None:
-    """Neither `time.time()` nor `datetime.now()` stands anywhere in the package."""
-    assert asks_the_wall(file.read_text()) == []
+def test_nothing_asks_a_clock_that_can_be_set() -> None:
+    """Neither `time.time()` nor `datetime.now()` stands anywhere in the package, except for the demo."""
+    files = [file for file in PACKAGE.rglob("*.py") if "demo" not in file.parts]
+    assert {str(file): lines for file in files if (lines := asks_the_wall(file.read_text()))} == {}
 
 
 def test_it_would_be_found() -> None:

@@ -396,38 +396,6 @@ def later(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
             route._due = 0.0
 
 
-@pytest.mark.parametrize("client", [plain, instrumented], ids=label)
-async def test_a_replica_is_not_used(
-    own: EmbeddedServer,
-    pair: EmbeddedServer,
-    admin: Redis,
-    client: Callable[[int], Redis],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """As long as the server is one calls go on without it; that is said once. Then everything is healed."""
-    timers = Timers(monkeypatch)
-    async with started(own, client) as (app,):
-        await demoted(own, pair, admin, app)
-        timers.go_off()
-        later(app, monkeypatch)
-        for _ in range(10):
-            assert await app.read() == "new"
-        assert app.cache.stats().outages == 1
-        assert app.cache.stats().hits == 0
-        assert len([record for record in caplog.records if "replica" in record.message]) == 1
-        await admin.replicaof("NO", "ONE")
-
-        async def recovered() -> bool:
-            assert await app.read() == "new"
-            return app.cache.stats().recoveries > 0
-
-        await until(recovered)
-        await app.healed()
-        assert await app.read() == "new"
-        assert await admin.get("item:1") == b'"new"'
-
-
 async def test_failover_to_a_replica_that_lagged() -> None:
     """Sentinels promote it: nobody is answered from what it lacks, also who was idle meanwhile, or is asked itself."""
     async with group() as servers, AsyncExitStack() as stack:

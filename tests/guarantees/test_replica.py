@@ -1,0 +1,64 @@
+"""A server that is a replica is not used, and a client that reads from replicas is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from redis.asyncio.sentinel import Sentinel
+
+from fastrdb import Cache, OptionError
+from fastrdb.testing import EmbeddedServer
+from tests.guarantees import test_restart
+from tests.guarantees.test_restart import demoted, instrumented, later, plain, started
+from tests.races.mechanisms import label
+from tests.support.network.lines import Timers
+from tests.support.waiting import until
+
+own, admin, pair = test_restart.own, test_restart.admin, test_restart.pair  # fixtures
+
+
+@pytest.mark.parametrize("client", [plain, instrumented], ids=label)
+async def test_replica_is_not_used_until_it_is_a_master(
+    own: EmbeddedServer,
+    pair: EmbeddedServer,
+    admin: Redis,
+    client: Callable[[int], Redis],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As long as the server is one calls go on without it; that is said once. Then everything is healed."""
+    timers = Timers(monkeypatch)
+    async with started(own, client) as (app,):
+        await demoted(own, pair, admin, app)
+        timers.go_off()
+        later(app, monkeypatch)
+        for _ in range(10):
+            assert await app.read() == "new"
+        assert app.cache.stats().outages == 1
+        assert app.cache.stats().hits == 0
+        assert len([record for record in caplog.records if "replica" in record.message]) == 1
+        await admin.replicaof("NO", "ONE")
+
+        async def recovered() -> bool:
+            assert await app.read() == "new"
+            return app.cache.stats().recoveries > 0
+
+        await until(recovered)
+        await app.healed()
+        assert await app.read() == "new"
+        assert await admin.get("item:1") == b'"new"'
+
+
+def test_replica_reading_client_is_refused() -> None:
+    """When the cache is made, naming what it is about: replicas may be behind the last write."""
+    sentinel = Sentinel([("127.0.0.1", 1)])
+    assert Cache(sentinel.master_for("main")).redis is not None
+    with pytest.raises(OptionError, match=r"redis=.*reads from replicas"):
+        Cache(sentinel.slave_for("main"))
+    for option in ("read_from_replicas", "load_balancing_strategy"):
+        client: Any = type("RedisCluster", (), {option: True})()
+        with pytest.raises(OptionError, match=rf"redis=.* has {option}=True"):
+            Cache(client)
