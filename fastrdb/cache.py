@@ -35,7 +35,7 @@ F = TypeVar("F", bound=Callable[..., Coroutine[Any, Any, Any]])
 
 
 class _Function(wrapt.FunctionWrapper):  # type: ignore[type-arg]
-    """Is copied and pickled as functions are: a copy is the function itself, and what is pickled is where it is."""
+    """A wrapper that is copied and pickled as functions are: a copy is the function itself, a pickle its name."""
 
     def __copy__(self) -> Self:
         return self
@@ -49,7 +49,7 @@ class _Function(wrapt.FunctionWrapper):  # type: ignore[type-arg]
 
 
 class _Extras:
-    """What a cached function carries, by itself and bound to an instance alike."""
+    """The methods of a cached function, by itself and bound to an instance alike."""
 
     _self_query: CachedFunction
     __wrapped__: Any
@@ -99,10 +99,10 @@ class _CachedCallable(_Extras, _Function):
 
 
 def _wrapped(function: Any, query: CachedFunction) -> Any:
-    """A function with its cache around it.
+    """Return a function with its cache around it.
 
-    Each is of classes of its own, which have its call in them: wrapt's own `__call__`, or any attribute asked of what
-    wrapt makes, costs as much as all the rest of a near hit. What a method is bound to, the method itself tells.
+    Each function gets classes of its own, which hold its call: wrapt's own `__call__`, or any attribute of an object
+    that wrapt makes, costs as much as all the rest of a near hit. A bound method has its instance in `__self__`.
     """
     answer = query.answer
 
@@ -117,7 +117,7 @@ def _wrapped(function: Any, query: CachedFunction) -> Any:
 
 
 def _unused(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What wrapt wants to be given: the wrappers' own `__call__` comes first."""
+    """Fill a parameter of wrapt: the wrappers' own `__call__` comes first."""
     return wrapped(*args, **kwargs)
 
 
@@ -155,7 +155,7 @@ class Cache(Runtime):
             barrier: the longest time between a COMMIT's start and its end that is covered.
             hook: called with every `Event`.
             hash_keys: a secret; every value in a key is replaced by its hash under the secret, so that key names do
-                not show whose data it is. The entries themselves stay what they are.
+                not show whose data it is. The entries stay as readable as before.
             max_bytes: a larger entry is answered, and not stored: while it travels, others wait.
 
         Raises:
@@ -196,9 +196,9 @@ class Cache(Runtime):
             options: see `Options`.
 
         Raises:
-            PatternError: a placeholder that is no parameter, or a pattern that cannot tell two calls apart.
+            PatternError: a placeholder that is no parameter, or a pattern that gives two calls one key.
             OptionError: a sync function, one without return type, or an option that cannot be.
-            SchemaError: a type whose values would not come back from JSON as they went in.
+            SchemaError: a type whose values would come back from JSON changed.
         """
         return partial(self._cached, "cached", pattern, schema, MISSING, options)
 
@@ -311,7 +311,7 @@ class Cache(Runtime):
     async def aclose(self, limit: float = 5.0) -> None:
         """Wait for what runs in the background of this event loop, at most `limit` seconds.
 
-        Clients stay open: they are the caller's.
+        Clients stay open, since the caller has made them.
         """
         await drain()
         await self.here().aclose(limit)

@@ -1,4 +1,4 @@
-"""What happened in a cached call: an event for those who listen, and the counters of each function.
+"""Events of cached calls, for a hook, and the counters of each function.
 
 Nothing here knows Redis or a session. Metrics and traces hang on the `Hook`; none is required.
 """
@@ -58,7 +58,7 @@ class Hook(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """How often each kind of `Event` happened in this process, in the order of `Kind`; `+` adds two of them up."""
+    """The number of events of each kind in this process, in the order of `Kind`; `+` adds two of them up."""
 
     near: int = 0
     hits: int = 0
@@ -116,5 +116,5 @@ class Counters:
         return sum((counters.snapshot() for counters in each), Stats())
 
     def snapshot(self) -> Stats:
-        """Return the counts as they are now."""
+        """Return a copy of the counts."""
         return Stats(**{_FIELDS[kind]: count for kind, count in self.counts.items()})

@@ -1,6 +1,6 @@
 """The inside of a cache: a store for each server in each event loop, background tasks, and what a fork leaves behind.
 
-Futures, tasks and connections belong to the event loop that they were made in. When a loop ends in an orderly way, as
+Futures, tasks and connections belong to the event loop in which each was made. When a loop ends in an orderly way, as
 `asyncio.run` ends it, background tasks end first, and connections are closed. Invalidations that Redis has missed go to
 the next loop. A child process leaves all connections to its parent: it would send on the parent's sockets.
 """
@@ -47,7 +47,7 @@ disabled: ContextVar[tuple[Block, ...]] = ContextVar("fastrdb_disabled", default
 
 
 class LoopState:
-    """What a cache has in one event loop: its flights, its tasks, and a store for each server."""
+    """The part of a cache in one event loop: flights, tasks, and a store for each server."""
 
     def __init__(self) -> None:
         self.flights = Flights()
@@ -99,7 +99,7 @@ _Recent = tuple[Callable[[], Any], int, Callable[[], asyncio.AbstractEventLoop |
 
 
 class Runtime:
-    """The inside of a `Cache`, which checks the settings: here they are taken as they are."""
+    """The inside of a `Cache`, which has checked the settings given here."""
 
     def __init__(
         self,
@@ -217,7 +217,7 @@ class Runtime:
         return any(block.active and block.cache is self for block in disabled.get())
 
     def bypass_reason(self, store: Store, client: Any) -> str | None:
-        """Return why entries may not be read for now; None if they may be."""
+        """Return why entries may not be read for now, or None."""
         return DISABLED if self.is_disabled() else store.closed(client)
 
     # --- work beside the calls
@@ -315,7 +315,7 @@ def checked(client: Any, owner: str) -> Any:
 
 
 def _server(client: Any, pool: Any) -> Hashable:
-    """Return what tells one server's data from another's."""
+    """Return an identity of the server's data: two clients with the same one share a store."""
     known: dict[str, Any] = getattr(pool, "connection_kwargs", {})
     database = known.get("db", 0)
     service = getattr(pool, "service_name", None)

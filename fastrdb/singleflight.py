@@ -1,7 +1,7 @@
-"""One load per key and process: who loads, who waits for it, and what those who wait are told. asyncio only.
+"""One load per key and process: one caller loads, and the others wait for its result. asyncio only.
 
-A flight carries the token of a lease. Whoever finds that token on a key may join its flight, and nobody else may: a
-load that began before a commit has lost its lease, and who calls after that commit must not be handed its result.
+A flight carries the token of a lease. A caller joins a flight only if it has found that token on its key: a load that
+began before a commit has lost its lease, and a call made after that commit must not get its result.
 """
 
 from __future__ import annotations
@@ -14,43 +14,41 @@ from typing import Any, Self
 
 @dataclass(frozen=True, slots=True)
 class Landed:
-    """The load has a result. Each who waited decodes a value of its own from `raw`, or takes the one in `shared`."""
+    """The load has a result. Each follower decodes a value of its own from `raw`, or takes the one in `shared`."""
 
     raw: bytes
-    shared: tuple[Any] | None = None  # a value that nobody can change
+    shared: tuple[Any] | None = None  # an immutable value
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The load raised `error`, which reaches all who waited. It is never cached."""
+    """The load raised `error`, which is raised in all followers and never cached."""
 
     error: Exception
 
 
 @dataclass(frozen=True, slots=True)
 class Absent:
-    """There is nothing under this key. How that is said, each function says for itself."""
+    """There is nothing under this key. Each function has its own answer to that."""
 
 
 @dataclass(frozen=True, slots=True)
 class Again:
-    """There will be no result, the leader was cancelled: start over."""
+    """There will be no result, since the leader was cancelled: start over."""
 
 
 @dataclass(frozen=True, slots=True)
 class Alone:
-    """There is a result, but it is the leader's only (its snapshot is too old for others): load for yourself."""
+    """There is a result, but only for the leader (its snapshot is too old for others): load."""
 
 
 @dataclass(frozen=True, slots=True)
 class Late:
-    """Nothing within the time that the caller waits."""
+    """There is no result within the time that the caller waits."""
 
 
 Outcome = Landed | Failed | Absent | Again | Alone
-
-
-_PAUSES = (0.005, 0.01, 0.02, 0.04, 0.08, 0.1)  # seconds; the last one again and again
+_PAUSES_S = (0.005, 0.01, 0.02, 0.04, 0.08, 0.1)  # the last one again and again
 
 
 class Flight:
@@ -61,7 +59,7 @@ class Flight:
     def __init__(self, flights: Flights, token: str) -> None:
         self.token = token
         self._flights = flights
-        self._future: asyncio.Future[Outcome] | None = None  # made by the first who joins
+        self._future: asyncio.Future[Outcome] | None = None  # made by the first follower
         self._tokens = [token]
 
     def __enter__(self) -> Self:
@@ -71,12 +69,12 @@ class Flight:
         self.close()
 
     def answers_to(self, token: str) -> None:
-        """From now on who finds `token` joins this flight too."""
+        """Open this flight for callers that find `token`, too."""
         self._tokens.append(token)
         self._flights.by_token[token] = self
 
     async def join(self, wait: float) -> Outcome | Late:
-        """Wait at most `wait` seconds. The cancellation of one who waits touches nobody else."""
+        """Return the outcome, after at most `wait` seconds. A cancelled follower changes nothing for the others."""
         if self._future is None:
             self._future = asyncio.get_running_loop().create_future()
         try:
@@ -86,19 +84,19 @@ class Flight:
             return Late()
 
     def settle(self, outcome: Outcome) -> None:
-        """Tell all who wait, and those who come until the flight is closed. Only the first outcome counts."""
+        """Answer all followers, later ones too until the flight is closed. Only the first outcome counts."""
         if self._future is None:
             self._future = asyncio.get_running_loop().create_future()
         if not self._future.done():
             self._future.set_result(outcome)
 
     def close(self) -> None:
-        """It is over: nobody can join any more, and who still waits starts over."""
+        """End the flight: no caller can join any more, and followers without an outcome start over."""
         for token in self._tokens:
             if self._flights.by_token.get(token) is self:
                 del self._flights.by_token[token]
-        if self._future is not None:
-            self.settle(Again())
+        if self._future is not None and not self._future.done():
+            self._future.set_result(Again())
 
 
 class Flights:
@@ -115,14 +113,14 @@ class Flights:
         return flight
 
     def get(self, token: str) -> Flight | None:
-        """The flight to join for who found `token` on its key."""
+        """Return the flight for callers that have found `token` on their key."""
         return self.by_token.get(token)
 
 
 class Watch:
-    """One caller looks, with growing pauses, at a lease of another process; all others here join its flight.
+    """One caller that polls a lease of another process; all others in this process join its flight.
 
-    Tokens of leases are given as they are found on the key, one after the other.
+    Tokens of leases are given in the order in which the caller finds them on the key.
     """
 
     __slots__ = ("_flight", "_flights", "_pauses")
@@ -130,30 +128,30 @@ class Watch:
     def __init__(self, flights: Flights) -> None:
         self._flights = flights
         self._flight: Flight | None = None
-        self._pauses = chain(_PAUSES, repeat(_PAUSES[-1]))
+        self._pauses = chain(_PAUSES_S, repeat(_PAUSES_S[-1]))
 
     def other(self, token: str) -> Flight | None:
-        """The flight of another caller of this process that knows `token`; None: then this caller looks, for all."""
+        """Return the flight of another caller in this process for `token`; None if this caller has to poll."""
         found = self._flights.get(token)
         if found is not None and found is not self._flight:
             return found
         if self._flight is None:
-            self._flight = self._flights.by_token[token] = Flight(self._flights, token)
+            self._flight = self._flights.open(token)
         elif found is None:
             self._flight.answers_to(token)
         return None
 
     async def pause(self, longest: float) -> None:
-        """Wait until it is time to look again, at most `longest` seconds."""
+        """Wait for the next look at the lease, at most `longest` seconds."""
         await asyncio.sleep(min(next(self._pauses), longest))
 
     def saw(self, raw: bytes) -> None:
-        """The holder has stored its result: here it is."""
+        """Answer followers with what the holder of the lease has stored."""
         if self._flight is not None:
             self._flight.settle(Landed(raw))
 
     def close(self) -> None:
-        """Stop looking: who still waits starts over."""
+        """Stop polling: followers without an outcome start over."""
         if self._flight is not None:
             self._flight.close()
             self._flight = None

@@ -41,11 +41,11 @@ class Cached(Protocol[P, T_co]):
         ...
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, T_co]:
-        """The function's result, from Redis where it is there."""
+        """Return the function's result, from Redis if Redis has it."""
         ...
 
     def key(self, *args: Any, **kwargs: Any) -> str:
-        """The key in Redis."""
+        """Return the key in Redis."""
         ...
 
     async def invalidate(self, *args: Any, **kwargs: Any) -> None:
@@ -57,14 +57,14 @@ class Cached(Protocol[P, T_co]):
         ...
 
     async def put(self, value: Any, /, *args: Any, **kwargs: Any) -> None:
-        """Have `value`, just written in the session's open transaction, stored when that commits."""
+        """Store `value`, just written in the session's open transaction, when that commits."""
         ...
 
     async def explain(self, *args: Any, **kwargs: Any) -> Explanation:
-        """What a call would find, and why it may not be stored."""
+        """Return what a call would find, and why its result may not be stored."""
         ...
 
-    # No checker tells a protocol whether it sits on a class or static method: the first parameter has to. mypy finds
+    # A protocol cannot see whether it sits on a class or static method: its first parameter decides. mypy finds
     # that parameter only in a Callable, pyright only in this protocol, so each rule stands here twice.
     @overload
     def __get__(  # type: ignore[misc]
@@ -109,7 +109,7 @@ _Row = TypeVar("_Row", bound=_Mapped)
 
 
 class WithSchema(Protocol[S]):
-    """The decorator with `schema=`: rows of a mapped class come out as the schema, in the shape they had."""
+    """The decorator with `schema=`: rows of a mapped class become the schema, in the same shape."""
 
     @overload
     def __call__(self, function: Callable[P, Coroutine[Any, Any, _Row]], /) -> Cached[P, S]: ...
@@ -133,7 +133,7 @@ class WithoutSchema(Protocol):
     """The decorator without `schema=`."""
 
     def __call__(self, function: Callable[P, Coroutine[Any, Any, T]], /) -> Cached[P, T]:
-        """Give what the function declares."""
+        """Return what the function declares."""
         ...
 
 
@@ -141,7 +141,7 @@ class ListWithSchema(Protocol[S]):
     """`cached_list` with `schema=`."""
 
     def __call__(self, function: Callable[P, Coroutine[Any, Any, Any]], /) -> Cached[P, list[S]]:
-        """Give a list of the schema, whatever rows the function gives."""
+        """Return a list of the schema, whatever rows the function gives."""
         ...
 
 
@@ -180,7 +180,7 @@ class Options(TypedDict, total=False):
     cache_if: Callable[[Any], bool] | None
     """Is asked with each result whether to store it."""
     ignore: Sequence[str]
-    """Parameters that are no part of the key, because they do not change the result."""
+    """Parameters that are no part of the key, because the result does not depend on them."""
     stale: Seconds
     """This long past `exp` the old value is answered at once, while one caller has it reloaded in the background."""
     fail_safe: Seconds

@@ -137,7 +137,7 @@ class Entries:
             return await self.unreadable(call, key, raw, error)
 
     def made(self, value: Any, why: str | None, *, many: bool) -> tuple[bytes | None, str | None, Outcome]:
-        """Return the entry of what was loaded, why it must not be stored, and what those who wait for it get."""
+        """Return the entry of what was loaded, why it must not be stored, and what followers get."""
         if why is not None:
             return None, why, Alone()
         if value is None and many:
@@ -167,7 +167,7 @@ class Reading:
     Args:
         entries: of the function.
         call: where the entries are.
-        keys: without the namespace; a key may stand there twice.
+        asked: the keys, without the namespace; a key may stand there twice.
         many: the call asks for several ids, and None stands for one that is not there. A call for one raises
             NoResultFound, or has None as a value.
 
@@ -177,11 +177,11 @@ class Reading:
         stale, early: the keys of those that have a value and are to be reloaded.
     """
 
-    __slots__ = ("entries", "call", "keys", "many", "values", "seen", "stale", "early")
+    __slots__ = ("entries", "call", "asked", "many", "values", "seen", "stale", "early")
 
-    def __init__(self, entries: Entries, call: Call, keys: Sequence[str], *, many: bool) -> None:
-        self.entries, self.call, self.keys, self.many = entries, call, keys, many
-        self.values: dict[str, Any] = dict.fromkeys(keys, MISS)
+    def __init__(self, entries: Entries, call: Call, asked: Sequence[str], *, many: bool) -> None:
+        self.entries, self.call, self.asked, self.many = entries, call, asked, many
+        self.values: dict[str, Any] = dict.fromkeys(asked, MISS)
         self.seen: dict[str, Timed] = {}
         self.stale: list[str] = []
         self.early: list[str] = []

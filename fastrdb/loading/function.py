@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What a call would find: its key, the state of its entry, the TTL left (seconds), and why it may not be a hit."""
+    """The entry that a call would find: its key and state, the TTL left (seconds), and why it may not be a hit."""
 
     key: str
     state: Literal["hit", "stale", "miss", "bypass"]
@@ -52,7 +52,7 @@ class CachedFunction(Entries):
     __slots__ = ("_no_session_for_reloads",)
 
     def __init__(self, cache: Runtime, plan: CallPlan, codec: Codec, policy: Policy, *, near: bool = False) -> None:
-        """Raises OptionError for reloads in the background that would have no session."""
+        """Raise OptionError for reloads in the background that would have no session."""
         super().__init__(cache, plan, codec, policy, near=near)
         if policy.stale_ms and plan.session_name is not None and policy.session_factory is None:
             raise OptionError(
@@ -211,7 +211,7 @@ class CachedFunction(Entries):
         await enlist(self.cache, call.client, call.session, keys=keys)
 
     async def put(self, value: Any, values: dict[str, Any]) -> None:
-        """Have `value` stored when the session's open transaction commits; without one, delete the entry."""
+        """Store `value` when the session's open transaction commits; without one, delete the entry."""
         call = self.call(values)
         if call is None:
             return

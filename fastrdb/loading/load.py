@@ -56,7 +56,7 @@ class Loading(Reading):
     """One call's way from keys to their values.
 
     Args:
-        entries, call, keys, many: as of every `Reading`.
+        entries, call, asked, many: as of every `Reading`.
         load: what runs for keys without an entry.
         refresh: entries in Redis do not count.
         background: no caller waits for the values: see `reload`.
@@ -68,14 +68,14 @@ class Loading(Reading):
         self,
         entries: Entries,
         call: Call,
-        keys: Sequence[str],
+        asked: Sequence[str],
         load: Loader,
         *,
         many: bool = True,
         refresh: bool = False,
         background: bool = False,
     ) -> None:
-        super().__init__(entries, call, keys, many=many)
+        super().__init__(entries, call, asked, many=many)
         self.load, self.refresh, self.background = load, refresh, background
         self._flights = entries.cache.here().flights
         self._watches: dict[str, Watch] = {}
@@ -100,10 +100,10 @@ class Loading(Reading):
         finally:
             for watch in self._watches.values():
                 watch.close()
-        return [self.values[key] for key in self.keys]
+        return [self.values[key] for key in self.asked]
 
     async def alone(self, kind: Kind, why: Mapping[str, str]) -> None:
-        """Load these keys for this caller only; `kind` and `why` are told of each."""
+        """Load these keys for this caller only, and count an event of this `kind` for each, with `why`."""
         for key, reason in why.items():
             self.entries.counters.tell(kind, key, reason)
         plan = self.entries.plan
@@ -129,7 +129,7 @@ class Loading(Reading):
                 entries.counters.tell("hit", key)
         if policy.background and (aging := [*self.stale, *self.early]):
             alone = Call(self.call.client, self.call.store, None, self.call.store.patience(self.call.client, aging))
-            again = Loading(entries, alone, self.keys, self.load, many=self.many, background=True)
+            again = Loading(entries, alone, self.asked, self.load, many=self.many, background=True)
             again.seen, again.early = self.seen, self.early
             entries.cache.reload(alone.store, aging, again.in_background)
 
@@ -146,7 +146,7 @@ class Loading(Reading):
                 for key in keys:
                     entries.counters.tell("failed", key, f"{kind}: {error}")
                 logger.warning("%s: a reload in the background failed: %s", function, kind)
-                # A database's error quotes what it was asked for: no more of it than who debugs wants to see.
+                # A database's error quotes the values of its statement, which belong into no log but a developer's.
                 logger.debug("%s: %s", function, kind, exc_info=error)
 
     async def reload(self, keys: Sequence[str]) -> None:
@@ -203,7 +203,7 @@ class Loading(Reading):
         self, keys: Sequence[str]
     ) -> AsyncIterator[tuple[dict[str, Answer | CacheUnavailableError], dict[str, Flight]]]:
         """Ask for leases; give back what is left of them at the end."""
-        # Before `acquire`: whoever finds a lease of this call has to find its flight.
+        # Before `acquire`: a caller that finds a lease of this call has to find its flight.
         leases = {key: self._flights.open(secrets.token_hex(16)) for key in keys}
         flights = list(leases.values())
         try:
@@ -269,14 +269,14 @@ class Loading(Reading):
                 try:
                     await self._load(keys, session)
                 except SessionInUseError:
-                    raise  # each of those who wait has a session of its own
-                except Exception as raised:  # noqa: BLE001  # raised again when those who wait have their answer
+                    raise  # each follower has a session of its own
+                except Exception as raised:  # noqa: BLE001  # raised again when followers have their answer
                     error = raised
             return error, load.why_not_stored
 
     async def _load(self, keys: Collection[str], session: Any = None) -> None:
         """Run the function."""
-        entries, at = self.entries, {key: at for at, key in enumerate(self.keys)}
+        entries, at = self.entries, {key: at for at, key in enumerate(self.asked)}
         for key in keys:
             entries.counters.tell("load", key)
         loaded = await self.load([at[key] for key in keys], session)
@@ -365,7 +365,7 @@ class Loading(Reading):
 
 @asynccontextmanager
 async def own_session(entries: Entries) -> AsyncIterator[Any]:
-    """Give a session from `session_factory`, None to a function that takes none. Raises OptionError if it is none."""
+    """Open a session by `session_factory`, or yield None without one. Raises OptionError for what is no session."""
     factory = entries.policy.session_factory
     if factory is None:
         yield None

@@ -1,9 +1,9 @@
-"""The options of a decorated function, checked once and frozen; what they mean for an entry. Pure: no clock, no chance.
+"""The options of a decorated function, checked once, and what follows for an entry. Pure: no clock, no chance.
 
-All durations are seconds, `float` or `timedelta`, as they come in; milliseconds, as Redis wants them, when kept here.
+Durations come in as seconds, `float` or `timedelta`, and are kept as milliseconds, the unit of Redis.
 
-An entry is kept for longer than `exp` where `stale` or `fail_safe` say so. It is plain JSON all the same: what is left
-of its life in Redis, less what it is kept for beyond `exp`, tells how old it is.
+An entry is kept for longer than `exp` if `stale` or `fail_safe` ask for that. The entry has no time in it: its age
+follows from its TTL in Redis, less the time that it is kept beyond `exp`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _WEIGHT = 1 / 8  # of the latest load in the running mean: that of TCP's estimat
 
 
 class Decision(Enum):
-    """What to do with an entry of some age."""
+    """The ways to treat an entry of some age."""
 
     FRESH = auto()
     """Within `exp`: serve the entry."""
@@ -36,7 +36,7 @@ class Decision(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How long the results of one function live, and which of them are stored."""
+    """The times that results of one function live, and the choice of those that are stored."""
 
     exp_ms: int
     jitter: float = 0.0
@@ -99,44 +99,44 @@ class Policy:
 
     @property
     def timed(self) -> bool:
-        """Whether the age of an entry matters."""
+        """True if the age of an entry matters."""
         return bool(self.stale_ms or self.fail_safe_ms or self.early)
 
     @property
     def background(self) -> bool:
-        """Whether reloads run in the background, with a session of their own if they need one."""
+        """True if reloads run in the background, with a session of their own if the function takes one."""
         return self.stale_ms > 0 or self.session_factory is not None
 
     def ttl_ms(self, *, negative: bool, random: float) -> int:
-        """Milliseconds that an entry is kept; `random` in [0, 1) spreads `exp` over `jitter` of it, downwards."""
+        """Return for how many milliseconds to keep an entry. `random` in [0, 1) shortens `exp` by up to `jitter`."""
         whole = self.negative_ms if negative and self.negative_ms is not None else self.exp_ms
         return max(1, round(whole * (1 - self.jitter * random))) + self._beyond_ms(negative)
 
     def left_ms(self, ttl_ms: int, *, negative: bool) -> float:
-        """What is left of an entry's `exp` when Redis keeps it for another `ttl_ms`; not above 0 when that is over."""
+        """Return what is left of an entry's `exp` when Redis keeps it for another `ttl_ms`; once over, at most 0."""
         return math.inf if ttl_ms < 0 else ttl_ms - self._beyond_ms(negative)
 
     def decide(self, left_ms: float, *, load_ms: float, random: float) -> Decision:
-        """What to do with an entry that has `left_ms` of its `exp` left.
+        """Return what to do with an entry that has `left_ms` of its `exp` left.
 
-        `load_ms` is how long a load takes, and `random` in (0, 1] decides who reloads early: XFetch, of Vattani et al.,
-        "Optimal probabilistic cache stampede prevention", VLDB 2015.
+        `load_ms` is the time that a load takes, and `random` in (0, 1] decides which caller reloads early: XFetch, of
+        Vattani et al., "Optimal probabilistic cache stampede prevention", VLDB 2015.
         """
         if left_ms > 0:
             return Decision.EARLY if left_ms <= -math.log(random) * self.early * load_ms else Decision.FRESH
         return Decision.STALE if left_ms > -self.stale_ms else Decision.OVER
 
     def falls_back(self, left_ms: float) -> bool:
-        """Whether the entry may be served because the database cannot be reached."""
+        """Return whether the entry may be served because the database cannot be reached."""
         return left_ms > -self.fail_safe_ms
 
     def _beyond_ms(self, negative: bool) -> int:
-        """How long an entry is kept past its `exp`. What is not there has no second life: there is nothing to serve."""
+        """Return how long an entry is kept past its `exp`. A negative entry is not: there is nothing to serve."""
         return 0 if negative and self.negative_ms is not None else max(self.stale_ms, self.fail_safe_ms)
 
 
 class Pace:
-    """How long the loads of one function take: a running mean in milliseconds, 0 before the first."""
+    """The time that loads of one function take: a running mean in milliseconds, 0 before the first."""
 
     __slots__ = ("ms",)
 
@@ -149,7 +149,7 @@ class Pace:
 
 
 def whole_ms(left_ms: float) -> int:
-    """A rest of life as PTTL would say it: -1 for one without end."""
+    """Return the rest of a life in whole milliseconds, -1 for one without end, as PTTL does."""
     return -1 if left_ms == math.inf else int(left_ms)
 
 
