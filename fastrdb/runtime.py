@@ -22,7 +22,7 @@ from .events import Counters, Hook
 from .keys import MISSING, CallPlan, Prefix
 from .protocol import Store, is_cluster
 from .singleflight import Flights
-from .transport import Target, connections_of
+from .transport import Target
 
 if TYPE_CHECKING:
     from .near import Near
@@ -276,14 +276,9 @@ class Runtime:
         await asyncio.shield(task)
 
     def leave(self) -> None:
-        """Forget all, in a child process. Connections of the pools in use are the parent's."""
-        states = [*self._states.items()]
-        for _, state in states:
-            for pool in [pool for store in state.stores.values() for pool in store.pools()]:
-                _parents.append(connections_of(pool))
-                pool.reset()
+        """Forget all, in a child process: the connections are the parent's."""
         # Kept, and never closed: that would take their sockets off the selector, which the parent has, too.
-        _parents.append((states, self._latest))
+        _parents.append(([*self._states.items()], self._latest))
         self.move(self.namespace, self.redis)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from fastrdb.errors import CacheUnavailableError
 from fastrdb.near import ClusterTracking, Near, NearCache, Token, Tracking
@@ -232,10 +232,6 @@ class Store:
         """Forget all connections, for the event loop has ended, and give what is still owed to Redis."""
         self._link.lose()
         return self._repairs.left()
-
-    def pools(self) -> list[Any]:
-        """The connection pools of the clients in use."""
-        return self._link.pools()
 
     async def aclose(self, limit: float = 1.0, *, closing: bool = False) -> None:
         """Let repairs finish within `limit` seconds, then stop them; give connections back, or close them before."""

@@ -1,16 +1,18 @@
 """The face of `fastrdb.transport`."""
 
-from .client import Client, Link, is_cluster
+from .client import RedisClient
+from .client import RedisClient as Link
 from .cluster import Met
-from .connections import connections_of
-from .deadlines import ended
+from .connection import Greeting, own_connection
+from .health import OTHER_DATA, Breaker, Health
+from .health import Health as Obstacles
+from .health import redacted as hushed
 from .histories import NOT_YET, Histories
-from .obstacles import Obstacles
-from .reasons import hushed
-from .restarts import OTHER_DATA, Restarts
+from .passthrough import Client, is_cluster
+from .restarts import Restarts
 from .scripts import EXACTLY, SHARED, Argument, Call, Command, Names, Range, Reach, Script, Target, lists
 from .slots import SLOTS, Shard, SlotNames
-from .timeouts import Patience
+from .timeouts import Patience, ended
 
 __all__ = [
     "EXACTLY",
@@ -19,9 +21,12 @@ __all__ = [
     "SHARED",
     "SLOTS",
     "Argument",
+    "Breaker",
     "Call",
     "Client",
     "Command",
+    "Greeting",
+    "Health",
     "Histories",
     "Link",
     "Met",
@@ -30,14 +35,15 @@ __all__ = [
     "Patience",
     "Range",
     "Reach",
+    "RedisClient",
     "Restarts",
     "Script",
     "Shard",
     "SlotNames",
     "Target",
-    "connections_of",
     "ended",
     "hushed",
     "is_cluster",
     "lists",
+    "own_connection",
 ]

@@ -1,297 +1,234 @@
-"""The one way to Redis: every command under a deadline, every failure a CacheUnavailableError, a breaker before it all.
+"""The one way to Redis: commands and scripts, every failure a CacheUnavailableError.
 
-Replies are bytes whatever the client was told to decode. What was cancelled or timed out may still be executed, and
-what got no reply may be sent again: all that goes through here is at-least-once.
+Replies are bytes, whatever the client was told to decode. A command whose caller was cancelled or timed out may still
+be executed, and one without a reply may be sent again: commands are executed at least once.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from collections.abc import Awaitable, Collection, Coroutine, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import Context
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Coroutine, Sequence
+from contextlib import suppress
 from copy import copy
 from typing import Any, Protocol
-from weakref import WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary, finalize, ref
 
-from redis.asyncio.cluster import RedisCluster
-from redis.exceptions import MaxConnectionsError, NoScriptError, ResponseError
+from redis.exceptions import NoScriptError
 
 from fastrdb.errors import CacheUnavailableError
 
-from .breaker import Breaker
-from .cluster import Masters, Met
-from .cluster_direct import ClusterDirect
-from .connections import SILENT, PoolSource, is_plain, pool_to_share
-from .deadlines import Deadlines, ended
-from .direct import Client as Client
-from .direct import Direct
-from .histories import Histories
-from .nodes import NodeSource
-from .obstacles import Obstacles
-from .pipeline import Wire
-from .reasons import hushed
-from .restarts import OTHER_DATA, Restarts
+from .cluster import ClusterTransport, Met
+from .connection import Greeting
+from .health import OTHER_DATA, Breaker, Health
+from .passthrough import Client, Passthrough, is_cluster, is_plain
+from .pipeline import Pipeline
 from .scripts import Argument, Call, Command
 from .timeouts import Answers, Patience, Waits
-
-logger = logging.getLogger("fastrdb")
 
 
 class Route(Answers, Protocol):
     """How commands get to the server of one client."""
 
+    breaker: Breaker
+
     def get(self, name: bytes, /) -> Awaitable[bytes | None]:
-        """Give the value of a key."""
+        """Return the value of a key."""
         ...
 
-    def send(self, commands: Sequence[Command], /) -> Coroutine[Any, Any, list[Any]]:
-        """Send commands in their order, and give their replies: the server's errors as they are, not raised."""
+    def send(self, commands: Sequence[Command], /, *, insist: bool = ...) -> Coroutine[Any, Any, list[Any]]:
+        """Send commands in their order, and return their replies: the server's errors as values."""
         ...
 
-    async def aclose(self, *, closing: bool = False) -> None:
-        """Give back what is held; with `closing`, closed."""
+    async def ping(self) -> None:
+        """Ask for a sign of life, whatever the breaker says."""
 
-    def lose(self) -> None:
-        """Forget what is held: the event loop has ended."""
+    async def aclose(self) -> None:
+        """Close all connections; the next caller opens others."""
+
+    def close(self) -> None:
+        """Close all connections soon, from any thread."""
+
+    def forget(self) -> None:
+        """Drop all connections: the event loop has ended."""
 
 
-class Link:
-    """Sends commands and scripts, each under a deadline of `timeout` seconds. For one event loop.
+class RedisClient:
+    """Sends commands and scripts to one server or cluster. For one event loop.
 
-    Everything here may raise CacheUnavailableError.
+    All methods raise CacheUnavailableError.
 
-    `restarts` is asked about each new connection. What it finds is said of reads here, and by the scripts of the rest.
-    `met` is told of each master of a cluster before it is asked.
+    Args:
+        timeout: seconds that one round trip may take.
+        greeting: judges each new connection before it is used.
+        health: holds the reasons not to read.
+        met: is called with each master of a cluster before it is asked.
     """
 
-    def __init__(
-        self, timeout: float, restarts: Restarts | Histories, obstacles: Obstacles, met: Met | None = None
-    ) -> None:
-        self._met = met
-        self._deadlines, self._restarts, self._obstacles = Deadlines(timeout), restarts, obstacles
+    def __init__(self, timeout: float, greeting: Greeting, health: Health, met: Met | None = None) -> None:
+        self._timeout, self._greeting, self._health, self._met = timeout, greeting, health, met
         self._waits = Waits(timeout)
-        self.breaker = Breaker()
+        self.breaker = Breaker(health)
         self._routes: WeakKeyDictionary[Any, Route] = WeakKeyDictionary()
-        # The client of the latest call and its route, since there is but one client nearly always.
-        self._latest: Any = lambda: None
+        self._open: set[Route] = set()  # the same: when this client is dropped, weak references are of no use any more
+        # The latest client and its route, because there is nearly always one client.
+        self._latest: Callable[[], Any] = lambda: None
         self._route: Any = None
-        self._tasks: set[asyncio.Task[None]] = set()
         self._insists = False
-        self._brought: dict[str, asyncio.Future[None]] = {}  # scripts that are on their way to the server
-        self._refusals: set[str] = set()  # the first words of those that were logged
+        # An event loop that ends waits for its asynchronous generators to close, and so does one that is dropped.
+        self._until_the_end = _closing(self._open)
+        with suppress(StopIteration):
+            self._until_the_end.asend(None).send(None)
 
-    def insisting(self) -> Link:
-        """The same link for work that nobody waits for: it tries Redis whatever the breaker says, and may close it."""
+    def insisting(self) -> RedisClient:
+        """Return a view that ignores the breaker, for work that no caller waits for. An answer closes the breaker."""
         other = copy(self)
         other._insists = True
         return other
 
     def get(self, client: Client, name: bytes) -> Awaitable[bytes | None]:
-        """Give the value of a key."""
-        if self.breaker.opened:
-            raise self._closed_for("GET", client)
+        """Return the value of a key."""
         route: Route = self._route if self._latest() is client else self._find(client)
         return route.get(name)
 
     async def read(self, client: Client, commands: Sequence[Command]) -> list[Any]:
-        """Send commands that read entries in one round trip, and give their replies, which may be used."""
+        """Send commands that read entries in one round trip, and return their replies, which may be used."""
         replies = await self.many(client, commands)
-        if self._restarts.other_data:  # found out just before they were sent
+        if self._greeting.other_data:  # found out just before they were sent
             raise CacheUnavailableError(str(commands[0][0]), OTHER_DATA)
         return replies
 
     async def command(self, client: Client, *command: Argument) -> Any:
-        """Send one command, and give its reply."""
+        """Send one command, and return its reply."""
         (reply,) = await self.many(client, (command,))
         return reply
 
     async def script(self, client: Client, call: Call) -> Any:
-        """Run a script, and give its result."""
+        """Run a script, and return its result."""
         (reply,) = await self.many(client, (call,))
         return reply
 
     async def many(self, client: Client, commands: Sequence[Call | Command]) -> list[Any]:
-        """Send commands and scripts in one round trip; the first error is raised when all have been tried."""
-        return self.raised(commands, await self.run(client, commands))
+        """Send commands and scripts in one round trip. The first error is raised when all have been tried."""
+        replies = await self.run(client, commands)
+        for command, reply in zip(commands, replies, strict=True):
+            if isinstance(reply, Exception):
+                raise self.translated(command, reply)
+        return replies
 
     async def portions(self, client: Client, commands: Sequence[Call | Command], size: int) -> list[Any]:
-        """As `many`: in one round trip, unless they are so many that others would wait for them."""
-        replies: list[Any] = []
-        for at in range(0, len(commands), size):
-            replies += await self.many(client, commands[at : at + size])
+        """Do as `many`, in several round trips of `size` commands if there are more: others would wait for them."""
+        if len(commands) <= size:
+            return await self.many(client, commands)
+        parts = [await self.many(client, commands[at : at + size]) for at in range(0, len(commands), size)]
+        return [reply for part in parts for reply in part]
+
+    async def run(self, client: Client, commands: Sequence[Call | Command]) -> list[Any]:
+        """Send commands and scripts in one round trip, and return the reply to each: errors as values."""
+        if not commands:
+            return []
+        route: Route = self._route if self._latest() is client else self._find(client)
+        sent: list[Command] = [each.known() if isinstance(each, Call) else each for each in commands]
+        try:
+            replies = await route.send(sent, insist=self._insists)
+            unknown = [at for at, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+            while unknown:  # the first of each script brings it along, and the others find it; at each of the masters
+                first = {sent[at][1]: at for at in reversed(unknown)}.values()
+                again = [commands[at].whole() if at in first else sent[at] for at in unknown]  # type: ignore[union-attr]
+                for at, reply in zip(unknown, await route.send(again, insist=self._insists), strict=True):
+                    replies[at] = reply
+                unknown, before = [at for at in unknown if isinstance(replies[at], NoScriptError)], len(unknown)
+                if len(unknown) == before:
+                    break
+        except CacheUnavailableError as error:
+            raise CacheUnavailableError(_name(commands[0]), error.reason) from error
         return replies
+
+    def raised(self, commands: Sequence[Call | Command], replies: list[Any]) -> list[Any]:
+        """Return the replies; raise the first error among them."""
+        for command, reply in zip(commands, replies, strict=True):
+            if isinstance(reply, Exception):
+                raise self.translated(command, reply)
+        return replies
+
+    def translated(self, command: Call | Command, error: Exception) -> CacheUnavailableError:
+        """Return the CacheUnavailableError of an error that a command was answered with."""
+        if isinstance(error, CacheUnavailableError):
+            return error
+        made = self.breaker.on_error(_name(command), error)
+        made.__cause__ = error
+        return made
 
     def patience(self, client: Client, read: Collection[bytes] = (), *, portions: int = 1) -> Patience:
         """How long a call may wait in all that it asks from now on; `read` are the keys that it has just been given."""
         return Patience(self._waits, self._find(client), read, portions)
 
-    def raised(self, commands: Sequence[Call | Command], replies: list[Any]) -> list[Any]:
-        """Give the replies; raise the first error among them."""
-        for command, reply in zip(commands, replies, strict=True):
-            if isinstance(reply, CacheUnavailableError):
-                raise reply
-            if isinstance(reply, Exception):
-                raise self.failed(_name(command), reply) from reply
-        return replies
-
-    async def run(self, client: Client, commands: Sequence[Call | Command]) -> list[Any]:
-        """Send commands and scripts in one round trip, and give what comes of each: errors as they are, not raised."""
-        if not commands:
-            return []
-        name = _name(commands[0])
-        replies = await self._send(client, name, [_known(command) for command in commands])
-        unknown = _unknown(replies)
-        while unknown:  # one of each script brings it along, and the others find it there; on each server of a cluster
-            whole = {call.script.sha: at for at in reversed(unknown) if isinstance(call := commands[at], Call)}
-            if brought := [self._brought[sha] for sha in whole if sha in self._brought]:
-                await asyncio.wait(brought)  # by another caller, in this moment
-                whole = {}
-            with self._bringing(whole):
-                again = [_whole(commands[at]) if at in whole.values() else _known(commands[at]) for at in unknown]
-                for at, reply in zip(unknown, await self._send(client, name, again), strict=True):
-                    replies[at] = reply
-            before, unknown = unknown, _unknown(replies)
-            if whole and len(unknown) == len(before):
-                break
-        return replies
-
-    @contextmanager
-    def _bringing(self, scripts: Collection[str]) -> Iterator[None]:
-        """Inside, the others who miss these scripts wait: a crowd that finds none sends each of them once."""
-        done = asyncio.get_running_loop().create_future()
-        self._brought.update(dict.fromkeys(scripts, done))
-        try:
-            yield
-        finally:
-            for sha in scripts:
-                del self._brought[sha]
-            done.set_result(None)
+    def closed_for(self, client: Client) -> bool:
+        """Return True while Redis is left alone. Have it tried when it is time."""
+        if not self.breaker.opened:
+            return False
+        self.breaker.probe(self._find(client).ping)
+        return True
 
     async def look(self, client: Client) -> None:
-        """Have the map of a cluster looked at, now."""
+        """Refresh the topology of a cluster, and wait for it."""
         route = self._find(client)
-        if isinstance(route, Masters | ClusterDirect):
-            await route.look()
+        if isinstance(route, ClusterTransport | Passthrough):
+            await route.refresh()
 
     async def aclose(self, *, closing: bool = False) -> None:
-        """Give connections back to their pools, or close them before."""
-        await ended(self._tasks)
-        for route in list(self._routes.values()):
-            await route.aclose(closing=closing)
+        """Close all connections; the next caller opens others."""
+        await self.breaker.aclose()
+        await _aclose(self._open)
 
     def lose(self) -> None:
-        """Forget all connections: their event loop has ended."""
-        for route in list(self._routes.values()):
-            route.lose()
+        """Drop all connections: their event loop has ended."""
+        for route in self._open:
+            route.forget()
 
-    def pools(self) -> list[Any]:
-        """The connection pools of the clients in use."""
-        pools = [getattr(place, "connection_pool", place) for place in list(self._routes)]
-        return [pool for pool in pools if hasattr(pool, "reset")]
-
-    # --- parts
-
-    async def _send(self, client: Client, operation: str, commands: Sequence[Command]) -> list[Any]:
-        if self.breaker.opened and not self._insists:
-            raise self._closed_for(operation, client)
-        try:
-            route = self._find(client)
-            if self._insists and isinstance(route, Masters):
-                return await route.send(commands, insist=True)
-            return await route.send(commands)
-        except CacheUnavailableError as error:  # of the batch: said here of what was asked
-            raise CacheUnavailableError(operation, error.reason) from error
+    # --- routes
 
     def _find(self, client: Client) -> Route:
         if self._latest() is client:
             found: Route = self._route
             return found
-        pool = pool_to_share(client)
-        place = client if pool is None else pool
+        plain = is_plain(client)
+        place: Any = client if is_cluster(client) or not plain else getattr(client, "connection_pool")  # noqa: B009
         route = self._routes.get(place)
         if route is None:
-            route = self._routes[place] = self._made(client, pool)
+            route = self._routes[place] = self._made(place, plain)
+            self._open.add(route)
+            # When the pool is gone, its connection is closed. Without this it would stay until it is idle.
+            finalize(place, _gone, ref(self), ref(route)).atexit = False
         self._latest, self._route = ref(client), route
         return route
 
-    def _made(self, client: Any, pool: Any) -> Route:
-        restarts = self._restarts
-        if isinstance(restarts, Histories):
-            if is_plain(client, RedisCluster) and NodeSource.spares_of(client):
-                return Masters(client, self._deadlines, restarts, self, self._met)
-            return ClusterDirect(client, self._deadlines, restarts, self)
-        if pool is None:
-            return Direct(client, self._deadlines, restarts, self)
-        return Wire(PoolSource(pool), self._deadlines, restarts, self)
-
-    # --- the boundary
-
-    def answered(self) -> Exception | None:
-        """Redis has answered. Why what was read may not be used all the same: found out just before it was sent."""
-        if self.breaker.succeeded():
-            self._obstacles.take_down(self.breaker, "recovery")
-            logger.info("Redis answers again")
-        return CacheUnavailableError("GET", OTHER_DATA) if self._obstacles and self._restarts.other_data else None
-
-    def failed(self, operation: str, error: Exception) -> Exception:
-        """Translate an error, and count it."""
-        reason = hushed(error)
-        silent = isinstance(error, SILENT) and not isinstance(error, MaxConnectionsError)
-        if silent and self.breaker.failed():
-            self._obstacles.put_up(self.breaker, "outage", f"{operation}: {reason}")
-            logger.warning("Redis does not answer (%s: %s): calls go on without it until it does", operation, reason)
-        if isinstance(error, ResponseError) and (kind := reason.partition(" ")[0]) not in self._refusals:
-            self._refusals.add(kind)
-            logger.warning("Redis refuses %s (%s): calls go on without; this is said once", operation, reason)
-        return CacheUnavailableError(operation, reason)
-
-    # --- while the breaker is open
-
-    def closed_for(self, client: Client) -> bool:
-        """Whether nothing is asked of Redis for the time being; sees to it that it is tried again."""
-        if not self.breaker.opened:
-            return False
-        if self.breaker.due():
-            task = asyncio.get_running_loop().create_task(self._try(client), context=Context())
-            self._tasks.add(task)
-            task.add_done_callback(self._tried)
-        return True
-
-    def _closed_for(self, operation: str, client: Client) -> CacheUnavailableError:
-        self.closed_for(client)
-        return CacheUnavailableError(operation, "Redis has not answered lately")
-
-    async def _try(self, client: Client) -> None:
-        """Whether Redis answers again: nobody waits for this."""
-        try:
-            await self.insisting().command(client, "PING")
-        except CacheUnavailableError as error:
-            logger.debug("still no answer: %s", error)
-
-    def _tried(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        self.breaker.tried()
+    def _made(self, place: Any, plain: bool) -> Route:
+        settings = (self._timeout, self._greeting, self._health, self.breaker)
+        if not plain:
+            return Passthrough(place, *settings)
+        if is_cluster(place):
+            return ClusterTransport(place, *settings, self._met)
+        return Pipeline(ref(place), *settings)
 
 
-def is_cluster(client: object) -> bool:
-    """Whether it is the client of a cluster."""
-    return isinstance(client, RedisCluster)
+async def _closing(routes: set[Route]) -> AsyncGenerator[None, None]:
+    """Close all connections when this generator is closed: with its event loop, or with its owner."""
+    try:
+        yield
+    finally:
+        await _aclose(routes)
+
+
+async def _aclose(routes: set[Route]) -> None:
+    for route in list(routes):
+        await route.aclose()
+
+
+def _gone(client: Callable[[], RedisClient | None], route: Callable[[], Route | None]) -> None:
+    if (found := route()) is not None:
+        found.close()
+        if (owner := client()) is not None:
+            owner._open.discard(found)
 
 
 def _name(command: Call | Command) -> str:
     return command.script.name if isinstance(command, Call) else str(command[0])
-
-
-def _known(command: Call | Command) -> Command:
-    return command.known() if isinstance(command, Call) else command
-
-
-def _whole(command: Call | Command) -> Command:
-    return command.whole() if isinstance(command, Call) else command
-
-
-def _unknown(replies: Sequence[Any]) -> list[int]:
-    """Where a script was not known."""
-    return [at for at, reply in enumerate(replies) if isinstance(reply, NoScriptError)]

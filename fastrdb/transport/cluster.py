@@ -1,14 +1,15 @@
-"""The masters of a cluster: a wire to each, commands sent to whom they belong, and followed where they have gone.
+"""A cluster: a pipeline to each master, commands sent by slot, and followed where their slot has gone.
 
-Which master has which slot is the client's to know; it is asked to look again when a master does not answer, or says
-that a slot has gone to one that is not known. Not for each slot that moves: with the map redis-py changes connections,
-too. Everything is sent here, not by the client, so that each connection is greeted before it is used:
-a replica that has taken over is noticed before anything is read from it.
+The client knows which master has which slot. Its topology is refreshed when a master does not answer, or redirects to a
+server that is not known: not for each slot that moves, since redis-py then closes connections, too. Commands are sent
+here and not by the client, so that each connection is greeted before it is used: a replica that has taken over is
+noticed before anything is read from it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
@@ -22,124 +23,196 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from fastrdb.errors import CacheUnavailableError
 
-from .deadlines import Deadlines
-from .histories import Histories
-from .looks import Looks
-from .nodes import Master, NodeSource
-from .pipeline import Boundary
+from .connection import Greeting
+from .health import Breaker, Health
+from .pipeline import Pipeline
 from .scripts import Command
 from .slots import key_of, slot_of
+from .timeouts import ended
+
+logger = logging.getLogger("fastrdb")
 
 T = TypeVar("T")
 
-REDIRECTIONS = 3
-"""So often a command follows a slot that is being moved; then its caller goes on without the cache."""
+_REDIRECTIONS = 3
+"""How often a command follows a slot that is being moved; then its caller goes on without the cache."""
+_REFRESH_PAUSE_S = 0.2
+"""The least time between two refreshes of the topology that no caller waits for."""
 
 Met = Callable[[Any, str, Callable[[], None]], None]
-"""Told of a client, the name of a master that it is about to ask, and how to have the map of the cluster looked at."""
+"""Called with a client, the name of a master before it is first asked, and a function that refreshes the topology."""
 
 
-class Masters:
-    """The route to a cluster. `met` is told of each master before it is asked for anything."""
+class Topology:
+    """Refreshes of a client's map of the cluster: one at a time, in a task that outlives its callers.
+
+    A caller that cannot wait any longer leaves the refresh going on, since it may take longer than any of them.
+    """
+
+    def __init__(self, timeout: float, breaker: Breaker) -> None:
+        self._timeout, self._breaker = timeout, breaker
+        self.refreshing: asyncio.Task[None] | None = None
+        self._latest = 0.0
+
+    def refresh_soon(self, owner: Any) -> None:
+        """Refresh in the background, unless it was done just now. `owner` is the client or its `nodes_manager`."""
+        if asyncio.get_running_loop().time() - self._latest > _REFRESH_PAUSE_S:
+            self._begin(owner)
+
+    async def refresh(self, owner: Any) -> None:
+        """Refresh and wait for the result. Raises CacheUnavailableError if it takes longer than the timeout."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                await asyncio.wait({self._begin(owner)})
+        except TimeoutError as error:
+            raise self._breaker.on_error("connect", error) from error
+
+    async def aclose(self) -> None:
+        """End a refresh: the connections that it opens would never be closed."""
+        if self.refreshing is not None:
+            await ended((self.refreshing,))
+
+    def _begin(self, owner: Any) -> asyncio.Task[None]:
+        if self.refreshing is None:
+            self.refreshing = asyncio.get_running_loop().create_task(self._refresh(owner), context=Context())
+            self.refreshing.add_done_callback(self._over)
+        return self.refreshing
+
+    async def _refresh(self, owner: Any) -> None:
+        try:
+            await owner.initialize()
+        except Exception as error:  # noqa: BLE001  # it is tried again
+            logger.debug("the topology of the cluster could not be refreshed: %s", error)
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        self.refreshing, self._latest = None, task.get_loop().time()
+
+
+class ClusterTransport:
+    """The commands to a cluster. For one client and one event loop.
+
+    `breaker` is for the cluster as a whole: it opens when not even the topology can be had. `met` is called before a
+    master is asked for anything. All methods raise CacheUnavailableError.
+    """
 
     def __init__(
-        self, client: Any, deadlines: Deadlines, histories: Histories, boundary: Boundary, met: Met | None = None
+        self,
+        client: Any,
+        timeout: float,
+        greeting: Greeting,
+        health: Health,
+        breaker: Breaker,
+        met: Met | None = None,
     ) -> None:
-        self._met = met
-        self._client, self._deadlines, self._histories, self._boundary = ref(client), deadlines, histories, boundary
-        self._masters: dict[str, Master] = {}
-        self._map: Any = None
-        self._slots: dict[int, Master] = {}
-        self._looks = Looks(deadlines, boundary)
+        self._client, self._met = ref(client), met
+        self._timeout, self._greeting, self._health, self.breaker = timeout, greeting, health, breaker
+        self._nodes: dict[str, Pipeline] = {}
+        self._slots: dict[int, Pipeline] = {}
+        self._map: Any = None  # that `_slots` was made by
+        self._topology = Topology(timeout, breaker)
+        self._loop = asyncio.get_running_loop()
         self._open = False
         self._opening: asyncio.Task[None] | None = None
 
     async def get(self, name: bytes) -> bytes | None:
-        """Give the value of a key."""
+        """Return the value of a key."""
+        if self.breaker.opened:
+            raise self.breaker.refusal("GET", self.ping)
         if not self._open:
             return await self._first(partial(self.get, name))
-        master = self._of_slot(slot_of(name))
-        if master.breaker.opened:
-            master.check()
+        node = self._node_of(slot_of(name))
         try:
-            return await master.wire.get(name)
+            raw = await node.get(name)
         except AskError as error:
-            reply = await self._follow_get(name, master, error)
-        refused = self._boundary.answered()
-        if refused is not None:
-            raise refused
-        if isinstance(reply, Exception):
-            raise self._boundary.failed("GET", reply)
-        raw: bytes | None = reply
+            raw = await self._follow_get(name, node, error)
+        if self.breaker.failures:
+            self.breaker.on_reply()
         return raw
 
     async def send(self, commands: Sequence[Command], *, insist: bool = False) -> list[Any]:
-        """Send commands, those of each slot in their order; what fails is given as it is, an exception.
+        """Send commands, those of each slot in their order, and return their replies: errors as values.
 
-        To `insist` is to try also the masters that have not answered lately.
+        With `insist` masters are asked whatever their breakers say.
         """
+        if self.breaker.opened and not insist:
+            raise self.breaker.refusal(str(commands[0][0]), self.ping)
         if not self._open:
-            return await self._first(partial(self.send, commands, insist=insist))
+            return await self._first(partial(self._send, commands, insist=insist))
         return await self._send(commands, insist=insist)
 
+    async def ping(self) -> None:
+        """Ask for a sign of life, whatever the breaker says."""
+        await self.send((("PING",),), insist=True)
+
     def due(self, names: Collection[bytes]) -> float:
-        """By when the first of what has just been read of these keys was due."""
-        asked = (self._slots.get(slot_of(name)) for name in names)
-        return min((master.wire.answer_due for master in asked if master is not None), default=0.0)
+        """Return when the time of the callers that were answered for these keys is over, by the event loop's clock."""
+        nodes = (self._slots.get(slot_of(name)) for name in names)
+        return min((node.due() for node in nodes if node is not None), default=0.0)
 
     def crowded(self) -> bool:
-        """Whether so many ask one of the masters at once that they wait for each other."""
-        return any(master.wire.crowded() for master in self._masters.values())
+        """Return True while callers of a master wait for each other."""
+        return any(node.crowded() for node in self._nodes.values())
 
-    async def aclose(self, *, closing: bool = False) -> None:
-        """Give connections back, or close them before."""
+    async def aclose(self) -> None:
+        """Close all connections; the next caller opens others."""
+        await self.breaker.aclose()
         if (opening := self._opening) is not None:
-            await self._looks.aclose()
+            await self._topology.aclose()
             await asyncio.wait({opening})
-        for master in list(self._masters.values()):
-            await master.aclose(closing=closing)
-        await self._looks.aclose()  # last, for a master that does not answer has the map looked at
+        for node in list(self._nodes.values()):
+            await node.aclose()
+        await self._topology.aclose()  # last, for a master that does not answer has the topology refreshed
 
-    def lose(self) -> None:
-        """Forget all connections: the event loop has ended."""
-        for master in self._masters.values():
-            master.lose()
+    def close(self) -> None:
+        """Close all connections soon, from any thread: the client is gone."""
+        for node in list(self._nodes.values()):
+            node.close()
 
-    # --- who has what
+    def forget(self) -> None:
+        """Drop all connections: the event loop has ended."""
+        for node in self._nodes.values():
+            node.forget()
 
-    async def look(self) -> None:
-        """Have the client look at the map of the cluster, and wait for it."""
-        await self._looks.wait(self._alive().nodes_manager)
+    # --- which master has which slot
 
-    def look_soon(self) -> None:
-        """Have the client look at the map of the cluster, if it has not done so just now."""
-        self._looks.soon(self._alive().nodes_manager)
+    async def refresh(self) -> None:
+        """Refresh the topology and wait for it."""
+        await self._topology.refresh(self._alive().nodes_manager)
 
-    def _of_slot(self, slot: int) -> Master:
+    def refresh_soon(self) -> None:
+        """Refresh the topology in the background, unless it was done just now."""
+        if (client := self._client()) is not None:
+            self._topology.refresh_soon(client.nodes_manager)
+
+    def _node_of(self, slot: int) -> Pipeline:
         client = self._client()
         known = None if client is None else client.nodes_manager.slots_cache
-        if known is not self._map:  # it has looked since
+        if known is not self._map:  # it was refreshed
             self._map = known
             self._slots.clear()
-        master = self._slots.get(slot)
-        if master is None:
+        node = self._slots.get(slot)
+        if node is None:
             nodes = self._alive().nodes_manager.slots_cache.get(slot)
             if not nodes:
-                self.look_soon()
+                self.refresh_soon()
                 raise CacheUnavailableError("send", f"no server has slot {slot}")
-            master = self._slots[slot] = self._master(nodes[0].name)
-        return master
+            node = self._slots[slot] = self._node(nodes[0].name)
+        return node
 
-    def _master(self, name: str) -> Master:
+    def _node(self, name: str) -> Pipeline:
         if self._met is not None:
-            self._met(self._alive(), name, self.look_soon)
-        master = self._masters.get(name)
-        if master is None:
-            source = NodeSource(self._alive(), name)
-            master = self._masters[name] = Master(
-                source, self._deadlines, self._histories, self._boundary, self.look_soon
+            self._met(self._alive(), name, self.refresh_soon)
+        node = self._nodes.get(name)
+        if node is None:
+            breaker = Breaker(self._health, name, on_silence=self.refresh_soon)
+            node = self._nodes[name] = Pipeline(
+                partial(self._settings, name), self._timeout, self._greeting, self._health, breaker, in_slots=True
             )
-        return master
+        return node
+
+    def _settings(self, name: str) -> Any:
+        client = self._client()
+        return None if client is None else client.nodes_manager.nodes_cache.get(name)
 
     def _alive(self) -> Any:
         client = self._client()
@@ -150,59 +223,61 @@ class Masters:
     # --- the beginning
 
     async def _first(self, ask: Callable[[], Awaitable[T]]) -> T:
-        """Ask what is the first to be asked, under one deadline with all that comes before it."""
+        """Open the cluster and ask, both within one timeout."""
+        began = self._loop.time()
         if self._opening is None:
-            self._opening = asyncio.get_running_loop().create_task(self._begin(), context=Context())
+            self._opening = self._loop.create_task(self._begin(), context=Context())
             self._opening.add_done_callback(self._has_begun)
         opening = self._opening
         try:
-            with self._deadlines.start() as deadline:
+            async with asyncio.timeout(self._timeout):
                 await asyncio.wait({opening})
                 if not self._open:
                     error = None if opening.cancelled() else opening.exception()
                     raise CacheUnavailableError("connect", getattr(error, "reason", error))
                 found = await ask()
-                for master in self._masters.values():  # what follows from the answer goes on under the same deadline
-                    master.wire.answer_due = min(master.wire.answer_due, deadline.when)
-                return found
         except TimeoutError as late:  # counted where it was noticed
             raise CacheUnavailableError("connect", "the cluster is still being looked at") from late
+        for node in self._nodes.values():  # what follows from the answer shares the timeout
+            node.answered = min(node.answered, began)
+        return found
 
     def _has_begun(self, task: asyncio.Task[None]) -> None:
         self._opening = None
         if not task.cancelled():
-            task.exception()  # those who wait for it are told; it may be that nobody does any more
+            task.exception()  # given to those who wait for it, if there still are any
 
     async def _begin(self) -> None:
-        """Look who is there, and whether what they have can be relied on. In a task of its own, as a look is."""
+        """Find the masters, and whether their data can be trusted. In a task of its own, since this may take long."""
         client = self._alive()
-        await self._looks.wait(client)
+        await self._topology.refresh(client)
         names = [node.name for node in client.get_primaries()]
         if not names:
-            raise self._boundary.failed("connect", RedisConnectionError("no server of the cluster answers"))
+            raise self.breaker.on_error("connect", RedisConnectionError("no server of the cluster answers"))
         await asyncio.gather(*map(self._greet, names))
-        if self._histories.other_data:
-            await self._histories.settle(self._send)
+        if self._greeting.other_data:
+            await self._greeting.settle(self._send)
         self._open = True
 
     async def _greet(self, name: str) -> None:
         with suppress(CacheUnavailableError):  # what the others have is known all the same, and waited for
-            await self._master(name).send((("PING",),))
+            await self._node(name).send((("PING",),))
 
     # --- commands
 
     async def _send(self, commands: Sequence[Command], *, insist: bool = False) -> list[Any]:
         replies: list[Any] = [None] * len(commands)
-        groups: defaultdict[Master, list[int]] = defaultdict(list)
-        for at, command in enumerate(commands):
+        slots = [slot_of(key_of(command) or b"") for command in commands]
+        groups: defaultdict[Pipeline, list[int]] = defaultdict(list)
+        for at, slot in enumerate(slots):
             try:
-                groups[self._of_slot(slot_of(key_of(command) or b""))].append(at)
+                groups[self._node_of(slot)].append(at)
             except CacheUnavailableError as error:
                 replies[at] = error
 
-        async def part(master: Master, places: Sequence[int]) -> None:
+        async def part(node: Pipeline, places: Sequence[int]) -> None:
             try:
-                found = await master.send([commands[at] for at in places], insist=insist)
+                found = await node.send([commands[at] for at in places], insist=insist)
             except CacheUnavailableError as error:
                 found = [error] * len(places)
             for at, reply in zip(places, found, strict=True):
@@ -211,68 +286,67 @@ class Masters:
         if len(groups) == 1:
             await part(*groups.popitem())
         else:
-            await asyncio.gather(*(part(master, places) for master, places in groups.items()))
-        for at in redirected(commands, replies):
-            replies[at] = await self._follow(commands[at], replies[at], insist=insist)
+            await asyncio.gather(*(part(node, places) for node, places in groups.items()))
+        if self.breaker.failures and not all(isinstance(reply, CacheUnavailableError) for reply in replies):
+            self.breaker.on_reply()
+        if any(isinstance(reply, AskError) for reply in replies):
+            for at in redirected(slots, replies):
+                replies[at] = await self._follow(slots[at], commands[at], replies[at], insist=insist)
         return replies
 
-    async def _follow_get(self, name: bytes, asked: Master, error: AskError) -> Any:
-        """The same for what is read, under the deadline that it was asked under."""
-        due, slot = asked.wire.answer_due, slot_of(name)
+    async def _follow_get(self, name: bytes, asked: Pipeline, error: AskError) -> bytes | None:
+        """Follow a GET within the timeout of the first one."""
+        began, slot = asked.answered, slot_of(name)
         try:
-            with self._deadlines.since(
-                due - self._deadlines.seconds,  # mechanism: redirection-in-deadline
-                asyncio.get_running_loop(),
-            ):
-                return await self._follow(("GET", name), error)
+            async with asyncio.timeout_at(began + self._timeout):  # mechanism: redirection-in-deadline
+                reply = await self._follow(slot, ("GET", name), error)
         except TimeoutError as late:
-            raise self._boundary.failed("GET", late) from late
+            raise self.breaker.on_error("GET", late) from late
         finally:
             if slot in self._slots:
-                self._slots[slot].wire.answer_due = due  # mechanism: redirection-keeps-due
+                self._slots[slot].answered = began  # mechanism: redirection-keeps-due
+        if isinstance(reply, CacheUnavailableError):
+            raise reply
+        if isinstance(reply, Exception):
+            raise self.breaker.on_error("GET", reply)
+        raw: bytes | None = reply
+        return raw
 
-    async def _follow(self, command: Command, reply: Any, *, insist: bool = False) -> Any:
-        """Send a command again, to whom its slot has gone."""
-        for _ in range(REDIRECTIONS):
+    async def _follow(self, slot: int, command: Command, reply: Any, *, insist: bool = False) -> Any:
+        """Send a command again to where its slot has gone, and return the reply: errors as values."""
+        for _ in range(_REDIRECTIONS):
             try:
-                reply = await self._again(command, reply, insist=insist)
+                if isinstance(reply, MovedError):
+                    name = await self._known(reply)
+                    self._node_of(slot)  # what was found by an older map goes first
+                    self._slots[slot] = self._node(name)
+                if isinstance(reply, AskError) and not isinstance(reply, MovedError):
+                    node = self._node(await self._known(reply))
+                    _, reply = await node.send((("ASKING",), command), insist=insist)
+                else:
+                    (reply,) = await self._node_of(slot).send((command,), insist=insist)
             except CacheUnavailableError as error:
                 return error
             if not isinstance(reply, AskError):
                 break
         return reply
 
-    async def _again(self, command: Command, reply: Any, *, insist: bool) -> Any:
-        slot = slot_of(key_of(command) or b"")
-        if isinstance(reply, MovedError):
-            await self._note_move(slot, reply)
-        elif isinstance(reply, AskError):
-            master = self._master(await self._known(reply))
-            return (await master.send((("ASKING",), command), insist=insist))[1]
-        return (await self._of_slot(slot).send((command,), insist=insist))[0]
-
-    async def _note_move(self, slot: int, error: MovedError) -> None:
-        name = await self._known(error)
-        self._of_slot(slot)  # what was found in an older map goes first
-        self._slots[slot] = self._master(name)
-
     async def _known(self, error: AskError) -> str:
-        """The name of the server that an error points to; who it is is looked up first, if it is new."""
+        """Return the name of the server of a redirection. The topology is refreshed first if it is new."""
         manager = self._alive().nodes_manager
         host, port = manager.remap_host_port(error.host, error.port)
         name = f"{host}:{port}"
         if name not in manager.nodes_cache:
-            await self._looks.wait(manager)
+            await self._topology.refresh(manager)
         return name
 
 
-def redirected(commands: Sequence[Command], replies: Sequence[Any]) -> list[int]:
-    """What has to be sent again: what was redirected, and what came behind it for the same slot, to keep the order."""
-    slots: set[int] = set()
+def redirected(slots: Sequence[int], replies: Sequence[Any]) -> list[int]:
+    """Return which commands to send again: those redirected, and those behind them for the same slot, in order."""
+    moved: set[int] = set()
     again = []
-    for at, (command, reply) in enumerate(zip(commands, replies, strict=True)):
-        key = key_of(command)
-        if key is not None and (isinstance(reply, AskError) or slot_of(key) in slots):
-            slots.add(slot_of(key))
+    for at, (slot, reply) in enumerate(zip(slots, replies, strict=True)):
+        if isinstance(reply, AskError) or slot in moved:
+            moved.add(slot)
             again.append(at)
     return again

@@ -1,135 +1,209 @@
-"""The connection that a wire holds: greeted before it is used, kept while it is, and given back when it is idle.
+"""One connection of our own to one server: opened when needed, greeted before use, watched while a reply is due.
 
-Replies come in the order of what was sent. Who is cancelled while waiting for one leaves it to be skipped by the next,
-so that a cancellation costs no connection, and what is sent after it cannot overtake what was sent before.
+The user's pool gives its settings and nothing else: no connection is taken out of it. Replies come in the order of the
+commands. If a caller is cancelled while waiting for a reply, the next exchange reads and discards it: a cancellation
+closes no connection and reorders no commands.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from contextvars import Context
 from typing import Any, Protocol
 
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from .connections import Connection, Source
 from .scripts import Command
 
 try:
     import hiredis
-except ImportError:  # redis-py can do without it, several times slower
+except ImportError:  # redis-py works without, several times slower
     _pack: Callable[[Any], bytes] | None = None
 else:
     _pack = hiredis.pack_command
 
-_LOOK = 1.0
-"""Seconds. So long a greeting holds, and so long unused a connection stays: it goes back to where it came from then."""
+_GREETING_S = 1.0
+"""A greeting counts for so long: a server may become a replica without closing the connection."""
+_IDLE_S = 60.0
+"""A connection that is unused for so long is closed. Longer than the gaps of ordinary traffic, since opening costs."""
+_LOOK = 0.05
+"""The fraction of the timeout between two looks at an exchange: it bounds how late silence is noticed."""
+_HELD_UP_S = 0.02
+"""A look that comes so late means that the event loop was blocked: the reply may be in the buffer already."""
+_EXCUSES = 3
+"""How often in one silence the blocked time is not counted. Without a bound a busy loop would wait for ever."""
 
 
 class Greeting(Protocol):
-    """What a server is asked in front of the first commands on a connection, and now and then after that."""
+    """A question asked in front of the first commands on a connection, and again every second."""
+
+    @property
+    def other_data(self) -> bool:
+        """Return True while the server's data may be older than what was deleted."""
+        ...
 
     def question(self) -> Command:
-        """Give what to ask."""
+        """Return the command to send."""
         ...
 
     def heard(self, reply: Any) -> Command | None:
-        """Take the reply, and give what to ask instead where the server did not know the question.
+        """Judge the reply. Return the command to send instead if the server did not know the question.
 
-        Raises redis-py's ConnectionError if this is not the server to talk to: then it is connected to anew.
+        Raises redis-py's ConnectionError if this server must not be used: then the connection is opened anew.
         """
         ...
 
+    async def settle(self, send: Callable[[Sequence[Command]], Awaitable[list[Any]]], /) -> bool:
+        """Find out with `send` whether the data of a cluster's masters is known as good."""
+        ...
 
-class Line:
-    """One connection to one server, for one exchange at a time. For one event loop."""
 
-    def __init__(self, source: Source, greeting: Greeting) -> None:
-        self._source, self._greeting = source, greeting
+def own_connection(pool: Any, **settings: Any) -> Any:
+    """Return a new connection by the settings of `pool` (or of a cluster's node), which does not own it.
+
+    It has neither timeouts nor retries nor maintenance notifications: these would keep the pool alive.
+    """
+    settings = {**pool.connection_kwargs, "socket_timeout": None, "health_check_interval": 0, **settings}
+    settings |= {"retry": Retry(NoBackoff(), 0), "retry_on_error": [], "retry_on_timeout": False}
+    for name in ("maint_notifications_config", "maint_notifications_pool_handler"):
+        if name in settings:
+            settings[name] = None
+    return pool.connection_class(**settings)
+
+
+class Connection:
+    """One connection to one server, for one exchange at a time. For one event loop.
+
+    Args:
+        settings: returns the pool or node by whose settings to connect; None if it is gone.
+        timeout: seconds without any reply after which the server counts as silent.
+        on_look: is called several times in a long exchange, with the time and the seconds that the loop was blocked.
+
+    Attributes:
+        began: when the latest exchange began, by the event loop's clock; seconds that the loop was blocked are added.
+        timeout: as given.
+    """
+
+    def __init__(
+        self,
+        settings: Callable[[], Any],
+        greeting: Greeting,
+        timeout: float,
+        on_look: Callable[[float, float], None] = lambda *_: None,
+    ) -> None:
+        self._settings, self._greeting, self.timeout, self._on_look = settings, greeting, timeout, on_look
         self._loop = asyncio.get_running_loop()
-        self._connection: Connection | None = None
-        self._unread = 0  # replies that nobody waits for any more
-        self._greeted = False
-        self._renewed = False  # connected here, because the server or the client's owner had closed it
-        self._talking = self._used = False
-        self._timer: asyncio.TimerHandle | None = None
-        self._giving: set[asyncio.Task[None]] = set()
+        self._connection: Any = None
+        self._connecting: asyncio.Timeout | None = None
+        self._unread = 0  # replies that have yet to come
+        self._greeting_due = self.began = 0.0
+        self._busy = self._silent = False
+        self._watch: asyncio.TimerHandle | None = None
+        self._idle: asyncio.TimerHandle | None = None
+        self._closing: set[asyncio.Task[None]] = set()
+        # Of the look: when it is due, the latest sign of life and when it came, and excuses since.
+        self._due, self._sign, self._heard, self._excuses, self._over = 0.0, (0.0, 0), 0.0, 0, False
 
     async def exchange(self, commands: Sequence[Command]) -> list[Any]:
-        """Send commands in their order, and give their replies: the server's errors as they are, not raised.
+        """Send commands in their order, and return their replies: the server's errors as values.
 
-        Raises what redis-py raises when there is no connection. What is sent here may be sent twice.
+        If the server has closed the connection, another one is opened and the commands are sent again. Raises
+        redis-py's ConnectionError without a connection, and TimeoutError if no reply comes for `timeout` seconds.
         """
-        self._talking = self._used = True
-        if self._timer is None:
-            self._timer = self._loop.call_later(_LOOK, self._look)
+        began = self.began = self._loop.time()
+        self._busy = True
+        if self._watch is None:
+            self._start_watch(began)
         try:
-            connection = self._connection
-            if connection is None:
-                self._greeted = self._renewed = False
-                connection = self._connection = await self._source.take()
-            if connection.is_connected:
-                try:
-                    return await self._ask(connection, commands)
-                except (RedisConnectionError, RuntimeError):
-                    pass  # closed since it was last used, by the server, or because its event loop has ended
-            self._greeted, self._renewed, self._unread = False, True, 0  # mechanism: reconnection-noted
-            await connection.connect()
-            return await self._ask(connection, commands)
+            if self._connection is None:
+                await self._connect()
+            try:
+                if began < self._greeting_due:  # mechanism: greeting-grows-old
+                    return await self._talk(commands)
+                return await self._greeted(commands)
+            except (RedisConnectionError, RuntimeError):
+                if self._silent:
+                    raise
+            await self._connect()
+            return await self._greeted(commands)
+        except (RedisConnectionError, RuntimeError) as error:
+            if self._silent:
+                raise RedisTimeoutError(f"no reply for {self.timeout:g} s") from error
+            raise
         finally:
-            self._talking = False
-            if not self._source.spares:
-                await self.give_back()
+            self._busy = self._silent = False
 
-    @property
-    def unread(self) -> int:
-        """How many replies have yet to come to what was sent."""
-        return self._unread
-
-    async def hang_up(self) -> None:
-        """Close the connection: nobody knows what is still to come on it."""
-        self._unread, self._greeted = 0, False
-        if self._connection is not None:
-            with suppress(Exception):  # its event loop may have ended: it is closed all the same
-                await self._connection.disconnect(nowait=True)
-
-    async def give_back(self, *, closing: bool = False) -> None:
-        """Give the connection back, or close it before; the next exchange takes one again. Not while one goes on."""
-        connection, unclean = self._let_go()
-        await self._give(connection, closing or unclean)
-
-    def lose(self) -> None:
-        """Forget the connection, whose event loop has ended."""
-        connection, _ = self._let_go()
+    def close(self) -> None:
+        """Close the connection soon; the next exchange opens another one."""
+        connection, self._connection = self._connection, None
+        for timer in (self._watch, self._idle):
+            if timer is not None:
+                timer.cancel()
+        self._watch = self._idle = None
         if connection is not None:
-            self._source.lose(connection)
+            task = self._loop.create_task(connection.disconnect(nowait=True), context=Context())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
 
-    # --- what is said on it
+    async def aclose(self) -> None:
+        """Close the connection; the next exchange opens another one. Not to be called during an exchange."""
+        self.close()
+        if self._closing:
+            await asyncio.wait(self._closing)
 
-    async def _ask(self, connection: Connection, commands: Sequence[Command]) -> list[Any]:
-        """Say it, behind a greeting if one is due: in the same round trip, and heard before any reply is looked at."""
-        if self._greeted:
-            return await self._talk(connection, commands)
-        first, *replies = await self._talk(  # mechanism: greeting-repeated
-            connection, (self._greeting.question(), *commands)
-        )
+    def forget(self) -> None:
+        """Drop the connection without closing it: its event loop has ended."""
+        self._connection = None
+
+    # --- what is sent on it
+
+    async def _connect(self) -> None:
+        pool = self._settings()
+        if pool is None:
+            raise RedisConnectionError("the client is gone")
+        connection = own_connection(pool)
+        try:
+            async with asyncio.timeout(None) as self._connecting:
+                await connection.connect()
+        except BaseException:
+            await _disconnected(connection)
+            raise
+        finally:
+            self._connecting = None
+        self._connection, self._unread, self._greeting_due = connection, 0, 0.0
+        if self._idle is None:
+            self._idle = self._loop.call_later(_IDLE_S, self._close_if_idle)
+
+    async def _greeted(self, commands: Sequence[Command]) -> list[Any]:
+        """Send commands behind the greeting, in one round trip. The greeting is judged before any reply is returned."""
+        question = self._greeting.question()
+        first, *replies = await self._talk((question, *commands))  # mechanism: greeting-repeated
         try:
             again = self._greeting.heard(first)  # mechanism: greeting-heard
             if again is not None:
-                (first,) = await self._talk(connection, (again,))
+                (first,) = await self._talk((again,))
                 self._greeting.heard(first)
         except RedisConnectionError:
-            await self.hang_up()
+            await self._hang_up()
             raise
-        self._greeted = True
+        self._greeting_due = self.began + _GREETING_S
         return replies
 
-    async def _talk(self, connection: Connection, commands: Sequence[Command]) -> list[Any]:
-        skipped, replies, sent = self._unread, list[Any](), False
+    async def _talk(self, commands: Sequence[Command]) -> list[Any]:
+        connection, skipped, replies, sent = self._connection, self._unread, list[Any](), False
+        # Or redis-py would connect by itself, and nothing would be greeted.
+        if not connection.is_connected:  # mechanism: reconnection-noted
+            await self._hang_up()
+            raise RedisConnectionError("the connection is closed")
         try:
-            await connection.send_packed_command(_packed(connection, commands), check_health=False)
+            packed = connection.pack_commands(commands) if _pack is None else [_pack(tuple(each)) for each in commands]
+            await connection.send_packed_command(packed, check_health=False)
             sent = True
             self._unread += len(commands)  # mechanism: unread-counted
             while self._unread:
@@ -143,47 +217,74 @@ class Line:
                 else:
                     replies.append(reply)
         except BaseException as error:
-            # Who is cancelled while reading leaves replies to be skipped. While sending (a full buffer), nobody knows
-            # how many are to come.
+            # A caller that is cancelled while reading leaves replies to skip. While sending, their number is unknown.
             if not sent or isinstance(error, Exception):  # mechanism: unsent-hangs-up
-                await self.hang_up()
+                await self._hang_up()
             raise
         return replies
 
-    # --- where it comes from and goes to
+    async def _hang_up(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await _disconnected(connection)
+
+    # --- the watchdog
+
+    def _start_watch(self, now: float) -> None:
+        self._sign, self._heard, self._excuses, self._over = (now, 0), now, 0, False
+        self._look_at(now + _LOOK * self.timeout)
+
+    def _look_at(self, when: float) -> None:
+        self._due, self._watch = when, self._loop.call_at(when, self._look)
 
     def _look(self) -> None:
-        """Once a second: a greeting is out of date by now, and a connection that was not used goes back."""
-        self._timer = None
-        if self._used or self._talking:  # mechanism: connection-in-use-stays
-            self._used = self._greeted = False  # mechanism: greeting-grows-old
-            self._timer = self._loop.call_later(_LOOK, self._look)
+        """End an exchange to which no reply has come for too long, by closing its socket."""
+        self._watch = None
+        if not self._busy:
+            return
+        now, blocked, sign = self._loop.time(), 0.0, (self.began, self._unread)
+        if sign != self._sign:  # mechanism: exchanges-told-apart
+            self._heard = now if sign[0] == self._sign[0] else self.began  # mechanism: progress-is-replies
+            self._excuses, self._over = 0, False
+        if now - self._due > _HELD_UP_S and self._excuses < _EXCUSES:  # mechanism: excuses-bounded
+            blocked = min(now - self._due, self.timeout)
+            self._excuses += 1
+            self._heard += blocked  # mechanism: blocked-loop-excused
+            self.began += blocked
+        self._sign = (self.began, self._unread)
+        self._on_look(now, blocked)
+        over = now - self._heard >= self.timeout
+        if over and self._over:  # mechanism: last-look
+            self._give_up()
+        else:
+            # Once it is over, one more look: what came in this turn of the event loop is read first.
+            self._over = over
+            self._look_at(now if over else now + _LOOK * self.timeout)
+
+    def _give_up(self) -> None:
+        self._silent = True
+        if self._connecting is not None:
+            self._connecting.reschedule(self._loop.time())
         elif self._connection is not None:
-            task = self._loop.create_task(self._give(*self._let_go()))
-            self._giving.add(task)
-            task.add_done_callback(self._giving.discard)
+            _abort(self._connection)
 
-    def _let_go(self) -> tuple[Connection | None, bool]:
-        """Have no connection any more, from this moment on: the next exchange may begin before it is given back.
-
-        Gives it, and whether it is to be closed first. One that was renewed is: if it was the client's owner who had
-        closed it, nobody would do so again.
-        """
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        unclean = self._renewed or self._unread > 0  # mechanism: unclean-is-closed
-        connection, self._connection, self._unread = self._connection, None, 0
-        return connection, unclean
-
-    async def _give(self, connection: Connection | None, closing: bool) -> None:
-        if connection is not None:
-            if closing:
-                await connection.disconnect(nowait=True)
-            await self._source.give(connection)
+    def _close_if_idle(self) -> None:
+        self._idle = None
+        left = self.began + _IDLE_S - self._loop.time()
+        if self._busy or left > 0:  # mechanism: connection-in-use-stays
+            self._idle = self._loop.call_later(max(left, _GREETING_S), self._close_if_idle)
+        else:
+            self.close()
 
 
-def _packed(connection: Connection, commands: Sequence[Command]) -> Any:
-    if _pack is None:
-        return connection.pack_commands(commands)
-    return [_pack(tuple(command)) for command in commands]
+async def _disconnected(connection: Any) -> None:
+    with suppress(Exception):  # closed all the same
+        await connection.disconnect(nowait=True)
+
+
+def _abort(connection: Any) -> None:
+    """Close the socket at once, so that reading and writing end with an error.
+
+    redis-py's own `disconnect` waits until what is written has been taken, which a silent server never does.
+    """
+    connection._writer.transport.abort()

@@ -24,8 +24,8 @@ from redis.exceptions import NoScriptError
 from fastrdb.errors import CacheUnavailableError
 
 from .deadlines import ended
-from .obstacles import Obstacles
-from .restarts import OTHER_DATA, Evicts
+from .health import OTHER_DATA, Health
+from .restarts import Evicts
 from .scripts import Call, Command, Script
 from .slots import SlotNames
 
@@ -48,7 +48,7 @@ DeleteAll = Callable[[], Awaitable[object]]
 class Histories:
     """What one event loop knows of it; among the `obstacles` to reading while there are histories not known as good."""
 
-    def __init__(self, names: SlotNames, obstacles: Obstacles) -> None:
+    def __init__(self, names: SlotNames, obstacles: Health) -> None:
         self._names, self._obstacles = names, obstacles
         self._good: set[bytes] = {b""}
         self._doubtful: set[bytes] = set()

@@ -1,8 +1,8 @@
-"""What all callers of an event loop send to one server: in batches, over one connection, one batch at a time.
+"""One node's pipeline: all callers of an event loop share one connection, one batch at a time.
 
-With nothing in flight a command goes out at once, in its caller's own task: a lone caller pays nothing. While one is in
-flight, the others queue, and go out together when it returns, their GETs as one MGET. Nobody joins what has been sent:
-a reply that was on its way already may be older than a commit that the caller knows of.
+With nothing in flight a command goes out at once, in its caller's own task: a lone caller pays nothing. While a batch
+is in flight, callers queue, and their commands go out together when it returns, GETs as one MGET. No caller joins a
+batch that was sent: its replies may be older than a commit that the caller knows of.
 """
 
 from __future__ import annotations
@@ -10,229 +10,305 @@ from __future__ import annotations
 import asyncio
 from asyncio import Future
 from collections import deque
-from collections.abc import Awaitable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from contextvars import Context
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
-from .batches import MOST_GETS, Batch
-from .connection import Greeting, Line
-from .connections import Source
-from .deadlines import Deadlines
+from redis.exceptions import AskError
+
+from fastrdb.errors import CacheUnavailableError
+
+from .connection import Connection, Greeting
+from .health import OTHER_DATA, Breaker, Health
 from .scripts import Command
 
-_MORE = 3
-"""So often a batch of a crowd is given the time of its deadline once more, if replies to it have come meanwhile."""
+_MOST_GETS = 1024
+_MOST_COMMANDS = 256
+"""Bounds of one batch: more waits for the next, so that no caller waits long for a huge reply."""
 
 
-class Boundary(Protocol):
-    """Who is told how each batch went, and says what callers are told."""
+class Batch:
+    """The GETs and the other commands of one round trip, and the futures that wait for them.
 
-    def answered(self) -> Exception | None:
-        """The server has answered a batch. Gives why what was read may not be used all the same."""
-        ...
+    Attributes:
+        gets: futures by key.
+        since: when the first of its callers came, by the event loop's clock.
+        crowd: it is one of several batches: its callers wait for each other, and that time does not count.
+    """
 
-    def failed(self, operation: str, error: Exception) -> Exception:
-        """A batch, or one command of it, has failed. Gives what is raised instead."""
-        ...
+    __slots__ = ("_count", "_joined", "_sends", "crowd", "gets", "since")
+
+    def __init__(self, since: float, *, crowd: bool) -> None:
+        self.since, self.crowd = since, crowd
+        self.gets: dict[bytes, Future[bytes | None]] = {}
+        self._joined: list[tuple[bytes, Future[bytes | None]]] = []  # further callers of the same keys
+        self._sends: list[tuple[Sequence[Command], Future[list[Any]], float]] = []
+        self._count = 0
+
+    def has_room_for(self, commands: Sequence[Command]) -> bool:
+        """Return True if these are not too many; the first always have room."""
+        return not self._count or self._count + len(commands) <= _MOST_COMMANDS
+
+    def join(self, name: bytes, future: Future[bytes | None]) -> None:
+        """Add one more caller of a key that is in `gets`."""
+        self._joined.append((name, future))
+
+    def send(self, commands: Sequence[Command], future: Future[list[Any]], left: float) -> None:
+        """Add commands, whose caller waits for `left` seconds."""
+        self._sends.append((commands, future, left))
+        self._count += len(commands)
+
+    def commands(self) -> list[Command]:
+        """Return all but the GETs. Those of a cancelled caller are sent too: a release must follow its acquire."""
+        return [command for commands, _, _ in self._sends for command in commands]  # mechanism: cancelled-commands-sent
+
+    def found(self, values: Sequence[bytes | Exception | None]) -> None:
+        """Settle the GETs with values in the order of `gets`."""
+        for future, value in zip(self.gets.values(), values, strict=True):
+            if isinstance(value, Exception):
+                _settle(future, value)
+            # Inlined: a call would be felt on a hit.
+            elif not future.done():  # mechanism: cancelled-get-skipped
+                future.set_result(value)
+        if self._joined:
+            by_name = dict(zip(self.gets, values, strict=True))
+            for name, future in self._joined:
+                _settle(future, by_name[name])
+
+    def replied(self, replies: Iterator[Any]) -> None:
+        """Settle the other commands."""
+        for commands, future, _ in self._sends:
+            _settle(future, [next(replies) for _ in commands])
+
+    def refuse_gets(self, error: Exception) -> None:
+        """Fail the GETs."""
+        for future in (*self.gets.values(), *(future for _, future in self._joined)):
+            _settle(future, error)
+
+    def refuse(self, error: Exception, waited: float | None = None) -> None:
+        """Fail all; with `waited`, all but the callers that may wait for longer than these seconds."""
+        self.refuse_gets(error)
+        for _, future, left in self._sends:
+            if waited is None or waited >= left:
+                _settle(future, error)
 
 
-class Progress:
-    """Whether replies have come since this was last asked: a few times, that a batch must end."""
-
-    __slots__ = ("_left", "_line", "_times")
-
-    def __init__(self, line: Line, sent: int) -> None:
-        self._line, self._left, self._times = line, sent, _MORE
-
-    def __call__(self) -> bool:
-        """Ask."""
-        before, self._left = self._left, self._line.unread
-        self._times -= 1
-        return self._times >= 0 and 0 < self._left < before  # mechanism: progress-is-replies
+def _settle(future: Future[Any], value: Any) -> None:
+    if future.done():
+        return
+    if isinstance(value, Exception):
+        future.set_exception(value)
+        future.exception()  # a caller that is cancelled in this moment does not look, and that is no error
+    else:
+        future.set_result(value)
 
 
-class Wire:
-    """The shared connection to one server. For one event loop.
+class Pipeline:
+    """The commands to one server. For one event loop.
 
-    All methods raise what `boundary` makes of redis-py's errors, and of the TimeoutError of who waits longer than the
-    deadline, in the queue or for the reply. If a batch fails, so does what had queued behind it: it would have waited
-    as long again. But a crowd that fills more than one batch makes its own queue: the time in it does not count, nor
-    does a batch end as long as replies to it keep coming.
+    Commands may be sent twice. All methods raise CacheUnavailableError: if the breaker is open, if there is no reply,
+    and if a call has waited for as long as it may. If a batch fails, so does what has queued behind it.
+
+    Args:
+        settings: returns the pool or node by whose settings to connect; None if it is gone.
+        in_slots: the server is a master of a cluster. It refuses an MGET of several slots, and redirections are
+            returned as values.
+
+    Attributes:
+        answered: when the latest answered exchange began, by the event loop's clock.
     """
 
     def __init__(
-        self, source: Source, deadlines: Deadlines, greeting: Greeting, boundary: Boundary, *, in_slots: bool = False
+        self,
+        settings: Callable[[], Any],
+        timeout: float,
+        greeting: Greeting,
+        health: Health,
+        breaker: Breaker,
+        *,
+        in_slots: bool = False,
     ) -> None:
-        self._in_slots = in_slots  # it is a master of a cluster, which refuses an MGET of keys in several slots
-        self._line, self._deadlines, self._boundary = Line(source, greeting), deadlines, boundary
-        self._loop = asyncio.get_running_loop()  # once: it is felt on a hit
+        self._greeting, self._health, self.breaker, self._in_slots = greeting, health, breaker, in_slots
+        self.connection = Connection(settings, greeting, timeout, self._on_look)
+        self._loop = asyncio.get_running_loop()
         self._busy = False
-        self._crowded = False
-        self._crowd = False  # a batch of one is in flight
-        self.answer_due = 0.0  # by when the latest answer was due, by the loop's clock
+        self._crowded = False  # the latest batch had several GETs
+        self._in_flight: Batch | None = None
+        self.answered = 0.0
         self._waiting: deque[Batch] = deque()
         self._next_drain: asyncio.Task[None] | None = None  # that has not begun
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def get(self, name: bytes) -> Awaitable[bytes | None]:
-        """Give the value of a key."""
+    async def get(self, name: bytes) -> bytes | None:
+        """Return the value of a key."""
+        if self.breaker.opened:
+            raise self.breaker.refusal("GET", self.ping)
+        if self._busy or self._crowded:  # mechanism: crowd-goes-together
+            return await self._queued_get(name)
+        (reply,) = await self._at_once((("GET", name),))
+        if self._health and self._greeting.other_data:
+            raise CacheUnavailableError("GET", OTHER_DATA)
+        if isinstance(reply, Exception):
+            raise self._translated("GET", reply)
+        raw: bytes | None = reply
+        return raw
+
+    async def send(self, commands: Sequence[Command], *, insist: bool = False) -> list[Any]:
+        """Send commands in their order, and return their replies: the server's errors as values.
+
+        With `insist` the node is asked whatever the breaker says.
+        """
+        if self.breaker.opened and not insist:
+            raise self.breaker.refusal(str(commands[0][0]), self.ping)
         if not self._busy:
-            if not self._crowded:  # mechanism: crowd-goes-together
-                return self._get_at_once(name)
-            # Lately there were several at a time: those who are about to ask in this turn of the loop come along.
+            return await self._at_once(commands)
+        future: Future[list[Any]] = Future(loop=self._loop)
+        waiting = self._waiting
+        batch = waiting[-1] if waiting and waiting[-1].has_room_for(commands) else self._open()
+        batch.send(commands, future, self.connection.timeout)
+        return await future
+
+    async def ping(self) -> None:
+        """Ask for a sign of life, whatever the breaker says."""
+        await self.send((("PING",),), insist=True)
+
+    def due(self, _: object = None) -> float:
+        """Return when the time of the latest answered caller is over, by the event loop's clock."""
+        return self.answered + self.connection.timeout
+
+    def crowded(self) -> bool:
+        """Return True while callers wait for each other: there is more than one batch of them."""
+        in_flight = self._in_flight
+        return (in_flight is not None and in_flight.crowd) or len(self._waiting) > 1  # mechanism: crowd-in-flight
+
+    async def aclose(self) -> None:
+        """Wait until what was asked by now is done, and close the connection; the next caller opens another one."""
+        await self.breaker.aclose()
+        if self._busy:
+            with suppress(Exception):
+                await self.send((), insist=True)
+        if not self._busy:  # else it is closed when it is idle
+            await self.connection.aclose()
+
+    def close(self) -> None:
+        """Close the connection soon, from any thread: its client is gone."""
+        with suppress(RuntimeError):  # so is its event loop
+            self._loop.call_soon_threadsafe(self.connection.close)
+
+    def forget(self) -> None:
+        """Drop the connection: the event loop has ended."""
+        self.connection.forget()
+
+    # --- batches
+
+    async def _queued_get(self, name: bytes) -> bytes | None:
+        if not self._busy:
+            # Lately there were several at a time: callers of this turn of the event loop come along.
             self._busy = True
             self._spawn()
         future: Future[bytes | None] = Future(loop=self._loop)
         batch = self._waiting[-1] if self._waiting else self._open()
         if name in batch.gets:  # mechanism: get-joins-batch
             batch.join(name, future)
-        elif len(batch.gets) < MOST_GETS:
+        elif len(batch.gets) < _MOST_GETS:
             batch.gets[name] = future
         else:
             self._open().gets[name] = future
-        return future
-
-    async def _get_at_once(self, name: bytes) -> bytes | None:
-        if self._busy:  # somebody has come between the call and its await
-            return await self.get(name)
-        (reply,) = await self._at_once((("GET", name),))
-        refused = self._boundary.answered()
-        if refused is not None:
-            raise refused
-        if isinstance(reply, Exception):
-            raise self._boundary.failed("GET", reply)
-        raw: bytes | None = reply
-        return raw
-
-    async def send(self, commands: Sequence[Command]) -> list[Any]:
-        """Send commands in their order, and give their replies: the server's errors as they are, not raised."""
-        if self._busy:
-            future: Future[list[Any]] = Future(loop=self._loop)
-            waiting = self._waiting
-            batch = waiting[-1] if waiting and waiting[-1].has_room_for(commands) else self._open()
-            batch.send(commands, future)
-            return await future
-        replies = await self._at_once(commands)
-        self._boundary.answered()
-        return replies
-
-    def due(self, _: Collection[bytes]) -> float:
-        """By when the latest answer was due: for who has just been given it, and so before there is another."""
-        return self.answer_due
-
-    def crowded(self) -> bool:
-        """Whether more is waiting here than one batch holds, or a part of it is in flight."""
-        return self._crowd or len(self._waiting) > 1  # mechanism: crowd-in-flight
-
-    async def aclose(self, *, closing: bool = False) -> None:
-        """Wait until what was asked by now is done, and give the connection back; who asks next takes one again."""
-        if self._busy:
-            with suppress(Exception):
-                await self.send(())
-        if not self._busy:  # else it goes back when it is idle
-            await self._line.give_back(closing=closing)
-
-    def lose(self) -> None:
-        """Forget the connection: the event loop has ended."""
-        self._line.lose()
-
-    # --- batches
+        return await future
 
     async def _at_once(self, commands: Sequence[Command]) -> list[Any]:
-        """Send what nobody has to wait for, in the caller's own task."""
+        """Send commands in their caller's own task."""
         self._busy = True
         try:
-            with self._deadlines.start(self._loop) as deadline:
-                replies = await self._line.exchange(commands)
+            replies = await self.connection.exchange(commands)
         except Exception as error:
-            await self._line.hang_up()  # what is late may come yet
-            refusal = self._boundary.failed(str(commands[0][0]), error)
-            self._fail(refusal)
+            refusal = self.breaker.on_error(str(commands[0][0]), error)
+            self._refuse_waiting(refusal)
             raise refusal from error
         else:
-            self.answer_due = deadline.when
+            self.answered = self.connection.began
+            if self.breaker.failures:
+                self.breaker.on_reply()
             return replies
         finally:
-            self._next()
-
-    def _next(self) -> None:
-        """Go on with what has queued, or be idle."""
-        if self._waiting:
-            self._spawn()
-        else:
-            self._busy = False
+            if self._waiting:
+                self._spawn()
+            else:
+                self._busy = False
 
     def _open(self) -> Batch:
-        """Begin one more batch."""
         waiting = self._waiting
-        batch = Batch(self._loop.time(), crowd=bool(waiting))
         if waiting:
             waiting[-1].crowd = True  # mechanism: crowd-noticed
-        waiting.append(batch)
-        return batch
+        waiting.append(Batch(self._loop.time(), crowd=bool(waiting)))
+        return waiting[-1]
 
     async def _drain(self) -> None:
         """Send what has queued, batch by batch."""
-        self._next_drain, batch = None, None
+        self._next_drain = None
         try:
             while self._waiting:
-                batch = self._waiting.popleft()  # mechanism: batch-sent-once
-                await self._carry(batch)
+                self._in_flight = self._waiting.popleft()  # mechanism: batch-sent-once
+                await self._carry(self._in_flight)
         except asyncio.CancelledError:
-            self._cancelled(batch)
+            self._cancelled()
             raise
         finally:
-            self._busy = self._crowd = False
+            self._busy, self._in_flight = False, None
 
     async def _carry(self, batch: Batch) -> None:
         gets, commands = batch.gets, batch.commands()
         self._crowded = len(gets) > 1  # mechanism: crowd-remembered
         if gets:
             commands[:0] = [("GET", name) for name in gets] if self._in_slots else [("MGET", *gets)]
-        self._crowd = batch.crowd
-        since, excused = (
-            (self._loop.time(), Progress(self._line, len(commands)))
-            if batch.crowd  # mechanism: crowd-waits-its-turn
-            else (batch.since, bool)
-        )
         try:
-            with self._deadlines.since(since, self._loop, excused) as deadline:
-                replies = await self._line.exchange(commands) if commands else []
-        except Exception as error:  # noqa: BLE001  # handed to those who asked
-            await self._line.hang_up()
-            refusal = self._boundary.failed(str(commands[0][0]), error)
+            replies = iter(await self.connection.exchange(commands) if commands else [])
+        except Exception as error:  # noqa: BLE001  # given to the callers
+            refusal = self.breaker.on_error(str(commands[0][0]), error)
             batch.refuse(refusal)
-            self._fail(refusal)
-        else:
-            self.answer_due = deadline.when
-            self._distribute(batch, iter(replies))
-
-    def _distribute(self, batch: Batch, replies: Iterator[Any]) -> None:
-        refused = self._boundary.answered()
-        if batch.gets:
-            found: list[Any] | Exception = [*islice(replies, len(batch.gets))] if self._in_slots else next(replies)
-            if isinstance(found, Exception):
-                refused = self._boundary.failed("MGET", found)
-                found = []
-            if refused is None:
-                batch.found([*map(self._judged, found)] if self._in_slots else found)
-            else:
-                batch.refuse_gets(refused)
+            self._refuse_waiting(refusal)
+            return
+        self.answered = self.connection.began
+        if not batch.crowd:
+            self.answered = min(self.answered, batch.since)
+        if self.breaker.failures:
+            self.breaker.on_reply()
+        if gets:
+            self._found(batch, replies)
         batch.replied(replies)
 
-    def _judged(self, reply: Any) -> Any:
-        return self._boundary.failed("GET", reply) if isinstance(reply, Exception) else reply
+    def _found(self, batch: Batch, replies: Iterator[Any]) -> None:
+        found: Any = [*islice(replies, len(batch.gets))] if self._in_slots else next(replies)
+        if self._health and self._greeting.other_data:
+            batch.refuse_gets(CacheUnavailableError("GET", OTHER_DATA))
+        elif isinstance(found, Exception):
+            batch.refuse_gets(self._translated("MGET", found))
+        elif self._in_slots:
+            batch.found([self._translated("GET", each) if isinstance(each, Exception) else each for each in found])
+        else:
+            batch.found(found)
 
-    def _fail(self, error: Exception) -> None:
-        """Refuse what has queued."""
+    def _translated(self, operation: str, error: Exception) -> Exception:
+        return error if isinstance(error, AskError) and self._in_slots else self.breaker.on_error(operation, error)
+
+    def _on_look(self, now: float, blocked: float) -> None:
+        """Fail callers that have waited for long enough. What they asked for is done, but they do not wait for it."""
+        batch = self._in_flight
+        if batch is None or batch.crowd:  # mechanism: crowd-waits-its-turn
+            return
+        batch.since += blocked
+        waited = now - batch.since
+        if waited >= self.connection.timeout:  # mechanism: queue-counts
+            batch.refuse(waited_too_long(), waited)
+
+    def _refuse_waiting(self, error: Exception) -> None:
         while self._waiting:
             self._waiting.popleft().refuse(error)
 
     def _spawn(self) -> None:
-        # In a context of its own: that of a request must not live on in it. And not by the loop's task factory: it has
-        # to begin when what it sends has queued, and an eager one would begin it here and now.
+        # Not by the loop's task factory: an eager one would begin the batch before anything has queued.
         task = self._next_drain = asyncio.Task(self._drain(), loop=self._loop, context=Context())
         self._tasks.add(task)
         task.add_done_callback(self._drained)
@@ -241,11 +317,16 @@ class Wire:
         self._tasks.discard(task)
         if task is self._next_drain:  # cancelled before it began
             self._next_drain, self._busy = None, False
-            self._cancelled(None)
+            self._cancelled()
 
-    def _cancelled(self, batch: Batch | None) -> None:
-        """Somebody has cancelled all tasks: the loop is ending, most likely. Nobody may wait for ever."""
-        refusal = self._boundary.failed("batch", RuntimeError("the event loop is ending"))
-        if batch is not None:
-            batch.refuse(refusal)
-        self._fail(refusal)
+    def _cancelled(self) -> None:
+        """Fail all callers: all tasks were cancelled, most likely since the event loop is ending."""
+        refusal = self.breaker.on_error("batch", RuntimeError("the event loop is ending"))
+        if self._in_flight is not None:
+            self._in_flight.refuse(refusal)
+        self._refuse_waiting(refusal)
+
+
+def waited_too_long() -> CacheUnavailableError:
+    """Return the error of a call that has waited for Redis for as long as it may."""
+    return CacheUnavailableError("wait", "the call has waited for Redis for as long as it may")

@@ -21,12 +21,10 @@ from redis.exceptions import NoScriptError
 from fastrdb.errors import CacheUnavailableError
 
 from .deadlines import ended
-from .obstacles import Obstacles
+from .health import OTHER_DATA, Health
 from .scripts import Call, Command, Names, Script
 
 logger = logging.getLogger("fastrdb")
-
-OTHER_DATA = "Redis came back with other data"
 
 _ADOPT = Script.load("adopt")
 _HEALING_MS = 10_000
@@ -60,7 +58,7 @@ class Restarts:
     It is a `Greeting`: what each connection begins with.
     """
 
-    def __init__(self, names: Names, obstacles: Obstacles) -> None:
+    def __init__(self, names: Names, obstacles: Health) -> None:
         self._names, self._obstacles = names, obstacles
         self._task: asyncio.Task[None] | None = None
         self._token = secrets.token_hex(16)  # one for all tries: who could not go on need not wait for itself
@@ -95,6 +93,10 @@ class Restarts:
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._heal(run, delete_all), context=Context())
             self._task.add_done_callback(self._healed)
+
+    async def settle(self, send: object) -> bool:
+        """Return whether the data is trusted: one server judges itself."""
+        return not self.other_data
 
     async def aclose(self) -> None:
         """Stop; another process, or the next who comes, does it."""

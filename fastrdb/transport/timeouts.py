@@ -14,6 +14,7 @@ from typing import Protocol, Self
 from fastrdb.errors import CacheUnavailableError
 
 from .deadlines import HELD_UP, Deadline
+from .deadlines import ended as ended
 
 _LOOK = 0.05
 """Of a deadline: so often all who wait are looked at. Whose time is over has one look more: for a reply that is here to

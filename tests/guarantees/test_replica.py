@@ -12,9 +12,9 @@ from redis.asyncio.sentinel import Sentinel
 from fastrdb import Cache, OptionError
 from fastrdb.testing import EmbeddedServer
 from tests.guarantees import test_restart
-from tests.guarantees.test_restart import demoted, instrumented, later, plain, started
+from tests.guarantees.test_restart import demoted, instrumented, plain, started
 from tests.races.mechanisms import label
-from tests.support.network.lines import Timers
+from tests.support.network.lines import Passing
 from tests.support.waiting import until
 
 own, admin, pair = test_restart.own, test_restart.admin, test_restart.pair  # fixtures
@@ -30,11 +30,10 @@ async def test_replica_is_not_used_until_it_is_a_master(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """As long as the server is one calls go on without it; that is said once. Then everything is healed."""
-    timers = Timers(monkeypatch)
+    time = Passing(monkeypatch)
     async with started(own, client) as (app,):
         await demoted(own, pair, admin, app)
-        timers.go_off()
-        later(app, monkeypatch)
+        time.passes(1.1)
         for _ in range(10):
             assert await app.read() == "new"
         assert app.cache.stats().outages == 1

@@ -12,16 +12,14 @@ from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-import fastrdb.protocol.leases
-import fastrdb.transport.restarts
 from fastrdb.keys.prefix import Prefix
 from fastrdb.protocol.store import Granted
 from fastrdb.testing import Gate
 from fastrdb.testing.server import EmbeddedServer
-from fastrdb.transport.direct import Direct
+from fastrdb.transport import OTHER_DATA
 from tests.races.mechanisms import label, without
 from tests.races.seams import Change
-from tests.support.network.lines import Timers
+from tests.support.network.lines import Passing
 from tests.support.programs.apps import App
 from tests.support.servers.sentinels import AT_ONCE, SERVICE, follow, group, synced
 from tests.support.waiting import until
@@ -163,7 +161,7 @@ async def test_one_heals_and_the_others_read_past(own: EmbeddedServer, admin: Re
         app.spy([gate], [])
     for app in apps:
         assert await app.read() == "new"
-        assert app.store.closed(app.client) == fastrdb.transport.restarts.OTHER_DATA
+        assert app.store.closed(app.client) == OTHER_DATA
     await asyncio.wait([spawn(gate.reached()) for gate in gates], return_when=asyncio.FIRST_COMPLETED)
     for app in apps:
         loads = app.loads
@@ -374,26 +372,18 @@ async def test_a_master_that_was_demoted_for_a_while(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It never restarted, no connection was closed, and it has the replica's data: nobody is answered from that."""
-    timers = Timers(monkeypatch)
+    time = Passing(monkeypatch)
     async with started(own, client) as (app,):
         run = (await admin.info("server"))["run_id"]
         await demoted(own, pair, admin, app)
         await admin.replicaof("NO", "ONE")
         assert await admin.get("item:1") == OLD
         assert (await admin.info("server"))["run_id"] == run
-        timers.go_off()
-        later(app, monkeypatch)
+        time.passes(1.1)
         assert await app.read() == "new"
         await app.healed()
         assert await app.read() == "new"
         assert await admin.get("item:1") == b'"new"'
-
-
-def later(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second has passed."""
-    for route in app.store._link._routes.values():
-        if isinstance(route, Direct):
-            route._due = 0.0
 
 
 async def test_failover_to_a_replica_that_lagged() -> None:

@@ -18,8 +18,8 @@ from redis.exceptions import RedisError, ResponseError
 
 from fastrdb import Event
 from fastrdb.testing import EmbeddedServer, TcpProxy
-from fastrdb.transport.breaker import FAILURES
-from fastrdb.transport.pipeline import Wire
+from fastrdb.transport.health import FAILURES
+from fastrdb.transport.pipeline import Pipeline
 from tests.races.mechanisms import label
 from tests.support.programs.apps import App
 from tests.support.servers.databases import Database
@@ -293,15 +293,15 @@ def _count(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     asked: list[str] = []
 
     def counted(method: str) -> None:
-        plain = getattr(Wire, method)
+        plain = getattr(Pipeline, method)
 
-        def ask(wire: Wire, *args: Any) -> Any:
+        def ask(pipeline: Pipeline, *args: Any, **options: Any) -> Any:
             task = asyncio.current_task()
             if task is not None and task.get_name() == "caller":
                 asked.append(method)
-            return plain(wire, *args)
+            return plain(pipeline, *args, **options)
 
-        monkeypatch.setattr(Wire, method, ask)
+        monkeypatch.setattr(Pipeline, method, ask)
 
     counted("get")
     counted("send")
@@ -315,7 +315,7 @@ async def test_with_a_breaker_that_never_opens(own: EmbeddedServer, monkeypatch:
         asked = _count(monkeypatch)
         assert await asyncio.create_task(app.read(1), name="caller") == "1"
         own.kill()
-        monkeypatch.setattr("fastrdb.transport.breaker.FAILURES", 1000)
+        monkeypatch.setattr("fastrdb.transport.health.FAILURES", 1000)
         asked.clear()
         assert await asyncio.create_task(app.read(1), name="caller") == "1"
         assert asked

@@ -137,7 +137,7 @@ _ON_A_CLUSTER = {
 _OF_WRITERS = {
     "second-sweep": _line("a writer whose barriers did not stand sweeps once more", "if False:"),
     "greeting-judged": _line("a new connection is asked whose data it gives"),
-    "greeting-of-new-connections": _line("a client's own pool is asked when it has connected anew", "if False:"),
+    "greeting-of-new-connections": _line("a client that sends by itself is greeted behind each read", "if False:"),
     "healing": _function(
         "other data is deleted before it is used",
         "transport.restarts:Restarts.heal",
@@ -230,35 +230,37 @@ _OF_THE_NEAR_CACHE = {
 }
 
 _OF_THE_TRANSPORT = {
-    "batch-sent-once": _line("a batch leaves the queue when it is sent", "batch = self._waiting[0]"),
+    "batch-sent-once": _line("a batch leaves the queue when it is sent", "self._in_flight = self._waiting[0]"),
     "get-joins-batch": _line("a second GET of a key joins the first", "if False:"),
     "cancelled-commands-sent": _line(
         "what its caller does not wait for is sent all the same",
-        "return [command for commands, future in self._sends if not future.done() for command in commands]",
+        "return [command for commands, future, _ in self._sends if not future.done() for command in commands]",
     ),
     "cancelled-get-skipped": _line("the reply for a cancelled caller is dropped", "else:"),
     "crowd-noticed": _line("a batch that is full makes a crowd of its callers"),
-    "progress-is-replies": _line(
-        "a crowd is given time as long as replies come", "return self._times >= 0 and 0 < self._left < 0"
-    ),
-    "crowd-goes-together": _line("the callers of a crowd queue for one batch", "if True:"),
+    "progress-is-replies": _line("a server is not silent as long as replies come", "self._heard = self.began"),
+    "exchanges-told-apart": _line("each exchange has the timeout for itself", "if False:"),
+    "blocked-loop-excused": _line("time that the event loop was blocked is not the server's"),
+    "excuses-bounded": _line("silence is noticed though the event loop is blocked", "if now - self._due > _HELD_UP_S:"),
+    "last-look": _line("what came in the turn in which the time is over is read", "if over:"),
+    "queue-counts": _line("a caller's time in the queue counts", "if False:"),
+    "crowd-goes-together": _line("the callers of a crowd queue for one batch", "if self._busy:"),
     "crowd-remembered": _line("several callers at once make a crowd of the next ones"),
-    "crowd-waits-its-turn": _line("a batch of a crowd begins to wait when its turn has come", "if False"),
+    "crowd-waits-its-turn": _line("the callers of a crowd wait for each other without limit", "if batch is None:"),
     "crowd-in-flight": _line("a crowd lasts until its last batch has been answered", "return False"),
     "unread-counted": _line("replies that nobody waits for any more are counted", "self._unread = len(commands)"),
     "unread-skipped": _line("replies that nobody waits for are skipped", "if False:"),
-    "connection-in-use-stays": _line("a connection is not given back while it is used", "if self._used:"),
-    "greeting-grows-old": _line("a connection is greeted again now and then", "self._used = False"),
-    "unclean-is-closed": _line("a connection that is not clean goes back closed", "unclean = False"),
+    "connection-in-use-stays": _line("a connection is not closed while it is used", "if left > 0:"),
+    "greeting-grows-old": _line("a connection is greeted again now and then", "if self._greeting_due:"),
     "greeting-repeated": _line(
         "a greeting that was cancelled is said again",
-        "self._greeted = True\nfirst, *replies = await self._talk(",
+        "self._greeting_due = 1e9\nfirst, *replies = await self._talk((question, *commands))",
     ),
     "unsent-hangs-up": _line(
         "a connection on which sending was cancelled is closed", "if isinstance(error, Exception):"
     ),
     "greeting-heard": _line("a connection to the wrong server is left", "again = None"),
-    "reconnection-noted": _line("a connection that was made anew is greeted, and has no replies left"),
+    "reconnection-noted": _line("a connection that was closed is opened and greeted here", "if False:"),
     "budget-goes-on": _line(
         "the waits of one call share one timeout", "self._before, self.until = self._left, loop.time() + 8"
     ),
@@ -267,7 +269,9 @@ _OF_THE_TRANSPORT = {
     "budget-renewed": _line("much work has the timeout for each of its parts"),
     "budget-spares-waiting": _line("to wait for another's load does not count"),
     "redirection-keeps-due": _line("a read that is redirected is due when it was before"),
-    "redirection-in-deadline": _line("a redirection has what its read has left", "due + 8 - self._deadlines.seconds,"),
+    "redirection-in-deadline": _line(
+        "a redirection has what its read has left", "async with asyncio.timeout_at(began + 8):"
+    ),
 }
 
 MECHANISMS: dict[str, Mechanism] = {

@@ -17,9 +17,9 @@ from fastrdb import Cache
 from fastrdb.testing import Gate
 from fastrdb.testing.server import EmbeddedServer
 from tests.support import ROOT
-from tests.support.network.lines import Timers, turns
 from tests.support.programs import processes
 from tests.support.programs.apps import App
+from tests.support.waiting import until
 from tests.support.world.world import PATIENT, spawn
 
 LIMIT = 40
@@ -92,36 +92,33 @@ async def test_closing_with_loads_in_flight(client: Redis) -> None:
     loading = spawn(app.read())
     await gate.reached()
     await app.cache.aclose()
-    assert len(client.connection_pool._in_use_connections) == 0
     gate.open()
     assert await loading == "v"
     assert await client.get("item:1") == b'"v"'
     assert await app.read() == "v"
     await app.cache.aclose()
-    assert len(client.connection_pool._in_use_connections) == 0
+    assert len(await client.client_list()) == 1, "the client's own, which asks this"
 
 
-async def test_a_cache_that_is_dropped(client: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It gives its connection back, as one that is idle does, and nothing of it stays."""
-    timers = Timers(monkeypatch)
+async def test_a_cache_that_is_dropped(client: Redis) -> None:
+    """It closes its connection, and nothing of it stays."""
 
     async def use() -> weakref.ref[Any]:
         app = App({1: "v"}, client, timeout=PATIENT)
         await app.read()
-        assert len(client.connection_pool._in_use_connections) == 1
+        assert len(await client.client_list()) == 2
         states.append(weakref.ref(app.cache.here()))
         return weakref.ref(app.cache)
+
+    async def nothing_is_left() -> bool:
+        gc.collect()
+        return states[0]() is None and len(await client.client_list()) == 1
 
     states: list[weakref.ref[Any]] = []
     dropped = await use()
     gc.collect()
     assert dropped() is None
-    for _ in range(2):
-        timers.go_off()
-        await turns(100)
-        gc.collect()
-    assert states[0]() is None
-    assert len(client.connection_pool._in_use_connections) == 0
+    await until(nothing_is_left)
 
 
 def test_an_event_loop_that_has_ended_is_let_go(server: EmbeddedServer) -> None:

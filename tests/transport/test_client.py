@@ -7,10 +7,10 @@ import gc
 import random
 import secrets
 from collections.abc import AsyncIterator, Callable
-from contextlib import nullcontext
 from typing import Any, Literal
 
 import pytest
+from redis import CredentialProvider
 from redis._parsers import _AsyncRESP2Parser, _AsyncRESP3Parser
 from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis, UnixDomainSocketConnection
 
@@ -18,15 +18,13 @@ from fastrdb import Cache
 from fastrdb.errors import CacheUnavailableError
 from fastrdb.keys.prefix import Prefix
 from fastrdb.protocol.store import Busy, Granted, Hit, Store
-from fastrdb.testing import Gate, TcpProxy
-from fastrdb.testing.server import EmbeddedServer
-from fastrdb.transport import connection as lines
-from fastrdb.transport.connection import Line
-from fastrdb.transport.connections import connections_of
-from fastrdb.transport.direct import Direct
-from fastrdb.transport.pipeline import Wire
+from fastrdb.testing import EmbeddedServer, TcpProxy
+from fastrdb.transport import Breaker
+from fastrdb.transport.connection import Connection
+from fastrdb.transport.passthrough import Passthrough, is_plain
+from fastrdb.transport.pipeline import Pipeline
 from tests.races.mechanisms import label
-from tests.support.network.lines import Timers, turns
+from tests.support.network.lines import turns
 from tests.support.programs.apps import App
 from tests.support.waiting import until
 from tests.support.world.world import PATIENT, spawn
@@ -42,19 +40,19 @@ async def store() -> Store:
 def exchanges(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Give the names of what was sent together, a list for each round trip of any wire."""
     made: list[list[str]] = []
-    exchange = Line.exchange
+    exchange = Connection.exchange
 
-    async def counted(line: Line, commands: Any) -> Any:
+    async def counted(line: Connection, commands: Any) -> Any:
         made.append([str(command[0]) for command in commands])
         return await exchange(line, commands)
 
-    monkeypatch.setattr(Line, "exchange", counted)
+    monkeypatch.setattr(Connection, "exchange", counted)
     return made
 
 
-def out_of(client: Redis) -> int:
-    """How many connections of the client's pool are in use."""
-    return len(client.connection_pool._in_use_connections)
+def closed(store: Store, client: Redis) -> bool:
+    """Whether the connection of the client's pipeline is closed."""
+    return route(store, client).connection._connection is None
 
 
 def route(store: Store, client: Redis) -> Any:
@@ -78,7 +76,7 @@ async def test_five_thousand_callers(client: Redis, store: Store, exchanges: lis
     exchanges.clear()
     assert await asyncio.gather(*(store.get(client, key) for key in keys)) == [key.encode() for key in keys]
     assert len(exchanges) <= 6
-    assert len(connections_of(client.connection_pool)) <= 2
+    assert len(await client.client_list()) <= 2  # the client's own, which asks this, and one
 
 
 async def test_misses_travel_together(client: Redis, exchanges: list[list[str]]) -> None:
@@ -168,7 +166,7 @@ def unix(server: EmbeddedServer) -> Redis:
 
 
 KINDS = [own, python_parser(2), python_parser(3), small, small_blocking, blocking, single, decoding, unix]
-DIRECT = {own, single}
+ITSELF = {own}
 
 
 @pytest.fixture(params=KINDS, ids=label)
@@ -205,9 +203,9 @@ def _relay(port: int) -> Any:
 
 
 async def test_every_client(kind: tuple[Any, Redis], store: Store) -> None:
-    """A hundred callers of everything at once: each is answered with its own, over the client's own bounds."""
+    """A hundred callers of everything at once: each is answered with its own."""
     make, client = kind
-    assert isinstance(route(store, client), Direct if make in DIRECT else Wire)
+    assert isinstance(route(store, client), Passthrough if make in ITSELF else Pipeline)
     keys = [f"k:{n}" for n in range(100)]
     await fill(client, store, keys)
     assert await asyncio.gather(*(store.get(client, key) for key in keys)) == [key.encode() for key in keys]
@@ -218,33 +216,54 @@ async def test_every_client(kind: tuple[Any, Redis], store: Store) -> None:
     assert await store.acquire(client, "new", "other") == Busy("me")
     assert await store.invalidate(client, [Prefix("k:")]) == 100
     await store.aclose()
-    assert out_of(client) == (1 if make is single else 0)
+    assert make in ITSELF or closed(store, client)
 
 
 async def test_a_client_of_ones_own_sees_every_command(server: EmbeddedServer, client: Redis, store: Store) -> None:
-    """Whatever it does with them: count them, trace them, refuse them."""
+    """Whatever it does with them: count them, trace them, refuse them. Behind each read the server is judged."""
     async with own(server) as mine:
         assert isinstance(mine, Own)
-        for _ in range(3):
-            mine.seen.clear()
-            await store.get(mine, "k")
-        assert mine.seen == ["GET"]
+        await store.get(mine, "k")
+        mine.seen.clear()
+        await store.get(mine, "k")
+        assert mine.seen == ["GET", "EVALSHA"]
+        mine.seen.clear()
         await store.acquire(mine, "k", "t")
-        assert mine.seen[1] == "EVALSHA"
+        assert mine.seen == ["EVALSHA"]
 
 
-async def test_an_instrumented_class(client: Redis, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What observes redis-py by wrapping its class sees the commands, too."""
-    seen: list[str] = []
-    execute = Redis.execute_command
+class Wrapper:
+    """What an instrumentation puts in the place of a function."""
 
-    async def traced(self: Redis, *args: Any, **options: Any) -> Any:
-        seen.append(str(args[0]))
-        return await execute(self, *args, **options)  # type: ignore[no-untyped-call]
+    def __init__(self, wrapped: Any) -> None:
+        self.__wrapped__ = wrapped
 
-    monkeypatch.setattr(Redis, "execute_command", traced)
-    await store.get(client, "k")
-    assert "GET" in seen
+    def __get__(self, instance: Any, owner: Any) -> Any:
+        return self.__wrapped__.__get__(instance, owner)
+
+
+def test_which_clients_are_asked_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those with something of their own: in the class, on the instance, in the pool. Not instrumented ones."""
+
+    class Silent(Redis):
+        """Nothing of its own that would have to see commands."""
+
+    class OwnPool(ConnectionPool):
+        """Makes connections as it likes."""
+
+    assert is_plain(Redis())
+    assert is_plain(Silent())
+    assert not is_plain(Own())
+    assert not is_plain(Redis.from_pool(OwnPool()))
+    patched = Redis()
+    vars(patched)["execute_command"] = own
+    assert not is_plain(patched)
+    traced = Redis()
+    vars(traced)["execute_command"] = Wrapper(traced.execute_command)
+    assert is_plain(traced)
+    monkeypatch.setattr(Redis, "execute_command", Wrapper(Redis.execute_command))
+    assert is_plain(Redis())
+    assert not is_plain(Own())
 
 
 async def test_a_small_pool_is_shared(server: EmbeddedServer, client: Redis, store: Store) -> None:
@@ -266,30 +285,17 @@ async def test_a_small_pool_is_shared(server: EmbeddedServer, client: Redis, sto
 # --- connections
 
 
-async def test_an_idle_connection_goes_back_to_its_pool(
-    client: Redis, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And is taken again: there is never more than one for the cache."""
-    timers = Timers(monkeypatch)
-    for _ in range(3):
-        await store.get(client, "k")
-        assert out_of(client) == 1
-        timers.go_off()
-        timers.go_off()
-        await turns()
-        assert out_of(client) == 0
-    assert len(connections_of(client.connection_pool)) == 1
-
-
-async def test_what_a_client_was_told_of_timeouts_holds_again(client: Redis, store: Store) -> None:
-    """A connection goes back as it came."""
-    before = (await client.connection_pool.get_connection()).socket_timeout
-    await client.connection_pool.release(*client.connection_pool._in_use_connections)
-    await store.get(client, "k")
-    (connection,) = client.connection_pool._in_use_connections
-    assert connection.socket_timeout is None
+async def test_the_users_pool_is_left_alone(client: Redis, store: Store) -> None:
+    """The cache has a connection of its own: it takes none out, and closes none."""
+    pool = client.connection_pool
+    await client.ping()
+    before = await client.client_id()
+    async with asyncio.TaskGroup() as group:
+        for number in range(50):
+            group.create_task(store.acquire(client, f"k:{number}", "t"))
+    assert pool.can_get_connection()
     await store.aclose()
-    assert connection.socket_timeout == before
+    assert await client.client_id() == before
 
 
 async def test_a_client_for_each_request(server: EmbeddedServer, client: Redis) -> None:
@@ -313,17 +319,18 @@ async def test_a_client_for_each_request(server: EmbeddedServer, client: Redis) 
         assert load.stats.hits == 20
         assert len(cache.here().stores) == 1
         (store,) = cache.here().stores.values()
-        assert len(connections_of(shared)) == 1
-        await store._link.aclose()
         await shared.disconnect()
         del shared
-        gc.collect()
-        assert len(store._link._routes) == 0
-    assert len(await client.client_list()) == 1
+
+        async def nothing_is_left() -> bool:
+            gc.collect()
+            return len(store._link._routes) == 0 and len(await client.client_list()) == 1
+
+        await until(nothing_is_left)
 
 
 async def test_a_client_that_is_closed_while_it_is_used(server: EmbeddedServer, client: Redis, store: Store) -> None:
-    """Who waits is answered; what was connected for that is closed in the end."""
+    """Who waits is answered; the connection is closed with the store."""
     await fill(client, store, ["k"])
     async with TcpProxy(server.port) as proxy, Redis(port=proxy.port) as own:
         assert await store.get(own, "k") == b"k"
@@ -334,7 +341,7 @@ async def test_a_client_that_is_closed_while_it_is_used(server: EmbeddedServer, 
         proxy.release()
         assert await asyncio.gather(*asking) == [b"k"] * 3
         await store.aclose()
-        assert not any(connection.is_connected for connection in connections_of(own.connection_pool))
+        assert closed(store, own)
 
 
 async def get(store: Store, client: Redis, key: str = "k") -> bytes | None:
@@ -343,29 +350,28 @@ async def get(store: Store, client: Redis, key: str = "k") -> bytes | None:
 
 
 async def test_a_pool_that_is_gone(client: Redis, server: EmbeddedServer, store: Store) -> None:
-    """What it has lent is closed; what asks for more is told."""
-    own = Redis(port=server.port, protocol=2)  # with RESP3, redis-py's connections keep their pool alive
+    """Its connection is closed; what asks for more is told."""
+    own = Redis(port=server.port)
     await store.get(own, "k")
-    wire = route(store, own)
-    (connection,) = own.connection_pool._in_use_connections
+    pipeline = route(store, own)
     del own
     gc.collect()
+    await turns()
     assert len(store._link._routes) == 0
-    assert await wire.get(b"k") is None
-    await wire.aclose()
-    assert not connection.is_connected
+    assert pipeline.connection._connection is None
     with pytest.raises(CacheUnavailableError, match="the client is gone"):
-        await wire.get(b"k")
+        await pipeline.get(b"k")
 
 
-async def test_a_pool_that_was_reset(client: Redis, server: EmbeddedServer, store: Store) -> None:
-    """It does not know the connection any more: that is closed."""
+async def test_a_store_that_is_dropped(client: Redis) -> None:
+    """Its connection is closed though its client lives on."""
+    store = Store(timeout=PATIENT)
     await store.get(client, "k")
-    (connection,) = client.connection_pool._in_use_connections
-    client.connection_pool.reset()
-    await store.aclose()
-    assert not connection.is_connected
-    assert await store.get(client, "k") is None
+    pipeline = route(store, client)
+    del store
+    gc.collect()
+    await turns()
+    assert pipeline.connection._connection is None
 
 
 @pytest.mark.parametrize("callers", [1, 50])
@@ -486,8 +492,7 @@ async def test_twenty_thousand_operations_cancelled_at_random(server: EmbeddedSe
         assert outcomes.count("cancelled") > 2000
         assert outcomes.count("done") > 2000
         await store.aclose()
-        assert out_of(own) == 0
-        assert len(connections_of(own.connection_pool)) == 1
+        assert closed(store, own)
     leases = [key async for key in client.scan_iter("fastrdb:lease:*")]
     assert all([0 < await client.pttl(key) <= 2000 for key in leases])
 
@@ -533,54 +538,40 @@ async def test_scripts_are_dropped_all_the_time(client: Redis, server: EmbeddedS
     assert await flushing > 50
 
 
-@pytest.mark.parametrize("single", [True, False])
-async def test_a_crowd_brings_a_script_along_once(
-    client: Redis, store: Store, single: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """After a restart, say: who misses it while another brings it waits for that, and finds it there."""
+async def test_a_script_is_brought_along_once_in_a_batch(client: Redis, store: Store) -> None:
+    """The others of the batch find it."""
 
     async def asked() -> int:
         found: Any = await client.info("commandstats")
         return int(found.get("cmdstat_eval", {"calls": 0})["calls"])
 
     await store.acquire(client, "k", "t")  # greeted
-    if not single:
-        monkeypatch.setattr(type(store._link), "_bringing", lambda *_: nullcontext())
-    for number in range(3):
-        await client.script_flush()
-        before = await asked()
-        found = await asyncio.gather(*(store.acquire(client, f"k:{number}:{n}", "t") for n in range(100)))
-        assert found == [Granted()] * 100
-        assert (await asked() - before <= 2) is single  # one may be the greeting, which is due once a second
+    await client.script_flush()
+    before = await asked()
+    tokens = {f"k:{number}": "t" for number in range(100)}
+    assert set((await store.acquire_many(client, tokens)).values()) == {Granted()}
+    assert await asked() - before <= 2  # one may be the greeting, which is due once a second
 
 
-async def test_a_gate_for_the_look(client: Redis, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Looked at while a reader waits for its reply, the connection stays with the reader."""
-    monkeypatch.setattr(lines, "_LOOK", 0.0)
-    gate, answered = Gate(), Line._talk
+async def test_a_password_that_was_changed(server: EmbeddedServer, client: Redis, store: Store) -> None:
+    """Each connection is made by what the client's settings are by then: a credential provider is asked anew."""
+    await client.acl_setuser("rotated", enabled=True, passwords=["+first"], keys=["*"], categories=["+@all"])
+    passwords = ["first"]
 
-    async def held(line: Line, connection: Any, commands: Any) -> Any:
-        await gate.hold()
-        return await answered(line, connection, commands)
+    class Provider(CredentialProvider):
+        """Gives the password of the moment."""
 
-    looked, look = asyncio.Event(), Line._look
+        def get_credentials(self) -> tuple[str, str]:
+            return "rotated", passwords[-1]
 
-    def seen(line: Line) -> None:
-        look(line)
-        if gate.was_reached:
-            looked.set()
-
-    monkeypatch.setattr(Line, "_talk", held)
-    monkeypatch.setattr(Line, "_look", seen)
-    asking = spawn(get(store, client))
-    await gate.reached()
-    for _ in range(2):  # the first look forgets that it was used, the second would give it back
-        looked.clear()
-        await looked.wait()
-    await turns()
-    assert out_of(client) == 1
-    gate.open()
-    assert await asking is None
+    async with Redis(port=server.port, credential_provider=Provider()) as own:
+        await fill(own, store, ["k"])
+        passwords.append("second")
+        await client.acl_setuser("rotated", enabled=True, reset_passwords=True, passwords=["+second"])
+        await client.client_kill_filter(user="rotated")
+        assert await store.get(own, "k") == b"k"
+        await store.aclose()
+    await client.acl_deluser("rotated")
 
 
 @pytest.mark.parametrize("on_error", ["raise", "bypass"])
@@ -591,10 +582,10 @@ async def test_a_writer_that_must_be_heard_tries_a_server_that_has_not_answered_
     store = Store(timeout=PATIENT, on_error=on_error)
     await store.acquire(client, "user:1", "t")
     assert await store.fill(client, "user:1", "t", b"old", 60_000)
-    breaker = store._link.breaker
+    breaker: Breaker = store._link.breaker
     breaker._clock = lambda: 0.0  # it is never time to try again
     while not breaker.opened:
-        store._link.failed("PING", ConnectionError("gone"))
+        breaker.on_error("PING", ConnectionError("gone"))
     assert store.closed(client)
     with pytest.raises(CacheUnavailableError, match="has not answered lately"):
         await store.get(client, "user:1")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from typing import Any, Self
 
 import pytest
@@ -14,19 +14,18 @@ from hypothesis import strategies as st
 from redis.asyncio.cluster import RedisCluster
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import AskError, MovedError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from fastrdb.errors import CacheUnavailableError
 from fastrdb.keys.prefix import Prefix
 from fastrdb.protocol.store import Granted, Hit, Store
 from fastrdb.testing.server import find_binaries
-from fastrdb.transport.cluster import Masters, redirected
-from fastrdb.transport.nodes import Master
-from fastrdb.transport.scripts import Command
+from fastrdb.transport.cluster import ClusterTransport, redirected
+from fastrdb.transport.passthrough import Passthrough
 from fastrdb.transport.slots import SLOTS, SlotNames, slot_of
 from tests.support.availability import missing
 from tests.support.servers.cluster import Cluster, Node
 from tests.support.world.stores import names_in, store_on
-from tests.support.world.world import spawn
 
 KEY = "user:1"
 SLOT = slot_of(KEY.encode())
@@ -50,10 +49,10 @@ async def store(cluster_client: RedisCluster) -> AsyncIterator[Store]:
     await made.aclose()
 
 
-def masters_of(store: Store) -> Masters:
+def masters_of(store: Store) -> ClusterTransport:
     """Give the route of the only client."""
     (route,) = store._link._routes.values()
-    assert isinstance(route, Masters)
+    assert isinstance(route, ClusterTransport)
     return route
 
 
@@ -138,12 +137,11 @@ async def test_callers_at_once_share_a_connection_to_each(cluster: Cluster, clus
     await store.aclose()
 
 
-async def test_connections_are_given_back(cluster: Cluster, cluster_client: RedisCluster, store: Store) -> None:
-    """What is closed has no connection of the client left."""
+async def test_closing_closes_all_connections(cluster_client: RedisCluster, store: Store) -> None:
+    """The cache's own; the client's stay as they are."""
     await store.get_many(cluster_client, [f"k:{n}" for n in range(50)])
     await store.aclose()
-    for node in cluster_client.get_primaries():
-        assert len(node._free) == len(node._connections)
+    assert all(node.connection._connection is None for node in masters_of(store)._nodes.values())
 
 
 async def test_a_connection_that_is_cut_when_it_is_new(
@@ -165,7 +163,7 @@ async def test_a_connection_that_is_cut_when_it_is_new(
     store = store_on(cluster_client)
     await stored(cluster_client, store, *"abcdef")
     assert len(cut) == len(cluster.masters)
-    assert all(master.breaker.failures == 0 for master in masters_of(store)._masters.values())
+    assert all(node.breaker.failures == 0 for node in masters_of(store)._nodes.values())
     await store.aclose()
 
 
@@ -173,53 +171,30 @@ async def test_one_that_is_away_at_the_beginning(
     cluster: Cluster, cluster_client: RedisCluster, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The others are used at once: what they have is looked at before anything is asked of them."""
-    away, send = cluster.owner(SLOT).name, Master.send
+    away = cluster.owner(SLOT).port
+    connect: Any = AbstractConnection.connect
 
-    async def gone(master: Master, commands: Sequence[Command], *, insist: bool = False) -> list[Any]:
-        if master.name == away:
-            raise CacheUnavailableError("send", "gone")
-        return await send(master, commands, insist=insist)
+    async def gone(connection: Any) -> None:
+        if connection.port == away:
+            raise RedisConnectionError("gone")
+        await connect(connection)
 
-    monkeypatch.setattr(Master, "send", gone)
-    key = next(key for key in "abcdef" if cluster.owner(slot_of(key.encode())).name != away)
+    monkeypatch.setattr(AbstractConnection, "connect", gone)
+    key = next(key for key in "abcdef" if cluster.owner(slot_of(key.encode())).port != away)
     another = store_on(cluster_client)
     assert await another.get_many(cluster_client, [key]) == [None]
     await another.aclose()
 
 
-async def test_who_gives_up_connecting_leaves_nothing_behind(
-    cluster_client: RedisCluster, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The connection is the node's again: its pool does not shrink with each try."""
-    await store.aclose()
-    nodes = cluster_client.get_primaries()
-    for node in nodes:
-        for connection in node._connections:
-            await connection.disconnect()
-    before = [len(node._connections) for node in nodes]
-    never = asyncio.Event()
-    with monkeypatch.context() as patched:
-        patched.setattr(AbstractConnection, "connect", lambda *_: never.wait())
-        patched.setattr(store._link._deadlines, "seconds", 0.05)
-        asking = [spawn(store.get_many(cluster_client, [key])) for key in "abcdef"]
-        await asyncio.sleep(0)
-        for task in asking:
-            task.cancel()
-        await asyncio.wait(asking)
-        await store.aclose()
-    assert [len(node._free) for node in nodes] == [len(node._connections) for node in nodes] == before
-
-
 @pytest.mark.parametrize("limit", [2, 100])
 async def test_small_pools_are_not_drawn_on(cluster: Cluster, limit: int) -> None:
-    """A client with few connections is asked itself."""
+    """However few connections a client may have, the cache has its own."""
     cluster.flush()
     async with cluster.client(max_connections=limit) as client:
         store = store_on(client)
         await stored(client, store, "a", "b", "c")
         assert await store.get_many(client, ["a", "b", "none"]) == [b"a", b"b", None]
-        (route,) = store._link._routes.values()
-        assert isinstance(route, Masters) == (limit == 100)
+        assert len(masters_of(store)._nodes) >= 1
         await store.aclose()
 
 
@@ -237,6 +212,8 @@ async def test_a_client_of_its_own_kind_sees_every_command(cluster: Cluster) -> 
         store = store_on(client)
         await store.get(client, KEY)
         assert "GET" in Instrumented.seen
+        (route,) = store._link._routes.values()
+        assert isinstance(route, Passthrough)
         await store.aclose()
 
 
@@ -250,7 +227,7 @@ async def test_a_slot_that_has_moved(cluster: Cluster, cluster_client: RedisClus
         move.keys()
         cluster.end_move(SLOT, move.target)
         assert await store.get(cluster_client, KEY) == KEY.encode()
-        assert masters_of(store)._of_slot(SLOT).name == move.target.name
+        assert masters_of(store)._node_of(SLOT).breaker.node == move.target.name
         assert await store.get_many(cluster_client, [KEY, "other"]) == [KEY.encode(), None]
         assert await store.invalidate(cluster_client, [Prefix("user:")]) == 1
         assert await store.acquire(cluster_client, KEY, "me") == Granted()
@@ -306,10 +283,10 @@ async def test_a_lease_on_its_way_goes_before_its_entry(
 
 def test_what_is_sent_again() -> None:
     """What was redirected is sent again, and what came behind it for the same slot, in the old order; no more."""
-    commands = [("DEL", b"{a}1"), ("DEL", b"b"), ("UNLINK", b"{a}2"), ("GET", b"c"), ("EVALSHA", "sha", 1, b"{a}3")]
-    assert redirected(commands, [1, 1, 1, b"", 0]) == []
-    assert redirected(commands, [AskError("1 h:1"), 1, 1, b"", 0]) == [0, 2, 4]
-    assert redirected(commands, [1, MovedError("1 h:1"), AskError("1 h:1"), ResponseError(), 0]) == [1, 2, 4]
+    slots = [1, 2, 1, 3, 1]
+    assert redirected(slots, [1, 1, 1, b"", 0]) == []
+    assert redirected(slots, [AskError("1 h:1"), 1, 1, b"", 0]) == [0, 2, 4]
+    assert redirected(slots, [1, MovedError("1 h:1"), AskError("1 h:1"), ResponseError(), 0]) == [1, 2, 4]
 
 
 # --- masters that go and come
@@ -374,7 +351,7 @@ async def test_a_master_that_nobody_knew(mortal: Cluster) -> None:
                 except CacheUnavailableError:
                     store.closed(client)
                     await asyncio.sleep(0.01)
-        assert masters_of(store)._of_slot(SLOT).name == joined.name
+        assert masters_of(store)._node_of(SLOT).breaker.node == joined.name
         await store.aclose()
 
 
@@ -384,10 +361,10 @@ async def test_a_writer_that_must_be_heard_tries_a_master_that_has_not_answered_
     """It may be back. Readers leave it alone."""
     store = store_on(cluster_client, on_error="raise")
     await stored(cluster_client, store, KEY)
-    for master in masters_of(store)._masters.values():
-        master.breaker._clock = lambda: 0.0  # it is never time to try again
-        while not master.breaker.opened:
-            master.failed("PING", ConnectionError("gone"))
+    for node in masters_of(store)._nodes.values():
+        node.breaker._clock = lambda: 0.0  # it is never time to try again
+        while not node.breaker.opened:
+            node.breaker.on_error("PING", ConnectionError("gone"))
     with pytest.raises(CacheUnavailableError, match="has not answered lately"):
         await store.get(cluster_client, KEY)
     intent = store.intent(cluster_client)
@@ -403,19 +380,20 @@ async def test_a_writer_that_must_be_heard_tries_a_master_that_has_not_answered_
 async def test_nothing_is_looked_at_behind_a_closed_store(
     cluster_client: RedisCluster, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A master fails while it is closed, and has the map looked at: that ends too, or its connections stayed open."""
+    """A master fails while it is closed, and has the topology refreshed: that ends too, or connections stayed open."""
     masters, never = masters_of(store), asyncio.Event()
-    master = masters._of_slot(SLOT)
+    node = masters._node_of(SLOT)
 
-    async def fails(*, closing: bool = False) -> None:
-        master.failed("PING", ConnectionError("gone"))
+    async def fails() -> None:
+        node.breaker.on_error("PING", ConnectionError("gone"))
 
-    masters._looks._latest = -math.inf
-    monkeypatch.setattr(master.wire, "aclose", fails)
+    masters._topology._latest = -math.inf
+    monkeypatch.setattr(node, "aclose", fails)
     monkeypatch.setattr(type(cluster_client.nodes_manager), "initialize", lambda *_: never.wait())
     await store.aclose()
-    assert masters._looks.going_on is None
+    assert masters._topology.refreshing is None
     assert len(asyncio.all_tasks()) == 1
+    monkeypatch.undo()
 
 
 async def test_a_look_that_is_cut_short_is_no_cancellation(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,19 +1,24 @@
-"""The connection of a wire: what is said on it, when it is taken and when it is given back."""
+"""One connection: what is sent on it, when it is opened and closed, and when the server counts as silent."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
+from collections.abc import AsyncIterator, Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from fastrdb.transport.connection import Line
+from fastrdb.transport import connection as connections
+from fastrdb.transport.connection import Connection
 from tests.races.mechanisms import label, without
 from tests.races.seams import Change
-from tests.support.network.lines import CLOSED, Asks, Pool, Server, Timers, turns
+from tests.support.network.lines import CLOSED, Asks, Passing, Pool, Server, Wired, turns
+from tests.support.network.slow import STEP, LoopClock
 from tests.support.world.world import spawn
 
 GET = ("GET", b"k")
@@ -35,14 +40,16 @@ def asks() -> Asks:
 
 @pytest.fixture
 def pool(server: Server) -> Pool:
-    """Give a source that can spare its connection."""
+    """Give the settings of connections to it."""
     return Pool(server)
 
 
 @pytest.fixture
-async def line(pool: Pool, asks: Asks) -> Line:
-    """Give a line."""
-    return Line(pool, asks)
+async def line(pool: Pool, asks: Asks) -> AsyncIterator[Connection]:
+    """Give a connection with a timeout that a busy machine keeps."""
+    made = Connection(lambda: pool, asks, 60)
+    yield made
+    await made.aclose()
 
 
 async def cancelled(task: asyncio.Task[object]) -> None:
@@ -52,7 +59,7 @@ async def cancelled(task: asyncio.Task[object]) -> None:
         await task
 
 
-async def test_a_greeting_goes_out_with_the_first_commands(line: Line, server: Server, asks: Asks) -> None:
+async def test_a_greeting_goes_out_with_the_first_commands(line: Connection, server: Server, asks: Asks) -> None:
     """One round trip for both, and none for what comes after."""
     assert await line.exchange([GET, ("PING",)]) == [b"v", b"OK"]
     assert await line.exchange([GET]) == [b"v"]
@@ -60,7 +67,7 @@ async def test_a_greeting_goes_out_with_the_first_commands(line: Line, server: S
     assert asks.heards == [b"OK"]
 
 
-async def test_a_greeting_is_heard_before_any_reply_is_given(line: Line, server: Server, asks: Asks) -> None:
+async def test_a_greeting_is_heard_before_any_reply_is_given(line: Connection, server: Server, asks: Asks) -> None:
     """Also where the server did not know the question, and is asked once more."""
     unknown = ResponseError("NOSCRIPT")
     server.answer(b"WHO", unknown)
@@ -79,7 +86,9 @@ async def test_a_greeting_is_heard_before_any_reply_is_given(line: Line, server:
 
 
 @pytest.mark.parametrize("at", ["send", "read"])
-async def test_a_greeting_that_was_cancelled_is_said_again(line: Line, server: Server, asks: Asks, at: str) -> None:
+async def test_a_greeting_that_was_cancelled_is_said_again(
+    line: Connection, server: Server, asks: Asks, at: str
+) -> None:
     """Who comes next does not use a connection of which nothing is known."""
     gate = server.gates.before(at)
     first = spawn(line.exchange([GET]))
@@ -90,30 +99,32 @@ async def test_a_greeting_that_was_cancelled_is_said_again(line: Line, server: S
     assert server.log[-1] == [(b"WHO",), (b"GET", b"k")]
 
 
-async def test_a_greeting_grows_old(line: Line, server: Server, asks: Asks, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once a second the server is looked at again, with the commands of that moment."""
-    timers = Timers(monkeypatch)
+async def test_a_greeting_grows_old(
+    line: Connection, server: Server, asks: Asks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once a second the server is judged again, with the commands of that moment."""
+    time = Passing(monkeypatch)
     for _ in range(3):
         await line.exchange([GET])
         await line.exchange([GET])
-        timers.go_off()
+        time.passes(1.0)
     assert [command[0] for command in server.told] == [b"WHO", b"GET", b"GET"] * 3
 
 
-async def test_the_wrong_server_is_left(line: Line, server: Server, asks: Asks) -> None:
+async def test_the_wrong_server_is_left(line: Connection, server: Server, asks: Asks) -> None:
     """It is connected to anew, where a name may lead to another one by now; and given up if it does not."""
     wrong = RedisConnectionError("a replica")
     asks.says.extend([wrong, None])
     assert await line.exchange([GET]) == [b"v"]
     assert server.connects == 2
-    await line.hang_up()
-    asks.says.append(wrong)
+    await line.aclose()
+    asks.says.extend([wrong, wrong])
     with pytest.raises(RedisConnectionError, match="a replica"):
         await line.exchange([GET])
     assert await line.exchange([GET]) == [b"v"]
 
 
-async def test_the_replies_of_who_was_cancelled_are_skipped(line: Line, server: Server) -> None:
+async def test_the_replies_of_who_was_cancelled_are_skipped(line: Connection, server: Server) -> None:
     """Nobody gets another's reply, and the connection stays."""
     await line.exchange([GET])
     server.data[b"other"] = b"not yours"
@@ -129,7 +140,7 @@ async def test_the_replies_of_who_was_cancelled_are_skipped(line: Line, server: 
     assert server.connects == 1
 
 
-async def test_nobody_gets_the_reply_of_who_was_cancelled_while_sending(line: Line, server: Server) -> None:
+async def test_nobody_gets_the_reply_of_who_was_cancelled_while_sending(line: Connection, server: Server) -> None:
     """What had been written by then is answered, and nobody knows how much that is: the connection is given up."""
     await line.exchange([GET])
     server.data[b"other"] = b"not yours"
@@ -141,14 +152,14 @@ async def test_nobody_gets_the_reply_of_who_was_cancelled_while_sending(line: Li
     assert server.connects == 2
 
 
-async def test_the_servers_errors_are_replies(line: Line, server: Server) -> None:
+async def test_the_servers_errors_are_replies(line: Connection, server: Server) -> None:
     """One command's error is that command's."""
     error = ResponseError("WRONGTYPE")
     server.answer(b"GET", error)
     assert await line.exchange([GET, GET]) == [error, b"v"]
 
 
-async def test_a_connection_that_was_closed_is_made_anew(line: Line, server: Server, asks: Asks) -> None:
+async def test_a_connection_that_was_closed_is_made_anew(line: Connection, server: Server, asks: Asks) -> None:
     """Closed by the server since the last use, or in the middle of it: what is sent is sent once more, greeted."""
     await line.exchange([GET])
     server.answer(b"GET", CLOSED)
@@ -161,154 +172,238 @@ async def test_a_connection_that_was_closed_is_made_anew(line: Line, server: Ser
     assert await line.exchange([GET]) == [b"v"]
 
 
-async def test_a_connection_that_its_owner_has_closed(line: Line, pool: Pool, server: Server) -> None:
-    """It is connected and greeted anew, and goes back closed, with nothing left of what was on its way before."""
+async def test_a_connection_that_is_closed_is_not_opened_by_redis_py(line: Connection, server: Server) -> None:
+    """It is opened and greeted here."""
     await line.exchange([GET])
-    gate = server.gates.before("read")
-    asking = spawn(line.exchange([GET]))
-    await gate.reached()
-    await cancelled(asking)
-    assert line._connection is not None
-    await line._connection.disconnect()
+    await server.connections[0].disconnect()
     assert await line.exchange([GET]) == [b"v"]
     assert server.log[-1] == [(b"WHO",), (b"GET", b"k")]
-    await line.give_back()
-    assert pool.given == [False]
 
 
-async def test_an_idle_connection_goes_back(line: Line, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a second without use, and connected: its next user need not connect. The next exchange takes it again."""
-    timers = Timers(monkeypatch)
+async def test_settings_are_read_for_each_connection(line: Connection, server: Server, pool: Pool) -> None:
+    """A password that was changed in the pool counts from the next connection on."""
     await line.exchange([GET])
-    assert [delay for delay, _ in timers.set] == [1.0]
-    timers.go_off()
+    other = Server()
+    other.data[b"k"] = b"other"
+    pool.connection_kwargs["server"] = other
+    server.answer(b"GET", CLOSED)
+    assert await line.exchange([GET]) == [b"other"]
+
+
+async def test_a_client_that_is_gone(server: Server, asks: Asks) -> None:
+    """There is nothing to connect by."""
+    with pytest.raises(RedisConnectionError, match="the client is gone"):
+        await Connection(lambda: None, asks, 60).exchange([GET])
+
+
+# --- idle and closed
+
+
+async def test_an_idle_connection_is_closed(line: Connection, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a minute without use; the next exchange opens another one."""
+    time = Passing(monkeypatch)
+    await line.exchange([GET])
+    time.passes(59)
     await turns()
-    assert pool.given == []
-    timers.go_off()
+    await line.exchange([GET])
+    time.passes(59)
     await turns()
-    assert pool.given == [True]
-    assert timers.set == []
-    await line.exchange([GET])
-    assert pool.taken == 2
-    assert pool.server.connects == 1
+    assert server.connections[0].is_connected
+    time.passes(2)
+    await turns()
+    assert not server.connections[0].is_connected
+    assert await line.exchange([GET]) == [b"v"]
+    assert server.connects == 2
 
 
-async def test_a_connection_in_use_stays(
-    line: Line, pool: Pool, server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An exchange may take as long as it likes: the connection does not go to somebody else in the middle of it."""
-    timers = Timers(monkeypatch)
-    await line.exchange([GET])
+async def test_a_connection_in_use_stays(line: Connection, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exchange that lasts is not idle."""
+    line.timeout = 1000.0
+    time = Passing(monkeypatch)
     gate = server.gates.before("read")
     asking = spawn(line.exchange([GET]))
     await gate.reached()
-    for _ in range(5):
-        timers.go_off()
-        await turns()
-    assert pool.given == []
+    time.passes(100)
+    await turns()
+    assert server.connections[0].is_connected
     gate.open()
     assert await asking == [b"v"]
 
 
-async def test_an_exchange_that_begins_as_the_connection_goes_back(
-    line: Line, pool: Pool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It has one of its own, or fails: what is being given back is not used."""
-    timers = Timers(monkeypatch)
-    await line.exchange([GET])
-    timers.go_off()
-    timers.go_off()
-    assert line._connection is None, "it would be given back in the middle of the exchange"
-    await turns()
-    assert await line.exchange([GET]) == [b"v"]
-    assert pool.given == [True]
-
-
-async def test_a_connection_that_was_renewed_goes_back_closed(line: Line, pool: Pool, server: Server) -> None:
-    """Its owner may have closed the client, and would not do so again."""
-    await line.exchange([GET])
-    server.answer(b"GET", CLOSED)
-    await line.exchange([GET])
-    await line.give_back()
-    assert pool.given == [False]
-
-
-async def test_a_connection_with_unread_replies_goes_back_closed(line: Line, pool: Pool, server: Server) -> None:
-    """Its next user would take them for the replies to its own commands."""
+async def test_closing(line: Connection, server: Server) -> None:
+    """The connection is closed, also with replies that have yet to come; the next exchange opens another one."""
     gate = server.gates.before("read")
     asking = spawn(line.exchange([GET]))
     await gate.reached()
     await cancelled(asking)
-    await line.give_back()
-    assert pool.given == [False]
-
-
-async def test_a_source_that_cannot_spare_it_has_it_back_at_once(server: Server, asks: Asks) -> None:
-    """After each exchange, also one that was cancelled or failed."""
-    pool = Pool(server, spares=False)
-    line = Line(pool, asks)
+    await line.aclose()
+    assert not server.connections[0].is_connected
     assert await line.exchange([GET]) == [b"v"]
-    assert pool.given == [True]
-    gate = server.gates.before("read")
-    asking = spawn(line.exchange([GET]))
-    await gate.reached()
-    await cancelled(asking)
-    assert pool.given == [True, False]
-    server.answer(b"GET", CLOSED, CLOSED)
-    with pytest.raises(RedisConnectionError):
-        await line.exchange([GET])
-    assert await line.exchange([GET]) == [b"v"]
-    assert pool.free
+    assert server.connects == 2
 
 
-async def test_without_a_connection_nothing_is_kept(line: Line, pool: Pool, server: Server) -> None:
-    """A server that refuses is asked again by the next exchange."""
+async def test_a_connection_that_is_refused(line: Connection, server: Server) -> None:
+    """A server that refuses is asked again by the next exchange, once each."""
     await line.exchange([GET])
-    await line.hang_up()
+    await line.aclose()
     server.refuses = True
     for _ in range(2):
         with pytest.raises(RedisConnectionError, match="refused"):
             await line.exchange([GET])
+    assert len(server.connections) == 3
     server.refuses = False
     assert await line.exchange([GET]) == [b"v"]
 
 
-async def test_a_connection_of_a_loop_that_has_ended_is_lost(line: Line, pool: Pool) -> None:
-    """The source does without it."""
-    await line.exchange([GET])
-    line.lose()
-    assert line._connection is None
-    assert not pool.free[0].is_connected
+async def test_a_connection_that_is_cancelled_while_it_opens(line: Connection, server: Server) -> None:
+    """It is closed, and the next exchange opens another one."""
+    gate = server.gates.after("connect")
+    asking = spawn(line.exchange([GET]))
+    await gate.reached()
+    await cancelled(asking)
+    assert not server.connections[0].is_connected
+    assert await line.exchange([GET]) == [b"v"]
+
+
+# --- silence
+
+
+TIMEOUT = 20 * STEP
+
+
+@pytest.fixture
+async def clock() -> AsyncIterator[LoopClock]:
+    """Give the clock of the event loop, which goes on by small steps."""
+    made = LoopClock()
+    with made.put_in():
+        going = spawn(made.sleep(3600))
+        yield made
+        await cancelled(going)
+
+
+@pytest.mark.parametrize("at", ["connect", "send", "read"])
+async def test_a_silent_server(pool: Pool, server: Server, asks: Asks, clock: LoopClock, at: str) -> None:
+    """Its connection is closed after the timeout; the caller's task is not cancelled, and nothing is sent again."""
+    line, gate = Connection(lambda: pool, asks, TIMEOUT), server.gates.before(at)
+    began = clock.now
+    with pytest.raises((RedisTimeoutError, TimeoutError)):
+        await line.exchange([GET])
+    assert gate.was_reached
+    assert TIMEOUT <= clock.now - began <= 1.2 * TIMEOUT
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+    assert len(server.log) <= 1
+    assert await line.exchange([GET]) == [b"v"]
+    assert len(server.connections) == 2
+
+
+async def test_a_slow_server_is_not_silent(pool: Pool, server: Server, asks: Asks, clock: LoopClock) -> None:
+    """As long as one reply comes after the other an exchange may last."""
+    line = Connection(lambda: pool, asks, TIMEOUT)
+    read = Wired.read_response
+
+    async def slowly(wired: Wired, **options: Any) -> Any:
+        await clock.sleep(0.6 * TIMEOUT)
+        return await read(wired, **options)
+
+    began = clock.now
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Wired, "read_response", slowly)
+        assert await line.exchange([GET] * 5) == [b"v"] * 5
+    assert clock.now - began > 3 * TIMEOUT
+    await line.aclose()
+
+
+async def test_exchanges_one_after_the_other_are_not_silent(
+    pool: Pool, server: Server, asks: Asks, clock: LoopClock
+) -> None:
+    """Each has a timeout of its own."""
+    line = Connection(lambda: pool, asks, TIMEOUT)
+    for _ in range(5):
+        gate = server.gates.before("read")
+        asking = spawn(line.exchange([GET]))
+        await gate.reached()
+        await clock.sleep(0.6 * TIMEOUT)
+        gate.open()
+        assert await asking == [b"v"]
+    await line.aclose()
+
+
+async def held_up(line: Connection, server: Server, time: Passing, *stalls: float) -> list[Any]:
+    """An exchange whose reply is there when the event loop has stood still for so long, each time."""
+    gate = server.gates.before("read")
+    asking = spawn(line.exchange([GET]))
+    await gate.reached()
+    for seconds in stalls:
+        await turns()
+        time.passes(seconds)
+        await turns(2)
+    if not asking.done():
+        gate.open()
+    return await asking
+
+
+async def test_time_that_the_event_loop_stood_still_is_not_the_servers(
+    line: Connection, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reply that has come meanwhile is read."""
+    assert await held_up(line, server, Passing(monkeypatch), 90) == [b"v"]
+
+
+async def test_silence_is_noticed_though_the_event_loop_stands_still(
+    line: Connection, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often it does."""
+    with pytest.raises(RedisTimeoutError):
+        await held_up(line, server, Passing(monkeypatch), *[90] * 6)
+
+
+async def test_a_reply_of_the_turn_in_which_the_time_is_over_is_read(
+    line: Connection, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It came while the event loop was busy."""
+    monkeypatch.setattr(connections, "_EXCUSES", 0)
+    assert await held_up(line, server, Passing(monkeypatch), 60.01) == [b"v"]
 
 
 MUTANTS = [
     (without("connection-in-use-stays"), test_a_connection_in_use_stays),
     (without("greeting-grows-old"), test_a_greeting_grows_old),
-    (
-        without("unclean-is-closed", "unclean = self._unread > 0"),
-        test_a_connection_that_was_renewed_goes_back_closed,
-    ),
-    (without("unclean-is-closed", "unclean = self._renewed"), test_a_connection_with_unread_replies_goes_back_closed),
     (without("greeting-repeated"), test_a_greeting_that_was_cancelled_is_said_again),
     (without("unsent-hangs-up"), test_nobody_gets_the_reply_of_who_was_cancelled_while_sending),
+    (without("unread-skipped"), test_the_replies_of_who_was_cancelled_are_skipped),
     (without("greeting-heard"), test_the_wrong_server_is_left),
-    (without("reconnection-noted"), test_a_connection_that_its_owner_has_closed),
+    (without("reconnection-noted"), test_a_connection_that_is_closed_is_not_opened_by_redis_py),
+    (without("exchanges-told-apart"), test_exchanges_one_after_the_other_are_not_silent),
+    (without("progress-is-replies"), test_a_slow_server_is_not_silent),
+    (without("blocked-loop-excused"), test_time_that_the_event_loop_stood_still_is_not_the_servers),
+    (without("excuses-bounded"), test_silence_is_noticed_though_the_event_loop_stands_still),
+    (without("last-look"), test_a_reply_of_the_turn_in_which_the_time_is_over_is_read),
 ]
+
+
+LOST = (AssertionError, TimeoutError, pytest.fail.Exception, RedisConnectionError, RedisTimeoutError)
 
 
 @pytest.mark.parametrize(("change", "race"), MUTANTS, ids=label)
 async def test_mutants(
-    line: Line,
+    line: Connection,
     server: Server,
     pool: Pool,
     asks: Asks,
     monkeypatch: pytest.MonkeyPatch,
     change: Change,
-    race: Any,
+    race: Callable[..., Any],
 ) -> None:
     """With the mechanism taken out, the test is lost."""
     change.apply(monkeypatch.setattr)
     arguments = {"line": line, "server": server, "pool": pool, "asks": asks, "monkeypatch": monkeypatch, "at": "read"}
-    with pytest.raises((AssertionError, TimeoutError, pytest.fail.Exception, RedisConnectionError)):
-        async with asyncio.timeout(2):
-            await race(**{name: arguments[name] for name in inspect.signature(race).parameters})
+    names = inspect.signature(race).parameters
+    with LoopClock().put_in() if "clock" in names else nullcontext(LoopClock()) as clock:
+        going = spawn(clock.sleep(3600)) if "clock" in names else None
+        arguments["clock"] = clock
+        with pytest.raises(LOST):
+            await asyncio.wait_for(race(**{name: arguments[name] for name in names}), 2 if going is None else 3600)
+        if going is not None:
+            await cancelled(going)

@@ -334,7 +334,7 @@ async def test_while_a_slot_is_moved(cluster: Cluster, moving: str, gone: str, k
             moved(move, GONE[gone])
             await all_go_on(works)
             assert [await one.read(n) for n in rows] == [truth[n] for n in rows]
-            if moving == "entries":  # else a write may count as one that Redis could not be told of
+            if moving == "entries" and kind is not OfItsOwn:  # else a write may be one that Redis could not be told of
                 assert not one.store.owes
                 assert [await other.read(n) for n in rows] == [truth[n] for n in rows]
         await all_go_on(works)
@@ -343,7 +343,7 @@ async def test_while_a_slot_is_moved(cluster: Cluster, moving: str, gone: str, k
         for process in (one, other):
             assert [await process.read(n) for n in rows] == [truth[n] for n in rows]
             assert [await process.near(n) for n in rows] == [truth[n] for n in rows]
-        if moving == "shard":  # what Redis was told of later stands under barriers until they lapse
+        if moving == "shard" or kind is OfItsOwn:  # what Redis was told of later stands under barriers until they lapse
             await lapse_barriers(first)
         await one.stored(*rows)
         for process in (one, other):
@@ -351,7 +351,7 @@ async def test_while_a_slot_is_moved(cluster: Cluster, moving: str, gone: str, k
 
 
 async def test_what_is_refused_is_not_tried_again(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sent once where it was and once where it goes: redis-py itself would send it sixteen times, in half a second."""
+    """A client that is asked itself goes past the cache: redis-py would send it sixteen times, in half a second."""
     cluster.flush()
     async with tapped(cluster, monkeypatch) as tap, cluster.client(OfItsOwn) as client:
         process = Process(client, defaultdict(lambda: "v"))
@@ -360,4 +360,4 @@ async def test_what_is_refused_is_not_tried_again(cluster: Cluster, monkeypatch:
             moved(move, GONE["all"])
             assert await process.read(1) == "v"
         await process.cache.aclose()
-    assert len([words for _, words in tap.sent if words[0] == b"EVALSHA" and words[3] == b"{t}:1"]) == 2
+    assert len([words for _, words in tap.sent if words[0] == b"EVALSHA" and b"{t}:1" in words]) == 1

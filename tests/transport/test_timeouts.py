@@ -20,7 +20,7 @@ from fastrdb import Cache, FastRDB
 from fastrdb.errors import CacheUnavailableError
 from fastrdb.keys.prefix import Prefix
 from fastrdb.loading.load import Loading
-from fastrdb.transport.cluster import Masters
+from fastrdb.transport.cluster import ClusterTransport
 from fastrdb.transport.slots import slot_of
 from tests.races.mechanisms import label, without
 from tests.races.seams import Change
@@ -221,10 +221,10 @@ async def test_a_miss_waits_for_one_deadline(slow: Slow) -> None:
 async def test_a_redirection_is_a_part_of_its_read(slow: Slow) -> None:
     """Who asks the wrong master of a cluster first has what is left for the right one, and for the miss."""
     (masters,) = slow.cache.store(slow.client)._link._routes.values()
-    assert isinstance(masters, Masters)
+    assert isinstance(masters, ClusterTransport)
     for takes, key in (0.3, b"f0:1"), (0.7, b"f1:1"):
-        right = masters._of_slot(slot_of(key))
-        masters._slots[slot_of(key)] = next(master for master in masters._masters.values() if master is not right)
+        right = masters._node_of(slot_of(key))
+        masters._slots[slot_of(key)] = next(node for node in masters._nodes.values() if node is not right)
         call, expected = one(slow)
         result, waited = await slow.waits(call, takes)
         assert result == expected

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,8 +13,6 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 from fastrdb.testing import Gates
-from fastrdb.transport.connection import Line
-from fastrdb.transport.deadlines import Deadlines
 from fastrdb.transport.scripts import Command
 
 CLOSED = object()
@@ -21,16 +20,25 @@ CLOSED = object()
 Told = tuple[bytes, ...]
 
 
+class Waiting(Gates):
+    """Gates that can be asked whether one is set."""
+
+    def waits(self, name: str) -> bool:
+        """Tell whether the next one of this name is held."""
+        return bool(self._before[name])
+
+
 class Server:
     """What all connections lead to. `log` is what arrived, a list for each time that something was sent."""
 
     def __init__(self) -> None:
-        self.gates = Gates()  # "connect", "send" and "read"
+        self.gates = Waiting()  # "connect", "send" and "read"
         self.data: dict[bytes, bytes] = {}
         self.log: list[list[Told]] = []
         self.senders: list[asyncio.Task[Any] | None] = []
         self.replies: dict[bytes, deque[Any]] = {}
         self.connects = 0
+        self.connections: list[Wired] = []
         self.refuses = False
 
     def answer(self, name: bytes, *replies: Any) -> None:
@@ -58,14 +66,20 @@ class Server:
 
 
 class Wired:
-    """A connection to it."""
+    """A connection to it, as redis-py makes one by the settings of a pool."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, *, server: Server, **_: Any) -> None:
         self.server = server
         self.is_connected = False
-        self.socket_timeout: float | None = 5.0
         self._replies: deque[Any] = deque()
         self._on_its_way = False
+        self._aborted = asyncio.Event()
+        server.connections.append(self)
+
+    @property
+    def _writer(self) -> Any:
+        """What `abort` is called on."""
+        return SimpleNamespace(transport=SimpleNamespace(abort=self._aborted.set))
 
     async def connect(self) -> None:
         if self.is_connected:
@@ -75,15 +89,15 @@ class Wired:
             raise RedisConnectionError("refused")
         self.server.connects += 1
         self.is_connected = True
+        await self.server.gates.leave("connect")
 
     async def disconnect(self, nowait: bool = False) -> None:
         self.is_connected = False
         self._replies.clear()
 
     async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
-        await self.server.gates.arrive("send")
-        if not self.is_connected:
-            raise RedisConnectionError("closed")
+        await self._unless_aborted("send")
+        await self.connect()  # as redis-py does
         commands = list(parsed(b"".join(command)))
         self.server.log.append(commands)
         self.server.senders.append(asyncio.current_task())
@@ -92,7 +106,7 @@ class Wired:
         await self.server.gates.leave("send")
 
     async def read_response(self, disable_decoding: bool = False, *, disconnect_on_error: bool = True) -> Any:
-        await self.server.gates.arrive("read")
+        await self._unless_aborted("read")
         if self._on_its_way:  # as from a socket, nothing is there at once
             self._on_its_way = False
             await asyncio.sleep(0)
@@ -108,29 +122,25 @@ class Wired:
     def pack_commands(self, commands: Any) -> Any:
         raise NotImplementedError
 
+    async def _unless_aborted(self, name: str) -> None:
+        if self.server.gates.waits(name):
+            tasks = [asyncio.ensure_future(each) for each in (self.server.gates.arrive(name), self._aborted.wait())]
+            try:
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for task in tasks:
+                    task.cancel()
+        if self._aborted.is_set():
+            raise RedisConnectionError("aborted")
+
 
 class Pool:
-    """A source with one connection."""
+    """Settings of connections to it."""
 
-    def __init__(self, server: Server, *, spares: bool = True) -> None:
-        self.server, self.spares = server, spares
-        self.free = [Wired(server)]
-        self.given: list[bool] = []  # whether it was connected when it was given back
-        self.taken = 0
+    connection_class = Wired
 
-    async def take(self) -> Wired:
-        self.taken += 1
-        (connection,) = self.free
-        self.free = []
-        await connection.connect()
-        return connection
-
-    async def give(self, connection: Any) -> None:
-        self.given.append(connection.is_connected)
-        self.free = [connection]
-
-    def lose(self, connection: Any) -> None:
-        self.free = [Wired(self.server)]
+    def __init__(self, server: Server) -> None:
+        self.connection_kwargs = {"server": server}
 
 
 class Asks:
@@ -139,6 +149,7 @@ class Asks:
     def __init__(self) -> None:
         self.heards: list[Any] = []
         self.says: deque[Any] = deque()
+        self.other_data = False
 
     def question(self) -> Command:
         return ("WHO",)
@@ -151,53 +162,21 @@ class Asks:
         found: Command | None = said
         return found
 
-
-class Border:
-    """A boundary that leaves errors as they are."""
-
-    def __init__(self) -> None:
-        self.failures: list[Exception] = []
-        self.answers = 0
-        self.refusal: Exception | None = None
-
-    def answered(self) -> Exception | None:
-        self.answers += 1
-        return self.refusal
-
-    def failed(self, operation: str, error: Exception) -> Exception:
-        self.failures.append(error)
-        return error
+    async def settle(self, send: object) -> bool:
+        return True
 
 
-class Timers:
-    """The timers of lines, which look whether they are used: they go off when the test says so."""
+class Passing:
+    """The event loop's own clock, which can be put forward."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         loop = asyncio.get_running_loop()
-        self.set: list[tuple[float, asyncio.TimerHandle]] = []
-        call_later = loop.call_later
+        time, self._passed = loop.time, 0.0
+        monkeypatch.setattr(loop, "time", lambda: time() + self._passed)
 
-        def later(delay: float, callback: Any, *args: Any, **options: Any) -> asyncio.TimerHandle:
-            if not isinstance(getattr(callback, "__self__", None), Line):
-                return call_later(delay, callback, *args, **options)
-            handle = call_later(3600, callback, *args, **options)
-            self.set.append((delay, handle))
-            return handle
-
-        monkeypatch.setattr(loop, "call_later", later)
-
-    def go_off(self) -> None:
-        """Let all that are set go off now."""
-        due, self.set = self.set, []
-        for _, handle in due:
-            if not handle.cancelled():
-                handle._run()
-                handle.cancel()
-
-
-def deadlines(seconds: float = 60) -> Deadlines:
-    """Give deadlines that do not hurry a test."""
-    return Deadlines(seconds)
+    def passes(self, seconds: float) -> None:
+        """Let so much time pass at once."""
+        self._passed += seconds
 
 
 async def turns(count: int = 20) -> None:

@@ -45,13 +45,13 @@ class LoopClock:
             self._working -= 1
 
     @contextmanager
-    def put_in(self) -> Iterator[None]:
+    def put_in(self) -> Iterator[LoopClock]:
         """Inside, it is the loop's; afterwards, the loop's own goes on from there."""
         own, loop = self._loop.time, self._loop
         self.now = own()  # back it must not go: there are timers
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(loop, "time", lambda: self.now)
-            yield
+            yield self
         back = self.now - own()
         vars(loop)["time"] = lambda: own() + back
 

@@ -1,0 +1,194 @@
+"""Commands by the client's own methods: for clients with an `execute_command` of their own, which must see them.
+
+redis-py connects and follows redirections by itself here, perhaps to another server. So the server is greeted behind
+each read, before the reply is used: that costs such clients one more round trip. Scripts judge the server themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Collection, Sequence
+from typing import Any, Protocol
+from weakref import ref
+
+from redis.asyncio import Redis
+from redis.asyncio.cluster import RedisCluster
+from redis.client import NEVER_DECODE
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import MovedError, ResponseError
+
+from fastrdb.errors import CacheUnavailableError
+
+from .cluster import redirected
+from .connection import Greeting
+from .health import OTHER_DATA, Breaker, Health
+from .scripts import Command
+from .slots import key_of, slot_of
+
+_SCRIPTS = ("EVALSHA", "EVAL")
+
+
+class Client(Protocol):
+    """The part of redis.asyncio.Redis, and of its relatives, that is used."""
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        """Send one command; the result is awaited."""
+
+    def pipeline(self, transaction: bool = ...) -> Any:
+        """Collect commands to send at once."""
+
+
+def is_cluster(client: object) -> bool:
+    """Return True for the client of a cluster."""
+    return isinstance(client, RedisCluster)
+
+
+def is_plain(client: Any) -> bool:
+    """Return True if the client sends commands as redis-py does, by connections that redis-py's own pool makes.
+
+    An instrumentation that wraps redis-py's class changes nothing: fastrdb does not go through it. A subclass with an
+    `execute_command` of its own, a client with one on the instance, or a pool of another kind must see every command.
+    """
+    kind = RedisCluster if is_cluster(client) else Redis
+    owner = next((cls for cls in type(client).__mro__ if "execute_command" in vars(cls)), None)
+    if owner is not kind or not isinstance(client, kind):
+        return False
+    own = (
+        inspect.unwrap(vars(client).get("execute_command", kind.execute_command))
+        if hasattr(client, "__dict__")
+        else None
+    )
+    pool = type(getattr(client, "connection_pool", None))
+    return (own is None or getattr(own, "__module__", "").startswith("redis.")) and (
+        kind is RedisCluster or pool.__module__.startswith("redis.")
+    )
+
+
+class Passthrough:
+    """One client that is asked itself, of a server or of a cluster. For one event loop.
+
+    All methods raise CacheUnavailableError.
+    """
+
+    def __init__(self, client: Any, timeout: float, greeting: Greeting, health: Health, breaker: Breaker) -> None:
+        self._client, self._timeout, self._greeting, self._health = ref(client), timeout, greeting, health
+        self.breaker = breaker
+        self._cluster = is_cluster(client)
+        self._loop = asyncio.get_running_loop()
+        self._greeted, self.answered = False, 0.0
+
+    async def get(self, name: bytes) -> bytes | None:
+        """Return the value of a key."""
+        (reply,) = await self.send((("GET", name),))
+        if self._health and self._greeting.other_data:
+            raise CacheUnavailableError("GET", OTHER_DATA)
+        if isinstance(reply, Exception):
+            raise self.breaker.on_error("GET", reply)
+        raw: bytes | None = reply
+        return raw
+
+    async def send(self, commands: Sequence[Command], *, insist: bool = False) -> list[Any]:
+        """Send commands in their order, several in one pipeline, and return their replies: errors as values."""
+        if self.breaker.opened and not insist:
+            raise self.breaker.refusal(str(commands[0][0]), self.ping)
+        began = self._loop.time()
+        try:
+            async with asyncio.timeout(self._timeout):
+                client = self._alive()
+                if not self._greeted:
+                    await self._greet_all(client)
+                replies = await _sent(client, commands)
+                read = [key for each in commands if each[0] not in _SCRIPTS and (key := key_of(each)) is not None]
+                if read:  # mechanism: greeting-of-new-connections
+                    await self._greet(client, self._nodes_of(client, read))
+        except Exception as error:
+            self._greeted = False  # another server may answer next
+            raise self.breaker.on_error(str(commands[0][0]), error) from error
+        self.answered = began
+        if self.breaker.failures:
+            self.breaker.on_reply()
+        return replies
+
+    async def refresh(self) -> None:
+        """Have the client refresh its map of the cluster, and wait for it."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._alive().nodes_manager.initialize()
+        except Exception as error:
+            raise self.breaker.on_error("connect", error) from error
+
+    async def ping(self) -> None:
+        """Ask for a sign of life, whatever the breaker says."""
+        await self.send((("PING",),), insist=True)
+
+    def due(self, _: Collection[bytes]) -> float:
+        """Return when the time of the latest answered caller is over, by the event loop's clock."""
+        return self.answered + self._timeout
+
+    def crowded(self) -> bool:
+        """Return False: no caller waits for another here."""
+        return False
+
+    async def aclose(self) -> None:
+        """Do nothing but end a try: connections are the client's."""
+        await self.breaker.aclose()
+
+    def close(self) -> None:
+        """Do nothing."""
+
+    forget = close
+
+    def _alive(self) -> Any:
+        client = self._client()
+        if client is None:
+            raise RedisConnectionError("the client is gone")
+        return client
+
+    def _nodes_of(self, client: Any, keys: Sequence[bytes]) -> list[Any]:
+        if not self._cluster:
+            return [None]
+        return list({node.name: node for node in map(client.get_node_from_key, keys)}.values())
+
+    async def _greet_all(self, client: Any) -> None:
+        if self._cluster:
+            await client.initialize()
+        await self._greet(client, client.get_primaries() if self._cluster else [None])
+        if self._cluster and self._greeting.other_data:
+            await self._greeting.settle(lambda commands: _sent(client, commands))
+        self._greeted = True
+
+    async def _greet(self, client: Any, nodes: Sequence[Any]) -> None:
+        for node in nodes:
+            target = {} if node is None else {"target_nodes": node}
+            question: Command | None = self._greeting.question()
+            while question is not None:
+                question = self._greeting.heard(await _one(client, question, **target))
+
+
+async def _sent(client: Any, commands: Sequence[Command]) -> list[Any]:
+    several = len(commands) > 1 or (commands[0][0] in _SCRIPTS and int(commands[0][2]) > 1)
+    if not several or not is_cluster(client):
+        return await _piped(client, commands) if len(commands) > 1 else [await _one(client, commands[0])]
+    replies = await _piped(client, commands, allow_redirections=False)
+    slots = [slot_of(key_of(command) or b"") for command in commands]
+    for at in redirected(slots, replies):
+        # A script whose keys are on their way is refused at both ends, and redis-py would pause and try it many times.
+        if isinstance(replies[at], MovedError) or commands[at][0] not in _SCRIPTS or int(commands[at][2]) < 2:
+            replies[at] = await _one(client, commands[at])
+    return replies
+
+
+async def _piped(client: Any, commands: Sequence[Command], **options: Any) -> list[Any]:
+    async with client.pipeline(transaction=False) as pipeline:
+        for command in commands:
+            pipeline.execute_command(*command, **{NEVER_DECODE: True})
+        replies: list[Any] = await pipeline.execute(raise_on_error=False, **options)
+    return replies
+
+
+async def _one(client: Any, command: Command, **options: Any) -> Any:
+    try:
+        return await client.execute_command(*command, **{NEVER_DECODE: True}, **options)
+    except ResponseError as error:
+        return error
