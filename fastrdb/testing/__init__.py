@@ -7,7 +7,7 @@ The pytest plugin (fixtures `fastrdb_server`, `fastrdb_client`, `fastrdb_namespa
 from .faults import FaultyClient, script_texts
 from .gates import Gate, GatedClient, Gates
 from .isolation import emptied, isolated
-from .network import Direction, Stranded, TcpProxy
+from .network import Direction, TcpProxy, Way
 from .server import EmbeddedServer, EmbeddedServerError
 
 __all__ = [
@@ -18,8 +18,8 @@ __all__ = [
     "Gate",
     "GatedClient",
     "Gates",
-    "Stranded",
     "TcpProxy",
+    "Way",
     "emptied",
     "isolated",
     "script_texts",

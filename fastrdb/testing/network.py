@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from dataclasses import dataclass, field
 from typing import Literal, Self
 
 Direction = Literal["up", "down"]
@@ -17,76 +16,64 @@ _HOST = "127.0.0.1"
 _READ_BYTES = 65536
 
 
-class _Way:
+class Way:
     """The bytes of one direction: passed, held, swallowed or cut."""
 
     def __init__(self) -> None:
-        self.flowing = asyncio.Event()
-        self.flowing.set()
-        self.arrived = asyncio.Event()
+        self._flowing, self._arrived = asyncio.Event(), asyncio.Event()
+        self._flowing.set()
         self.dropping = False
         self.left: int | None = None  # bytes that still pass before the cut
 
     def hold(self) -> None:
-        self.arrived.clear()
-        self.flowing.clear()
+        """Keep bytes back from now on."""
+        self._arrived.clear()
+        self._flowing.clear()
+
+    async def held(self) -> None:
+        """Wait until bytes have arrived since `hold`."""
+        await self._arrived.wait()
+
+    def release(self) -> None:
+        """Send on what was held."""
+        self._flowing.set()
 
     async def pass_on(self, data: bytes) -> bytes:
         """Return the part of `data` that goes on, at once or when the way is released."""
-        self.arrived.set()
-        await self.flowing.wait()
-        if self.dropping:
-            return b""
-        if self.left is None:
-            return data
+        self._arrived.set()
+        await self._flowing.wait()
+        if self.dropping or self.left is None:
+            return b"" if self.dropping else data
         part, self.left = data[: self.left], max(0, self.left - len(data))
         return part
 
 
-@dataclass(frozen=True)
-class Stranded:
-    """The bytes that `TcpProxy.strand` keeps from the server."""
-
-    _way: _Way
-
-    async def held(self) -> None:
-        """Wait until there are some."""
-        await self._way.arrived.wait()
-
-    def release(self) -> None:
-        """Send them on."""
-        self._way.flowing.set()
-
-
-@dataclass
 class TcpProxy:
     """A proxy in front of a server: `async with TcpProxy(server.port) as proxy:` listens on `proxy.port`.
 
-    The proxy passes everything on at first. A fault holds for all connections, present and future, until
-    `heal()`. Faults may be combined. All methods belong to the event loop that entered the block.
+    The proxy passes everything on at first. A fault holds for all connections, present and future, until `heal()`.
+    Faults may be combined. All methods belong to the event loop that entered the block.
 
     Args:
         target: the server's TCP port.
         target_host: the server's address.
-        port: the port to listen on, on 127.0.0.1; 0 for a free one.
+
+    Attributes:
+        host, port: the address to connect to.
+        connections: the number of connections that were accepted.
+        answered: the number of commands that `answer_with` has answered.
     """
 
-    target: int
-    target_host: str = _HOST
-    port: int = 0
-    connections: int = 0
-    """How many connections were accepted."""
-    answered: int = 0
-    """How many commands `answer_with` has answered."""
     host = _HOST
-    _ways: dict[Direction, _Way] = field(init=False)
-    _error: str = field(init=False, default="")
-    _server: asyncio.Server | None = field(init=False, default=None)
-    _tasks: set[asyncio.Task[None]] = field(init=False, default_factory=set)
-    _writers: set[asyncio.StreamWriter] = field(init=False, default_factory=set)
 
-    def __post_init__(self) -> None:
-        self._ways = {"up": _Way(), "down": _Way()}
+    def __init__(self, target: int, target_host: str = _HOST) -> None:
+        self.port = self.connections = self.answered = 0
+        self._target = target_host, target
+        self._ways: dict[Direction, Way] = {"up": Way(), "down": Way()}
+        self._error = ""
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
 
     async def __aenter__(self) -> Self:
         """Listen."""
@@ -100,11 +87,6 @@ class TcpProxy:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    @property
-    def url(self) -> str:
-        """The address for `redis.asyncio.from_url`."""
-        return f"redis://{self.host}:{self.port}/0"
 
     async def accept(self) -> None:
         """Listen, after `refuse()` on the same port again. Raises OSError if another program has taken the port."""
@@ -129,18 +111,18 @@ class TcpProxy:
     def release(self, *directions: Direction) -> None:
         """Send on what was held."""
         for direction in directions or _BOTH:
-            self._ways[direction].flowing.set()
+            self._ways[direction].release()
 
     async def held(self, direction: Direction) -> None:
         """Wait until bytes have arrived in a direction since `hold`."""
-        await self._ways[direction].arrived.wait()
+        await self._ways[direction].held()
 
-    def strand(self) -> Stranded:
-        """Keep back all that today's connections send from here on; new connections pass."""
+    def strand(self) -> Way:
+        """Hold all that today's connections send from here on; return what is held. New connections pass."""
         way = self._ways["up"]
-        self._ways = {"up": _Way(), "down": _Way()}
+        self._ways = {"up": Way(), "down": Way()}
         way.hold()
-        return Stranded(way)
+        return way
 
     def drop(self, *directions: Direction) -> None:
         """Swallow bytes, in both directions if none is named: a black hole, which neither answers nor ends."""
@@ -169,29 +151,27 @@ class TcpProxy:
 
     def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        self._writers.add(writer)
         task = asyncio.create_task(self._connect(reader, writer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers = {writer}
+        self._writers.add(writer)
         try:
             with contextlib.suppress(OSError, asyncio.CancelledError):
-                server_reader, server_writer = await asyncio.open_connection(self.target_host, self.target)
+                server_reader, server_writer = await asyncio.open_connection(*self._target)
+                writers.add(server_writer)
                 self._writers.add(server_writer)
-                try:
-                    await self._join((reader, server_writer, "up"), (server_reader, writer, "down"))
-                finally:
-                    self._writers.discard(server_writer)
-                    server_writer.close()
+                up = self._carry(reader, server_writer, "up", writer)
+                down = self._carry(server_reader, writer, "down", writer)
+                await self._until_one_ends(asyncio.create_task(up), asyncio.create_task(down))
         finally:
-            self._writers.discard(writer)
-            writer.close()
+            self._writers -= writers
+            for each in writers:
+                each.close()
 
-    async def _join(self, *pipes: tuple[asyncio.StreamReader, asyncio.StreamWriter, Direction]) -> None:
-        """Carry both ways until one has ended."""
-        back = pipes[1][1]
-        tasks = [asyncio.create_task(self._carry(source, sink, way, back)) for source, sink, way in pipes]
+    async def _until_one_ends(self, *tasks: asyncio.Task[None]) -> None:
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:

@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_sessionmaker, create_async_engine
 
 from fastrdb.protocol.intent import Intent
-from fastrdb.testing import Stranded, TcpProxy
+from fastrdb.testing import TcpProxy, Way
 from fastrdb.transactions import listeners as transactions
 from fastrdb.transactions.finish import finish
 from fastrdb.transactions.state import SessionState, Transaction
@@ -225,8 +225,8 @@ class Line:
 
     proxy: TcpProxy
     w: World
-    stranded: asyncio.Queue[Stranded] = field(default_factory=asyncio.Queue)
-    on_its_way: list[Stranded] = field(default_factory=list)
+    stranded: asyncio.Queue[Way] = field(default_factory=asyncio.Queue)
+    on_its_way: list[Way] = field(default_factory=list)
     once: bool = True
 
     def hold(self, name: str) -> None:
