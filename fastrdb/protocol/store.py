@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 from fastrdb.errors import CacheUnavailableError
-from fastrdb.near import ClusterTracking, Near, NearCache, Token, Tracking
+from fastrdb.near import Near, NearCache, Token, Tracking
 from fastrdb.transport import OTHER_DATA, Call, Client, Names, Obstacles, Reach, Script, Target
 from fastrdb.transport import Patience as Patience
 from fastrdb.transport import is_cluster as is_cluster
@@ -32,7 +32,6 @@ from .repairs import Repairs
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 
-    from fastrdb.transport import Met
 
 _COMPARE_DELETE = Script.load("compare_delete")
 
@@ -65,7 +64,8 @@ class Store:
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self.near = NearCache(near or Near(), before=Names(namespace).before)
-        self._tracking, met = _tracking_of(self.near, heads, cluster=cluster)
+        self._tracking = Tracking(self.near, heads, cluster=cluster)
+        met = self._tracking.met if cluster else None
         # All that entries may not be read for, in one place: on a hit one look has to do.
         self.obstacles = Obstacles()
         lease_ms, barrier_ms = (max(1, round(seconds * 1000)) for seconds in (lease, barrier))
@@ -247,12 +247,3 @@ class Store:
     def _targets(self, prefixes: Iterable[Reach], keys: Iterable[str]) -> list[Target]:
         names = self._names
         return [*dict.fromkeys([*map(names.under, prefixes), *map(names.exactly, keys)])]
-
-
-def _tracking_of(
-    near: NearCache, heads: Collection[str], *, cluster: bool
-) -> tuple[Tracking | ClusterTracking, Met | None]:
-    if cluster:
-        made = ClusterTracking(near, heads)
-        return made, made.met
-    return Tracking(near, heads), None

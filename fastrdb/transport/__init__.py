@@ -4,7 +4,7 @@ from .client import RedisClient
 from .client import RedisClient as Link
 from .cluster import Met
 from .connection import Greeting, own_connection
-from .health import OTHER_DATA, Breaker, Health
+from .health import OTHER_DATA, Breaker, Health, redacted
 from .health import Health as Obstacles
 from .health import redacted as hushed
 from .histories import NOT_YET, Histories
@@ -46,4 +46,5 @@ __all__ = [
     "is_cluster",
     "lists",
     "own_connection",
+    "redacted",
 ]

@@ -16,7 +16,7 @@ import fastrdb.protocol.store
 from fastrdb.errors import CacheUnavailableError
 from fastrdb.near import tracking as trackings
 from fastrdb.near.cache import Near, NearCache
-from fastrdb.near.cluster_tracking import ClusterTracking
+from fastrdb.near.tracking import Tracking
 from fastrdb.protocol.store import Store
 from fastrdb.testing.server import find_binaries
 from fastrdb.transport.slots import slot_of
@@ -29,11 +29,19 @@ HEAD = "near:"
 LONG = 600_000
 
 
+class OfItsOwn(RedisCluster):
+    """A client that must see what is sent."""
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        """As any other."""
+        return await super().execute_command(*args, **options)
+
+
 class Side:
     """One process: a client, and a store with a near cache."""
 
-    def __init__(self, cluster: Cluster, **options: Any) -> None:
-        self.client: RedisCluster = cluster.client(**{"protocol": 3, **options})
+    def __init__(self, cluster: Cluster, kind: type[RedisCluster] = RedisCluster, **options: Any) -> None:
+        self.client: RedisCluster = cluster.client(kind, **{"protocol": 3, **options})
         self.store = Store(timeout=5, cluster=True, near=Near(heartbeat=1.0), heads={HEAD})
 
     @property
@@ -175,26 +183,18 @@ async def test_on_valkey(valkey_cluster: Cluster) -> None:
     await side.close()
 
 
-async def test_resp2(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
-    """A connection that waits for messages cannot be asked for its role: the near cache is off, and says why."""
+async def test_a_client_of_resp2(cluster: Cluster) -> None:
+    """Its tracking connections speak RESP3 by themselves."""
     cluster.flush()
     side = Side(cluster, protocol=2)
-    write(cluster, f"{HEAD}1", "old")
-    for _ in range(3):
-        assert await side.read(f"{HEAD}1") == b"old"
-
-    async def said() -> bool:
-        return "RESP3" in caplog.text
-
-    await so(said)
-    assert side.near.lookup(f"{HEAD}1") is None
+    await each_master_tells(cluster, side)
     await side.close()
 
 
 async def test_a_client_that_goes_its_own_way(cluster: Cluster) -> None:
     """It asks masters that nobody is told of: nothing is kept for it."""
     cluster.flush()
-    side = Side(cluster, max_connections=2)
+    side = Side(cluster, OfItsOwn)
     write(cluster, f"{HEAD}1", "old")
     for _ in range(3):
         assert await side.read(f"{HEAD}1") == b"old"
@@ -335,7 +335,7 @@ async def test_who_is_met_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     known = Cluster.join
 
     def join(cluster: Cluster) -> Any:
-        monkeypatch.setattr(ClusterTracking, "_add", lambda *_: None)
+        monkeypatch.setattr(Tracking, "_add", lambda *_: None)
         return known(cluster)
 
     monkeypatch.setattr(Cluster, "join", join)
@@ -345,13 +345,13 @@ async def test_who_is_met_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_channels_are_needed(cluster: Cluster, side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the channel of one master left out, what is written there is answered from here."""
-    add = ClusterTracking._add
+    add = Tracking._add
 
-    def all_but_one(self: ClusterTracking, name: str) -> None:
+    def all_but_one(self: Tracking, name: str) -> None:
         if name != cluster.masters[1].name:
             add(self, name)
 
-    monkeypatch.setattr(ClusterTracking, "_add", all_but_one)
+    monkeypatch.setattr(Tracking, "_add", all_but_one)
     key = (await keys_of_all(cluster, side))[1]
     write(cluster, key, "new")
     assert await side.read(key) == b"old"

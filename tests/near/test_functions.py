@@ -16,10 +16,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 import fastrdb.protocol.store
 from fastrdb import Cache, FastRDB, Near, OptionError, cached
-from fastrdb.near.tracking import Tracking, own_connection
 from fastrdb.protocol.store import Store
 from fastrdb.testing import GatedClient, TcpProxy
 from fastrdb.testing.server import EmbeddedServer
+from fastrdb.transport import own_connection
 from tests.support.servers.databases import Database
 from tests.support.world.near import Observed
 from tests.support.world.world import Item, ItemOut, World, spawn, world
@@ -338,8 +338,7 @@ async def test_ones_own_write_with_slow_pushes(w: World, server: EmbeddedServer,
     """Who has committed reads what it has written, although the server's word of it is still on its way."""
     async with TcpProxy(server.port) as proxy, Redis(port=proxy.port) as slow:
         one = w.one
-        assert isinstance(one.store._tracking, Tracking)
-        one.store._tracking._connect = lambda pool: own_connection(slow.connection_pool)
+        one.store._tracking.servers[""]._connect = lambda _, **options: own_connection(slow.connection_pool, **options)
         await warm_process(w, one)
         proxy.hold("down")
         if kind == "write":

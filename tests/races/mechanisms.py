@@ -226,7 +226,7 @@ _OF_THE_NEAR_CACHE = {
         "an object is returned to the function that made it only", "loading.entry:Entries.own_value"
     ),
     "immutable-shared-only": _function("only immutable objects are shared", "values.types:is_immutable", True),
-    "near-heartbeat": _function("a channel is asked for a sign of life", "near.tracking:Tracking._beat"),
+    "near-heartbeat": _function("a channel is asked for a sign of life", "near.tracking:ServerTracking._beat"),
 }
 
 _OF_THE_TRANSPORT = {

@@ -14,7 +14,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from fastrdb.near.cache import Near, NearCache, Token
-from fastrdb.near.tracking import Tracking
+from fastrdb.near.tracking import ServerTracking
 from fastrdb.testing import TcpProxy
 from fastrdb.testing.server import EmbeddedServer
 from tests.support.network.clocks import ManualClock
@@ -58,7 +58,7 @@ class Nearby:
     """One process with a near cache (`near`, `tracking`, `client`), and the rest of the world (`foreign`)."""
 
     near: Observed
-    tracking: Tracking
+    tracking: ServerTracking
     clock: ManualClock
     client: Redis
     foreign: Redis
@@ -157,7 +157,7 @@ async def nearby(
             through.connection_pool.connection_kwargs["parser_class"] = parser
         clock = ManualClock()
         near = Observed(Near(heartbeat=heartbeat), clock=clock)
-        tracking = Tracking(near, heads, sleep=clock.sleep)
+        tracking = ServerTracking(near, heads, sleep=clock.sleep)
         made = Nearby(near, tracking, clock, client, foreign, proxy, heartbeat, heads, through.connection_pool)
         made.start()
         try:
