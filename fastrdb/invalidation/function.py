@@ -1,7 +1,7 @@
-"""Invalidate: the path of one call of a function that writes.
+"""One call of a function that invalidates.
 
-Its prefixes are on the session before the function runs, so that a commit inside the function carries them, and stay
-there until the root transaction ends. What is known only afterwards, and what no commit carried, is done by hand.
+Its prefixes are on the session before the function runs, so that a commit inside of the function carries them. They
+stay there until the root transaction ends. What only the result names is covered by wider prefixes in commits before.
 """
 
 from __future__ import annotations
@@ -28,19 +28,24 @@ class Invalidation:
         self.plan = plan
         self.counters = cache.counters(plan.function)
 
-    async def run(self, function: Callable[[], Awaitable[Any]], *calls: dict[str, Any]) -> Any:
-        """What `function()` gives; when that is committed, nothing older than it is in the cache.
+    async def run(self, function: Callable[[], Awaitable[Any]], values: dict[str, Any]) -> Any:
+        """Return the result of `function()`. Once that is committed, nothing older than it is in the cache.
 
-        `calls` are the arguments by name; of several, which are done in one, Redis and session are the first one's.
+        `values` are its arguments by name. An error or a cancellation of the function passes through; what it has
+        committed by then is invalidated.
         """
-        plan, values = self.plan, calls[0]
+        plan, calls = self.plan, (values,)
         client = self.cache.client(plan, values)
         if client is None:
             return await function()
-        store = self.cache.store(client)
-        session = sync_session(plan.session(values))
-        before = plan.reaches.prefixes_before(calls), plan.reaches.keys_before(calls)
-        targets = Targets(store, lambda: store.intent(client), *before)
+        store, session, reaches = self.cache.store(client), sync_session(plan.session(values)), plan.reaches
+        targets = Targets(
+            store,
+            lambda: store.intent(client),
+            reaches.prefixes_before(calls),
+            reaches.keys_before(calls),
+            reaches.prefixes_before_result(calls),
+        )
         if session is not None and has_transaction(session):
             targets.join(session)
         try:
@@ -50,19 +55,18 @@ class Invalidation:
             ending = leave(targets)
         if ending is not None:
             await asyncio.shield(ending)
-        known = [{**each, RESULT: result} for each in calls]
-        await self._follow(targets, session, client, plan.reaches.prefixes_after(known), plan.reaches.keys_after(known))
+        targets.wide = []  # the result is known
+        known = ({**values, RESULT: result},)
+        await self._follow(targets, session, client, reaches.prefixes_after(known), reaches.keys_after(known))
         return result
 
     async def _follow(
         self, targets: Targets, session: Any, client: Any, prefixes: list[Prefix], keys: list[str]
     ) -> None:
-        """After a commit only what was not known by then is left; one that is still to come takes all along."""
+        """Invalidate what no commit has carried: with the commits that are to come, or now if there are none."""
         heads = [prefix.head for prefix in (*targets.prefixes, *prefixes)]
         self.counters.tell("invalidation", ", ".join([*heads, *targets.keys]))
         added = targets.add(prefixes, keys)
         if (session is not None and has_transaction(session)) or not (targets.carried or added):
             every = [*targets.prefixes, *prefixes], [*targets.keys, *keys]
             await enlist(self.cache, client, session, *every, writes=not targets.carried)
-        if targets.carried and (prefixes or keys):
-            await enlist(self.cache, client, None, prefixes, keys)

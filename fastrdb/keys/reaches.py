@@ -30,6 +30,10 @@ class Reaches:
         """What the arguments of these calls alone say is invalidated."""
         return _all(Filling.prefixes, self._before, calls)
 
+    def prefixes_before_result(self, calls: Sequence[Values]) -> list[Prefix]:
+        """Return what stands for `prefixes_after` and `keys_after` until the result is known: all that it may name."""
+        return _all(Filling.prefixes, (*self._after, *self._keys_after), calls)
+
     def prefixes_after(self, calls: Sequence[Values]) -> list[Prefix]:
         """What is invalidated besides, now that the result is known, and among the arguments."""
         found = _all(_lenient_prefixes, self._after, calls)

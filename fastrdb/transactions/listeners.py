@@ -204,6 +204,7 @@ def _begin_intents(transaction: Transaction) -> None:
     if not transaction.sessions:
         for targets in targets_around():
             targets.meet(transaction)
+    transaction.widen()
     for intent in awaitable(transaction.all_intents()):
         await_only(intent.begin())
 
@@ -321,6 +322,8 @@ def _on_session_end(session: Session, transaction: SessionTransaction) -> None:
     intents = list(state.intents.values())
     # Where an outer transaction is still open, nothing is committed yet, whatever the session says.
     outer = [found for connection, found in used if connection.in_transaction()]
+    if outer:
+        state.widen()
     for found in outer:
         found.intents += intents
     if (outer or (_end(intents, state.outcome()) and state.wrote)) and len(awaitable(intents)) == len(intents):

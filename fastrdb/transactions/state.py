@@ -56,6 +56,7 @@ class Transaction:
     savepoints: int = 0  # open ones, where SQLite was given no BEGIN before the first: its release commits
     users: list[ref[Session]] = field(default_factory=list)
     intents: list[Intent] = field(default_factory=list)  # those that no session ends
+    targets: list[Targets] = field(default_factory=list)  # those that have joined it without a session
 
     @property
     def sessions(self) -> list[Session]:
@@ -80,6 +81,14 @@ class Transaction:
     def all_intents(self) -> list[Intent]:
         """Return its own intents, and those of its sessions."""
         return [*self.intents, *(each for session in self.sessions for each in state_of(session).intents.values())]
+
+    def widen(self) -> None:
+        """Before a commit: add what the calls that have not returned may name by their results."""
+        for targets in self.targets:
+            if targets.wide and self in targets.intents:
+                targets.intents[self].add(targets.wide)
+        for session in self.sessions:
+            state_of(session).widen()
 
     def undo(self) -> None:
         """Note that something that it wrote is rolled back: what was read of it was never committed."""
@@ -118,6 +127,12 @@ class SessionState:
         """True if a part is committed already."""
         return any(transaction.published for transaction in self.sent)
 
+    def widen(self) -> None:
+        """Do so for the calls that have joined the session."""
+        for targets in self.targets:
+            if targets.wide:
+                self.intents[targets.owner].add(targets.wide)
+
     def outcome(self) -> bool | None:
         """Return whether anything was committed, now that it has ended; None if that will never be known."""
         phases = {transaction.phase for transaction in self.sent}
@@ -132,12 +147,14 @@ class Targets:
 
     `make` returns a new intent, of which `owner` has one in each transaction. Tasks that the call has started carry the
     prefixes and keys even after the call has ended. `carried`: a commit of what was written has carried them.
+    `wide` are prefixes for all that the result of the call may name. A commit carries them only while there is none.
     """
 
     owner: Hashable
     make: Callable[[], Intent]
     prefixes: list[Prefix]
     keys: list[str]
+    wide: list[Prefix] = field(default_factory=list)
     carried: bool = False
     intents: dict[Transaction, Intent] = field(default_factory=dict)  # of transactions without a session
     seen: WeakSet[Session] = field(default_factory=WeakSet)  # the sessions that were used or joined
@@ -148,9 +165,12 @@ class Targets:
         if self in state.targets:
             return
         self.seen.add(session)
-        intent_on(session, self.owner, self.make).add(self.prefixes, self.keys)
+        intent = intent_on(session, self.owner, self.make)
+        intent.add(self.prefixes, self.keys)
         if session.in_transaction():
             state.targets.append(self)
+        else:
+            intent.add(self.wide)
 
     def meet(self, transaction: Transaction) -> None:
         """Join a transaction that writes or commits inside of the call; it may be older than the call."""
@@ -163,6 +183,7 @@ class Targets:
             intent = self.intents[transaction] = self.make()
             intent.add(self.prefixes, self.keys)
             transaction.intents.append(intent)
+            transaction.targets.append(self)
 
     def add(self, prefixes: Iterable[Prefix], keys: Iterable[str]) -> bool:
         """Add to each transaction whose COMMIT is to come. Return True if one of them wrote without a session."""

@@ -162,6 +162,9 @@ _OF_WRITERS = {
         "transactions.state:Transaction.sessions",
         instead=lambda transaction: [user() for user in transaction.users][-1:],
     ),
+    "result-covered": _function(
+        "a commit inside an invalidating call covers what its result will name", "transactions.state:Transaction.widen"
+    ),
     "only-writes-carry": _function(
         "only a commit of what was written carries a call's prefixes", "transactions.state:Targets.carried", True
     ),

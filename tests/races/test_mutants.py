@@ -71,6 +71,7 @@ ON_SQLITE: dict[Change, list[Scenario]] = {
     without("call-covers-commits"): [commits.hidden_session, commits.connection_inside],
     without("older-transaction-covered"): [commits.older_hidden_session, commits.connection_outside],
     without("all-sessions-of-a-transaction"): [commits.joined_and_open],
+    without("result-covered"): [commits.raises_before_its_result],
     without("only-writes-carry"): [commits.read_only_commit],
     without("savepoints-counted"): [sessions.savepoint_that_commits],
     without("undone-puts-dropped"): [sessions.savepoint_rolled_back],

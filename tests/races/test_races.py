@@ -29,6 +29,7 @@ RACES: list[Scenario] = [
     scenarios_commits.connection_inside,
     scenarios_commits.connection_outside,
     scenarios_commits.raises_after_its_commit,
+    scenarios_commits.raises_before_its_result,
     scenarios_commits.read_only_commit,
 ]
 AUTOCOMMIT: list[Scenario] = [

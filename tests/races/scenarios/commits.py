@@ -175,6 +175,22 @@ async def connection_outside(w: World) -> None:
     await w.fair()
 
 
+async def raises_before_its_result(w: World) -> None:
+    """A function commits and then raises, and only its result would have named the row: nothing stale is left."""
+
+    @w.two.cache.invalidates("item:{result}")
+    async def commit_and_raise(db: AsyncSession, redis: object) -> int:
+        await db.execute(NEW)
+        await db.commit()
+        raise LookupError
+
+    assert await w.one.read() == "old"
+    async with w.two.database.sessions() as db:
+        with pytest.raises(LookupError):
+            await commit_and_raise(db, w.two.client)
+    await w.fair()
+
+
 async def raises_after_its_commit(w: World) -> None:
     """A function commits and then raises: what it has committed is not in the cache."""
 
