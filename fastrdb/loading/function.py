@@ -132,7 +132,8 @@ class CachedFunction(Entries):
         self, call: Call, key: str, run: partial[Any], *, read: bool, raw: bytes | None, failure: Exception | None
     ) -> Any:
         """Return the value that `get` has not found. If it has `read`, there was nothing, `raw`, or a `failure`."""
-        self.refuse_session(call.session)
+        if self._no_session_for_reloads:
+            self.refuse_session(call.session)
         loading = Loading(self, call, (key,), partial(self._run, run), many=False)
         if not read:
             reason = self.bypass_reason(call.store, call.client, call.session)
@@ -223,7 +224,12 @@ class CachedFunction(Entries):
         if raw is None or reason is not None:
             await enlist(self.cache, call.client, call.session, keys=[key])
         else:
-            await enlist(self.cache, call.client, call.session, puts=[Put(key, raw, self.ttl_ms(value))])
+            await enlist(
+                self.cache,
+                call.client,
+                call.session,
+                puts=[Put(key, raw, self.ttl_ms(value))],
+            )
 
     async def explain(self, values: dict[str, Any]) -> Explanation:
         """Look without loading, storing or changing anything. Once `exp` is over, `ttl` is below 0."""

@@ -91,7 +91,7 @@ class Loading(Reading):
                 await self.alone("bypass", dict.fromkeys(self.missing(), reason))
             elif look:
                 await self._look()
-            while missing := self.missing():
+            while missing := [key for key, value in self.values.items() if value is MISS]:
                 await self._round(missing)
         except Exception as error:
             falls_back = self.entries.policy.timed and not self.refresh and unreachable(error)
