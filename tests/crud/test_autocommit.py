@@ -11,8 +11,8 @@ from sqlalchemy import Connection, event, text
 from sqlalchemy.util import await_only
 
 from fastrdb import Cache, FastRDB
-from fastrdb.crud.writes import Write
 from fastrdb.testing import Gate
+from tests.races.mechanisms import without
 from tests.support.servers.databases import Database
 from tests.support.world import levels as places
 from tests.support.world.levels import BY_NAME
@@ -102,10 +102,7 @@ async def test_lists(w: World, race: Any) -> None:
 async def test_lists_told_afterwards(w: World, monkeypatch: pytest.MonkeyPatch, race: Any) -> None:
     """Told when the row is known as the database has it, they are behind."""
 
-    async def nothing(write: Write[Any], rows: Any) -> None:
-        return None
-
-    monkeypatch.setattr(Write, "_invalidate_before_flush", nothing)
+    without("crud-lists-before-flush").apply(monkeypatch.setattr)
     with pytest.raises(AssertionError):
         await race(w)
 

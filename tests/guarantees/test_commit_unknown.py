@@ -17,9 +17,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_sessionm
 
 from fastrdb.protocol.intent import Intent
 from fastrdb.testing import TcpProxy, Way
-from fastrdb.transactions import listeners as transactions
 from fastrdb.transactions.finish import finish
-from fastrdb.transactions.state import SessionState, Transaction
+from fastrdb.transactions.state import Transaction
+from tests.races.mechanisms import without
 from tests.races.scenarios.commits import NEW, carried
 from tests.support.servers import databases
 from tests.support.servers.databases import Database, ServerDatabase
@@ -432,7 +432,7 @@ async def test_locked_at_commit(sqlite: Database, client: Redis) -> None:
 
 async def test_without_watching(postgresql: Database, client: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody tells that COMMIT has returned: the barrier stays although all is well."""
-    monkeypatch.setattr(transactions, "_watch", lambda *arguments: None)
+    without("commit-watched").apply(monkeypatch.setattr)
     async with world(postgresql, client) as w:
         with pytest.raises(AssertionError):
             await test_committed(w, joined)
@@ -446,8 +446,8 @@ async def test_taking_the_unknown_for_refused(
     race: Callable[[Line], Coroutine[Any, Any, None]],
 ) -> None:
     """The barrier is taken down while COMMIT is on its way."""
-    monkeypatch.setattr(SessionState, "outcome", lambda state: False)
-    monkeypatch.setattr(Intent, "abandon", lambda intent: finish([intent], committed=False))
+    without("outcome-known", lambda state: False).apply(monkeypatch.setattr)
+    without("unknown-outcome", lambda intent: finish([intent], committed=False)).apply(monkeypatch.setattr)
     async with line(BY_NAME["postgresql READ COMMITTED"], postgresql_server, client, monkeypatch) as at:
         with pytest.raises(AssertionError):
             await race(at)
@@ -455,7 +455,7 @@ async def test_taking_the_unknown_for_refused(
 
 async def test_leaving_it_open(sqlite: Database, client: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     """What found the database locked is still there for the next COMMIT."""
-    monkeypatch.setattr(transactions, "undo", lambda connection, transaction: None)
+    without("cancelled-is-undone").apply(monkeypatch.setattr)
     async with locking(sqlite, client) as w:
         with pytest.raises((AssertionError, DBAPIError)):
             await locked_at_commit(w)
@@ -470,7 +470,7 @@ async def test_the_first_of_two_ends_it(
         taken, transaction.intents = transaction.intents, []
         return taken
 
-    monkeypatch.setattr(Transaction, "take_intents", take_all)
+    without("intents-of-two-transactions", take_all).apply(monkeypatch.setattr)
     async with world(postgresql, client) as w:
         with pytest.raises(AssertionError):
             await two_outer_transactions(w, sqlite)
@@ -481,7 +481,7 @@ async def test_trusting_what_was_put(
     postgresql: Database, client: Redis, monkeypatch: pytest.MonkeyPatch, race: Callable[[World], Any]
 ) -> None:
     """What a session has put is stored, whatever became of it on the outer connection."""
-    monkeypatch.setattr(transactions, "_drop_values", lambda transaction: None)
+    without("undone-puts-dropped").apply(monkeypatch.setattr)
     async with world(postgresql, client) as w:
         with pytest.raises(AssertionError):
             await race(w)

@@ -32,7 +32,7 @@ async def crowd(slow: Slow, takes: float) -> tuple[int, float]:
 
 async def is_stored(slow: Slow) -> None:
     """Expect each of the crowd to be stored, although its turn comes after two timeouts."""
-    fills, waited = await crowd(slow, 0.3)
+    fills, waited = await crowd(slow, 0.2)
     assert fills == CALLERS
     assert waited > 2 * TIMEOUT
     assert slow.cache.stats().outages == 0

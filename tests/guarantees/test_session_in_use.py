@@ -14,7 +14,7 @@ from sqlalchemy import Connection, event, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from fastrdb import Cache, FastRDB, SessionInUseError
-from fastrdb.transactions.scope import RunningCall
+from tests.races.mechanisms import without
 from tests.support.servers.databases import Database
 from tests.support.world.world import Item, ItemOut, World, spawn, world
 
@@ -77,7 +77,7 @@ async def test_a_second_miss_is_refused(w: World) -> None:
 
 async def test_without_the_look_at_who_uses_it(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The test above sees it when nobody looks."""
-    monkeypatch.setattr(RunningCall, "_claim", lambda self, users: None)
+    without("session-claimed").apply(monkeypatch.setattr)
     with pytest.raises(pytest.fail.Exception):
         await second_miss(w)
 

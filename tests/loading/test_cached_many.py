@@ -14,7 +14,6 @@ from sqlalchemy import insert, select, update
 from sqlalchemy.exc import NoResultFound
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
-import fastrdb.protocol.store
 from fastrdb import (
     Cache,
     Event,
@@ -32,6 +31,7 @@ from fastrdb.keys.declared import MISSING
 from fastrdb.keys.elements import elements_of, shape_of
 from fastrdb.keys.signature import inspect_function
 from fastrdb.testing import GatedClient, Gates
+from tests.races.mechanisms import without
 from tests.support.servers.databases import Database
 from tests.support.world.items import Base, Frozen, Item, Row
 
@@ -967,14 +967,7 @@ async def test_an_invalidation_during_the_load_wins(client: Redis, table: Table)
 
 async def test_the_invalidation_s_mutant(client: Redis, table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the lease in between, the old value would be stored."""
-
-    async def blind(store: Any, client: Redis, fills: Iterable[tuple[str, str, bytes, int]]) -> list[bool]:
-        each = list(fills)
-        for key, _, raw, ttl_ms in each:
-            await client.set(key, raw, px=ttl_ms)
-        return [True] * len(each)
-
-    monkeypatch.setattr(fastrdb.protocol.store.Store, "fill_many", blind)
+    without("lease-check", script="fill").apply(monkeypatch.setattr)
     with pytest.raises(AssertionError):
         await test_an_invalidation_during_the_load_wins(client, table)
 

@@ -14,12 +14,12 @@ from redis.asyncio.cluster import RedisCluster
 
 import fastrdb.protocol.store
 from fastrdb.errors import CacheUnavailableError
-from fastrdb.near import tracking as trackings
-from fastrdb.near.cache import Near, NearCache
+from fastrdb.near.cache import Near
 from fastrdb.near.tracking import Tracking
 from fastrdb.protocol.store import Store
 from fastrdb.testing.server import find_binaries
 from fastrdb.transport.slots import slot_of
+from tests.races.mechanisms import without
 from tests.support.availability import missing
 from tests.support.servers.cluster import Cluster, until
 from tests.support.waiting import until as so
@@ -335,7 +335,7 @@ async def test_who_is_met_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     known = Cluster.join
 
     def join(cluster: Cluster) -> Any:
-        monkeypatch.setattr(Tracking, "_add", lambda *_: None)
+        without("near-channel-of-each-master").apply(monkeypatch.setattr)
         return known(cluster)
 
     monkeypatch.setattr(Cluster, "join", join)
@@ -351,7 +351,7 @@ async def test_channels_are_needed(cluster: Cluster, side: Side, monkeypatch: py
         if name != cluster.masters[1].name:
             add(self, name)
 
-    monkeypatch.setattr(Tracking, "_add", all_but_one)
+    without("near-channel-of-each-master", all_but_one).apply(monkeypatch.setattr)
     key = (await keys_of_all(cluster, side))[1]
     write(cluster, key, "new")
     assert await side.read(key) == b"old"
@@ -359,8 +359,7 @@ async def test_channels_are_needed(cluster: Cluster, side: Side, monkeypatch: py
 
 async def test_flushes_must_be_heard(cluster: Cluster, side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the push that names no keys, what was flushed is answered."""
-    pushed = NearCache.pushed
-    monkeypatch.setattr(Observed, "pushed", lambda near, names: None if names is None else pushed(near, names))
+    without("near-flush").apply(monkeypatch.setattr)
     keys = await keys_of_all(cluster, side)
     cluster.masters[1].ask("FLUSHALL")
     assert await side.read(keys[1]) == b"old"
@@ -368,7 +367,7 @@ async def test_flushes_must_be_heard(cluster: Cluster, side: Side, monkeypatch: 
 
 async def test_the_role_is_needed(pairs: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without it, a master that has become a replica passes for one."""
-    monkeypatch.setattr(trackings, "_check_role", lambda sign: None)
+    without("near-role-checked").apply(monkeypatch.setattr)
     with pytest.raises((TimeoutError, AssertionError)):
         async with asyncio.timeout(2):
             await a_replica_takes_over(pairs, killed=False)

@@ -179,6 +179,31 @@ _OF_WRITERS = {
     ),
     "cancelled-is-undone": _function("what is cancelled before its COMMIT is rolled back", "transactions.finish:undo"),
     "repairs": _function("what Redis missed is made up for", "protocol.repairs:Repairs.add"),
+    "commit-watched": _function("the return of COMMIT is noticed", "transactions.listeners:_watch"),
+    "outcome-known": _function(
+        "the outcome of a session's transaction is known where the database told it",
+        "transactions.state:SessionState.outcome",
+    ),
+    "intents-of-two-transactions": _function(
+        "what two transactions have to invalidate ends with the later one",
+        "transactions.state:Transaction.take_intents",
+        (),
+    ),
+    "statements-classified": _function("a text that commits is taken for a COMMIT", "transactions.sql:effect", 0),
+    "loose-transactions": _function(
+        "after a COMMIT by hand each statement may commit by itself", "transactions.state:Transaction.loose", False
+    ),
+    "level-noticed": _function("a change of the isolation level by text is noticed", "transactions.rules:level_is_set"),
+    "streams-noticed": _function(
+        "a result that is still being read holds its snapshot", "transactions.rules:streams", False
+    ),
+    "shared-connection-noticed": _function(
+        "sessions on the one connection of a pool share their transaction", "transactions.state:_shared"
+    ),
+    "crud-lists-before-flush": _function(
+        "lists are invalidated before a statement that commits by itself",
+        "crud.writes:Write._invalidate_before_flush",
+    ),
     "blockers-respected": _function(
         "a process reads past the cache while repairs are pending, or the data is another server's",
         "protocol.store:Store.closed",
@@ -201,6 +226,25 @@ _OF_LOADS = {
     "rule-2-statements": _function(
         "so it is for the sessions that a load uses and does not name",
         "transactions.scope:RunningLoad.before_statement",
+    ),
+    "rule-2-levels": _function("the isolation level decides whether a snapshot is old", "transactions.rules:older"),
+    "rule-2-checked-before": _function(
+        "the snapshot is checked before the load, too", "transactions.scope:RunningLoad._check"
+    ),
+    "rule-1-statements": _function(
+        "what a load's other sessions wrote and did not commit is not stored",
+        "transactions.scope:RunningLoad._unpublished",
+    ),
+    "undone-remembered": _function(
+        "a load that wrote and rolled back is not stored", "transactions.state:undone_since", False
+    ),
+    "called-functions-asked": _function(
+        "functions of the database are asked before a rollback whether they wrote",
+        "transactions.scope:rollback_begins",
+    ),
+    "session-claimed": _function("two tasks do not use one session at once", "transactions.scope:RunningCall._claim"),
+    "rule-3-used-sessions": _function(
+        "so it is for sessions that the task has used before", "transactions.state:used_here", ()
     ),
     "rule-3-identity-lookup": _function(
         "Session.get and many-to-one loads of a load do not look into the identity map",
@@ -229,6 +273,8 @@ _OF_THE_NEAR_CACHE = {
         "an object is returned to the function that made it only", "loading.entry:Entries.own_value"
     ),
     "immutable-shared-only": _function("only immutable objects are shared", "values.types:is_immutable", True),
+    "near-channel-of-each-master": _function("each master of a cluster has a channel", "near.tracking:Tracking._add"),
+    "near-role-checked": _function("a channel to a replica does not count", "near.tracking:_check_role"),
     "near-heartbeat": _function("a channel is asked for a sign of life", "near.tracking:ServerTracking._beat"),
 }
 

@@ -11,11 +11,9 @@ from redis.asyncio import Redis
 from sqlalchemy import AsyncAdaptedQueuePool, NullPool, select, text
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
-import fastrdb.transactions.listeners
-import fastrdb.transactions.rules
 from fastrdb.testing import Gate
-from fastrdb.transactions import state
 from fastrdb.transactions.sql import Effect, effect
+from tests.races.mechanisms import without
 from tests.races.scenarios import sessions as scenarios_sessions
 from tests.races.scenarios.commits import NEW
 from tests.races.scenarios.fills import LEASE
@@ -322,7 +320,7 @@ async def test_in_memory(client: Redis, race: Any) -> None:
 @pytest.mark.parametrize("how", ["rollback", "savepoint"])
 async def test_forgetting_what_was_undone(pg: World, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     """When the load is over, nothing tells any more that it wrote."""
-    monkeypatch.setattr(fastrdb.transactions.rules, "undone_since", lambda session, since: False)
+    without("undone-remembered").apply(monkeypatch.setattr)
     with pytest.raises(AssertionError):
         await scenarios_sessions.undone_in_the_load(pg, how)
 
@@ -333,36 +331,35 @@ def _never_controls(statement: str, dialect: str) -> Effect:
 
 async def test_taking_text_for_any_write(pg: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """COMMIT by text counts as a write, and no more."""
-    monkeypatch.setattr(fastrdb.transactions.listeners, "effect", _never_controls)
+    without("statements-classified", _never_controls).apply(monkeypatch.setattr)
     with pytest.raises(AssertionError):
         await committed_by_text(pg, "COMMIT")
 
 
 async def test_taking_ddl_for_any_write(maria: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """What MariaDB commits implicitly counts as a write, and no more."""
-    monkeypatch.setattr(fastrdb.transactions.listeners, "effect", _never_controls)
+    without("statements-classified", _never_controls).apply(monkeypatch.setattr)
     with pytest.raises(AssertionError):
         await committed_by_text(maria, "CREATE TABLE other (id int)")
 
 
 async def test_taking_them_for_a_transaction(pg: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """What follows a COMMIT by hand is taken for a transaction."""
-    loose = property(lambda transaction: False, lambda transaction, value: None)
-    monkeypatch.setattr(state.Transaction, "loose", loose)
+    without("loose-transactions").apply(monkeypatch.setattr)
     with pytest.raises(AssertionError):
         await statements_after(pg)
 
 
 async def test_trusting_what_was_put(pg: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is dropped when a part is undone."""
-    monkeypatch.setattr(fastrdb.transactions.listeners, "_drop_values", lambda transaction: None)
+    without("undone-puts-dropped").apply(monkeypatch.setattr)
     with pytest.raises(AssertionError):
         await undone_by_text(pg)
 
 
 async def test_remembering_the_level(postgresql: Database, client: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine's level is taken for that of each connection."""
-    monkeypatch.setattr(fastrdb.transactions.listeners, "level_is_set", lambda connection: None)
+    without("level-noticed").apply(monkeypatch.setattr)
     async with one_connection(postgresql.engine.url, client) as w:
         with pytest.raises(AssertionError):
             await level_of_the_connection(w)
@@ -372,7 +369,7 @@ async def test_not_asking_the_driver(
     mariadb_server: ServerDatabase, client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only SQLAlchemy is asked whether statements commit by themselves."""
-    monkeypatch.setattr(fastrdb.transactions.listeners, "autocommits", lambda c: bool(c._is_autocommit_isolation()))
+    without("autocommit-noticed", lambda c: bool(c._is_autocommit_isolation())).apply(monkeypatch.setattr)
     async with driver_autocommits(mariadb_server, client) as w:
         with pytest.raises(AssertionError):
             await set_at_the_driver(w)
@@ -383,7 +380,7 @@ async def test_forgetting_streams(
     sqlite: Database, client: Redis, monkeypatch: pytest.MonkeyPatch, later: bool
 ) -> None:
     """A result that is not read to its end is taken for nothing."""
-    monkeypatch.setattr(fastrdb.transactions.rules, "streams", lambda connection, since: False)
+    without("streams-noticed").apply(monkeypatch.setattr)
     async with write_ahead(sqlite, client) as w:
         with pytest.raises(AssertionError):
             await streaming(w, later)
@@ -392,7 +389,7 @@ async def test_forgetting_streams(
 @pytest.mark.parametrize("race", [shared_and_rolled_back, shared_and_committed], ids=lambda race: str(race.__name__))
 async def test_taking_one_for_many(client: Redis, monkeypatch: pytest.MonkeyPatch, race: Any) -> None:
     """Each session is taken to have a connection of its own."""
-    monkeypatch.setattr(state, "_shared", lambda connection: None)
+    without("shared-connection-noticed").apply(monkeypatch.setattr)
     async with in_memory(client) as w:
         with pytest.raises(AssertionError):
             await race(w)

@@ -13,7 +13,8 @@ from sqlalchemy import text
 import fastrdb.transactions.listeners
 import fastrdb.transactions.rules
 import fastrdb.transactions.scope
-from fastrdb.transactions.scope import RunningCall, RunningLoad
+from fastrdb.transactions.scope import RunningCall
+from tests.races.mechanisms import without
 from tests.races.scenarios import hidden
 from tests.support.servers import databases
 from tests.support.servers.databases import Database, ServerDatabase
@@ -138,7 +139,7 @@ async def test_without_the_look_at_statements(
     mariadb_server: ServerDatabase, client: Redis, monkeypatch: pytest.MonkeyPatch, race: Scenario
 ) -> None:
     """A load does not know in which transactions it runs: the old snapshot is stored."""
-    monkeypatch.setattr(RunningLoad, "before_statement", RunningCall.before_statement)
+    without("rule-2-statements", RunningCall.before_statement).apply(monkeypatch.setattr)
     async with on(mariadb_server, client) as made:
         await lost(race(made))
 
@@ -149,15 +150,12 @@ async def test_looking_only_after_the_load(
     """By then the connection may be another's, or nobody's."""
     older = fastrdb.transactions.rules.older
 
-    def late(*_: Any) -> None:
-        return None
-
     async def check(load: Any) -> None:
         found = [older(c, t, "REPEATABLE READ", load._since) for t, c in load._seen.items() if not c.closed]
         load.unfit = next(filter(None, found), None)
 
-    monkeypatch.setattr(fastrdb.transactions.scope, "older", late)
-    monkeypatch.setattr(RunningLoad, "_check", check)
+    without("rule-2-levels").apply(monkeypatch.setattr)
+    without("rule-2-checked-before", check).apply(monkeypatch.setattr)
     async with on(mariadb_server, client) as made:
         await hidden.old_snapshot(made)
     async with on(mariadb_server, client) as made:
@@ -173,10 +171,7 @@ async def test_without_the_look_at_what_was_written(
 ) -> None:
     """What the load has written and rolled back is stored."""
 
-    async def published(*_: Any) -> None:
-        return None
-
-    monkeypatch.setattr(RunningLoad, "_unpublished", published)
+    without("rule-1-statements").apply(monkeypatch.setattr)
     await lost(race(on_sqlite))
 
 
@@ -185,21 +180,18 @@ async def test_without_the_look_at_what_is_open(
 ) -> None:
     """The same for what is not committed yet, where the level lets a transaction see what others commit."""
 
-    async def published(*_: Any) -> None:
-        return None
-
-    monkeypatch.setattr(RunningLoad, "_unpublished", published)
+    without("rule-1-statements").apply(monkeypatch.setattr)
     async with on(postgresql_server, client) as made:
         await lost(hidden.still_open(made))
 
 
 async def test_without_asking_before_a_rollback(on_sqlite: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every load that calls a function of the database in a session of its own would be kept out."""
-    monkeypatch.setattr(fastrdb.transactions.listeners, "rollback_begins", lambda *_: None)
+    without("called-functions-asked").apply(monkeypatch.setattr)
     await lost(hidden.stored(on_sqlite))
 
 
 async def test_without_rule_3(on_sqlite: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The identity map of a session that nobody names answers the load."""
-    monkeypatch.setattr(fastrdb.transactions.scope, "used_here", list)
+    without("rule-3-used-sessions").apply(monkeypatch.setattr)
     await lost(hidden.identity_map(on_sqlite))

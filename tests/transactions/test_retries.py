@@ -12,8 +12,7 @@ from sqlalchemy import AsyncAdaptedQueuePool, select, text, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
-import fastrdb.transactions.listeners
-from fastrdb.transactions.state import SessionState
+from tests.races.mechanisms import without
 from tests.races.scenarios.commits import NEW
 from tests.support.servers.databases import Database, ServerDatabase
 from tests.support.world import levels as places
@@ -127,7 +126,7 @@ async def test_a_deadlock(mariadb: Database, client: Redis) -> None:
 
 async def test_trusting_after_an_error(mariadb: Database, client: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was put before an error is stored all the same."""
-    monkeypatch.setattr(fastrdb.transactions.listeners, "_drop_values", lambda transaction: None)
+    without("undone-puts-dropped").apply(monkeypatch.setattr)
     async with world(mariadb, client) as w:
         with pytest.raises(AssertionError):
             await deadlock(w)
@@ -135,7 +134,7 @@ async def test_trusting_after_an_error(mariadb: Database, client: Redis, monkeyp
 
 async def test_taking_a_refusal_for_silence(strict: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A writer whose work is given up as if nobody knew: its barrier stays."""
-    monkeypatch.setattr(SessionState, "outcome", lambda state: None)
+    without("outcome-known").apply(monkeypatch.setattr)
     with pytest.raises(AssertionError):
         await test_a_statement_that_fails(strict)
 

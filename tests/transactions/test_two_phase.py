@@ -18,6 +18,7 @@ from fastrdb.errors import CacheUnavailableError
 from fastrdb.testing import Gate
 from fastrdb.transactions import listeners as transactions
 from fastrdb.transactions.sql import Effect
+from tests.races.mechanisms import without
 from tests.races.scenarios import commits as scenarios_commits
 from tests.races.scenarios import fills as scenarios
 from tests.races.scenarios import sessions as scenarios_sessions
@@ -260,7 +261,9 @@ async def test_without_their_begin(strict: World, race: Scenario) -> None:
 
 async def test_told_when_it_is_prepared(strict: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Too late to fail: the commit goes on, and Redis is owed what it was not told."""
-    monkeypatch.setattr(transactions, "effect", lambda statement, dialect: Effect.NOTHING)  # PREPARE TRANSACTION
+    without("statements-classified", lambda statement, dialect: Effect.NOTHING).apply(
+        monkeypatch.setattr
+    )  # PREPARE TRANSACTION
     event.remove(Engine, "prepare_twophase", transactions._on_prepare_twophase)
     try:
         with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):
