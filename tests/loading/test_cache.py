@@ -20,7 +20,7 @@ from tests.support.world.items import Item, Loader
 
 
 def decorated(cache: Cache, loader: Loader) -> Any:
-    """Give a cached function of this cache."""
+    """Return a cached function of this cache."""
 
     @cache.cached("item:{number}")
     async def load(number: int) -> Item:
@@ -31,7 +31,7 @@ def decorated(cache: Cache, loader: Loader) -> Any:
 
 @pytest.fixture
 async def dead(unused_tcp_port: int) -> AsyncIterator[Redis]:
-    """Give a client of a port where nobody listens."""
+    """Return a client of a closed port."""
     async with Redis(port=unused_tcp_port, retry=None) as made:  # type: ignore[arg-type]
         yield made
 
@@ -92,7 +92,7 @@ async def test_invalidate_takes_another_redis(client: Redis) -> None:
 
 
 async def test_keys_by_hand_are_those_of_key(client: Redis) -> None:
-    """What `.key()` gives without a namespace can be invalidated as an exact key."""
+    """A key that `.key()` returns without a namespace can be invalidated as an exact key."""
     cache = Cache(client)
     load = decorated(cache, Loader())
     await load(1)
@@ -101,7 +101,7 @@ async def test_keys_by_hand_are_those_of_key(client: Redis) -> None:
 
 
 async def test_invalidate_goes_on_if_its_caller_is_cancelled(client: Redis, gated: GatedClient) -> None:
-    """What was written must not stay readable because somebody lost patience."""
+    """The old value must not stay readable after a caller is cancelled."""
     cache = Cache(client)
     await decorated(cache, Loader())(1)
     gate = gated.gates.before("begin")
@@ -126,8 +126,8 @@ async def test_invalidate_without_redis_is_owed(dead: Redis) -> None:
     await cache.aclose(0)
 
 
-async def test_invalidate_without_redis_raises_if_told(dead: Redis) -> None:
-    """With "raise" the caller hears of it, and what was not done is named."""
+async def test_invalidate_without_redis_raises_with_on_error_raise(dead: Redis) -> None:
+    """With "raise" the caller gets an error that names the operation."""
     cache = Cache(dead, timeout=0.05, on_error="raise")
     with pytest.raises(CacheUnavailableError) as caught:
         await cache.invalidate("item:*")
@@ -147,7 +147,7 @@ async def test_a_client_for_each_request_finds_what_others_know(server: Embedded
 
 
 def fake(**attributes: Any) -> Any:
-    """Give what looks like a client, with a pool of its own."""
+    """Return an object that looks like a client, with a pool of its own."""
 
     class Fake:
         async def execute_command(self, *command: Any) -> None:
@@ -159,7 +159,7 @@ def fake(**attributes: Any) -> Any:
     return made
 
 
-async def test_servers_are_told_apart_by_where_they_are() -> None:
+async def test_servers_differ_by_their_address() -> None:
     """A Sentinel service, a Unix socket, host and port; a client without a pool is its own server."""
     cache = Cache()
     makes: list[Any] = [
@@ -179,7 +179,7 @@ async def test_servers_are_told_apart_by_where_they_are() -> None:
 
 
 async def test_what_is_no_client_is_refused_when_first_used() -> None:
-    """By name, before a command is sent."""
+    """The error names the option, before a command is sent."""
 
     @cached("item:{number}")
     async def load(redis: Any, number: int) -> int:
@@ -248,8 +248,8 @@ async def test_closing_waits_for_what_runs_in_the_background(client: Redis, gate
     assert await client.ping()
 
 
-async def test_closing_waits_no_longer_than_told(gated: GatedClient, client: Redis) -> None:
-    """What hangs is left behind after `limit` seconds."""
+async def test_closing_waits_no_longer_than_its_limit(gated: GatedClient, client: Redis) -> None:
+    """Work that hangs is left behind after `limit` seconds."""
     cache = Cache(client)
     gate = gated.gates.before("begin")
     call = asyncio.create_task(cache.invalidate("item:*", redis=gated))
@@ -266,8 +266,8 @@ async def test_closing_an_unused_cache_is_fine() -> None:
         assert cache.stats() == Stats()
 
 
-async def test_outages_are_counted_and_told() -> None:
-    """How often Redis was given up, and that it was told once; the functions go on."""
+async def test_outages_are_counted_and_logged() -> None:
+    """The outage is counted, and logged once; the functions go on."""
     heard: list[Event] = []
     async with Redis(port=1, retry=Retry(NoBackoff(), 0)) as client, Cache(client, hook=heard.append) as cache:
 

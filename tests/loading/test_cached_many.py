@@ -50,7 +50,7 @@ class Table:
         self.caches = [default_cache]
 
     async def load(self, ids: Collection[int]) -> dict[int, Item]:
-        """Give the items that are there."""
+        """Return the items that the table has."""
         self.asked.append(ids)
         await self.gates.arrive("load")
         if self.error is not None:
@@ -84,13 +84,13 @@ class Shop:
         self.in_order: Any = in_order
 
     async def get(self, *numbers: int) -> list[str | None]:
-        """Give the names by `in_order`."""
+        """Return the names by `in_order`."""
         found: list[Item | None] = await self.in_order(self.client, list(numbers))
         return [None if item is None else item.name for item in found]
 
     @property
     def stats(self) -> Stats:
-        """What was counted by `in_order`."""
+        """The counts of `in_order`."""
         found: Stats = self.in_order.stats
         return found
 
@@ -101,7 +101,7 @@ class Shop:
 
 @pytest.fixture
 async def table(client: Redis) -> AsyncIterator[Table]:
-    """Give a table. What runs in the background ends before the client is closed."""
+    """Return a table. Background tasks end before the client is closed."""
     made = Table()
     yield made
     made.gates.open_all()
@@ -110,7 +110,7 @@ async def table(client: Redis) -> AsyncIterator[Table]:
 
 
 def items(*numbers: int) -> dict[int, Item]:
-    """Give what is expected, by id."""
+    """Return the expected items, by id."""
     return {number: Item(id=number, name="a") for number in numbers}
 
 
@@ -154,7 +154,7 @@ async def test_what_is_asked_for_twice_is_loaded_once(client: Redis, table: Tabl
 
 
 @pytest.mark.parametrize("redis", [True, False], ids=["redis", "None"])
-async def test_what_nobody_asked_for_is_left_out(client: Redis, table: Table, redis: bool) -> None:
+async def test_an_id_that_was_not_asked_for_is_left_out(client: Redis, table: Table, redis: bool) -> None:
     """A hit could not give it either."""
 
     @cached_many("item:{ids}")
@@ -167,7 +167,7 @@ async def test_what_nobody_asked_for_is_left_out(client: Redis, table: Table, re
 
 @pytest.mark.parametrize("kind", [list, tuple, set, frozenset])
 async def test_ids_arrive_in_what_they_were_given_in(client: Redis, table: Table, kind: Any) -> None:
-    """A list stays one, a set too; the answers are told apart all the same."""
+    """A list stays a list, and a set a set; each answer belongs to its id."""
     shop = Shop(table, client)
     await shop.get(5)
     assert await shop.in_order(client, kind([7, 5, 6])) == [Item(id=n, name="a") for n in kind([7, 5, 6])]
@@ -184,7 +184,7 @@ async def test_any_other_iterable_arrives_as_a_list(client: Redis, table: Table)
 
 
 async def test_missing_ids_are_left_out_or_none(client: Redis, table: Table) -> None:
-    """As the function says it; and they are asked for again."""
+    """The answer is in the function's own form, and the next call loads again."""
     shop = Shop(table, client)
     table.missing = {2}
     for _ in range(2):
@@ -196,7 +196,7 @@ async def test_missing_ids_are_left_out_or_none(client: Redis, table: Table) -> 
     assert await shop.get(2) == ["a"]
 
 
-async def test_missing_ids_are_remembered_if_told(client: Redis, table: Table) -> None:
+async def test_missing_ids_are_stored_with_negative_exp(client: Redis, table: Table) -> None:
     """For as long as `negative_exp` says; an insert that invalidates them ends it (C22)."""
     shop = Shop(table, client, negative_exp=5)
     table.missing = {2}
@@ -260,7 +260,7 @@ async def test_redis_none_just_runs_the_function(table: Table) -> None:
 
 
 async def test_without_redis_everything_is_asked_for(table: Table, unused_tcp_port: int) -> None:
-    """At once, and nobody raises."""
+    """The function runs at once, and no call raises."""
     async with Redis(port=unused_tcp_port, retry=None) as dead:  # type: ignore[arg-type]
         shop = Shop(table, dead)
         assert await shop.get(1, 2) == ["a", "a"]
@@ -481,7 +481,7 @@ async def test_refresh_loads_all(client: Redis, table: Table) -> None:
 
 
 async def test_refresh_of_what_is_not_there(client: Redis, table: Table) -> None:
-    """Who has seen that it is gone is not answered with the old one after that; what is stored stays."""
+    """Once a refresh has found nothing, no call gets the old value; other entries stay."""
     shop = Shop(table, client)
     await shop.get(1, 2)
     table.missing.add(1)
@@ -530,7 +530,7 @@ async def test_the_type_of_elements_may_be_left_open(client: Redis) -> None:
 
 
 async def test_elements_may_be_tuples(client: Redis) -> None:
-    """If they are declared so."""
+    """A declared tuple is one element."""
 
     @cached_many("cell:{cells}")
     async def load(redis: Redis, cells: list[tuple[int, int]]) -> dict[tuple[int, int], int]:
@@ -571,7 +571,7 @@ def test_an_id_without_a_canonical_form_is_refused(table: Table) -> None:
     ],
 )
 def test_the_pattern_must_name_one_list(pattern: str, message: str) -> None:
-    """By name of function and parameters."""
+    """The error names the function and the parameters."""
 
     async def load(redis: Redis, ids: list[int], tags: set[str], number: int) -> dict[int, Item]:
         raise LookupError(ids, tags, number)
@@ -707,7 +707,7 @@ def test_what_takes_a_list(declared: Any, element: Any) -> None:
 
 
 def test_shapes() -> None:
-    """What is read as what."""
+    """Mappings and lists have different annotations."""
     assert shape_of(Mapping[int, Item], "f").mapping
     assert shape_of(Annotated[dict[int, Item], "x"], "f").value is Item
     assert not shape_of(Sequence[Item], "f").mapping
@@ -730,7 +730,7 @@ async def waiting(gated: GatedClient, call: Any, leases: int) -> asyncio.Task[An
 
 
 async def test_overlapping_ids_are_loaded_once(client: Redis, gated: GatedClient, table: Table) -> None:
-    """Each caller loads what nobody loads yet, and waits for the rest; each id is asked for once."""
+    """Each caller loads what no other loads yet, and waits for the rest; each id is loaded once."""
     first, shop = Shop(table, client), Shop(table, gated)
     gate = table.gates.before("load")
     calls = [asyncio.create_task(first.get(1, 2))]
@@ -744,7 +744,7 @@ async def test_overlapping_ids_are_loaded_once(client: Redis, gated: GatedClient
 
 
 async def test_here_the_load_itself_is_joined(client: Redis, gated: GatedClient, table: Table) -> None:
-    """In one process, who waits is handed the result before it is in Redis."""
+    """In one process, a follower gets the result before it is in Redis."""
     shop = Shop(table, gated)
     gate, fill = table.gates.before("load"), gated.before("fill")
     first = asyncio.create_task(shop.get(1, 2))
@@ -760,7 +760,7 @@ async def test_here_the_load_itself_is_joined(client: Redis, gated: GatedClient,
 
 
 async def test_here_others_hear_that_there_is_nothing(client: Redis, gated: GatedClient, table: Table) -> None:
-    """A missing id is missing for all who waited for it."""
+    """A missing id is missing for all followers."""
     shop = Shop(table, gated)
     table.missing = {1}
     gate = table.gates.before("load")
@@ -790,7 +790,7 @@ async def test_what_is_the_leader_s_only_is_loaded_by_each(client: Redis, gated:
     assert await client.keys("item:*") == []
 
 
-async def test_who_has_waited_long_enough_loads_and_does_not_store(client: Redis, table: Table) -> None:
+async def test_a_caller_after_wait_loads_and_does_not_store(client: Redis, table: Table) -> None:
     """`wait` bounds it; the lease is another's still."""
     slow, quick = Shop(table, client), Shop(table, client, wait=0)
     gate = table.gates.before("load")
@@ -804,7 +804,7 @@ async def test_who_has_waited_long_enough_loads_and_does_not_store(client: Redis
 
 
 async def test_single_calls_and_many_share_their_loads(client: Redis, gated: GatedClient, table: Table) -> None:
-    """Whoever comes second joins; a row that was not there is missing for both."""
+    """The second caller joins; a row that was not there is missing for both."""
 
     @default_cache.cached("item:{number}")
     async def one(redis: Any, number: int) -> Item | None:
@@ -833,7 +833,7 @@ async def test_single_calls_and_many_share_their_loads(client: Redis, gated: Gat
     assert (one.stats.joins, many.stats.joins) == (2, 1)
 
 
-async def test_who_waits_for_what_is_not_there_says_so_in_its_own_way(
+async def test_a_follower_of_an_absent_row_answers_in_its_own_form(
     client: Redis, gated: GatedClient, table: Table
 ) -> None:
     """A function that raises for a missing row raises."""
@@ -884,7 +884,7 @@ async def test_a_missing_row_that_another_did_not_find_is_missing(
 
 
 @pytest.mark.parametrize("ids", [(1,), (1, 2)], ids=["one", "several"])
-async def test_an_error_reaches_who_waits(
+async def test_an_error_reaches_followers(
     client: Redis, gated: GatedClient, table: Table, ids: tuple[int, ...]
 ) -> None:
     """Of one id it is theirs, too; of several it may be another id's, and each asks for its own, all at once."""
@@ -902,8 +902,8 @@ async def test_an_error_reaches_who_waits(
     assert await client.keys("*item:*") == []
 
 
-async def test_nobody_waits_for_who_waits(client: Redis, gated: GatedClient, table: Table) -> None:
-    """Who waits for another's load has loaded and stored its own before."""
+async def test_a_caller_that_waits_has_loaded_its_own_ids(client: Redis, gated: GatedClient, table: Table) -> None:
+    """A caller loads and stores its own ids before it waits for another's load."""
     holder, shop = Shop(table, client), Shop(table, gated)
     gate = table.gates.before("load")
     first = asyncio.create_task(holder.get(2))
@@ -917,8 +917,10 @@ async def test_nobody_waits_for_who_waits(client: Redis, gated: GatedClient, tab
     assert table.asked == [[2], [1]]
 
 
-async def test_who_is_cancelled_leaves_the_load_to_others(client: Redis, gated: GatedClient, table: Table) -> None:
-    """One of those who waited for it loads what is missing."""
+async def test_a_cancelled_leader_of_many_leaves_the_load_to_a_follower(
+    client: Redis, gated: GatedClient, table: Table
+) -> None:
+    """One of the followers loads what is missing."""
     shop = Shop(table, gated)
     gate = table.gates.before("load")
     first = asyncio.create_task(shop.get(1, 2))
@@ -1021,7 +1023,7 @@ async def test_a_session_that_has_written_goes_past_the_cache(sqlite: Database, 
 
 
 async def test_an_old_object_of_the_session_does_not_answer(sqlite: Database, client: Redis) -> None:
-    """What is stored comes from the database, and not from the identity map."""
+    """The stored value comes from the database, and not from the identity map."""
     await sqlite.create(Base)
     cache = Cache(client)
 
@@ -1042,7 +1044,7 @@ async def test_an_old_object_of_the_session_does_not_answer(sqlite: Database, cl
 
 
 async def age(client: Redis, left_ms: int, *numbers: int) -> None:
-    """Let time pass until these entries have so much left."""
+    """Shorten the life of these entries, as if time had passed."""
     for number in numbers:
         assert await client.pexpire(f"item:{number}", left_ms)
 
@@ -1104,7 +1106,7 @@ async def test_what_the_reload_does_not_find_goes(client: Redis, table: Table) -
     assert await shop.get(1, 2) == [None, "a"]
 
 
-async def test_an_error_of_a_reload_is_told(client: Redis, table: Table) -> None:
+async def test_an_error_of_a_reload_is_an_event(client: Redis, table: Table) -> None:
     """Of each id, and not raised."""
     shop = Shop(table, client, stale=60)
     await shop.get(1, 2)
@@ -1156,7 +1158,7 @@ async def test_the_old_values_help_when_the_database_is_away(client: Redis, tabl
 
 
 async def test_what_is_not_answered_is_not_counted(client: Redis, table: Table) -> None:
-    """One that cannot be served makes it an error: nobody has seen the others."""
+    """One id that cannot be served makes the call an error, and no caller has seen the others."""
     shop = Shop(table, client, fail_safe=60)
     await shop.get(1, 2)
     await age(client, 30_000, 1, 2)
@@ -1167,7 +1169,7 @@ async def test_what_is_not_answered_is_not_counted(client: Redis, table: Table) 
 
 
 async def test_a_refresh_that_fails_says_so(client: Redis, table: Table) -> None:
-    """As that of a single call: who asks for a load is not served what was there before."""
+    """A caller that asks for a load never gets the old entry, as with a single call."""
     shop = Shop(table, client, fail_safe=60)
     await shop.get(1)
     table.error = DEAD
@@ -1220,7 +1222,7 @@ async def test_without_a_look_at_the_cache_the_error_is_raised(sqlite: Database,
     await default_cache.aclose()
 
 
-async def test_what_was_invalidated_meanwhile_helps_nobody(client: Redis, table: Table) -> None:
+async def test_fail_safe_after_an_invalidation_raises(client: Redis, table: Table) -> None:
     """The error is raised."""
     shop = Shop(table, client, fail_safe=60)
     await shop.get(1)

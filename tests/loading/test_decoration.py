@@ -29,12 +29,12 @@ async def row(redis: Redis, number: int) -> Row:
 
 
 def sync(redis: Redis, number: int) -> Item:
-    """Give no coroutine."""
+    """Return no coroutine."""
     raise LookupError(number)
 
 
 async def generator(redis: Redis, number: int) -> AsyncIterator[Item]:
-    """Give many."""
+    """Yield several values."""
     yield Item(id=number, name="a")
 
 

@@ -23,7 +23,7 @@ from tests.support.world.items import Item, Loader
 
 
 def plain(loader: Loader, wrap: Callable[[Any], Any]) -> Any:
-    """Give a decorated function whose loads can be counted."""
+    """Return a decorated function whose loads can be counted."""
 
     @wrap
     async def load(redis: Redis, number: int, *, deep: bool = False) -> Item:
@@ -35,7 +35,7 @@ def plain(loader: Loader, wrap: Callable[[Any], Any]) -> Any:
 
 @pytest.mark.parametrize("wrap", [cached("item:{number}"), invalidates("item:*")], ids=["cached", "invalidates"])
 def test_signature_name_and_docstring_survive(wrap: Callable[[Any], Any]) -> None:
-    """What a framework inspects is the function's own: FastAPI reads the signature, pytest the name."""
+    """Frameworks inspect the function itself: FastAPI reads the signature, pytest the name."""
     load = plain(Loader(), wrap)
     assert load.__name__ == "load"
     assert load.__qualname__ == "plain.<locals>.load"
@@ -58,13 +58,13 @@ async def test_the_function_itself_is_under_wrapped(client: Redis) -> None:
 
 @cached("item:{number}")
 async def at_the_top(redis: Redis, number: int) -> int:
-    """A function that can be found by its name."""
+    """Return the number, in a function that can be found by its name."""
     return number
 
 
 @invalidates("item:*")
 async def writes_at_the_top(redis: Redis) -> None:
-    """Likewise."""
+    """Return the number, in a function that can be found by its name."""
 
 
 @pytest.mark.parametrize("function", [at_the_top, writes_at_the_top])
@@ -155,7 +155,7 @@ class Shop:
 
 @pytest.fixture
 def loader() -> Loader:
-    """Give the shop a new loader."""
+    """Set a new loader in the shop."""
     Shop.loader = Loader()
     return Shop.loader
 
@@ -164,7 +164,7 @@ KINDS = ["class_outside", "class_inside", "static_outside", "static_inside"]
 
 
 def own_class(kind: str) -> tuple[type, ...]:
-    """What the extras must be told: since Python 3.13, `@classmethod` does not say whose it is to what it is put on."""
+    """Return what extras need: since Python 3.13, `@classmethod` does not bind what it wraps."""
     return (Shop,) if kind == "class_outside" and sys.version_info >= (3, 13) else ()
 
 
@@ -219,7 +219,7 @@ async def test_a_method_called_through_its_class_is_the_same_call(client: Redis,
 
 
 async def test_extras_of_a_bound_method_know_the_instance(client: Redis, loader: Loader) -> None:
-    """They need neither Redis nor instance."""
+    """Keys need neither Redis nor instance."""
     shop = Shop(client)
     await shop.method(1)
     loader.name = "b"
@@ -355,5 +355,5 @@ async def test_wrong_arguments_are_the_functions_own_error(client: Redis) -> Non
 
 
 def test_every_public_name_is_documented() -> None:
-    """What is exported says what it is."""
+    """Exported names have docstrings."""
     assert [name for name in fastrdb.__all__ if not getattr(fastrdb, name).__doc__] == []

@@ -1,4 +1,4 @@
-"""`cache.disabled()`: what goes past the cache inside, what does not, and who else is affected (nobody)."""
+"""`cache.disabled()`: which calls go past the cache inside the block, and which are not affected."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from tests.support.world.world import world
 
 @pytest.fixture
 async def cache(gated: GatedClient) -> AsyncIterator[Cache]:
-    """Give a cache on the gated client."""
+    """Return a cache on the gated client."""
     async with Cache(gated) as made:
         yield made
 
 
 def item_loader(cache: Cache) -> tuple[Any, Loader]:
-    """Give a cached function and what counts its loads."""
+    """Return a cached function and the loader that counts its loads."""
     loader = Loader()
 
     @cache.cached("item:{number}")
@@ -100,7 +100,7 @@ async def test_other_tasks_are_not_affected(cache: Cache) -> None:
 
 
 async def test_a_task_that_outlives_it_is_not_left_without_a_cache(cache: Cache) -> None:
-    """What was started inside and runs on uses the cache again when the block is over."""
+    """A task that was started inside uses the cache again when the block is over."""
     load, _ = item_loader(cache)
     gates = Gates()
     gate = gates.before("later")

@@ -17,7 +17,7 @@ from tests.support.world.items import Item, Loader
 
 
 def item_loader() -> tuple[Any, Loader]:
-    """Give a cached function and what counts its loads."""
+    """Return a cached function and the loader that counts its loads."""
     loader = Loader()
 
     @cached("item:{number}")
@@ -28,7 +28,7 @@ def item_loader() -> tuple[Any, Loader]:
 
 
 async def test_an_entry_is_plain_json(client: Redis) -> None:
-    """Which anybody can read with `redis-cli GET`."""
+    """`redis-cli GET` shows the value."""
     load, _ = item_loader()
     await load(client, 1)
     raw = await client.get("item:1")
@@ -185,7 +185,7 @@ async def test_a_value_of_another_type_than_declared_is_not_stored(client: Redis
 
 
 async def test_a_value_that_cannot_be_written_is_answered(client: Redis) -> None:
-    """What a user's serializer raises is not the caller's error."""
+    """An error of a user's serializer does not reach the caller."""
 
     @cached("number")
     async def load(redis: Redis) -> int:
@@ -196,7 +196,7 @@ async def test_a_value_that_cannot_be_written_is_answered(client: Redis) -> None
 
 
 async def test_callers_own_what_they_get(client: Redis) -> None:
-    """Changing a value changes nobody else's."""
+    """Changing a value changes no other caller's."""
     load, _ = item_loader()
     first = await load(client, 1)
     first.name = "changed"

@@ -74,7 +74,7 @@ async def test_a_hook_hears_everything_in_order(client: Redis) -> None:
 
 
 async def test_events_of_a_shared_load(client: Redis, gated: GatedClient) -> None:
-    """One load and one fill; who waited has joined."""
+    """There is one load and one fill; the follower joins."""
     heard: list[Event] = []
     loader, cache = Loader(), Cache(hook=heard.append)
 

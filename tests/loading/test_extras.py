@@ -19,7 +19,7 @@ from tests.support.world.items import Base, Item, Loader, Row
 
 @pytest.fixture
 async def database(sqlite: Database) -> Database:
-    """Give a database with one row."""
+    """Return a database with one row."""
     await sqlite.create(Base)
     async with sqlite.sessions() as db:
         await db.execute(insert(Row).values(id=1, name="a"))
@@ -29,7 +29,7 @@ async def database(sqlite: Database) -> Database:
 
 @pytest.fixture
 def load() -> Any:
-    """Give a cached query of one row."""
+    """Return a cached query of one row."""
 
     @cached("row:{number}", schema=Item)
     async def load(db: AsyncSession, redis: Redis, number: int, *, upper: bool = False) -> Row:
@@ -51,12 +51,12 @@ async def rename(db: AsyncSession, name: str) -> None:
     [((), {"number": 1}), ((None, None, 1), {}), ((), {"number": 1, "upper": False}), ((), {"db": None, "number": 1})],
 )
 def test_a_call_has_one_key_however_it_is_spelt(load: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """By position, by name, with a default written out, with or without what no key holds."""
+    """Position, name, a default written out, and arguments outside of the key make no difference."""
     assert load.key(*args, **kwargs) == "row:1"
 
 
 def test_other_arguments_follow_like_a_query_string(load: Any) -> None:
-    """What differs from its default is part of the key."""
+    """An argument that differs from its default is part of the key."""
     assert load.key(number=1, upper=True) == "row:1?upper=true"
 
 
@@ -130,7 +130,7 @@ async def test_invalidate_in_a_transaction_waits_for_its_commit(load: Any, datab
 async def test_invalidate_in_a_transaction_that_rolls_back_does_nothing(
     load: Any, database: Database, client: Redis
 ) -> None:
-    """What was never committed makes nothing stale."""
+    """A write that was never committed makes nothing stale."""
     async with database.sessions() as db:
         await load(db, client, 1)
         await db.rollback()
@@ -161,7 +161,7 @@ async def test_refresh_loads_although_there_is_an_entry(client: Redis) -> None:
 
 @pytest.mark.parametrize("name", ["secret", None])
 async def test_refresh_of_what_is_not_stored(client: Redis, name: str | None) -> None:
-    """Who has seen the new value, or that there is none, is not answered with the old one after that."""
+    """Once a refresh has seen another value, or none, no call gets the old value."""
     names = ["a", name, name]
 
     @cached("item:{number}", cache_if=lambda item: item.name != "secret")
@@ -214,7 +214,7 @@ async def test_put_is_stored_when_the_transaction_commits(load: Any, database: D
 
 
 async def test_put_is_forgotten_on_rollback(load: Any, database: Database, client: Redis) -> None:
-    """Nobody ever sees it."""
+    """No caller ever sees the value."""
     async with database.sessions() as db:
         await rename(db, "b")
         await load.put(Item(id=1, name="b"), db, client, 1)
@@ -223,7 +223,7 @@ async def test_put_is_forgotten_on_rollback(load: Any, database: Database, clien
 
 
 async def test_put_is_dropped_by_a_later_write(load: Any, database: Database, client: Redis) -> None:
-    """What the transaction writes after `put` may be the same row: the entry is deleted, and loaded again."""
+    """The transaction may write the same row after `put`: the entry is deleted, and loaded again."""
     async with database.sessions() as db:
         await db.execute(update(Row).where(Row.id == 1).values(name="b"))
         await load.put(Item(id=1, name="b"), db, client, 1)
@@ -327,7 +327,7 @@ async def test_explain_without_redis_says_why(load: Any, dead_client: Redis) -> 
 
 @pytest.fixture
 async def dead_client(unused_tcp_port: int) -> Any:
-    """Give a client of a port where nobody listens."""
+    """Return a client of a closed port."""
     async with Redis(port=unused_tcp_port, retry=None) as made:  # type: ignore[arg-type]
         yield made
 

@@ -161,7 +161,7 @@ async def test_a_miss_is_loaded_and_stored(client: Redis, make: Make) -> None:
 
 
 @pytest.mark.parametrize("negative_exp", [None, 60])
-async def test_a_missing_row_is_stored_only_if_told(
+async def test_a_missing_row_is_stored_only_with_negative_exp(
     client: Redis, make: Make, source: Source, way: str, negative_exp: float | None
 ) -> None:
     """The form of the entry is the function's own: an error with its message, or null."""
@@ -286,7 +286,7 @@ async def test_a_follower_gets_the_result_before_it_is_stored(
 
 
 async def test_an_error_of_one_key_reaches_its_followers(gated: GatedClient, make: Make, source: Source) -> None:
-    """They wait for the same answer of the database."""
+    """All of them wait for the same answer of the database."""
     reader = make(gated)
     source.error = ValueError("broken")
     gate = source.gates.before("load")
@@ -319,7 +319,7 @@ async def test_an_error_of_the_leaders_session_reaches_no_follower(
 async def test_a_result_of_the_leader_only_is_loaded_by_each(
     client: Redis, gated: GatedClient, make: Make, source: Source
 ) -> None:
-    """What must not be stored may be another's next time."""
+    """The result may differ for another caller."""
     reader = make(gated)
     source.unstorable = "a preview"
     gate = source.gates.before("load")
@@ -389,7 +389,7 @@ async def test_a_slow_load_in_the_process_is_waited_for_as_long_as_wait_says(
     assert slow.kinds == ["miss", "load", "miss", "bypass", "load", "fill"]
 
 
-async def test_what_another_process_stores_answers_all_who_wait_here(
+async def test_an_entry_of_another_process_answers_all_followers(
     client: Redis, gated: GatedClient, make: Make, source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One of them looks at Redis, and the others join it."""

@@ -35,7 +35,7 @@ class Batch:
         self.missing: set[int] = set()
 
     def value(self, number: int) -> Item | None:
-        """Give the row of that number."""
+        """Return the row of that number."""
         return None if number in self.missing else Item(id=number, name="a")
 
     async def get(self, *numbers: int) -> list[Any]:
@@ -51,12 +51,12 @@ class Batch:
 
 
 def items(*numbers: int) -> list[Item]:
-    """Give what is expected."""
+    """Return the expected items."""
     return [Item(id=number, name="a") for number in numbers]
 
 
 async def test_answers_come_in_the_order_asked(client: Redis) -> None:
-    """Whether from Redis or loaded; only what is missing is loaded, at once."""
+    """Hits and loads are in order; all missing ids are loaded at once."""
     batch = Batch(client)
     await batch.one(client, 2)
     await batch.one(client, 4)
@@ -80,7 +80,7 @@ async def test_what_it_stored_is_found_by_single_calls(client: Redis) -> None:
 
 
 async def test_what_is_asked_for_twice_is_answered_twice(client: Redis) -> None:
-    """By values of their own."""
+    """Each answer is a value of its own."""
     first, second = await Batch(client).get(1, 1)
     assert first == second == Item(id=1, name="a")
 
@@ -92,7 +92,7 @@ async def test_nothing_asked_is_nothing_loaded(client: Redis) -> None:
 
 
 async def test_missing_rows_are_none_and_not_stored(client: Redis) -> None:
-    """They may be there the next time."""
+    """The rows may be there the next time."""
     batch = Batch(client)
     batch.missing = {2}
     assert await batch.get(1, 2) == [Item(id=1, name="a"), None]
@@ -102,7 +102,7 @@ async def test_missing_rows_are_none_and_not_stored(client: Redis) -> None:
 
 
 async def test_an_entry_of_a_missing_row_is_none(client: Redis) -> None:
-    """What a single call has stored under `negative_exp` answers here too."""
+    """A negative entry of a single call answers here too."""
     await client.set("item:1", ' {"error": "NoResultFound", "message": "none"}')
     batch = Batch(client)
     assert await batch.get(1) == [None]
@@ -150,7 +150,7 @@ async def test_an_error_of_the_load_gives_the_leases_back(client: Redis) -> None
 
 
 async def test_what_another_caller_is_loading_is_not_loaded_again(client: Redis, gated: GatedClient) -> None:
-    """Its lease is another's, who has loaded it and is about to store it: that value answers here too."""
+    """Another caller holds the lease, has loaded, and is about to store: its value answers here too."""
     batch = Batch(client)
     gate = gated.gates.before("fill")
     single = asyncio.create_task(batch.one(gated, 1))
@@ -165,7 +165,7 @@ async def test_what_another_caller_is_loading_is_not_loaded_again(client: Redis,
 
 
 async def test_an_invalidation_during_the_load_wins(client: Redis) -> None:
-    """What was read before it is not stored after it."""
+    """A value that was read before the invalidation is not stored after it."""
     batch = Batch(client)
     query = batch.one.query
 
@@ -179,7 +179,7 @@ async def test_an_invalidation_during_the_load_wins(client: Redis) -> None:
 
 
 async def test_an_entry_that_comes_meanwhile_answers(client: Redis, gated: GatedClient) -> None:
-    """Between MGET and the leases somebody else has stored it: nothing is loaded."""
+    """Another caller stores the entry between MGET and the leases: nothing is loaded."""
     batch = Batch(gated)
     gate = gated.gates.after("MGET")
     call = asyncio.create_task(batch.get(1))
@@ -191,7 +191,7 @@ async def test_an_entry_that_comes_meanwhile_answers(client: Redis, gated: Gated
 
 
 async def test_without_redis_everything_is_loaded(unused_tcp_port: int) -> None:
-    """At once, and nobody raises; `redis=None` does the same without being counted."""
+    """The function runs at once, and no call raises; `redis=None` does the same, uncounted."""
     async with Redis(port=unused_tcp_port, retry=None) as dead:  # type: ignore[arg-type]
         batch = Batch(dead)
         assert await batch.get(1, 2) == items(1, 2)
@@ -203,7 +203,7 @@ async def test_without_redis_everything_is_loaded(unused_tcp_port: int) -> None:
 
 
 async def test_a_session_that_has_written_goes_past_the_cache(sqlite: Database, client: Redis) -> None:
-    """It neither reads nor fills: its rows are nobody else's yet."""
+    """The session neither reads nor fills: its rows are not committed yet."""
     await sqlite.create(Base)
 
     @cached("row:{number}", schema=Item)

@@ -21,7 +21,7 @@ from tests.support.world.items import Base, Frozen, Item, Loader, Row
 
 @pytest.fixture
 async def database(sqlite: Database) -> Database:
-    """Give a database with two rows."""
+    """Return a database with two rows."""
     await sqlite.create(Base)
     async with sqlite.sessions() as db:
         await db.execute(insert(Row), [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}])
@@ -30,7 +30,7 @@ async def database(sqlite: Database) -> Database:
 
 
 async def twice(database: Database, load: Any, *args: Any) -> tuple[Any, Any]:
-    """Give what a miss gives, and what a hit gives, each in a session of its own."""
+    """Return the answers of a miss and of a hit, each in a session of its own."""
     async with database.sessions() as db:
         first = await load(db, *args)
     async with database.sessions() as db:
@@ -121,7 +121,7 @@ async def test_redis_none_converts_too() -> None:
     ],
     ids=["default", "seconds", "timedelta", "jitter"],
 )
-async def test_entries_live_as_long_as_they_are_told(client: Redis, options: Any, least: int, most: int) -> None:
+async def test_entries_live_as_long_as_exp_says(client: Redis, options: Any, least: int, most: int) -> None:
     """`exp` in seconds or as timedelta, an hour where it is not given; `jitter` only shortens it."""
 
     decorate: Any = cached("item:{number}", **options)
@@ -142,7 +142,7 @@ async def test_entries_live_as_long_as_they_are_told(client: Redis, options: Any
 
 
 def absent(**options: Any) -> tuple[Any, Loader]:
-    """Give a function that finds nothing, and what counts its loads."""
+    """Return a function that finds nothing, and the list of its loads."""
     loader = Loader()
 
     decorate: Any = cached("item:{number}", exp=60, **options)
@@ -168,7 +168,7 @@ async def test_none_lives_as_long_as_negative_exp(client: Redis) -> None:
     assert 59_000 < await client.pttl("item:0") <= 60_000
 
 
-async def test_a_missing_row_is_remembered_if_told(client: Redis) -> None:
+async def test_a_missing_row_is_stored_with_negative_exp(client: Redis) -> None:
     """The same error with the same text, without a load, as long as `negative_exp` says."""
     load, loader = absent(negative_exp=timedelta(seconds=5))
     for _ in range(3):
@@ -211,7 +211,7 @@ async def test_other_errors_are_never_stored(client: Redis) -> None:
 
 
 async def test_cache_if_decides_what_is_stored(client: Redis) -> None:
-    """What it says no to is answered all the same, and counted."""
+    """A refused result is answered all the same, and counted."""
     loader = Loader()
 
     @cached("item:{number}", cache_if=lambda item: item.id > 1)
@@ -243,7 +243,7 @@ async def test_an_ignored_parameter_makes_no_difference(client: Redis) -> None:
 # --- wait, sharing
 
 
-async def test_who_must_not_wait_loads_for_itself(client: Redis, gated: GatedClient) -> None:
+async def test_a_caller_with_wait_0_loads_for_itself(client: Redis, gated: GatedClient) -> None:
     """With `wait=0` another process's load is not waited for; the result is not stored."""
     loader = Loader()
 
@@ -265,10 +265,10 @@ async def test_who_must_not_wait_loads_for_itself(client: Redis, gated: GatedCli
 
 
 @pytest.mark.parametrize(("model", "shared"), [(Item, False), (Frozen, True)])
-async def test_callers_share_a_value_only_if_nobody_can_change_it(
+async def test_callers_share_a_value_only_if_it_is_immutable(
     client: Redis, gated: GatedClient, model: Any, shared: bool
 ) -> None:
-    """Who joined a load gets a value of its own, unless the model is frozen."""
+    """A follower gets a value of its own, unless the model is frozen."""
 
     async def load(redis: Any, number: int) -> Any:
         return model(id=number) if model is Frozen else model(id=number, name="a")
@@ -291,7 +291,7 @@ async def test_callers_share_a_value_only_if_nobody_can_change_it(
 
 @pytest.mark.parametrize("namespace", ["fastrdb", "a:b", "a*", "ä", "a b", "{a}"])
 def test_a_namespace_that_cannot_be(namespace: str) -> None:
-    """What would mean something in a key, and what fastrdb's own keys begin with: entries would lie among these."""
+    """Refused are characters with a meaning in keys, and the beginning of fastrdb's own keys."""
     with pytest.raises(OptionError, match="namespace"):
         Cache(namespace=namespace)
 

@@ -25,7 +25,7 @@ def test_durations_are_seconds(value: Any, expected: float) -> None:
 
 @pytest.mark.parametrize("value", [0, -1, True, "1", None, float("nan"), float("inf"), timedelta(0), 10**10])
 def test_impossible_durations_are_refused(value: Any) -> None:
-    """By the name of owner and option, with the value."""
+    """The error names owner, option and value."""
     with pytest.raises(OptionError, match=r"^f: exp=") as caught:
         seconds(value, name="exp", owner="f")
     assert repr(value) in str(caught.value)
@@ -46,7 +46,7 @@ def test_not_waiting_is_a_choice() -> None:
 
 
 def test_negative_entries_have_their_own_life() -> None:
-    """If they have one at all: without `negative_exp`, None lives like any value."""
+    """Without `negative_exp`, None lives like any value."""
     assert Policy.of("f", exp=60, negative_exp=5).ttl_ms(negative=True, random=0.0) == 5000
     assert Policy.of("f", exp=60, negative_exp=5).ttl_ms(negative=False, random=0.0) == 60_000
     assert Policy.of("f", exp=60).ttl_ms(negative=True, random=0.0) == 60_000
@@ -80,7 +80,7 @@ def test_a_policy_cannot_be_changed() -> None:
 
 
 def aged(**options: Any) -> Policy:
-    """Give a policy whose entries live for a minute."""
+    """Return a policy whose entries live for a minute."""
     return Policy.of("f", exp=60, **options)
 
 
@@ -166,7 +166,7 @@ def test_an_entry_never_gets_younger(
 
 @given(early=st.floats(0, 1e6), load_ms=st.floats(0, 1e6), left=st.floats(0.001, 1e6), first=st.floats(1e-9, 1))
 def test_more_chance_is_never_earlier(early: float, load_ms: float, left: float, first: float) -> None:
-    """Whoever draws the smaller number reloads first."""
+    """The caller that draws the smaller number reloads first."""
     policy = aged(early=early)
     draws = [first, math.sqrt(first)]
     found = [policy.decide(left, load_ms=load_ms, random=draw) for draw in draws]

@@ -1,4 +1,4 @@
-"""One load per token: who may join, what they are told, and what a cancellation touches. No Redis here."""
+"""One load per token: joining, outcomes and cancellation. No Redis here."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def joining(flight: Flight, wait: float = 5.0) -> asyncio.Task[object]:
 
 
 async def turn() -> None:
-    """Let every task that can go on do so."""
+    """Run every task that can go on."""
     for _ in range(3):
         await asyncio.sleep(0)
 
 
 def test_a_flight_is_found_by_its_token_while_it_lasts() -> None:
-    """And by no other: who found another token must not be handed this result."""
+    """A caller with another token must not get this result."""
     flights = Flights()
     with flights.open("t") as flight:
         assert flights.get("t") is flight
@@ -31,8 +31,8 @@ def test_a_flight_is_found_by_its_token_while_it_lasts() -> None:
 
 
 @pytest.mark.parametrize("outcome", [Landed(b"1"), Landed(b"1", (1,)), Failed(ValueError()), Alone()])
-async def test_all_who_wait_are_told(outcome: Landed | Failed | Alone) -> None:
-    """And who comes after the outcome, before the end."""
+async def test_an_outcome_reaches_all_followers(outcome: Landed | Failed | Alone) -> None:
+    """A caller that joins after the outcome, before the end, gets it too."""
     flights = Flights()
     with flights.open("t") as flight:
         waiting = [joining(flight) for _ in range(3)]
@@ -43,14 +43,14 @@ async def test_all_who_wait_are_told(outcome: Landed | Failed | Alone) -> None:
 
 
 async def test_only_the_first_outcome_counts() -> None:
-    """What somebody was told is not taken back."""
+    """A follower's answer is never taken back."""
     with Flights().open("t") as flight:
         flight.settle(Landed(b"1"))
         flight.settle(Alone())
         assert await flight.join(1) == Landed(b"1")
 
 
-async def test_who_waits_for_a_flight_without_an_outcome_starts_over() -> None:
+async def test_a_follower_of_a_flight_without_an_outcome_starts_over() -> None:
     """The leader was cancelled."""
     with Flights().open("t") as flight:
         waiting = joining(flight)
@@ -58,7 +58,7 @@ async def test_who_waits_for_a_flight_without_an_outcome_starts_over() -> None:
     assert await waiting == Again()
 
 
-async def test_a_follower_that_is_cancelled_touches_nobody() -> None:
+async def test_a_cancelled_follower_leaves_the_others_alone() -> None:
     """The others and the leader go on."""
     with Flights().open("t") as flight:
         first, second = joining(flight), joining(flight)
@@ -71,7 +71,7 @@ async def test_a_follower_that_is_cancelled_touches_nobody() -> None:
         assert await second == Landed(b"1")
 
 
-async def test_nobody_waits_longer_than_told() -> None:
+async def test_a_follower_waits_no_longer_than_its_limit() -> None:
     """Late is no outcome: the flight goes on for the others."""
     with Flights().open("t") as flight:
         assert await flight.join(0) == Late()
@@ -79,14 +79,14 @@ async def test_nobody_waits_longer_than_told() -> None:
         assert await flight.join(0) == Landed(b"1")
 
 
-def test_a_flight_that_nobody_joined_costs_no_future() -> None:
+def test_a_flight_without_followers_costs_no_future() -> None:
     """Not even a loop is needed."""
     with Flights().open("t"):
         pass
 
 
 async def test_one_caller_watches_for_all() -> None:
-    """Of those who find another process's lease, the first looks and the others join it."""
+    """The first caller that finds another process's lease polls, and the others join it."""
     flights = Flights()
     first, second = Watch(flights), Watch(flights)
     assert first.other("t") is None
@@ -101,7 +101,7 @@ async def test_one_caller_watches_for_all() -> None:
 
 
 async def test_a_watch_follows_the_lease_from_token_to_token() -> None:
-    """It stays the same watch when another holder has taken over; who finds either token joins it."""
+    """The watch stays the same under a new holder; callers that find either token join it."""
     flights = Flights()
     first, second, third = Watch(flights), Watch(flights), Watch(flights)
     assert first.other("t1") is None
@@ -113,7 +113,7 @@ async def test_a_watch_follows_the_lease_from_token_to_token() -> None:
 
 
 async def test_a_watch_that_ends_without_seeing_anything_starts_the_others_over() -> None:
-    """The one who looked was cancelled: somebody else has to."""
+    """The polling caller was cancelled: another one has to poll."""
     flights = Flights()
     first, second = Watch(flights), Watch(flights)
     first.other("t")

@@ -18,7 +18,7 @@ _current: ContextVar[str] = ContextVar("current", default="")
 
 @pytest.fixture(params=[None, b"secret"], ids=["plain", "hidden"])
 async def cache(request: pytest.FixtureRequest, client: Redis) -> AsyncIterator[Cache]:
-    """Give a cache that shows values in keys, and one that does not."""
+    """Return a cache that shows values in keys, and one that does not."""
     async with Cache(client, timeout=5, hash_keys=request.param) as made:
         yield made
 
@@ -34,7 +34,7 @@ class Shop:
 
 
 def in_the_pattern(cache: Cache) -> tuple[Any, Any]:
-    """The tenant is an argument that the pattern names."""
+    """Return the two ways to call, with the tenant in the pattern."""
 
     @cache.cached("shop:{tenant}:item:{number}")
     async def read(tenant: str, number: int) -> str:
@@ -47,7 +47,7 @@ def in_the_pattern(cache: Cache) -> tuple[Any, Any]:
 
 
 def behind_the_pattern(cache: Cache) -> tuple[Any, Any]:
-    """The tenant is an argument that the pattern does not name."""
+    """Return the two ways to call, with the tenant outside of the pattern."""
 
     @cache.cached("item:{number}")
     async def plain(number: int, tenant: str) -> str:
@@ -64,7 +64,7 @@ def behind_the_pattern(cache: Cache) -> tuple[Any, Any]:
 
 
 def of_the_instance(cache: Cache) -> tuple[Any, Any]:
-    """The tenant is an attribute of the instance."""
+    """Return the two ways to call, with the tenant in the instance."""
 
     class Own(Shop):
         @cache.cached("shop:{self.tenant}:item:{number}")
@@ -113,7 +113,7 @@ async def test_namespaces_share_nothing(client: Redis) -> None:
 
 
 async def test_what_is_not_in_the_key_is_shared(cache: Cache) -> None:
-    """Documented: a function that looks at who is calling, without an argument that says so, answers all alike."""
+    """Documented: a function whose result depends on the caller needs an argument for that."""
 
     @cache.cached("page")
     async def read() -> str:
@@ -134,7 +134,7 @@ def test_a_tenant_that_is_left_out_on_purpose_cannot_be_in_the_pattern(cache: Ca
 
 
 async def test_a_missing_tenant_is_a_tenant_of_its_own(cache: Cache) -> None:
-    """None is no wildcard, and is nobody else's."""
+    """None is no wildcard, and a tenant of its own."""
 
     @cache.cached("shop:{tenant}")
     async def read(tenant: str | None) -> str:

@@ -45,7 +45,7 @@ class Source(Loader):
         self.caches = [default_cache]
 
     async def load(self, number: int) -> Item:
-        """Give the item as it is now."""
+        """Return the item as it is now."""
         await self.gates.arrive("load")
         found = self.item(number)
         if self.error is not None:
@@ -55,7 +55,7 @@ class Source(Loader):
 
 
 class Shop:
-    """One cached function, in a process of its own, and what it told."""
+    """One cached function, in a process of its own, and its events."""
 
     def __init__(self, source: Source, client: Redis, **options: Any) -> None:
         self.source, self.client = source, client
@@ -73,7 +73,7 @@ class Shop:
         self.query: Any = get
 
     async def get(self) -> str:
-        """Give what a caller is answered."""
+        """Return the answer of one call."""
         found: Item = await self.query(self.client, 1)
         return found.name
 
@@ -83,14 +83,14 @@ class Shop:
 
     @property
     def stats(self) -> Stats:
-        """What was counted."""
+        """The counts of the function."""
         found: Stats = self.query.stats
         return found
 
 
 @pytest.fixture
 async def source(client: Redis) -> AsyncIterator[Source]:
-    """Give a database, as it were. What runs in the background ends before the client is closed."""
+    """Return a stand-in for a database. Background tasks end before the client is closed."""
     made = Source()
     yield made
     made.gates.open_all()
@@ -99,7 +99,7 @@ async def source(client: Redis) -> AsyncIterator[Source]:
 
 
 async def age(client: Redis, left_ms: int, key: str = "item:1") -> None:
-    """Let time pass until the entry has so much left."""
+    """Shorten the life of the entry, as if time had passed."""
     assert await client.pexpire(key, left_ms)
 
 
@@ -107,7 +107,7 @@ async def age(client: Redis, left_ms: int, key: str = "item:1") -> None:
 
 
 async def test_the_old_value_at_once_and_the_new_one_behind_it(client: Redis, source: Source) -> None:
-    """Past `exp` nobody waits: the first caller has it reloaded, and who comes later finds the new value."""
+    """Past `exp` no call waits: the first one starts a reload, and later ones get the new value."""
     shop = Shop(source, client, stale=60)
     assert await shop.get() == "a"
     assert 650_000 < await client.pttl("item:1") <= 660_000
@@ -145,7 +145,7 @@ async def test_exp_and_stale_end_where_they_say(client: Redis, source: Source, l
 
 
 async def test_one_process_reloads_and_the_others_serve(client: Redis, source: Source) -> None:
-    """Caches that share nothing but Redis: one load, and nobody waits for it."""
+    """Caches that share nothing but Redis: one load, and no caller waits for it."""
     shops = [Shop(source, client, stale=60) for _ in range(4)]
     await shops[0].get()
     source.name = "b"
@@ -153,14 +153,14 @@ async def test_one_process_reloads_and_the_others_serve(client: Redis, source: S
     gate = source.gates.before("load")
     assert [await shop.get() for shop in shops for _ in range(2)] == ["a"] * 8
     await gate.reached()
-    await asyncio.gather(*(shop.settled() for shop in shops[1:]))  # they have found the lease taken
+    await asyncio.gather(*(shop.settled() for shop in shops[1:]))  # each has found the lease taken
     gate.open()
     await shops[0].settled()
     assert source.calls == 2
     assert [await shop.get() for shop in shops] == ["b"] * 4
 
 
-async def test_who_comes_late_to_a_reload_finds_it_done(client: Redis, gated: GatedClient, source: Source) -> None:
+async def test_a_late_reload_finds_the_entry_renewed(client: Redis, gated: GatedClient, source: Source) -> None:
     """Two have seen the old value, and one has replaced it before the other asks for the lease: one load."""
     slow, quick = Shop(source, gated, stale=60), Shop(source, client, stale=60)
     await quick.get()
@@ -199,7 +199,7 @@ async def test_a_cancelled_caller_does_not_take_the_reload_along(client: Redis, 
 
 
 async def test_closing_the_cache_waits_for_reloads(client: Redis, source: Source) -> None:
-    """What is going on comes to its end, and its lease is given back."""
+    """A running reload comes to its end, and its lease is given back."""
     shop = Shop(source, client, stale=60)
     await shop.get()
     source.name = "b"
@@ -229,11 +229,10 @@ async def test_closing_the_cache_cuts_off_what_takes_too_long(client: Redis, sou
     assert await client.keys("*item:1*") == [b"item:1"]
 
 
-async def test_an_error_in_the_background_is_told_and_not_raised(
+async def test_an_error_in_the_background_is_logged_and_not_raised(
     client: Redis, source: Source, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """To the log, where nothing is quoted but for who debugs, and to the hook; the old value is served on, and the next
-    call tries again."""
+    """The log names the class of the error, and the hook gets all of it; the next call tries again."""
     shop = Shop(source, client, stale=60)
     await shop.get()
     await age(client, 30_000)
@@ -278,7 +277,7 @@ async def test_what_the_database_has_no_more_is_not_served_on(client: Redis, sou
     assert await client.keys("item:*") == []
 
 
-async def test_a_missing_row_found_in_the_background_is_stored_if_told(client: Redis, source: Source) -> None:
+async def test_a_missing_row_found_in_the_background_is_stored_with_negative_exp(client: Redis, source: Source) -> None:
     """With `negative_exp`, and for that long only: what is not there has no second life."""
     shop = Shop(source, client, stale=60, negative_exp=5)
     await shop.get()
@@ -329,7 +328,7 @@ async def test_a_reload_is_no_part_of_the_call_around_it(sqlite: Database, gated
 
 @pytest.fixture
 async def rows(sqlite: Database) -> Database:
-    """Give a database with one row."""
+    """Return a database with one row."""
     await sqlite.create(Base)
     async with sqlite.sessions() as db:
         await db.execute(insert(Row).values(id=1, name="a"))
@@ -338,7 +337,7 @@ async def rows(sqlite: Database) -> Database:
 
 
 def session_factories(rows: Database) -> dict[str, Callable[[], Any]]:
-    """Give what a session may come from."""
+    """Return a session factory of this kind."""
 
     @asynccontextmanager
     async def managed() -> AsyncIterator[AsyncSession]:
@@ -385,7 +384,7 @@ async def test_the_reload_has_a_session_of_its_own(rows: Database, client: Redis
 
 
 async def test_a_session_that_is_none_is_logged(rows: Database, client: Redis) -> None:
-    """What `session_factory` gives is looked at when it is used: the function's name is in the error."""
+    """The value of `session_factory` is checked when it is used: the error names the function."""
     heard = list[Event]()
     cache = Cache(client, hook=heard.append)
 
@@ -425,7 +424,7 @@ async def dependency() -> AsyncIterator[AsyncSession]:
 
 
 async def coroutine() -> AsyncSession:
-    """Give a session to who awaits it."""
+    """Return a session."""
     return AsyncSession()
 
 
@@ -449,7 +448,7 @@ def test_a_caller_s_session_is_no_session_for_the_background() -> None:
     ],
 )
 def test_an_impossible_session_factory_is_refused(function: Any, options: dict[str, Any], message: str) -> None:
-    """By name of the function, before anything is called."""
+    """The error names the function, before anything is called."""
     with pytest.raises(OptionError, match=rf"(load|sessionless).*{message}"):
         cached("item:{number}", **options)(function)
 
@@ -475,7 +474,7 @@ async def test_a_session_in_the_instance_is_found_out_by_the_first_call(rows: Da
 # --- early
 
 
-async def test_who_is_chosen_reloads_in_its_own_call(client: Redis, source: Source) -> None:
+async def test_an_early_caller_reloads_in_its_own_call(client: Redis, source: Source) -> None:
     """And gets what it has loaded; what the choice needs is how long a load took here before."""
     shop = Shop(source, client, early=ALWAYS)
     assert await shop.get() == "a"
@@ -485,7 +484,7 @@ async def test_who_is_chosen_reloads_in_its_own_call(client: Redis, source: Sour
     assert shop.stats == Stats(misses=1, early=1, loads=2, fills=2)
 
 
-async def test_who_has_not_loaded_yet_is_never_early(client: Redis, source: Source) -> None:
+async def test_a_process_without_loads_is_never_early(client: Redis, source: Source) -> None:
     """A process that does not know how long a load takes leaves it to others."""
     await Shop(source, client).get()
     shop = Shop(source, client, early=ALWAYS)
@@ -493,8 +492,10 @@ async def test_who_has_not_loaded_yet_is_never_early(client: Redis, source: Sour
     assert shop.stats == Stats(hits=3)
 
 
-async def test_chance_decides_who_is_early(client: Redis, source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By XFetch's formula, with the time left and the pace of loads."""
+async def test_chance_decides_which_caller_is_early(
+    client: Redis, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """XFetch's formula takes the time left and the pace of loads."""
     shop = Shop(source, client, early=1)
     await shop.get()
     shop.query.query.pace.ms = 10_000.0  # -ln(e^-3) * 10 s = 30 s
@@ -509,7 +510,7 @@ async def test_chance_decides_who_is_early(client: Redis, source: Source, monkey
 
 
 async def test_one_is_early_and_the_others_serve(client: Redis, source: Source) -> None:
-    """Here and in other processes: the lease goes to one, and who does not get it has a value already."""
+    """Here and in other processes, one caller gets the lease, and the others have a value already."""
     shops = [Shop(source, client, early=ALWAYS) for _ in range(3)]
     for shop in shops:
         await shop.get()
@@ -526,7 +527,7 @@ async def test_one_is_early_and_the_others_serve(client: Redis, source: Source) 
 
 
 async def test_with_stale_the_early_reload_is_in_the_background(client: Redis, source: Source) -> None:
-    """Then nobody waits."""
+    """With `stale`, no call waits."""
     shop = Shop(source, client, early=ALWAYS, stale=60)
     await shop.get()
     source.name = "b"
@@ -600,7 +601,7 @@ async def test_an_answer_of_the_database_is_no_failure(client: Redis, source: So
             await shop.get()
 
 
-async def test_what_nobody_has_stored_helps_nobody(client: Redis, source: Source) -> None:
+async def test_fail_safe_without_an_entry_raises(client: Redis, source: Source) -> None:
     """Without an entry the error is raised as it is."""
     shop = Shop(source, client, fail_safe=60)
     source.error = DEAD
@@ -639,8 +640,8 @@ async def test_an_entry_that_was_invalidated_meanwhile_is_not_served(client: Red
         await call
 
 
-async def test_who_has_waited_for_a_load_that_failed_is_helped_too(client: Redis, source: Source) -> None:
-    """The error reaches all who joined, and each falls back."""
+async def test_a_follower_of_a_failed_load_falls_back_too(client: Redis, source: Source) -> None:
+    """The error reaches all followers, and each falls back."""
     shop = Shop(source, client, fail_safe=60)
     await shop.get()
     await age(client, 30_000)
@@ -692,7 +693,7 @@ async def test_a_session_that_has_written_gets_the_error(rows: Database, client:
 
 
 async def test_refresh_wants_the_database(client: Redis, source: Source) -> None:
-    """Who asks for a load is told that there was none."""
+    """A caller that asks for a load gets the error."""
     shop = Shop(source, client, fail_safe=60, stale=60)
     await shop.get()
     source.error = DEAD
@@ -708,7 +709,7 @@ async def test_refresh_wants_the_database(client: Redis, source: Source) -> None
 
 
 async def test_a_hit_is_one_round_trip(gated: GatedClient, source: Source) -> None:
-    """The value and its life come together; who needs no time asks for none."""
+    """The value and its TTL come together; a function without ages asks for no TTL."""
     await Shop(source, gated, stale=60).get()
     gated.log.clear()
     await Shop(source, gated, stale=60).get()
@@ -737,7 +738,7 @@ async def test_what_cannot_be_read_is_loaded(client: Redis, source: Source) -> N
 
 
 async def test_without_redis_the_function_runs(source: Source, unused_tcp_port: int) -> None:
-    """And its error is raised: nobody knows whether the old value is still right."""
+    """The error is raised: the old value may be wrong by now."""
     async with Redis(port=unused_tcp_port, retry=None) as dead:  # type: ignore[arg-type]
         shop = Shop(source, dead, stale=60, fail_safe=60, early=1)
         assert await shop.get() == "a"
@@ -786,7 +787,7 @@ async def test_explain_knows_how_old_an_entry_is(client: Redis, source: Source) 
 
 @pytest.fixture
 async def w(database: Database, client: Redis) -> AsyncIterator[World]:
-    """Give a world on each database in turn."""
+    """Return a world on each database in turn."""
     async with world(database, client) as made:
         yield made
 
@@ -834,6 +835,6 @@ async def test_mutants(
     ],
 )
 def test_one_argument_is_replaced_wherever_it_stands(source: str, args: Any, kwargs: Any) -> None:
-    """By position or name, given or left out; the others stay."""
+    """The argument may be given by position or name, or left out; the others stay."""
     function = eval(f"lambda {source}: (a, b, db)")
     assert with_argument(partial(function, *args, **kwargs), "db", "new")() == (1, 2, "new")

@@ -28,7 +28,6 @@ PENDING = [
     "tests/databases",
     "tests/guarantees",
     "tests/keys",
-    "tests/loading",
     "tests/near",
     "tests/protocol",
     "tests/races",
@@ -37,7 +36,6 @@ PENDING = [
     "tests/testing",
     "tests/transactions",
     "tests/transport",
-    "tests/typing",
     "tests/values",
 ]
 

@@ -26,7 +26,7 @@ from tests.typing.shop import (
 
 
 async def arguments_are_checked(db: AsyncSession, redis: Redis) -> None:
-    """Types, names, number."""
+    """Check types, names and number of arguments."""
     await item(db, redis, "1")  # error
     await item(db, redis, 1, True)  # error
     await item(db, redis)  # error
@@ -43,7 +43,7 @@ async def arguments_are_checked(db: AsyncSession, redis: Redis) -> None:
 
 
 async def results_are_checked(db: AsyncSession, redis: Redis) -> None:
-    """A row that went in comes out as the schema."""
+    """Check that a row becomes the schema."""
     wrong: str = await item(db, redis, 1)  # error
     still: Row = await row(db, redis, 1)  # error
     one: Item = await row_list(db, redis, 1)  # error
@@ -56,7 +56,7 @@ async def results_are_checked(db: AsyncSession, redis: Redis) -> None:
 
 
 async def methods_are_checked(redis: Redis, shop: Shop) -> None:
-    """Bound as well as unbound."""
+    """Check bound and unbound methods."""
     await shop.item("1")  # error
     await shop.item(1, True)  # error
     await Shop.item(1)  # error
@@ -68,7 +68,7 @@ async def methods_are_checked(redis: Redis, shop: Shop) -> None:
 
 
 async def crud_is_checked(db: AsyncSession, redis: Redis) -> None:
-    """Its arguments have the types that the class was given."""
+    """Check arguments against the types of the class."""
     await crud.create(db, redis, ItemChange(name="a"))  # error
     await crud.update(db, redis, NewItem(name="a"), id=1)  # error
     await crud.get_multi(db, redis, limit="5")  # error
@@ -78,7 +78,7 @@ async def crud_is_checked(db: AsyncSession, redis: Redis) -> None:
 
 
 def a_function_without_a_coroutine(no: int) -> Item:
-    """Is nothing to decorate."""
+    """Stand for an object that cannot be decorated."""
     raise LookupError(no)
 
 

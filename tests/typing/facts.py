@@ -41,7 +41,7 @@ from tests.typing.shop import (
 
 
 async def a_call_gives_what_the_function_declares(db: AsyncSession, redis: Redis) -> None:
-    """By position and by name alike."""
+    """Check calls by position and by name."""
     assert_type(await item(db, redis, 1), Item)
     assert_type(await item(db=db, redis=redis, no=1, deep=True), Item)
     assert_type(await maybe(redis, 1), Item | None)
@@ -55,7 +55,7 @@ async def a_call_gives_what_the_function_declares(db: AsyncSession, redis: Redis
 
 
 async def a_schema_takes_the_place_of_the_row(db: AsyncSession, redis: Redis) -> None:
-    """In the shape that the function declares."""
+    """Check that the shape is that of the function."""
     assert_type(await row(db, redis, 1), Item)
     assert_type(await maybe_row(db, redis, 1), Item | None)
     assert_type(await rows(db, redis), list[Item])
@@ -65,7 +65,7 @@ async def a_schema_takes_the_place_of_the_row(db: AsyncSession, redis: Redis) ->
 
 
 async def many_at_once_come_as_the_function_declares(db: AsyncSession, redis: Redis, shop: Shop) -> None:
-    """A mapping or a list; with `schema=`, of the schema."""
+    """Check mappings and lists, with and without `schema=`."""
     assert_type(await many(redis, [1, 2]), dict[int, Item])
     assert_type(await many(redis, nos=[1, 2], deep=True), dict[int, Item])
     assert_type(await many_in_order(redis, (1, 2)), list[Item | None])
@@ -81,7 +81,7 @@ async def many_at_once_come_as_the_function_declares(db: AsyncSession, redis: Re
 
 
 async def the_extras_are_typed(db: AsyncSession, redis: Redis) -> None:
-    """They take the function's own arguments; the key's suffice where nothing is loaded."""
+    """Check that extras take the function's own arguments, or the key's where nothing is loaded."""
     assert_type(item.key(no=1), str)
     assert_type(item.stats, Stats)
     assert_type(item.stats.hits, int)
@@ -94,12 +94,12 @@ async def the_extras_are_typed(db: AsyncSession, redis: Redis) -> None:
 
 
 def the_function_itself_is_there() -> Callable[[AsyncSession, Redis], Coroutine[Any, Any, Any]]:
-    """With its own parameters."""
+    """Check that the function has its own parameters."""
     return count.__wrapped__
 
 
 async def methods_lose_their_first_parameter(redis: Redis, shop: Shop) -> None:
-    """Of an instance; on the class they keep it."""
+    """Check that an instance is bound, and a class is not."""
     assert_type(await shop.item(1, deep=True), Item)
     assert_type(await shop.row(no=1), Item | None)
     assert_type(await shop.rows(), list[Item])
@@ -111,7 +111,7 @@ async def methods_lose_their_first_parameter(redis: Redis, shop: Shop) -> None:
 
 
 async def static_and_class_methods_keep_theirs(redis: Redis, shop: Shop) -> None:
-    """In both orders of the decorators, on the class and on an instance."""
+    """Check both orders of the decorators, on the class and on an instance."""
     assert_type(await Shop.static_outside(redis, 1), Item)
     assert_type(await shop.static_outside(redis, no=1), Item)
     assert_type(await Shop.static_inside(redis, 1), Item)
@@ -127,7 +127,7 @@ async def static_and_class_methods_keep_theirs(redis: Redis, shop: Shop) -> None
 
 
 async def a_function_that_invalidates_keeps_its_type(db: AsyncSession, redis: Redis, shop: Shop) -> None:
-    """And what it carried before."""
+    """Check that the function keeps its attributes."""
     assert_type(await rename(db, redis, 1, name="b"), Item)
     assert_type(await shop.rename(1, name="b"), Item)
     assert_type(await fresh(redis, 1), Item)

@@ -22,7 +22,7 @@ class Base(DeclarativeBase):
 
 
 class Row(Base):
-    """What the database holds."""
+    """A row of the database."""
 
     __tablename__ = "items"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -30,20 +30,20 @@ class Row(Base):
 
 
 class Item(BaseModel):
-    """What a caller gets."""
+    """The item that a caller gets."""
 
     id: int
     name: str
 
 
 class NewItem(BaseModel):
-    """What makes one."""
+    """The input that makes an item."""
 
     name: str
 
 
 class ItemChange(BaseModel):
-    """What changes one."""
+    """The input that changes an item."""
 
     name: str | None = None
 
@@ -67,37 +67,37 @@ class Point:
 
 @cached(pattern="item:{no}", exp=60)
 async def item(db: AsyncSession, redis: Redis, no: int, *, deep: bool = False) -> Item:
-    """One model."""
+    """Return one model."""
     raise NotFoundError
 
 
 @cached(pattern="item:{no}:maybe", negative_exp=5.0, jitter=0.1, ignore=("redis",))
 async def maybe(redis: Redis, no: int) -> Item | None:
-    """A model or None."""
+    """Return a model or None."""
     raise NotFoundError
 
 
 @cached("count", exp=1)
 async def count(db: AsyncSession, redis: Redis) -> int:
-    """A number."""
+    """Return a number."""
     raise NotFoundError
 
 
 @cached("labels")
 async def labels(redis: Redis) -> Labels:
-    """A TypedDict."""
+    """Return a TypedDict."""
     raise NotFoundError
 
 
 @cached("point")
 async def point(redis: Redis) -> Point:
-    """A dataclass."""
+    """Return a dataclass."""
     raise NotFoundError
 
 
 @cached_list(list_pattern="items:{page}", exp=60)
 async def items(db: AsyncSession, redis: Redis, page: int = 1, order_by: str | None = None) -> list[Item]:
-    """A list."""
+    """Return a list."""
     raise NotFoundError
 
 
@@ -106,37 +106,37 @@ async def items(db: AsyncSession, redis: Redis, page: int = 1, order_by: str | N
 
 @cached(pattern="row:{no}", schema=Item)
 async def row(db: AsyncSession, redis: Redis, no: int) -> Row:
-    """A row comes out as the schema."""
+    """Return a row, which becomes the schema."""
     raise NotFoundError
 
 
 @cached(pattern="row:{no}:maybe", schema=Item)
 async def maybe_row(db: AsyncSession, redis: Redis, no: int) -> Row | None:
-    """A row or None as the schema or None."""
+    """Return a row or None, as the schema or None."""
     raise NotFoundError
 
 
 @cached(pattern="rows", schema=Item)
 async def rows(db: AsyncSession, redis: Redis) -> list[Row]:
-    """A list of rows as a list of the schema."""
+    """Return a list of rows, as a list of the schema."""
     raise NotFoundError
 
 
 @cached(pattern="rows:sequence", schema=Item)
 async def row_sequence(db: AsyncSession, redis: Redis) -> Sequence[Row]:
-    """A sequence of rows as a list of the schema."""
+    """Return a sequence of rows, as a list of the schema."""
     raise NotFoundError
 
 
 @cached(pattern="rows:maybe", schema=Item)
 async def maybe_rows(db: AsyncSession, redis: Redis) -> Sequence[Row] | None:
-    """No list at all stays None."""
+    """Return no list at all, which stays None."""
     raise NotFoundError
 
 
 @cached_list(list_pattern="rows:{page}", schema=Item)
 async def row_list(db: AsyncSession, redis: Redis, page: int) -> Sequence[Row]:
-    """In `cached_list` the schema is that of one item."""
+    """Return rows: in `cached_list` the schema is that of one item."""
     raise NotFoundError
 
 
@@ -145,37 +145,37 @@ async def row_list(db: AsyncSession, redis: Redis, page: int) -> Sequence[Row]:
 
 @cached_many("item:{nos}", exp=60, negative_exp=5, stale=60, fail_safe=timedelta(hours=1))
 async def many(redis: Redis, nos: list[int], *, deep: bool = False) -> dict[int, Item]:
-    """Models by id."""
+    """Return models by id."""
     raise NotFoundError
 
 
 @cached_many("item:{nos}")
 async def many_in_order(redis: Redis, nos: Sequence[int]) -> list[Item | None]:
-    """Models in the order of the ids."""
+    """Return models in the order of the ids."""
     raise NotFoundError
 
 
 @cached_many("row:{nos}", schema=Item)
 async def many_rows(db: AsyncSession, redis: Redis, nos: list[int]) -> Mapping[int, Row]:
-    """Rows by id as the schema by id."""
+    """Return rows by id, as the schema by id."""
     raise NotFoundError
 
 
 @cached_many("row:{nos}", schema=Item)
 async def many_maybe_rows(db: AsyncSession, redis: Redis, nos: list[str]) -> dict[str, Row | None]:
-    """Each a row or None."""
+    """Return a row or None for each id."""
     raise NotFoundError
 
 
 @cached_many("row:{nos}", schema=Item)
 async def many_row_list(db: AsyncSession, redis: Redis, nos: list[int]) -> list[Row]:
-    """Rows in the order of the ids."""
+    """Return rows in the order of the ids."""
     raise NotFoundError
 
 
 @cached_many("row:{nos}", schema=Item)
 async def many_row_sequence(db: AsyncSession, redis: Redis, nos: set[int]) -> Sequence[Row | None]:
-    """Each a row or None."""
+    """Return a row or None for each id."""
     raise NotFoundError
 
 
@@ -184,14 +184,14 @@ async def many_row_sequence(db: AsyncSession, redis: Redis, nos: set[int]) -> Se
 
 @invalidates(prefix=["item:*", "rows:*"], keys=["count"])
 async def rename(db: AsyncSession, redis: Redis, no: int, *, name: str) -> Item:
-    """A write."""
+    """Write a row."""
     raise NotFoundError
 
 
 @invalidates(prefix="count")
 @cached(pattern="fresh:{no}")
 async def fresh(redis: Redis, no: int) -> Item:
-    """Both decorators."""
+    """Read and write, with both decorators."""
     raise NotFoundError
 
 
@@ -226,25 +226,25 @@ class Shop:
     @staticmethod
     @cached(pattern="shop:inner:{no}")
     async def static_outside(redis: Redis, no: int) -> Item:
-        """Have no instance."""
+        """Return an item, without an instance."""
         raise NotFoundError
 
     @cached(pattern="shop:outer:{no}")
     @staticmethod
     async def static_inside(redis: Redis, no: int) -> Item:
-        """Have no instance."""
+        """Return an item, without an instance."""
         raise NotFoundError
 
     @classmethod
     @cached(pattern="shop:class:{no}")
     async def class_outside(cls, redis: Redis, no: int) -> Item:
-        """Have the class."""
+        """Return an item, with the class."""
         raise NotFoundError
 
     @cached(pattern="shop:class:{no}")
     @classmethod
     async def class_inside(cls, redis: Redis, no: int) -> Item:
-        """Have the class."""
+        """Return an item, with the class."""
         raise NotFoundError
 
     @cache.invalidates(prefix="shop:*")
@@ -254,7 +254,7 @@ class Shop:
 
 
 class NotFoundError(Exception):
-    """Bodies raise it, so that they have no type of their own."""
+    """The error of all bodies, so that no body has a type of its own."""
 
 
 crud = FastRDB[Row, NewItem, ItemChange, Item](
