@@ -12,7 +12,8 @@ from .passthrough import Client, is_cluster
 from .restarts import Restarts
 from .scripts import EXACTLY, SHARED, Argument, Call, Command, Names, Range, Reach, Script, Target, lists
 from .slots import SLOTS, Shard, SlotNames
-from .timeouts import Patience, ended
+from .timeouts import Budget, ended
+from .timeouts import Budget as Patience
 
 __all__ = [
     "EXACTLY",
@@ -22,6 +23,7 @@ __all__ = [
     "SLOTS",
     "Argument",
     "Breaker",
+    "Budget",
     "Call",
     "Client",
     "Command",

@@ -22,7 +22,7 @@ from .health import OTHER_DATA, Breaker, Health
 from .passthrough import Client, Passthrough, is_cluster, is_plain
 from .pipeline import Pipeline
 from .scripts import Argument, Call, Command
-from .timeouts import Answers, Patience, Waits
+from .timeouts import Answers, Budget, Waits
 
 
 class Route(Answers, Protocol):
@@ -157,9 +157,9 @@ class RedisClient:
         made.__cause__ = error
         return made
 
-    def patience(self, client: Client, read: Collection[bytes] = (), *, portions: int = 1) -> Patience:
-        """How long a call may wait in all that it asks from now on; `read` are the keys that it has just been given."""
-        return Patience(self._waits, self._find(client), read, portions)
+    def patience(self, client: Client, read: Collection[bytes] = (), *, portions: int = 1) -> Budget:
+        """Return how long a call may wait in all from now on; `read` are the keys that it was just answered for."""
+        return Budget(self._waits, self._find(client), read, portions)
 
     def closed_for(self, client: Client) -> bool:
         """Return True while Redis is left alone. Have it tried when it is time."""

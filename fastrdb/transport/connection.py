@@ -20,6 +20,7 @@ from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from .scripts import Command
+from .timeouts import HELD_UP_S
 
 try:
     import hiredis
@@ -34,8 +35,6 @@ _IDLE_S = 60.0
 """A connection that is unused for so long is closed. Longer than the gaps of ordinary traffic, since opening costs."""
 _LOOK = 0.05
 """The fraction of the timeout between two looks at an exchange: it bounds how late silence is noticed."""
-_HELD_UP_S = 0.02
-"""A look that comes so late means that the event loop was blocked: the reply may be in the buffer already."""
 _EXCUSES = 3
 """How often in one silence the blocked time is not counted. Without a bound a busy loop would wait for ever."""
 
@@ -246,7 +245,7 @@ class Connection:
         if sign != self._sign:  # mechanism: exchanges-told-apart
             self._heard = now if sign[0] == self._sign[0] else self.began  # mechanism: progress-is-replies
             self._excuses, self._over = 0, False
-        if now - self._due > _HELD_UP_S and self._excuses < _EXCUSES:  # mechanism: excuses-bounded
+        if now - self._due > HELD_UP_S and self._excuses < _EXCUSES:  # mechanism: excuses-bounded
             blocked = min(now - self._due, self.timeout)
             self._excuses += 1
             self._heard += blocked  # mechanism: blocked-loop-excused

@@ -23,11 +23,11 @@ from redis.exceptions import NoScriptError
 
 from fastrdb.errors import CacheUnavailableError
 
-from .deadlines import ended
 from .health import OTHER_DATA, Health
 from .restarts import Evicts
 from .scripts import Call, Command, Script
 from .slots import SlotNames
+from .timeouts import ended
 
 logger = logging.getLogger("fastrdb")
 

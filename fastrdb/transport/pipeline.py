@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from asyncio import Future
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from contextvars import Context
 from itertools import islice
@@ -44,7 +44,7 @@ class Batch:
         self.since, self.crowd = since, crowd
         self.gets: dict[bytes, Future[bytes | None]] = {}
         self._joined: list[tuple[bytes, Future[bytes | None]]] = []  # further callers of the same keys
-        self._sends: list[tuple[Sequence[Command], Future[list[Any]], float]] = []
+        self._sends: list[tuple[Sequence[Command], Future[list[Any]]]] = []
         self._count = 0
 
     def has_room_for(self, commands: Sequence[Command]) -> bool:
@@ -55,14 +55,14 @@ class Batch:
         """Add one more caller of a key that is in `gets`."""
         self._joined.append((name, future))
 
-    def send(self, commands: Sequence[Command], future: Future[list[Any]], left: float) -> None:
-        """Add commands, whose caller waits for `left` seconds."""
-        self._sends.append((commands, future, left))
+    def send(self, commands: Sequence[Command], future: Future[list[Any]]) -> None:
+        """Add commands."""
+        self._sends.append((commands, future))
         self._count += len(commands)
 
     def commands(self) -> list[Command]:
         """Return all but the GETs. Those of a cancelled caller are sent too: a release must follow its acquire."""
-        return [command for commands, _, _ in self._sends for command in commands]  # mechanism: cancelled-commands-sent
+        return [command for commands, _ in self._sends for command in commands]  # mechanism: cancelled-commands-sent
 
     def found(self, values: Sequence[bytes | Exception | None]) -> None:
         """Settle the GETs with values in the order of `gets`."""
@@ -79,7 +79,7 @@ class Batch:
 
     def replied(self, replies: Iterator[Any]) -> None:
         """Settle the other commands."""
-        for commands, future, _ in self._sends:
+        for commands, future in self._sends:
             _settle(future, [next(replies) for _ in commands])
 
     def refuse_gets(self, error: Exception) -> None:
@@ -87,12 +87,11 @@ class Batch:
         for future in (*self.gets.values(), *(future for _, future in self._joined)):
             _settle(future, error)
 
-    def refuse(self, error: Exception, waited: float | None = None) -> None:
-        """Fail all; with `waited`, all but the callers that may wait for longer than these seconds."""
+    def refuse(self, error: Exception) -> None:
+        """Fail all."""
         self.refuse_gets(error)
-        for _, future, left in self._sends:
-            if waited is None or waited >= left:
-                _settle(future, error)
+        for _, future in self._sends:
+            _settle(future, error)
 
 
 def _settle(future: Future[Any], value: Any) -> None:
@@ -141,19 +140,13 @@ class Pipeline:
         self._next_drain: asyncio.Task[None] | None = None  # that has not begun
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def get(self, name: bytes) -> bytes | None:
-        """Return the value of a key."""
+    def get(self, name: bytes) -> Awaitable[bytes | None]:
+        """Return the value of a key. Not a coroutine: in a crowd each level of them is felt."""
         if self.breaker.opened:
             raise self.breaker.refusal("GET", self.ping)
         if self._busy or self._crowded:  # mechanism: crowd-goes-together
-            return await self._queued_get(name)
-        (reply,) = await self._at_once((("GET", name),))
-        if self._health and self._greeting.other_data:
-            raise CacheUnavailableError("GET", OTHER_DATA)
-        if isinstance(reply, Exception):
-            raise self._translated("GET", reply)
-        raw: bytes | None = reply
-        return raw
+            return self._queued(name)
+        return self._get_at_once(name)
 
     async def send(self, commands: Sequence[Command], *, insist: bool = False) -> list[Any]:
         """Send commands in their order, and return their replies: the server's errors as values.
@@ -167,7 +160,7 @@ class Pipeline:
         future: Future[list[Any]] = Future(loop=self._loop)
         waiting = self._waiting
         batch = waiting[-1] if waiting and waiting[-1].has_room_for(commands) else self._open()
-        batch.send(commands, future, self.connection.timeout)
+        batch.send(commands, future)
         return await future
 
     async def ping(self) -> None:
@@ -203,7 +196,18 @@ class Pipeline:
 
     # --- batches
 
-    async def _queued_get(self, name: bytes) -> bytes | None:
+    async def _get_at_once(self, name: bytes) -> bytes | None:
+        if self._busy:  # another caller came between the call and its await
+            return await self._queued(name)
+        (reply,) = await self._at_once((("GET", name),))
+        if self._health and self._greeting.other_data:
+            raise CacheUnavailableError("GET", OTHER_DATA)
+        if isinstance(reply, Exception):
+            raise self._translated("GET", reply)
+        raw: bytes | None = reply
+        return raw
+
+    def _queued(self, name: bytes) -> Future[bytes | None]:
         if not self._busy:
             # Lately there were several at a time: callers of this turn of the event loop come along.
             self._busy = True
@@ -216,7 +220,7 @@ class Pipeline:
             batch.gets[name] = future
         else:
             self._open().gets[name] = future
-        return await future
+        return future
 
     async def _at_once(self, commands: Sequence[Command]) -> list[Any]:
         """Send commands in their caller's own task."""
@@ -299,9 +303,8 @@ class Pipeline:
         if batch is None or batch.crowd:  # mechanism: crowd-waits-its-turn
             return
         batch.since += blocked
-        waited = now - batch.since
-        if waited >= self.connection.timeout:  # mechanism: queue-counts
-            batch.refuse(waited_too_long(), waited)
+        if now - batch.since >= self.connection.timeout:  # mechanism: queue-counts
+            batch.refuse(CacheUnavailableError("wait", "the call has queued for as long as it may"))
 
     def _refuse_waiting(self, error: Exception) -> None:
         while self._waiting:
@@ -325,8 +328,3 @@ class Pipeline:
         if self._in_flight is not None:
             self._in_flight.refuse(refusal)
         self._refuse_waiting(refusal)
-
-
-def waited_too_long() -> CacheUnavailableError:
-    """Return the error of a call that has waited for Redis for as long as it may."""
-    return CacheUnavailableError("wait", "the call has waited for Redis for as long as it may")

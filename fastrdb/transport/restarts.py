@@ -20,9 +20,9 @@ from redis.exceptions import NoScriptError
 
 from fastrdb.errors import CacheUnavailableError
 
-from .deadlines import ended
 from .health import OTHER_DATA, Health
 from .scripts import Call, Command, Names, Script
+from .timeouts import ended
 
 logger = logging.getLogger("fastrdb")
 

@@ -7,12 +7,13 @@ three of a shard lie in one slot, which is another than the key's.
 
 from __future__ import annotations
 
-from binascii import crc_hqx
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
 from zlib import crc32
+
+from redis.crc import key_slot
 
 from .scripts import Command, Names
 
@@ -44,8 +45,8 @@ def hash_tag(name: bytes) -> bytes:
 
 
 def slot_of(name: bytes) -> int:
-    """The slot of a key."""
-    return crc_hqx(hash_tag(name) if b"{" in name else name, 0) % SLOTS
+    """Return the slot of a key."""
+    return int(key_slot(name))
 
 
 @cache
