@@ -1,4 +1,4 @@
-"""A load that raises: all who waited get the error, unless it is about the leader's session; nothing is stored."""
+"""A load that raises: all waiting callers get the error, unless it is about the leader's session; nothing is stored."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Call = Callable[[AsyncSession], Awaitable[str]]
 
 
 def single(cache: Cache, gates: Gates) -> Call:
-    """One id, one call."""
+    """Return a function of one id."""
 
     @cache.cached("broken:{number}")
     async def name(db: AsyncSession, number: int) -> str:
@@ -40,7 +40,7 @@ def single(cache: Cache, gates: Gates) -> Call:
 
 
 def many(cache: Cache, gates: Gates) -> Call:
-    """One id of a list."""
+    """Return a function that asks for one id of a list."""
 
     @cache.cached_many("broken:{numbers}")
     async def names(db: AsyncSession, numbers: list[int]) -> dict[int, str]:
@@ -54,7 +54,7 @@ def many(cache: Cache, gates: Gates) -> Call:
 
 
 async def failed_flush(database: Database) -> AsyncSession:
-    """A session of which nobody has rolled back what failed."""
+    """Return a session whose flush has failed and was not rolled back."""
     session = database.sessions()
     session.add(Row(id=1, name="the same again"))
     with pytest.raises(IntegrityError):
@@ -63,7 +63,7 @@ async def failed_flush(database: Database) -> AsyncSession:
 
 
 async def closed_for_good(database: Database) -> AsyncSession:
-    """A session that cannot be used any more."""
+    """Return a session that cannot be used any more."""
     session = AsyncSession(database.engine, close_resets_only=False)
     await session.close()
     return session
@@ -94,10 +94,10 @@ async def test_failed_load_raises_for_all_who_waited(sqlite: Database, gated: Ga
 @pytest.mark.parametrize(
     ("made", "error"), [(failed_flush, PendingRollbackError), (closed_for_good, InvalidRequestError)]
 )
-async def test_who_waits_has_a_session_of_its_own(
+async def test_failed_load_of_a_broken_session_spares_other_callers(
     sqlite: Database, gated: GatedClient, kind: Any, made: Any, error: type[Exception]
 ) -> None:
-    """The owner is told what is wrong with its session; who waited for its load gets an answer."""
+    """The owner gets the error of its session; a caller that waited for its load gets an answer."""
     await sqlite.create(Base)
     async with sqlite.sessions() as session:
         session.add(Row(id=1, name="a"))
@@ -120,6 +120,6 @@ async def test_who_waits_has_a_session_of_its_own(
 
 
 @pytest.mark.parametrize("error", [NoResultFound("none"), MultipleResultsFound("two"), ValueError("x")])
-def test_what_the_database_says_is_everyones(error: Exception) -> None:
-    """Who waits would be told the same."""
+def test_failed_load_by_the_database_is_shared(error: Exception) -> None:
+    """A waiting caller would get the same error."""
     assert not session_s_own(error)

@@ -1,4 +1,4 @@
-"""Barriers that lapse, or are lost with their server, before COMMIT is done: what they covered is deleted once more."""
+"""Barriers that lapse, or are lost with their server, before COMMIT is done: their writer deletes once more."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The mechanisms of the protocol, by name. Mutants and the seeded bugs of the consistency run refer to these names.
 
-`without("lease-check")` gives a change that takes the mechanism out; see `seams` for how it is found. Whoever moves or
-rewrites a mechanism moves its marker along, or changes the path of its function here.
+`without("lease-check")` gives a change that takes the mechanism out; see `seams` for how it is found. A change that
+moves or rewrites a mechanism moves its marker along, or changes the path of its function here.
 """
 
 from __future__ import annotations

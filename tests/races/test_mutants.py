@@ -194,7 +194,7 @@ async def test_race_is_lost_when_an_old_snapshot_is_stored(
 async def test_race_is_lost_when_the_snapshot_is_checked_after_the_load_only(
     postgresql_server: ServerDatabase, client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By then the function may have ended the transaction that it loaded from."""
+    """The function may have ended by then the transaction that it loaded from."""
     check, asked = original("rule-2-old-snapshot"), []
 
     async def late(session: Any, since: int) -> Any:
@@ -351,7 +351,7 @@ async def test_near_race_is_lost_when_objects_have_no_owner(both_near: World, mo
 async def test_near_race_is_lost_when_mutable_objects_are_shared(
     both_near: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What one caller changes, the next caller gets."""
+    """The next caller gets what the one before has changed."""
     without("immutable-shared-only").apply(monkeypatch.setattr)
     async with Cache(both_near.one.client, near=True, timeout=5) as cache:
         await lost(whole.test_what_a_caller_changes_is_its_own(cache, both_near.one.client, whole.renumber))

@@ -18,11 +18,10 @@ from fastrdb.errors import CacheUnavailableError
 from fastrdb.testing import Gate
 from fastrdb.transactions import listeners as transactions
 from fastrdb.transactions.sql import Effect
-from tests.races.mechanisms import without
+from tests.races.mechanisms import label, without
 from tests.races.scenarios import commits as scenarios_commits
 from tests.races.scenarios import fills as scenarios
 from tests.races.scenarios import sessions as scenarios_sessions
-from tests.races.test_races import name
 from tests.support.servers import databases
 from tests.support.servers.databases import Database, ServerDatabase
 from tests.support.world.stores import members
@@ -100,7 +99,7 @@ async def resolve(engine: AsyncEngine, how: Literal["COMMIT", "ROLLBACK"], gid: 
     await databases.execute(engine.url, statement)
 
 
-@pytest.mark.parametrize("race", RACES, ids=name)
+@pytest.mark.parametrize("race", RACES, ids=label)
 async def test_races(w: World, race: Scenario) -> None:
     """Nobody is answered wrongly, and what is read is stored."""
     await race(w)
@@ -248,7 +247,7 @@ async def test_one_of_two_databases_fails(both: tuple[World, async_sessionmaker[
 # --- with one mechanism less
 
 
-@pytest.mark.parametrize("race", [scenarios.refill_before_commit, scenarios_commits.hidden_session], ids=name)
+@pytest.mark.parametrize("race", [scenarios.refill_before_commit, scenarios_commits.hidden_session], ids=label)
 async def test_without_their_begin(strict: World, race: Scenario) -> None:
     """A transaction of which nobody has said that it began is not followed: the race is lost."""
     event.remove(Engine, "begin_twophase", transactions._on_begin_twophase)

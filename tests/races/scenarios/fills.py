@@ -1,4 +1,4 @@
-"""The races, step by step: each holds somebody at a gate, acts, lets go, and looks at what callers are answered.
+"""The races, step by step: each holds a caller at a gate, acts, opens the gate, and checks what callers get.
 
 Each fails with an AssertionError when the mechanism that it is about is taken out: `test_mutants` takes it out.
 """
@@ -59,7 +59,7 @@ async def window_after_commit(w: World) -> None:
 
 
 async def deleted_before_commit(w: World) -> None:
-    """As long as the writer has not told Redis, it has not committed either."""
+    """R2: a writer that has not begun in Redis has not committed either."""
     assert await w.one.read() == "old"
     gate = w.two.client.before("begin")
     writer = spawn(w.two.write("new"))
@@ -71,7 +71,7 @@ async def deleted_before_commit(w: World) -> None:
 
 
 async def lease_expired(w: World) -> None:
-    """R9: a load takes longer than its lease; who came after it has stored something newer by then."""
+    """R9: a load takes longer than its lease, and a later caller has stored a newer entry by then."""
     gate = w.one.gates.after("load")
     slow = spawn(w.one.read())
     await gate.reached()
@@ -85,7 +85,7 @@ async def lease_expired(w: World) -> None:
 
 
 async def release_spares_others(w: World) -> None:
-    """R9: a load that outlived its lease and then fails does not take the lease of who came after it."""
+    """R9: a load that outlived its lease and then fails does not give back the lease of a later caller."""
     failing, gate = w.one.gates.after("load"), w.two.gates.after("load")
     first = spawn(w.one.read())
     await failing.reached()
@@ -129,7 +129,7 @@ async def zombie_acquire(w: World) -> None:
 
 
 async def joiner(w: World) -> None:
-    """R14: a load began before a write; who calls when the write is acknowledged is not handed its result."""
+    """R14: a load began before a write: a caller that comes after the write does not get its result."""
     gate = w.one.gates.after("load")
     first = spawn(w.one.read())
     await gate.reached()
@@ -145,7 +145,7 @@ async def joiner(w: World) -> None:
 
 
 async def followers(w: World) -> None:
-    """Who calls while a load goes on, and no writer has come, is answered by it: one load for all."""
+    """R14: callers that come during a load, without a writer in between, share that load."""
     gate = w.one.gates.after("load")
     calls = [spawn(w.one.read()) for _ in range(20)]
     await gate.reached()
@@ -177,7 +177,7 @@ async def two_writers(w: World) -> None:
 
 
 async def cancelled_before_commit(w: World, gate: Gate) -> None:
-    """A writer is cancelled at a gate before its COMMIT; who gets its connection from the pool next commits."""
+    """Cancel a writer at a gate before its COMMIT. The next user of its connection commits something else."""
     writer = spawn(w.two.write("never"))
     await gate.reached()
     writer.cancel()

@@ -30,7 +30,7 @@ async def old_snapshot_ended_inside(w: World) -> None:
 
 
 async def old_snapshot_of_a_leader(w: World) -> None:
-    """R4: who waited for a load that turns out to look at an old snapshot loads for itself."""
+    """R4: a caller that waited for a load with an old snapshot loads for itself."""
     gate = w.one.gates.after("load")
     async with w.one.database.sessions() as db:
         await db.execute(select(Item.id))
@@ -102,7 +102,7 @@ async def own_writes(w: World, how: str = "update") -> None:
 
 
 async def savepoint_released(w: World) -> None:
-    """R7: releasing a savepoint commits nothing, and is not told to Redis; the outer COMMIT is."""
+    """R7: releasing a savepoint commits nothing, and does not begin in Redis; the outer COMMIT does."""
     async with w.two.database.sessions() as db, db.begin():
         async with db.begin_nested():
             await w.two.rename(db, w.two.client, 1, "new")
@@ -137,7 +137,7 @@ async def savepoint_rolled_back(w: World) -> None:
 
 
 async def put_against_a_writer(w: World) -> None:
-    """A writer that stores what it wrote is overtaken, between COMMIT and end, by another: nothing is stored."""
+    """R3: a writer that stores what it wrote is overtaken, between COMMIT and end, by another: nothing is stored."""
     gate = w.one.client.before("end")
     slow = spawn(w.one.save("first"))
     await gate.reached()
@@ -148,7 +148,7 @@ async def put_against_a_writer(w: World) -> None:
 
 
 async def put_before_a_writer(w: World) -> None:
-    """The other order: what was stored at a commit goes at the next one, and never comes back."""
+    """R3: the other order, where what was stored at a commit goes at the next one, and never comes back."""
     await w.one.save("first")
     assert await w.client.exists("item:1")
     gate = w.at_commit()
@@ -163,7 +163,7 @@ async def put_before_a_writer(w: World) -> None:
 
 
 async def put_against_a_reader(w: World) -> None:
-    """A writer that stores what it wrote takes the lease from a reader who loaded the row before."""
+    """R3: a writer that stores what it wrote takes the lease from a reader that loaded the row before."""
     gate = w.one.gates.after("load")
     reader = spawn(w.one.read())
     await gate.reached()
@@ -175,7 +175,7 @@ async def put_against_a_reader(w: World) -> None:
 
 
 async def put_rolled_back(w: World) -> None:
-    """What is put in a transaction that is rolled back is never stored."""
+    """R8: a value that is put in a transaction that is rolled back is never stored."""
     async with w.one.database.sessions() as db:
         await db.execute(update(Item).where(Item.id == 1).values(name="never"))
         await w.one.get.put(ItemOut(id=1, name="never"), db=db, redis=w.one.client, item_id=1)
