@@ -23,14 +23,13 @@ from .options import Seconds, at_least_one, seconds
 from .runtime import OnError, Runtime, checked
 from .transactions import drain
 from .typing import Cached as Cached
-from .typing import ListWithSchema, ManyWithSchema, Options, WithoutSchema, WithSchema
+from .typing import ListWithSchema, ManyWithSchema, Options, S, WithoutSchema, WithSchema
 from .values import Codec
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
     from redis.asyncio.cluster import RedisCluster
 
-S = TypeVar("S")
 F = TypeVar("F", bound=Callable[..., Coroutine[Any, Any, Any]])
 
 

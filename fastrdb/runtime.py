@@ -90,7 +90,7 @@ class LoopState:
                 self.pending[server] = pending
 
 
-def nothing() -> Any:
+def _dead() -> Any:
     """Return None, as a dead reference does."""
 
 
@@ -122,17 +122,17 @@ class Runtime:
         self.owned: set[str] = set()  # the heads of the keys of all functions
         self.counted: list[Counters] = []
         self._own_counters = self.counters(type(self).__name__)
-        _all.add(self)
+        _runtimes.add(self)
 
     def move(self, namespace: str, redis: Any) -> None:
         """Go on in another namespace, with another client, and forget all else: for tests."""
         self.namespace, self.redis = namespace, redis
         self._states: WeakKeyDictionary[asyncio.AbstractEventLoop, LoopState] = WeakKeyDictionary()
         # The loop and state of the latest call: there is but one loop nearly always.
-        self._latest: _Latest = (nothing, None)
+        self._latest: _Latest = (_dead, None)
         # The client of the latest call, its thread, its loop and its store. A thread runs one loop at a time: while
         # that one runs, the call is in it, and get_running_loop() would cost more than all the rest of `store`.
-        self._recent: _Recent = (nothing, 0, nothing, None)
+        self._recent: _Recent = (_dead, 0, _dead, None)
 
     def counters(self, function: str) -> Counters:
         """Return the counters of one more decorated function."""
@@ -327,12 +327,12 @@ def _server(client: Any, pool: Any) -> Hashable:
     return (known.get("host", "localhost"), known.get("port", 6379), database)
 
 
-_all: WeakSet[Runtime] = WeakSet()
+_runtimes: WeakSet[Runtime] = WeakSet()
 _parents: list[Any] = []
 
 
 def _in_child() -> None:
-    for runtime in list(_all):
+    for runtime in list(_runtimes):
         runtime.leave()
 
 

@@ -47,8 +47,8 @@ class Late:
     """There is no result within the time that the caller waits."""
 
 
-Outcome = Landed | Failed | Absent | Again | Alone
-_PAUSES_S = (0.005, 0.01, 0.02, 0.04, 0.08, 0.1)  # the last one again and again
+FlightOutcome = Landed | Failed | Absent | Again | Alone
+_POLL_PAUSES_S = (0.005, 0.01, 0.02, 0.04, 0.08, 0.1)  # the last one again and again
 
 
 class Flight:
@@ -59,7 +59,7 @@ class Flight:
     def __init__(self, flights: Flights, token: str) -> None:
         self.token = token
         self._flights = flights
-        self._future: asyncio.Future[Outcome] | None = None  # made by the first follower
+        self._future: asyncio.Future[FlightOutcome] | None = None  # made by the first follower
         self._tokens = [token]
 
     def __enter__(self) -> Self:
@@ -73,7 +73,7 @@ class Flight:
         self._tokens.append(token)
         self._flights.by_token[token] = self
 
-    async def join(self, wait: float) -> Outcome | Late:
+    async def join(self, wait: float) -> FlightOutcome | Late:
         """Return the outcome, after at most `wait` seconds. A cancelled follower changes nothing for the others."""
         if self._future is None:
             self._future = asyncio.get_running_loop().create_future()
@@ -83,7 +83,7 @@ class Flight:
         except TimeoutError:
             return Late()
 
-    def settle(self, outcome: Outcome) -> None:
+    def settle(self, outcome: FlightOutcome) -> None:
         """Answer all followers, later ones too until the flight is closed. Only the first outcome counts."""
         if self._future is None:
             self._future = asyncio.get_running_loop().create_future()
@@ -128,7 +128,7 @@ class Watch:
     def __init__(self, flights: Flights) -> None:
         self._flights = flights
         self._flight: Flight | None = None
-        self._pauses = chain(_PAUSES_S, repeat(_PAUSES_S[-1]))
+        self._pauses = chain(_POLL_PAUSES_S, repeat(_POLL_PAUSES_S[-1]))
 
     def other(self, token: str) -> Flight | None:
         """Return the flight of another caller in this process for `token`; None if this caller has to poll."""

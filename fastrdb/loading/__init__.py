@@ -2,7 +2,7 @@
 
 from fastrdb.transactions import no_store
 
-from .function import CachedFunction, Explanation, nothing
+from .function import CachedFunction, Explanation
 from .many import CachedMany, get_many
 from .policy import Policy
 
@@ -13,5 +13,4 @@ __all__ = [
     "Policy",
     "get_many",
     "no_store",
-    "nothing",
 ]

@@ -13,7 +13,7 @@ from fastrdb.events import Counters
 from fastrdb.keys import CallPlan
 from fastrdb.protocol import Patience, Store, Timed
 from fastrdb.runtime import Runtime
-from fastrdb.singleflight import Absent, Alone, Failed, Landed, Outcome
+from fastrdb.singleflight import Absent, Alone, Failed, FlightOutcome, Landed
 from fastrdb.transactions import WROTE, missing_row, no_result, session_s_own, wrote
 from fastrdb.values import ABSENT, Codec, DecodeError, encode_missing, missing_message
 
@@ -28,7 +28,7 @@ _FOREVER_MS = -1  # what PTTL says of an entry that never expires
 
 
 @dataclass(slots=True)
-class Call:
+class CallContext:
     """One call of a cached function: where its entries are, its session, and how long to wait for Redis."""
 
     client: Any
@@ -85,7 +85,7 @@ class Entries:
         """Return for how many milliseconds the entry of `value` is kept."""
         return self.policy.ttl_ms(negative=value is None, random=random.random())
 
-    async def unreadable(self, call: Call, key: str, raw: bytes, error: DecodeError) -> Any:
+    async def unreadable(self, call: CallContext, key: str, raw: bytes, error: DecodeError) -> Any:
         """Delete an entry that holds no value, unless another one has replaced it; return MISS.
 
         Raises:
@@ -116,7 +116,7 @@ class Entries:
             kept = (value, self.codec) if self.codec.shared else (entry.raw, None)
             store.near.keep(ticket, *kept, size=len(entry.raw), ttl_ms=whole_ms(left_ms))
 
-    async def read(self, call: Call, keys: Sequence[str]) -> Sequence[Timed | None]:
+    async def read(self, call: CallContext, keys: Sequence[str]) -> Sequence[Timed | None]:
         """Return what Redis has under `keys`, in one round trip. Raises CacheUnavailableError."""
         if self.aged:
             return await call.store.get_many_timed(call.client, keys)
@@ -124,7 +124,7 @@ class Entries:
             None if raw is None else Timed(raw, _FOREVER_MS) for raw in await call.store.get_many(call.client, keys)
         ]
 
-    async def value(self, call: Call, key: str, raw: bytes, *, many: bool) -> Any:
+    async def value(self, call: CallContext, key: str, raw: bytes, *, many: bool) -> Any:
         """Return the value of an entry; MISS if it has none, after deleting the entry.
 
         Of an id that is known to be missing, a call for `many` gets None, and a call for one gets NoResultFound.
@@ -136,7 +136,7 @@ class Entries:
                 return None
             return await self.unreadable(call, key, raw, error)
 
-    def made(self, value: Any, why: str | None, *, many: bool) -> tuple[bytes | None, str | None, Outcome]:
+    def made(self, value: Any, why: str | None, *, many: bool) -> tuple[bytes | None, str | None, FlightOutcome]:
         """Return the entry of what was loaded, why it must not be stored, and what followers get."""
         if why is not None:
             return None, why, Alone()
@@ -148,7 +148,7 @@ class Entries:
 
     def failed(
         self, error: Exception, why: str | None, *, many: bool, of_several: bool
-    ) -> tuple[bytes | None, str | None, Outcome]:
+    ) -> tuple[bytes | None, str | None, FlightOutcome]:
         """Return the same for a load that raised `error`: of several keys, it does not say which one it is about."""
         stored = self.policy.negative_ms is not None and not many and missing_row(error)
         outcome = Alone() if of_several or why is not None or session_s_own(error) else Failed(error)
@@ -179,7 +179,7 @@ class Reading:
 
     __slots__ = ("entries", "call", "asked", "many", "values", "seen", "stale", "early")
 
-    def __init__(self, entries: Entries, call: Call, asked: Sequence[str], *, many: bool) -> None:
+    def __init__(self, entries: Entries, call: CallContext, asked: Sequence[str], *, many: bool) -> None:
         self.entries, self.call, self.asked, self.many = entries, call, asked, many
         self.values: dict[str, Any] = dict.fromkeys(asked, MISS)
         self.seen: dict[str, Timed] = {}

@@ -28,7 +28,7 @@ from fastrdb.transactions import (
 )
 from fastrdb.values import Codec, DecodeError
 
-from .entry import MISS, Call, Entries
+from .entry import MISS, CallContext, Entries
 from .load import BARRED, Loading
 from .policy import Decision, Policy
 
@@ -124,12 +124,12 @@ class CachedFunction(Entries):
                     counters.tell("near", key)
                 return value
         read = free and not self.aged
-        call = Call(client, store, session, store.patience(client, (key,), read=read))
+        call = CallContext(client, store, session, store.patience(client, (key,), read=read))
         run = partial(function, *args, **kwargs)
         return await self._missed(call, key, run, read=read, raw=raw, failure=failure)
 
     async def _missed(
-        self, call: Call, key: str, run: partial[Any], *, read: bool, raw: bytes | None, failure: Exception | None
+        self, call: CallContext, key: str, run: Any, *, read: bool, raw: bytes | None, failure: Exception | None
     ) -> Any:
         """Return the value that `get` has not found. If it has `read`, there was nothing, `raw`, or a `failure`."""
         if self._no_session_for_reloads:
@@ -178,13 +178,13 @@ class CachedFunction(Entries):
         reason = self.bypass_reason(call.store, call.client, call.session)
         return (await loading.resolve(reason, look=False))[0]
 
-    def call(self, values: dict[str, Any], keys: Collection[Any] = ()) -> Call | None:
+    def call(self, values: dict[str, Any], keys: Collection[Any] = ()) -> CallContext | None:
         """Return what the arguments come to; None where Redis is given as None."""
         client = self.cache.client(self.plan, values)
         if client is None:
             return None
         store = self.cache.store(client)
-        return Call(client, store, sync_session(self.plan.session(values)), store.patience(client, keys))
+        return CallContext(client, store, sync_session(self.plan.session(values)), store.patience(client, keys))
 
     def key(self, values: dict[str, Any], session: Session | None = None) -> str:
         """Return the key without the namespace."""
@@ -206,7 +206,7 @@ class CachedFunction(Entries):
             return
         await self._drop(call, self.keys(values, call.session))
 
-    async def _drop(self, call: Call, keys: Sequence[str]) -> None:
+    async def _drop(self, call: CallContext, keys: Sequence[str]) -> None:
         for key in keys:
             self.counters.tell("invalidation", key)
         await enlist(self.cache, call.client, call.session, keys=keys)
@@ -287,7 +287,3 @@ def with_argument(call: partial[Any], name: str, value: object) -> partial[Any]:
         bound.apply_defaults()  # what stands before it cannot be left out
     bound.arguments[name] = value
     return partial(call.func, *bound.args, **bound.kwargs)
-
-
-async def nothing(*_: object) -> None:
-    """Do nothing: the function of a call that is only asked for its key, or what it invalidates."""

@@ -32,7 +32,7 @@ from fastrdb.transactions import (
     why_not_stored,
 )
 
-from .entry import MISS, Call, Entries, Reading
+from .entry import MISS, CallContext, Entries, Reading
 
 logger = logging.getLogger("fastrdb")
 
@@ -67,7 +67,7 @@ class Loading(Reading):
     def __init__(
         self,
         entries: Entries,
-        call: Call,
+        call: CallContext,
         asked: Sequence[str],
         load: Loader,
         *,
@@ -128,10 +128,11 @@ class Loading(Reading):
                 self.values[key] = found
                 entries.counters.tell("hit", key)
         if policy.background and (aging := [*self.stale, *self.early]):
-            alone = Call(self.call.client, self.call.store, None, self.call.store.patience(self.call.client, aging))
+            client, store = self.call.client, self.call.store
+            alone = CallContext(client, store, None, store.patience(client, aging))
             again = Loading(entries, alone, self.asked, self.load, many=self.many, background=True)
             again.seen, again.early = self.seen, self.early
-            entries.cache.reload(alone.store, aging, again.in_background)
+            entries.cache.reload(store, aging, again.in_background)
 
     async def in_background(self, keys: Sequence[str]) -> None:
         """Reload, as a part of no call. What goes wrong is logged and counted; nothing is raised."""

@@ -102,7 +102,7 @@ def forks(when: str, hooked: str = "hooked") -> None:
     limit = 30
     if hooked != "hooked":
         limit = 8
-        runtime._all.clear()
+        runtime._runtimes.clear()
     signal.alarm(limit)
     if when == "running":
         asyncio.run(_fork_and_read(limit))
