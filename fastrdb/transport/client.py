@@ -108,11 +108,7 @@ class RedisClient:
 
     async def many(self, client: Client, commands: Sequence[Call | Command]) -> list[Any]:
         """Send commands and scripts in one round trip. The first error is raised when all have been tried."""
-        replies = await self.run(client, commands)
-        for command, reply in zip(commands, replies, strict=True):
-            if isinstance(reply, Exception):
-                raise self.translated(command, reply)
-        return replies
+        return self.raised(commands, await self.run(client, commands))
 
     async def portions(self, client: Client, commands: Sequence[Call | Command], size: int) -> list[Any]:
         """Do as `many`, in several round trips of `size` commands if there are more: others would wait for them."""

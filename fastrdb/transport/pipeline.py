@@ -64,10 +64,10 @@ class Batch:
         """Return all but the GETs. Those of a cancelled caller are sent too: a release must follow its acquire."""
         return [command for commands, _ in self._sends for command in commands]  # mechanism: cancelled-commands-sent
 
-    def found(self, values: Sequence[bytes | Exception | None]) -> None:
-        """Settle the GETs with values in the order of `gets`."""
+    def found(self, values: Sequence[Any], *, errors: bool = False) -> None:
+        """Settle the GETs with values in the order of `gets`; with `errors` some of them are errors."""
         for future, value in zip(self.gets.values(), values, strict=True):
-            if isinstance(value, Exception):
+            if errors and isinstance(value, Exception):
                 _settle(future, value)
             # Inlined: a call would be felt on a hit.
             elif not future.done():  # mechanism: cancelled-get-skipped
@@ -290,7 +290,8 @@ class Pipeline:
         elif isinstance(found, Exception):
             batch.refuse_gets(self._translated("MGET", found))
         elif self._in_slots:
-            batch.found([self._translated("GET", each) if isinstance(each, Exception) else each for each in found])
+            each = [self._translated("GET", raw) if isinstance(raw, Exception) else raw for raw in found]
+            batch.found(each, errors=True)
         else:
             batch.found(found)
 
