@@ -5,7 +5,6 @@ A hit is one read and a decode; `load` has the rest. Which session may read and 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -276,7 +275,7 @@ class CachedFunction(Entries):
 def variant(session: Session | None) -> dict[str, str] | None:
     """Return what a session adds to the keys of its calls: one session may read other tables than another."""
     schemas = schema_map(session) if session is not None else None
-    return None if schemas is None else {"%schema": json.dumps(schemas, sort_keys=True)}
+    return None if schemas is None else {"%schema": schemas}
 
 
 def with_argument(call: partial[Any], name: str, value: object) -> partial[Any]:

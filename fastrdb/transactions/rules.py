@@ -7,6 +7,9 @@ Rule 5: a schema_translate_map is part of the key.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -25,6 +28,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.util import greenlet_spawn
 
 from .state import (
+    STATE,
     Transaction,
     changed,
     connections_of,
@@ -37,9 +41,11 @@ from .state import (
 
 WROTE = "the session has written in its open transaction"
 READ_BACK = "the session has read what it had written, and rolled it back"
+OTHER_SCHEMAS = "the session's schema_translate_map has changed since its key was made"
 _CURRENT = ("READ COMMITTED", "AUTOCOMMIT")  # levels at which a statement sees all that is committed by then
 # SQLSTATE: connection exception, insufficient resources, shutting down or not yet up
 _UNREACHABLE = ("08", "53", "57P")
+_SCHEMA_MAP = "schema_translate_map"
 _LEVEL, _STREAMS = "fastrdb.level", "fastrdb.streams"  # in `Connection.info`, which belongs to the driver's connection
 _levels: WeakKeyDictionary[Engine, str] = WeakKeyDictionary()
 
@@ -68,14 +74,41 @@ def has_transaction(session: Session) -> bool:
     return session.in_transaction() or outer_connection(session) is not None
 
 
-def schema_map(session: Session) -> dict[str, str | None] | None:
-    """Rule 5: return the `schema_translate_map` of the session or of its engine, or None."""
-    options: Any = getattr(session, "execution_options", None)  # SQLAlchemy 2.1
-    found = options.get("schema_translate_map") if options else None
-    bind = session.bind
-    if found is None and bind is not None and (own := bind.get_execution_options()):
-        found = own.get("schema_translate_map")
-    return dict(found) if found else None
+def schema_map(session: Session) -> str | None:
+    """Rule 5: return the schema_translate_maps under which the session's statements may run, or None without any.
+
+    One is set on the session, its engines (`bind`, `binds`, an own `get_bind`) or on the connections of its open
+    transaction. The text is the same in all processes.
+    """
+    options: Any = getattr(session, "execution_options", None)  # SQLAlchemy 2.1; stronger than those of a connection
+    if options and (own := options.get(_SCHEMA_MAP)):
+        return _map_text(own)
+    bind, binds = session.bind, _binds_of(session)
+    if type(session).get_bind is not Session.get_bind:
+        with suppress(Exception):  # such a method may ask for a mapper
+            bind = session.get_bind()
+    if not binds and STATE not in session.info:  # a hit pays for this
+        known = bind.get_execution_options() if bind is not None else None
+        return _map_text(found) if known and (found := known.get(_SCHEMA_MAP)) else None
+    connections = connections_of(session)
+    used = {*connections, *(each.engine for each in connections)}
+    places = [each for each in {bind, *binds.values()} if each is not None and each not in used]
+    maps = (each.get_execution_options().get(_SCHEMA_MAP) for each in (*connections, *places))
+    return "|".join(sorted({_map_text(each) if each else "" for each in maps})) or None
+
+
+def _map_text(schemas: Mapping[str | None, str | None]) -> str:
+    """Return a text of a schema_translate_map, without regard to its order."""
+    # A connection holds None's schema a second time, as that of "_none".
+    own = [item for item in schemas.items() if item[0] != "_none" or None not in schemas]
+    return json.dumps(sorted(own, key=repr))
+
+
+def _binds_of(session: Session) -> Mapping[Any, Engine | Connection]:
+    """Return `Session(binds=...)`: an attribute of its own since SQLAlchemy 2.1, a hidden one before."""
+    known: Any = vars(session)
+    found: Mapping[Any, Engine | Connection] = known.get("binds") or known.get("_Session__binds") or {}
+    return found
 
 
 # --- rules 1 and 2

@@ -19,12 +19,14 @@ from sqlalchemy.orm import Session
 from fastrdb.errors import SessionInUseError
 
 from .rules import (
+    OTHER_SCHEMAS,
     READ_BACK,
     WROTE,
     ask_level,
     has_written,
     known_level,
     older,
+    schema_map,
     untold,
     why_not_stored,
     why_unpublished,
@@ -102,7 +104,7 @@ class RunningLoad(RunningCall):
     the reasons that the function gave by `no_store`. `tokens` are those of the leases.
     """
 
-    __slots__ = ("tokens", "notes", "unfit", "_since", "_seen", "_hidden")
+    __slots__ = ("tokens", "notes", "unfit", "_since", "_schemas", "_seen", "_hidden")
 
     def __init__(
         self, function: str, parameter: str | None, session: Session | None, tokens: Collection[str] = ()
@@ -121,6 +123,7 @@ class RunningLoad(RunningCall):
 
     async def __aenter__(self) -> Self:
         self._since = next_order()
+        self._schemas = None if self.session is None else schema_map(self.session)
         await self._check()  # now, too: when the load is done, that transaction may be over
         self.__enter__()
         self._hide_identity_maps()
@@ -130,6 +133,8 @@ class RunningLoad(RunningCall):
         try:
             if error is None:
                 await self._check()
+                if self.session is not None and schema_map(self.session) != self._schemas:
+                    self.unfit = self.unfit or OTHER_SCHEMAS
         finally:
             for session in self._hidden:
                 session.__dict__.pop("_identity_lookup", None)

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from fastrdb.keys import Prefix
 from fastrdb.protocol import Intent
 
-_STATE, _UNDONE = "fastrdb", "fastrdb.undone"  # in Session.info: of its open transaction, and of all its transactions
+STATE, _UNDONE = "fastrdb", "fastrdb.undone"  # in Session.info: of its open transaction, and of all its transactions
 _orders = itertools.count(1)
 _transactions: WeakKeyDictionary[Connection, Transaction] = WeakKeyDictionary()
 _used: WeakKeyDictionary[asyncio.Task[object], WeakSet[Session]] = WeakKeyDictionary()
@@ -227,15 +227,15 @@ transaction_of = _transactions.get
 
 def state_of(session: Session) -> SessionState:
     """Return the state of the session's root transaction; make it where there is none."""
-    state: SessionState | None = session.info.get(_STATE)
+    state: SessionState | None = session.info.get(STATE)
     if state is None:
-        state = session.info[_STATE] = SessionState()
+        state = session.info[STATE] = SessionState()
     return state
 
 
 def take_state(session: Session) -> SessionState | None:
     """Remove and return the state of a root transaction that has ended; the next one gets a new one."""
-    state: SessionState | None = session.info.pop(_STATE, None)
+    state: SessionState | None = session.info.pop(STATE, None)
     return state
 
 
@@ -257,7 +257,7 @@ def outer_connection(session: Session) -> Connection | None:
 
 def connections_of(session: Session) -> list[Connection]:
     """Return the connections that the session's open transaction uses, a joined outer one among them."""
-    state: SessionState | None = session.info.get(_STATE)
+    state: SessionState | None = session.info.get(STATE)
     found = list(state.connections) if state is not None else []
     outer = session.bind
     if isinstance(outer, Connection) and outer.in_transaction() and outer not in found:

@@ -1,0 +1,179 @@
+"""Rule 5: what a session reads depends on its schema_translate_map, wherever SQLAlchemy lets it be set."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ConfigDict
+from redis.asyncio import Redis
+from sqlalchemy import select, text
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from fastrdb import FastRDB, cached
+from tests.support.servers.databases import Database
+
+TENANTS = ("red", "blue")
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Note(Base):
+    __tablename__ = "note"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    body: Mapped[str]
+
+
+class NoteOut(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+    id: int
+    body: str
+
+
+Opened = Callable[[AsyncExitStack, AsyncEngine, str], Awaitable[AsyncSession]]
+
+
+async def by_engine(stack: AsyncExitStack, engine: AsyncEngine, tenant: str) -> AsyncSession:
+    """Set the map on the engine."""
+    return AsyncSession(engine.execution_options(schema_translate_map={None: tenant}))
+
+
+async def by_session(stack: AsyncExitStack, engine: AsyncEngine, tenant: str) -> AsyncSession:
+    """Set the map on the session."""
+    try:
+        return AsyncSession(engine, execution_options={"schema_translate_map": {None: tenant}})
+    except TypeError:
+        pytest.skip("a session has options of its own since SQLAlchemy 2.1")
+
+
+async def by_connection(stack: AsyncExitStack, engine: AsyncEngine, tenant: str) -> AsyncSession:
+    """Set the map on the connection of the session's transaction, as many applications do in each request."""
+    db = AsyncSession(engine)
+    await db.connection(execution_options={"schema_translate_map": {None: tenant}})
+    return db
+
+
+async def by_own_connection(stack: AsyncExitStack, engine: AsyncEngine, tenant: str) -> AsyncSession:
+    """Give the session a connection that has the map."""
+    connection = await stack.enter_async_context(engine.connect())
+    return AsyncSession(await connection.execution_options(schema_translate_map={None: tenant}))
+
+
+async def by_model(stack: AsyncExitStack, engine: AsyncEngine, tenant: str) -> AsyncSession:
+    """Give the model an engine of its own."""
+    return AsyncSession(engine, binds={Note: engine.execution_options(schema_translate_map={None: tenant})})
+
+
+async def by_table(stack: AsyncExitStack, engine: AsyncEngine, tenant: str) -> AsyncSession:
+    """Give the table an engine of its own, and the session no other."""
+    return AsyncSession(binds={Note.__table__: engine.execution_options(schema_translate_map={None: tenant})})  # type: ignore[dict-item]
+
+
+async def by_get_bind(stack: AsyncExitStack, engine: AsyncEngine, tenant: str) -> AsyncSession:
+    """Choose the engine in the session's own method."""
+    mapped = engine.sync_engine.execution_options(schema_translate_map={None: tenant})
+
+    class Routed(Session):
+        def get_bind(self, *_: Any, **__: Any) -> Any:
+            return mapped
+
+    return AsyncSession(sync_session_class=Routed)
+
+
+WAYS = [by_engine, by_session, by_connection, by_own_connection, by_model, by_table, by_get_bind]
+
+
+@pytest.fixture
+async def engine(postgresql: Database) -> AsyncIterator[AsyncEngine]:
+    """Yield an engine of a database with the same table in two schemas, with other rows."""
+    async with postgresql.engine.begin() as connection:
+        for tenant in TENANTS:
+            await connection.execute(text(f"DROP SCHEMA IF EXISTS {tenant} CASCADE"))
+            await connection.execute(text(f"CREATE SCHEMA {tenant}"))
+            await connection.execute(text(f"CREATE TABLE {tenant}.note (id int PRIMARY KEY, body text)"))
+            await connection.execute(text(f"INSERT INTO {tenant}.note VALUES (1, '{tenant}')"))
+    yield postgresql.engine
+    async with postgresql.engine.begin() as connection:
+        for tenant in TENANTS:
+            await connection.execute(text(f"DROP SCHEMA {tenant} CASCADE"))
+
+
+@cached("note:{number}")
+async def body_of(db: AsyncSession, redis: Redis, number: int) -> str:
+    """Return the body of a note."""
+    return (await db.scalars(select(Note.body).where(Note.id == number))).one()
+
+
+async def in_each(engine: AsyncEngine, way: Opened, read: Callable[[AsyncSession], Awaitable[Any]]) -> list[Any]:
+    """Return what each tenant reads, one after the other."""
+    found = []
+    for tenant in TENANTS:
+        async with AsyncExitStack() as stack, await way(stack, engine, tenant) as db:
+            found.append(await read(db))
+    return found
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_tenants_do_not_share_entries(engine: AsyncEngine, client: Redis, way: Opened) -> None:
+    """Each is answered with its own row, and has its own entry: the second time nothing is loaded."""
+    loads = body_of.stats.loads
+    for _ in range(2):
+        assert await in_each(engine, way, lambda db: body_of(db, client, 1)) == [*TENANTS]
+    assert body_of.stats.loads - loads == 2
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_crud_of_tenants_is_apart(engine: AsyncEngine, client: Redis, way: Opened) -> None:
+    """What one tenant writes, is invalidated and stored for that one; the other's rows and answers stay."""
+    notes: FastRDB[Note, Any, Any, NoteOut] = FastRDB(Note, NoteOut, "crud:{id}", "cruds:{page}:{limit}")
+
+    async def read(db: AsyncSession) -> tuple[str, int]:
+        return (await notes.get(db, client, id=1)).body, await notes.count(db, client)
+
+    assert await in_each(engine, way, read) == [("red", 1), ("blue", 1)]
+    async with AsyncExitStack() as stack, await way(stack, engine, "red") as db:
+        await notes.update(db, client, {"body": "new"}, id=1)
+        await db.commit()
+    async with AsyncExitStack() as stack, await way(stack, engine, "red") as db:
+        await notes.create(db, client, {"id": 2, "body": "second"})
+        await db.commit()
+    assert await in_each(engine, way, read) == [("new", 2), ("blue", 1)]
+
+
+async def test_map_of_several_schemas_has_one_key(engine: AsyncEngine, client: Redis) -> None:
+    """Whatever its order; None and the text "null" are two schemas."""
+
+    def key(schemas: dict[str | None, str | None]) -> str:
+        return body_of.key(AsyncSession(engine.execution_options(schema_translate_map=schemas)), client, 1)
+
+    assert key({None: "red", "x": "blue"}) == key({"x": "blue", None: "red"}) != key({None: "blue", "x": "red"})
+    assert key({None: "red"}) != key({"null": "red"})
+    assert key({None: None}) != key({None: "None"})
+    assert key({}) == "note:1"
+
+
+async def test_model_with_an_engine_of_its_own_is_not_that_engine(engine: AsyncEngine, client: Redis) -> None:
+    """A function may read other tables by the session's other engine: the key names both."""
+    mapped = engine.execution_options(schema_translate_map={None: "red"})
+    whole, partly = AsyncSession(mapped), AsyncSession(engine, binds={Note: mapped})
+    assert len({body_of.key(db, client, 1) for db in (whole, partly, AsyncSession(engine))}) == 3
+
+
+async def test_load_that_changes_its_own_map_is_not_stored(engine: AsyncEngine, client: Redis) -> None:
+    """Its key was made without that map."""
+
+    @cached("tenant:{number}")
+    async def load(db: AsyncSession, redis: Redis, number: int) -> str:
+        await db.connection(execution_options={"schema_translate_map": {None: "red"}})
+        return (await db.scalars(select(Note.body).where(Note.id == number))).one()
+
+    async with AsyncSession(engine) as db:
+        assert await load(db, client, 1) == "red"
+    assert (load.stats.fills, await client.exists("tenant:1")) == (0, 0)
