@@ -16,7 +16,7 @@ import wrapt
 from .errors import OptionError, PatternError
 from .events import Counters, Hook, Stats
 from .invalidation import Invalidation
-from .keys import MISSING, CallPlan, Prefix, Template, inspect_function, prefixes_of, seal_of
+from .keys import MISSING, CallPlan, Pattern, Prefix, hashed, inspect_function
 from .loading import CachedFunction, CachedMany, Explanation, Policy
 from .near import Near
 from .options import Seconds, at_least_one, seconds
@@ -53,9 +53,9 @@ class _Extras:
     _self_query: CachedFunction
     __wrapped__: Any
 
-    def _self_values(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    def _self_values(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, several: bool = False) -> Any:
         instance = getattr(self.__wrapped__, "__self__", None)
-        return self._self_query.plan.bind(instance, args, kwargs, partial=True)
+        return self._self_query.bind(instance, args, kwargs, several=several)
 
     @property
     def query(self) -> CachedFunction:
@@ -69,11 +69,11 @@ class _Extras:
         return self._self_query.full_key(self._self_values(args, kwargs))
 
     async def invalidate(self, /, *args: Any, **kwargs: Any) -> None:
-        await self._self_query.invalidate(self._self_values(args, kwargs))
+        await self._self_query.invalidate(self._self_values(args, kwargs, several=True))
 
     async def refresh(self, /, *args: Any, **kwargs: Any) -> Any:
         return await self._self_query.refresh(
-            partial(self.__wrapped__, *args, **kwargs), self._self_values(args, kwargs)
+            partial(self.__wrapped__, *args, **kwargs), self._self_values(args, kwargs, several=True)
         )
 
     async def put(self, value: Any, /, *args: Any, **kwargs: Any) -> None:
@@ -175,7 +175,7 @@ class Cache(Runtime):
             lease=seconds(lease, name="lease", owner=owner),
             barrier=seconds(barrier, name="barrier", owner=owner),
             hook=hook,
-            seal=seal_of(hash_keys, owner),
+            seal=hashed(hash_keys, owner),
             max_bytes=at_least_one(max_bytes, name="max_bytes", owner=owner),
         )
         self.move(namespace, None if redis is None else checked(redis, owner))
@@ -323,10 +323,10 @@ class Cache(Runtime):
 
 
 def _plain_prefixes(text: str, owner: str) -> list[Prefix]:
-    template = Template.parse(text, owner=owner, kind="prefix")
-    if template.fields:
+    if Pattern.parse(text, owner=owner, kind="prefix").fields:
         raise PatternError(f"{owner}: prefix {text!r} has placeholders, and nothing here fills them")
-    return prefixes_of(template, ())
+    found = Prefix.of(text)
+    return [] if found is None else [found]
 
 
 def _policy(owner: str, decorator: str, options: Options) -> Policy:

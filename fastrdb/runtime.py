@@ -19,7 +19,7 @@ from weakref import ReferenceType, WeakKeyDictionary, WeakSet, ref
 
 from .errors import CacheUnavailableError, OptionError
 from .events import Counters, Hook
-from .keys import MISSING, CallPlan, Prefix
+from .keys import MISSING, BoundCall, BoundMany, CallPlan, Prefix
 from .protocol import Store, is_cluster
 from .singleflight import Flights
 from .transport import Target
@@ -142,10 +142,9 @@ class Runtime:
 
     # --- the client of a call, and its store
 
-    def client(self, plan: CallPlan, values: dict[str, Any]) -> Any:
+    def client(self, plan: CallPlan, call: BoundCall | BoundMany) -> Any:
         """Return the client of a call: its argument, else the cache's own. None means: just run the function."""
-        found = plan.redis(values)
-        return self.own(plan) if found is MISSING else found
+        return self.own(plan) if call.client is MISSING else call.client
 
     def own(self, plan: CallPlan) -> Any:
         """Return the cache's own client, for a call that has none; None where the function may do without."""

@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from fastrdb.cache import Cache, Cached
 from fastrdb.errors import PatternError
 from fastrdb.invalidation import Put, enlist
-from fastrdb.keys import CallPlan, Template, mark, quote
+from fastrdb.keys import CallPlan, Pattern, PrefixTemplates, fingerprint, quote
 from fastrdb.loading import CachedFunction, get_many, no_store
 from fastrdb.options import Seconds
 from fastrdb.values import Codec
@@ -109,7 +109,7 @@ class Bindings(Generic[Response]):
         )
         for name, load, result in (("count", self._load_count, int), ("exists", self._load_exists, bool)):
             # A parsed template: as text it would be refused for its "%".
-            pattern: Any = Template.parse(f"{self._numbers}{name}", owner=self.owner, kind="prefix")
+            pattern: Any = Pattern.parse(f"{self._numbers}{name}", owner=self.owner, kind="prefix")
             setattr(self, name, self.cache.cached(pattern, **several)(self._function(name, load, self.typed, result)))
 
     async def _load_item(self, db: AsyncSession, asked: dict[str, Any]) -> Any:
@@ -185,28 +185,28 @@ class Bindings(Generic[Response]):
     def _bind_writes(self, prefixes: Sequence[str]) -> None:
         exact = {name for name in self.typed if self.columns.fields[name].exactness == "everywhere"}
         texts = [cut(self._pattern, self.typed), cut(self._list_pattern, exact - set(_PAGING)), f"{self._numbers}*"]
-        templates = [Template.parse(text, owner=self.owner, kind="prefix") for text in prefixes if text]
+        templates = [Pattern.parse(text, owner=self.owner, kind="prefix") for text in prefixes if text]
         always, by_row = self._narrowed([*texts, *(cut(template, self.typed) for template in templates)])
         self._used = tuple(sorted({field for template in by_row for field in template.fields}))
         write = self._function("write", self._load_exists, {name: self.typed[name] for name in self._used}, None)
 
-        def reaches(found: Sequence[Template]) -> Any:
+        def templates_of(found: Sequence[Pattern]) -> PrefixTemplates:
             texts = [template.text for template in found]
             plan = CallPlan.of(write, pattern=None, prefixes=texts, decorator="invalidates", seal=self.cache.seal)
-            self.cache.owned |= plan.reaches.heads
-            return plan.reaches
+            self.cache.owned |= plan.templates.heads
+            return plan.templates
 
-        self._by_row = reaches(by_row)
-        self._always = reaches(always).prefixes_before([{}])
+        self._by_row = templates_of(by_row)
+        self._always = templates_of(always).before([{}]).prefixes
         self._counters = self.cache.counters(f"{self.owner}.write")
 
-    def _narrowed(self, texts: Sequence[str]) -> tuple[list[Template], list[Template]]:
+    def _narrowed(self, texts: Sequence[str]) -> tuple[list[Pattern], list[Pattern]]:
         """Return the prefixes that are the same for all rows, then those of each row that lie under none of these."""
-        found = [Template.parse(text, owner=self.owner, kind="prefix") for text in dict.fromkeys(texts)]
+        found = [Pattern.parse(text, owner=self.owner, kind="prefix") for text in dict.fromkeys(texts)]
         heads = {each: each.tail.rstrip("*") for each in found if not each.fields}
         wide = {each: head for each, head in heads.items() if not {*head} & {*"*?"}}
 
-        def needed(template: Template) -> bool:
+        def needed(template: Pattern) -> bool:
             # A key that would begin with "fastrdb:" is written otherwise, and lies under no shorter literal.
             return ("fastrdb:".startswith(template.head) and template.head != "") or not any(
                 each is not template and template.head.startswith(head) and (head != heads.get(template))
@@ -227,11 +227,11 @@ class Bindings(Generic[Response]):
         """
         if redis is None:
             return
-        known = {mark(each.values()): each for each in (self.columns.values(row, self._used) for row in rows)}
+        known = {fingerprint(each.values()): each for each in (self.columns.values(row, self._used) for row in rows)}
         new = [values for one, values in known.items() if one not in done]
         if not new:
             return
-        prefixes = [*(() if done else self._always), *self._by_row.prefixes_before(new)]
+        prefixes = [*(() if done else self._always), *self._by_row.before(new).prefixes]
         done.update(known)
         self._counters.tell("invalidation", ", ".join(prefix.head for prefix in prefixes))
         await enlist(self.cache, redis, db.sync_session, prefixes, writes=True)
@@ -271,9 +271,9 @@ class Bindings(Generic[Response]):
         found = [name for name in names if not isinstance(name, str) or hasattr(self.columns.model, name)]
         return bool(found) and isinstance(found[0], str) and found[0] in self.columns.fields
 
-    def _template(self, kind: str, text: str, besides: Collection[str] = ()) -> Template:
+    def _template(self, kind: str, text: str, besides: Collection[str] = ()) -> Pattern:
         """Return a pattern whose placeholders are columns. Raises PatternError."""
-        template = Template.parse(text, owner=self.owner, kind="pattern")
+        template = Pattern.parse(text, owner=self.owner, kind="pattern")
         for field in template.fields:
             if field not in self.typed and field not in besides:
                 more = f", nor one of {', '.join(besides)}" if besides else ""
@@ -313,7 +313,7 @@ class Bindings(Generic[Response]):
         return bound
 
 
-def cut(template: Template, fillable: Collection[str]) -> str:
+def cut(template: Pattern, fillable: Collection[str]) -> str:
     """Return a pattern as a prefix, which ends in `*` before the first placeholder that is not `fillable`."""
     made = ""
     for part in template.parts:

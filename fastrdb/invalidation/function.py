@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from fastrdb.keys import RESULT, CallPlan, Prefix
+from fastrdb.keys import VARIANTS, BoundCall, CallPlan, Prefix
 from fastrdb.runtime import Runtime
 from fastrdb.transactions import RunningCall, Targets, has_transaction, leave, sync_session
 
@@ -24,27 +24,26 @@ class Invalidation:
 
     def __init__(self, cache: Runtime, plan: CallPlan) -> None:
         self.cache = cache
-        cache.owned |= plan.reaches.heads
+        cache.owned |= plan.templates.heads
         self.plan = plan
         self.counters = cache.counters(plan.function)
 
-    async def run(self, function: Callable[[], Awaitable[Any]], values: dict[str, Any]) -> Any:
+    async def run(self, function: Callable[[], Awaitable[Any]], call: BoundCall) -> Any:
         """Return the result of `function()`. Once that is committed, nothing older than it is in the cache.
 
-        `values` are its arguments by name. An error or a cancellation of the function passes through; what it has
+        An error or a cancellation of the function passes through; what it has
         committed by then is invalidated.
         """
-        plan, calls = self.plan, (values,)
-        client = self.cache.client(plan, values)
+        plan, calls = self.plan, (call.arguments,)
+        client = self.cache.client(plan, call)
         if client is None:
             return await function()
-        store, session, reaches = self.cache.store(client), sync_session(plan.session(values)), plan.reaches
+        store, session, templates = self.cache.store(client), sync_session(call.session), plan.templates
         targets = Targets(
             store,
             lambda: store.intent(client),
-            reaches.prefixes_before(calls),
-            reaches.keys_before(calls),
-            reaches.prefixes_before_result(calls),
+            *templates.before(calls),
+            templates.before_result(calls),
         )
         if session is not None and has_transaction(session):
             targets.join(session)
@@ -56,15 +55,16 @@ class Invalidation:
         if ending is not None:
             await asyncio.shield(ending)
         targets.wide = []  # the result is known
-        known = ({**values, RESULT: result},)
-        await self._follow(targets, session, client, reaches.prefixes_after(known), reaches.keys_after(known))
+        await self._follow(targets, session, client, *templates.after(calls, result))
         return result
 
     async def _follow(
         self, targets: Targets, session: Any, client: Any, prefixes: list[Prefix], keys: list[str]
     ) -> None:
         """Invalidate what no commit has carried: with the commits that are to come, or now if there are none."""
-        heads = [prefix.head for prefix in (*targets.prefixes, *prefixes)]
+        single = [*targets.keys, *keys]
+        variants = tuple(f"{key}{mark}" for key in single for mark in VARIANTS)  # of single keys: not worth telling
+        heads = [each.head for each in (*targets.prefixes, *prefixes) if not each.head.startswith(variants)]
         self.counters.tell("invalidation", ", ".join([*heads, *targets.keys]))
         added = targets.add(prefixes, keys)
         if (session is not None and has_transaction(session)) or not (targets.carried or added):

@@ -1,28 +1,26 @@
-"""The face of `fastrdb.keys`."""
+"""The face of `fastrdb.keys`: from a call to its key, from a template to what it reaches."""
 
-from .call import MISSING, UNSAID, CallPlan
-from .elements import Elements, elements_of, shape_of
-from .filling import mark
-from .pattern import Template, quote
-from .prefix import Prefix, prefixes_of
-from .reaches import RESULT
-from .sealing import seal_of
-from .signature import Inspected, inspect_function
+from .call import UNSAID, BoundCall, BoundMany, CallPlan
+from .encoding import quote
+from .pattern import Pattern, add_pairs, hashed
+from .prefix import VARIANTS, Prefix, PrefixTemplates, Reached, fingerprint
+from .signature import MISSING, ResultShape, inspect_function
 
 __all__ = [
     "MISSING",
-    "RESULT",
     "UNSAID",
+    "VARIANTS",
+    "BoundCall",
+    "BoundMany",
     "CallPlan",
-    "Elements",
-    "Inspected",
+    "Pattern",
     "Prefix",
-    "Template",
-    "elements_of",
+    "PrefixTemplates",
+    "Reached",
+    "ResultShape",
+    "add_pairs",
+    "fingerprint",
+    "hashed",
     "inspect_function",
-    "mark",
-    "prefixes_of",
     "quote",
-    "seal_of",
-    "shape_of",
 ]

@@ -1,283 +1,248 @@
-"""How a call gives its key, its Redis and its session: decided when a function is decorated, cheap when called."""
+"""Calls: the plan of a decorated function, made and checked once, and what each of its calls comes to."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from fastrdb.errors import KeyValueError, MissingKeyFieldError, OptionError, PatternError
 
-from .arguments import BOUND, Binder
-from .compiled import Locate, Recipe, compile_locate
-from .declared import MISSING, encode_with, encoder_for
-from .encoding import Encoder, quote
-from .filling import Filling, attribute, part_encoder, reader
-from .pattern import LIMIT, RESERVED_HEAD, Template, fit, guard
-from .placeholders import Placeholders, known, type_of
-from .reaches import Reaches
-from .sealing import Seal, sealed
-from .signature import Inspected, inspect_function, redis_of, session_of
-
-__all__ = ["MISSING", "CallPlan"]
+from .compiled import Pair, Recipe, Step
+from .encoding import encode_with, encoder_for
+from .pattern import Part, Pattern, Seal, sealed
+from .prefix import RESULT, PrefixTemplates, Template, attribute, part_encoder, reader
+from .signature import MISSING, IdList, Inspected, Parameter, attribute_type, inspect_function
 
 UNSAID = (ValueError, AttributeError, KeyError, RecursionError, TypeError)
 """What is wrong with a call's arguments, without the name of the parameter."""
-_SURE = LIMIT // 4  # so few characters are never too many bytes
+
+
+class BoundCall(NamedTuple):
+    """One call: its Redis (None if given so, MISSING without one), its session or None, its key, its arguments by name.
+
+    `key` is "" where the function has no pattern.
+    """
+
+    client: Any
+    session: Any
+    key: str
+    arguments: Mapping[str, Any]
+
+
+class BoundMany(NamedTuple):
+    """One call with a list of ids: its Redis and session as of a `BoundCall`, a copy of the ids, the key of each."""
+
+    client: Any
+    session: Any
+    ids: Any
+    keys: list[str]
 
 
 class CallPlan:
-    """One decorated function's calls. Built by `of`; nothing in it changes afterwards."""
+    """The calls of one decorated function. Nothing in a plan changes after it is made.
 
-    def __init__(self, found: Inspected, ignore: Iterable[str], owner: str, seal: Seal | None) -> None:
-        self.function = found.name
-        self.return_type = found.return_type
+    Attributes:
+        function: the function's name.
+        return_type: its return annotation, MISSING without one.
+        session_name: the parameter that takes its session, or None.
+        redis_optional: its parameter for Redis has the default None.
+        head: what its keys begin with (but for the few that `guard` changes).
+        ids: the parameter that takes a list of ids, for `cached_many`.
+        templates: what its calls invalidate.
+        quick: gives Redis, session and key of a call without an instance; `locate` has better error messages.
+    """
+
+    def __init__(
+        self,
+        found: Inspected,
+        *,
+        owner: str,
+        pattern: str | Pattern | None,
+        prefixes: Sequence[str | Pattern],
+        keys: Sequence[str | Pattern],
+        ignore: Sequence[str],
+        seal: Seal | None,
+        many: bool,
+    ) -> None:
+        self.function, self.return_type, self._takes_instance = found.name, found.return_type, found.takes_instance
+        self._owner, self._ignored, self._seal = owner, frozenset(ignore), seal
         self._parameters = {each.name: each for each in found.parameters}
         self._kwargs = found.of_kind(inspect.Parameter.VAR_KEYWORD)
-        self._seal = seal
-        declared = self._parameters[self._kwargs].declared if self._kwargs else MISSING
-        self._keyword_encoder = sealed(encoder_for(declared), seal)
-        self._redis = next((each for each in found.parameters if each.role == "redis"), None)
-        self.session_name = next((each.name for each in found.parameters if each.role == "session"), None)
-        self.redis_optional = self._redis is not None and self._redis.default is None
-        self._first = found.parameters[0].name if found.parameters else None
-        self._self = self._first if found.takes_instance else None
-        self._outside = self._left_out(ignore, owner)
-        self._placeholders = Placeholders(self._parameters, self._kwargs, self._outside, self.return_type)
-        names = ("db", "session") if self.session_name is None else (self.session_name,)
-        self._session_names = tuple(name for name in names if name in self._outside)
-        self._binder = Binder(found, self._outside)
-        self._template: Template | None = None
-        self.head = ""  # what its keys begin with, but for the few that `guard` changes
-        self._guarded = False
-        self._steps: tuple[tuple[str, str, Callable[[Any], Any] | None, Encoder], ...] = ()
-        self._query: tuple[tuple[str, Any, str | None, Encoder], ...] = ()
-        self.reaches = Reaches((), ())
-        self._signature = found.signature
-        self._takes_instance = found.takes_instance
-        self.quick: Locate | None = None
-        """`locate` for calls without an instance, if there is a quick way; `locate` says better what is wrong."""
+        for name in self._ignored:
+            if name not in self._parameters and self._kwargs is None:
+                raise OptionError(f"{owner}: ignore names '{name}', but there is only {self._known}")
+        parsed = None if pattern is None else self._parse(pattern, "pattern")
+        self.ids = None
+        if many and parsed is not None:
+            self.ids = IdList.of(found, parsed.names, f"{owner}: pattern {parsed.text!r}")
+            self._parameters = {each.name: each for each in self.ids.one_of(found).parameters}
+        self._recipe = self._recipe_for(parsed)
+        filled = [self._template(text, "prefix") for text in prefixes if text != ""]
+        self.templates = PrefixTemplates(filled, [self._template(text, "pattern") for text in keys])
+        by_role = {each.role: each for each in reversed(found.parameters)}
+        self.session_name = by_role["session"].name if "session" in by_role else None
+        self.redis_optional = "redis" in by_role and by_role["redis"].default is None
+        self.head = "" if parsed is None else parsed.head
+        self.quick = self._recipe.twin(bool(self._takes_instance))
 
     @classmethod
     def of(
         cls,
         fn: Any,
         *,
-        pattern: str | Template | None,
-        prefixes: Sequence[str] = (),
-        keys: Sequence[str] = (),
-        ignore: Sequence[str] = (),
+        pattern: str | Pattern | None,
+        prefixes: Sequence[str | Pattern] = (),
+        keys: Sequence[str | Pattern] = (),
+        ignore: str | Sequence[str] = (),
         decorator: str,
         seal: Seal | None = None,
+        many: bool = False,
     ) -> CallPlan:
-        """The plan for *fn*, everything checked.
+        """Return the plan for *fn*, with everything checked.
 
         Args:
-            fn: the function, or what `inspect_function` gave for it.
-            pattern: the key's pattern, parsed already if it is fastrdb's own; None for a function that has no key.
+            fn: the function, or what `inspect_function` returned for it.
+            pattern: the key's pattern; None for a function that has no key.
             prefixes: what is invalidated; `{result.x}` takes the function's result.
             keys: patterns of single keys that are invalidated.
-            ignore: parameters that do not make a difference to the result.
+            ignore: parameters that make no difference to the result.
             decorator: its name, for messages.
             seal: what hides the values in keys, if something does.
+            many: one placeholder of the pattern names a list, and stands for one element of it.
 
         Raises:
             PatternError: a wrong pattern or prefix, or a placeholder for what the function does not have.
             OptionError: *fn* is not a coroutine function; *ignore* names what it does not have.
         """
         found = fn if isinstance(fn, Inspected) else inspect_function(fn, decorator)
-        owner = f"@{decorator} on {found.name}"
-        plan = cls(found, (ignore,) if isinstance(ignore, str) else ignore, owner, seal)
-        if pattern is not None:
-            parsed = pattern if isinstance(pattern, Template) else Template.parse(pattern, owner=owner, kind="pattern")
-            plan._compile(parsed, owner)
-        filled = [plan._filling(text, owner, "prefix") for text in prefixes if text != ""]
-        plan.reaches = Reaches(filled, [plan._filling(text, owner, "pattern") for text in keys])
-        return plan
+        owner, names = f"@{decorator} on {found.name}", (ignore,) if isinstance(ignore, str) else ignore
+        return cls(
+            found, owner=owner, pattern=pattern, prefixes=prefixes, keys=keys, ignore=names, seal=seal, many=many
+        )
 
     # --- at decoration ------------------------------------------------------------------------------------------------
 
-    def _left_out(self, ignore: Iterable[str], owner: str) -> frozenset[str]:
-        """The names that are never part of a key."""
-        for name in (names := tuple(ignore)):
-            if name not in self._parameters and self._kwargs is None:
-                raise OptionError(f"{owner}: ignore names '{name}', but there is only {known(self._parameters)}")
-        special = {name for name, each in self._parameters.items() if each.role != "value"}
-        if self._kwargs is not None:  # without parameters of their own, these arrive among the keyword arguments
-            special |= {"redis"} - self._parameters.keys() if self._redis is None else set()
-            special |= {"db", "session"} - self._parameters.keys() if self.session_name is None else set()
-        return frozenset(special.union(names))
+    @property
+    def _known(self) -> str:
+        """The names that a key may be made of, for messages."""
+        names = [name for name, each in self._parameters.items() if each.role in ("value", "self")]
+        return ", ".join(f"'{name}'" for name in names) or "no parameter"
 
-    def _compile(self, template: Template, owner: str) -> None:
-        for part in template.parts:
-            self._placeholders.check(part, template, owner, result=False)
-        self._template, self.head = template, template.head
-        self._guarded = RESERVED_HEAD.startswith(template.head)  # else the literal head alone keeps it apart
-        self._steps = tuple(
-            (
-                part.literal,
-                part.root,
-                reader(part.path),
-                part_encoder(part, self._placeholders.type_at(part), self._seal),
-            )
-            for part in template.parts
-        )
-        left = self._parameters.keys() - template.names - self._outside - {self._kwargs}
-        self._query = tuple(self._pair(name) for name in sorted(left))
-        if self._kwargs is None:
-            self.quick = compile_locate(self.function, [*self._signature.parameters.values()], self._recipe(template))
+    def _parse(self, text: str | Pattern, kind: Any, *, result: bool = False) -> Pattern:
+        """Return the pattern, with its placeholders checked; with *result*, `{result.x}` has a value.
 
-    def _recipe(self, template: Template) -> Recipe:
-        return Recipe(
-            steps=self._steps,
-            tail=template.tail,
-            query=self._query,
-            finish=lambda key: fit(guard(key)) if self._guarded else fit(key),
-            always_finish=self._guarded,
-            sure=_SURE,
-            redis=None if self._redis is None else self._redis.name,
-            session=self.session_name,
-            own_redis=redis_of,
-            own_session=session_of,
-            instance=self._self,
-        )
+        Raises:
+            PatternError: naming function, pattern and placeholder.
+        """
+        pattern = text if isinstance(text, Pattern) else Pattern.parse(text, owner=self._owner, kind=kind)
+        for part in pattern.parts:
+            name = part.root
+            if result and name == RESULT:
+                continue
+            start = f"{self._owner}: {pattern.text!r}: placeholder '{{{part.field}}}'"
+            parameter = self._parameters.get(name)
+            if name == self._kwargs or (parameter is None and self._kwargs is None):
+                raise PatternError(f"{start}: there is no parameter '{name}', only {self._known}")
+            role = "value" if parameter is None else parameter.role
+            if role in ("redis", "session") or (role == "self" and not part.path):
+                raise PatternError(f"{start}: parameter '{name}' is its {role}, and never part of a key")
+            if name in self._ignored:
+                raise PatternError(f"{start}: parameter '{name}' is ignored, and never part of a key")
+        return pattern
 
-    def _pair(self, name: str) -> tuple[str, Any, str | None, Encoder]:
-        """Name, default, the default's text and the encoder of an argument that the pattern does not name."""
-        parameter = self._parameters[name]
-        encode = sealed(encoder_for(type_of(parameter)), self._seal)
+    def _type_at(self, part: Part) -> Any:
+        """Return the declared type of what a placeholder stands for, MISSING if it cannot be made out."""
+        found = self._parameters.get(part.root) or self._parameters.get(self._kwargs or "")
+        if part.root == RESULT:
+            return attribute_type(self.return_type, part.path)
+        return MISSING if found is None else attribute_type(found.type, part.path)
+
+    def _template(self, text: str | Pattern, kind: str) -> Template:
+        pattern = self._parse(text, kind, result=True)
+        return Template(pattern, [self._type_at(part) for part in pattern.parts], self.function, self._seal)
+
+    def _recipe_for(self, pattern: Pattern | None) -> Recipe:
+        steps: list[Step] = []
+        query: list[Pair] = []
+        if pattern is not None:
+            for part in pattern.parts:
+                found = self._parameters.get(part.root) or self._parameters.get(self._kwargs or "")
+                declared = MISSING if found is None else attribute_type(found.type, part.path)
+                steps.append(Step(part, reader(part.path), part_encoder(part, declared, self._seal)))
+            aside = pattern.names | self._ignored | {self._kwargs}
+            left = [each for each in self._parameters.values() if each.role == "value" and each.name not in aside]
+            query = [self._pair(each) for each in sorted(left, key=lambda each: each.name)]
+        return Recipe(self.function, self._parameters, self._ignored, pattern, steps, query, self.ids, self._seal)
+
+    def _pair(self, parameter: Parameter) -> Pair:
+        encode = sealed(encoder_for(parameter.type), self._seal)
         default = () if parameter.kind is inspect.Parameter.VAR_POSITIONAL else parameter.default
         try:
             text = None if default is MISSING else encode(default)
         except (KeyValueError, RecursionError):  # a sentinel of the function's own: only itself is left out
             text = None
-        return name, default, text, encode
-
-    def _filling(self, text: str, owner: str, kind: Any) -> Filling:
-        template = Template.parse(text, owner=owner, kind=kind)
-        for part in template.parts:
-            self._placeholders.check(part, template, owner, result=True)
-        types = [self._placeholders.type_at(part, result=True) for part in template.parts]
-        return Filling(template, types, self.function, self._seal)
+        return Pair(parameter.name, encode, default, text)
 
     # --- at a call ----------------------------------------------------------------------------------------------------
 
-    def locate(self, instance: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Any, str]:
-        """The call's Redis (None too, if given; MISSING where there is none), its session (or None), and its key.
-
-        Raises what `bind` and `key` raise.
-        """
-        if self.quick is not None and (instance is None or self._takes_instance is not None):
-            try:
-                if instance is None or not self._takes_instance:
-                    return self.quick(*args, **kwargs)
-                return self.quick(instance, *args, **kwargs)
-            except UNSAID:
-                pass  # said below
-        values = self.bind(instance, args, kwargs)
-        return self.redis(values), self.session(values), self.key(values)
-
-    def bind(
+    def locate(
         self, instance: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, partial: bool = False
-    ) -> dict[str, Any]:
-        """The call's arguments by name, defaults applied; a Redis that is not given is not there.
+    ) -> tuple[Any, Any, str]:
+        """Return the call's Redis (None too, if given; MISSING without one), its session or None, and its key.
 
         Args:
             instance: what a method is bound to, or None.
+            args: the positional arguments.
+            kwargs: the keyword arguments.
             partial: what is not part of the key may be left out.
 
         Raises:
             TypeError: the arguments do not fit the function.
-        """
-        return self._binder.bind(instance, args, kwargs, partial)
-
-    def key(self, values: Mapping[str, Any], extra: Mapping[str, str] | None = None) -> str:
-        """The key of a call.
-
-        Args:
-            values: what `bind` gave.
-            extra: further pairs for the query string.
-
-        Raises:
             KeyValueError: an argument has no canonical form.
             MissingKeyFieldError: the pattern needs a keyword argument that the call does not have.
         """
-        template = self._template
-        if template is None:
-            raise PatternError(f"{self.function}: it has no pattern, so its calls have no key")
+        found: tuple[Any, Any, str] = self._run(instance, args, kwargs, partial=partial)
+        return found
+
+    def bind_many(
+        self, instance: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, partial: bool = False
+    ) -> BoundMany:
+        """Return the call of a function that takes a list of ids. Raises what `locate` raises."""
+        return BoundMany(*self._run(instance, args, kwargs, partial=partial, many=True))
+
+    def bind(
+        self, instance: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, partial: bool = False
+    ) -> BoundCall:
+        """Return the call with its arguments by name, defaults applied. Raises what `locate` raises."""
+        client, session, key = self.locate(instance, args, kwargs, partial=partial)
+        return BoundCall(client, session, key, self._run(instance, args, kwargs, partial=partial, named=True))
+
+    def _run(self, instance: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], **kind: bool) -> Any:
+        bound = instance is not None and self._takes_instance is not False
+        given, takes = (instance, *args) if bound else args, bound or bool(self._takes_instance)
         try:
-            out: list[str] = []
-            for literal, name, read, encode in self._steps:
-                value = values[name]
-                out.append(literal)
-                out.append(encode(value if read is None else read(value)))
-            out.append(template.tail)
-            query = self._pairs(values) if self._query or self._kwargs is not None else []
-        except (KeyValueError, AttributeError, KeyError, RecursionError):
-            self._explain(values, template)
+            return self._recipe.twin(takes, **kind)(*given, **kwargs)
+        except UNSAID:
+            values = self._recipe.twin(takes, partial=kind.get("partial", False), named=True)(*given, **kwargs)
+            self._explain(values, next(iter(values)) if takes else None, kind.get("many", False))
             raise
-        if extra:
-            query += [f"{name}={quote(text)}" for name, text in sorted(extra.items())]
-        if query:
-            out.append(f"?{'&'.join(query)}")
-        key = "".join(out)
-        if self._guarded:
-            key = guard(key)
-        return key if len(key) <= _SURE else fit(key)
 
-    def _pairs(self, values: Mapping[str, Any]) -> list[str]:
-        query: list[str] = []
-        bound = self._first if BOUND in values else None
-        for name, default, default_text, encode in self._query:
-            value = values[name]
-            if value is default or name == bound:
-                continue
-            text = encode(value)
-            if text != default_text:
-                query.append(f"{name}={text}")
-        if self._kwargs is not None:
-            encode = self._keyword_encoder
-            query += [f"{quote(name)}={encode(values[name])}" for name in self._keyword_names(values)]
-            query.sort()
-        return query
-
-    def _keyword_names(self, values: Mapping[str, Any]) -> set[str]:
-        """Keyword arguments without a parameter of their own, less those in the pattern."""
-        known = self._parameters.keys() | self._outside | {BOUND}
-        return values.keys() - known if self._template is None else values.keys() - known - self._template.names
-
-    def _explain(self, values: Mapping[str, Any], template: Template) -> None:
+    def _explain(self, values: Mapping[str, Any], instance: str | None, many: bool) -> None:
         """Raise what names the argument because of which there is no key."""
-        for part, (_, name, read, encode) in zip(template.parts, self._steps, strict=True):
-            if name not in values:
-                raise MissingKeyFieldError(name, template.text) from None
-            value = values[name] if read is None else attribute(read, values[name], self.function, part)
-            encode_with(encode, value, self.function, part.field)
-        bound = self._first if BOUND in values else None
-        for name, _, _, encode in self._query:
-            if name != bound:
-                encode_with(encode, values[name], self.function, name)
-        for name in self._keyword_names(values):
-            encode_with(self._keyword_encoder, values[name], self.function, name)
-
-    def redis(self, values: Mapping[str, Any]) -> Any:
-        """The client of the call: its argument (None too, if given), else `self.redis`, else MISSING."""
-        name = "redis" if self._redis is None else self._redis.name
-        if name in self._outside and name in values:
-            return values[name]
-        if self._redis is not None and self._redis.default not in (None, MISSING):
-            return self._redis.default
-        return redis_of(self._instance(values))
-
-    def session(self, values: Mapping[str, Any]) -> Any:
-        """The session of the call: its argument, else `self.db`, else `self.session`, else None."""
-        for name in self._session_names:
-            found = values.get(name)
-            if found is not None:
-                return found
-        instance = self._instance(values)
-        return None if instance is None else session_of(instance)
-
-    def _instance(self, values: Mapping[str, Any]) -> Any:
-        name = self._first if BOUND in values else self._self
-        return None if name is None else values.get(name)
+        recipe, function = self._recipe, self.function
+        for step in recipe.steps:
+            root, field = step.part.root, step.part.field
+            if root not in values:
+                raise MissingKeyFieldError(field, recipe.pattern.text if recipe.pattern else "") from None
+            several = [values[root]]
+            if self.ids is not None and root == self.ids.parameter:
+                several = self.ids.ids(values[root], function) if many else [self.ids.one(values[root], function)]
+            for each in several:
+                encode_with(step.encode, attribute(step.read, each, function, step.part), function, field)
+        for pair in recipe.query:
+            if pair.name != instance:
+                encode_with(pair.encode, values[pair.name], function, pair.name)
+        for name, value in values.items():
+            if name not in self._parameters and not recipe.is_aside(name, value):
+                encode_with(recipe.keyword_encoder, value, function, name)

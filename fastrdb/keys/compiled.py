@@ -1,145 +1,302 @@
-"""A decorated function's twin, compiled once: it takes the same arguments, and gives their client, session and key.
+"""The twins of a decorated function: source text, written and compiled once, that takes the function's own arguments.
 
 Python itself binds the arguments then, as it would for the function, with the same errors, for a tenth of what
-`inspect.Signature.bind` costs; and what the pattern says is done in one expression. The source text holds names only:
-literals, defaults and encoders are its globals.
+`inspect.Signature.bind` costs. The source text holds names only: literals, defaults and encoders are its globals.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import cached_property
 from typing import Any
 
-from .declared import MISSING
-from .encoding import Encoder, scalar_encoder
+from fastrdb.errors import KeyValueError
 
-Locate = Callable[..., tuple[Any, Any, str]]
+from .encoding import Encoder, encoder_for, quote, scalar_encoder
+from .pattern import RESERVED_HEAD, SURE, Part, Pattern, Seal, fit, guard, sealed
+from .signature import MISSING, SCALARS, IdList, Parameter, is_redis, is_session, redis_of, session_of
+
+Twin = Callable[..., Any]
+_VAR_POSITIONAL, _VAR_KEYWORD = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+_POSITIONAL_ONLY, _KEYWORD_ONLY = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.KEYWORD_ONLY
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One placeholder: where its value comes from, and how it is written."""
+
+    part: Part
+    read: Callable[[Any], Any] | None
+    encode: Encoder
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """An argument that the pattern does not name: left out of the key where its text is that of the default."""
+
+    name: str
+    encode: Encoder
+    default: Any
+    default_text: str | None
+
+
+@dataclass
 class Recipe:
-    """What the twin is made from.
+    """What the key, the Redis and the session of a function's calls are made of.
 
     Attributes:
-        steps: of the pattern: literal text, parameter, what reads an attribute of it (or None), encoder.
-        tail: the literal text behind the last of them.
-        query: of the other parameters, sorted: name, default, the default's text, encoder.
-        finish: is given every key if `always_finish`, else one of more than `sure` characters: it may be too long.
-        redis, session: the parameter, if there is one.
-        own_redis, own_session: what gives them where the call does not: is given the instance.
-        instance: the parameter that holds it, if there is one.
+        function: the function's name.
+        parameters: by name.
+        ignored: names of arguments that make no difference.
+        pattern: of the key, or None.
+        steps: the placeholders of the pattern.
+        query: the arguments that the pattern does not name, sorted by name.
+        ids: the parameter that takes a list of ids, if one does.
+        seal: what hides the values in keys, if something does.
     """
 
-    steps: Sequence[tuple[str, str, Callable[[Any], Any] | None, Encoder]]
-    tail: str
-    query: Sequence[tuple[str, Any, str | None, Encoder]]
-    finish: Callable[[str], str]
-    always_finish: bool
-    sure: int
-    redis: str | None
-    session: str | None
-    own_redis: Callable[[Any], Any]
-    own_session: Callable[[Any], Any]
-    instance: str | None
+    function: str
+    parameters: Mapping[str, Parameter]
+    ignored: frozenset[str]
+    pattern: Pattern | None
+    steps: Sequence[Step]
+    query: Sequence[Pair]
+    ids: IdList | None
+    seal: Seal | None
+    _twins: dict[tuple[bool, ...], Twin] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        each = {parameter.role: parameter for parameter in reversed([*self.parameters.values()])}
+        self._redis, self._session = each.get("redis"), each.get("session")
+        self._kwargs = next((name for name, one in self.parameters.items() if one.kind is _VAR_KEYWORD), None)
+        self._named = self.pattern.names if self.pattern else frozenset[str]()
 
-def compile_locate(name: str, parameters: Sequence[inspect.Parameter], recipe: Recipe) -> Locate:
-    """The twin of a function called `name` with these parameters, of which none may be `**kwargs`."""
-    prefix = "_"
-    while any(parameter.name.startswith(prefix) for parameter in parameters):
-        prefix += "_"
-    text = _Text(prefix)
-    lines = [f"def locate({_signature(parameters, recipe, text)}):"]
-    lines += [f"    {line}" for line in (*_key(recipe, text), *_where(recipe, text))]
-    exec(compile("\n".join(lines), f"<fastrdb: {name}>", "exec"), text.names)  # noqa: S102  # only names, see above
-    made: Any = text.names["locate"]
-    made.__name__, made.__qualname__ = name.rpartition(".")[2], name
-    located: Locate = made
-    return located
+    def twin(self, takes: bool, *, partial: bool = False, many: bool = False, named: bool = False) -> Twin:
+        """Return a twin of the function, compiled when it is first asked for.
+
+        Args:
+            takes: the first parameter is what the call is bound to.
+            partial: what is not part of the key may be left out.
+            many: it returns the ids and a key for each, in place of the key.
+            named: it returns the arguments by name, and nothing else.
+        """
+        kind = (takes, partial, many, named)
+        if kind not in self._twins:
+            text = _Text(self.parameters)
+            instance = next(iter(self.parameters)) if takes else None
+            lines = [f"def twin({self._declaration(text, partial)}):"]
+            body = self._needs(text) if partial else []
+            if named:
+                pairs = "".join(f"{name!r}: {name}, " for name in self.parameters if name != self._kwargs)
+                rest = f"**{text.name(self._keywords)}({self._kwargs})" if self._kwargs else ""
+                body.append(f"return {{{pairs}{rest}}}")
+            else:
+                body += [*self._key(text, instance, many), *self._where(text, instance)]
+                key = f"{text.local('ids')}, {text.local('key')}" if many else text.local("key")
+                body.append(f"return {text.local('redis')}, {text.local('session')}, {key}")
+            lines += [f"    {line}" for line in body]
+            exec(compile("\n".join(lines), f"<fastrdb: {self.function}>", "exec"), text.names)  # noqa: S102 - only names
+            made: Any = text.names["twin"]
+            made.__name__, made.__qualname__ = self.function.rpartition(".")[2], self.function
+            self._twins[kind] = made
+        return self._twins[kind]
+
+    def _declaration(self, text: _Text, partial: bool) -> str:
+        """Return the parameters, as they are between the parentheses of a `def`."""
+        parts: list[str] = []
+        several = [*self.parameters.values()]
+        kinds = [each.kind for each in several]
+        for at, each in enumerate(several):
+            if each.kind is _KEYWORD_ONLY and not (_VAR_POSITIONAL in kinds or _KEYWORD_ONLY in kinds[:at]):
+                parts.append("*")
+            default = each.default
+            if each.role == "redis" and default is None:  # not given is not there: None means "just run the function"
+                default = MISSING
+            if each.kind in (_VAR_POSITIONAL, _VAR_KEYWORD):
+                parts.append(f"{'*' if each.kind is _VAR_POSITIONAL else '**'}{each.name}")
+            elif each.default is MISSING and not partial:
+                parts.append(each.name)
+            else:
+                missing = each.default is MISSING and each.role == "session"
+                parts.append(f"{each.name}={'None' if missing else text.name(default)}")
+            if each.kind is _POSITIONAL_ONLY and each.kind not in kinds[at + 1 :]:
+                parts.append("/")
+        return ", ".join(parts)
+
+    def _needs(self, text: _Text) -> list[str]:
+        """Return the lines that refuse a partial call without an argument that the key is made of."""
+
+        def refuse(name: str) -> None:
+            raise TypeError(f"{self.function}(): missing an argument that the key needs: '{name}'")
+
+        lines = []
+        for name, each in self.parameters.items():
+            needed = name in self._named or (each.role == "value" and name not in self.ignored)
+            if needed and each.default is MISSING and each.kind not in (_VAR_POSITIONAL, _VAR_KEYWORD):
+                lines += [f"if {name} is {text.name(MISSING)}:", f"    {text.name(refuse)}({name!r})"]
+        return lines
+
+    def _key(self, text: _Text, instance: str | None, many: bool) -> list[str]:
+        """Return the lines that make the key, or the ids and their keys."""
+        key, ids, one = text.local("key"), text.local("ids"), text.local("one")
+        lines = self._query_lines(text, instance)
+        parts = []
+        for step in self.steps:
+            value = root = step.part.root
+            if root not in self.parameters:
+                value = f"{self._kwargs}[{root!r}]"
+            elif self.ids is not None and root == self.ids.parameter:
+                value = one if many else f"{text.name(self._check_one)}({root})"
+            if step.read is not None:
+                value = f"{text.name(step.read)}({value})"
+            encoded = f"{text.name(step.encode)}({value})"
+            if step.encode is scalar_encoder(int) and value.isidentifier():  # which Python writes itself, and sooner
+                encoded = f"{value} if {text.name(type)}({value}) is {text.name(int)} else {encoded}"
+            parts += [text.name(step.part.literal), encoded]
+        parts.append(text.name(self.pattern.tail if self.pattern else ""))
+        if lines and self.pattern is not None:
+            parts.append(text.local("query"))
+        expression = f'f"{"".join(f"{{{part}}}" for part in parts if text.names.get(part) != "")}"'
+        guarded = self.pattern is not None and RESERVED_HEAD.startswith(
+            self.pattern.head
+        )  # else the literal head suffices
+        finish = text.name((lambda key: fit(guard(key))) if guarded else fit)
+        if many and self.ids is not None:
+            given = text.name(lambda value: self.ids.ids(value, self.function))
+            return [
+                *lines,
+                f"{ids} = {given}({self.ids.parameter})",
+                f"{key} = [{finish}({expression}) for {one} in {ids}]",
+            ]
+        long = [] if guarded else [f"if len({key}) > {SURE}:"]
+        return [*lines, f"{key} = {expression}", *long, f"{'    ' if long else ''}{key} = {finish}({key})"]
+
+    def _check_one(self, value: Any) -> Any:
+        return value if self.ids is None else self.ids.one(value, self.function)
+
+    def _query_lines(self, text: _Text, instance: str | None) -> list[str]:
+        """Return the lines that make the part of the key behind the pattern; none if there never is one."""
+        query, each = text.local("query"), text.local("text")
+        found: dict[str, list[str]] = {}
+        for pair in self.query:
+            if pair.name == instance:
+                continue
+            add = [f'{query}.append(f"{pair.name}={{{each}}}")']
+            if pair.default is not MISSING:
+                add = [f"if {each} != {text.name(pair.default_text)}:", f"    {add[0]}"]
+            add.insert(0, f"{each} = {text.name(pair.encode)}({pair.name})")
+            if pair.default is not MISSING and (pair.default_text is None or is_immutable(pair.default)):
+                add = [f"if {pair.name} is not {text.name(pair.default)}:", *(f"    {line}" for line in add)]
+            found[pair.name] = add
+        session = self._session
+        if session is not None and session.by_name and session.name not in self.ignored:
+            found[session.name] = [
+                f"{each} = {text.name(self._value_of(session))}({session.name})",
+                f"if {each} is not None:",
+                f'    {query}.append(f"{session.name}={{{each}}}")',
+                f"    {session.name} = None",
+            ]
+        lines = [line for name in sorted(found) for line in found[name]]
+        if self._kwargs is not None and self.pattern is not None:
+            lines += [f"{query} += {text.name(self._keyword_pairs)}({self._kwargs})", f"{query}.sort()"]
+        joined = f'{query} = f"?{{{text.name("&")}.join({query})}}" if {query} else ""'
+        return [f"{query} = []", *lines, joined] if lines else []
+
+    def _value_of(self, session: Parameter) -> Callable[[Any], str | None]:
+        """Return what writes an argument that only its name calls a session; None for what may be one."""
+        encode = sealed(encoder_for(session.declared), self.seal)
+
+        def text_of(value: Any) -> str | None:
+            if value is None or is_session(value):
+                return None
+            try:
+                return encode(value)
+            except (KeyValueError, RecursionError):  # what stands for a session in a test
+                return None
+
+        return text_of
+
+    def _where(self, text: _Text, instance: str | None) -> list[str]:
+        """Return the lines that find Redis and session: in the call, in its keyword arguments, in its instance."""
+        lines = []
+        for role, parameter, among, own, nothing in (
+            ("redis", self._redis, self._keyword_redis, redis_of, text.name(MISSING)),
+            ("session", self._session, self._keyword_session, session_of, "None"),
+        ):
+            name, found = text.local(role), nothing
+            if parameter is not None:
+                found = parameter.name
+            elif self._kwargs is not None:
+                found = f"{text.name(among)}({self._kwargs})"
+            lines.append(f"{name} = {found}")
+            if instance is not None:
+                lines += [f"if {name} is {nothing}:", f"    {name} = {text.name(own)}({instance})"]
+        return lines
+
+    # --- keyword arguments without a parameter of their own -----------------------------------------------------------
+
+    @cached_property
+    def keyword_encoder(self) -> Encoder:
+        """The encoder of keyword arguments without a parameter of their own."""
+        declared = self.parameters[self._kwargs].declared if self._kwargs else MISSING
+        return sealed(encoder_for(declared), self.seal)
+
+    def is_aside(self, name: str, value: Any) -> bool:
+        """Return True if a keyword argument is no part of the query: ignored, in the pattern, a Redis or a session.
+
+        The name alone does not make a Redis or a session: a filter may be called so.
+        """
+        if name in self.ignored or name in self._named:
+            return True
+        if name == "redis" and self._redis is None:
+            return value is None or is_redis(value)
+        return name in ("db", "session") and self._session is None and is_session(value)
+
+    def _name(self, keyword: str) -> str:
+        """Return the name of a keyword argument: that of a positional-only parameter is another argument's."""
+        return f"**{keyword}" if keyword in self.parameters or keyword.startswith("*") else keyword
+
+    def _keywords(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        return {self._name(name): value for name, value in kwargs.items()}
+
+    def _keyword_pairs(self, kwargs: Mapping[str, Any]) -> list[str]:
+        """Return the pairs of the query."""
+        encode, named = self.keyword_encoder, self._keywords(kwargs)
+        return [f"{quote(name)}={encode(each)}" for name, each in named.items() if not self.is_aside(name, each)]
+
+    def _keyword_redis(self, kwargs: Mapping[str, Any]) -> Any:
+        found = kwargs.get("redis", MISSING) if "redis" not in self._named else MISSING
+        return found if found is None or is_redis(found) else MISSING
+
+    def _keyword_session(self, kwargs: Mapping[str, Any]) -> Any:
+        return next((kwargs[name] for name in ("db", "session") if is_session(kwargs.get(name))), None)
 
 
 class _Text:
-    """Names for what the source text stands on."""
+    """The names that a source text stands on."""
 
-    def __init__(self, prefix: str) -> None:
-        self.prefix = prefix
+    def __init__(self, taken: Iterable[str]) -> None:
+        self.prefix = "_"
+        while any(name.startswith(self.prefix) for name in taken):
+            self.prefix += "_"
         self.names: dict[str, Any] = {}
 
     def name(self, value: Any) -> str:
-        """Give a name by which the text knows `value`."""
+        """Return a new name by which the text knows `value`."""
         made = f"{self.prefix}{len(self.names)}"
         self.names[made] = value
         return made
 
     def local(self, word: str) -> str:
-        """Give a name for a variable that no parameter has."""
+        """Return a name for a variable that no parameter has."""
         return f"{self.prefix}{word}"
 
 
-def _signature(parameters: Sequence[inspect.Parameter], recipe: Recipe, text: _Text) -> str:
-    parts: list[str] = []
-    kinds = [parameter.kind for parameter in parameters]
-    for at, parameter in enumerate(parameters):
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and not (
-            inspect.Parameter.VAR_POSITIONAL in kinds or inspect.Parameter.KEYWORD_ONLY in kinds[:at]
-        ):
-            parts.append("*")
-        parts.append(_parameter(parameter, recipe, text))
-        if parameter.kind is inspect.Parameter.POSITIONAL_ONLY and parameter.kind not in kinds[at + 1 :]:
-            parts.append("/")
-    return ", ".join(parts)
-
-
-def _parameter(parameter: inspect.Parameter, recipe: Recipe, text: _Text) -> str:
-    if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
-        return f"*{parameter.name}"
-    if parameter.default is inspect.Parameter.empty:
-        return parameter.name
-    # A Redis that is not given is not there: its default, None, is no "just run the function".
-    default = MISSING if parameter.name == recipe.redis and parameter.default is None else parameter.default
-    return f"{parameter.name}={text.name(default)}"
-
-
-def _key(recipe: Recipe, text: _Text) -> list[str]:
-    key, query, each = text.local("key"), text.local("query"), text.local("text")
-    parts = []
-    for literal, parameter, read, encode in recipe.steps:
-        if literal:
-            parts.append(text.name(literal))
-        value = parameter if read is None else f"{text.name(read)}({parameter})"
-        encoded = f"{text.name(encode)}({value})"
-        if read is None and encode is scalar_encoder(int):  # which Python writes itself, and sooner
-            encoded = f"{value} if {text.name(type)}({value}) is {text.name(int)} else {encoded}"
-        parts.append(encoded)
-    if recipe.tail:
-        parts.append(text.name(recipe.tail))
-    lines = [f'{key} = f"{"".join(f"{{{part}}}" for part in parts)}"']
-    if recipe.query:
-        lines.append(f'{query} = ""')
-    for parameter, default, default_text, encode in recipe.query:
-        pair = [f"{each} = {text.name(encode)}({parameter})"]
-        if default is MISSING:
-            lines += [*pair, f'{query} += f"&{parameter}={{{each}}}"']
-            continue
-        lines.append(f"if {parameter} is not {text.name(default)}:")
-        lines += [f"    {line}" for line in (*pair, f"if {each} != {text.name(default_text)}:")]
-        lines.append(f'        {query} += f"&{parameter}={{{each}}}"')
-    if recipe.query:
-        lines += [f"if {query}:", f'    {key} = f"{{{key}}}?{{{query}[1:]}}"']
-    finish = f"{key} = {text.name(recipe.finish)}({key})"
-    return [*lines, finish] if recipe.always_finish else [*lines, f"if len({key}) > {recipe.sure}:", f"    {finish}"]
-
-
-def _where(recipe: Recipe, text: _Text) -> list[str]:
-    own_redis, own_session = text.name(MISSING), "None"
-    if recipe.instance is not None:
-        own_redis = f"{text.name(recipe.own_redis)}({recipe.instance})"
-        own_session = f"{text.name(recipe.own_session)}({recipe.instance})"
-    lines = []
-    if recipe.redis is not None:
-        lines += [f"if {recipe.redis} is {text.name(MISSING)}:", f"    {recipe.redis} = {own_redis}"]
-    if recipe.session is not None and recipe.instance is not None:
-        lines += [f"if {recipe.session} is None:", f"    {recipe.session} = {own_session}"]
-    return [*lines, f"return {recipe.redis or own_redis}, {recipe.session or own_session}, {text.local('key')}"]
+def is_immutable(value: Any) -> bool:
+    """Return True if nothing in the value can change: a scalar, an enum member, a tuple of such."""
+    if isinstance(value, tuple | frozenset) and type(value) in (tuple, frozenset):
+        return all(is_immutable(each) for each in value)
+    return value is None or type(value) in SCALARS or isinstance(value, Enum)

@@ -1,107 +1,194 @@
 """Canonical values: how one argument is written inside a key, so that equal text means equal value.
 
-Three kinds of text, which cannot be mistaken for each other: plain text, where everything that means something
-in a key is percent-encoded in upper case (`%3A`); a tag, `%` and one lower-case letter, before a value whose type is
-not the declared one; and brackets, which stand unescaped only around the items of a container.
-Values are told apart by what they print as: 1 and 1.0 and True are three values, and so are Decimal 1.0 and 1.00.
+A value's text is what the value is equal by; a mark behind it, `%a`, tells which of the equal values it is. So the
+arguments `5`, `5.0`, `Decimal("5.00")` and `"5"` have four texts, and one prefix reaches them all. A value of exactly
+the declared type has no mark. In a text, everything that means something in a key is percent-encoded in upper case
+(`%3A`). `%` with a lower-case letter is a mark or a tag, and brackets stand unescaped only around the items of a
+container.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections import OrderedDict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from datetime import date, datetime, time, timedelta
+from contextlib import suppress
+from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
-from enum import Enum
-from functools import cache
-from typing import Any, Final
+from enum import Enum, ReprEnum
+from functools import cache, cached_property
+from typing import Any, Final, get_args, get_origin
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 from fastrdb.errors import KeyValueError
+
+from .signature import MAPPINGS, SEQUENCES, members, scalar_base
 
 Encoder = Callable[[Any], str]
 
 NONE: Final = "%none"
+MARK: Final = "%a"
+"""Between the text that a value is equal by, and what tells it from other values with that text."""
+_MOST_DIGITS: Final = 320  # enough for all floats; a Decimal beyond is written with its exponent
 _MEANINGFUL = re.compile(r"[:?&=%*\[\]\\{}\s\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _search = _MEANINGFUL.search
-# What the other plainly written types look like; a str that reads so is tagged where the type is not declared.
+# What the other plainly written types look like. A str that reads so is marked where no type is declared.
 _reads_otherwise = re.compile(
     r"-?[0-9]+(\.[0-9]+)?(e[-+]?[0-9]+)?|-?0x[0-9a-f]+|-?inf|nan|true|false"
     r"|[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
     r"|[0-9]{4}-[0-9]{2}-[0-9]{2}(T.*)?|[0-9]{2}:[0-9]{2}.*",
     re.ASCII | re.DOTALL,
 ).fullmatch
-
-_whole_number = re.compile(r"0|-?[1-9][0-9]*", re.ASCII).fullmatch
+_has_tag = re.compile("%[a-z]").search
 
 
 def percent(text: str) -> str:
-    """Every byte of the text as `%XX`; a lone surrogate too, which UTF-8 itself refuses."""
+    """Return every byte of the text as `%XX`; a lone surrogate too, which UTF-8 itself refuses."""
     return "".join(f"%{byte:02X}" for byte in text.encode("utf-8", "surrogatepass"))
 
 
 def quote(text: str) -> str:
-    """The text with all that means something in a key percent-encoded."""
+    """Return the text with all that means something in a key percent-encoded."""
     if _search(text) is None:
         return text
     return _MEANINGFUL.sub(lambda match: percent(match.group()), text)
 
 
 def has_meaningful(text: str, allowed: str = "") -> str | None:
-    """The first character of *text*, apart from *allowed*, that quote() would escape, if there is one."""
+    """Return the first character of *text*, apart from *allowed*, that `quote` would escape, or None."""
     return next((found.group() for found in _MEANINGFUL.finditer(text) if found.group() not in allowed), None)
 
 
-# --- scalars: one tag and one way to write for each type --------------------------------------------------------------
+def class_name(cls: type) -> str:
+    """Return module and qualified name of a class, as they stand in a key."""
+    return quote(f"{cls.__module__}.{cls.__qualname__}")
 
 
-def _write_str(value: str) -> str:
-    return quote(str.__str__(value))
+# --- scalars: a tag for each type, the text that a value is equal by, and what that text does not tell ----------------
 
 
-def _write_int(value: int) -> str:
+def _write_str(value: str) -> tuple[str, str]:
+    return quote(str.__str__(value)), ""
+
+
+def _write_int(value: int) -> tuple[str, str]:
     try:
-        return int.__repr__(value)
+        return int.__repr__(value), ""
     except ValueError:  # more digits than sys.set_int_max_str_digits allows: hexadecimal has no such limit
-        return format(int(value), "#x")
+        return format(int(value), "#x"), ""
 
 
-def _write_timedelta(value: timedelta) -> str:
-    return f"P{value.days}DT{value.seconds}.{value.microseconds:06}S"
+def _write_float(value: float) -> tuple[str, str]:
+    text = float.__repr__(value)
+    number = _number(Decimal(text))
+    return (text, "") if text in (number, f"{number}.0") else (number, text)
 
 
-_SCALARS: dict[type, tuple[str, Encoder]] = {
+def _write_decimal(value: Decimal) -> tuple[str, str]:
+    text, number = Decimal.__str__(value), _number(value)
+    return number, "" if text == number else text
+
+
+def _number(value: Decimal) -> str:
+    """Return the text that all numbers equal to *value* have in common."""
+    if not value.is_finite():
+        return "nan" if value.is_nan() else "inf" if value > 0 else "-inf"
+    if value == 0:
+        return "0"
+    if abs(value.adjusted()) > _MOST_DIGITS:
+        return Decimal.__str__(value)
+    text = Decimal.__format__(value, "f")
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _write_datetime(value: datetime) -> tuple[str, str]:
+    text = own = datetime.isoformat(value)
+    if value.tzinfo is not None:
+        with suppress(OverflowError):  # the first and the last day there are
+            text = datetime.isoformat(datetime.astimezone(value, UTC)) if datetime.utcoffset(value) is not None else own
+    offset = "" if text == own else own[len(datetime.isoformat(datetime.replace(value, tzinfo=None))) :]
+    return quote(text), quote(f"{offset}{_zone(value.tzinfo)}{'~1' if value.fold else ''}")
+
+
+def _write_time(value: time) -> tuple[str, str]:
+    return quote(time.isoformat(value)), quote(f"{_zone(value.tzinfo)}{'~1' if value.fold else ''}")
+
+
+def _zone(zone: tzinfo | None) -> str:
+    """Return what tells a time zone from its offset of the moment; "" for a fixed offset without a name of its own."""
+    cls = type(zone)
+    if zone is None or (cls is timezone and str(zone).startswith("UTC")):
+        return ""
+    if cls.__module__.startswith("pydantic_core"):  # what pydantic reads from text is a fixed offset, too
+        return ""
+    name = zone.key if isinstance(zone, ZoneInfo) else f"{cls.__module__}.{zone}"
+    if not name or " at 0x" in name:
+        raise KeyValueError("", "", f"{cls.__module__}.{cls.__qualname__}", "use a time zone that has a name")
+    return name
+
+
+def _write_timedelta(value: timedelta) -> tuple[str, str]:
+    return f"P{value.days}DT{value.seconds}.{value.microseconds:06}S", ""
+
+
+_SCALARS: dict[type, tuple[str, Callable[[Any], tuple[str, str]]]] = {
     str: ("s", _write_str),
-    bool: ("b", lambda value: "true" if value else "false"),
+    bool: ("b", lambda value: ("true" if value else "false", "")),
     int: ("i", _write_int),
-    float: ("f", float.__repr__),
-    UUID: ("g", UUID.__str__),
-    datetime: ("p", lambda value: quote(datetime.isoformat(value))),
-    date: ("d", date.isoformat),
-    time: ("c", lambda value: quote(time.isoformat(value))),
-    Decimal: ("q", Decimal.__str__),
+    float: ("f", _write_float),
+    UUID: ("g", lambda value: (UUID.__str__(value), "")),
+    datetime: ("p", _write_datetime),
+    date: ("d", lambda value: (date.isoformat(value), "")),
+    time: ("c", _write_time),
+    Decimal: ("q", _write_decimal),
     timedelta: ("v", _write_timedelta),
-    bytes: ("x", lambda value: f"0x{bytes.hex(value)}"),
+    bytes: ("x", lambda value: (f"0x{bytes.hex(value)}", "")),
 }
-_PLAIN_UNDECLARED = frozenset("sbifgpdc")
+_PLAIN_UNDECLARED = frozenset((str, bool, int, float, UUID, datetime, date, time))
 
 
-def scalar_base(cls: type) -> type | None:
-    """The scalar type that values of *cls* are written as: itself, or the one it is built on (str for a StrEnum)."""
-    return next((base for base in cls.__mro__ if base in _SCALARS), None)
+def _kind(cls: type, base: type) -> type:
+    """Return the class that values of *cls* count as: itself, or *base* where nothing tells the two apart.
+
+    A StrEnum's member is formatted and compared as its value is; drivers give UUIDs of classes of their own.
+    """
+    return base if base is UUID or issubclass(cls, ReprEnum) else cls
 
 
-def _tagged_scalar(value: Any) -> tuple[str, str] | None:
-    """(tag, plain text) of a scalar or an enum member; None of anything else."""
+def _write_scalar(value: Any, base: type, own: type | None) -> str:
+    """Return the text of a scalar; without a mark if it is of the kind *own*, or plain where no kind is declared."""
+    cls = type(value)
+    kind = _kind(cls, base)
+    tag, write = _SCALARS[base]
+    text, rest = write(value)
+    if own is None:
+        plain = kind in _PLAIN_UNDECLARED and not (kind is str and _reads_otherwise(str.__str__(value)))
+    else:
+        plain = kind is own
+    if plain and not rest:
+        return text
+    if base is bool:
+        text = "1" if value else "0"
+    elif base is float:
+        text = text.removesuffix(".0")
+    name = "" if kind is base or kind is own else f"~{class_name(cls)}"
+    if kind is not base and not isinstance(value, Enum):
+        shown = quote(repr(value)) if cls.__repr__ is not base.__repr__ else ""
+        name = f"{name}~{shown}{_state(value)}"
+    return f"{text}{MARK}{tag}{rest}{name}"
+
+
+def _write(value: Any, own: type | None) -> str:
+    if value is None:
+        return NONE
     base = scalar_base(type(value))
     if base is not None:
-        tag, write = _SCALARS[base]
-        return tag, write(value)
+        return _write_scalar(value, base, own)
     if isinstance(value, Enum):
-        return f"e{class_name(type(value))}", f"[{_enum_text(value)}]"
-    return None
+        return f"{_enum_text(value)}{MARK}e{class_name(type(value))}"
+    return container(value)
 
 
 def _enum_text(member: Enum) -> str:
@@ -111,90 +198,62 @@ def _enum_text(member: Enum) -> str:
         return f"%k{quote(member.name)}"
 
 
-def class_name(cls: type) -> str:
-    """Module and qualified name of a class, as they stand in a key."""
-    return quote(f"{cls.__module__}.{cls.__qualname__}")
-
-
 def undeclared(value: Any) -> str:
-    """Canonical text of a value about whose type nothing was declared.
+    """Return the text of a value for which no type is declared.
 
     Raises:
-        KeyValueError: no canonical form.
+        KeyValueError: the value has no canonical form.
     """
-    if type(value) is str:
-        return quote(value) if _reads_otherwise(value) is None else f"%s{quote(value)}"
-    if value is None:
-        return NONE
-    known = _tagged_scalar(value)
-    if known is None:
-        return container(value)
-    tag, text = known
-    if tag == "s":
-        return undeclared(str.__str__(value))
-    return text if tag in _PLAIN_UNDECLARED else f"%{tag}{text}"
-
-
-def tagged(value: Any, declared: str = "") -> str:
-    """Canonical text of a value which is perhaps not of the *declared* type (its tag): then with a tag of its own."""
-    if value is None:
-        return NONE
-    known = _tagged_scalar(value)
-    if known is None:
-        return container(value)
-    tag, text = known
-    return text if tag == declared else f"%{tag}{text}"
-
-
-def plain(value: Any) -> str:
-    """Text of a value as a parameter that declares precisely its type has it; for prefixes, never for keys."""
-    if isinstance(value, Enum) and scalar_base(type(value)) is None:
-        return _enum_text(value)
-    known = None if value is None else _tagged_scalar(value)
-    return undeclared(value) if known is None else known[1]
-
-
-def mistaken(value: Any) -> tuple[str, ...]:
-    """Texts of a value where a caller passed it against the declared type: `1` to a `str`, `"1"` to an `int`."""
-    known = None if value is None else _tagged_scalar(value)
-    if known is None:
-        return ()
-    tag, text = known
-    if tag != "s":
-        return f"%{tag}{text}", f"%s{text}"
-    return (f"%s{text}", f"%i{text}") if _whole_number(text) else ()
+    return _write(value, None)
 
 
 @cache
-def scalar_encoder(base: type) -> Encoder:
-    """Encoder of a parameter that declares the scalar type *base*."""
-    tag, write = _SCALARS[base]
-    if base is str:
+def scalar_encoder(declared: type) -> Encoder:
+    """Return the encoder of a parameter that declares a scalar type, or a class built on one."""
+    base = scalar_base(declared) or declared
+    own = _kind(declared, base)
+    if declared is str:
         # The commonest by far, and the regular expression alone decides: no call but one.
         def encode_str(value: Any) -> str:
             if type(value) is str:
                 return value if _search(value) is None else quote(value)
-            return tagged(value, "s")
+            return _write(value, str)
 
         return encode_str
-
-    def encode(value: Any) -> str:
-        return write(value) if type(value) is base else tagged(value, tag)
-
-    return encode
+    return lambda value: _write(value, own)
 
 
-def enum_encoder(declared: type[Enum]) -> Encoder:
-    """Encoder of a parameter that declares an enum which is not also a str or an int."""
+def _enum_encoder(declared: type[Enum]) -> Encoder:
+    """Return the encoder of a parameter that declares an enum which is not also a str or an int."""
 
     def encode(value: Any) -> str:
         if isinstance(value, declared):
             text = _enum_text(value)
-            # A tag would make the member equal to what else carries that tag: None, or a Decimal.
-            return text if text and not (text[0] == "%" and text[1].islower()) else tagged(value)
-        return tagged(value)
+            if text and _has_tag(text) is None:
+                return text
+        return _write(value, declared)
 
     return encode
+
+
+def forms_of(value: Any) -> tuple[str, ...]:
+    """Return the texts, less marks, of all values that are equal to *value*; the first is the one that may be marked.
+
+    Empty for a container, whose items may be equal to others in many ways.
+    """
+    while isinstance(value, Enum) and scalar_base(type(value)) is None:
+        value = value.value
+    if value is None:
+        return (NONE,)
+    base = scalar_base(type(value))
+    if base is None:
+        return ()
+    text = _SCALARS[base][1](value)[0]
+    if base not in (bool, int, float, Decimal):
+        return (text,)
+    text = {"true": "1", "false": "0"}.get(text, text.removesuffix(".0"))
+    also = {"1": ("true",), "0": ("false",)}.get(text, ())
+    return (text, f"{text}.0", *also) if text.lstrip("-").isdigit() else (text,)
 
 
 # --- containers and objects: items between brackets -------------------------------------------------------------------
@@ -203,40 +262,47 @@ _CONTAINERS: tuple[tuple[type, str], ...] = ((list, "l"), (tuple, "t"), (set, "u
 
 
 def container(value: Any, item: Encoder = undeclared, key: Encoder = undeclared, declared: type | None = None) -> str:
-    """Canonical text of a list, tuple, set, dict, dataclass or pydantic model.
+    """Return the text of a list, tuple, set, dict, dataclass or pydantic model.
 
     Args:
-        item: encoder of the items, or of a dict's values.
-        key: encoder of a dict's keys.
+        item: the encoder of the items, or of a dict's values.
+        key: the encoder of a dict's keys.
         declared: the model or dataclass that was declared; another's name is written before its fields.
+
+    Raises:
+        KeyValueError: *value* is nothing of that kind, or holds what has no canonical form.
     """
     cls = type(value)
     for base, letter in _CONTAINERS:
         if isinstance(value, base):
             name = "" if cls is base else class_name(cls)
-            return f"%{letter}{name}[{'&'.join(_items(value, item, key))}]"
+            return f"%{letter}{name}[{'&'.join(_items(value, item, key))}]{_state(value) if name else ''}"
     fields = _fields(value)
     if fields is None:
         raise KeyValueError("", "", f"{cls.__module__}.{cls.__qualname__}", _hint(value))
     name = "" if cls is declared else class_name(cls)
-    return f"%o{name}[{'&'.join(f'{quote(field)}={_item(undeclared, each)}' for field, each in fields)}]"
+    shown = {field.removesuffix("*") for field, _ in fields}
+    return f"%o{name}[{'&'.join(_pairs(fields))}]{_state(value, shown)}"
 
 
 def _item(encode: Encoder, value: Any) -> str:
-    """One item. An empty str needs a mark here: [] and [""] are two lists."""
+    """Return the text of one item. An empty str needs a mark here: [] and [""] are two lists."""
     return encode(value) or "%s"
 
 
 def _items(value: Any, item: Encoder, key: Encoder) -> Iterable[str]:
-    if isinstance(value, dict):
-        pairs = [f"{_item(key, name)}={_item(item, each)}" for name, each in value.items()]
-        return pairs if isinstance(value, OrderedDict) else sorted(pairs)
+    if isinstance(value, dict):  # in its own order, which a function may go by: ORDER BY
+        return [f"{_item(key, name)}={_item(item, each)}" for name, each in value.items()]
     texts = [_item(item, each) for each in value]
     return sorted(texts) if isinstance(value, set | frozenset) else texts
 
 
+def _pairs(fields: Iterable[tuple[str, Any]]) -> list[str]:
+    return [f"{quote(name)}={_item(undeclared, each)}" for name, each in fields]
+
+
 def _fields(value: Any) -> list[tuple[str, Any]] | None:
-    """Fields of a dataclass or a pydantic model, None of anything else (ORM objects are something else)."""
+    """Return the fields of a dataclass or a pydantic model, None of anything else (ORM objects are something else)."""
     cls = type(value)
     if isinstance(value, type) or _is_mapped(cls):
         return None
@@ -249,8 +315,24 @@ def _fields(value: Any) -> list[tuple[str, Any]] | None:
     data: dict[str, Any] = value.__dict__
     # `exclude_unset` sees whether a field was given: the same values, given or not, can give different results.
     own = [(name if name in given else f"{name}*", data[name]) for name in known if name in data]
-    extra, private = (sorted((each or {}).items()) for each in (value.__pydantic_extra__, value.__pydantic_private__))
-    return own + extra + private
+    return [*own, *(value.__pydantic_extra__ or {}).items(), *(value.__pydantic_private__ or {}).items()]
+
+
+def _state(value: Any, shown: Iterable[str] = ()) -> str:
+    """Return what an object holds besides what is *shown*, less what it memoizes; "" if nothing."""
+    cls = type(value)
+    found: dict[str, Any] = dict(getattr(value, "__dict__", ()))
+    for base in cls.__mro__:
+        slots = vars(base).get("__slots__", ())
+        for slot in (slots,) if isinstance(slots, str) else slots:
+            name = f"_{base.__name__.lstrip('_')}{slot}" if slot[:2] == "__" != slot[-2:] else slot
+            if slot[-2:] != "__" and hasattr(value, name):
+                found[name] = getattr(value, name)
+    known = {*shown, *(name for name in found if isinstance(getattr(cls, name, None), cached_property))}
+    pairs = _pairs(sorted(pair for pair in found.items() if pair[0] not in known))
+    if isinstance(value, defaultdict) and isinstance(value.default_factory, type):
+        pairs.append(f"%f={class_name(value.default_factory)}")
+    return f"[{'&'.join(pairs)}]" if pairs else ""
 
 
 def _is_mapped(cls: type) -> bool:
@@ -261,3 +343,51 @@ def _hint(value: Any) -> str:
     if _is_mapped(type(value)):
         return "give its primary key, or write the attribute into the pattern, like {user.id}"
     return "give a plain value, or name the parameter in ignore=(...)"
+
+
+# --- from a declared type to its encoder ------------------------------------------------------------------------------
+
+
+def encoder_for(declared: Any) -> Encoder:
+    """Return the function that writes a value declared so. Whatever cannot be made out counts as undeclared."""
+    found = members(declared)
+    return _encoder_of(found[0]) if len(found) == 1 else undeclared
+
+
+def _encoder_of(member: Any) -> Encoder:
+    origin, args = get_origin(member), get_args(member)
+    if origin in MAPPINGS and len(args) == 2:
+        return _container_encoder(encoder_for(args[1]), encoder_for(args[0]))
+    if (origin in SEQUENCES and len(args) == 1) or (origin is tuple and len(args) == 2 and args[1] is Ellipsis):
+        return _container_encoder(encoder_for(args[0]))
+    cls = member if origin is None else origin
+    if not isinstance(cls, type):
+        return undeclared
+    if origin is None and scalar_base(cls) is not None:
+        return scalar_encoder(cls)
+    if origin is None and issubclass(cls, Enum):
+        return _enum_encoder(cls)
+    return _container_encoder(declared=cls)
+
+
+def _container_encoder(item: Encoder = undeclared, key: Encoder = undeclared, declared: type | None = None) -> Encoder:
+    def encode(value: Any) -> str:
+        if isinstance(value, list | tuple | set | frozenset | dict) or type(value) is declared:
+            return container(value, item, key, declared)
+        return undeclared(value)
+
+    return encode
+
+
+def encode_with(encode: Encoder, value: Any, function: str = "", parameter: str = "") -> str:
+    """Return what *encode* writes for *value*; errors name *function* and *parameter*.
+
+    Raises:
+        KeyValueError: the value has no canonical form, or is a container that holds itself.
+    """
+    try:
+        return encode(value)
+    except KeyValueError as error:
+        raise KeyValueError(function, parameter, error.value_type, error.hint) from None
+    except RecursionError:
+        raise KeyValueError(function, parameter, type(value).__qualname__, "it is nested too deeply") from None

@@ -1,29 +1,33 @@
-"""Patterns, and the keys made of them. Pure: text in, text out; what it means in Redis is decided elsewhere.
+"""Patterns, and the keys made of them. Text in, text out.
 
 A key can be read back in one way only: literal text of the pattern, values in which everything that means something
-is escaped (see `values`), then perhaps `?name=value&name=value` for the arguments that the pattern does not name.
+is escaped (see `encoding`), then perhaps `?name=value&name=value` for the arguments that the pattern does not name.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
-from fastrdb.errors import PatternError
+from fastrdb.errors import OptionError, PatternError
 
-from .declared import MISSING as MISSING
-from .declared import encode_value as encode_value
-from .encoding import has_meaningful
-from .encoding import quote as quote
+from .encoding import MARK, Encoder, has_meaningful, percent, quote
 
-LIMIT: Final = 512
-"""Longest key, in bytes of UTF-8; a longer one ends in a digest."""
-KEPT: Final = 470  # what is kept of a long key: LIMIT less the mark and 40 hexadecimal digits
+Seal = Callable[[str], str]
+
+LIMIT_BYTES: Final = 512
+"""The longest key, in bytes of UTF-8; a longer one ends in a digest."""
+SURE: Final = LIMIT_BYTES // 4
+"""So few characters are never more than LIMIT_BYTES."""
+_KEPT_BYTES: Final = 470  # what is kept of a long key: LIMIT_BYTES less the mark and 40 hexadecimal digits
 DIGEST_MARK: Final = "%h"
 RESERVED_HEAD: Final = "fastrdb:"
+SEALED: Final = "%y"
+"""Before the hash of a text. No value reads so, and no escape."""
+_HASH_BYTES: Final = 16  # two values have one hash by chance once in 2**64 values
 NIL: Final = "%nil"
 """Text of `{user.id}` where `user` itself is None, which is not the same as an id of None."""
 
@@ -56,7 +60,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Template:
+class Pattern:
     """A pattern or prefix, taken apart and checked."""
 
     text: str
@@ -64,10 +68,11 @@ class Template:
     tail: str
 
     @classmethod
-    def parse(cls, text: str, *, owner: str, kind: Literal["pattern", "prefix"]) -> Template:
-        """The template that *text* describes.
+    def parse(cls, text: str, *, owner: str, kind: Literal["pattern", "prefix"]) -> Pattern:
+        """Return the pattern that *text* describes, checked.
 
         Args:
+            text: such as `"user:{email}"`.
             owner: the function (or class) it belongs to, for messages.
             kind: a pattern gives one key; a prefix many, and there `*` and `?` are wildcards.
 
@@ -98,12 +103,12 @@ class Template:
         return self.parts[0].literal if self.parts else self.tail
 
     def join(self, texts: Sequence[str]) -> str:
-        """The template with its placeholders replaced by canonical texts."""
+        """Return the text with the placeholders replaced by canonical texts."""
         return "".join([part.literal + text for part, text in zip(self.parts, texts, strict=True)]) + self.tail
 
 
 class _Refusal:
-    """Makes the PatternError of one template."""
+    """The PatternError of one pattern, without its reason."""
 
     def __init__(self, owner: str, kind: str, text: object) -> None:
         self._start = f"{owner}: {kind} {text!r}: "
@@ -113,7 +118,7 @@ class _Refusal:
 
 
 def _split(text: str, refuse: _Refusal) -> tuple[list[str], list[str]]:
-    """Literals and placeholders, one literal more than placeholders."""
+    """Return literals and placeholders, one literal more than placeholders."""
     literals, fields = [""], list[str]()
     for token in _TOKENS.finditer(text):
         field = token.group(1)
@@ -154,7 +159,7 @@ def _check_literals(literals: list[str], fields: list[str], kind: str, refuse: _
 
 
 def _also(after: str) -> str:
-    """The first character of the literal *after* a placeholder that could end its value, unless values never hold it.
+    """Return the first character of the literal *after* a placeholder that could end its value; "" if values hold none.
 
     It depends on nothing else, so that a prefix which breaks off further on escapes the same as the whole pattern.
     """
@@ -162,23 +167,73 @@ def _also(after: str) -> str:
     return stop if stop and has_meaningful(stop) is None else ""
 
 
+def add_pairs(key: str, pairs: Mapping[str, str]) -> str:
+    """Return the key with further pairs behind it: names as they stand, values quoted."""
+    more = "&".join(f"{name}={quote(text)}" for name, text in sorted(pairs.items()))
+    return fit(f"{key}{'&' if '?' in key else '?'}{more}")
+
+
 def guard(key: str) -> str:
-    """The key, never among fastrdb's own: a leading value of `fastrdb` has its first letter escaped."""
+    """Return the key, never among fastrdb's own: a leading value of `fastrdb` has its first letter escaped."""
     return f"%66{key[1:]}" if key.startswith(RESERVED_HEAD) else key
 
 
 def fit(key: str) -> str:
-    """The key itself, or if it has more than 512 bytes its beginning and a digest of all of it."""
-    if len(key) <= LIMIT // 4:
+    """Return the key itself, or if it has more than 512 bytes its beginning and a digest of all of it."""
+    if len(key) <= SURE:
         return key
     raw = key.encode()
-    if len(raw) <= LIMIT:
+    if len(raw) <= LIMIT_BYTES:
         return key
-    return f"{cut(raw, KEPT)}{DIGEST_MARK}{blake2b(raw, digest_size=20).hexdigest()}"
+    return f"{cut(raw, _KEPT_BYTES)}{DIGEST_MARK}{blake2b(raw, digest_size=20).hexdigest()}"
 
 
 def cut(raw: bytes, size: int) -> str:
-    """At most *size* bytes of a key, not ending inside a character or an escape."""
+    """Return at most *size* bytes of a key, not ending inside a character or an escape."""
     kept = raw[:size].decode("utf-8", "ignore")
     escape = kept.rfind("%", -2) if len(kept) > 1 else -1
     return kept if escape < 0 else kept[:escape]
+
+
+def escaping(encode: Encoder, also: str) -> Encoder:
+    """Return the encoder, with the character *also* percent-encoded in all that it writes."""
+    return (lambda value: encode(value).replace(also, percent(also))) if also else encode
+
+
+# --- hashed values ----------------------------------------------------------------------------------------------------
+
+
+def hashed(secret: object, owner: str) -> Seal | None:
+    """Return what replaces a text by its hash under *secret*, so that no key shows whose data it is; None without one.
+
+    Equal texts have equal hashes wherever they stand, so that a prefix still reaches the value's keys.
+
+    Raises:
+        OptionError: not bytes, or empty. The message does not show the secret.
+    """
+    if secret is None:
+        return None
+    if not isinstance(secret, bytes) or not secret:
+        raise OptionError(f"{owner}: hash_keys must be a secret of at least one byte, not {type(secret).__name__}")
+    keyed = blake2b(key=blake2b(secret, person=b"fastrdb keys").digest(), digest_size=_HASH_BYTES)
+
+    def seal(text: str) -> str:
+        made = keyed.copy()
+        made.update(text.encode())
+        return f"{SEALED}{made.hexdigest()}"
+
+    return seal
+
+
+def sealed(encode: Encoder, seal: Seal | None) -> Encoder:
+    """Return the encoder with its texts replaced by hashes, that of the mark apart from that of the text before it."""
+    if seal is None:
+        return encode
+
+    def encode_sealed(value: Any) -> str:
+        text, mark, rest = encode(value).partition(MARK)
+        if "[" in text:  # a mark inside of a container is no mark of the container
+            return seal(f"{text}{mark}{rest}")
+        return f"{seal(text)}{mark}{seal(rest)}" if mark else seal(text)
+
+    return encode_sealed

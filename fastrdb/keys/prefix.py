@@ -1,27 +1,42 @@
-"""Prefixes: which keys an invalidation reaches, for Python and for Lua in the same words."""
+"""Prefixes: which keys an invalidation reaches, and the templates that a call's arguments are filled into."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
 from itertools import product
-from typing import Final
+from types import NoneType
+from typing import Any, Final, NamedTuple
+from uuid import UUID
 
-from .pattern import DIGEST_MARK, Template, cut, guard
+from fastrdb.errors import KeyValueError, MissingKeyFieldError
 
-# A head is cut a little before long keys are, so that no key is cut where the head still compares.
-HEAD_LIMIT: Final = 460
+from .encoding import MARK, Encoder, encode_with, encoder_for, forms_of
+from .pattern import DIGEST_MARK, NIL, Part, Pattern, Seal, cut, escaping, fit, guard, sealed
+from .signature import MISSING
+
+VARIANTS: Final = ("?%", MARK)
+"""Behind a key: what a session adds to it, such as `?%schema=`, and the type of an equal value."""
+RESULT: Final = "result"
+"""The name by which a prefix takes the function's result."""
+_HEAD_LIMIT_BYTES: Final = 460  # a little less than what is kept of a long key: no key is cut where a head compares
 _WILDCARDS = re.compile(r"[*?]")
-_PIECES = re.compile(r"\*+|\?|[^*?]+")
+_PLAIN = frozenset((str, int, bool, float, Decimal, UUID, bytes, datetime, date, time, timedelta, NoneType))
+_NOTHING: Final = object()  # the attribute of a value that is None
+
+Arguments = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
     """A range of keys: those that begin with `head`, and whose rest matches `glob`.
 
-    `whole`: the prefix ended in a value, which must be the whole value: then the key ends, or `:`, `?` or `&` follows.
+    `whole`: the glob ends in a value, and must hold all of that value: then the key ends, a mark of the value follows,
+    or `:`, `?` or `&`. Without it, the glob ends in `*`.
     """
 
     head: str
@@ -30,120 +45,292 @@ class Prefix:
 
     @classmethod
     def of(cls, text: str, *, whole: bool = False) -> Prefix | None:
-        """The prefix that a filled-in text means; None for the empty text, which means nothing at all."""
+        """Return the prefix that a filled-in text means; None for the empty text, which means nothing at all."""
         if not text and not whole:
             return None
         wild = _WILDCARDS.search(text)
         head, glob = (text, "") if wild is None else (text[: wild.start()], text[wild.start() :])
+        whole = whole and not glob.endswith("*")
         if not whole:
             glob = f"{glob.rstrip('*')}*"
         head = guard(head)
-        if len(raw := head.encode()) > HEAD_LIMIT:
-            kept = cut(raw, HEAD_LIMIT)
+        if len(raw := head.encode()) > _HEAD_LIMIT_BYTES:
+            kept = cut(raw, _HEAD_LIMIT_BYTES)
             head, glob = kept, head[len(kept) :] + glob
         return cls(head, glob, whole)
 
     def under(self, namespace: str) -> Prefix:
-        """The same keys where each has *namespace* (its separator included) in front."""
+        """Return the same keys with *namespace* (its separator included) in front of each."""
         return replace(self, head=namespace + self.head)
 
     @property
-    def everything(self) -> bool:
-        """Whether no key is left out."""
-        return not self.head and not self.filters
+    def filter(self) -> str:
+        """What decides about keys that begin with `head`, for Lua: "" for all of them, else the glob.
 
-    @property
-    def filters(self) -> bool:
-        """Whether keys that begin with `head` may still be left out."""
-        return self.whole or self.glob != "*"
-
-    def range(self) -> tuple[bytes, bytes | None]:
-        """First key, and the first one past the last; None if there is no such."""
-        start = self.head.encode()
-        return start, successor(start)
+        A glob that ends in `$` is whole. All other characters but `*` and `?` stand for themselves.
+        """
+        if self.whole:
+            return f"{self.glob}$"
+        return "" if self.glob == "*" else self.glob
 
     def matches(self, key: str) -> bool:
-        """Whether this prefix reaches *key*."""
+        """Return True if this prefix reaches *key*."""
         if not key.startswith(self.head):
             return False
-        if not self.filters:
-            return True
-        body = "".join(_python(piece) for piece in _pieces(self))
-        ends = self.ends(r"\Z", "[:?&]")
-        raw, start = key.encode(), re.escape(self.head.encode())
-        return any(re.match(start + (body + end).encode(), raw, re.DOTALL) for end in ends) or self._digest(key)
-
-    def _digest(self, key: str) -> bool:
-        # What a long key's value was cannot be read from its digest: reach it, rather than leave it stale.
         rest = key[len(self.head) :]
-        at = rest.rfind(DIGEST_MARK)
-        return at >= 0 if self.glob else at == 0
-
-    def ends(self, end: str, separator: str) -> tuple[str, ...]:
-        """What a pattern of it may end with: what says that the key ends there, or goes on behind a separator."""
-        if self.whole:
-            return end, separator
-        return ("",)
-
-    @property
-    def lua(self) -> str:
-        """Lua patterns, one per line (Lua has no alternation): a key in the range is reached if any is found in it.
-
-        Empty if `head` alone decides.
-        """
-        return _lua_patterns(self)
+        if _fits(rest, self.glob, self.whole):
+            return True
+        # What a long key's value was cannot be read from its digest: reach the key, rather than leave it stale.
+        return DIGEST_MARK in rest if self.glob else rest.startswith(DIGEST_MARK)
 
 
-@lru_cache(1024)  # a transaction asks two or three times for each of its own
-def _lua_patterns(prefix: Prefix) -> str:
-    if not prefix.filters:
-        return ""
-    start = f"^{_lua_literal(prefix.head)}"
-    body = "".join(_lua(piece) for piece in _pieces(prefix))
-    lines = [f"{start}{body}{end}" for end in prefix.ends("$", "[:?&]")]
-    return "\n".join([*lines, f"{start}{'.-' if prefix.glob else ''}%%h"])
+def _fits(rest: str, glob: str, whole: bool) -> bool:
+    """Return True if the glob matches. Each piece between two `*` is found leftmost in turn, without backtracking."""
+    *pieces, last = glob.split("*")
+    if not pieces:
+        return _stands_at(rest, last, 0) and _ends_at(rest, len(last))
+    if not _stands_at(rest, pieces[0], 0):
+        return False
+    at = len(pieces[0])
+    for piece in pieces[1:]:
+        if (at := _find(rest, piece, at)) < 0:
+            return False
+        at += len(piece)
+    if not whole:
+        return True
+    while (at := _find(rest, last, at)) >= 0:
+        if _ends_at(rest, at + len(last)):
+            return True
+        at += 1
+    return False
 
 
-def successor(raw: bytes) -> bytes | None:
-    """The least bytes greater than all that begin with *raw*; None if there is nothing greater."""
-    kept = raw.rstrip(b"\xff")
-    return kept[:-1] + bytes([kept[-1] + 1]) if kept else None
+def _find(text: str, piece: str, start: int) -> int:
+    """Return where *piece* stands first at or behind *start*, or -1."""
+    if "?" not in piece:
+        return text.find(piece, start)
+    return next((at for at in range(start, len(text) - len(piece) + 1) if _stands_at(text, piece, at)), -1)
 
 
-def _pieces(prefix: Prefix) -> Iterator[str]:
-    """Runs of literal text, `?`, and `*`; a final `*` is left out where nothing is anchored after it."""
-    glob = prefix.glob if prefix.whole else prefix.glob.rstrip("*")
-    return ("*" if piece[0] == "*" else piece for piece in _PIECES.findall(glob))
+def _stands_at(text: str, piece: str, at: int) -> bool:
+    if "?" not in piece:
+        return text.startswith(piece, at)
+    found = text[at : at + len(piece)]
+    return len(found) == len(piece) and all(wanted in ("?", char) for wanted, char in zip(piece, found, strict=True))
 
 
-def _python(piece: str) -> str:
-    # One character is one byte and the bytes above ASCII after it, as precisely as Lua can say it.
-    return {"*": ".*?", "?": ".[^\x01-\x7f]*"}.get(piece) or re.escape(piece)
+def _ends_at(text: str, at: int) -> bool:
+    return at == len(text) or text[at] in ":?&" or text.startswith(MARK, at)
 
 
-def _lua(piece: str) -> str:
-    return {"*": ".-", "?": ".[^\x01-\x7f]*"}.get(piece) or _lua_literal(piece)
+# --- templates --------------------------------------------------------------------------------------------------------
 
 
-def _lua_literal(text: str) -> str:
-    return re.sub(r"[\^$()%.\[\]*+\-?]", r"%\g<0>", text)
+class Reached(NamedTuple):
+    """What an invalidation reaches: prefixes, and single keys."""
+
+    prefixes: list[Prefix]
+    keys: list[str]
 
 
-def prefixes_of(template: Template, texts: Sequence[Sequence[str]]) -> list[Prefix]:
-    """The prefixes that a template means.
+class PrefixTemplates:
+    """The prefixes and single keys that the calls of one function invalidate.
 
-    Args:
-        texts: for each placeholder the texts that its value may have in keys. Fewer than there are placeholders (or an
-            empty one): the prefix is cut there, so that more is reached, never less.
+    `heads`: what all keys begin with that the prefixes reach; "" where a placeholder or a wildcard comes first.
     """
-    known = next((at for at, each in enumerate(texts) if not each), len(texts))
-    parts = template.parts
-    complete = known == len(parts)
-    found: dict[Prefix, None] = {}
-    for chosen in product(*texts[:known]):
-        text = "".join(part.literal + value for part, value in zip(parts, chosen, strict=False))
-        text += template.tail if complete else f"{parts[known].literal}*"
-        prefix = Prefix.of(text, whole=complete and bool(parts) and not template.tail)
-        if prefix is not None:
-            found[prefix] = None
-    return list(found)
+
+    def __init__(self, prefixes: Sequence[Template] = (), keys: Sequence[Template] = ()) -> None:
+        self._prefixes, self._keys = prefixes, keys
+        self.heads = {_WILDCARDS.split(each.pattern.head)[0] for each in prefixes}
+
+    def before(self, calls: Sequence[Arguments]) -> Reached:
+        """Return what the arguments of these calls alone say.
+
+        Raises:
+            KeyValueError: a value has no canonical form.
+            MissingKeyFieldError: a single key lacks a value.
+        """
+        prefixes = [made for each, call in _distinct(self._prefixes, calls, False) for made in each.prefixes(call)]
+        return _with_keys(prefixes, [each.keys(call) for each, call in _distinct(self._keys, calls, False)])
+
+    def before_result(self, calls: Sequence[Arguments]) -> list[Prefix]:
+        """Return what stands for `after` until the result is known: all that the result may name."""
+        pairs = _distinct([*self._prefixes, *self._keys], calls, True)
+        return list(dict.fromkeys(made for each, call in pairs for made in each.prefixes(call)))
+
+    def after(self, calls: Sequence[Arguments], result: Any) -> Reached:
+        """Return what is invalidated besides, now that the result is known. A value that cannot be written cuts.
+
+        A single key that lacks a value becomes a prefix: more is invalidated, never less.
+        """
+        known = [{**call, RESULT: result} for call in calls]
+        prefixes = [made for each, call in _distinct(self._prefixes, known, True) for made in each.prefixes(call, True)]
+        keys = []
+        for each, call in _distinct(self._keys, known, True):
+            try:
+                keys.append(each.keys(call, True))
+            except Exception:  # noqa: BLE001 - reading an attribute of the result may do anything
+                prefixes += each.prefixes(call, True)
+        return _with_keys(prefixes, keys)
+
+
+def _with_keys(prefixes: list[Prefix], keys: Iterable[Reached]) -> Reached:
+    single: dict[str, None] = {}
+    for each in keys:
+        prefixes += each.prefixes
+        single |= dict.fromkeys(each.keys)
+    return Reached(list(dict.fromkeys(prefixes)), list(single))
+
+
+def _distinct(
+    templates: Sequence[Template], calls: Sequence[Arguments], of_result: bool
+) -> Iterable[tuple[Template, Arguments]]:
+    """Return the templates that need the result, or not, with the calls between which each can tell a difference."""
+    for each in templates:
+        roots = sorted(each.pattern.names)
+        if (RESULT in roots) is not of_result:
+            continue
+        if len(calls) == 1:
+            yield each, calls[0]
+            continue
+        different = {fingerprint([call.get(root, MISSING) for root in roots]): call for call in calls}
+        yield from ((each, call) for call in different.values())
+
+
+class Template:
+    """A pattern whose placeholders take values by name, with the declared type of each (MISSING: undeclared)."""
+
+    def __init__(
+        self, pattern: Pattern, declared: Sequence[Any] | None = None, function: str = "", seal: Seal | None = None
+    ) -> None:
+        self.pattern = pattern
+        self._function = function
+        self._seal: Callable[[str], str] = str if seal is None else seal
+        types = [MISSING] * len(pattern.parts) if declared is None else declared
+        self._sources = tuple(
+            (part, reader(part.path), encoder_for(each)) for part, each in zip(pattern.parts, types, strict=True)
+        )
+
+    def prefixes(self, values: Arguments, lenient: bool = False) -> list[Prefix]:
+        """Return the prefixes for *values*; a placeholder whose value is not there cuts them, so that more is reached.
+
+        Args:
+            values: the values by name.
+            lenient: a value without a canonical form, or without the attribute, cuts them too.
+
+        Raises:
+            KeyValueError: there is such a value, and the call is not *lenient*.
+        """
+        parts, tail = self.pattern.parts, self.pattern.tail
+        texts = self._texts(values, lenient)
+        complete = len(texts) == len(parts)
+        whole = complete and bool(parts) and not tail
+        if whole:  # the end of the prefix reaches marks by itself
+            texts[-1] = tuple(text for text in texts[-1] if not text.endswith(f"{MARK}*")) or texts[-1]
+        rest = tail if complete else f"{parts[len(texts)].literal}*"
+        return [found for text in _joined(parts, texts, rest) if (found := Prefix.of(text, whole=whole)) is not None]
+
+    def keys(self, values: Arguments, lenient: bool = False) -> Reached:
+        """Return the keys for *values*, and as prefixes those of equal values of other types and of other schemas.
+
+        Args:
+            values: the values by name.
+            lenient: a value that cannot be written counts as missing.
+
+        Raises:
+            KeyValueError: a value has no canonical form.
+            MissingKeyFieldError: a value is missing.
+        """
+        texts = self._texts(values, lenient)
+        if len(texts) < len(self._sources):
+            raise MissingKeyFieldError(self._sources[len(texts)][0].field, self.pattern.text)
+        prefixes, keys = [], []
+        for text in _joined(self.pattern.parts, texts, self.pattern.tail):
+            if "*" in text:
+                prefixes.append(Prefix.of(text, whole=True))
+            else:
+                keys.append(fit(guard(text)))
+                prefixes.append(Prefix(f"{keys[-1]}{VARIANTS[0]}"))
+        return Reached([each for each in prefixes if each is not None], keys)
+
+    def _texts(self, values: Arguments, lenient: bool) -> list[tuple[str, ...]]:
+        """Return what each placeholder may be written as, up to the first that cannot be."""
+        found: list[tuple[str, ...]] = []
+        for part, read, encode in self._sources:
+            if part.root not in values:
+                break
+            try:
+                value = attribute(read, values[part.root], self._function, part)
+                found.append(self._texts_of(part, value, encode, lenient))
+            except Exception:  # an attribute may do anything when read: an ORM row's, once it is expired, needs I/O
+                if not lenient:
+                    raise
+                break
+        return found
+
+    def _texts_of(self, part: Part, value: Any, encode: Encoder, lenient: bool) -> tuple[str, ...]:
+        """Return the texts that functions may have for the value, whatever they declare, with `*` for any mark."""
+        if value is _NOTHING:
+            if lenient:
+                raise KeyValueError(self._function, part.field, "NoneType")
+            return (NIL,)
+        encode_with(encode, value, self._function, part.field)
+        write = escaping(self._seal, part.also)
+        texts = [write(form) for form in forms_of(value)]
+        return (*texts, f"{texts[0]}{MARK}*") if texts else ("%*",)
+
+
+def _joined(parts: Sequence[Part], texts: Sequence[Sequence[str]], rest: str) -> Iterable[str]:
+    """Return each text that the first parts make, followed by *rest*."""
+    for chosen in product(*texts):
+        yield "".join([part.literal + text for part, text in zip(parts, chosen, strict=False)]) + rest
+
+
+def reader(path: tuple[str, ...]) -> Callable[[Any], Any] | None:
+    """Return what takes the attribute (or a mapping's item) at *path* from a value; None if the path is empty."""
+    if not path:
+        return None
+
+    def read(value: Any) -> Any:
+        for name in path:
+            if value is None:
+                return _NOTHING
+            value = value[name] if isinstance(value, Mapping) else getattr(value, name)
+        return value
+
+    return read
+
+
+def attribute(read: Callable[[Any], Any] | None, source: Any, function: str, part: Part) -> Any:
+    """Return what *read* takes from *source*, or *source* itself.
+
+    Raises:
+        KeyValueError: *source* has no such attribute.
+    """
+    try:
+        return source if read is None else read(source)
+    except (AttributeError, KeyError):
+        hint = f"it has no '{'.'.join(part.path)}'"
+        raise KeyValueError(function, part.field, type(source).__qualname__, hint) from None
+
+
+def part_encoder(part: Part, declared: Any, seal: Seal | None = None) -> Encoder:
+    """Return the encoder of what a placeholder stands for, *declared* as it is; an attribute of None is `%nil`."""
+    encode = escaping(sealed(encoder_for(declared), seal), part.also)
+    if not part.path:
+        return encode
+    return lambda value: NIL if value is _NOTHING else encode(value)
+
+
+def fingerprint(values: Iterable[Any]) -> Hashable:
+    """Return what two lists of values have in common only if they are written alike, and nearly always then.
+
+    Only of plain types is it known that what is written otherwise prints otherwise: an own type may print as `***`.
+    """
+    return tuple([(kind, repr(each)) if (kind := type(each)) in _PLAIN else _fingerprint(each) for each in values])
+
+
+def _fingerprint(value: Any) -> Hashable:
+    if isinstance(value, Enum):
+        return type(value), id(value)  # there is but one of each
+    return fingerprint(value) if type(value) is tuple else object()

@@ -1,26 +1,50 @@
-"""What a function declares: its parameters, their types, and which of them are its Redis, its session, its self."""
+"""What a function declares: its parameters, their types, their roles, its list of ids and the shape of its result.
+
+Each function is inspected once, where it is decorated.
+"""
 
 from __future__ import annotations
 
+import collections.abc
 import inspect
 import re
 import sys
+import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, is_dataclass, replace
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
 from enum import Enum
 from functools import lru_cache
-from types import FrameType
-from typing import Any, ForwardRef, Literal, get_origin
+from types import FrameType, NoneType
+from typing import Annotated, Any, Final, ForwardRef, Literal, NewType, TypeVar, Union, get_args, get_origin
+from uuid import UUID
 
-from fastrdb.errors import OptionError
+from fastrdb.errors import OptionError, PatternError, SchemaError
 
-from .declared import MISSING, members
-from .encoding import scalar_base
+
+class _Missing(Enum):
+    MISSING = "missing"
+
+    def __repr__(self) -> str:
+        return "MISSING"
+
+
+MISSING: Final = _Missing.MISSING
+"""No declared type, no default, no argument. None is a value."""
 
 Role = Literal["value", "redis", "session", "self"]
 
+SCALARS: Final = (str, bool, int, float, UUID, datetime, date, time, Decimal, timedelta, bytes)
+SEQUENCES: frozenset[Any] = frozenset((
+    *(list, set, frozenset, collections.abc.Sequence, collections.abc.MutableSequence, collections.abc.Collection),
+    *(collections.abc.Iterable, collections.abc.Set, collections.abc.MutableSet),
+))  # fmt: skip
+MAPPINGS: frozenset[Any] = frozenset((dict, collections.abc.Mapping, collections.abc.MutableMapping))
+_ALIAS_DEPTH = 16  # type aliases may be recursive
 _REDIS = frozenset(("Redis", "RedisCluster", "StrictRedis", "Valkey", "ValkeyCluster"))
 _SESSION = frozenset(("AsyncSession", "async_scoped_session"))
 _SELF = frozenset(("self", "cls", "mcs"))
@@ -29,33 +53,42 @@ _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_O
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One parameter: `default` and `declared` are MISSING where there is none."""
+    """One parameter: `default` and `declared` are MISSING where there is none.
+
+    `by_name`: the name alone gives the role, so that an argument may turn out to be a plain value.
+    """
 
     name: str
     kind: Any
     default: Any
     declared: Any
     role: Role
+    by_name: bool = False
+
+    @property
+    def type(self) -> Any:
+        """The declared type of the argument: of `*args`, that of the whole tuple."""
+        if self.kind is inspect.Parameter.VAR_POSITIONAL and self.declared is not MISSING:
+            return types.GenericAlias(tuple, (self.declared, ...))
+        return self.declared
 
 
 @dataclass(frozen=True, slots=True)
 class Inspected:
-    """A function, inspected once."""
+    """A function, inspected once. `takes_instance` None: its first parameter is an instance only in a bound call."""
 
     name: str
-    signature: inspect.Signature
     parameters: tuple[Parameter, ...]
     return_type: Any
     takes_instance: bool | None
-    """Whether the first parameter is the instance or class it is bound to; None: only if a call brings one."""
 
     def of_kind(self, kind: Any) -> str | None:
-        """Name of the first parameter of that kind."""
+        """Return the name of the first parameter of that kind, or None."""
         return next((each.name for each in self.parameters if each.kind is kind), None)
 
 
 def inspect_function(fn: Any, decorator: str) -> Inspected:
-    """What *fn* declares; it may be a function, a method, a classmethod or staticmethod, or any wrapper of these.
+    """Return what *fn* declares: a function, a method, a classmethod or staticmethod, or a wrapper of one of these.
 
     Raises:
         OptionError: *fn* is not a coroutine function.
@@ -68,13 +101,14 @@ def inspect_function(fn: Any, decorator: str) -> Inspected:
     hints = _Hints(function)
     declared = {each.name: hints.resolve(each.annotation) for each in signature.parameters.values()}
     first = next((each.name for each in signature.parameters.values() if each.kind in _POSITIONAL), None)
-    takes = _takes_instance(fn, first, declared)
-    roles = _roles(declared, first if takes else None)
+    takes = _takes_instance(fn, name, first, declared)
+    roles, by_name = _roles(declared, first if takes else None)
     parameters = tuple(
-        Parameter(each.name, each.kind, _given(each.default), declared[each.name], roles[each.name])
+        Parameter(each.name, each.kind, default, declared[each.name], roles[each.name], each.name in by_name)
         for each in signature.parameters.values()
+        for default in [MISSING if each.default is inspect.Parameter.empty else each.default]
     )
-    return Inspected(name, signature, parameters, hints.resolve(signature.return_annotation), takes)
+    return Inspected(name, parameters, hints.resolve(signature.return_annotation), takes)
 
 
 def _signature(function: Callable[..., Any]) -> inspect.Signature:
@@ -85,22 +119,19 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature:
     return inspect.signature(function)
 
 
-def _given(value: Any) -> Any:
-    return MISSING if value is inspect.Parameter.empty else value
-
-
-def _takes_instance(fn: Any, first: str | None, declared: Mapping[str, Any]) -> bool | None:
+def _takes_instance(fn: Any, name: str, first: str | None, declared: Mapping[str, Any]) -> bool | None:
     if first is None or isinstance(fn, staticmethod):
         return False
     if isinstance(fn, classmethod) or inspect.ismethod(fn):
         return True
-    if first in _SELF and not _is_keyable(declared[first]):  # `cls: str` is a school class, and part of the key
+    in_class = "." in name.rpartition("<locals>.")[2]
+    if in_class and first in _SELF and not is_keyable(declared[first]):  # `cls: str` is a school class, and a value
         return True
     return None
 
 
 class _Hints:
-    """Evaluates one function's annotations, one by one: one that fails leaves the others whole."""
+    """The annotations of one function, evaluated one by one: one that fails leaves the others whole."""
 
     def __init__(self, function: Any) -> None:
         inner = inspect.unwrap(function)
@@ -108,7 +139,7 @@ class _Hints:
         self._locals = {each.__name__: each for each in getattr(inner, "__type_params__", ())}
 
     def resolve(self, annotation: Any) -> Any:
-        """The type; MISSING if there is none; the annotation as it stands if it names what is not there."""
+        """Return the type; MISSING without one; the annotation as it stands if it names what is not there."""
         if annotation is inspect.Parameter.empty:
             return MISSING
         for also_callers in (False, True):
@@ -125,7 +156,7 @@ class _Hints:
 
 
 def _locals_of_callers(module: dict[str, Any]) -> dict[str, Any]:
-    """Names in the functions and class bodies of *module* that are running: a model may be local to the decoration."""
+    """Return the names in the running functions and class bodies of *module*: a model may be local to one of them."""
     found: list[dict[str, Any]] = []
     frame: FrameType | None = inspect.currentframe()
     while frame is not None:
@@ -135,16 +166,22 @@ def _locals_of_callers(module: dict[str, Any]) -> dict[str, Any]:
     return {name: value for names in reversed(found) for name, value in names.items()}
 
 
-def _roles(declared: Mapping[str, Any], instance: str | None) -> dict[str, Role]:
-    """The part that each parameter plays. An annotation decides; a name only where no annotation does."""
+# --- roles ------------------------------------------------------------------------------------------------------------
+
+
+def _roles(declared: Mapping[str, Any], instance: str | None) -> tuple[dict[str, Role], set[str]]:
+    """Return the role of each parameter, and which have it by name alone: only where no annotation gives that role."""
     roles: dict[str, Role] = {name: _annotated_role(each) for name, each in declared.items()}
-    for role, names in (("redis", ("redis",)), ("session", ("db", "session"))):
-        named = next((name for name in names if name in roles and not _is_keyable(declared[name])), None)
+    by_name: set[str] = set()
+    pairs: tuple[tuple[Role, tuple[str, ...]], ...] = (("redis", ("redis",)), ("session", ("db", "session")))
+    for role, names in pairs:
+        named = next((name for name in names if name in roles and not is_keyable(declared[name])), None)
         if role not in roles.values() and named is not None and roles[named] == "value":
-            roles[named] = role  # type: ignore[assignment]
+            roles[named] = role
+            by_name.add(named)
     if instance is not None:
         roles[instance] = "self"
-    return roles
+    return roles, by_name - {instance}
 
 
 def _annotated_role(declared: Any) -> Role:
@@ -155,7 +192,7 @@ def _annotated_role(declared: Any) -> Role:
 
 
 def _names_of(member: Any) -> set[str]:
-    """Class names that matter: from the MRO, or from the text of an annotation that cannot be evaluated."""
+    """Return the class names that matter: of the MRO, or in the text of an annotation that cannot be evaluated."""
     if isinstance(member, str):
         return set(re.findall(r"\w+", member))
     origin = get_origin(member)
@@ -164,30 +201,30 @@ def _names_of(member: Any) -> set[str]:
 
 
 def class_names(cls: type) -> set[str]:
-    """Names of the class and its bases, as far as they come from a Redis client or from SQLAlchemy."""
+    """Return the names of the class and its bases, as far as Redis clients or SQLAlchemy define them."""
     homes = ("redis", "valkey", "sqlalchemy")
     return {base.__name__ for base in cls.__mro__ if base.__module__.partition(".")[0].startswith(homes)}
 
 
 def is_redis(value: Any) -> bool:
-    """Whether *value* is a Redis client (or does what one does)."""
+    """Return True for a Redis client, or what does what one does."""
     return not isinstance(value, type) and callable(getattr(value, "execute_command", None))
 
 
 def is_session(value: Any) -> bool:
-    """Whether *value* is an AsyncSession or a scoped one."""
+    """Return True for an AsyncSession or a scoped one."""
     cls: Any = type(value)
     return _is_session_type(cls)
 
 
 def redis_of(instance: Any) -> Any:
-    """`instance.redis`, which may be None; MISSING where there is none, or it is no client."""
+    """Return `instance.redis`, which may be None; MISSING where there is none, or no client."""
     found = MISSING if instance is None else getattr(instance, "redis", MISSING)
     return found if found is None or is_redis(found) else MISSING
 
 
 def session_of(instance: Any) -> Any:
-    """`instance.db` or else `instance.session`, whichever is one; else None."""
+    """Return `instance.db` or else `instance.session`, whichever is a session; else None."""
     own = (getattr(instance, name, None) for name in ("db", "session"))
     return next((each for each in own if is_session(each)), None)
 
@@ -197,8 +234,46 @@ def _is_session_type(cls: type) -> bool:
     return bool(class_names(cls) & _SESSION)
 
 
-def _is_keyable(declared: Any) -> bool:
-    """Whether the declared type has values for keys: `session: str` is a session's id, and no AsyncSession."""
+# --- declared types ---------------------------------------------------------------------------------------------------
+
+
+def members(declared: Any, depth: int = 0) -> list[Any]:
+    """Return what a type comes down to: through Annotated, NewType, aliases, TypeVars, Literal, unions, less None."""
+    if depth > _ALIAS_DEPTH:
+        return [Any]
+    inner = _inner(declared)
+    if inner is None:
+        return [declared]
+    found = [each for one in inner for each in members(one, depth + 1)]
+    hashable = all(getattr(type(each), "__hash__", None) is not None for each in found)
+    return list(dict.fromkeys(found)) if hashable else found
+
+
+def _inner(declared: Any) -> list[Any] | None:
+    """Return the types that a type form stands for; None if it stands for itself."""
+    origin = get_origin(declared)
+    if origin is Union or origin is types.UnionType:
+        return [each for each in get_args(declared) if each is not NoneType]
+    if origin is Literal:
+        return [type(each) for each in get_args(declared) if each is not None]
+    if origin is Annotated or getattr(origin, "__name__", "") == "Mapped":
+        return [get_args(declared)[0]]
+    if isinstance(declared, NewType):
+        return [declared.__supertype__]
+    if isinstance(declared, TypeVar):
+        return list(declared.__constraints__) or [declared.__bound__ or Any]
+    if type(declared).__name__ == "TypeAliasType" or type(origin).__name__ == "TypeAliasType":
+        return [(declared if origin is None else origin).__value__]
+    return None
+
+
+def scalar_base(cls: type) -> type | None:
+    """Return the scalar type that *cls* is, or is built on (str for a StrEnum), or None."""
+    return next((base for base in cls.__mro__ if base in SCALARS), None)
+
+
+def is_keyable(declared: Any) -> bool:
+    """Return True if the type has values for keys: `session: str` is a session's id, and no AsyncSession."""
     if declared is MISSING:
         return False
     return any(get_origin(each) is not None or _is_value_type(each) for each in members(declared))
@@ -209,3 +284,110 @@ def _is_value_type(member: Any) -> bool:
         return False
     model = is_dataclass(member) or hasattr(member, "__pydantic_fields__")
     return model or scalar_base(member) is not None or issubclass(member, Enum | list | tuple | set | frozenset | dict)
+
+
+def attribute_type(declared: Any, path: tuple[str, ...]) -> Any:
+    """Return the declared type of the attribute at *path* of a value of type *declared*; MISSING if it is not known."""
+    for name in path:
+        owners = [each for each in members(declared) if isinstance(each, type)]
+        declared = _hint_of(owners[0], name) if len(owners) == 1 else MISSING
+        if declared is MISSING:
+            return MISSING
+    return declared
+
+
+def _hint_of(owner: type, name: str) -> Any:
+    found = getattr(owner, name, None)
+    getter = found.fget if isinstance(found, property) else None
+    try:
+        hints = typing.get_type_hints(owner if getter is None else getter, include_extras=True)
+    except Exception:  # noqa: BLE001 - annotations may name what is not there at run time, or fail in any way of their own
+        return MISSING
+    return hints.get(name if getter is None else "return", MISSING)
+
+
+# --- functions that take a list of ids --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class IdList:
+    """The parameter that takes a list, and the declared type of one element (MISSING if the list leaves it open)."""
+
+    parameter: str
+    declared: Any
+
+    @classmethod
+    def of(cls, found: Inspected, names: Iterable[str], start: str) -> IdList:
+        """Return the one list among the parameters in *names*. Raises PatternError, beginning with *start*."""
+        lists = {each.name: element for each in found.parameters if (element := _element(each.declared)) is not None}
+        named = [name for name in lists if name in set(names)]
+        if len(named) != 1:
+            what = "none of its placeholders is" if not named else f"{' and '.join(named)} are both"
+            known = ", ".join(f"'{name}'" for name in lists) or "it has none"
+            raise PatternError(f"{start}: {what} a parameter that takes a list; it must be one; there is: {known}")
+        return cls(named[0], lists[named[0]])
+
+    def one_of(self, found: Inspected) -> Inspected:
+        """Return the function as if it took one element."""
+        each = [replace(p, declared=self.declared) if p.name == self.parameter else p for p in found.parameters]
+        return replace(found, parameters=tuple(each))
+
+    def ids(self, value: Any, function: str) -> Any:
+        """Return a copy of an argument: of the same type if that is plain, else a list.
+
+        Raises:
+            TypeError: not a list; names *function* and parameter.
+        """
+        if isinstance(value, str | bytes | Mapping) or not hasattr(type(value), "__iter__"):
+            raise TypeError(f"{function}(): '{self.parameter}' must be a list, not {type(value).__qualname__}")
+        return type(value)(value) if type(value) in (list, tuple, set, frozenset) else list(value)
+
+    def one(self, value: Any, function: str) -> Any:
+        """Return the argument, which must be one element. Raises TypeError, naming *function* and parameter."""
+        own = {tuple} if self.declared is MISSING else {get_origin(each) or each for each in members(self.declared)}
+        if isinstance(value, tuple(each for each in (list, tuple, set, frozenset) if each not in own)):
+            raise TypeError(f"{function}: '{self.parameter}' is one of them here, not {type(value).__qualname__}")
+        return value
+
+
+def _element(declared: Any) -> Any:
+    """Return the type of one element, MISSING if the list leaves it open; None for what takes no list."""
+    several = members(declared)
+    if len(several) != 1:
+        return None
+    origin, args = get_origin(several[0]), get_args(several[0])
+    if origin in SEQUENCES and len(args) == 1:
+        return args[0]
+    if origin is tuple and len(args) == 2 and args[1] is Ellipsis:
+        return args[0]
+    return MISSING if several[0] in SEQUENCES or several[0] is tuple else None
+
+
+@dataclass(frozen=True, slots=True)
+class ResultShape:
+    """What such a function gives: a mapping by id, or a list in the order of the ids; and the type of one value."""
+
+    mapping: bool
+    value: Any
+
+    @classmethod
+    def of(cls, declared: Any, owner: str) -> ResultShape:
+        """Return the shape of a return annotation.
+
+        Raises:
+            OptionError: there is none.
+            SchemaError: it is neither a mapping nor a list.
+        """
+        if declared is MISSING:
+            raise OptionError(f"{owner}: declare what it returns: a mapping by id, or a list in the order of the ids")
+        several = members(declared)
+        origin, args = get_origin(several[0]), get_args(several[0])
+        if len(several) == 1 and NoneType not in get_args(declared):
+            if origin in MAPPINGS and len(args) == 2:
+                return cls(mapping=True, value=args[1])
+            if origin in SEQUENCES and len(args) == 1 and not issubclass(origin, AbstractSet):
+                return cls(mapping=False, value=args[0])
+        raise SchemaError(
+            f"{owner}: it returns {declared}, where a mapping by id (dict[int, User]) or a list in the order of the "
+            "ids (list[User | None]) is wanted"
+        )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fastrdb.errors import CacheUnavailableError, OptionError
 from fastrdb.invalidation import Put, enlist
-from fastrdb.keys import MISSING, UNSAID, CallPlan
+from fastrdb.keys import MISSING, UNSAID, BoundCall, BoundMany, CallPlan, add_pairs
 from fastrdb.runtime import Runtime, disabled
 from fastrdb.transactions import (
     has_transaction,
@@ -72,7 +72,7 @@ class CachedFunction(Entries):
         if session is not None:
             session = sync_session(session)
             if session is not None and schema_map(session) is not None:
-                key = self.key(self.plan.bind(instance, args, kwargs), session)
+                key = with_variant(key, session)
         if client is MISSING:
             client = self.cache.own(self.plan)
         if client is None:
@@ -167,7 +167,11 @@ class CachedFunction(Entries):
 
     # --- what it carries
 
-    async def refresh(self, run: Callable[[], Awaitable[Any]], values: dict[str, Any]) -> Any:
+    def bind(self, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, several: bool) -> Any:
+        """Return a call of which only what the key is made of must be given; with *several*, of many ids."""
+        return self.plan.bind(instance, args, kwargs, partial=True)
+
+    async def refresh(self, run: Callable[[], Awaitable[Any]], values: Any) -> Any:
         """Load now, whatever is in Redis, and store; return the value."""
         call = self.call(values)
         if call is None:
@@ -177,28 +181,28 @@ class CachedFunction(Entries):
         reason = self.bypass_reason(call.store, call.client, call.session)
         return (await loading.resolve(reason, look=False))[0]
 
-    def call(self, values: dict[str, Any], keys: Collection[Any] = ()) -> CallContext | None:
+    def call(self, values: BoundCall | BoundMany, keys: Collection[Any] = ()) -> CallContext | None:
         """Return what the arguments come to; None where Redis is given as None."""
         client = self.cache.client(self.plan, values)
         if client is None:
             return None
         store = self.cache.store(client)
-        return CallContext(client, store, sync_session(self.plan.session(values)), store.patience(client, keys))
+        return CallContext(client, store, sync_session(values.session), store.patience(client, keys))
 
-    def key(self, values: dict[str, Any], session: Session | None = None) -> str:
+    def key(self, values: BoundCall, session: Session | None = None) -> str:
         """Return the key without the namespace."""
-        return self.plan.key(values, variant(session))
+        return with_variant(values.key, session)
 
-    def keys(self, values: dict[str, Any], session: Session | None) -> list[str]:
+    def keys(self, values: Any, session: Session | None) -> list[str]:
         """Return the keys of all entries that the arguments name."""
         return [self.key(values, session)]
 
-    def full_key(self, values: dict[str, Any]) -> str:
+    def full_key(self, values: BoundCall) -> str:
         """Return the key as it is in Redis."""
-        key = self.key(values, sync_session(self.plan.session(values)))
+        key = self.key(values, sync_session(values.session))
         return f"{self.cache.namespace}:{key}" if self.cache.namespace else key
 
-    async def invalidate(self, values: dict[str, Any]) -> None:
+    async def invalidate(self, values: BoundCall | BoundMany) -> None:
         """Delete the entries: when the session's open transaction commits, or now where there is none."""
         call = self.call(values)
         if call is None:
@@ -210,7 +214,7 @@ class CachedFunction(Entries):
             self.counters.tell("invalidation", key)
         await enlist(self.cache, call.client, call.session, keys=keys)
 
-    async def put(self, value: Any, values: dict[str, Any]) -> None:
+    async def put(self, value: Any, values: BoundCall) -> None:
         """Store `value` when the session's open transaction commits; without one, delete the entry."""
         call = self.call(values)
         if call is None:
@@ -230,7 +234,7 @@ class CachedFunction(Entries):
                 puts=[Put(key, raw, self.ttl_ms(value))],
             )
 
-    async def explain(self, values: dict[str, Any]) -> Explanation:
+    async def explain(self, values: BoundCall) -> Explanation:
         """Look without loading, storing or changing anything. Once `exp` is over, `ttl` is below 0."""
         call = self.call(values)
         if call is None:
@@ -272,10 +276,10 @@ class CachedFunction(Entries):
         return found
 
 
-def variant(session: Session | None) -> dict[str, str] | None:
-    """Return what a session adds to the keys of its calls: one session may read other tables than another."""
+def with_variant(key: str, session: Session | None) -> str:
+    """Return the key with what a session adds to the keys of its calls: it may read other tables than another one."""
     schemas = schema_map(session) if session is not None else None
-    return None if schemas is None else {"%schema": schemas}
+    return key if schemas is None else add_pairs(key, {"%schema": schemas})
 
 
 def with_argument(call: partial[Any], name: str, value: object) -> partial[Any]:

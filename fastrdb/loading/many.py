@@ -8,12 +8,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fastrdb.errors import OptionError, SchemaError
-from fastrdb.keys import CallPlan, Elements, Inspected, elements_of, shape_of
+from fastrdb.keys import BoundCall, BoundMany, CallPlan, ResultShape
 from fastrdb.runtime import Runtime
 from fastrdb.transactions import sync_session
 from fastrdb.values import Codec
 
-from .function import CachedFunction, variant, with_argument
+from .function import CachedFunction, with_argument, with_variant
 from .load import Loader, Loading
 from .policy import Policy
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
 
-async def get_many(function: CachedFunction, arguments: Sequence[dict[str, Any]], load: Loader) -> list[Any]:
+async def get_many(function: CachedFunction, arguments: Sequence[BoundCall], load: Loader) -> list[Any]:
     """Return the values of many calls of one function, in their order; None for what is not there.
 
     Args:
@@ -40,16 +40,16 @@ async def get_many(function: CachedFunction, arguments: Sequence[dict[str, Any]]
 class CachedMany(CachedFunction):
     """One function that takes a list of ids. Its plan, codec and extras are about one of them."""
 
-    __slots__ = ("elements", "mapping")
+    __slots__ = ("mapping", "parameter")
     stores_absent = True
-    elements: Elements
+    parameter: str
     mapping: bool
 
     @classmethod
     def of(
         cls,
         cache: Runtime,
-        found: Inspected,
+        fn: Any,
         pattern: str,
         policy: Policy,
         *,
@@ -59,50 +59,42 @@ class CachedMany(CachedFunction):
     ) -> CachedMany:
         """Return the cached function, everything checked. Raises PatternError, OptionError, SchemaError."""
         decorator = "cached_many"
-        owner = f"@{decorator} on {found.name}"
-        CallPlan.of(found, pattern=pattern, ignore=ignore, decorator=decorator)  # what is wrong is said of it as it is
-        element, elements = elements_of(found, pattern, owner)
-        plan = CallPlan.of(element, pattern=pattern, ignore=ignore, decorator=decorator, seal=cache.seal)
+        plan = CallPlan.of(fn, pattern=pattern, ignore=ignore, decorator=decorator, seal=cache.seal, many=True)
+        owner = f"@{decorator} on {plan.function}"
         if policy.early:
             raise OptionError(f"{owner}: early={policy.early:g}: {decorator} reloads nothing early")
-        shape = shape_of(found.return_type, owner)
-        made = cls(cache, plan, Codec(shape.value, schema=schema, owner=found.name), policy, near=near)
-        made.elements, made.mapping = elements, shape.mapping
+        shape = ResultShape.of(plan.return_type, owner)
+        made = cls(cache, plan, Codec(shape.value, schema=schema, owner=plan.function), policy, near=near)
+        made.parameter, made.mapping = plan.ids.parameter if plan.ids else "", shape.mapping
         return made
 
     # --- what the decorated function does
 
     def answer(self, function: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the coroutine of one call. Raises at once what is wrong with its arguments."""
-        return self._ask(partial(function, *args, **kwargs), self.plan.bind(instance, args, kwargs))
+        return self._ask(partial(function, *args, **kwargs), self.plan.bind_many(instance, args, kwargs))
 
     def answering(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return what stands for the function itself, where no instance is bound to it."""
         return lambda *args, **kwargs: self.answer(function, getattr(function, "__self__", None), args, kwargs)
 
-    async def refresh(self, run: Any, values: dict[str, Any]) -> Any:
+    def bind(self, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, several: bool) -> Any:
+        """Return a call of one id, or of *several*."""
+        bind = self.plan.bind_many if several else self.plan.bind
+        return bind(instance, args, kwargs, partial=True)
+
+    async def refresh(self, run: Any, values: BoundMany) -> Any:
         """Load all now, whatever is in Redis, and store."""
         return await self._ask(run, values, refresh=True)
 
-    def _ask(self, run: Any, values: dict[str, Any], *, refresh: bool = False) -> Coroutine[Any, Any, Any]:
-        given = values[self.elements.parameter]
-        ids = self.elements.of(given, self.plan.function)
-        session = sync_session(self.plan.session(values))
+    def _ask(self, run: Any, values: BoundMany, *, refresh: bool = False) -> Coroutine[Any, Any, Any]:
+        ids = list(values.ids)
+        session = sync_session(values.session)
         self.refuse_session(session)
-        keys = self._keys(values, ids, session)
-        load = partial(self._load, run, ids, _kind_of(given))
-        return self._answer(values, ids, keys, load, refresh)
+        load = partial(self._load, run, ids, type(values.ids))
+        return self._answer(values, ids, self.keys(values, session), load, refresh)
 
-    def _keys(self, values: dict[str, Any], ids: list[Any], session: Session | None) -> list[str]:
-        each, extra, keys = dict(values), variant(session), list[str]()
-        for one in ids:
-            each[self.elements.parameter] = one
-            keys.append(self.plan.key(each, extra))
-        return keys
-
-    async def _answer(
-        self, values: dict[str, Any], ids: list[Any], keys: list[str], load: Loader, refresh: bool
-    ) -> Any:
+    async def _answer(self, values: BoundMany, ids: list[Any], keys: list[str], load: Loader, refresh: bool) -> Any:
         call = self.call(values, keys)
         if not keys:
             found = []
@@ -123,7 +115,7 @@ class CachedMany(CachedFunction):
     ) -> Sequence[Any]:
         """Return what the function gives for these ids alone, which it gets as it was given all of them."""
         asked = kind(ids[at] for at in positions)
-        run = with_argument(run, self.elements.parameter, asked)
+        run = with_argument(run, self.parameter, asked)
         if session is not None:
             run = with_argument(run, str(self.plan.session_name), session)
         found = await run()
@@ -141,16 +133,6 @@ class CachedMany(CachedFunction):
 
     # --- what it carries
 
-    def key(self, values: dict[str, Any], session: Session | None = None) -> str:
-        """Return the key of one id."""
-        self.elements.one(values[self.elements.parameter], self.plan.function)
-        return super().key(values, session)
-
-    def keys(self, values: dict[str, Any], session: Session | None) -> list[str]:
+    def keys(self, values: BoundMany, session: Session | None) -> list[str]:
         """Return the keys of these ids."""
-        return self._keys(values, self.elements.of(values[self.elements.parameter], self.plan.function), session)
-
-
-def _kind_of(given: Any) -> Any:
-    """Return what the function gets its ids in: what the caller has given, if that is plain, else a list."""
-    return type(given) if type(given) in (list, tuple, set, frozenset) else list
+        return [with_variant(key, session) for key in values.keys]

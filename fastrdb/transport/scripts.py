@@ -28,7 +28,7 @@ class Reach(Protocol):
         ...
 
     @property
-    def lua(self) -> str:
+    def filter(self) -> str:
         """Patterns over the whole key, one a line; "" where the head alone decides."""
         ...
 
@@ -101,7 +101,7 @@ class Names:
     def under(self, prefix: Reach) -> Target:
         """Give what `prefix` reaches."""
         scoped = prefix.under(self.before.decode()) if self.before else prefix
-        return Target(scoped.head.encode(), scoped.lua.encode())
+        return Target(scoped.head.encode(), scoped.filter.encode())
 
     def exactly(self, key: str) -> Target:
         """Give the one key."""

@@ -16,8 +16,8 @@ from sqlalchemy import Enum, String, TypeDecorator
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from fastrdb import FastRDB
+from fastrdb.keys import fingerprint
 from fastrdb.keys.encoding import undeclared
-from fastrdb.keys.filling import mark
 from tests.support.servers.databases import Database
 
 
@@ -110,12 +110,12 @@ VALUES = st.one_of(
 @given(st.lists(VALUES, min_size=1, max_size=2), st.lists(VALUES, min_size=1, max_size=2))
 def test_what_is_marked_alike_is_written_alike(one: list[Any], other: list[Any]) -> None:
     """Else one of them would be taken for said when the other is."""
-    if mark(one) == mark(other):
+    if fingerprint(one) == fingerprint(other):
         assert [undeclared(each) for each in one] == [undeclared(each) for each in other]
 
 
 def test_plain_values_are_known_again() -> None:
     """Else each row would be said by itself, and a bulk write would be slow."""
     for plain in ("a", 1, True, None, 1.5, Decimal(1), datetime(2026, 1, 1, tzinfo=UTC), Kind.NEW, ("count", "t")):
-        assert mark([plain, 1]) == mark([plain, 1])
-    assert mark([Secret("a")]) != mark([Secret("a")])
+        assert fingerprint([plain, 1]) == fingerprint([plain, 1])
+    assert fingerprint([Secret("a")]) != fingerprint([Secret("a")])

@@ -18,8 +18,7 @@ from redis.asyncio import Redis, RedisCluster
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
 
 from fastrdb.errors import KeyValueError, MissingKeyFieldError, OptionError, PatternError
-from fastrdb.keys.call import MISSING, CallPlan
-from fastrdb.keys.prefix import Prefix
+from fastrdb.keys import MISSING, CallPlan, Prefix, add_pairs
 
 if TYPE_CHECKING:
     from somewhere import Unknown  # type: ignore[import-not-found]  # pyright: ignore[reportMissingImports]
@@ -58,7 +57,7 @@ def plan_of(fn: Any, pattern: str | None = None, **options: Any) -> CallPlan:
 
 def key_of(plan: CallPlan, *args: Any, **kwargs: Any) -> str:
     """The key of a call that need not be complete."""
-    return plan.key(plan.bind(None, args, kwargs, partial=True))
+    return plan.locate(None, args, kwargs, partial=True)[2]
 
 
 class Recorder(wrapt.FunctionWrapper[..., Any]):
@@ -69,7 +68,7 @@ class Recorder(wrapt.FunctionWrapper[..., Any]):
         self._self_plan = plan_of(wrapped, pattern)
 
     def _self_record(self, wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
-        keys.append(self._self_plan.key(self._self_plan.bind(instance, args, kwargs)))
+        keys.append(self._self_plan.bind(instance, args, kwargs).key)
         return wrapped(*args, **kwargs)
 
 
@@ -168,7 +167,7 @@ def test_binding_is_pythons(args: list[Any], kwargs: dict[str, Any], wide: bool)
         with pytest.raises(TypeError, match=function.__name__):
             plan.bind(None, tuple(args), kwargs)
         return
-    values = plan.bind(None, tuple(args), kwargs)
+    values = plan.bind(None, tuple(args), kwargs).arguments
     more = bound.pop("more", {})
     assert {name: values[name] for name in bound} == bound
     assert len(values) == len(bound) + len(more)
@@ -191,8 +190,8 @@ def test_a_default_is_left_out_only_if_it_is_the_same() -> None:
 def test_extra_pairs_join_the_query() -> None:
     """What the caller adds is escaped, and no argument can have such a name."""
     plan = plan_of(list_users, "k")
-    values = plan.bind(None, (), {"page": 2}, partial=True)
-    assert plan.key(values, {"%schema": "a:b"}) == "k?page=2&%schema=a%3Ab"
+    assert add_pairs(key_of(plan, page=2), {"%schema": "a:b"}) == "k?page=2&%schema=a%3Ab"
+    assert add_pairs(key_of(plan), {"%schema": "a:b"}) == "k?%schema=a%3Ab"
 
 
 def test_what_is_ignored_is_not_in_the_key() -> None:
@@ -238,11 +237,11 @@ def test_partial_needs_what_the_key_needs() -> None:
     """Session, Redis and ignored parameters may be left out; what the key is made of may not."""
     plan = plan_of(get_user, "user:{email}")
     with pytest.raises(TypeError, match=r"get_user.*'email'"):
-        plan.bind(None, (), {}, partial=True)
+        plan.locate(None, (), {}, partial=True)
     with pytest.raises(TypeError, match=r"get_user.*'db'"):
         plan.bind(None, (), {"email": "a"})
     with pytest.raises(TypeError, match="nonsense"):
-        plan.bind(None, (), {"email": "a", "nonsense": 1}, partial=True)
+        plan.locate(None, (), {"email": "a", "nonsense": 1}, partial=True)
 
 
 def test_long_keys_are_fitted() -> None:
@@ -376,9 +375,9 @@ def test_redis_is_found_by_its_annotation(annotation: Any) -> None:
 
     function.__annotations__["client"] = annotation
     plan = plan_of(function, "k")
-    values = plan.bind(None, (CLIENT,), {})
-    assert plan.redis(values) is CLIENT
-    assert plan.key(values) == "k"
+    call = plan.bind(None, (CLIENT,), {})
+    assert call.client is CLIENT
+    assert call.key == "k"
 
 
 @pytest.mark.parametrize(
@@ -392,10 +391,10 @@ def test_the_session_is_found_by_its_annotation(annotation: Any) -> None:
 
     function.__annotations__["s"] = annotation
     plan = plan_of(function, "k")
-    values = plan.bind(None, (DB,), {})
-    assert plan.session(values) is DB
+    call = plan.bind(None, (DB,), {})
+    assert call.session is DB
     assert plan.session_name == "s"
-    assert plan.key(values) == "k"
+    assert call.key == "k"
 
 
 def test_names_count_where_annotations_do_not() -> None:
@@ -410,11 +409,9 @@ def test_names_count_where_annotations_do_not() -> None:
     async def login(session: Row) -> Any: ...
 
     plan = plan_of(unannotated, "k")
-    values = plan.bind(None, (DB, CLIENT), {})
-    assert (plan.session(values), plan.redis(values), plan.key(values)) == (DB, CLIENT, "k")
+    assert plan.locate(None, (DB, CLIENT), {}) == (CLIENT, DB, "k")
     plan = plan_of(session_id, "k")
-    values = plan.bind(None, ("a", "b"), {})
-    assert (plan.session(values), plan.redis(values), plan.key(values)) == (None, MISSING, "k?redis=b&session=a")
+    assert plan.locate(None, ("a", "b"), {}) == (MISSING, None, "k?redis=b&session=a")
     assert key_of(plan_of(both, "k"), DB, "a") == "k?session=a"
     assert key_of(plan_of(login, "k"), Row(id=1, code="a")) == "k?session=%o[id=1&code=a]"
 
@@ -424,12 +421,12 @@ def test_where_redis_comes_from() -> None:
     plan = plan_of(Holder.method, "k")
     other: Redis = Redis()
     holder = Holder(redis=other)
-    assert plan.redis(plan.bind(holder, (), {"redis": CLIENT})) is CLIENT
-    assert plan.redis(plan.bind(holder, (), {"redis": None})) is None
-    assert plan.redis(plan.bind(holder, (), {})) is other
-    assert plan.redis(plan.bind(Holder(redis=None), (), {})) is None
-    assert plan.redis(plan.bind(Holder(), (), {})) is MISSING
-    assert plan.redis(plan.bind(Holder(redis="redis://"), (), {})) is MISSING
+    assert plan.bind(holder, (), {"redis": CLIENT}).client is CLIENT
+    assert plan.bind(holder, (), {"redis": None}).client is None
+    assert plan.bind(holder, (), {}).client is other
+    assert plan.bind(Holder(redis=None), (), {}).client is None
+    assert plan.bind(Holder(), (), {}).client is MISSING
+    assert plan.bind(Holder(redis="redis://"), (), {}).client is MISSING
     assert plan.redis_optional
     assert not plan_of(get_user).redis_optional
 
@@ -437,11 +434,11 @@ def test_where_redis_comes_from() -> None:
 def test_where_the_session_comes_from() -> None:
     """The argument, else `self.db`, else `self.session`, if that is a session; else there is none."""
     plan = plan_of(Holder.method, "k")
-    assert plan.session(plan.bind(Holder(db=DB), (), {})) is DB
-    assert plan.session(plan.bind(Holder(db="sqlite://", session=DB), (), {})) is DB
-    assert plan.session(plan.bind(Holder(session=object()), (), {})) is None
+    assert plan.bind(Holder(db=DB), (), {}).session is DB
+    assert plan.bind(Holder(db="sqlite://", session=DB), (), {}).session is DB
+    assert plan.bind(Holder(session=object()), (), {}).session is None
     plan = plan_of(get_user, "k")
-    assert plan.session(plan.bind(None, (DB, CLIENT, "a"), {})) is DB
+    assert plan.bind(None, (DB, CLIENT, "a"), {}).session is DB
 
 
 # --- prefixes and keys ------------------------------------------------------------------------------------------------
@@ -458,13 +455,14 @@ def test_prefixes_of_arguments_and_of_results() -> None:
         prefixes=["user:*", "user:{email}:*", "id:{result.id}", "code:{email}:{result.code}:*", ""],
         keys=["one:{email}", "two:{result.code}"],
     )
-    values = plan.bind(None, (DB, "a*"), {})
-    assert plan.reaches.prefixes_before([values]) == [Prefix("user:"), Prefix("user:a%2A:")]
-    known = {**values, "result": Row(id=1, code="a")}
-    assert plan.reaches.prefixes_after([known])[0] == Prefix("id:1", "", whole=True)
-    assert plan.reaches.prefixes_after([known])[-1] == Prefix("code:a%2A:a:")
-    assert plan.reaches.keys_before([values]) == ["one:a%2A"]
-    assert plan.reaches.keys_after([known]) == ["two:a"]
+    values = plan.bind(None, (DB, "a*"), {}).arguments
+    before = plan.templates.before([values])
+    assert before.prefixes[:3] == [Prefix("user:"), Prefix("user:a%2A:"), Prefix("user:a%2A%a", "*:*")]
+    assert before.keys == ["one:a%2A"]
+    after = plan.templates.after([values], Row(id=1, code="a"))
+    assert after.prefixes[0] == Prefix("id:1", "", whole=True)
+    assert Prefix("code:a%2A:a:") in after.prefixes
+    assert after.keys == ["two:a"]
 
 
 def test_several_calls_reach_what_each_of_them_reaches() -> None:
@@ -473,10 +471,10 @@ def test_several_calls_reach_what_each_of_them_reaches() -> None:
     async def write(a: Any, b: int) -> None: ...
 
     plan = plan_of(write, prefixes=["a:{a}", "b:{b}:*", "c:*"], keys=["one:{a}", "two:{b}"])
-    calls = [plan.bind(None, each, {}) for each in ((1, 5), ("1", 5), (2, 5), (2, 6))]
-    for found in (plan.reaches.prefixes_before, plan.reaches.keys_before):
-        each: list[Any] = [made for call in calls for made in found([call])]
-        together = found(calls)
+    calls = [plan.bind(None, each, {}).arguments for each in ((1, 5), ("1", 5), (2, 5), (2, 6))]
+    for kind in (0, 1):
+        each: list[Any] = [made for call in calls for made in plan.templates.before([call])[kind]]
+        together = plan.templates.before(calls)[kind]
         assert set(together) == set(each)
         assert len(together) == len(set(together)) < len(each)
 
@@ -488,8 +486,7 @@ def test_results_that_do_not_fit_invalidate_more(result: Any) -> None:
     async def function(a: int) -> Any: ...
 
     plan = plan_of(function, prefixes=["id:{result.id}:x"], keys=["two:{result.code}"])
-    assert plan.reaches.keys_after([{"a": 1, "result": result}]) == []
-    assert plan.reaches.prefixes_after([{"a": 1, "result": result}]) == [Prefix("id:"), Prefix("two:")]
+    assert plan.templates.after([{"a": 1}], result) == ([Prefix("id:"), Prefix("two:")], [])
 
 
 # --- what is refused, and what is not ---------------------------------------------------------------------------------
@@ -523,8 +520,7 @@ def test_other_mistakes_are_refused() -> None:
         plan_of(get_user, "k:{email}", ignore=["email"])
     with pytest.raises(PatternError, match="'self'"):
         plan_of(Holder.method, "k:{self}")
-    with pytest.raises(PatternError, match="no pattern"):
-        key_of(plan_of(get_user), email="a")
+    assert key_of(plan_of(get_user), DB, CLIENT, "a") == ""
 
 
 def test_types_for_checkers_only_do_not_break_decoration() -> None:
@@ -534,7 +530,7 @@ def test_types_for_checkers_only_do_not_break_decoration() -> None:
         raise AssertionError
 
     plan = plan_of(function, "k:{a}:{b}")
-    assert key_of(plan, "1", "1", []) == "k:%s1:1?c=%l[]"
+    assert key_of(plan, "1", "1", []) == "k:1%as:1?c=%l[]"
     assert plan.return_type == "Unknown"
 
 

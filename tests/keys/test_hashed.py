@@ -10,8 +10,8 @@ import pytest
 from redis.asyncio import Redis
 
 from fastrdb import Cache, OptionError
-from fastrdb.keys.declared import encoder_for
-from fastrdb.keys.sealing import seal_of, sealed
+from fastrdb.keys.encoding import encoder_for
+from fastrdb.keys.pattern import hashed, sealed
 from fastrdb.testing import GatedClient
 from tests.support.servers.databases import Database
 from tests.support.world.walkthrough import EMAIL, PRIVATE, Whole
@@ -80,7 +80,7 @@ def test_another_secret_is_another_key(cache: Cache) -> None:
 def test_without_a_secret_nothing_is_in_the_way() -> None:
     """The encoders are the very same, so a call costs what it costs without the option."""
     encode = encoder_for(str)
-    assert sealed(encode, seal_of(None, "Cache")) is encode
+    assert sealed(encode, hashed(None, "Cache")) is encode
 
 
 async def test_writes_reach_what_is_hidden(cache: Cache, client: Redis) -> None:

@@ -17,16 +17,15 @@ from redis.crc import key_slot
 
 import fastrdb
 from fastrdb import Cache
-from fastrdb.keys.call import CallPlan
-from fastrdb.keys.filling import Filling
-from fastrdb.keys.pattern import DIGEST_MARK, Template
-from fastrdb.keys.sealing import seal_of
+from fastrdb.keys import CallPlan, hashed
+from fastrdb.keys.pattern import DIGEST_MARK, Pattern
+from fastrdb.keys.prefix import Template
 from fastrdb.transport.scripts import Names, Target
 from tests.support.world import fuzz
 from tests.support.world.stores import members
 
 PACKAGE = Path(fastrdb.__file__).parent
-SEALS = {"plain": None, "hidden": seal_of(b"secret", "test")}
+SEALS = {"plain": None, "hidden": hashed(b"secret", "test")}
 FORBIDDEN = re.compile(r"[*?\[\]{}\\\s\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
@@ -95,10 +94,10 @@ def test_no_key_lies_among_fastrdbs_own() -> None:
 def test_a_prefix_with_a_value_reaches_that_value_alone(seal: Any) -> None:
     """20,000 pairs of values: each reaches its own keys, what lies below them too, and none of the other's."""
     plan = CallPlan.of(call, pattern="k:{b}:{a}", decorator="cached", seal=seal)
-    filling = Filling(Template.parse("k:{x}", owner="f", kind="prefix"), [str], "f", seal)
+    template = Template(Pattern.parse("k:{x}", owner="f", kind="prefix"), [str], "f", seal)
     texts = list(fuzz.many(fuzz.text, 10_001, seed=4))
     for mine, other in pairwise(texts):
-        [*prefixes] = filling.prefixes({"x": mine})
+        [*prefixes] = template.prefixes({"x": mine})
         assert any(prefix.matches(key_of(plan, "below", mine)) for prefix in prefixes), ascii(mine)
         reached = any(prefix.matches(key_of(plan, "below", other)) for prefix in prefixes)
         # A long key's value is not to be read from its digest: then more is reached, never less.
@@ -121,17 +120,17 @@ def test_lua_reaches_what_python_reaches(lua: redis.Redis) -> None:
         "return found"
     )
     plan = CallPlan.of(call, pattern="k:{b}:x", decorator="cached")
-    filling = Filling(Template.parse("k:{x}", owner="f", kind="prefix"), [str])
+    template = Template(Pattern.parse("k:{x}", owner="f", kind="prefix"), [str])
     texts = list(fuzz.many(fuzz.text, 10_000, seed=5))
     for start in range(0, len(texts), 500):
         part = texts[start : start + 500]
         asked = [
             (prefix, key_of(plan, 1, each))
             for mine, other in zip(part, [*part[1:], part[0]], strict=True)
-            for prefix in filling.prefixes({"x": mine})
+            for prefix in template.prefixes({"x": mine})
             for each in (mine, other)
         ]
-        arguments = [argument for prefix, key in asked for argument in (prefix.head, prefix.lua, key)]
+        arguments = [argument for prefix, key in asked for argument in (prefix.head, prefix.filter, key)]
         assert script(args=arguments) == [int(prefix.matches(key)) for prefix, key in asked]
 
 

@@ -27,9 +27,8 @@ from fastrdb import (
     no_store,
 )
 from fastrdb.cache import default_cache
-from fastrdb.keys.declared import MISSING
-from fastrdb.keys.elements import elements_of, shape_of
-from fastrdb.keys.signature import inspect_function
+from fastrdb.keys import MISSING, ResultShape, inspect_function
+from fastrdb.keys.signature import IdList
 from fastrdb.testing import GatedClient, Gates
 from tests.races.mechanisms import without
 from tests.support.servers.databases import Database
@@ -702,15 +701,15 @@ def test_what_takes_a_list(declared: Any, element: Any) -> None:
         raise LookupError(ids)
 
     load.__annotations__["ids"] = declared
-    _, found = elements_of(inspect_function(load, "test"), "item:{ids}", "test")
+    found = IdList.of(inspect_function(load, "test"), {"ids"}, "test")
     assert (found.parameter, found.declared) == ("ids", element)
 
 
 def test_shapes() -> None:
     """Mappings and lists have different annotations."""
-    assert shape_of(Mapping[int, Item], "f").mapping
-    assert shape_of(Annotated[dict[int, Item], "x"], "f").value is Item
-    assert not shape_of(Sequence[Item], "f").mapping
+    assert ResultShape.of(Mapping[int, Item], "f").mapping
+    assert ResultShape.of(Annotated[dict[int, Item], "x"], "f").value is Item
+    assert not ResultShape.of(Sequence[Item], "f").mapping
 
 
 # --- what others load

@@ -60,7 +60,7 @@ def identity(given: Any) -> Any:
     if isinstance(given, (list, tuple)):
         return (type(given), tuple(identity(each) for each in given))
     if isinstance(given, dict):
-        return (dict, tuple(sorted(repr((name, identity(each))) for name, each in given.items())))
+        return (dict, tuple((name, identity(each)) for name, each in given.items()))
     return (type(given), repr(given))
 
 
