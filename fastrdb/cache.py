@@ -301,7 +301,7 @@ class Cache(Runtime):
         client = self.required(owner) if redis is None else redis
         before = f"{self.namespace}:" if self.namespace else ""
         named = dict.fromkeys(name for key in keys for name in (key, key.removeprefix(before)))
-        await self.delete(client, found, list(named))
+        await self.delete(client, [*found, *map(Prefix.variants, named)], list(named))
 
     def stats(self) -> Stats:
         """Return the sum over all functions decorated with this cache, in this process."""

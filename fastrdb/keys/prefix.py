@@ -59,6 +59,12 @@ class Prefix:
             head, glob = kept, head[len(kept) :] + glob
         return cls(head, glob, whole)
 
+    @classmethod
+    def variants(cls, key: str) -> Prefix:
+        """Return the prefix of the entries that other sessions have of `key`."""
+        raw = f"{key}{'&%' if '?' in key else VARIANTS[0]}".encode()
+        return cls(cut(raw, _HEAD_LIMIT_BYTES) if len(raw) > _HEAD_LIMIT_BYTES else raw.decode())
+
     def under(self, namespace: str) -> Prefix:
         """Return the same keys with *namespace* (its separator included) in front of each."""
         return replace(self, head=namespace + self.head)
@@ -250,7 +256,7 @@ class Template:
                 prefixes.append(Prefix.of(text, whole=True))
             else:
                 keys.append(fit(guard(text)))
-                prefixes.append(Prefix(f"{keys[-1]}{VARIANTS[0]}"))
+                prefixes.append(Prefix.variants(keys[-1]))
         return Reached([each for each in prefixes if each is not None], keys)
 
     def _texts(self, values: Arguments, lenient: bool) -> list[tuple[str, ...]]:

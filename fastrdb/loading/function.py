@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fastrdb.errors import CacheUnavailableError, OptionError
 from fastrdb.invalidation import Put, enlist
-from fastrdb.keys import MISSING, UNSAID, BoundCall, BoundMany, CallPlan, add_pairs
+from fastrdb.keys import MISSING, UNSAID, BoundCall, BoundMany, CallPlan, Prefix, add_pairs
 from fastrdb.runtime import Runtime, disabled
 from fastrdb.transactions import (
     has_transaction,
@@ -212,7 +212,7 @@ class CachedFunction(Entries):
     async def _drop(self, call: CallContext, keys: Sequence[str]) -> None:
         for key in keys:
             self.counters.tell("invalidation", key)
-        await enlist(self.cache, call.client, call.session, keys=keys)
+        await enlist(self.cache, call.client, call.session, map(Prefix.variants, keys), keys)
 
     async def put(self, value: Any, values: BoundCall) -> None:
         """Store `value` when the session's open transaction commits; without one, delete the entry."""

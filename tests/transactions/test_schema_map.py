@@ -13,7 +13,7 @@ from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from fastrdb import FastRDB, cached
+from fastrdb import FastRDB, cached, default_cache, invalidates
 from tests.support.servers.databases import Database
 
 TENANTS = ("red", "blue")
@@ -177,3 +177,60 @@ async def test_load_that_changes_its_own_map_is_not_stored(engine: AsyncEngine, 
     async with AsyncSession(engine) as db:
         assert await load(db, client, 1) == "red"
     assert (load.stats.fills, await client.exists("tenant:1")) == (0, 0)
+
+
+# --- invalidating single keys
+
+
+async def by_decorator(db: AsyncSession, client: Redis) -> None:
+    """Name the key in `keys`."""
+
+    @invalidates(keys=["note:{number}"])
+    async def write(redis: Redis, number: int) -> None: ...
+
+    await write(client, 1)
+
+
+async def by_decorator_in_a_transaction(db: AsyncSession, client: Redis) -> None:
+    """Name it for a transaction that commits."""
+
+    @invalidates(keys=["note:{number}"])
+    async def write(db: AsyncSession, redis: Redis, number: int) -> None:
+        await db.execute(text("SELECT 1"))
+        await db.commit()
+
+    await write(db, client, 1)
+
+
+async def by_result(db: AsyncSession, client: Redis) -> None:
+    """Name it by the result."""
+
+    @invalidates(keys=["note:{result}"])
+    async def write(redis: Redis) -> int:
+        return 1
+
+    await write(client)
+
+
+async def by_function(db: AsyncSession, client: Redis) -> None:
+    """Call the cached function's own method, without a session."""
+    await body_of.invalidate(redis=client, number=1)
+
+
+async def by_cache(db: AsyncSession, client: Redis) -> None:
+    """Call the cache's method."""
+    await default_cache.invalidate(keys=["note:1"], redis=client)
+
+
+@pytest.mark.parametrize("invalidate", [by_decorator, by_decorator_in_a_transaction, by_result, by_function, by_cache])
+async def test_single_key_reaches_the_entries_of_all_tenants(
+    engine: AsyncEngine, client: Redis, invalidate: Callable[[AsyncSession, Redis], Awaitable[None]]
+) -> None:
+    """The key stands for every variant of it, and for no other key."""
+    await in_each(engine, by_engine, lambda db: body_of(db, client, 1))
+    await client.set("note:10", "another")
+    assert len(await client.keys("note:1[?]*")) == 2
+    async with AsyncSession(engine) as db:
+        await invalidate(db, client)
+    assert await client.keys("note:1[?]*") == []
+    assert await client.exists("note:10") == 1
