@@ -232,7 +232,7 @@ BUGS: dict[str, Bug] = {
         "a load is answered by the session's identity map",
         _all(
             _python("fastrdb.transactions.scope", "RunningLoad._hide_identity_maps", _nothing),
-            _everywhere("fastrdb.transactions.scope", "fresh_reads", _false),
+            _everywhere("fastrdb.transactions.scope", "fresh_reads", _nothing),
         ),
     ),
     "snapshot-believed": Bug(

@@ -21,7 +21,7 @@ from fastrdb.transactions import (
     next_order,
     plain_session,
     schema_map,
-    sync_session,
+    session_of,
     why_not_stored,
     wrote,
 )
@@ -70,7 +70,7 @@ class CachedFunction(Entries):
         """Return the coroutine of one call. Raises at once what is wrong with its arguments."""
         client, session, key = self.plan.locate(instance, args, kwargs)
         if session is not None:
-            session = sync_session(session)
+            session = session_of(session)
             if session is not None and schema_map(session) is not None:
                 key = with_variant(key, session)
         if client is MISSING:
@@ -187,7 +187,7 @@ class CachedFunction(Entries):
         if client is None:
             return None
         store = self.cache.store(client)
-        return CallContext(client, store, sync_session(values.session), store.patience(client, keys))
+        return CallContext(client, store, session_of(values.session), store.patience(client, keys))
 
     def key(self, values: BoundCall, session: Session | None = None) -> str:
         """Return the key without the namespace."""
@@ -199,7 +199,7 @@ class CachedFunction(Entries):
 
     def full_key(self, values: BoundCall) -> str:
         """Return the key as it is in Redis."""
-        key = self.key(values, sync_session(values.session))
+        key = self.key(values, session_of(values.session))
         return f"{self.cache.namespace}:{key}" if self.cache.namespace else key
 
     async def invalidate(self, values: BoundCall | BoundMany) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fastrdb.errors import OptionError, SchemaError
 from fastrdb.keys import BoundCall, BoundMany, CallPlan, ResultShape
 from fastrdb.runtime import Runtime
-from fastrdb.transactions import sync_session
+from fastrdb.transactions import session_of
 from fastrdb.values import Codec
 
 from .function import CachedFunction, with_argument, with_variant
@@ -89,7 +89,7 @@ class CachedMany(CachedFunction):
 
     def _ask(self, run: Any, values: BoundMany, *, refresh: bool = False) -> Coroutine[Any, Any, Any]:
         ids = list(values.ids)
-        session = sync_session(values.session)
+        session = session_of(values.session)
         self.refuse_session(session)
         load = partial(self._load, run, ids, type(values.ids))
         return self._answer(values, ids, self.keys(values, session), load, refresh)

@@ -286,8 +286,11 @@ def _on_session_transaction(session: Session, transaction: SessionTransaction) -
 def _on_orm_execute(execution: ORMExecuteState) -> None:
     session = execution.session
     session_used(session)
-    if execution.is_select and not execution.is_column_load and fresh_reads() and not changed(session):
-        execution.update_execution_options(populate_existing=True)  # never over unflushed changes
+    if not execution.is_select or execution.is_column_load or (load := fresh_reads()) is None:
+        return
+    if not changed(session):  # never over unflushed changes
+        load.keep_loaded(session)
+        execution.update_execution_options(populate_existing=True)
 
 
 @event.listens_for(Session, "after_begin")

@@ -23,7 +23,7 @@ from sqlalchemy.exc import (
     OperationalError,
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
 from sqlalchemy.orm import Session
 from sqlalchemy.util import greenlet_spawn
 
@@ -61,6 +61,16 @@ def sync_session(session: object) -> Session | None:
         found: Session = session().sync_session
         return found
     return None
+
+
+def session_of(given: object) -> Session | None:
+    """Return what `sync_session` returns; for an `AsyncConnection`, a session that has joined its transaction.
+
+    So the rules for sessions hold for connections, too.
+    """
+    if isinstance(given, AsyncConnection):
+        return None if given.sync_connection is None else Session(given.sync_connection)
+    return sync_session(given)
 
 
 def plain_session(session: object) -> Session | None:

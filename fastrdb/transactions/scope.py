@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Collection, Hashable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from typing import Self
+from typing import Any, Self
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import InstanceState, Session
+from sqlalchemy.orm.attributes import set_committed_value
 
 from fastrdb.errors import SessionInUseError
 
@@ -31,7 +32,7 @@ from .rules import (
     why_not_stored,
     why_unpublished,
 )
-from .state import Targets, Transaction, changed, connections_of, next_order, note_use, used_here
+from .state import Targets, Transaction, changed, next_order, note_use, used_here
 
 _CALLS = "fastrdb.calls"  # in Session.info: the calls that use the session
 _calls_on: WeakKeyDictionary[Connection, list[RunningCall]] = WeakKeyDictionary()
@@ -104,7 +105,7 @@ class RunningLoad(RunningCall):
     the reasons that the function gave by `no_store`. `tokens` are those of the leases.
     """
 
-    __slots__ = ("tokens", "notes", "unfit", "_since", "_schemas", "_seen", "_hidden")
+    __slots__ = ("tokens", "notes", "unfit", "_since", "_schemas", "_seen", "_hidden", "_loaded")
 
     def __init__(
         self, function: str, parameter: str | None, session: Session | None, tokens: Collection[str] = ()
@@ -115,6 +116,7 @@ class RunningLoad(RunningCall):
         self.unfit: str | None = None
         self._seen: dict[Transaction, Connection] = {}
         self._hidden: list[Session] = []
+        self._loaded: dict[Session, list[tuple[InstanceState[Any], object, dict[str, Any]]]] = {}
 
     @property
     def why_not_stored(self) -> str | None:
@@ -138,7 +140,23 @@ class RunningLoad(RunningCall):
         finally:
             for session in self._hidden:
                 session.__dict__.pop("_identity_lookup", None)
+            self._restore_loaded()
             self.__exit__()
+
+    def keep_loaded(self, session: Session) -> None:
+        """Note what the caller's objects have loaded: populate_existing unloads what its statement does not load."""
+        if session not in self._loaded:
+            states = session.identity_map.all_states()
+            found = [(state, instance, dict(state.dict)) for state in states if (instance := state.obj()) is not None]
+            self._loaded[session] = found
+
+    def _restore_loaded(self) -> None:
+        for session, found in self._loaded.items():
+            for state, instance, values in found:
+                if state.session is session and not state.expired:
+                    for name in values.keys() - state.dict.keys() - state.expired_attributes:
+                        set_committed_value(instance, name, values[name])
+        self._loaded.clear()
 
     def _hide_identity_maps(self) -> None:
         """Rule 3, for Session.get() and many-to-one loads, which look there before any statement."""
@@ -158,7 +176,7 @@ class RunningLoad(RunningCall):
     def before_statement(self, connection: Connection, transaction: Transaction) -> None:
         """Apply rule 2 to a transaction of a session that the call does not name, before its first statement."""
         super().before_statement(connection, transaction)
-        if transaction in self._seen or (self.session is not None and connection in connections_of(self.session)):
+        if transaction in self._seen or self.session in transaction.sessions:
             return
         self._seen[transaction] = connection
         try:
@@ -199,12 +217,12 @@ def loads_around() -> list[RunningLoad]:
     return found
 
 
-def fresh_reads() -> bool:
-    """Return True inside of a load: statements must not be answered by an identity map (rule 3)."""
+def fresh_reads() -> RunningLoad | None:
+    """Return the load around this code: its statements must not be answered by an identity map (rule 3)."""
     call = _running.get()
     while call is not None and not (isinstance(call, RunningLoad) and call.active):
         call = call.parent
-    return call is not None
+    return call
 
 
 def no_store(reason: str) -> None:

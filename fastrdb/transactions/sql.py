@@ -44,6 +44,14 @@ _WORDS = (
     "UNNEST UPPER VARIANCE"
 )
 _HARMLESS = frozenset(_WORDS.split())
+# Settings that change neither rows nor what a query finds. A search_path, a role or a time zone does.
+_SETTINGS = re.compile(
+    r"(?:(?:SET|RESET)\s+(?:(?:LOCAL|SESSION)\s+)?|SET\s+@@(?:SESSION\.)?|PRAGMA\s+)"
+    r"(?:\w*_TIMEOUT|MAX_EXECUTION_TIME|MAX_STATEMENT_TIME|APPLICATION_NAME|CLIENT_MIN_MESSAGES|SYNCHRONOUS(?:_COMMIT)?"
+    r"|\w*WORK_MEM|\w+_BUFFER_SIZE|TEMP_BUFFERS|CACHE_SIZE|MMAP_SIZE|JIT|PLAN_CACHE_MODE|ENABLE_\w+|\w+_COST"
+    r"|OPTIMIZER_\w+|MAX_PARALLEL_WORKERS_PER_GATHER)"
+    r"(?:\s*(?::?=|\bTO\b)\s*[\w.'\- ]*)?\s*"
+)
 # What MariaDB and MySQL keep in the transaction. All other statements commit what was before them, or may.
 _STAYS = (
     *("INSERT", "UPDATE", "DELETE", "REPLACE", "LOAD DATA", "LOAD XML", "SET", "DO", "HANDLER", "USE"),
@@ -83,6 +91,8 @@ def _effect(text: str, dialect: str) -> Effect:
     if " ".join(text.split()).startswith(_ENDS):
         return Effect.CONTROLS
     if text.startswith("XA "):
+        return Effect.NOTHING
+    if _SETTINGS.fullmatch(text):
         return Effect.NOTHING
     if dialect in ("mysql", "mariadb"):
         stays = text.startswith(_STAYS) and not (text.startswith("SET") and _SET_COMMITS.search(text))

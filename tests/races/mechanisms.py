@@ -251,7 +251,7 @@ _OF_LOADS = {
         "transactions.scope:RunningLoad._hide_identity_maps",
     ),
     "rule-3-fresh-reads": _function(
-        "the statements of a load are not answered by the identity map", "transactions.scope:fresh_reads", False
+        "the statements of a load are not answered by the identity map", "transactions.scope:fresh_reads", None
     ),
 }
 

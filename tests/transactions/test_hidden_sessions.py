@@ -10,6 +10,7 @@ import pytest
 from redis.asyncio import Redis
 from sqlalchemy import text
 
+import fastrdb.loading.function
 import fastrdb.transactions.listeners
 import fastrdb.transactions.rules
 import fastrdb.transactions.scope
@@ -134,7 +135,9 @@ async def test_a_transaction_that_has_failed(postgresql_server: ServerDatabase, 
 # --- with a mechanism taken out
 
 
-@pytest.mark.parametrize("race", hidden.SNAPSHOTS, ids=name)
+@pytest.mark.parametrize(
+    "race", [race for race in hidden.SNAPSHOTS if race is not hidden.old_snapshot_of_a_connection], ids=name
+)
 async def test_without_the_look_at_statements(
     mariadb_server: ServerDatabase, client: Redis, monkeypatch: pytest.MonkeyPatch, race: Scenario
 ) -> None:
@@ -142,6 +145,19 @@ async def test_without_the_look_at_statements(
     without("rule-2-statements", RunningCall.before_statement).apply(monkeypatch.setattr)
     async with on(mariadb_server, client) as made:
         await lost(race(made))
+
+
+async def test_without_the_rules_for_connections(
+    mariadb_server: ServerDatabase, client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the look at statements, what a connection that is an argument shows is kept out as a session's is."""
+    without("rule-2-statements", RunningCall.before_statement).apply(monkeypatch.setattr)
+    async with on(mariadb_server, client) as made:
+        await hidden.old_snapshot_of_a_connection(made)
+    monkeypatch.setattr(fastrdb.loading.function, "session_of", fastrdb.transactions.rules.sync_session)
+    async with on(mariadb_server, client) as made:
+        await client.flushall()
+        await lost(hidden.old_snapshot_of_a_connection(made))
 
 
 async def test_looking_only_after_the_load(

@@ -55,6 +55,46 @@ def test_what_calls(statement: str) -> None:
     assert effect(statement, "postgresql") is Effect.CALLS
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SET LOCAL statement_timeout = '5s'",
+        "SET LOCAL lock_timeout TO 500",
+        "set session idle_in_transaction_session_timeout = 0",
+        "RESET statement_timeout",
+        "SET LOCAL work_mem = '64MB'",
+        "SET application_name = 'worker 7'",
+        "SET max_execution_time=1000",
+        "SET @@session.innodb_lock_wait_timeout = 5",
+        "PRAGMA busy_timeout = 5000",
+        "SET LOCAL statement_timeout = 1; SELECT 1",
+    ],
+)
+def test_setting_that_changes_no_row_is_no_write(statement: str) -> None:
+    """How long a statement may take, or how it is planned, has nothing to do with what is stored."""
+    assert effect(statement, "postgresql") is Effect.NOTHING
+    assert effect(statement, "mysql") is Effect.NOTHING
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SET LOCAL search_path = tenant_b",
+        "SET LOCAL app.tenant = 'b'",
+        "SET ROLE other",
+        "SET TIME ZONE 'UTC'",
+        "SET LOCAL statement_timeout = 1, search_path = x",
+        "SET max_execution_time = (SELECT writer())",
+        "SET statement_timeout = 1; UPDATE t SET a = 1",
+        "RESET ALL",
+    ],
+)
+def test_setting_that_may_change_what_is_read_counts_as_a_write(statement: str) -> None:
+    """An entry was stored under other settings: the cache must not be read."""
+    assert effect(statement, "postgresql") is Effect.WRITES
+    assert effect(statement, "mysql") is Effect.WRITES or "RESET" in statement
+
+
 @pytest.mark.parametrize("statement", ENDS)
 def test_what_controls_the_transaction(statement: str) -> None:
     """COMMIT, ROLLBACK and their like do in every database."""

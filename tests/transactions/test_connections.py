@@ -1,0 +1,85 @@
+"""The rules for sessions hold for a function that is given a connection."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from tests.races.scenarios.commits import NEW
+from tests.support.servers.databases import Database
+from tests.support.world.world import Item, World, world
+
+
+@pytest.fixture
+async def w(database: Database, client: Redis) -> AsyncIterator[World]:
+    """Return a world on each database."""
+    async with world(database, client) as made:
+        yield made
+
+
+def cached(w: World) -> Any:
+    """Return a cached function of a connection."""
+
+    @w.two.cache.cached("item:{item_id}:name")
+    async def name(db: AsyncConnection, redis: Redis, item_id: int) -> str:
+        return (await db.execute(select(Item.name).where(Item.id == item_id))).scalar_one()
+
+    return name
+
+
+async def test_connection_that_has_written_reads_past_the_cache(w: World) -> None:
+    """A hit would be older than its own write, and what it loads is not committed yet."""
+    name = cached(w)
+    async with w.two.database.engine.connect() as db:
+        assert await name(db, w.two.client, 1) == "old"
+        assert await name(db, w.two.client, 1) == "old"
+        assert name.stats.hits == 1
+        await db.execute(NEW)
+        assert await name(db, w.two.client, 1) == "new"
+        await db.rollback()
+    assert await w.client.get("item:1:name") == b'"old"'
+    await w.quiet()
+
+
+async def test_connection_that_has_not_written_hits_and_fills(w: World) -> None:
+    """A transaction that only reads changes nothing."""
+    name = cached(w)
+    for _ in range(2):
+        async with w.two.database.engine.connect() as db:
+            assert await name(db, w.two.client, 1) == "old"
+    assert (name.stats.hits, name.stats.fills) == (1, 1)
+
+
+async def test_rolled_back_write_of_a_connection_is_not_stored(w: World) -> None:
+    """The load has read what was never committed."""
+
+    @w.two.cache.cached("item:{item_id}:name")
+    async def name(db: AsyncConnection, redis: Redis, item_id: int) -> str:
+        await db.execute(NEW)
+        found = (await db.execute(select(Item.name).where(Item.id == item_id))).scalar_one()
+        await db.rollback()
+        return str(found)
+
+    async with w.two.database.engine.connect() as db:
+        assert await name(db, w.two.client, 1) == "new"
+    assert not await w.client.exists("item:1:name")
+
+
+async def test_invalidate_with_a_connection_waits_for_its_commit(w: World) -> None:
+    """An entry that is loaded between the two would be the old one again."""
+    name = cached(w)
+    async with w.two.database.engine.connect() as db:
+        await name(db, w.two.client, 1)
+        await db.execute(NEW)
+        await name.invalidate(db, w.two.client, 1)
+        assert await w.client.exists("item:1:name")
+        await db.commit()
+    assert not await w.client.exists("item:1:name")
+    async with w.two.database.engine.connect() as db:
+        assert await name(db, w.two.client, 1) == "new"
+    await w.quiet()

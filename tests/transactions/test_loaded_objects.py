@@ -1,0 +1,80 @@
+"""A load leaves the caller's objects as they were: what they had loaded stays loaded."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from sqlalchemy import inspect, select
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import defer, joinedload, undefer
+
+from tests.support.servers.databases import Database
+from tests.support.world.world import Item, Owner, World, world
+
+
+@pytest.fixture
+async def w(sqlite: Database, client: Redis) -> AsyncIterator[World]:
+    """Return a world on SQLite."""
+    async with world(sqlite, client) as made:
+        yield made
+
+
+def cached(w: World, *options: Any, end: bool = False) -> Any:
+    """Return a cached function that loads item 1 with these loader options, and may end the transaction."""
+
+    @w.one.cache.cached("item:{item_id}:name")
+    async def name(db: AsyncSession, redis: Redis, item_id: int) -> str:
+        found = (await db.scalars(select(Item).options(*options).where(Item.id == item_id))).one().name
+        if end:
+            await db.rollback()
+        return found
+
+    return name
+
+
+async def test_relationship_of_the_caller_s_object_stays_loaded_on_a_miss(w: World) -> None:
+    """The statement of the load does not load it, and would unload it."""
+    async with w.one.database.sessions() as db:
+        item = (await db.scalars(select(Item).options(joinedload(Item.owner)).where(Item.id == 1))).one()
+        assert await cached(w)(db, w.one.client, 1) == "old"
+        assert item.owner.name == "old"
+
+
+async def test_column_of_the_caller_s_object_stays_loaded_on_a_miss(w: World) -> None:
+    """So it is with a column that the load defers."""
+    async with w.one.database.sessions() as db:
+        item = (await db.scalars(select(Item).options(undefer(Item.owner_id)).where(Item.id == 1))).one()
+        assert await cached(w, defer(Item.owner_id))(db, w.one.client, 1) == "old"
+        assert item.owner_id == 1
+
+
+async def test_object_of_the_caller_has_what_the_load_has_read(w: World) -> None:
+    """What the load does read is as new as the load."""
+    async with w.one.database.sessions() as db:
+        item = (await db.scalars(select(Item).options(joinedload(Item.owner)).where(Item.id == 1))).one()
+        await db.commit()
+        await w.two.write("new")
+        await w.client.flushall()
+        assert await cached(w)(db, w.one.client, 1) == "new"
+        assert (item.name, item.owner.name) == ("new", "old")
+
+
+async def test_object_that_the_load_has_expired_stays_expired(w: World) -> None:
+    """A rollback in the load is one: nothing of before it comes back."""
+    async with w.one.database.sessions() as db:
+        item = (await db.scalars(select(Item).options(joinedload(Item.owner)).where(Item.id == 1))).one()
+        assert await cached(w, end=True)(db, w.one.client, 1) == "old"
+        assert {"name", "owner"} <= inspect(item).unloaded
+
+
+async def test_object_that_the_caller_has_not_loaded_whole_stays_so(w: World) -> None:
+    """Nothing is restored that was not there."""
+    async with w.one.database.sessions() as db:
+        item = (await db.scalars(select(Item).where(Item.id == 1))).one()
+        owner = await db.get_one(Owner, 1)
+        assert await cached(w)(db, w.one.client, 1) == "old"
+        assert inspect(item).unloaded == {"owner"}
+        assert inspect(owner).unloaded == set()
