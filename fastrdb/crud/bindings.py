@@ -19,8 +19,9 @@ from fastrdb.cache import Cache, Cached
 from fastrdb.errors import PatternError
 from fastrdb.invalidation import Put, enlist
 from fastrdb.keys import CallPlan, Pattern, PrefixTemplates, fingerprint, quote
-from fastrdb.loading import CachedFunction, get_many, no_store
+from fastrdb.loading import CachedFunction, get_many, no_store, with_variant
 from fastrdb.options import Seconds
+from fastrdb.transactions import schema_map
 from fastrdb.values import Codec
 
 from .statements import Statements, dialect_of, only, rows_of
@@ -244,10 +245,13 @@ class Bindings(Generic[Response]):
         if redis is None or not self._writes_through:
             return
         keys, puts, item = [], [], self._item
+        own_tables = schema_map(db.sync_session) is not None
         for row, answer in answers:
             values = self.columns.values(row, self.item_fields)
             if not any(value is None for value in values.values()):
-                key = item.key(item.plan.bind(None, (), {"db": db, "redis": redis, **values}), db.sync_session)
+                key = item.plan.locate(None, (), {"db": db, "redis": redis, **values})[2]
+                if own_tables:
+                    key = with_variant(key, db.sync_session)
                 raw, reason = item.encoded(answer)
                 if raw is None or reason is not None:
                     keys.append(key)

@@ -2,7 +2,7 @@
 
 from fastrdb.transactions import no_store
 
-from .function import CachedFunction, Explanation
+from .function import CachedFunction, Explanation, with_variant
 from .many import CachedMany, get_many
 from .policy import Policy
 
@@ -13,4 +13,5 @@ __all__ = [
     "Policy",
     "get_many",
     "no_store",
+    "with_variant",
 ]
