@@ -11,7 +11,6 @@ from tests.support.source.prose import faults
 
 # What is to be rewritten yet. At the end this is empty.
 PENDING = [
-    "fastrdb/crud",
     "fastrdb/demo",
     "fastrdb/errors.py",
     "fastrdb/invalidation",
@@ -19,7 +18,6 @@ PENDING = [
     "fastrdb/near",
     "fastrdb/orm",
     "fastrdb/protocol",
-    "fastrdb/testing",
     "fastrdb/transactions",
     "fastrdb/transport",
     "fastrdb/values",
