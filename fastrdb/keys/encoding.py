@@ -249,6 +249,8 @@ def forms_of(value: Any) -> tuple[str, ...]:
     if base is None:
         return ()
     text = _SCALARS[base][1](value)[0]
+    if base is str:
+        return (text, f"{text}.0") if text.isascii() and text.lstrip("-").isdigit() else (text,)
     if base not in (bool, int, float, Decimal):
         return (text,)
     text = {"true": "1", "false": "0"}.get(text, text.removesuffix(".0"))

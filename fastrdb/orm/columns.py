@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
-import reprlib
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -72,7 +71,8 @@ class Field:
             return self.adapter.validate_python(value)
         except ValidationError:
             kind = getattr(self.python_type, "__name__", self.python_type)
-            raise ValueError(f"{model}.{self.name}: {reprlib.repr(value)} is not a value of type {kind}") from None
+            given = type(value).__qualname__  # never the value itself: errors end up in logs
+            raise ValueError(f"{model}.{self.name}: the {given} given is not a value of type {kind}") from None
 
 
 class Columns:

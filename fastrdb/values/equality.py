@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import deque
+from collections import defaultdict, deque
 from datetime import date, datetime, time
 from decimal import Decimal
 from types import NoneType
@@ -26,7 +26,9 @@ def difference(left: Any, right: Any, where: str = "value") -> str | None:
         return None  # drivers give UUIDs of classes of their own (asyncpg), which are the same in all they can do
     if type(left) is not kind:
         return f"{where}: {kind.__name__} comes back as {type(left).__name__}"
-    if isinstance(right, BaseModel):
+    if _settings(left) != _settings(right):
+        found = f"{where}: {kind.__name__} comes back with another maxlen or default_factory"
+    elif isinstance(right, BaseModel):
         found = _in_fields(_state(left), _state(right), where)
     elif dataclasses.is_dataclass(right):
         found = _in_fields(_attributes(left), _attributes(right), where)
@@ -41,13 +43,21 @@ def difference(left: Any, right: Any, where: str = "value") -> str | None:
     return found
 
 
+def _settings(value: Any) -> Any:
+    """Return what a container does besides holding its items, and `==` does not see."""
+    if isinstance(value, deque):
+        return value.maxlen
+    return value.default_factory if isinstance(value, defaultdict) else None
+
+
 def _same_scalar(left: Any, right: Any) -> bool:
     if isinstance(right, float):
         return repr(left) == repr(right)  # tells -0.0 from 0.0
     if isinstance(right, Decimal):
         return bool(left.as_tuple() == right.as_tuple())  # tells 1.0 from 1.00
     if isinstance(right, datetime | time):
-        return bool(left == right and left.utcoffset() == right.utcoffset())
+        zoned = (left.tzinfo is None) == (right.tzinfo is None)  # a time with a ZoneInfo has no offset, and yet a zone
+        return bool(zoned and left == right and left.utcoffset() == right.utcoffset())
     return bool(left == right)
 
 

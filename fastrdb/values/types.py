@@ -118,7 +118,9 @@ def _name(schema: Schema, where: str) -> str:
 def _reason(schema: Schema, kind: str, raw: bool) -> str | None:
     cls, function = schema.get("cls"), schema.get("serialization", {}).get("function")
     reason = None
-    if is_mapped(cls):
+    if "ImportString" in getattr(function, "__qualname__", ""):
+        reason = "reading it back would import, and so run, what Redis names (ImportString)"
+    elif is_mapped(cls):
         reason = f"{_named(cls)} is a mapped SQLAlchemy class; give schema=, a pydantic model of it"
     elif kind == "any":
         reason = "its type is Any, or left open; declare it (pydantic.JsonValue for any JSON)"

@@ -1,0 +1,130 @@
+"""Keys of arguments that `==` takes for equal: never shared where results can differ, and reached by one prefix."""
+
+from __future__ import annotations
+
+import enum
+import itertools
+import time as clock
+from dataclasses import dataclass
+from datetime import UTC, datetime, time, timedelta, timezone
+from decimal import Decimal
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from fastrdb.keys import MISSING, CallPlan, Pattern, Prefix
+from fastrdb.keys.prefix import Template
+from tests.keys.texts import encode_value
+
+BERLIN = ZoneInfo("Europe/Berlin")
+NOON = datetime(2020, 1, 1, 12, tzinfo=UTC)
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+class Shade(str, enum.Enum):  # noqa: UP042 - printed otherwise than a StrEnum
+    RED = "red"
+
+
+class Money(Decimal):
+    currency = "EUR"
+
+
+@dataclass
+class Point:
+    x: int
+
+
+EQUAL = [
+    [5, 5.0, Decimal(5), Decimal("5.00"), Money(5), "5"],
+    [1, 1.0, True, Decimal(1)],
+    [0, 0.0, -0.0, False],
+    ["red", Colour.RED, Shade.RED],
+    [NOON, NOON.astimezone(timezone(timedelta(hours=2))), NOON.astimezone(BERLIN)],
+]
+
+
+@pytest.mark.parametrize("declared", [MISSING, int, float, str, bool, Decimal, Colour, datetime])
+@pytest.mark.parametrize("values", EQUAL, ids=repr)
+def test_equal_values_have_keys_of_their_own_and_one_prefix(values: list[Any], declared: Any) -> None:
+    """Whatever is declared in the function that reads, and in the one that writes; at the end and in the middle."""
+    assert len({encode_value(each, declared) for each in values}) == len(values)
+    for text in ("k:{x}", "k:{x}:*", "k:{x}:y:{x}"):
+        for mine, other in itertools.product(values, values):
+            key = text.replace("{x}", encode_value(other, declared)).replace("*", "z")
+            prefixes = Template(Pattern.parse(text, owner="f", kind="prefix")).prefixes({"x": mine})
+            assert any(prefix.matches(key) for prefix in prefixes), (mine, other, key)
+
+
+def test_single_keys_reach_equal_values_and_other_schemas() -> None:
+    """`keys=` takes along what stands behind the very key."""
+    reached = Template(Pattern.parse("k:{x}", owner="f", kind="pattern")).keys({"x": 5})
+    assert reached.keys == ["k:5", "k:5.0"]
+    for key in ("k:5%ai", "k:5%as", "k:5?%schema=a"):
+        assert any(prefix.matches(key) for prefix in reached.prefixes)
+    for key in ("k:5", "k:50", "k:5:a", "k:5?page=2"):
+        assert not any(prefix.matches(key) for prefix in reached.prefixes)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (time(12, tzinfo=BERLIN), time(12, tzinfo=ZoneInfo("Asia/Tokyo"))),
+        (time(12, tzinfo=BERLIN), time(12)),
+        (datetime(2024, 10, 27, 2, 30), datetime(2024, 10, 27, 2, 30, fold=1)),  # noqa: DTZ001
+        ({"name": "asc", "age": "desc"}, {"age": "desc", "name": "asc"}),
+        (Decimal("5.0"), Decimal("5.00")),
+    ],
+    ids=repr,
+)
+def test_values_that_print_otherwise_have_two_keys(one: Any, other: Any) -> None:
+    """A function may go by what `==` does not see."""
+    for declared in (MISSING, type(one)):
+        assert encode_value(one, declared) != encode_value(other, declared)
+
+
+def test_hidden_state_is_part_of_a_value() -> None:
+    """An attribute that is no field, of a dataclass and of a subclass of a plain type."""
+    one, other = Point(1), Point(1)
+    other.note = "b"  # type: ignore[attr-defined]
+    assert encode_value(one) != encode_value(other)
+    euro, dollar = Money(5), Money(5)
+    dollar.currency = "USD"
+    assert encode_value(euro, Decimal) != encode_value(dollar, Decimal)
+
+
+def test_a_name_alone_makes_no_session() -> None:
+    """A filter may be called `session`, `db` or `redis`; so may an argument without an annotation."""
+
+    async def find(**filters: str) -> Any: ...
+
+    async def load(session) -> Any: ...  # type: ignore[no-untyped-def]
+
+    for function, name in ((find, "session"), (find, "db"), (find, "redis"), (load, "session")):
+        plan = CallPlan.of(function, pattern="cart", decorator="cached")
+        assert plan.locate(None, (), {name: "bob"}) == (MISSING, None, f"cart?{name}=bob")
+
+
+def test_a_mutable_default_that_has_changed_is_in_the_key() -> None:
+    """The function sees what it has become."""
+    allowed = ["alice"]
+
+    async def visible(to: list[str] = allowed) -> Any: ...
+
+    plan = CallPlan.of(visible, pattern="visible", decorator="cached")
+    assert plan.quick()[2] == "visible"
+    allowed.append("bob")
+    assert plan.quick()[2] == "visible?to=%l[alice&bob]"
+
+
+@pytest.mark.parametrize("glob", ["user:*a*a*a*a*a*b", "user:*-*-*-*-draft", "user:*?a*?a*?a*b"])
+def test_no_glob_backtracks(glob: str) -> None:
+    """A key of 440 letters is decided in few steps, where backtracking takes hours."""
+    prefix = Prefix.of(glob)
+    assert prefix is not None
+    begun = clock.process_time()
+    assert not prefix.matches(f"user:{'a-' * 220}")
+    assert clock.process_time() - begun < 5
