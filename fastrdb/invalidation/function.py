@@ -1,6 +1,6 @@
 """One call of a function that invalidates.
 
-Its prefixes are on the session before the function runs, so that a commit inside of the function carries them. They
+Its prefixes are on the session before the function runs, so that a commit inside of the function carries them. These
 stay there until the root transaction ends. What only the result names is covered by wider prefixes in commits before.
 """
 

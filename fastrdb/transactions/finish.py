@@ -30,7 +30,7 @@ async def drain() -> None:
 
 
 def awaitable(intents: list[Intent]) -> list[Intent]:
-    """Return those that this code can wait for: in a greenlet of the event loop that they belong to.
+    """Return those that this code can wait for: in a greenlet of the same event loop.
 
     A synchronous session cannot, be it in a thread or not. What its commit invalidates is done after the commit.
     """
@@ -117,7 +117,7 @@ async def _end(intents: list[Intent], *, committed: bool) -> None:
             if committed and intent.pending:  # no COMMIT of a connection came before
                 await intent.begin()
             await intent.end(committed)
-        except Exception:  # noqa: BLE001  # the database has committed: nobody may be told otherwise
+        except Exception:  # noqa: BLE001  # the database has committed: an error would deny it
             _log.exception(
                 "fastrdb could not finish an invalidation after a COMMIT: its keys are not cached until its barrier "
                 "has lapsed, and are then invalidated once more"

@@ -1,8 +1,8 @@
 """Follows the transactions of SQLAlchemy, and begins and ends the intents that are bound to their commits.
 
 SQLAlchemy reports a transaction in pieces: the engine that a connection begins or commits, the session that its root
-has ended. Here they are put together: which connections a session's open transaction uses, since when, whether it
-wrote, and which intents begin before COMMIT and end when its outcome is known. `rules` decides what follows from that
+has ended. This module puts the pieces together: which connections a session's open transaction uses, since when,
+whether it wrote, and which intents begin before COMMIT and end when its outcome is known. `rules` decides what follows
 for reading and filling.
 
 The listeners sit on the classes, because a session must be known to have written before fastrdb first meets it.
@@ -65,7 +65,10 @@ def _on_rollback_twophase(connection: Connection, xid: Any, is_prepared: bool) -
 
 @event.listens_for(Engine, "commit")
 def _on_commit(connection: Connection) -> None:
-    """The last point before the DBAPI's COMMIT and after the flush; an error or a cancellation here aborts it."""
+    """Begin the intents, after the flush and at the last point before the DBAPI's COMMIT.
+
+    An error or a cancellation here aborts the commit.
+    """
     transaction = transaction_of(connection)
     if transaction is None:
         return
@@ -79,7 +82,7 @@ def _on_commit(connection: Connection) -> None:
 
 @event.listens_for(Engine, "prepare_twophase")
 def _on_prepare_twophase(connection: Connection, xid: Any) -> None:
-    """What fails here is rolled back; after PREPARE it could only be left, and hold its locks."""
+    """Begin the intents. An error here rolls back; after PREPARE the transaction could only be left with its locks."""
     transaction = transaction_of(connection)
     if transaction is not None:
         _begin_intents(transaction)
@@ -98,7 +101,7 @@ def _on_commit_twophase(connection: Connection, xid: Any, is_prepared: bool) -> 
             undo(connection, transaction, lambda: connection.dialect.do_rollback_twophase(connection, xid, is_prepared))
             raise
         _log.exception(
-            "fastrdb could not renew its barriers before COMMIT PREPARED: if they lapse before it is done, an old "
+            "fastrdb could not renew its barriers before COMMIT PREPARED: if these lapse too early, an old "
             "value may be stored"
         )
     _send(connection, transaction)
@@ -188,7 +191,7 @@ def _on_error(context: ExceptionContext) -> None:
 
 
 def _undone(transaction: Transaction) -> None:
-    """A part of it is rolled back: nothing that was put before may be stored."""
+    """Note that a part of it is rolled back: nothing that was put before may be stored."""
     _drop_values(transaction)
     if transaction.wrote or transaction.called:
         transaction.undo()
@@ -242,7 +245,7 @@ def _note_sent(transaction: Transaction) -> None:
 
 
 def _watch(connection: Connection, transaction: Transaction) -> None:
-    """Have `_on_committed` called when the COMMIT that is about to be sent has returned."""
+    """Call `_on_committed` when the COMMIT that is about to be sent has returned."""
     connection.info[_SENT] = transaction
     dialect = connection.dialect
     if dialect in _watched:

@@ -135,7 +135,7 @@ def wrote(session: Session) -> bool:
 
 
 async def why_not_stored(session: Session, since: int) -> str | None:
-    """Rules 1 and 2: say why what was loaded after the point `since` must not be stored; None if it may.
+    """Return why what was loaded after the point `since` must not be stored (rules 1 and 2); None if it may.
 
     `since` is when the lease was granted: a transaction that was open by then may look at an older snapshot.
     """
@@ -161,7 +161,7 @@ async def why_not_stored(session: Session, since: int) -> str | None:
 
 
 async def why_unpublished(connection: Connection) -> str | None:
-    """Say why functions of the database that were called may have written; None if they have not."""
+    """Say why functions of the database that were called may have written; None if none has."""
     try:
         return WROTE if await greenlet_spawn(has_written, connection) else None
     except Exception as error:  # noqa: BLE001  # the driver's own
@@ -170,7 +170,7 @@ async def why_unpublished(connection: Connection) -> str | None:
 
 def untold(error: Exception) -> str:
     """Say that the database could not be asked."""
-    return f"the database does not tell the state of the transaction: {error}"
+    return f"the database does not report the state of the transaction: {error}"
 
 
 def older(connection: Connection, transaction: Transaction | None, level: str, since: int) -> str | None:

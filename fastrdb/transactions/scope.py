@@ -1,8 +1,8 @@
 """The call that is running: its function, its session, what it loads or invalidates, and the call around it.
 
 One context variable holds the innermost call; each call holds its parent. Tasks that a call starts inherit the chain.
-A call need not name its session: it may open one of its own, or be given a connection. So a load is asked about each
-transaction in which one of its statements ran, and a write joins each transaction that writes or commits inside of it.
+A call need not name its session: it may open one of its own, or be given a connection. So a load looks at each
+transaction in which its statements ran. A write joins each transaction that writes or commits inside of it.
 """
 
 from __future__ import annotations
@@ -228,7 +228,7 @@ def fresh_reads() -> RunningLoad | None:
 def no_store(reason: str) -> None:
     """Called inside a cached function: this result is right for this caller, but must not be stored.
 
-    The results of the cached functions around hold it, so they are not stored either.
+    The results of the cached functions around hold it, so no one of these is stored either.
     """
     for load in loads_around():
         load.notes.append(reason)
@@ -280,7 +280,7 @@ def rollback_begins(connection: Connection, transaction: Transaction) -> None:
     Most have not, and a call that opens a session to read ends it by a rollback.
     """
     if transaction.called and not transaction.wrote and _running.get() is not None:
-        with suppress(Exception):  # the driver's own: then they may have
+        with suppress(Exception):  # the driver's own: then one may have
             transaction.called = has_written(connection)
 
 

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 
 class Effect(IntEnum):
-    """What a statement does besides reading; of several, the greatest counts."""
+    """The effect of a statement besides reading; of several, the greatest counts."""
 
     NOTHING = 0
     CALLS = 1  # functions that may write

@@ -1,6 +1,6 @@
 """What is known of transactions and sessions, and the intents that are bound to their commits.
 
-Plain records and the places where they are kept. `listeners` fills them in as SQLAlchemy reports what happens.
+Plain records, and the places that hold these. `listeners` fills them in as SQLAlchemy reports what happens.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def next_order() -> int:
 
 
 class Phase(Enum):
-    """How far a transaction has come."""
+    """Stage of a transaction."""
 
     OPEN = auto()
     PREPARED = auto()  # the first of two phases has been sent
@@ -60,7 +60,7 @@ class Transaction:
 
     @property
     def sessions(self) -> list[Session]:
-        """The sessions whose open transaction this is: several, where they were joined to one connection."""
+        """The sessions whose open transaction this is: several, if joined to one connection."""
         return [session for user in self.users if (session := user()) is not None]
 
     @property
@@ -143,7 +143,7 @@ class SessionState:
 
 @dataclass(slots=True, eq=False)
 class Targets:
-    """What a call invalidates: every commit made inside of the call carries these prefixes and keys.
+    """Targets of a call that invalidates: every commit made inside of the call carries these prefixes and keys.
 
     `make` returns a new intent, of which `owner` has one in each transaction. Tasks that the call has started carry the
     prefixes and keys even after the call has ended. `carried`: a commit of what was written has carried them.

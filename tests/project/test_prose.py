@@ -13,12 +13,10 @@ from tests.support.source.prose import faults
 PENDING = [
     "fastrdb/demo",
     "fastrdb/errors.py",
-    "fastrdb/invalidation",
     "fastrdb/keys",
     "fastrdb/near",
     "fastrdb/orm",
     "fastrdb/protocol",
-    "fastrdb/transactions",
     "fastrdb/transport",
     "fastrdb/values",
     "tests/conftest.py",
