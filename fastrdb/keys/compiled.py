@@ -180,11 +180,16 @@ class Recipe:
     def _query_lines(self, text: _Text, instance: str | None) -> list[str]:
         """Return the lines that make the part of the key behind the pattern; none if there never is one."""
         query, each = text.local("query"), text.local("text")
+        listed = self._kwargs is not None and self.pattern is not None  # sorted at each call; else a str is faster
+
+        def append(name: str) -> str:
+            return f'{query}.append(f"{name}={{{each}}}")' if listed else f'{query} += f"&{name}={{{each}}}"'
+
         found: dict[str, list[str]] = {}
         for pair in self.query:
             if pair.name == instance:
                 continue
-            add = [f'{query}.append(f"{pair.name}={{{each}}}")']
+            add = [append(pair.name)]
             if pair.default is not MISSING:
                 add = [f"if {each} != {text.name(pair.default_text)}:", f"    {add[0]}"]
             add.insert(0, f"{each} = {text.name(pair.encode)}({pair.name})")
@@ -196,14 +201,15 @@ class Recipe:
             found[session.name] = [
                 f"{each} = {text.name(self._value_of(session))}({session.name})",
                 f"if {each} is not None:",
-                f'    {query}.append(f"{session.name}={{{each}}}")',
+                f"    {append(session.name)}",
                 f"    {session.name} = None",
             ]
         lines = [line for name in sorted(found) for line in found[name]]
-        if self._kwargs is not None and self.pattern is not None:
-            lines += [f"{query} += {text.name(self._keyword_pairs)}({self._kwargs})", f"{query}.sort()"]
+        if not listed:
+            return [f'{query} = ""', *lines, f"if {query}:", f'    {query} = f"?{{{query}[1:]}}"'] if lines else []
+        lines += [f"{query} += {text.name(self._keyword_pairs)}({self._kwargs})", f"{query}.sort()"]
         joined = f'{query} = f"?{{{text.name("&")}.join({query})}}" if {query} else ""'
-        return [f"{query} = []", *lines, joined] if lines else []
+        return [f"{query} = []", *lines, joined]
 
     def _value_of(self, session: Parameter) -> Callable[[Any], str | None]:
         """Return what writes an argument that only its name calls a session; None for what may be one."""
