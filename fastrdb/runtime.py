@@ -20,9 +20,8 @@ from weakref import ReferenceType, WeakKeyDictionary, WeakSet, ref
 from .errors import CacheUnavailableError, OptionError
 from .events import Counters, Hook
 from .keys import MISSING, BoundCall, BoundMany, CallPlan, Prefix
-from .protocol import Store, is_cluster
+from .protocol import Store, Target, is_cluster
 from .singleflight import Flights
-from .transport import Target
 
 if TYPE_CHECKING:
     from .near import Near
@@ -86,7 +85,7 @@ class LoopState:
         """Take over the invalidations that a loop which has ended could not bring to Redis."""
         self.pending.update(ended.pending)
         for server, store in ended.stores.items():
-            if pending := store.lose():
+            if pending := store.detach():
                 self.pending[server] = pending
 
 
@@ -173,7 +172,7 @@ class Runtime:
             store = state.stores.get(server)
             if store is None:
                 store = state.stores[server] = self._new_store(cluster=is_cluster(client))
-                store.owe(client, state.pending.pop(server, {}))
+                store.add_pending(client, state.pending.pop(server, {}))
             state.by_pool[pool] = store
         self._recent = ref(client), get_ident(), ref(asyncio.get_running_loop()), store
         return store
@@ -217,7 +216,7 @@ class Runtime:
 
     def bypass_reason(self, store: Store, client: Any) -> str | None:
         """Return why entries may not be read for now, or None."""
-        return DISABLED if self.is_disabled() else store.closed(client)
+        return DISABLED if self.is_disabled() else store.bypass_reason(client)
 
     # --- work beside the calls
 

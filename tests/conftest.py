@@ -10,7 +10,7 @@ import redis.asyncio
 from redis.asyncio.cluster import RedisCluster
 
 from fastrdb import Cache, default_cache
-from fastrdb.protocol.store import Store
+from fastrdb.protocol import Store
 from fastrdb.testing import GatedClient
 from fastrdb.testing.server import EmbeddedServer, find_binaries
 from tests.support.availability import missing

@@ -113,7 +113,7 @@ async def _fit(session: object, since: int) -> None:
 def _join_by_key(put: Setter) -> None:
     """Whoever misses joins any load of that key in this process, whatever the lease says."""
     from fastrdb.loading.load import Loading  # noqa: PLC0415
-    from fastrdb.protocol.store import Busy  # noqa: PLC0415
+    from fastrdb.protocol import Busy  # noqa: PLC0415
 
     acquire: Any = Loading._acquire
     latest: dict[str, str] = {}
@@ -151,28 +151,28 @@ def _read_while_owed(put: Setter) -> None:
     """What is owed is repaired, and nobody waits for that."""
     from fastrdb.protocol.store import Store  # noqa: PLC0415
 
-    closed: Any = Store.closed
+    bypass_reason: Any = Store.bypass_reason
 
     def owing_is_nothing(store: Any, client: Any) -> str | None:
-        reason: str | None = closed(store, client)
-        return None if store.owes else reason
+        reason: str | None = bypass_reason(store, client)
+        return None if store.has_pending else reason
 
-    put(Store, "closed", owing_is_nothing)
+    put(Store, "bypass_reason", owing_is_nothing)
 
 
-_LEASE = "if redis.call('GET', lease) ~= token then return 0 end"
+_LEASE = "if not may_fill(lease, held) then return 0 end"
 _RACY = {"faults": ("slow-load", "slow-commit")}
 _SNAPSHOT = {"database": "postgresql", "isolation": "REPEATABLE READ"}
 
 BUGS: dict[str, Bug] = {
     "no-barrier": Bug(
         "a writer bars nothing before its COMMIT",
-        _lua("begin", "redis.call('ZADD', barriers, 'GT', deadline, ARGV[i])", ""),
+        _lua("begin", "redis.call('ZADD', barriers, 'GT', ms(now + barrier_ms), ARGV[i])", ""),
         _RACY,
     ),
     "barrier-unasked": Bug(
         "a reader takes its lease without asking for barriers",
-        _lua("acquire", "if closed then", "if false then"),
+        _lua("acquire", "if is_barred then", "if false then"),
         _RACY,
     ),
     "fill-without-lease": Bug("a reader stores although its lease is lost", _lua("fill", _LEASE, ""), _RACY),
@@ -199,7 +199,7 @@ BUGS: dict[str, Bug] = {
             _lua(
                 "end", "redis.call('ZREM', barriers, ARGV[i])", "redis.call('ZREMRANGEBYSCORE', barriers, 0, '(+inf')"
             ),
-            _lua("end", "if not deadline or tonumber(deadline) <= now then down = 1 end", ""),
+            _lua("end", "stood = stood and deadline and tonumber(deadline) > now", ""),
         ),
         {"faults": ("stall", "slow-load", "slow-commit")},
     ),
@@ -238,11 +238,9 @@ BUGS: dict[str, Bug] = {
     "snapshot-believed": Bug(
         "what a restarted server has is taken for its own",
         _all(
-            _lua("adopt", "if at_home(server, index, expiry, barriers) then", "if true then"),
-            *(
-                _lua(script, "if not at_home(server, index, expiry, barriers) then", "if false then")
-                for script in ("acquire", "fill")
-            ),
+            _lua("acquire", "return redis.call('ZSCORE', trusted, id) and true", "return true"),
+            _lua("fill", "return redis.call('ZSCORE', trusted, id) and true", "return true"),
+            _python("fastrdb.protocol.trust", "Trust.distrust", _nothing),
         ),
         {"faults": ("snapshot",)},
     ),

@@ -119,7 +119,7 @@ class Entries:
     async def read(self, call: CallContext, keys: Sequence[str]) -> Sequence[Timed | None]:
         """Return what Redis has under `keys`, in one round trip. Raises CacheUnavailableError."""
         if self.aged:
-            return await call.store.get_many_timed(call.client, keys)
+            return await call.store.get_many(call.client, keys, timed=True)
         return [
             None if raw is None else Timed(raw, _FOREVER_MS) for raw in await call.store.get_many(call.client, keys)
         ]

@@ -245,7 +245,7 @@ class CachedFunction(Entries):
             return replace(found, reasons=(reason,))
         try:
             entry = await call.store.inspect(call.client, key)
-            timed = await call.store.get_timed(call.client, key) if self.policy.timed else None
+            (timed,) = await call.store.get_many(call.client, (key,), timed=True) if self.policy.timed else (None,)
         except CacheUnavailableError as error:
             return replace(found, reasons=(str(error),))
         reasons = []

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from fastrdb.errors import CacheUnavailableError, OptionError, SessionInUseError
 from fastrdb.events import Kind
-from fastrdb.protocol import Barred, Busy, Granted, Hit
+from fastrdb.protocol import Barred, Busy, Fill, Granted, Hit
 from fastrdb.protocol import Outcome as Answer
 from fastrdb.singleflight import Absent, Again, Alone, Failed, Flight, Landed, Late, Watch
 from fastrdb.transactions import (
@@ -62,7 +62,7 @@ class Loading(Reading):
         background: no caller waits for the values: see `reload`.
     """
 
-    __slots__ = ("load", "refresh", "background", "_flights", "_watches", "_deadline")
+    __slots__ = ("load", "refresh", "background", "_flights", "_granted", "_watches", "_deadline")
 
     def __init__(
         self,
@@ -78,6 +78,7 @@ class Loading(Reading):
         super().__init__(entries, call, asked, many=many)
         self.load, self.refresh, self.background = load, refresh, background
         self._flights = entries.cache.here().flights
+        self._granted: dict[str, bytes] = {}
         self._watches: dict[str, Watch] = {}
         self._deadline = asyncio.get_running_loop().time() + entries.policy.wait
 
@@ -218,17 +219,18 @@ class Loading(Reading):
                 flight.close()
             if leases:
                 left = {key: flight.token for key, flight in leases.items()}
-                self.entries.cache.background(self.call.store.release_many(self.call.client, left))
+                self.entries.cache.background(self.call.store.release(self.call.client, left))
 
     async def _acquire(self, tokens: dict[str, str]) -> dict[str, Answer | CacheUnavailableError]:
         call, seen_ms = self.call, {key: entry.ttl_ms for key, entry in self.seen.items()}
         try:
             with call.patience:
-                answers = await call.store.acquire_many(call.client, tokens, refresh=self.refresh, seen_ms=seen_ms)
+                answers = await call.store.acquire(call.client, tokens, refresh=self.refresh, seen_ms=seen_ms)
         except CacheUnavailableError as error:
             return dict.fromkeys(tokens, error)
         if any(isinstance(answer, Busy) for answer in answers.values()):  # the call waits for others: `wait` bounds it
             call.patience.give_back()  # mechanism: budget-spares-waiting
+        self._granted = {key: answer.lease for key, answer in answers.items() if isinstance(answer, Granted)}
         return {**answers}
 
     async def _lead(self, keys: Sequence[str], leases: dict[str, Flight]) -> None:
@@ -248,7 +250,7 @@ class Loading(Reading):
             if reason is not None:
                 tell("unstored", key, reason)
             elif raw is not None:
-                fills.append((key, flight.token, raw, entries.ttl_ms(value)))
+                fills.append(Fill(key, self._granted[key], raw, entries.ttl_ms(value)))
         if fills:
             await self._store(fills, leases)
         if leases and (error is None or (missing_row(error) and len(keys) == 1)):
@@ -284,11 +286,11 @@ class Loading(Reading):
         for key, value in zip(keys, loaded, strict=True):
             self.values[key] = None if value is None and self.many else entries.codec.convert(value)
 
-    async def _store(self, fills: list[tuple[str, str, bytes, int]], leases: dict[str, Flight]) -> None:
+    async def _store(self, fills: list[Fill], leases: dict[str, Flight]) -> None:
         tell = self.entries.counters.tell
         try:
             with self.call.patience:
-                stored = await self.call.store.fill_many(self.call.client, fills)
+                stored = await self.call.store.fill(self.call.client, fills)
         except CacheUnavailableError as error:
             for key, *_ in fills:
                 tell("unavailable", key, str(error))

@@ -1,17 +1,28 @@
 """The face of `fastrdb.protocol`."""
 
-from .intent import Intent
-from .store import Barred, Busy, Granted, Hit, Outcome, Patience, Store, Timed, is_cluster
+from fastrdb.transport import Patience, is_cluster
+
+from .intent import Intent, OnError
+from .interface import Barred, Busy, Entry, Granted, Hit, Outcome, Timed
+from .keyspace import Keyspace, Target
+from .lua import scripts
+from .store import Fill, Store
 
 __all__ = [
     "Barred",
     "Busy",
+    "Entry",
+    "Fill",
     "Granted",
     "Hit",
     "Intent",
+    "Keyspace",
+    "OnError",
     "Outcome",
     "Patience",
     "Store",
+    "Target",
     "Timed",
     "is_cluster",
+    "scripts",
 ]

@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from importlib import resources
 from random import Random
 from typing import Any
 
@@ -15,10 +14,10 @@ from redis.asyncio.client import Pipeline
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from fastrdb.errors import OptionError
-from fastrdb.transport import SHARED, Script
+from fastrdb.protocol import scripts
 
-GREETINGS = ("adopt", "look")
-"""Scripts that are sent once before a client is used, and are not logged."""
+GREETINGS = ("greet",)
+"""The script that is sent once before a client is used; it is not written down."""
 
 
 @dataclass
@@ -78,7 +77,7 @@ class FaultyClient(redis.asyncio.Redis):
         self._rules: list[_Rule] = []
         self._spared: set[str] = set()
         self._left: int | None = None  # commands before the cut
-        self._scripts = {_digest(text): stem for stem, text in script_texts().items()}
+        self._scripts = {script.sha: script.name for script in scripts()}
 
     # --- faults
 
@@ -210,11 +209,9 @@ class _FaultyPipeline(Pipeline):
         return replies
 
 
-def script_texts() -> dict[str, str]:
-    """Return the text of each Lua script of fastrdb as the server gets it, by the stem of its file."""
-    folder = resources.files("fastrdb.protocol") / "lua"
-    stems = (each.name.removesuffix(".lua") for each in folder.iterdir() if each.name.endswith(".lua"))
-    return {stem: Script.load(stem).text for stem in sorted(stems) if stem not in SHARED}
+def script_texts() -> list[str]:
+    """Return the Lua scripts of fastrdb as the server gets them."""
+    return [script.text for script in scripts()]
 
 
 def _digest(text: str) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from redis.exceptions import RedisError
 
 from fastrdb.cache import Cache, default_cache
-from fastrdb.transport import Names
+from fastrdb.protocol import Keyspace
 
 from .faults import FaultyClient
 
@@ -78,8 +78,8 @@ async def emptied(cache: AnyCache, client: Any = None) -> AsyncIterator[AnyCache
         if client is not None and cache.namespace and await _answers(client):
             await cache.invalidate("*", redis=client)
             await cache.aclose(_CLOSE_LIMIT_S)
-            names = Names(cache.namespace)  # last: what was still pending has been written down again
-            await client.delete(*names.shared, names.server, names.healing)
+            names = Keyspace(cache.namespace)  # last: what was still pending has been written down again
+            await client.delete(*names.shards[0].all, names.healing)
         else:
             await cache.aclose(_CLOSE_LIMIT_S)
 

@@ -58,7 +58,7 @@ class Greeting(Protocol):
         """
         ...
 
-    async def settle(self, send: Callable[[Sequence[Command]], Awaitable[list[Any]]], /) -> bool:
+    async def settle(self, send: Callable[[Sequence[Any]], Awaitable[list[Any]]], /) -> bool:
         """Find out with `send` whether the data of a cluster's masters is known as good."""
         ...
 

@@ -24,7 +24,7 @@ def place(request: pytest.FixtureRequest) -> tuple[databases.Database, Any]:
     database: databases.Database = request.getfixturevalue("postgresql" if request.param == "postgresql" else "sqlite")
     if request.param == "cluster":
         cluster: Cluster = request.getfixturevalue("cluster")
-        cluster.load(script_texts().values())
+        cluster.load(script_texts())
         return database, request.getfixturevalue("cluster_client")
     return database, request.getfixturevalue("client")
 

@@ -11,20 +11,20 @@ from redis.asyncio.cluster import RedisCluster
 
 from fastrdb.errors import CacheUnavailableError
 from fastrdb.keys.prefix import Prefix
-from fastrdb.protocol.outcomes import Barred, Granted
-from fastrdb.protocol.store import Store
-from fastrdb.transport.histories import WHOLE, Histories
-from fastrdb.transport.slots import SlotNames, slot_of
+from fastrdb.protocol import Store
+from fastrdb.protocol.interface import Barred, Granted
+from fastrdb.protocol.keyspace import COMPLETE, ClusterKeyspace
+from fastrdb.transport.slots import slot_of
 from tests.guarantees.test_eviction import KEYS, PADDING, Crowd
-from tests.guarantees.test_lost_index_cluster import USERS, fill, left
+from tests.guarantees.test_lost_index_cluster import USERS, left, put_entries
 from tests.races.mechanisms import label, without
 from tests.races.seams import Change
 from tests.support.servers.cluster import Cluster, Node
 from tests.support.waiting import until
-from tests.support.world.stores import lose, names_in, open_store
+from tests.support.world.stores import acquire, fill, lose, names_in, open_store
 
-NAMES = SlotNames("")
-OWN = ("index", "expiry", "barriers", "histories")
+NAMES = ClusterKeyspace("")
+OWN = ("index", "expiry", "barriers", "trusted")
 ROOM = 2**30
 
 
@@ -69,7 +69,7 @@ async def test_under_pressure(cluster: Cluster, crowd: Crowd, policy: str) -> No
     await crowd.caches[0].invalidate("item:*")
     assert await left(crowd.caches[0].redis) == set()
     for shard in NAMES.shards:
-        assert cluster.owner(slot_of(shard.index)).ask("ZSCORE", shard.index, WHOLE) is not None
+        assert cluster.owner(slot_of(shard.index)).ask("ZSCORE", shard.index, COMPLETE) is not None
 
 
 async def test_one_master_that_evicts_is_enough(
@@ -80,9 +80,7 @@ async def test_one_master_that_evicts_is_enough(
         async with open_store(cluster_client) as store:
             for _ in range(3):
                 await store.get_many(cluster_client, USERS)
-                trust = store._layout.trust
-                assert isinstance(trust, Histories)
-                assert trust.evicts
+                assert store._backend.trust.evicts
                 await store._link.aclose()  # as after a second without use: the next who reads asks again
     assert len([record for record in caplog.records if "maxmemory-policy" in record.message]) == 1
 
@@ -91,7 +89,7 @@ async def test_a_new_process_when_all_but_entries_is_gone(cluster: Cluster, clus
     """Hits do not touch the index: it goes first. Who finds nothing of fastrdb's own does not take that for all."""
     with evicting(cluster.masters[1], "allkeys-lru"):
         async with two_stores(cluster_client) as (old, new):
-            await fill(cluster_client, old, *USERS)
+            await put_entries(cluster_client, old, *USERS)
             await lose(cluster_client, *OWN)
             assert await new.get(cluster_client, USERS[0]) == b"1"
             await new.invalidate(cluster_client, [Prefix("user:")])
@@ -102,12 +100,12 @@ async def test_barriers_go_with_all_else_of_their_shard(cluster: Cluster, cluste
     """Between a writer's begin and its COMMIT nothing is stored, though the shard is as if it had never been used."""
     with evicting(cluster.owner(slot_of(NAMES.shard(b"user:1").index)), "allkeys-lru"):
         async with open_store(cluster_client) as store:
-            await fill(cluster_client, store, "user:1")
+            await put_entries(cluster_client, store, "user:1")
             intent = store.intent(cluster_client)
             intent.add([Prefix("user:")])
             await intent.begin()
             await lose(cluster_client, *OWN)
-            assert await store.acquire(cluster_client, "user:1", "t") == Barred()
+            assert await acquire(store, cluster_client, "user:1", "t") == Barred()
             await intent.end(committed=True)
 
 
@@ -115,14 +113,14 @@ async def test_other_data_and_no_rosters(cluster: Cluster, cluster_client: Redis
     """A replica has taken over with old data, of a master that had evicted rosters: all that came back is deleted."""
     with evicting(cluster.masters[1], "allkeys-lru"):
         async with two_stores(cluster_client) as (old, new):
-            await fill(cluster_client, old, *USERS)
-            assert await old.acquire(cluster_client, "user:slow", "slow") == Granted()
+            await put_entries(cluster_client, old, *USERS)
+            assert await acquire(old, cluster_client, "user:slow", "slow") == Granted()
             await unknown(cluster, cluster.masters[0])
             for roster in await names_in(cluster_client, "fastrdb:*:roster"):
                 await cluster_client.delete(roster)
             await healed(cluster_client, new)
             assert await left(cluster_client) == set()
-            assert not await old.fill(cluster_client, "user:slow", "slow", b"old", 60_000)
+            assert not await fill(old, cluster_client, "user:slow", "slow", b"old", 60_000)
 
 
 @asynccontextmanager
@@ -136,7 +134,7 @@ async def unknown(cluster: Cluster, node: Node) -> None:
     """Let nobody know a server's history, as when a replica has taken over."""
     history = node.info("replication")["master_replid"]
     for shard in NAMES.shards:
-        assert cluster.owner(slot_of(shard.histories)).ask("SREM", shard.histories, history) == 1
+        assert cluster.owner(slot_of(shard.trusted)).ask("ZREM", shard.trusted, history) == 1
 
 
 async def healed(client: RedisCluster, store: Store) -> None:
@@ -146,7 +144,7 @@ async def healed(client: RedisCluster, store: Store) -> None:
     assert store.obstacles
 
     async def may_be_read() -> bool:
-        return store.closed(client) is None
+        return store.bypass_reason(client) is None
 
     await until(may_be_read)
 

@@ -8,14 +8,24 @@ import pytest
 from redis.asyncio.cluster import RedisCluster
 
 from fastrdb.errors import CacheUnavailableError
-from fastrdb.protocol.cluster_search import _one_of_each_master
-from fastrdb.protocol.outcomes import Barred, Granted
-from fastrdb.protocol.store import Store
+from fastrdb.protocol import Store
+from fastrdb.protocol.cluster_scan import one_of_each_master
+from fastrdb.protocol.interface import Barred, Granted
 from tests.guarantees.test_lost_index import TTL, under
 from tests.races.mechanisms import label, without
 from tests.races.seams import Change
 from tests.support.servers.cluster import Cluster
-from tests.support.world.stores import lapse_barriers, lose, names_in, open_store, store_on
+from tests.support.world.stores import (
+    acquire,
+    acquire_many,
+    fill,
+    fill_many,
+    lapse_barriers,
+    lose,
+    names_in,
+    open_store,
+    store_on,
+)
 from tests.transport.test_cluster import Move
 
 USERS = [f"user:{n}" for n in range(30)]
@@ -30,10 +40,10 @@ async def client(request: pytest.FixtureRequest) -> Any:
         yield made
 
 
-async def fill(client: RedisCluster, store: Store, *keys: str) -> None:
+async def put_entries(client: RedisCluster, store: Store, *keys: str) -> None:
     """Put an entry under each key, as readers do."""
-    assert set((await store.acquire_many(client, dict.fromkeys(keys, "t"))).values()) == {Granted()}
-    assert await store.fill_many(client, [(key, "t", b"1", TTL) for key in keys]) == [True] * len(keys)
+    assert set((await acquire_many(store, client, dict.fromkeys(keys, "t"))).values()) == {Granted()}
+    assert await fill_many(store, client, [(key, "t", b"1", TTL) for key in keys]) == [True] * len(keys)
 
 
 async def left(client: RedisCluster) -> set[bytes]:
@@ -47,14 +57,14 @@ async def test_a_write_finds_what_the_index_has_lost(client: RedisCluster, caplo
     for _ in range(2):
         await client.set("user", "mine")
         await client.hset("user:cart", "x", "y")
-        await fill(client, store, *USERS, "post:1")
-        assert await store.acquire(client, "post:2", "slow") == Granted()
+        await put_entries(client, store, *USERS, "post:1")
+        assert await acquire(store, client, "post:2", "slow") == Granted()
         await lose(client, "index")
         await store.invalidate(client, [under("user:")])
         assert not await left(client) & {key.encode() for key in USERS}
-        assert not await store.fill(client, "post:2", "slow", b"old", TTL)
+        assert not await fill(store, client, "post:2", "slow", b"old", TTL)
         assert await left(client) >= {b"user", b"user:cart"}
-        await fill(client, store, *USERS)
+        await put_entries(client, store, *USERS)
         assert await store.invalidate(client, [under("user:1")]) == 11
         await store.invalidate(client, [under("user:"), under("post:")])
     assert len([record for record in caplog.records if "index" in record.message]) == 1
@@ -64,21 +74,21 @@ async def test_a_write_finds_what_the_index_has_lost(client: RedisCluster, caplo
 async def test_without_rosters(client: RedisCluster) -> None:
     """They have been lost, too: then a look at all keys of each master finds what there is."""
     async with open_store(client, owned={"user:"}) as store:
-        await fill(client, store, *USERS)
-        assert await store.acquire(client, "user:slow", "slow") == Granted()
+        await put_entries(client, store, *USERS)
+        assert await acquire(store, client, "user:slow", "slow") == Granted()
         await lose(client, "index")
         for roster in await names_in(client, "fastrdb:*:roster"):
             await client.delete(roster)
         await store.invalidate(client, [under("user:")])
         assert await left(client) == set()
-        assert not await store.fill(client, "user:slow", "slow", b"old", TTL)
+        assert not await fill(store, client, "user:slow", "slow", b"old", TTL)
 
 
 async def test_a_map_that_is_out_of_date(cluster: Cluster, cluster_client: RedisCluster) -> None:
     """The slot by which a master was known has gone to another since: all keys of each are looked at, all the same."""
     async with open_store(cluster_client, owned={"user:"}) as store:
-        await fill(cluster_client, store, *USERS)
-        slot = next(each for each in _one_of_each_master(cluster_client) if cluster.owner(each) is cluster.masters[0])
+        await put_entries(cluster_client, store, *USERS)
+        slot = next(each for each in one_of_each_master(cluster_client) if cluster.owner(each) is cluster.masters[0])
         with Move(cluster, slot) as move:
             move.keys()
             cluster.end_move(slot, move.target)
@@ -92,14 +102,14 @@ async def test_a_map_that_is_out_of_date(cluster: Cluster, cluster_client: Redis
 async def test_barriers_that_are_lost_bar_all_of_their_shard(client: RedisCluster) -> None:
     """Nobody stores anything between a writer's begin and its COMMIT, for as long as the barriers would have stood."""
     store = store_on(client)
-    await fill(client, store, "user:1")
+    await put_entries(client, store, "user:1")
     intent = store.intent(client)
     intent.add([under("user:")])
     await intent.begin()
     await lose(client, "barriers")
-    assert await store.acquire(client, "user:1", "t") == Barred()
+    assert await acquire(store, client, "user:1", "t") == Barred()
     await lapse_barriers(client)
-    assert await store.acquire(client, "user:1", "t") == Granted()
+    assert await acquire(store, client, "user:1", "t") == Granted()
     await intent.end(committed=True)
     await store.aclose()
 

@@ -39,7 +39,7 @@ async def own(stoppable: EmbeddedServer) -> AsyncIterator[Redis]:
 async def repaired(*processes: Process) -> None:
     """Wait until Redis has taken what it missed."""
     for process in processes:
-        while process.store.owes:
+        while process.store.has_pending:
             await process.store.aclose(PATIENT)
 
 

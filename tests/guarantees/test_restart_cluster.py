@@ -11,18 +11,20 @@ from redis.asyncio.cluster import RedisCluster
 
 from fastrdb.errors import CacheUnavailableError
 from fastrdb.keys.prefix import Prefix
-from fastrdb.protocol.cluster_sweep import ClusterSweeper
-from fastrdb.protocol.store import Granted, Store
+from fastrdb.protocol import Granted, Store
+from fastrdb.protocol.cluster import ClusterBackend
+from fastrdb.protocol.keyspace import ClusterKeyspace
 from fastrdb.testing.server import find_binaries
-from fastrdb.transport.slots import SlotNames, slot_of
+from fastrdb.transport.slots import slot_of
 from tests.races.mechanisms import label, without
 from tests.races.seams import Change
 from tests.support.availability import missing
 from tests.support.servers.cluster import Cluster
+from tests.support.world.stores import acquire, acquire_many, fill, fill_many
 
 T = TypeVar("T")
 
-NAMES = SlotNames("")
+NAMES = ClusterKeyspace("")
 ALL = Prefix("")
 
 
@@ -54,12 +56,12 @@ class Side:
 
     async def stored(self, *keys: str) -> None:
         """Put an entry under each key."""
-        await self.store.acquire_many(self.client, dict.fromkeys(keys, "t"))
-        assert all(await self.store.fill_many(self.client, [(key, "t", b"old", 600_000) for key in keys]))
+        await acquire_many(self.store, self.client, dict.fromkeys(keys, "t"))
+        assert all(await fill_many(self.store, self.client, [(key, "t", b"old", 600_000) for key in keys]))
 
     async def read(self, key: str) -> bytes | None:
         """What a caller gets from the cache: nothing, while it may not be read."""
-        if self.store.closed(self.client):
+        if self.store.bypass_reason(self.client):
             return None
         try:
             return await self.store.get(self.client, key)
@@ -70,7 +72,7 @@ class Side:
         """Wait until the cache may be read, and is."""
         async with asyncio.timeout(30):
             while True:
-                if not self.store.closed(self.client):
+                if not self.store.bypass_reason(self.client):
                     try:
                         await self.store.get_many(self.client, [f"any:{n}" for n in range(100)])
                     except CacheUnavailableError:
@@ -176,25 +178,25 @@ async def test_a_lease_on_another_master_is_taken_away_too(pair: Cluster, sides:
     one, two = sides
     key = key_at(pair, 0, shard_at=1)
     pair.cut_off(1)
-    assert await one.store.acquire(one.client, key, "reader") == Granted()
+    assert await acquire(one.store, one.client, key, "reader") == Granted()
     pair.fail_over(1)
     await two.healed()
-    assert not await one.store.fill(one.client, key, "reader", b"old", 600_000)
+    assert not await fill(one.store, one.client, key, "reader", b"old", 600_000)
 
 
 async def test_a_lease_that_comes_back_is_nobodys(pair: Cluster, sides: tuple[Side, Side]) -> None:
     """The replica lacks the deletion of a lease: who had it does not store, and who comes is granted it."""
     one, two = sides
     key = key_at(pair, 0, shard_at=1)
-    assert await one.store.acquire(one.client, key, "reader") == Granted()
+    assert await acquire(one.store, one.client, key, "reader") == Granted()
     pair.cut_off(0)
     await two.store.invalidate(two.client, keys=[key])
     pair.fail_over(0)
     lease = NAMES.lease(key.encode())
     assert pair.masters[0].ask("GET", lease).startswith("reader\n"), "or else this tests nothing"
-    assert not await answered(lambda: one.store.fill(one.client, key, "reader", b"old", 600_000))
+    assert not await answered(lambda: fill(one.store, one.client, key, "reader", b"old", 600_000))
     await two.healed()
-    assert await two.store.acquire(two.client, key, "two") == Granted()
+    assert await acquire(two.store, two.client, key, "two") == Granted()
 
 
 async def test_a_barrier_that_is_lost(pair: Cluster, sides: tuple[Side, Side]) -> None:
@@ -232,12 +234,12 @@ async def test_a_takeover_without_a_loss(pair: Cluster, sides: tuple[Side, Side]
 Scenario = Callable[[Cluster, tuple[Side, Side]], Coroutine[Any, Any, None]]
 
 
-_end = ClusterSweeper.end
+_end = ClusterBackend.end
 
 
-async def no_second_sweep(*args: Any) -> bool:
+async def no_second_sweep(*args: Any, **options: Any) -> bool:
     """A writer does not look whether its barriers stood."""
-    await _end(*args)
+    await _end(*args, **options)
     return True
 
 

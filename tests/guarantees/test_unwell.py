@@ -70,7 +70,7 @@ async def goes_on(w: World, unwell: AbstractAsyncContextManager[None]) -> None:
 
     async def in_force() -> bool:
         # Who has not found Redis well again yet reads past it, which proves nothing.
-        return not w.one.store.owes and await read(w, w.two) == "new"
+        return not w.one.store.has_pending and await read(w, w.two) == "new"
 
     await until(in_force)
     assert loop.time() - began < IN_FORCE

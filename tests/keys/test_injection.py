@@ -20,7 +20,7 @@ from fastrdb import Cache
 from fastrdb.keys import CallPlan, hashed
 from fastrdb.keys.pattern import DIGEST_MARK, Pattern
 from fastrdb.keys.prefix import Template
-from fastrdb.transport.scripts import Names, Target
+from fastrdb.protocol.keyspace import Keyspace, Target
 from tests.support.world import fuzz
 from tests.support.world.stores import members
 
@@ -161,7 +161,7 @@ async def test_an_invalidation_deletes_its_own_and_nothing_else(client: Redis) -
             assert await members(client, "index") == known, ascii(each)
         await cache.invalidate("k:*")
         assert await members(client, "index") == set()
-        own = {"fastrdb:server", "fastrdb:index", "fastrdb:expiry", "fastrdb:barriers"}
+        own = {"fastrdb:trusted", "fastrdb:index", "fastrdb:expiry", "fastrdb:barriers"}
         left: list[Any] = await client.keys("*")
         assert {key.decode() for key in left} - own == set(strangers)
 
@@ -171,7 +171,7 @@ async def test_an_invalidation_deletes_its_own_and_nothing_else(client: Redis) -
 
 def test_no_value_chooses_a_cluster_slot() -> None:
     """20,000 values: without a tag of the pattern's own a key has none, with one the tag alone decides."""
-    untagged, tagged, names = plan_of("k:{a}:x"), plan_of("{{{b}}}:k:{a}"), Names("")
+    untagged, tagged, names = plan_of("k:{a}:x"), plan_of("{{{b}}}:k:{a}"), Keyspace("")
     for given in fuzz.many(fuzz.text, 20_000, seed=7):
         key = key_of(untagged, given)
         assert "{" not in key
@@ -197,7 +197,14 @@ async def test_a_range_has_every_byte(client: Redis) -> None:
 
 # --- S3: no search by the server
 
-SCANS = {"slots.py", "server.lua", "search.lua", "slot_search.lua"}  # the first names the commands that have no key
+SCANS = {
+    "slots.py",
+    "shared.lua",
+    "greet.lua",
+    "search.lua",
+    "scan.lua",
+    "cluster_scan.py",
+}  # slots.py has commands without a key
 """Files that may scan the keyspace: the documented way of servers that evict the index."""
 
 

@@ -17,9 +17,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 import fastrdb
 from fastrdb import Cache, OptionError, cached, invalidates
 from fastrdb.events import Stats
-from fastrdb.protocol.store import Store
+from fastrdb.protocol import Store
 from tests.support.servers.databases import Database
 from tests.support.world.items import Item, Loader
+from tests.support.world.stores import acquire, fill
 
 
 def plain(loader: Loader, wrap: Callable[[Any], Any]) -> Any:
@@ -259,8 +260,8 @@ async def test_both_decorators_stack_in_either_order(inner_first: bool, client: 
 
     load = plain(loader, wrap)
     store = Store()
-    await store.acquire(client, "list:1", "t")
-    await store.fill(client, "list:1", "t", b"1", 60_000)
+    await acquire(store, client, "list:1", "t")
+    await fill(store, client, "list:1", "t", b"1", 60_000)
     assert await load(client, 1) == await load(client, number=1)
     assert loader.calls == 1
     assert await client.get("list:1") is None

@@ -95,7 +95,7 @@ async def test_only_the_entry_that_was_read_is_thrown_away(client: Redis, gated:
     """A good one that came meanwhile stays, and answers."""
     load, loader = item_loader()
     await client.set("item:1", b"broken")
-    gate = gated.gates.before("compare_delete")
+    gate = gated.gates.before("discard")
     call = asyncio.create_task(load(gated, 1))
     await gate.reached()
     await client.set("item:1", b'{"id":1,"name":"good"}')

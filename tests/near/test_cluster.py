@@ -16,7 +16,7 @@ import fastrdb.protocol.store
 from fastrdb.errors import CacheUnavailableError
 from fastrdb.near.cache import Near
 from fastrdb.near.tracking import Tracking
-from fastrdb.protocol.store import Store
+from fastrdb.protocol import Store
 from fastrdb.testing.server import find_binaries
 from fastrdb.transport.slots import slot_of
 from tests.races.mechanisms import without
@@ -24,6 +24,7 @@ from tests.support.availability import missing
 from tests.support.servers.cluster import Cluster, until
 from tests.support.waiting import until as so
 from tests.support.world.near import Observed
+from tests.support.world.stores import get_timed
 
 HEAD = "near:"
 LONG = 600_000
@@ -57,9 +58,9 @@ class Side:
             found: bytes = kept.value
             return found
         with suppress(CacheUnavailableError):
-            if self.store.closed(self.client) is None:
+            if self.store.bypass_reason(self.client) is None:
                 token = self.store.near_token(self.client, key, HEAD)
-                timed = await self.store.get_timed(self.client, key)
+                timed = await get_timed(self.store, self.client, key)
                 if timed is not None and token is not None:
                     self.near.keep(token, timed.raw, size=len(timed.raw), ttl_ms=timed.ttl_ms)
                 return None if timed is None else timed.raw

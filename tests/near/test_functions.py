@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 import fastrdb.protocol.store
 from fastrdb import Cache, FastRDB, Near, OptionError, cached
-from fastrdb.protocol.store import Store
+from fastrdb.protocol import Store
 from fastrdb.testing import GatedClient, TcpProxy
 from fastrdb.testing.server import EmbeddedServer
 from fastrdb.transport import own_connection
@@ -383,11 +383,11 @@ async def test_a_commit_that_redis_has_not_heard_of(w: World) -> None:
     await warm_process(w, w.one, 2)
     w.one.client.fail_with(ConnectionError("gone"))
     await w.one.write("new")
-    assert w.one.store.owes
+    assert w.one.store.has_pending
     assert await w.one.read() == "new"
     w.one.client.heal()
     await w.one.cache.aclose()
-    assert not w.one.store.owes
+    assert not w.one.store.has_pending
     assert await w.one.read() == "new"
     await w.fair()
 
@@ -395,7 +395,7 @@ async def test_a_commit_that_redis_has_not_heard_of(w: World) -> None:
 async def test_a_server_with_other_data(w: World) -> None:
     """Nothing that was kept is believed, nor whoever told of changes by then: all begins anew."""
     await warm_process(w, w.one)
-    w.one.store._layout.trust.found()  # type: ignore[union-attr]  # it is one server
+    w.one.store._backend.trust.distrust()
     near = w.one.get.stats.near
     assert await w.one.read() == "old"
     assert w.one.get.stats.near == near

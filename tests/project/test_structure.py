@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 
-from fastrdb.transport.scripts import SHARED
 from tests.support.source.modules import (
     FILES,
     PACKAGE,
@@ -131,7 +130,7 @@ def test_typed_and_scripted_files_are_in_the_package() -> None:
     """The wheel carries the marker of types and the Lua scripts; each script states its keys, arguments and result."""
     assert (PACKAGE / "py.typed").is_file()
     folder = PACKAGE / "protocol" / "lua"
-    scripts = {path.stem: path.read_text() for path in folder.rglob("*.lua") if path.stem not in SHARED}
+    scripts = {path.stem: path.read_text() for path in folder.rglob("*.lua") if path.stem not in ("common", "shared")}
     assert scripts
     for name, text in scripts.items():
         assert all(f"-- {word}: " in text for word in ("KEYS", "ARGV", "Result")), f"{name} does not state its contract"

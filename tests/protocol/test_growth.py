@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from fastrdb.protocol.leases import DEAD_PER_FILL
-from fastrdb.protocol.store import Store
+from fastrdb.protocol import Store
+from fastrdb.protocol.interface import DEAD_PER_FILL
 from fastrdb.testing.server import EmbeddedServer
 from tests.races.mechanisms import label, without
 from tests.races.seams import Change
+from tests.support.world.stores import acquire, acquire_many, fill, fill_many, release
 
 BATCH = 500
 TTL = 50  # milliseconds
@@ -52,8 +53,8 @@ async def stored(client: Redis, number: int) -> int:
     """Store so many ids, each once and for a moment, and compare what there is; gives the most bytes that it took."""
     store, most = Store(timeout=DEADLINE), 0
     for keys in batches(number):
-        await store.acquire_many(client, dict.fromkeys(keys, "t"))
-        assert all(await store.fill_many(client, [(key, "t", b"1", TTL) for key in keys]))
+        await acquire_many(store, client, dict.fromkeys(keys, "t"))
+        assert all(await fill_many(store, client, [(key, "t", b"1", TTL) for key in keys]))
         members, size = await used(client)
         assert members <= await alive(client) + 2 * BATCH
         most = max(most, size)
@@ -65,8 +66,8 @@ async def swept(client: Redis, number: int) -> None:
     store = Store(timeout=DEADLINE)
     await asyncio.sleep((TTL + SLACK) / 1000)  # by the server's clock
     for keys in batches(number // DEAD_PER_FILL + BATCH, "post"):
-        await store.acquire_many(client, dict.fromkeys(keys, "t"))
-        await store.fill_many(client, [(key, "t", b"1", 60_000) for key in keys])
+        await acquire_many(store, client, dict.fromkeys(keys, "t"))
+        await fill_many(store, client, [(key, "t", b"1", 60_000) for key in keys])
         await store.invalidate(client, keys=keys)
     assert await client.zcard("fastrdb:index") == await client.zcard("fastrdb:expiry") == 1
 
@@ -83,18 +84,18 @@ async def test_ids_that_are_not_there(client: Redis) -> None:
     await stored(client, BATCH)
     await asyncio.sleep((TTL + SLACK) / 1000)  # by the server's clock
     for keys in batches(5_000, "nobody"):
-        await store.acquire_many(client, dict.fromkeys(keys, "t"))
-        await store.release_many(client, dict.fromkeys(keys, "t"))
+        await acquire_many(store, client, dict.fromkeys(keys, "t"))
+        await store.release(client, dict.fromkeys(keys, "t"))
     assert await client.zcard("fastrdb:index") == await client.zcard("fastrdb:expiry") == 1
 
 
 async def test_a_lease_given_back_beside_an_entry(client: Redis) -> None:
     """What was loaded for a refresh and not stored takes nothing out of the index: the entry is still there."""
     store = Store(timeout=DEADLINE)
-    await store.acquire(client, "k", "t")
-    await store.fill(client, "k", "t", b"1", 60_000)
-    await store.acquire(client, "k", "t", refresh=True)
-    await store.release(client, "k", "t")
+    await acquire(store, client, "k", "t")
+    await fill(store, client, "k", "t", b"1", 60_000)
+    await acquire(store, client, "k", "t", refresh=True)
+    await release(store, client, "k", "t")
     assert await client.zscore("fastrdb:index", "k") == 0
 
 

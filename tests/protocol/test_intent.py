@@ -10,13 +10,13 @@ from redis.asyncio import Redis
 
 from fastrdb.errors import CacheUnavailableError
 from fastrdb.keys.prefix import Prefix
+from fastrdb.protocol import Barred, Granted, Store
 from fastrdb.protocol import intent as intents
-from fastrdb.protocol.store import Barred, Granted, Store
+from fastrdb.protocol.lua import load_script
 from fastrdb.testing import GatedClient
-from fastrdb.transport.scripts import Script
 from tests.protocol.test_store import prefix
 from tests.protocol.test_sweep import stored
-from tests.support.world.stores import lapse_barriers, members, put, store_on
+from tests.support.world.stores import acquire, fill, lapse_barriers, members, put, store_on
 
 USERS = prefix("user:*")
 
@@ -31,13 +31,13 @@ async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
 
 def name_of(gated: GatedClient, script: str) -> str:
     """Give the name by which the gates know a script."""
-    return gated.name_of(("EVALSHA", Script.load(script).sha))
+    return gated.name_of(("EVALSHA", load_script("server", script).sha))
 
 
 async def load_scripts(gated: GatedClient) -> None:
     """Bring the scripts to the server, so that each call is one command."""
     for script in ("acquire", "begin", "end"):
-        await gated.script_load(Script.load(script).text)
+        await gated.script_load(load_script("server", script).text)
     gated.log.clear()
 
 
@@ -51,12 +51,12 @@ async def barriers(client: Redis) -> int:
 
 async def test_a_load_from_before_the_commit_is_not_stored(any_client: Redis, store: Store) -> None:
     """The reader read the old row before a commit; its fill after that commit is refused."""
-    assert await store.acquire(any_client, "user:1", "reader") == Granted()
+    assert await acquire(store, any_client, "user:1", "reader") == Granted()
     intent = store.intent(any_client)
     intent.add([USERS])
     await intent.begin()
     await intent.end(committed=True)
-    assert not await store.fill(any_client, "user:1", "reader", b"old", 60_000)
+    assert not await fill(store, any_client, "user:1", "reader", b"old", 60_000)
     assert await store.get(any_client, "user:1") is None
 
 
@@ -66,22 +66,22 @@ async def test_nobody_stores_between_begin_and_end(any_client: Redis, store: Sto
     intent = store.intent(any_client)
     intent.add([USERS], ["page:1"])
     await intent.begin()
-    assert await store.acquire(any_client, "user:1", "t") == Barred()
-    assert await store.acquire(any_client, "page:1", "t") == Barred()
-    assert await store.acquire(any_client, "page:10", "t") == Granted()
+    assert await acquire(store, any_client, "user:1", "t") == Barred()
+    assert await acquire(store, any_client, "page:1", "t") == Barred()
+    assert await acquire(store, any_client, "page:10", "t") == Granted()
     await intent.end(committed)
-    assert await store.acquire(any_client, "user:1", "t") == Granted()
-    assert await store.acquire(any_client, "page:1", "t") == Granted()
+    assert await acquire(store, any_client, "user:1", "t") == Granted()
+    assert await acquire(store, any_client, "page:1", "t") == Granted()
     assert await barriers(any_client) == 0
 
 
 async def test_an_acquire_sent_twice_around_a_begin_leaves_no_lease(any_client: Redis, store: Store) -> None:
     """Granted, reply lost, a barrier set, sent again: barred, and the lease does not stay."""
-    await store.acquire(any_client, "user:1", "reader")
+    await acquire(store, any_client, "user:1", "reader")
     intent = store.intent(any_client)
     intent.add([USERS])
     await put(any_client, "barriers", {b"%s" % b"w" * 32 + b"user:\n": 9e15})
-    assert await store.acquire(any_client, "user:1", "reader") == Barred()
+    assert await acquire(store, any_client, "user:1", "reader") == Barred()
     assert not (await store.inspect(any_client, "user:1")).leased
 
 
@@ -109,7 +109,7 @@ async def test_a_reader_cannot_come_back_behind_the_sweep(gated: GatedClient) ->
     store = Store(timeout=5, chunk=5)
     other = Redis(connection_pool=gated.connection_pool)
     await stored(other, store, [f"user:{n}" for n in range(10, 30)])
-    await store.acquire(other, "user:99", "reader")
+    await acquire(store, other, "user:99", "reader")
     await load_scripts(gated)
     intent = store.intent(gated)
     intent.add([USERS])
@@ -118,18 +118,18 @@ async def test_a_reader_cannot_come_back_behind_the_sweep(gated: GatedClient) ->
     task = asyncio.create_task(intent.begin())
     await gate.reached()
     assert await store.get(other, "user:10") is None
-    assert await store.acquire(other, "user:10", "late") == Barred()
-    assert await store.fill(other, "user:99", "reader", b"old", 60_000)
+    assert await acquire(store, other, "user:10", "late") == Barred()
+    assert await fill(store, other, "user:99", "reader", b"old", 60_000)
     gate.open()
     await task
     assert await other.keys("user:*") == []
-    assert await store.acquire(other, "user:99", "late") == Barred()
+    assert await acquire(store, other, "user:99", "late") == Barred()
 
 
 async def test_a_lapsed_barrier_bars_nobody_and_is_cleared(any_client: Redis, store: Store) -> None:
     """A writer that died bars until its deadline; the next begin takes its barrier away."""
     await put(any_client, "barriers", {b"w" * 32 + b"user:\n": 1})
-    assert await store.acquire(any_client, "user:1", "t") == Granted()
+    assert await acquire(store, any_client, "user:1", "t") == Granted()
     intent = store.intent(any_client)
     intent.add([prefix("page:*")])
     await intent.begin()
@@ -164,7 +164,7 @@ async def test_a_rollback_leaves_nothing(any_client: Redis, store: Store) -> Non
     await intent.begin()
     await intent.end(committed=False)
     assert await store.get(any_client, "user:1") is None
-    assert await store.acquire(any_client, "user:1", "t") == Granted()
+    assert await acquire(store, any_client, "user:1", "t") == Granted()
 
 
 async def test_a_put_alone_deletes_the_entry_before_the_commit(any_client: Redis, store: Store) -> None:
@@ -174,7 +174,7 @@ async def test_a_put_alone_deletes_the_entry_before_the_commit(any_client: Redis
     intent.put("user:1", b"new", 60_000)
     await intent.begin()
     assert await store.get(any_client, "user:1") is None
-    assert await store.acquire(any_client, "user:1", "t") == Barred()
+    assert await acquire(store, any_client, "user:1", "t") == Barred()
 
 
 async def test_a_rollback_spares_another_writers_lease(any_client: Redis, store: Store) -> None:
@@ -197,7 +197,7 @@ async def test_the_later_writer_of_a_key_wins(any_client: Redis, store: Store) -
     await second.begin()
     await first.end(committed=True)
     assert await store.get(any_client, "user:1") is None
-    assert await store.acquire(any_client, "user:1", "t") == Barred()
+    assert await acquire(store, any_client, "user:1", "t") == Barred()
     await second.end(committed=True)
     assert await store.get(any_client, "user:1") == b"2"
 
@@ -221,9 +221,9 @@ async def test_one_writer_does_not_lift_anothers_barrier(any_client: Redis, stor
         intent.add([USERS])
         await intent.begin()
     await first.end(committed=True)
-    assert await store.acquire(any_client, "user:1", "t") == Barred()
+    assert await acquire(store, any_client, "user:1", "t") == Barred()
     await second.end(committed=True)
-    assert await store.acquire(any_client, "user:1", "t") == Granted()
+    assert await acquire(store, any_client, "user:1", "t") == Granted()
 
 
 async def test_a_later_add_drops_what_was_put_before(any_client: Redis, store: Store) -> None:
@@ -239,7 +239,7 @@ async def test_a_later_add_drops_what_was_put_before(any_client: Redis, store: S
         await intent.begin()
         await intent.end(committed=True)
         assert await store.get_many(any_client, ["user:1", "user:2", "page:1"]) == [None, b"later", None]
-        assert await store.acquire(any_client, "user:1", "t") == Granted()
+        assert await acquire(store, any_client, "user:1", "t") == Granted()
         await store.invalidate(any_client, [prefix("*")])
 
 
@@ -258,7 +258,7 @@ async def test_a_second_begin_covers_what_was_added(any_client: Redis, store: St
     assert intent.pending
     await intent.begin()
     assert await store.get(any_client, "page:1") is None
-    assert await store.acquire(any_client, "page:1", "t") == Barred()
+    assert await acquire(store, any_client, "page:1", "t") == Barred()
     intent.add([prefix("other:*")])
     await intent.begin()
     await intent.end(committed=True)
@@ -315,8 +315,8 @@ async def test_many_keys_are_one_barrier(any_client: Redis, store: Store) -> Non
     intent.add(keys=[f"user:{n}" for n in range(1000)])
     await intent.begin()
     assert await barriers(any_client) == 1
-    assert await store.acquire(any_client, "user:999", "t") == Barred()
-    assert await store.acquire(any_client, "page:1", "t") == Granted()
+    assert await acquire(store, any_client, "user:999", "t") == Barred()
+    assert await acquire(store, any_client, "page:1", "t") == Granted()
     await intent.end(committed=True)
     intent = store.intent(any_client)
     intent.add([USERS], ["user:1"])
@@ -331,10 +331,10 @@ async def test_many_prefixes_are_one_barrier(any_client: Redis, store: Store) ->
     intent.add([Prefix(f"user:{n}", "", whole=True) for n in range(1000)])
     await intent.begin()
     assert await barriers(any_client) == 1
-    assert await store.acquire(any_client, "user:999?a=b", "t") == Barred()
-    assert await store.acquire(any_client, "page:1", "t") == Granted()
+    assert await acquire(store, any_client, "user:999?a=b", "t") == Barred()
+    assert await acquire(store, any_client, "page:1", "t") == Granted()
     await intent.end(committed=True)
-    assert await store.acquire(any_client, "user:999?a=b", "t") == Granted()
+    assert await acquire(store, any_client, "user:999?a=b", "t") == Granted()
 
 
 # --- cancellation and unknown outcomes
@@ -356,8 +356,8 @@ async def test_a_cancelled_begin_is_taken_back(gated: GatedClient, store: Store)
     assert await barriers(gated) == 1
     await intent.end(committed=False)
     assert await barriers(gated) == 0
-    assert await store.acquire(gated, "user:1", "t") == Granted()
-    assert not store.owes
+    assert await acquire(store, gated, "user:1", "t") == Granted()
+    assert not store.has_pending
 
 
 async def test_an_unknown_outcome_leaves_the_barrier(any_client: Redis, store: Store) -> None:
@@ -368,9 +368,9 @@ async def test_an_unknown_outcome_leaves_the_barrier(any_client: Redis, store: S
     await intent.begin()
     intent.abandon()
     await intent.end(committed=True)
-    assert await store.acquire(any_client, "user:1", "t") == Barred()
-    await store._repairs.aclose(5)
-    assert await store.acquire(any_client, "user:1", "t") == Barred()
+    assert await acquire(store, any_client, "user:1", "t") == Barred()
+    await store.repairs.aclose(5)
+    assert await acquire(store, any_client, "user:1", "t") == Barred()
     assert await store.get(any_client, "user:1") is None
 
 
@@ -382,9 +382,9 @@ async def test_an_unknown_outcome_and_no_barrier(any_client: Redis, store: Store
     await lapse_barriers(any_client)
     await stored(any_client, store, ["user:1"])
     intent.abandon()
-    await store._repairs.aclose(5)
+    await store.repairs.aclose(5)
     assert await store.get(any_client, "user:1") is None
-    assert await store.acquire(any_client, "user:1", "t") == Barred()
+    assert await acquire(store, any_client, "user:1", "t") == Barred()
 
 
 async def test_redis_gone_at_the_end_leaves_nothing_stale(gated: GatedClient, store: Store) -> None:
@@ -396,12 +396,12 @@ async def test_redis_gone_at_the_end_leaves_nothing_stale(gated: GatedClient, st
     await intent.begin()
     gated.fail_with(ConnectionError("gone"))
     await intent.end(committed=True)
-    assert store.owes, "nobody knows whether the barrier stood until the COMMIT"
+    assert store.has_pending, "nobody knows whether the barrier stood until the COMMIT"
     gated.heal()
     await store.aclose(10)
-    assert not store.owes
+    assert not store.has_pending
     assert await store.get(gated, "user:1") is None
-    assert await store.acquire(gated, "user:1", "t") == Barred()
+    assert await acquire(store, gated, "user:1", "t") == Barred()
 
 
 async def test_a_begin_that_arrives_twice(any_client: Redis, store: Store) -> None:
@@ -426,12 +426,12 @@ async def test_a_barrier_that_was_down_before_the_end(any_client: Redis, store: 
     intent.add([USERS])
     await intent.begin()
     await any_client.flushall()
-    assert await store.acquire(any_client, "user:1", "reader") == Granted()
-    assert await store.acquire(any_client, "user:2", "slow") == Granted()
-    assert await store.fill(any_client, "user:1", "reader", b"old", 60_000)
+    assert await acquire(store, any_client, "user:1", "reader") == Granted()
+    assert await acquire(store, any_client, "user:2", "slow") == Granted()
+    assert await fill(store, any_client, "user:1", "reader", b"old", 60_000)
     await intent.end(committed=True)
     assert await store.get(any_client, "user:1") is None
-    assert not await store.fill(any_client, "user:2", "slow", b"old", 60_000)
+    assert not await fill(store, any_client, "user:2", "slow", b"old", 60_000)
 
 
 async def test_a_barrier_that_lapsed_before_the_end(any_client: Redis) -> None:
@@ -440,9 +440,9 @@ async def test_a_barrier_that_lapsed_before_the_end(any_client: Redis) -> None:
     intent = store.intent(any_client)
     intent.add([USERS])
     await intent.begin()
-    while await store.acquire(any_client, "user:1", "reader") == Barred():
+    while await acquire(store, any_client, "user:1", "reader") == Barred():
         pass
-    assert await store.fill(any_client, "user:1", "reader", b"old", 60_000)
+    assert await fill(store, any_client, "user:1", "reader", b"old", 60_000)
     await intent.end(committed=True)
     assert await store.get(any_client, "user:1") is None
 
@@ -452,7 +452,7 @@ async def test_a_lease_that_came_back_is_not_written_through(client: Redis, stor
     intent = store.intent(client)
     intent.put("user:1", b"older than another's", 60_000)
     await intent.begin()
-    await client.set("fastrdb:server", "another")
+    await client.delete("fastrdb:trusted")
     await intent.end(committed=True)
     assert not await client.exists("user:1")
 
@@ -480,4 +480,4 @@ async def test_raise_aborts_the_commit(gated: GatedClient) -> None:
     with pytest.raises(CacheUnavailableError, match="begin: gone"):
         await intent.begin()
     await intent.end(committed=False)
-    assert not store.owes
+    assert not store.has_pending

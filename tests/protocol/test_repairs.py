@@ -12,14 +12,13 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from fastrdb.protocol import repairs
-from fastrdb.protocol.store import Barred, Granted, Store
+from fastrdb.protocol import Barred, Granted, Store, repairs
+from fastrdb.protocol.keyspace import Target
 from fastrdb.testing import GatedClient
 from fastrdb.testing.server import EmbeddedServer
-from fastrdb.transport.scripts import Target
 from tests.protocol.test_store import prefix
 from tests.protocol.test_sweep import stored
-from tests.support.world.stores import lapse_barriers
+from tests.support.world.stores import acquire, lapse_barriers
 
 USERS = prefix("user:*")
 
@@ -75,7 +74,7 @@ async def store(make_store: Callable[..., Store]) -> Store:
 async def repaired(store: Store) -> None:
     """Wait until nothing is owed."""
     await store.aclose(10)
-    assert not store.owes
+    assert not store.has_pending
 
 
 async def test_a_commit_without_redis_is_made_up_for(gated: GatedClient, store: Store, pauses: Pauses) -> None:
@@ -86,10 +85,10 @@ async def test_a_commit_without_redis_is_made_up_for(gated: GatedClient, store: 
     intent.add([USERS])
     intent.put("page:1", b"new", 60_000)
     await intent.begin()
-    assert store.owes
+    assert store.has_pending
     await intent.end(committed=True)
     await pauses.begun()
-    assert store.owes
+    assert store.has_pending
     gated.heal()
     pauses.end()
     await repaired(store)
@@ -117,14 +116,14 @@ async def test_a_repair_before_the_commit_does_not_count(gated: GatedClient, sto
     intent.add([USERS])
     await intent.begin()
     await repaired(store)
-    assert await store.acquire(gated, "user:1", "reader") == Barred()
+    assert await acquire(store, gated, "user:1", "reader") == Barred()
     await lapse_barriers(gated)  # as when the transaction takes longer than a barrier
     await stored(gated, store, ["user:1"])
     await intent.end(committed=True)
-    assert store.owes
+    assert store.has_pending
     await repaired(store)
     assert await store.get(gated, "user:1") is None
-    assert await store.acquire(gated, "user:1", "reader") == Granted()
+    assert await acquire(store, gated, "user:1", "reader") == Granted()
 
 
 async def test_an_unknown_outcome_is_repaired_under_a_barrier(gated: GatedClient, store: Store, pauses: Pauses) -> None:
@@ -138,7 +137,7 @@ async def test_an_unknown_outcome_is_repaired_under_a_barrier(gated: GatedClient
     gated.heal()
     pauses.end()
     await repaired(store)
-    assert await store.acquire(gated, "user:1", "t") == Barred()
+    assert await acquire(store, gated, "user:1", "t") == Barred()
 
 
 async def test_an_unknown_outcome_that_nobody_began_is_barred(client: Redis, store: Store) -> None:
@@ -147,7 +146,7 @@ async def test_an_unknown_outcome_that_nobody_began_is_barred(client: Redis, sto
     intent.add([USERS])
     intent.abandon()
     await repaired(store)
-    assert await store.acquire(client, "user:1", "t") == Barred()
+    assert await acquire(store, client, "user:1", "t") == Barred()
 
 
 async def test_a_commit_that_nobody_began_is_owed(gated: GatedClient, store: Store) -> None:
@@ -157,7 +156,7 @@ async def test_a_commit_that_nobody_began_is_owed(gated: GatedClient, store: Sto
     intent.add([USERS])
     intent.put("page:1", b"new", 60_000)
     await intent.end(committed=True)
-    assert store.owes
+    assert store.has_pending
     await repaired(store)
     assert await store.get_many(gated, ["user:1", "page:1"]) == [None, None]
 
@@ -167,9 +166,9 @@ async def test_what_is_owed_during_an_attempt_is_another_attempts(gated: GatedCl
     await store.invalidate(gated, [USERS])
     gated.log.clear()
     gate = gated.after("begin")
-    store._repairs.add(gated, [Target(b"user:")], barred=True, reason="a test")
+    store.repairs.add(gated, [Target(b"user:")], barred=True, reason="a test")
     await gate.reached()
-    store._repairs.add(gated, [Target(b"user:")], barred=False, reason="a test")
+    store.repairs.add(gated, [Target(b"user:")], barred=False, reason="a test")
     gate.open()
     await repaired(store)
     assert gated.names() == ["begin", "begin"]
@@ -180,7 +179,7 @@ async def test_invalidate_soon_never_loses_anything(gated: GatedClient, store: S
     await stored(gated, store, ["user:1", "page:1"])
     gated.fail_with(ConnectionError("a moment"), times=1)
     await store.invalidate_soon(gated, [USERS])
-    assert store.owes
+    assert store.has_pending
     await repaired(store)
     gate = gated.before("begin")
     task = asyncio.create_task(store.invalidate_soon(gated, [prefix("page:*")]))
@@ -188,7 +187,7 @@ async def test_invalidate_soon_never_loses_anything(gated: GatedClient, store: S
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert store.owes
+    assert store.has_pending
     await repaired(store)
     assert await store.get_many(gated, ["user:1", "page:1"]) == [None, None]
 
@@ -200,10 +199,10 @@ async def test_what_is_owed_is_bounded(gated: GatedClient, make_store: Callable[
     await gated.set("beside", b"1")
     gated.fail_with(ConnectionError("gone"))
     for _ in range(2):
-        await store.invalidate_soon(gated, keys=[f"k:{n}" for n in range(repairs._OWED)])
-    assert len(store._repairs._owed) == repairs._OWED
+        await store.invalidate_soon(gated, keys=[f"k:{n}" for n in range(repairs._MOST_PENDING)])
+    assert len(store.repairs._pending) == repairs._MOST_PENDING
     await store.invalidate_soon(gated, keys=["one more"])
-    assert store._repairs._owed == {Target(b"ns:"): False}
+    assert store.repairs._pending == {Target(b"ns:"): False}
     gated.heal()
     pauses.end()
     await repaired(store)
@@ -238,7 +237,7 @@ async def test_closing_gives_up_at_its_limit(gated: GatedClient, store: Store, p
     await store.invalidate_soon(gated, [USERS])
     await pauses.begun()
     await store.aclose(0)
-    assert store._repairs._task is None
+    assert store.repairs._task is None
     await store.aclose(0)
 
 
@@ -246,9 +245,9 @@ async def test_no_client_is_held_when_nothing_is_owed(gated: GatedClient, store:
     """The store holds a client only as long as there is something to repair."""
     gated.fail_with(ConnectionError("a moment"), times=1)
     await store.invalidate_soon(gated, [USERS])
-    assert store._repairs._client is gated
+    assert store.repairs._client is gated
     await repaired(store)
-    assert store._repairs._client is None
+    assert store.repairs._client is None
 
 
 def test_what_is_owed_outside_of_a_loop_waits_for_one(make_client: Callable[[], Any], store: Store) -> None:
@@ -259,7 +258,7 @@ def test_what_is_owed_outside_of_a_loop_waits_for_one(make_client: Callable[[], 
     intent.abandon()
 
     async def later() -> None:
-        assert store.closed(client)
+        assert store.bypass_reason(client)
         await repaired(store)
         await client.aclose()
 
@@ -273,11 +272,11 @@ async def test_a_wider_target_covers_narrower_ones(gated: GatedClient, store: St
     await pauses.begun()
     await store.invalidate_soon(gated, [USERS])
     await store.invalidate_soon(gated, keys=["user:2"])
-    assert store._repairs.left() == {Target(b"page:1", b"="): False, Target(b"user:"): False}
+    assert store.repairs.left() == {Target(b"page:1", b"="): False, Target(b"user:"): False}
     intent = store.intent(gated)
     intent.add(keys=["user:3"])
     intent.abandon()
-    assert store._repairs.left()[Target(b"user:3", b"=")] is True
+    assert store.repairs.left()[Target(b"user:3", b"=")] is True
     gated.heal()
     pauses.end()
     await repaired(store)
@@ -287,13 +286,13 @@ async def test_a_wider_target_covers_what_was_being_tried(gated: GatedClient, st
     """A narrower one whose repair has failed meanwhile is not owed once more."""
     await store.invalidate(gated, [USERS])
     gate = gated.before("begin")
-    store._repairs.add(gated, [Target(b"user:1:")], barred=False, reason="a test")
+    store.repairs.add(gated, [Target(b"user:1:")], barred=False, reason="a test")
     await gate.reached()
-    store._repairs.add(gated, [Target(b"user:")], barred=False, reason="a test")
+    store.repairs.add(gated, [Target(b"user:")], barred=False, reason="a test")
     gated.fail_with(ConnectionError("gone"))
     gate.open()
     await pauses.begun()
-    assert store._repairs.left() == {Target(b"user:"): False}
+    assert store.repairs.left() == {Target(b"user:"): False}
     gated.heal()
     pauses.end()
     await repaired(store)

@@ -65,7 +65,7 @@ _ON_ONE_SERVER = {
     "sweep-deletes-entries": _lua("a sweep deletes the entries that it reaches", "local deleted = 0"),
     "release-checks-token": _lua("a lease is given back only by its holder"),
     "own-lease-granted-again": _lua(
-        "an acquire that is sent twice is granted its own lease again", "if holder then return {'busy', holder} end"
+        "an acquire that is sent twice is granted its own lease again", "if reader then return {'busy', reader} end"
     ),
     "lease-indexed": _lua("a lease is in the index, so that a sweep finds it"),
     "barriers-told-apart": _lua(
@@ -74,17 +74,18 @@ _ON_ONE_SERVER = {
     ),
     "barriers-stood": _lua("a writer notices that a barrier of its own was down before its end"),
     "same-server": _lua("the data of a server is used only in the life that it was adopted in", "return true"),
-    "healed-life": _lua("only the life that was healed is adopted", "if done ~= '' then"),
     "replication-id": _lua("a life is told by the replication id, which is a new one after a failover", "local id"),
     "index-is-whole": _lua("a sweep does not rely on an index that was lost"),
     "index-without-deaths": _lua("an index that has lost its deaths begins anew"),
-    "lost-barriers-noticed": _lua("where barriers were lost, every key is barred for a while", "if false"),
+    "lost-barriers-noticed": _lua("where barriers were lost, every key is barred for a while", "if false then"),
     "search-deletes-leases": _lua("a search deletes the leases that the index does not have"),
     "search-uninterrupted": _lua(
         "a search makes the index whole only if it was not lost meanwhile",
-        "and redis.call('ZREM', index, search) >= 0",
+        "if is_done and redis.call('ZREM', index, search) >= 0 then",
     ),
-    "search-spares-unknown": _lua("a search for everything spares what may be another program's"),
+    "search-spares-unknown": _lua(
+        "a search for everything spares what may be another program's", "if all == '1' then return true end"
+    ),
     "search-spares-lasting": _lua("a search spares keys that do not expire, which no entry does"),
     "release-sweeps": _lua("a release sweeps dead members of the index"),
     "release-forgets-missing": _lua("a release takes a key without an entry out of the index", "if false then"),
@@ -92,59 +93,61 @@ _ON_ONE_SERVER = {
 }
 
 _ON_A_CLUSTER = {
-    "shard-barrier-check": _lua("a key that a barrier covers does not enter the index", "local closed, lost = false"),
+    "shard-barrier-check": _lua(
+        "a key that a barrier covers does not enter the index", "local is_barred, lost = false"
+    ),
     "shard-lease-indexed": _lua("a lease is in the index of its shard"),
-    "shard-barrier-set": _lua("a writer sets its barriers in each shard"),
     "shard-write-indexed": _lua("what a writer leases is in the index of its shard"),
     "shard-is-whole": _lua("a sweep does not rely on a shard of the index that was lost"),
-    "shard-lost-barriers-noticed": _lua("where barriers were lost, every key of the shard is barred", "if false"),
+    "shard-lost-barriers-noticed": _lua("where barriers were lost, every key of the shard is barred", "if false then"),
     "evicted-shard": _lua("an empty shard of a server that evicts is not taken for a new one"),
     "fence-leaves-index": _lua(
         "what a sweep reaches stays in the index until it is deleted",
         "if reaches(head, filter, key) then reached[#reached + 1] = key redis.call('ZREM', index, key) end",
     ),
-    "slot-lease-check": _lua("a fill stores only while its lease is the one that was granted, and of this history"),
     "bury-unchanged-only": _lua("a member of the index is removed only if it was not entered again"),
-    "search-finds-names": _lua("a search finds the keys that begin as entries do"),
-    "lease-has-history": _lua("a lease is of one history of its server", "return token .. '\\n\\n' .. mark"),
+    "search-finds-names": _lua("a search finds the keys that begin as entries do", "if false then"),
+    "lease-has-history": _lua("a lease is of one history of its server", "return token .. '\\n\\n' .. kind"),
     "lease-enlisted": _lua("a lease is in the list of its slot, by which a healer finds it"),
     "look-for-leases": _line("a healer that looks at all keys deletes the leases, too"),
     "look-by-current-map": _line("a healer asks for the map of the slots before it looks at each master"),
     "look-where-evicted": _line(
         "a healer looks at all keys where the lists of the slots may have been evicted",
-        "await self._delete_all(client, nothing, looking=False)",
+        "await self._delete_all(client, run, scanning=False)",
     ),
-    "one-master-evicts": _line(
-        "one master that evicts is enough for the whole cluster", "self._evicts.heard(reply[1])"
-    ),
+    "one-master-evicts": _line("one master that evicts is enough for the whole cluster", "found = policy"),
     "evicted-is-not-whole": _line(
-        "where an index may have been evicted, a new one is not taken for whole", "member = WHOLE"
+        "where an index may have been evicted, a new one is not taken for whole", "member = COMPLETE"
     ),
-    "history-check": _function("data of an unknown history is not used", "transport.histories:Histories.seen"),
+    "history-check": _function("data of an unknown history is not used", "protocol.trust:Trust.saw"),
     "cluster-acquire": _function(
-        "a reader takes its lease before it enters the index", "protocol.cluster_leases:ClusterLeases.acquire"
+        "a reader takes its lease before it enters the index", "protocol.cluster:ClusterBackend.acquire"
     ),
     "cluster-sweep": _function(
         "a writer deletes leases and entries, each lease before its entry",
-        "protocol.cluster_sweep:ClusterSweeper._away",
+        "protocol.cluster:ClusterBackend._away",
     ),
     "cluster-end": _function(
         "a writer notices that a barrier of its own was down before its end",
-        "protocol.cluster_sweep:ClusterSweeper.end",
+        "protocol.cluster:ClusterBackend.end",
     ),
 }
 
 _OF_WRITERS = {
+    "healed-life": _line(
+        "a server that came back since the deletion began is not taken for healed",
+        "await delete_all(); await self.settle(send); seen = self._seen",
+    ),
     "second-sweep": _line("a writer whose barriers did not stand sweeps once more", "if False:"),
     "greeting-judged": _line("a new connection is asked whose data it gives"),
     "greeting-of-new-connections": _line("a client that sends by itself is greeted behind each read", "if False:"),
     "healing": _function(
         "other data is deleted before it is used",
-        "transport.restarts:Restarts.heal",
-        instead=lambda restarts, *_: restarts._obstacles.clear(),
+        "protocol.trust:Trust.heal",
+        instead=lambda trust, *_: trust._health.clear(),
     ),
     "leases-before-entries": _line(
-        "a search deletes all leases before it looks at entries", "for part, count in reversed(_PARTS.items()):"
+        "a search deletes all leases before it looks at entries", "for part, count in reversed(_SEARCH_COUNTS.items()):"
     ),
     "begin-before-commit": _function(
         "a writer begins before its COMMIT is sent", "transactions.listeners:_begin_intents"
@@ -206,7 +209,7 @@ _OF_WRITERS = {
     ),
     "blockers-respected": _function(
         "a process reads past the cache while repairs are pending, or the data is another server's",
-        "protocol.store:Store.closed",
+        "protocol.store:Store.bypass_reason",
     ),
     "unknown-outcome": _function(
         "after a COMMIT whose outcome is unknown the barriers stay", "protocol.intent:Intent.abandon"

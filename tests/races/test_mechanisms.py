@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fastrdb.protocol.store import Store
+from fastrdb.protocol import Store
 from tests.races.mechanisms import MECHANISMS, without
 from tests.races.seams import Change, Function, Line, Mechanism, NoSeamError, markers
 
@@ -88,6 +88,6 @@ def test_coroutine_function_is_replaced_by_one(monkeypatch: pytest.MonkeyPatch) 
     change = Change("get-many", Mechanism("", Function("fastrdb.protocol.store:Store.get_many", returns=[])))
     change.apply(monkeypatch.setattr)
     assert inspect.iscoroutinefunction(Store.get_many)
-    change = Change("owes", Mechanism("", Function("fastrdb.protocol.store:Store.owes", returns=True)))
+    change = Change("pending", Mechanism("", Function("fastrdb.protocol.store:Store.has_pending", returns=True)))
     change.apply(monkeypatch.setattr)
-    assert isinstance(inspect.getattr_static(Store, "owes"), property)
+    assert isinstance(inspect.getattr_static(Store, "has_pending"), property)

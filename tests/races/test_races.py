@@ -56,7 +56,7 @@ async def on_postgresql(postgresql: Database, client: Redis) -> AsyncIterator[Wo
 @pytest.fixture
 async def on_cluster(sqlite: Database, cluster: Cluster, cluster_client: RedisCluster) -> AsyncIterator[World]:
     """Provide a world on SQLite, over a cluster: every slot is a step of its own."""
-    cluster.load(script_texts().values())
+    cluster.load(script_texts())
     async with world(sqlite, cluster_client) as made:
         yield made
 

@@ -12,8 +12,9 @@ import pytest
 from redis.asyncio.cluster import RedisCluster
 
 from fastrdb import CacheUnavailableError
+from fastrdb.protocol.keyspace import ClusterKeyspace
 from fastrdb.testing.server import find_binaries
-from fastrdb.transport.slots import SlotNames, slot_of
+from fastrdb.transport.slots import slot_of
 from tests.support.availability import missing
 from tests.support.programs.versions import Versions
 from tests.support.servers.cluster import Cluster
@@ -93,7 +94,7 @@ def servers() -> Iterator[Cluster]:
 
 def moves(cluster: Cluster, rounds: int) -> None:
     """Move what the load is about, entries and shards, from master to master."""
-    names = SlotNames("")
+    names = ClusterKeyspace("")
     entries = [f"version:{key}".encode() for key in range(5)]
     slots = {slot_of(name) for entry in entries for name in (entry, names.shard(entry).index)}
     for number in range(rounds):

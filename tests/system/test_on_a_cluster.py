@@ -10,7 +10,7 @@ import pytest
 from redis.asyncio.cluster import RedisCluster
 
 import fastrdb.demo.cache
-from fastrdb.protocol.store import Store
+from fastrdb.protocol import Store
 from fastrdb.testing import script_texts
 from tests.crud.test_repository import *  # noqa: F403
 from tests.guarantees.test_cancelled_load import test_cancelled_writers as test_cancelled_writers
@@ -43,7 +43,7 @@ def database(request: pytest.FixtureRequest) -> object:
 @pytest.fixture
 def gated(cluster: Cluster, cluster_client: RedisCluster) -> GatedCluster:
     """Give a client whose commands stop at gates; the cluster knows all scripts."""
-    cluster.load(script_texts().values())
+    cluster.load(script_texts())
     return GatedCluster(cluster_client)
 
 

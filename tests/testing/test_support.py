@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,11 +13,12 @@ from sqlalchemy import select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from fastrdb import Cache, default_cache
-from fastrdb.protocol.store import Store
+from fastrdb.protocol import Store, scripts
 from fastrdb.testing import GatedClient, script_texts
 from tests import conftest
 from tests.support.servers import databases
 from tests.support.servers.databases import Database, ServerDatabase
+from tests.support.world.stores import acquire, fill
 
 
 class Base(DeclarativeBase):
@@ -55,17 +55,18 @@ async def test_gate_after_holds_what_is_done(gated: GatedClient, client: redis.a
 
 async def test_scripts_go_by_their_file(gated: GatedClient) -> None:
     """A Lua script has its file's name, called by digest or by text; another script is just EVAL."""
-    for stem, script in script_texts().items():
-        assert gated.name_of(("EVALSHA", hashlib.sha1(script.encode()).hexdigest(), 0)) == stem
-        assert gated.name_of(("EVAL", script.encode(), 0)) == stem
+    for script in scripts():
+        assert gated.name_of(("EVALSHA", script.sha, 0)) == script.name
+        assert gated.name_of(("EVAL", script.text.encode(), 0)) == script.name
+    assert {script.text for script in scripts()} == set(script_texts())
     assert gated.name_of(("eval", "return 1", 0)) == "EVAL"
 
 
 async def test_the_store_sends_the_scripts_that_gates_know(gated: GatedClient) -> None:
     """The store's own calls go by their names."""
     token = "0" * 32
-    await Store().acquire(gated, "key", token)
-    await Store().fill(gated, "key", token, b"1", 1000)
+    await acquire(Store(), gated, "key", token)
+    await fill(Store(), gated, "key", token, b"1", 1000)
     assert set(gated.names()) == {"acquire", "fill"}
 
 

@@ -17,7 +17,7 @@ from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis, UnixDom
 from fastrdb import Cache
 from fastrdb.errors import CacheUnavailableError
 from fastrdb.keys.prefix import Prefix
-from fastrdb.protocol.store import Busy, Granted, Hit, Store
+from fastrdb.protocol import Busy, Granted, Hit, Store
 from fastrdb.testing import EmbeddedServer, TcpProxy
 from fastrdb.transport import Breaker
 from fastrdb.transport.connection import Connection
@@ -27,6 +27,7 @@ from tests.races.mechanisms import label
 from tests.support.network.lines import turns
 from tests.support.programs.apps import App
 from tests.support.waiting import until
+from tests.support.world.stores import acquire, acquire_many, fill, fill_many
 from tests.support.world.world import PATIENT, spawn
 
 
@@ -60,10 +61,10 @@ def route(store: Store, client: Redis) -> Any:
     return store._link._find(client)
 
 
-async def fill(client: Redis, store: Store, keys: list[str]) -> None:
+async def put_entries(client: Redis, store: Store, keys: list[str]) -> None:
     """Put under each key its own name."""
-    assert set((await store.acquire_many(client, dict.fromkeys(keys, "t"))).values()) == {Granted()}
-    assert await store.fill_many(client, [(key, "t", key.encode(), 60_000) for key in keys]) == [True] * len(keys)
+    assert set((await acquire_many(store, client, dict.fromkeys(keys, "t"))).values()) == {Granted()}
+    assert await fill_many(store, client, [(key, "t", key.encode(), 60_000) for key in keys]) == [True] * len(keys)
 
 
 # --- many callers
@@ -72,7 +73,7 @@ async def fill(client: Redis, store: Store, keys: list[str]) -> None:
 async def test_five_thousand_callers(client: Redis, store: Store, exchanges: list[list[str]]) -> None:
     """On a client as most have it: all are answered, in a few round trips over one connection."""
     keys = [f"k:{n}" for n in range(5000)]
-    await fill(client, store, keys)
+    await put_entries(client, store, keys)
     exchanges.clear()
     assert await asyncio.gather(*(store.get(client, key) for key in keys)) == [key.encode() for key in keys]
     assert len(exchanges) <= 6
@@ -207,13 +208,13 @@ async def test_every_client(kind: tuple[Any, Redis], store: Store) -> None:
     make, client = kind
     assert isinstance(route(store, client), Passthrough if make in ITSELF else Pipeline)
     keys = [f"k:{n}" for n in range(100)]
-    await fill(client, store, keys)
+    await put_entries(client, store, keys)
     assert await asyncio.gather(*(store.get(client, key) for key in keys)) == [key.encode() for key in keys]
-    found = await asyncio.gather(*(store.acquire(client, key, "t") for key in keys[:10]))
+    found = await asyncio.gather(*(acquire(store, client, key, "t") for key in keys[:10]))
     assert found == [Hit(key.encode()) for key in keys[:10]]
     assert await store.get_many(client, ["none", *keys]) == [None, *(key.encode() for key in keys)]
-    assert await store.acquire(client, "new", "me") == Granted()
-    assert await store.acquire(client, "new", "other") == Busy("me")
+    assert await acquire(store, client, "new", "me") == Granted()
+    assert await acquire(store, client, "new", "other") == Busy("me")
     assert await store.invalidate(client, [Prefix("k:")]) == 100
     await store.aclose()
     assert make in ITSELF or closed(store, client)
@@ -228,7 +229,7 @@ async def test_a_client_of_ones_own_sees_every_command(server: EmbeddedServer, c
         await store.get(mine, "k")
         assert mine.seen == ["GET", "EVALSHA"]
         mine.seen.clear()
-        await store.acquire(mine, "k", "t")
+        await acquire(store, mine, "k", "t")
         assert mine.seen == ["EVALSHA"]
 
 
@@ -269,7 +270,7 @@ def test_which_clients_are_asked_themselves(monkeypatch: pytest.MonkeyPatch) -> 
 async def test_a_small_pool_is_shared(server: EmbeddedServer, client: Redis, store: Store) -> None:
     """One connection for the cache and its owner: neither keeps the other from it."""
     async with Redis.from_pool(BlockingConnectionPool(port=server.port, max_connections=1, timeout=PATIENT)) as own:
-        await fill(own, store, ["k"])
+        await put_entries(own, store, ["k"])
 
         async def read() -> None:
             for _ in range(100):
@@ -292,7 +293,7 @@ async def test_the_users_pool_is_left_alone(client: Redis, store: Store) -> None
     before = await client.client_id()
     async with asyncio.TaskGroup() as group:
         for number in range(50):
-            group.create_task(store.acquire(client, f"k:{number}", "t"))
+            group.create_task(acquire(store, client, f"k:{number}", "t"))
     assert pool.can_get_connection()
     await store.aclose()
     assert await client.client_id() == before
@@ -331,7 +332,7 @@ async def test_a_client_for_each_request(server: EmbeddedServer, client: Redis) 
 
 async def test_a_client_that_is_closed_while_it_is_used(server: EmbeddedServer, client: Redis, store: Store) -> None:
     """Who waits is answered; the connection is closed with the store."""
-    await fill(client, store, ["k"])
+    await put_entries(client, store, ["k"])
     async with TcpProxy(server.port) as proxy, Redis(port=proxy.port) as own:
         assert await store.get(own, "k") == b"k"
         proxy.hold("down")
@@ -377,7 +378,7 @@ async def test_a_store_that_is_dropped(client: Redis) -> None:
 @pytest.mark.parametrize("callers", [1, 50])
 async def test_killed_between_batches(client: Redis, store: Store, callers: int) -> None:
     """CLIENT KILL: nobody notices."""
-    await fill(client, store, ["k"])
+    await put_entries(client, store, ["k"])
     async with Redis.from_pool(ConnectionPool(**client.connection_pool.connection_kwargs)) as admin:
         for _ in range(5):
             await admin.client_kill_filter(skipme=True, _type="normal")
@@ -389,7 +390,7 @@ async def test_killed_between_batches(client: Redis, store: Store, callers: int)
 async def test_killed_during_batches(client: Redis, server: EmbeddedServer, store: Store) -> None:
     """At any moment, again and again: what was on its way is sent once more, and nobody notices."""
     keys = [f"k:{n}" for n in range(20)]
-    await fill(client, store, keys)
+    await put_entries(client, store, keys)
     answers, killed = 0, 0
     async with Redis(port=server.port) as admin:
 
@@ -413,7 +414,7 @@ async def test_killed_during_batches(client: Redis, server: EmbeddedServer, stor
 async def test_a_black_hole_fails_all_who_wait(server: EmbeddedServer, client: Redis) -> None:
     """At once, when the first one's time is over; whoever comes when it is gone is answered on a new connection."""
     store = Store(timeout=0.1)
-    await fill(client, Store(timeout=PATIENT), ["k"])
+    await put_entries(client, Store(timeout=PATIENT), ["k"])
     async with TcpProxy(server.port) as proxy, Redis(port=proxy.port) as own:
         while await get_or_error(store, own) != b"k":  # the machine may be busy
             pass
@@ -456,9 +457,9 @@ async def operation(client: Redis, store: Store, chance: random.Random) -> None:
             found = await store.get_many(client, [key, other])
             assert all(raw in (None, name.encode()) for raw, name in zip(found, (key, other), strict=True))
         case 3:
-            outcome = await store.acquire(client, key, token)
+            outcome = await acquire(store, client, key, token)
             if isinstance(outcome, Granted):
-                assert await store.fill(client, key, token, key.encode(), 60_000) in (True, False)
+                assert await fill(store, client, key, token, key.encode(), 60_000) in (True, False)
             elif isinstance(outcome, Hit):
                 assert outcome.raw == key.encode()
             else:
@@ -532,8 +533,8 @@ async def test_scripts_are_dropped_all_the_time(client: Redis, server: EmbeddedS
     flushing = spawn(flush())
     for number in range(200):
         tokens = {f"k:{number}:{n}": "t" for n in range(5)}
-        assert set((await store.acquire_many(client, tokens)).values()) == {Granted()}
-        assert await store.fill_many(client, [(key, "t", b"1", 60_000) for key in tokens]) == [True] * 5
+        assert set((await acquire_many(store, client, tokens)).values()) == {Granted()}
+        assert await fill_many(store, client, [(key, "t", b"1", 60_000) for key in tokens]) == [True] * 5
     over = True
     assert await flushing > 50
 
@@ -545,11 +546,11 @@ async def test_a_script_is_brought_along_once_in_a_batch(client: Redis, store: S
         found: Any = await client.info("commandstats")
         return int(found.get("cmdstat_eval", {"calls": 0})["calls"])
 
-    await store.acquire(client, "k", "t")  # greeted
+    await acquire(store, client, "k", "t")  # greeted
     await client.script_flush()
     before = await asked()
     tokens = {f"k:{number}": "t" for number in range(100)}
-    assert set((await store.acquire_many(client, tokens)).values()) == {Granted()}
+    assert set((await acquire_many(store, client, tokens)).values()) == {Granted()}
     assert await asked() - before <= 2  # one may be the greeting, which is due once a second
 
 
@@ -565,7 +566,7 @@ async def test_a_password_that_was_changed(server: EmbeddedServer, client: Redis
             return "rotated", passwords[-1]
 
     async with Redis(port=server.port, credential_provider=Provider()) as own:
-        await fill(own, store, ["k"])
+        await put_entries(own, store, ["k"])
         passwords.append("second")
         await client.acl_setuser("rotated", enabled=True, reset_passwords=True, passwords=["+second"])
         await client.client_kill_filter(user="rotated")
@@ -580,21 +581,21 @@ async def test_a_writer_that_must_be_heard_tries_a_server_that_has_not_answered_
 ) -> None:
     """It may be back. Readers leave it alone, and so do writers that may: their commit is owed."""
     store = Store(timeout=PATIENT, on_error=on_error)
-    await store.acquire(client, "user:1", "t")
-    assert await store.fill(client, "user:1", "t", b"old", 60_000)
+    await acquire(store, client, "user:1", "t")
+    assert await fill(store, client, "user:1", "t", b"old", 60_000)
     breaker: Breaker = store._link.breaker
     breaker._clock = lambda: 0.0  # it is never time to try again
     while not breaker.opened:
         breaker.on_error("PING", ConnectionError("gone"))
-    assert store.closed(client)
+    assert store.bypass_reason(client)
     with pytest.raises(CacheUnavailableError, match="has not answered lately"):
         await store.get(client, "user:1")
     intent = store.intent(client)
     intent.add([Prefix("user:")])
     await intent.begin()
-    assert store.owes is (on_error == "bypass")
+    assert store.has_pending is (on_error == "bypass")
     if on_error == "raise":
         assert await client.get("user:1") is None
     await intent.end(committed=True)
-    assert store.owes or not store.closed(client), "its answers are answers"
+    assert store.has_pending or not store.bypass_reason(client), "its answers are answers"
     await store.aclose()

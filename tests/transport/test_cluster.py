@@ -18,18 +18,19 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from fastrdb.errors import CacheUnavailableError
 from fastrdb.keys.prefix import Prefix
-from fastrdb.protocol.store import Granted, Hit, Store
+from fastrdb.protocol import Granted, Hit, Store
+from fastrdb.protocol.keyspace import ClusterKeyspace
 from fastrdb.testing.server import find_binaries
 from fastrdb.transport.cluster import ClusterTransport, redirected
 from fastrdb.transport.passthrough import Passthrough
-from fastrdb.transport.slots import SLOTS, SlotNames, slot_of
+from fastrdb.transport.slots import SLOTS, slot_of
 from tests.support.availability import missing
 from tests.support.servers.cluster import Cluster, Node
-from tests.support.world.stores import names_in, store_on
+from tests.support.world.stores import acquire, acquire_many, fill, fill_many, names_in, store_on
 
 KEY = "user:1"
 SLOT = slot_of(KEY.encode())
-NAMES = SlotNames("")
+NAMES = ClusterKeyspace("")
 
 
 @pytest.fixture(params=["redis", "valkey"])
@@ -58,8 +59,8 @@ def masters_of(store: Store) -> ClusterTransport:
 
 async def stored(client: RedisCluster, store: Store, *keys: str) -> None:
     """Put an entry under each key."""
-    await store.acquire_many(client, dict.fromkeys(keys, "t"))
-    assert all(await store.fill_many(client, [(key, "t", key.encode(), 60_000) for key in keys]))
+    await acquire_many(store, client, dict.fromkeys(keys, "t"))
+    assert all(await fill_many(store, client, [(key, "t", key.encode(), 60_000) for key in keys]))
 
 
 class Move:
@@ -99,7 +100,7 @@ async def test_every_key_finds_its_master(any_cluster: Cluster) -> None:
         assert [await store.get(client, key) for key in keys] == expected
         assert list(await asyncio.gather(*(store.get(client, key) for key in keys))) == expected
         assert await store.get_many(client, keys) == expected
-        assert [found.raw for found in await store.get_many_timed(client, keys) if found] == expected
+        assert [found.raw for found in await store.get_many(client, keys, timed=True) if found] == expected
         assert await store.invalidate(client, [Prefix("user:")]) == 300
         assert await store.get_many(client, keys) == [None] * 300
         await store.aclose()
@@ -113,10 +114,10 @@ async def test_every_protocol_and_decoding(cluster: Cluster, protocol: int, deco
     async with cluster.client(protocol=protocol, decode_responses=decode) as client:
         store = store_on(client)
         raw = b"\xff\x00 not text"
-        assert await store.acquire(client, KEY, "me") == Granted()
-        assert await store.fill(client, KEY, "me", raw, 60_000)
+        assert await acquire(store, client, KEY, "me") == Granted()
+        assert await fill(store, client, KEY, "me", raw, 60_000)
         assert await store.get(client, KEY) == raw
-        assert await store.acquire(client, KEY, "other") == Hit(raw)
+        assert await acquire(store, client, KEY, "other") == Hit(raw)
         intent = store.intent(client)
         intent.add([Prefix("user:")])
         intent.put(KEY, b"new", 60_000)
@@ -230,8 +231,8 @@ async def test_a_slot_that_has_moved(cluster: Cluster, cluster_client: RedisClus
         assert masters_of(store)._node_of(SLOT).breaker.node == move.target.name
         assert await store.get_many(cluster_client, [KEY, "other"]) == [KEY.encode(), None]
         assert await store.invalidate(cluster_client, [Prefix("user:")]) == 1
-        assert await store.acquire(cluster_client, KEY, "me") == Granted()
-        assert await store.fill(cluster_client, KEY, "me", b"1", 60_000)
+        assert await acquire(store, cluster_client, KEY, "me") == Granted()
+        assert await fill(store, cluster_client, KEY, "me", b"1", 60_000)
     assert await store.get(cluster_client, KEY) == b"1"
 
 
@@ -244,12 +245,12 @@ async def test_a_slot_on_its_way(cluster: Cluster, cluster_client: RedisCluster,
         assert await store.get(cluster_client, KEY) == KEY.encode()
         assert await store.get_many(cluster_client, [KEY]) == [KEY.encode()]
         with pytest.raises(CacheUnavailableError, match="Multiple keys"):
-            await store.acquire(cluster_client, KEY, "me", refresh=True)
+            await acquire(store, cluster_client, KEY, "me", refresh=True)
         assert await store.invalidate(cluster_client, [Prefix("user:")]) == 1
         assert await store.get(cluster_client, KEY) is None
         with pytest.raises(CacheUnavailableError):
-            await store.acquire(cluster_client, KEY, "me")
-    assert await store.acquire(cluster_client, KEY, "me") == Granted()
+            await acquire(store, cluster_client, KEY, "me")
+    assert await acquire(store, cluster_client, KEY, "me") == Granted()
 
 
 async def test_a_write_to_a_slot_on_its_way(cluster: Cluster, cluster_client: RedisCluster, store: Store) -> None:
@@ -261,7 +262,7 @@ async def test_a_write_to_a_slot_on_its_way(cluster: Cluster, cluster_client: Re
         intent.add([Prefix("user:")])
         intent.put(KEY, b"new", 60_000)
         await intent.begin()
-        assert not store.owes
+        assert not store.has_pending
         assert await store.get(cluster_client, KEY) is None
         await intent.end(committed=True)
     assert await store.get(cluster_client, KEY) in {None, b"new"}
@@ -272,13 +273,13 @@ async def test_a_lease_on_its_way_goes_before_its_entry(
 ) -> None:
     """The lease has been moved, the entry not yet: both are deleted, and the lease was first when all was done."""
     await stored(cluster_client, store, KEY)
-    assert await store.acquire(cluster_client, KEY, "me", refresh=True) == Granted()
+    assert await acquire(store, cluster_client, KEY, "me", refresh=True) == Granted()
     lease = NAMES.lease(KEY.encode()).decode()
     with Move(cluster) as move:
         move.source.ask("MIGRATE", "127.0.0.1", move.target.port, "", 0, 5000, "KEYS", lease)
         await store.invalidate(cluster_client, [Prefix("user:")])
         assert await names_in(cluster_client, "*user*") == set()
-    assert not await store.fill(cluster_client, KEY, "me", b"old", 60_000)
+    assert not await fill(store, cluster_client, KEY, "me", b"old", 60_000)
 
 
 def test_what_is_sent_again() -> None:
@@ -326,7 +327,7 @@ async def test_the_others_are_used_while_one_is_away(mortal: Cluster, caplog: py
                     assert await store.get(client, here) is None
                     break
                 except CacheUnavailableError:
-                    store.closed(client)
+                    store.bypass_reason(client)
                     await asyncio.sleep(0.01)
         await store.aclose()
     told = [record.getMessage() for record in caplog.records if "answer" in record.getMessage()]
@@ -349,7 +350,7 @@ async def test_a_master_that_nobody_knew(mortal: Cluster) -> None:
                     await store.get(client, KEY)
                     break
                 except CacheUnavailableError:
-                    store.closed(client)
+                    store.bypass_reason(client)
                     await asyncio.sleep(0.01)
         assert masters_of(store)._node_of(SLOT).breaker.node == joined.name
         await store.aclose()
@@ -370,7 +371,7 @@ async def test_a_writer_that_must_be_heard_tries_a_master_that_has_not_answered_
     intent = store.intent(cluster_client)
     intent.add([Prefix("user:")])
     await intent.begin()
-    assert not store.owes
+    assert not store.has_pending
     assert cluster.owner(SLOT).ask("EXISTS", KEY) == 0
     await intent.end(committed=True)
     assert await store.get(cluster_client, KEY) is None, "its answers are answers"
@@ -422,10 +423,10 @@ async def test_a_look_that_is_cut_short_is_no_cancellation(cluster: Cluster, mon
 )
 def test_what_one_command_is_about_lies_in_one_slot(entry: bytes, namespace: str) -> None:
     """Whatever braces a name has: nothing is ever refused with CROSSSLOT."""
-    names = SlotNames(namespace)
+    names = ClusterKeyspace(namespace)
     assert {slot_of(name) for name in names.in_slot(entry)} == {slot_of(entry)}
     shard = names.shard(entry)
-    assert len({slot_of(name) for name in (*shard.work, shard.histories)}) == 1
+    assert len({slot_of(name) for name in shard.all}) == 1
 
 
 def test_slots_are_those_of_the_server(cluster: Cluster) -> None:

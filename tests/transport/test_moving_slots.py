@@ -17,8 +17,9 @@ from redis.asyncio.cluster import RedisCluster
 
 from fastrdb import Cache
 from fastrdb.keys.prefix import Prefix
+from fastrdb.protocol.keyspace import ClusterKeyspace
 from fastrdb.testing import Gates
-from fastrdb.transport.slots import SlotNames, slot_of
+from fastrdb.transport.slots import slot_of
 from tests.support.network.recorder import tapped
 from tests.support.servers.cluster import HOST, Cluster
 from tests.support.waiting import until
@@ -26,7 +27,7 @@ from tests.support.world.stores import lapse_barriers
 from tests.support.world.world import spawn
 from tests.transport.test_cluster import Move
 
-NAMES = SlotNames("")
+NAMES = ClusterKeyspace("")
 SHARD = NAMES.shard(b"{t}:0")
 KEYS = [n for n in range(2_000) if NAMES.shard(b"{t}:%d" % n) == SHARD]
 SLOTS = {"entries": slot_of(b"{t}"), "shard": slot_of(SHARD.index)}
@@ -293,7 +294,7 @@ async def settled(process: Process) -> None:
     """Wait until Redis has been told of all that it has missed."""
 
     async def open_again() -> bool:
-        return process.store.closed(process.client) is None
+        return process.store.bypass_reason(process.client) is None
 
     await until(open_again)
 
@@ -335,7 +336,7 @@ async def test_while_a_slot_is_moved(cluster: Cluster, moving: str, gone: str, k
             await all_go_on(works)
             assert [await one.read(n) for n in rows] == [truth[n] for n in rows]
             if moving == "entries" and kind is not OfItsOwn:  # else a write may be one that Redis could not be told of
-                assert not one.store.owes
+                assert not one.store.has_pending
                 assert [await other.read(n) for n in rows] == [truth[n] for n in rows]
         await all_go_on(works)
         for process in (one, other):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +12,8 @@ import pytest
 
 from fastrdb import Cache
 from fastrdb.keys.prefix import Prefix
-from fastrdb.testing import script_texts
-from fastrdb.transport.histories import Histories
-from fastrdb.transport.scripts import Target
+from fastrdb.protocol import scripts
+from fastrdb.protocol.keyspace import Target
 from tests.support.network.recorder import tapped
 from tests.support.servers.cluster import Cluster
 from tests.support.servers.databases import Database
@@ -24,8 +22,8 @@ from tests.support.world.stores import lose, members, put
 from tests.support.world.walkthrough import Whole
 from tests.transport.test_moving_slots import OfItsOwn
 
-IN_SLOTS = {name for name in script_texts() if name.startswith(("slot_", "shard_"))} | {"look", "compare_delete"}
-PLAIN = {"GET", "PTTL", "DEL", "UNLINK", "STRLEN", "EXISTS", "SMEMBERS", "SADD", "ZADD", "SET", "PEXPIRE"}
+IN_SLOTS = {script.name for script in scripts()} - {"acquire", "begin", "end", "inspect", "search"}
+PLAIN = {"GET", "PTTL", "DEL", "UNLINK", "STRLEN", "EXISTS", "ZRANGEBYSCORE", "ZADD", "SET"}
 
 
 class WholeInSlots(Whole):
@@ -95,8 +93,8 @@ class WholeInSlots(Whole):
     async def owed(self) -> None:
         """Redis has missed an invalidation."""
         store = self.cache.store(self.client)
-        store.owe(self.client, {Target(b"timed:"): True, Target(b"near:{a", b"="): False})
-        while store.closed(self.client):
+        store.add_pending(self.client, {Target(b"timed:"): True, Target(b"near:{a", b"="): False})
+        while store.bypass_reason(self.client):
             await self.read()
 
     async def dead(self) -> None:
@@ -111,16 +109,15 @@ class WholeInSlots(Whole):
     async def restarted(self) -> None:
         """A master's history is one that nobody knows."""
         store = self.cache.store(self.client)
-        trust = store._layout.trust
-        assert isinstance(trust, Histories)
-        await lose(self.admin, "histories")
-        trust._good = {b""}
+        trust = store._backend.trust
+        await lose(self.admin, "trusted")
+        trust._seen, trust._noted = set(), set()
         await store._link.aclose()
         store._link._routes.clear()  # as after a second without use: the next who reads asks again
         store._link._latest = lambda: None
         await self.read()
         assert store.obstacles
-        while store.closed(self.client):
+        while store.bypass_reason(self.client):
             await self.read()
 
     async def evicted(self) -> None:
@@ -176,9 +173,7 @@ async def test_all_of_the_api(
     assert [*tap.misplaced()] == []
     assert [*tap.undeclared()] == []
     assert {words[0].decode() for _, words in tap.sent} >= PLAIN
-    named = {
-        key: name for name, text in script_texts().items() for key in (text, hashlib.sha1(text.encode()).hexdigest())
-    }
+    named = {key: script.name for script in scripts() for key in (script.text, script.sha)}
     assert {named[words[1].decode()] for _, words in tap.sent if words[0] in (b"EVALSHA", b"EVAL")} == IN_SLOTS
     assert {named[run.words[1].decode()] for run in tap.runs if run.inside} == IN_SLOTS
 

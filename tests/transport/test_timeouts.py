@@ -29,6 +29,7 @@ from tests.support.servers.cluster import Cluster
 from tests.support.servers.databases import Database
 from tests.support.waiting import until
 from tests.support.world.items import Base, Item, Row
+from tests.support.world.stores import acquire, acquire_many, fill, fill_many, get_timed, release
 
 CHUNK = 128
 KEYS = 20
@@ -119,11 +120,11 @@ async def _slow(place: Any, **settings: Any) -> AsyncIterator[Slow]:
         for number in range(KEYS):  # every connection of a cluster
             key, token = f"warm:{number}", str(number)
             assert await store.get(client, key) is None
-            await store.acquire(client, key, token)
-            await store.fill(client, key, token, b"1", 1000)
-            await store.acquire(client, key, token, refresh=True)
-            await store.release(client, key, token)
-            await store.get_timed(client, key)
+            await acquire(store, client, key, token)
+            await fill(store, client, key, token, b"1", 1000)
+            await acquire(store, client, key, token, refresh=True)
+            await release(store, client, key, token)
+            await get_timed(store, client, key)
         intent = store.intent(client)
         intent.add([], ["warm:1"])
         intent.put("warm:2", b"1", 1000)
@@ -251,13 +252,12 @@ async def test_what_others_load_is_waited_for_as_long_as_wait_says(slow: Slow, m
         nonlocal looks
         looks += 1
         if looks == 10:
-            assert await slow.cache.store(slow.client).fill(
-                slow.client, "f0:1", "theirs", b'{"id":1,"name":"b"}', 60_000
-            )
+            store = slow.cache.store(slow.client)
+            assert await fill(store, slow.client, "f0:1", "theirs", b'{"id":1,"name":"b"}', 60_000)
         await clock.sleep(STEP)
 
     monkeypatch.setattr("fastrdb.singleflight.Watch.pause", pause)
-    await slow.cache.store(slow.client).acquire(slow.client, "f0:1", "theirs")
+    await acquire(slow.cache.store(slow.client), slow.client, "f0:1", "theirs")
     call, _ = one(slow, wait=60)
     result, waited = await slow.waits(call, 0.2)
     assert result == Item(id=1, name="b"), "not its own"
@@ -277,7 +277,9 @@ async def test_a_commit_waits_for_one_deadline_before_and_one_after(slow: Slow) 
     _, after = await slow.waits(partial(intent.end, committed=True), 0.7)
     assert before <= MOST
     assert after <= MOST
-    assert slow.cache.store(slow.client).owes == isinstance(slow.client, RedisCluster), "what was not done in time"
+    assert slow.cache.store(slow.client).has_pending == isinstance(slow.client, RedisCluster), (
+        "what was not done in time"
+    )
 
 
 @pytest.mark.parametrize("by_hand", [True, False], ids=["by hand", "commit"])
@@ -285,14 +287,14 @@ async def test_much_work_takes_its_time(slow: Slow, by_hand: bool) -> None:
     """As long as each portion is done in time: that is progress, and no silence."""
     store = slow.cache.store(slow.client)
     tokens = {f"some:{number}": str(number) for number in range(2 * CHUNK)}
-    await store.acquire_many(slow.client, tokens)
-    await store.fill_many(slow.client, [(key, token, b"1", 60_000) for key, token in tokens.items()])
+    await acquire_many(store, slow.client, tokens)
+    await fill_many(store, slow.client, [(key, token, b"1", 60_000) for key, token in tokens.items()])
     intent = store.intent(slow.client)
     intent.add([Prefix("some:")])
     work = partial(store.invalidate, slow.client, [Prefix("some:")]) if by_hand else intent.begin
     _, waited = await slow.waits(work, 0.4)
     assert waited > MOST
-    assert not store.owes
+    assert not store.has_pending
     assert await store.get_many(slow.client, list(tokens)) == [None] * len(tokens)
 
 

@@ -1,9 +1,11 @@
--- Put in front of every script. Nothing here touches a key unless its name says so.
+-- Put in front of every script. A function here touches a key only if its name or a parameter says so.
 
-local SLACK_MS = 1000 -- an index member outlives what it stands for
-local RECHECK_MS = 60000 -- a member that outlived its score (PERSIST by hand) is looked at again after this
+local SLACK_MS = 1000 -- an index member outlives its entry by this
+local RECHECK_MS = 60000 -- a member whose entry outlived its score (PERSIST by hand) is checked again after this
 local TOKEN_BYTES = 32 -- a barrier is: token, head, newline, filter
-local NOBODY = string.rep('0', TOKEN_BYTES) .. '\0\n' -- a barrier that bars no key: where it is missing, barriers were lost
+local NO_BARRIER = string.rep('0', TOKEN_BYTES) .. '\0\n' -- covers no key; where it is missing, barriers were lost
+local COMPLETE = '\0' -- an index member that says: every key under the head behind it is in the index
+local READER, WRITER = 'r', 'w' -- which kind of caller has a lease
 
 local function now_ms()
   local time = redis.call('TIME')
@@ -14,44 +16,53 @@ local function ms(number)
   return string.format('%.0f', number)
 end
 
--- What tells one life of a server's data from every other: the replication id, which is a new one with each start and
--- with each promotion. (The run_id stays: a master that is demoted and promoted again has another's data by then.)
--- Also gives the role. nil and the reason where an ACL denies it.
-local function life()
+-- The replication id and the role of the server; nil and the reason where an ACL denies INFO. The id changes with each
+-- start and each promotion. (run_id stays the same when a master is demoted and promoted again, with another's data.)
+local known_id, known_role
+local function replication_id()
+  if known_role then return known_id, known_role end
   local info = redis.pcall('INFO', 'replication')
   if type(info) ~= 'string' then return nil, info.err or 'INFO' end
-  local id = string.match(info, 'master_replid:(%w+)') -- mechanism: replication-id
+  local id = string.match(info, 'master_replid:(%w+)') -- mechanism: replication-id -- mechanism: replication-id
   if not id then
     local server = redis.pcall('INFO', 'server')
     id = type(server) == 'string' and string.match(server, 'run_id:(%w+)') or nil
   end
-  return id, id and string.match(info, 'role:(%w+)') or 'neither master_replid nor run_id in INFO'
+  known_id, known_role = id, id and string.match(info, 'role:(%w+)') or 'neither master_replid nor run_id in INFO'
+  return known_id, known_role
 end
 
--- The policy by which the server evicts keys that have no TTL, the index among them; '' where it does not, or does not tell.
-local function evicts()
+-- The policy by which the server evicts keys without a TTL, such as the index; '' if it evicts none, or denies INFO.
+local function eviction_policy()
   local info = redis.pcall('INFO', 'memory')
   if type(info) ~= 'string' or string.find(info, '\nmaxmemory:0\r') then return '' end
   return string.match(info, 'maxmemory_policy:(allkeys[%w-]*)') or ''
 end
 
--- A lease holds the token of who has it, and the moment of its grant. For what is sent twice may arrive once more when a
--- writer has come between: what was loaded or written under the first grant must not be stored under the second.
+-- A lease holds a token, the replication id under which it was granted, the kind of its holder, and the moment of the
+-- grant. The id makes a lease void that came back with old data. The moment tells two grants to one token apart: a
+-- command that is sent twice may be granted again after a writer, and the load of the first grant must not be stored.
+local function sealed(token, kind)
+  return token .. '\n' .. (replication_id() or '') .. '\n' .. kind -- mechanism: lease-has-history
+end
+
+local function new_lease(token, kind)
+  local time = redis.call('TIME')
+  return sealed(token, kind) .. time[1] .. '.' .. time[2]
+end
+
 local function token_in(held)
   return held and string.match(held, '^[^\n]*')
 end
 
-local function moment()
-  local time = redis.call('TIME')
-  return time[1] .. '.' .. time[2]
+local function begins(text, head)
+  return string.sub(text, 1, #head) == head
 end
 
--- Does `text` begin with one of `heads`?
-local function begins(text, heads)
-  for _, head in ipairs(heads) do
-    if string.sub(text, 1, #head) == head then return true end
-  end
-  return false
+-- The token in a lease that is valid and of this kind, else nil.
+local function holder(held, kind)
+  local token = token_in(held)
+  return token and begins(held, sealed(token, kind)) and token or nil
 end
 
 -- Is the byte a part of a character, but not its first one?
@@ -111,19 +122,12 @@ local function fits(text, glob)
   end
 end
 
--- Does `filter` let `key` through? '' lets all, '=' only the head itself, else what follows the head must fit the glob.
--- What a long key's value was cannot be read from its digest, `%h`: it is let through rather than left stale.
-local function reaches(head, filter, key)
-  if string.sub(key, 1, #head) ~= head then return false end
-  if filter == '' then return true end
-  if filter == '=' then return #key == #head end
-  local digest = string.find(key, '%h', #head + 1, true)
-  if digest and (filter ~= '$' or digest == #head + 1) then return true end
-  return fits(string.sub(key, #head + 1), filter)
+local function may_fill(lease, held)
+  return redis.call('GET', lease) == held and (holder(held, READER) or holder(held, WRITER))
 end
 
--- The entry that answers who asks for its lease. `old` says which does not: '' any does, '*' none does, else one that has
--- at most so many ms left to live.
+-- The entry that answers a caller who asks for its lease. `old` says which entry does not: '' every entry answers, '*'
+-- none does, a number: only an entry that has more than so many ms left.
 local function answer(entry, old)
   local raw = old ~= '*' and redis.call('GET', entry)
   if not raw or old == '' then return raw end
@@ -131,11 +135,24 @@ local function answer(entry, old)
   return (left < 0 or left > tonumber(old)) and raw
 end
 
--- Does a barrier cover the key? And have barriers been lost? nil for what need not be known any more.
+-- Does `filter` let `key` through, which begins with `head`? '' lets all through, '=' only the head itself; else what
+-- follows the head must fit the glob. What a long key's value was cannot be read from its digest, `%h`: it is let through.
+local function reaches(head, filter, key)
+  if not begins(key, head) then return false end
+  if filter == '' then return true end
+  if filter == '=' then return #key == #head end
+  -- A filter of another version of fastrdb, in a barrier of its writer, lets all through: more is barred, never less.
+  if not string.find(filter, '[*$]$') or string.find(filter, '\n', 1, true) then return true end
+  local digest = string.find(key, '%h', #head + 1, true)
+  if digest and (filter ~= '$' or digest == #head + 1) then return true end
+  return fits(string.sub(key, #head + 1), filter)
+end
+
+-- Does a barrier cover the key? Second result: have barriers been lost?
 local function barred(barriers, key)
   local lost = true
   for _, barrier in ipairs(redis.call('ZRANGEBYSCORE', barriers, '(' .. ms(now_ms()), '+inf')) do
-    if barrier == NOBODY then lost = false end
+    if barrier == NO_BARRIER then lost = false end
     local newline = string.find(barrier, '\n', TOKEN_BYTES + 1, true)
     if not newline then return true end
     local head = string.sub(barrier, TOKEN_BYTES + 1, newline - 1)
@@ -144,20 +161,40 @@ local function barred(barriers, key)
   return false, lost
 end
 
--- Nobody knows whose barriers there were: all keys are barred, for as long as the last of them would have stood.
+local function set_barriers(barriers, barrier_ms, first, last)
+  if first > last then return end
+  local now = now_ms()
+  redis.call('ZREMRANGEBYSCORE', barriers, '-inf', ms(now))
+  for i = first, last do
+    redis.call('ZADD', barriers, 'GT', ms(now + barrier_ms), ARGV[i]) -- mechanism: barrier-set
+  end
+end
+
+-- Returns whether all of them stood until now. If one did not, it may have stood for too short.
+local function remove_barriers(barriers, first, last)
+  local stood, now = true, now_ms()
+  for i = first, last do
+    local deadline = redis.call('ZSCORE', barriers, ARGV[i])
+    stood = stood and deadline and tonumber(deadline) > now -- mechanism: barriers-stood
+    redis.call('ZREM', barriers, ARGV[i]) -- mechanism: barriers-told-apart
+  end
+  return stood
+end
+
+-- Which barriers there were is unknown: bar all keys for as long as the last of them would have stood.
 local function bar_all(barriers, barrier_ms)
-  redis.call('ZADD', barriers, '+inf', NOBODY)
+  redis.call('ZADD', barriers, '+inf', NO_BARRIER)
   redis.call('ZADD', barriers, 'GT', ms(now_ms() + barrier_ms), string.rep('0', TOKEN_BYTES) .. '\n')
 end
 
--- Always before the lease or the entry is written: should the server stop in between, the index has one key too many.
+-- To be called before the lease or the entry is written: if the server stops in between, the index has a key too many.
 local function put_in_index(index, expiry, key, life_ms)
   redis.call('ZADD', index, 0, key)
   redis.call('ZADD', expiry, 'GT', ms(now_ms() + life_ms + SLACK_MS), key)
 end
 
--- The lists that a script is given in ARGV from there on, each as its length and its items. The function that is given
--- tells the places of the first and of the last part of the next list, whose items have so many parts.
+-- Iterates over lists in ARGV from `at` on, each given as its length and its items of so many parts: returns a function
+-- that takes the number of parts, and returns the places of the first and the last part of the next list.
 local function lists(at)
   return function(parts)
     local first = at + 1

@@ -12,12 +12,12 @@ import pytest
 from redis.asyncio.cluster import RedisCluster
 
 from fastrdb.keys.prefix import Prefix
+from fastrdb.protocol import Barred, Granted, Store
 from fastrdb.protocol.intent import Intent
-from fastrdb.protocol.store import Barred, Granted, Store
-from fastrdb.transport.slots import SlotNames
+from fastrdb.protocol.keyspace import ClusterKeyspace
 from tests.races.seams import Change
 from tests.support.world.gates import GatedCluster
-from tests.support.world.stores import lapse_barriers, members, put, store_on
+from tests.support.world.stores import acquire, fill, lapse_barriers, members, put, store_on
 from tests.support.world.world import spawn
 
 KEY, OLD, NEW = "user:1", b"old", b"new"
@@ -31,12 +31,12 @@ class Slots:
         self.client = client
         self.reader, self.writer = GatedCluster(client), GatedCluster(client)
         self.reads, self.writes = store_on(client), store_on(client)
-        self.names = SlotNames("")
+        self.names = ClusterKeyspace("")
 
     async def stored(self, raw: bytes = OLD) -> None:
         """Let there be an entry."""
-        assert await self.reads.acquire(self.reader, KEY, "stored") == Granted()
-        assert await self.reads.fill(self.reader, KEY, "stored", raw, 60_000)
+        assert await acquire(self.reads, self.reader, KEY, "stored") == Granted()
+        assert await fill(self.reads, self.reader, KEY, "stored", raw, 60_000)
 
     async def begun(self, store: Store | None = None, client: Any = None) -> Intent:
         """Let a writer of a prefix have begun."""
@@ -69,37 +69,37 @@ Scenario = Callable[[Slots], Coroutine[Any, Any, None]]
 async def begun_between_lease_and_shard(w: Slots) -> None:
     """A writer begins when a reader has its lease and is not in the index yet: the reader is barred in its shard."""
     gate = w.reader.after("acquire")
-    reader = spawn(w.reads.acquire(w.reader, KEY, "reader"))
+    reader = spawn(acquire(w.reads, w.reader, KEY, "reader"))
     await gate.reached()
     intent = await w.begun()
     gate.open()
     assert await reader == Barred()
     assert not (await w.reads.inspect(w.reader, KEY)).leased
     await intent.end(committed=True)
-    assert not await w.reads.fill(w.reader, KEY, "reader", OLD, 60_000)
+    assert not await fill(w.reads, w.reader, KEY, "reader", OLD, 60_000)
     await w.empty()
 
 
 async def committed_between_lease_and_shard(w: Slots) -> None:
     """A writer comes and goes meanwhile: the reader loads what it has committed, and may store it."""
     gate = w.reader.after("acquire")
-    reader = spawn(w.reads.acquire(w.reader, KEY, "reader"))
+    reader = spawn(acquire(w.reads, w.reader, KEY, "reader"))
     await gate.reached()
     await (await w.begun()).end(committed=True)
     gate.open()
     assert await reader == Granted()
-    assert await w.reads.fill(w.reader, KEY, "reader", NEW, 60_000)
+    assert await fill(w.reads, w.reader, KEY, "reader", NEW, 60_000)
     assert await w.writes.invalidate(w.writer, [USERS]) == 1
     await w.empty()
 
 
 async def lease_before_the_writer(w: Slots) -> None:
     """A reader has loaded before a writer began: its lease is gone, and what it loaded is not stored."""
-    assert await w.reads.acquire(w.reader, KEY, "reader") == Granted()
+    assert await acquire(w.reads, w.reader, KEY, "reader") == Granted()
     intent = await w.begun()
     assert not (await w.reads.inspect(w.reader, KEY)).leased
     await intent.end(committed=True)
-    assert not await w.reads.fill(w.reader, KEY, "reader", OLD, 60_000)
+    assert not await fill(w.reads, w.reader, KEY, "reader", OLD, 60_000)
     await w.empty()
 
 
@@ -108,9 +108,9 @@ async def reader_behind_the_sweep(w: Slots) -> None:
     await w.stored()
     intent = await w.begun()
     await w.empty()
-    assert await w.reads.acquire(w.reader, KEY, "reader") == Barred()
+    assert await acquire(w.reads, w.reader, KEY, "reader") == Barred()
     await intent.end(committed=True)
-    assert await w.reads.acquire(w.reader, KEY, "reader") == Granted()
+    assert await acquire(w.reads, w.reader, KEY, "reader") == Granted()
 
 
 async def second_writer_between_range_and_deletion(w: Slots) -> None:
@@ -142,16 +142,16 @@ async def entered_again_while_it_is_buried(w: Slots) -> None:
     """A member of the index was found dead; it comes to life before the index is told."""
     await put(w.client, "index", {KEY: 0})
     await put(w.client, "expiry", {KEY: 1})
-    gate = w.writer.before("shard_bury")
+    gate = w.writer.before("remove_dead")
     shard = w.names.shard(KEY.encode())
     near = next(f"near:{n}" for n in range(1000) if w.names.shard(f"near:{n}".encode()) == shard)
-    assert await w.writes.acquire(w.writer, near, "t") == Granted()
-    assert await w.writes.fill(w.writer, near, "t", b"1", 60_000)
+    assert await acquire(w.writes, w.writer, near, "t") == Granted()
+    assert await fill(w.writes, w.writer, near, "t", b"1", 60_000)
     await gate.reached()
-    assert await w.reads.acquire(w.reader, KEY, "reader") == Granted()
+    assert await acquire(w.reads, w.reader, KEY, "reader") == Granted()
     gate.open()
     await w.writes.aclose(5)
-    assert await w.reads.fill(w.reader, KEY, "reader", OLD, 60_000)
+    assert await fill(w.reads, w.reader, KEY, "reader", OLD, 60_000)
     assert KEY.encode() in await members(w.client, "index")
     assert await w.writes.invalidate(w.writer, [USERS]) == 1
     await w.empty()

@@ -10,8 +10,9 @@ import asyncio
 import pytest
 
 from fastrdb.keys.prefix import Prefix
-from fastrdb.protocol.store import Busy, Granted
+from fastrdb.protocol import Busy, Granted
 from fastrdb.testing import Gate
+from tests.support.world.stores import acquire, fill
 from tests.support.world.world import World, spawn
 
 LEASE = "fastrdb:lease:{item:1}"
@@ -111,7 +112,7 @@ async def zombie_fill(w: World) -> None:
     with pytest.raises(asyncio.CancelledError):
         await reader
     await w.two.write("new")
-    assert not await w.one.store.fill(w.one.client, "item:1", token, b'{"id":1,"name":"old"}', 60_000)
+    assert not await fill(w.one.store, w.one.client, "item:1", token, b'{"id":1,"name":"old"}', 60_000)
     await w.fair()
 
 
@@ -121,10 +122,10 @@ async def zombie_acquire(w: World) -> None:
     gate = w.at_commit()
     writer = spawn(w.two.write("new"))
     await gate.reached()
-    await w.one.store.acquire(w.one.client, "item:1", token)
+    await acquire(w.one.store, w.one.client, "item:1", token)
     gate.open()
     await writer
-    assert not await w.one.store.fill(w.one.client, "item:1", token, b'{"id":1,"name":"old"}', 60_000)
+    assert not await fill(w.one.store, w.one.client, "item:1", token, b'{"id":1,"name":"old"}', 60_000)
     await w.fair()
 
 
@@ -192,7 +193,7 @@ async def cancelled_before_commit(w: World, gate: Gate) -> None:
 async def lost_reply(w: World) -> None:
     """R10: an acquire was executed, its reply lost, and it is sent again: the lease is the caller's own."""
     store, token = w.one.store, "a" * 32
-    assert await store.acquire(w.one.client, "item:1", token) == Granted()
-    assert await store.acquire(w.one.client, "item:1", token) == Granted()
-    assert await store.acquire(w.one.client, "item:1", "b" * 32) == Busy(token)
+    assert await acquire(store, w.one.client, "item:1", token) == Granted()
+    assert await acquire(store, w.one.client, "item:1", token) == Granted()
+    assert await acquire(store, w.one.client, "item:1", "b" * 32) == Busy(token)
     await store.invalidate(w.one.client, [Prefix("item")])

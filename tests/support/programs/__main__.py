@@ -84,17 +84,17 @@ async def _miss(there: Redis, gone: Redis) -> None:
     pool.connection_kwargs["port"] = 1
     assert store is cache.store(there)
     await store.invalidate_soon(gone, keys=["n:1"])
-    assert store.owes
+    assert store.has_pending
 
 
 async def _made_up_for(there: Redis) -> bool:
     store = cache.store(there)
-    assert store.owes
+    assert store.has_pending
     assert await read(there, 1) == 1
     assert cache.stats().bypasses == 1
     await store.aclose(5)
     assert await there.exists("n:1") == 0
-    return store.owes
+    return store.has_pending
 
 
 def forks(when: str, hooked: str = "hooked") -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from fastrdb import Cache
-from fastrdb.protocol.store import Store
+from fastrdb.protocol import Store
 from fastrdb.testing import Gate
 
 
@@ -45,8 +45,8 @@ class App:
 
     def spy(self, before: list[Gate], after: list[Gate]) -> None:
         """Hold each sweep of this process at a gate, before it and after it, as many as there are gates."""
-        sweeper: Any = self.store._sweeper
-        delete = sweeper.delete
+        backend: Any = self.store._backend
+        delete = backend.delete
 
         async def spied(*args: Any) -> Any:
             self.sweeps += 1
@@ -57,11 +57,11 @@ class App:
                 await after.pop(0).hold()
             return count
 
-        sweeper.delete = spied
+        backend.delete = spied
 
     async def healed(self) -> None:
         """Wait until entries may be read again."""
-        while self.store.closed(self.client) is not None:
-            heal = self.store._layout.trust._task
+        while self.store.bypass_reason(self.client) is not None:
+            heal = self.store._backend.trust._task
             if heal is not None:
                 await heal

@@ -10,7 +10,7 @@ from redis.asyncio.cluster import ClusterPipeline, RedisCluster
 from fastrdb.testing import Gate, GatedClient
 from tests.support.world.stores import is_cluster
 
-_NAMES = {"shard_fence": "begin", "slot_fill": "end", "shard_unbar": "end", "slot_lease": "acquire"}
+_NAMES = {"fence": "begin", "fill": "end", "unbar": "end", "lease": "acquire"}
 """What begins on a cluster what one script does on one server goes by that script's name."""
 
 

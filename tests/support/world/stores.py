@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from redis.asyncio.cluster import RedisCluster
 
-from fastrdb.protocol.store import Store
-from fastrdb.transport.slots import SlotNames
+from fastrdb.protocol import Fill, Granted, Outcome, Store, Timed
+from fastrdb.protocol.keyspace import ClusterKeyspace
 
 MARK = b"\0"
 """What members of an index begin with that say where it is whole."""
@@ -37,18 +38,64 @@ async def open_store(client: Any, **settings: Any) -> AsyncIterator[Store]:
         await made.aclose()
 
 
+_granted: WeakKeyDictionary[Store, dict[tuple[str, str], bytes]] = WeakKeyDictionary()
+"""The lease that a key's token was granted last by a store: tests name leases by their tokens."""
+
+
+async def acquire(
+    store: Store, client: Any, key: str, token: str, *, refresh: bool = False, seen_ms: int | None = None
+) -> Outcome:
+    """Ask for one lease."""
+    seen = {} if seen_ms is None else {key: seen_ms}
+    return (await acquire_many(store, client, {key: token}, refresh=refresh, seen_ms=seen))[key]
+
+
+async def acquire_many(store: Store, client: Any, tokens: dict[str, str], **options: Any) -> dict[str, Outcome]:
+    """Ask for leases, and remember those that are granted."""
+    outcomes = await store.acquire(client, tokens, **options)
+    for key, outcome in outcomes.items():
+        if isinstance(outcome, Granted):
+            _granted.setdefault(store, {})[key, tokens[key]] = outcome.lease
+    return outcomes
+
+
+async def fill(store: Store, client: Any, key: str, token: str, raw: bytes, ttl_ms: int) -> bool:
+    """Store one entry under the lease that the token was granted."""
+    (stored,) = await fill_many(store, client, [(key, token, raw, ttl_ms)])
+    return stored
+
+
+async def fill_many(store: Store, client: Any, fills: Sequence[tuple[str, str, bytes, int]]) -> list[bool]:
+    """Store entries under the leases that the tokens were granted."""
+    granted = _granted.get(store, {})
+    return await store.fill(
+        client, [Fill(key, granted.get((key, token), b"none"), raw, ttl_ms) for key, token, raw, ttl_ms in fills]
+    )
+
+
+async def release(store: Store, client: Any, key: str, token: str) -> None:
+    """Give one lease back."""
+    await store.release(client, {key: token})
+
+
+async def get_timed(store: Store, client: Any, key: str) -> Timed | None:
+    """Return one entry with what is left of its life."""
+    (found,) = await store.get_many(client, [key], timed=True)
+    return found
+
+
 def keys_of(client: Any, part: str, namespace: str = "") -> list[bytes]:
     """Give the keys that hold a part of the store's own: its index, expiry or barriers."""
     if not is_cluster(client):
         return [f"fastrdb:{namespace + ':' if namespace else ''}{part}".encode()]
-    return [getattr(shard, part) for shard in SlotNames(namespace).shards]
+    return [getattr(shard, part) for shard in ClusterKeyspace(namespace).shards]
 
 
 def key_of(client: Any, part: str, entry: str) -> bytes:
     """Give the key of a part of the store's own that concerns an entry."""
     if not is_cluster(client):
         return f"fastrdb:{part}".encode()
-    found: bytes = getattr(SlotNames("").shard(entry.encode()), part)
+    found: bytes = getattr(ClusterKeyspace("").shard(entry.encode()), part)
     return found
 
 

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from fastrdb import Cache, FastRDB
-from fastrdb.transport.scripts import Names
+from fastrdb.protocol.keyspace import Keyspace
 from tests.support.servers.databases import Database
 
 HEADS = ("person:", "people:", "known:")
@@ -178,20 +178,21 @@ class Whole:
 
     async def restarted(self) -> None:
         """Redis has come back with other data: everything is deleted before it is used again."""
-        names = Names(self.cache.namespace)
-        await self.admin.set(names.server, "another")
+        names = Keyspace(self.cache.namespace)
+        trusted = names.shards[0].trusted
+        await self.admin.delete(trusted)
         await self.read(exact=False)
         async with self.session() as db:
             await self.known.refresh(db, self.client, EMAIL)
         while self.cache.store(self.client).obstacles:
             await self.read()
             await asyncio.sleep(0)
-        assert await self.admin.get(names.server) != b"another"
+        assert await self.admin.zcard(trusted)
         await self.read()
 
     async def evicted(self) -> None:
         """The index is lost: the next write looks at all keys."""
-        await self.admin.delete(Names(self.cache.namespace).index)
+        await self.admin.delete(Keyspace(self.cache.namespace).shards[0].index)
         await self.cache.invalidate(["known:*"], redis=self.client)
         loads = self.loads
         await self.read()

@@ -20,7 +20,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from sqlalchemy.util import await_only
 
 from fastrdb import Cache
-from fastrdb.protocol.store import Store
+from fastrdb.protocol import Store
 from fastrdb.testing import Gate, Gates
 from tests.races.seams import Change
 from tests.support.servers.databases import Database

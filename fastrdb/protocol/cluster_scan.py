@@ -1,0 +1,126 @@
+"""All entries and leases of a cluster are to go: a shard of its index was lost, or its data is not trusted.
+
+Two ways lead to them, since each may fail where the other does not: the rosters, of which a server that evicts may
+have lost some, and a scan of all keys of each master, which may miss a slot that is being moved at the moment. All but
+the two lists of names is done by commands of one key each, which a slot that is being moved does not refuse.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from functools import partial
+from typing import Any
+
+from fastrdb.errors import CacheUnavailableError
+from fastrdb.transport import SLOTS, Call, Client, Command, RedisClient
+
+from .interface import nothing, portions
+from .keyspace import COMPLETE, INCOMPLETE, ClusterKeyspace
+from .lua import load_script
+
+logger = logging.getLogger("fastrdb")
+
+LISTED, SCAN, MAKE_COMPLETE = (load_script("cluster", name) for name in ("listed", "scan", "complete"))
+_SLOTS_AT_ONCE = 512
+_NAMES_AT_ONCE = 256
+_KEYS_AT_ONCE = 512
+_COMMANDS_AT_ONCE = 1024
+_PAUSE_S = 0.05
+
+Run = Callable[[Sequence[Call | Command]], Awaitable[list[Any]]]
+
+
+class ClusterScan:
+    """Finds all entries, and makes shards of the index complete. `heads` is what keys begin with, as for a backend."""
+
+    def __init__(self, link: RedisClient, keyspace: ClusterKeyspace, heads: Collection[str]) -> None:
+        self._link, self._keyspace, self._heads = link, keyspace, heads
+        self._one_at_a_time = asyncio.Lock()
+        self._said_lost = False
+
+    async def make_complete(self, client: Client, link: RedisClient, renew: Callable[[], None]) -> None:
+        """Delete all that the index may not know, and mark it complete. Of this process, one writer does it."""
+        while self._one_at_a_time.locked():
+            renew()
+            await asyncio.sleep(_PAUSE_S)
+        async with self._one_at_a_time:
+            shards = self._keyspace.shards
+            known = await link.many(client, [("ZSCORE", shard.index, COMPLETE) for shard in shards])
+            if None not in known:  # by another writer, meanwhile
+                return
+            if not self._said_lost:
+                self._said_lost = True
+                logger.warning(
+                    "the index in Redis does not know all keys (it was lost, or is new): everything is invalidated"
+                )
+            member = INCOMPLETE + secrets.token_hex(16).encode()
+            await link.many(client, [("ZADD", shard.index, 0, member) for shard in shards])
+            await self._delete_all(client, partial(_step, link, client, renew), scanning=True)
+            renew()
+            complete = await link.many(client, [Call(MAKE_COMPLETE, (shard.index,), (member,)) for shard in shards])
+            if not all(complete):
+                raise CacheUnavailableError(MAKE_COMPLETE.name, "the index was lost once more meanwhile")
+
+    async def delete_all(self, client: Client, scanning: bool) -> None:
+        """Delete all entries and leases; with `scanning`, also those that no roster has."""
+        run = partial(_step, self._link, client, nothing)
+        await self._delete_all(client, run, scanning=scanning)  # mechanism: look-where-evicted
+
+    async def _delete_all(self, client: Client, run: Run, *, scanning: bool) -> None:
+        """Delete leases first: one that was granted before could become an entry that nothing deletes."""
+        names = self._keyspace
+        rosters = [*map(names.roster, range(SLOTS))]
+        found = await run([("EXISTS", roster) for roster in rosters])
+        used = [roster for roster, exists in zip(rosters, found, strict=True) if exists]
+        await self._by_rosters(run, used, leases=True)
+        if scanning:
+            await self._by_scan(client, run, [names.leases])  # mechanism: look-for-leases
+        await self._by_rosters(run, used, leases=False)
+        if scanning:
+            await self._by_scan(client, run, names.known(self._heads))
+
+    async def _by_rosters(self, run: Run, rosters: Sequence[bytes], *, leases: bool) -> None:
+        """Delete the leases that are listed, or the entries."""
+        for portion in portions(rosters, _SLOTS_AT_ONCE):
+            places = dict.fromkeys(portion, b"-inf")
+            while places:
+                calls = [Call(LISTED, (roster,), (place, _NAMES_AT_ONCE)) for roster, place in places.items()]
+                parts = dict(zip(places, await run(calls), strict=True))
+                listed = [name for _, names in parts.values() for name in names]
+                await run([("UNLINK", name) for name in listed if name.startswith(self._keyspace.leases) is leases])
+                places = {roster: place for roster, (place, _) in parts.items() if place}
+
+    async def _by_scan(self, client: Client, run: Run, heads: Sequence[bytes]) -> None:
+        """Delete what masters have whose names begin so, and that expires: other keys are not fastrdb's."""
+        if not heads:
+            return
+        await self._link.look(client)  # mechanism: look-by-current-map
+        scanned: set[bytes] = set()
+        for slot in one_of_each_master(client):
+            cursor, ids = b"0", set[bytes]()
+            while not ids or cursor != b"0":
+                ((cursor, replication_id, found),) = await run(
+                    [Call(SCAN, (self._keyspace.roster(slot),), (cursor, _KEYS_AT_ONCE, *heads))]
+                )
+                ids.add(replication_id)
+                lives = await run([("PTTL", name) for name in found])
+                await run([("UNLINK", name) for name, ms in zip(found, lives, strict=True) if ms > 0])
+            # Another master has the slot now: the cursor means nothing to it, or it was scanned in another's place.
+            if len(ids) > 1 or ids & scanned - {b""}:
+                raise CacheUnavailableError(SCAN.name, "a slot was moved meanwhile")
+            scanned |= ids
+
+
+async def _step(
+    link: RedisClient, client: Client, renew: Callable[[], None], commands: Sequence[Call | Command]
+) -> list[Any]:
+    renew()
+    return await link.portions(client, commands, _COMMANDS_AT_ONCE)
+
+
+def one_of_each_master(client: Any) -> list[int]:
+    """Return a slot of each master."""
+    return list({nodes[0].name: slot for slot, nodes in client.nodes_manager.slots_cache.items() if nodes}.values())

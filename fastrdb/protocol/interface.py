@@ -1,0 +1,202 @@
+"""What the protocol can do on Redis, whatever its topology, and the records that it returns.
+
+Names of entries are those in Redis. Every method raises CacheUnavailableError when Redis does not do it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from fastrdb.transport import Client, RedisClient
+
+if TYPE_CHECKING:
+    from .keyspace import Keyspace, Target
+    from .trust import Trust
+
+T = TypeVar("T")
+
+GONE = -2
+"""The reply of PTTL for a key that does not exist."""
+DEAD_PER_FILL = 10
+"""So many dead index members each fill or release removes: more than it adds, so that the index does not grow."""
+_BYTES_PER_CALL = 256 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """There is an entry by now: its bytes."""
+
+    raw: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """The caller has the lease: load, then fill with it, or release it."""
+
+    lease: bytes = field(default=b"", compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """Another caller loads this key: the token of its lease."""
+
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class Barred:
+    """A writer that reaches this key is about to commit: load, and do not store."""
+
+
+Outcome = Hit | Granted | Busy | Barred
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """An entry and what is left of its life in Redis: milliseconds, or -1 if it never expires."""
+
+    raw: bytes
+    ttl_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What Redis holds for a key. `ttl_ms` is None if there is no entry, and -1 if it never expires."""
+
+    ttl_ms: int | None
+    size: int
+    leased: bool
+    barred: bool
+
+
+class Ask(NamedTuple):
+    """A lease that is asked for. `old` says which entry does not answer instead: see `answer` in common.lua."""
+
+    entry: bytes
+    token: str
+    old: str | int = ""
+
+
+class Write(NamedTuple):
+    """An entry to be stored for `ttl_ms` milliseconds if its lease is still there."""
+
+    entry: bytes
+    lease: bytes
+    raw: bytes
+    ttl_ms: int
+
+
+def nothing() -> None:
+    """Do nothing between two portions of work."""
+
+
+class Backend(ABC):
+    """The steps of readers and writers on one topology.
+
+    A `renew` is called between two portions of work: a portion that was answered is no silence of Redis.
+    """
+
+    link: RedisClient
+    keyspace: Keyspace
+    trust: Trust
+
+    @abstractmethod
+    async def get_many(self, client: Client, entries: Sequence[bytes]) -> list[bytes | None]:
+        """Return entries, read in one round trip."""
+
+    @abstractmethod
+    async def get_timed(self, client: Client, entries: Sequence[bytes]) -> list[tuple[bytes | None, int]]:
+        """Return entries, each with its PTTL, read in one round trip."""
+
+    @abstractmethod
+    async def acquire(self, client: Client, asks: Sequence[Ask]) -> list[Outcome]:
+        """Ask for leases. A call that fails or is cancelled may have been granted them all the same."""
+
+    @abstractmethod
+    async def fill(self, client: Client, writes: Sequence[Write]) -> list[bool]:
+        """Store under leases and give these back. Return of each whether it was stored."""
+
+    @abstractmethod
+    async def release(self, client: Client, leases: Sequence[tuple[bytes, str]]) -> None:
+        """Give leases back, each of an entry if it holds the token. May be repeated."""
+
+    @abstractmethod
+    async def inspect(self, client: Client, entry: bytes) -> Entry:
+        """Return what Redis holds, and change nothing."""
+
+    @abstractmethod
+    async def begin(
+        self,
+        client: Client,
+        token: str,
+        fence: Sequence[Target],
+        targets: Iterable[Target],
+        leases: MutableMapping[bytes, bytes] | None = None,
+        *,
+        again: bool = False,
+        renew: Callable[[], None] = nothing,
+    ) -> int:
+        """Bar the fence, delete what the targets reach, take leases, in this order. May be repeated.
+
+        Args:
+            leases: the entries to take the lease of; each value is replaced by the lease.
+            again: spare the leases that this token has taken before.
+
+        Returns:
+            The number of entries deleted.
+        """
+
+    @abstractmethod
+    async def end(
+        self,
+        client: Client,
+        token: str,
+        writes: Sequence[Write],
+        released: Sequence[bytes],
+        fence: Sequence[Target],
+        renew: Callable[[], None] = nothing,
+    ) -> bool:
+        """Fill under the own leases, give others back, remove barriers. Return whether all barriers stood until now."""
+
+    @abstractmethod
+    def insisting(self) -> Backend:
+        """Return the same backend for work that is sent whatever the circuit breaker says."""
+
+    @abstractmethod
+    def heal(self, client: Client) -> None:
+        """Start deleting untrusted data in the background, unless this runs already."""
+
+    async def delete(self, client: Client, targets: Iterable[Target], renew: Callable[[], None] = nothing) -> int:
+        """Delete what the targets reach, with the leases, and set no barriers. Return the number of entries deleted."""
+        return await self.begin(client, "", (), targets, renew=renew)
+
+    async def aclose(self) -> None:
+        """Stop what runs in the background."""
+        await self.trust.aclose()
+
+
+def portions(items: Sequence[T], size: int, renew: Callable[[], None] = nothing) -> Iterator[Sequence[T]]:
+    """Cut items into portions of `size`, and call `renew` between two."""
+    for at in range(0, len(items), size):
+        if at:
+            renew()
+        yield items[at : at + size]
+
+
+def batches(size: int, *each: Sequence[Any]) -> Iterator[list[list[Any]]]:
+    """Cut lists into calls of at most `size` items and about 256 KiB, in the order of all."""
+    call: list[list[Any]] = [[] for _ in each]
+    count = weight = 0
+    for at, items in enumerate(each):
+        for item in items:
+            cost = len(item) if isinstance(item, bytes) else sum(len(part) for part in item if isinstance(part, bytes))
+            if count and (count == size or weight + cost > _BYTES_PER_CALL):
+                yield call
+                call, count, weight = [[] for _ in each], 0, 0
+            call[at].append(item)
+            count, weight = count + 1, weight + cost
+    if count:
+        yield call

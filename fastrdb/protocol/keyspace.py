@@ -1,0 +1,198 @@
+"""Names of the protocol's keys in Redis, and what an invalidation reaches. Pure.
+
+On one server there is one shard: an index, its expiry, barriers, trusted ids. On a cluster there are sixteen. An entry
+belongs to one of them by a hash of its name; the keys of a shard lie in one slot, which is another than the entry's.
+The lease of an entry lies in the entry's slot, and so does the roster, the list of all entries and leases of a slot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+from zlib import crc32
+
+from fastrdb.transport import SLOTS, hash_tag, slot_of, tags
+
+if TYPE_CHECKING:
+    from fastrdb.keys import Prefix
+
+EXACTLY = b"="
+"""The filter of a target that is one key. No glob of a prefix reads like this: globs end in `*` or `$`."""
+COMPLETE = b"\0"
+"""A member of each complete index. An index without it was lost. See common.lua."""
+INCOMPLETE = b"\0\0"
+"""What members begin with that only say that there is an index."""
+NO_BARRIER = b"0" * 32 + b"\0\n"
+"""A barrier that covers no key. Where it is missing, barriers were lost."""
+SHARDS = 16
+"""With more, each write of a prefix has more shards to ask; with fewer, some masters of a large cluster have none."""
+_FIRST_KEY = b"\1"  # index members before this are no keys
+
+
+class Range(NamedTuple):
+    """The part of an index that a target reaches: arguments of begin.lua and fence.lua."""
+
+    start: bytes
+    stop: bytes
+    head: bytes
+    filter: bytes
+
+    def behind(self, key: bytes) -> Range:
+        """Return the rest of the range, behind `key`."""
+        return self._replace(start=b"(" + key)
+
+
+class Target(NamedTuple):
+    """What an invalidation reaches, by names in Redis: all keys under a head that pass a filter, or one key."""
+
+    head: bytes
+    filter: bytes = b""
+
+    @property
+    def exact(self) -> bool:
+        """Return whether the target is one key."""
+        return self.filter == EXACTLY
+
+    def barrier(self, token: str) -> bytes:
+        """Return the member of the barriers that bars this target; no key has a newline."""
+        return b"%s%s\n%s" % (token.encode(), self.head, self.filter)
+
+    def range(self) -> Range:
+        """Return the whole range of the index under the head."""
+        after = _successor(self.head)
+        return Range(b"[" + (self.head or _FIRST_KEY), b"(" + after if after else b"+", self.head, self.filter)
+
+
+def divide(targets: Iterable[Target]) -> tuple[list[Target], list[bytes]]:
+    """Return the targets that are ranges, and the names of those that are one key."""
+    wide, keys = list[Target](), list[bytes]()
+    for target in targets:
+        if target.filter == EXACTLY:
+            keys.append(target.head)
+        else:
+            wide.append(target)
+    return wide, keys
+
+
+def _successor(head: bytes) -> bytes:
+    """Return the first byte string behind all that begin with `head`; empty if there is none."""
+    cut = head.rstrip(b"\xff")
+    return cut[:-1] + bytes([cut[-1] + 1]) if cut else b""
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Names of the keys of one shard."""
+
+    index: bytes
+    expiry: bytes
+    barriers: bytes
+    trusted: bytes
+
+    @classmethod
+    def under(cls, head: str | bytes) -> Shard:
+        """Return the shard whose keys begin with `head`."""
+        text = head if isinstance(head, bytes) else head.encode()
+        return cls(*(text + part for part in (b"index", b"expiry", b"barriers", b"trusted")))
+
+    @property
+    def all(self) -> tuple[bytes, bytes, bytes, bytes]:
+        """Return all four names, in the order in which scripts take them."""
+        return self.index, self.expiry, self.barriers, self.trusted
+
+    @property
+    def work(self) -> tuple[bytes, bytes, bytes]:
+        """Return the names that a writer's scripts take."""
+        return self.index, self.expiry, self.barriers
+
+
+class Keyspace:
+    """Names of the keys of one namespace on one server.
+
+    Attributes:
+        before: the namespace with its colon; names of entries begin with it.
+        leases: what names of leases begin with.
+        shards: the one shard.
+        healing: name of the lock of the process that deletes untrusted data.
+    """
+
+    def __init__(self, namespace: str) -> None:
+        self.room = f"fastrdb:{namespace}:" if namespace else "fastrdb:"
+        self.before = f"{namespace}:".encode() if namespace else b""
+        self.leases, self.healing = f"{self.room}lease:".encode(), f"{self.room}healing".encode()
+        self.shards: Sequence[Shard] = [Shard.under(self.room)]
+
+    def entry(self, key: str) -> bytes:
+        """Return the name of the entry of `key`."""
+        return self.before + key.encode()
+
+    def lease(self, entry: bytes) -> bytes:
+        """Return the name of an entry's lease: in the same slot, by the entry's own hash tag or by a new one."""
+        return self.leases + (entry if hash_tag(entry) is not entry else b"{%s}" % entry)
+
+    def shard(self, entry: bytes) -> Shard:
+        """Return the shard of an entry."""
+        return self.shards[0]
+
+    def under(self, prefix: Prefix) -> Target:
+        """Return what `prefix` reaches."""
+        scoped = prefix.under(self.before.decode()) if self.before else prefix
+        return Target(scoped.head.encode(), scoped.filter.encode())
+
+    def exactly(self, key: str) -> Target:
+        """Return the target that is one key."""
+        return Target(self.entry(key), EXACTLY)
+
+    def targets(self, prefixes: Iterable[Prefix], keys: Iterable[str]) -> list[Target]:
+        """Return what prefixes and keys reach, each target once."""
+        return [*dict.fromkeys([*map(self.under, prefixes), *map(self.exactly, keys)])]
+
+    def known(self, heads: Iterable[str]) -> list[bytes]:
+        """Return what names of entries begin with: the namespace, or those of the `heads` of patterns with a text."""
+        return [self.before] if self.before else sorted(head.encode() for head in heads if head)
+
+    @property
+    def everything(self) -> Target:
+        """Return the target that is all of the namespace."""
+        return Target(self.before)
+
+
+class ClusterKeyspace(Keyspace):
+    """Names of the keys of one namespace on a cluster."""
+
+    def __init__(self, namespace: str) -> None:
+        super().__init__(namespace)
+        step = SLOTS // SHARDS
+        # In the middle of each sixteenth of the slots: spread over the masters, however many there are.
+        middles = (tags()[step * number + step // 2] for number in range(SHARDS))
+        self.shards = [Shard.under(b"%s{%s}:" % (self.room.encode(), tag)) for tag in middles]
+
+    def lease(self, entry: bytes) -> bytes:
+        """Return the name of an entry's lease, in the entry's slot."""
+        if b"}" in entry and hash_tag(entry) is entry:  # new braces around the entry would end too early
+            bare = entry.replace(b"{", b"%7B").replace(b"}", b"%7D")
+            return b"%s{%s}%s" % (self.leases, tags()[slot_of(entry)], bare)
+        return super().lease(entry)
+
+    def shard(self, entry: bytes) -> Shard:
+        """Return the shard of an entry."""
+        return self.shards[crc32(entry) % SHARDS]
+
+    def in_slot(self, entry: bytes) -> tuple[bytes, bytes, bytes]:
+        """Return the keys in an entry's slot: the entry, its lease, the roster."""
+        return entry, self.lease(entry), self.roster(slot_of(entry))
+
+    def roster(self, slot: int) -> bytes:
+        """Return the name of the list of all entries and leases of a slot."""
+        return b"%s{%s}:roster" % (self.room.encode(), tags()[slot])
+
+
+def lists(*each: Sequence[Any]) -> list[Any]:
+    """Return lists as a script reads them: the length of each, then its items, a tuple's parts one by one."""
+    arguments: list[Any] = []
+    for items in each:
+        arguments.append(len(items))
+        for item in items:
+            arguments.extend(item if isinstance(item, tuple) else (item,))
+    return arguments

@@ -1,0 +1,20 @@
+-- Second step of an acquire on a cluster, with the lease taken: put keys into the index, unless a barrier covers them. A
+-- writer that bars such a key from now on finds the key in the index, and its lease with it.
+-- KEYS: index, expiry, barriers, trusted
+-- ARGV: lease ms, barrier ms, then the entries
+-- Result: for each entry 1 if it is barred, else 0
+local index, expiry, barriers, trusted = unpack(KEYS)
+local flags = {}
+for i = 3, #ARGV do
+  local is_barred, lost = barred(barriers, ARGV[i]) -- mechanism: shard-barrier-check
+  -- Without index and trusted ids the namespace is new, unless all three were evicted.
+  local began = redis.call('EXISTS', index, trusted) > 0
+  began = began or eviction_policy() ~= '' -- mechanism: evicted-shard
+  if lost and began then -- mechanism: shard-lost-barriers-noticed
+    bar_all(barriers, ARGV[2])
+    is_barred = true
+  end
+  if not is_barred then put_in_index(index, expiry, ARGV[i], tonumber(ARGV[1])) end -- mechanism: shard-lease-indexed
+  flags[i - 2] = is_barred and 1 or 0
+end
+return flags

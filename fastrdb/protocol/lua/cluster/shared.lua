@@ -1,0 +1,9 @@
+-- Put in front of the scripts for a cluster, behind common.lua. Each script works on one slot: that of an entry, its
+-- lease and its roster, or that of one shard of index, expiry, barriers and trusted ids.
+
+-- Note an entry or a lease in the roster of its slot, and forget what has died since.
+local function enlist(roster, name, life_ms)
+  local now = now_ms()
+  redis.call('ZREMRANGEBYSCORE', roster, '-inf', ms(now))
+  redis.call('ZADD', roster, 'GT', ms(now + life_ms + SLACK_MS), name)
+end

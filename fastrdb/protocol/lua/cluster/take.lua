@@ -1,0 +1,7 @@
+-- Take a lease for a writer, whoever has it.
+-- KEYS: lease
+-- ARGV: token, lease ms
+-- Result: the lease, to be given to fill.lua
+local held = new_lease(ARGV[1], WRITER)
+redis.call('SET', KEYS[1], held, 'PX', ARGV[2])
+return held

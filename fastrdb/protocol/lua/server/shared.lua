@@ -1,0 +1,91 @@
+-- Put in front of the scripts for one server, behind common.lua. Keys found in the index are not declared in KEYS, which
+-- one server allows.
+
+-- Index members that are no keys: COMPLETE and a head; COMPLETE_FROM and the ms from when on the index is complete
+-- everywhere; SEARCHING and the token of a running search. An index that was lost has lost them, too.
+local COMPLETE_FROM, SEARCHING = '\0\1', '\0\0'
+
+-- Add a member with its time of death. Index and expiry have the same members at all times.
+local function enter(index, expiry, name, death)
+  redis.call('ZADD', index, 0, name)
+  redis.call('ZADD', expiry, death, name)
+end
+
+-- Is there no string that begins with `before` and expires, and so may be an entry? Scans a hundred keys; a server with
+-- more counts as one that has entries. Where an ACL denies SCAN, the answer is yes.
+local function has_no_entries(before)
+  local reply = redis.pcall('SCAN', 0, 'COUNT', 100, 'TYPE', 'string', 'MATCH', before .. '*')
+  if reply.err then return true end
+  if reply[1] ~= '0' then return false end
+  for _, key in ipairs(reply[2]) do
+    if redis.call('PTTL', key) > 0 then return false end
+  end
+  return true
+end
+
+-- Is the data this server's own, and is the server a master? If nothing of the namespace is there, a new life begins:
+-- the index is complete if there are no entries, and barriers cannot have been lost unless the server evicts.
+local function is_trusted(index, expiry, barriers, trusted, before)
+  local id, role = replication_id()
+  if not id then return true end
+  if role == 'slave' then return false end
+  if redis.call('EXISTS', trusted, index) == 0 then
+    if has_no_entries(before) then enter(index, expiry, COMPLETE, '+inf') end
+    if eviction_policy() == '' then redis.call('ZADD', barriers, '+inf', NO_BARRIER) end
+    redis.call('ZADD', trusted, 0, id)
+  end
+  return redis.call('ZSCORE', trusted, id) and true -- mechanism: same-server
+end
+
+-- Does the index have every key that begins with `head`?
+local function is_complete(index, head)
+  for _, name in ipairs(redis.call('ZRANGEBYLEX', index, '[' .. COMPLETE, '(\1')) do
+    if begins(name, COMPLETE_FROM) then
+      if tonumber(string.sub(name, #COMPLETE_FROM + 1)) <= now_ms() then return true end
+    elseif not begins(name, SEARCHING) and begins(head, string.sub(name, #COMPLETE + 1)) then
+      return true
+    end
+  end
+  return false
+end
+
+-- The braces put a lease into its key's slot; a key with a hash tag of its own needs none.
+local function lease_name(prefix, key)
+  local open = string.find(key, '{', 1, true)
+  local close = open and string.find(key, '}', open + 1, true)
+  if close and close > open + 1 then return prefix .. key end
+  return prefix .. '{' .. key .. '}'
+end
+
+local function delete_entry(index, expiry, key, lease)
+  local deleted = redis.call('UNLINK', key) -- mechanism: sweep-deletes-entries
+  redis.call('DEL', lease) -- mechanism: sweep-deletes-leases
+  redis.call('ZREM', index, key)
+  redis.call('ZREM', expiry, key)
+  return deleted
+end
+
+local function fill(index, expiry, key, lease, held, raw, ttl_ms)
+  if not may_fill(lease, held) then return 0 end -- mechanism: lease-check
+  enter(index, expiry, key, ms(now_ms() + ttl_ms + SLACK_MS)) -- lowers the score of a lease that would live longer
+  redis.call('SET', key, raw, 'PX', ttl_ms)
+  redis.call('DEL', lease)
+  return 1
+end
+
+-- Remove up to `limit` members whose time has passed and whose entry and lease are gone. If expiry has lost members,
+-- their index members would stay for ever: then the index begins anew.
+local function remove_dead(index, expiry, lease_prefix, limit)
+  local now = now_ms()
+  if redis.call('ZCARD', index) > redis.call('ZCARD', expiry) then redis.call('UNLINK', index, expiry) end -- mechanism: index-without-deaths
+  for _, key in ipairs(redis.call('ZRANGEBYSCORE', expiry, '-inf', ms(now), 'LIMIT', 0, limit)) do
+    local lease = lease_name(lease_prefix, key)
+    if redis.call('EXISTS', key, lease) == 0 then
+      redis.call('ZREM', index, key)
+      redis.call('ZREM', expiry, key)
+    else
+      local life = math.max(redis.call('PTTL', key), redis.call('PTTL', lease), RECHECK_MS)
+      redis.call('ZADD', expiry, ms(now + life + SLACK_MS), key)
+    end
+  end
+end

@@ -1,0 +1,263 @@
+"""The protocol on one server: each step is one script.
+
+Where the index is not complete, the way to find entries is to look at all keys there are, once. An index is one key: a
+server that must make room may evict it, and people delete keys by hand. What says where it is complete lies in the
+index itself, so that each sweep sees in its own script whether it can rely on it. The search deletes all leases first,
+and then the entries: in one go over both, a lease still to come could become an entry where the search has been
+already. The model check refutes that order.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Collection, Iterable, MutableMapping, Sequence
+from copy import copy
+from functools import partial
+from typing import Any
+
+from fastrdb.transport import Argument, Call, Client, Health, RedisClient
+
+from .interface import (
+    DEAD_PER_FILL,
+    GONE,
+    Ask,
+    Backend,
+    Barred,
+    Busy,
+    Entry,
+    Granted,
+    Hit,
+    Outcome,
+    Write,
+    batches,
+    nothing,
+)
+from .keyspace import Keyspace, Range, Target, divide, lists
+from .lua import load_script
+from .trust import Trust
+
+logger = logging.getLogger("fastrdb")
+
+ACQUIRE, FILL, RELEASE, INSPECT, BEGIN, END, SEARCH = (
+    load_script("server", name) for name in ("acquire", "fill", "release", "inspect", "begin", "end", "search")
+)
+_SEARCH_COUNTS = {"leases": 1024, "entries": 256}
+"""How many keys one script looks at, so that it takes about a millisecond: the server itself picks the leases."""
+
+
+class ServerBackend(Backend):
+    """The steps on one server.
+
+    Args:
+        timeout: seconds that a round trip may take.
+        lease_ms: the longest load that is stored.
+        barrier_ms: the longest COMMIT that is covered.
+        chunk: how many index members one script looks at, and how many scripts go at once.
+        heads: what keys of this process's functions begin with, without the namespace; may grow.
+    """
+
+    def __init__(
+        self,
+        namespace: str,
+        health: Health,
+        *,
+        timeout: float,
+        lease_ms: int,
+        barrier_ms: int,
+        chunk: int,
+        heads: Collection[str],
+    ) -> None:
+        self.keyspace = Keyspace(namespace)
+        self.trust = Trust(self.keyspace, health)
+        self.link = RedisClient(timeout, self.trust, health)
+        self._lease_ms, self._barrier_ms, self._chunk, self._heads = lease_ms, barrier_ms, chunk, heads
+        self._shard = self.keyspace.shards[0]
+        self._said_lost = False
+
+    def insisting(self) -> ServerBackend:
+        """Return the same backend for work that is sent whatever the circuit breaker says."""
+        other = copy(self)
+        other.link = self.link.insisting()
+        return other
+
+    def heal(self, client: Client) -> None:
+        """Start deleting untrusted data in the background."""
+        self.trust.heal(partial(self.link.run, client), partial(self.delete, client, [self.keyspace.everything]))
+
+    # --- readers
+
+    async def get_many(self, client: Client, entries: Sequence[bytes]) -> list[bytes | None]:
+        """Return entries, read by one MGET."""
+        (raws,) = await self.link.read(client, (("MGET", *entries),))
+        found: list[bytes | None] = raws
+        return found
+
+    async def get_timed(self, client: Client, entries: Sequence[bytes]) -> list[tuple[bytes | None, int]]:
+        """Return entries, each with its PTTL."""
+        # An entry that is replaced between the two gets its successor's life. It was there when it was read.
+        alone = len(entries) == 1
+        values, *lives = await self.link.read(
+            client, (("GET" if alone else "MGET", *entries), *(("PTTL", entry) for entry in entries))
+        )
+        return list(zip([values] if alone else values, lives, strict=True))
+
+    async def acquire(self, client: Client, asks: Sequence[Ask]) -> list[Outcome]:
+        """Ask for leases, by a script each."""
+        lease, shared, before = self.keyspace.lease, self._shard.all, self.keyspace.before
+        calls = [
+            Call(ACQUIRE, (entry, lease(entry), *shared), (token, self._lease_ms, self._barrier_ms, before, old))
+            for entry, token, old in asks
+        ]
+        return [self._outcome(reply) for reply in await self.link.portions(client, calls, self._chunk)]
+
+    def _outcome(self, reply: list[bytes]) -> Outcome:
+        match reply:
+            case [b"hit", raw]:
+                return Hit(raw)
+            case [b"granted", held]:
+                return Granted(held)
+            case [b"busy", token]:
+                return Busy(token.decode("ascii", "replace"))  # a token of no caller is nobody's flight
+            case [b"restarted"]:
+                self.trust.distrust()
+        return Barred()
+
+    async def fill(self, client: Client, writes: Sequence[Write]) -> list[bool]:
+        """Store under leases, by a script each."""
+        lease, shared = self.keyspace.lease, self._shard.all
+        more = (self.keyspace.leases, DEAD_PER_FILL, self.keyspace.before)
+        calls = [
+            Call(FILL, (entry, lease(entry), *shared), (held, raw, ttl_ms, *more))
+            for entry, held, raw, ttl_ms in writes
+        ]
+        return [bool(reply) for reply in await self.link.portions(client, calls, self._chunk)]
+
+    async def release(self, client: Client, leases: Sequence[tuple[bytes, str]]) -> None:
+        """Give leases back, by a script each."""
+        names, shard = self.keyspace, self._shard
+        calls = [
+            Call(
+                RELEASE,
+                (entry, names.lease(entry), shard.index, shard.expiry),
+                (token, names.leases, DEAD_PER_FILL),
+            )
+            for entry, token in leases
+        ]
+        await self.link.portions(client, calls, self._chunk)
+
+    async def inspect(self, client: Client, entry: bytes) -> Entry:
+        """Return what Redis holds."""
+        call = Call(INSPECT, (entry, self.keyspace.lease(entry), self._shard.barriers), ())
+        ttl_ms, size, leased, barred = await self.link.script(client, call)
+        return Entry(None if ttl_ms == GONE else ttl_ms, size, bool(leased), bool(barred))
+
+    # --- writers
+
+    async def begin(
+        self,
+        client: Client,
+        token: str,
+        fence: Sequence[Target],
+        targets: Iterable[Target],
+        leases: MutableMapping[bytes, bytes] | None = None,
+        *,
+        again: bool = False,
+        renew: Callable[[], None] = nothing,
+    ) -> int:
+        """Bar, delete, take leases."""
+        wide, keys = divide(targets)
+        leases = {} if leases is None else leases
+        barriers = [target.barrier(token) for target in fence]
+        ranges = [target.range() for target in wide]
+        settings = (token, self._barrier_ms, self._chunk, self.keyspace.leases, int(again))
+        deleted = 0
+        for call in batches(self._chunk, barriers, ranges, keys, list(leases)):
+            count, held = await self._begin(client, settings, *call, renew=renew)
+            deleted += count
+            leases.update(dict.fromkeys(call[-1], held))
+            renew()
+        return deleted
+
+    async def _begin(
+        self,
+        client: Client,
+        settings: Sequence[Any],
+        barriers: list[bytes],
+        ranges: list[Range],
+        *rest: list[bytes],
+        renew: Callable[[], None],
+    ) -> tuple[int, bytes]:
+        """Run begin.lua until it has done all ranges. Return the entries deleted, and the lease."""
+        token, *_, spare = settings
+        deleted = 0
+        while True:
+            call = Call(BEGIN, self._shard.work, (*settings, *lists(barriers, ranges, *rest)))
+            done, last, count, lost, held = await self.link.script(client, call)
+            deleted += int(count)
+            if done == len(ranges):
+                return deleted, held
+            renew()
+            barriers = []  # they stand
+            if lost:
+                deleted += await self._search(client, ranges[done:], token if spare else "", renew)
+                ranges = []
+            else:
+                ranges = [ranges[done].behind(last), *ranges[done + 1 :]]
+
+    async def end(
+        self,
+        client: Client,
+        token: str,
+        writes: Sequence[Write],
+        released: Sequence[bytes],
+        fence: Sequence[Target],
+        renew: Callable[[], None] = nothing,
+    ) -> bool:
+        """Fill, give back, remove barriers."""
+        barriers = [target.barrier(token) for target in fence]
+        stood = True
+        for call in batches(self._chunk, [tuple(write) for write in writes], released, barriers):
+            arguments = (token, self.keyspace.leases, self.keyspace.before, *lists(*call))
+            stood = bool(await self.link.script(client, Call(END, self._shard.all, arguments))) and stood
+            renew()
+        return stood
+
+    # --- where the index is not complete
+
+    async def _search(self, client: Client, ranges: Sequence[Range], spared: str, renew: Callable[[], None]) -> int:
+        """Delete what the ranges reach among all keys, but for leases of the token `spared` and their entries.
+
+        Of each range everything under the widest known head above it goes, so that this head is searched once.
+        """
+        if not self._said_lost:
+            self._said_lost = True
+            logger.warning("the index in Redis does not know all keys (it was lost, or is new): looking at all of them")
+        known = self.keyspace.known(self._heads)
+        targets = dict[tuple[bytes, bytes], None]()
+        everything = False
+        for each in ranges:
+            head = min((head for head in known if each.head.startswith(head)), key=len, default=each.head)
+            if head:
+                targets[head, b""] = None
+            elif each.filter:
+                targets[b"", each.filter] = None
+            else:  # other programs' keys are none of ours
+                targets.update(dict.fromkeys((head, b"") for head in known))
+                everything = True
+        token, deleted, longest_ms = secrets.token_hex(16), 0, 0
+        for part, count in _SEARCH_COUNTS.items():  # mechanism: leases-before-entries
+            cursor: bytes | int = 0
+            while cursor != b"0":
+                names = (self.keyspace.leases, self.keyspace.before, spared, int(everything), longest_ms)
+                arguments = (token, part, cursor, count, *names, *lists(list(targets)))
+                cursor, longest_ms, gone = await self._look(client, arguments)
+                deleted += gone
+                renew()
+        return deleted
+
+    async def _look(self, client: Client, arguments: Sequence[Argument]) -> tuple[bytes, int, int]:
+        """Look at some keys. Return the next cursor, the longest life of an unknown key in ms, the entries deleted."""
+        call = Call(SEARCH, (self._shard.index, self._shard.expiry), arguments)
+        cursor, longest_ms, deleted = await self.link.script(client, call)
+        return cursor, longest_ms, deleted

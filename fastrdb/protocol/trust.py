@@ -1,0 +1,236 @@
+"""Whether the data in Redis can be trusted: after a restart or a failover, everything is invalidated once.
+
+A server that was restarted from a snapshot, or a replica that was promoted, may lack the latest deletes: entries are
+back that had been invalidated. A server is known by its replication id, which changes with each start and each
+promotion. The ids whose data is trusted are noted beside the index, in each shard. Where a server has another id, one
+process deletes everything, and notes the id.
+
+A former master that was not restarted has its old id, and an old note. So each healing notes a new mark besides, and a
+process trusts a note only if the note has all that the process has seen of ids and marks before. A note grows by two
+members with each restart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
+from contextvars import Context
+from typing import Any
+
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError
+
+from fastrdb.errors import CacheUnavailableError
+from fastrdb.transport import OTHER_DATA, Call, Command, Health, ended
+
+from .keyspace import COMPLETE, INCOMPLETE, NO_BARRIER, ClusterKeyspace, Keyspace
+from .lua import load_script
+
+logger = logging.getLogger("fastrdb")
+
+Send = Callable[[Sequence[Call | Command]], Awaitable[list[Any]]]
+DeleteAll = Callable[[], Awaitable[object]]
+
+GREET_SERVER, GREET_CLUSTER = load_script("server", "greet"), load_script("cluster", "greet")
+_HEALING_MS = 2_000
+"""A healing process that does not renew its lock for so long is taken for dead."""
+_PAUSE_S = 0.05
+
+
+class Trust:
+    """What one event loop knows of it. While data is not trusted, this object blocks reads.
+
+    It is the greeting of connections: what each one begins with, and repeats once a second.
+    """
+
+    def __init__(self, keyspace: Keyspace, health: Health) -> None:
+        self._keyspace, self._health = keyspace, health
+        self._on_cluster = isinstance(keyspace, ClusterKeyspace)
+        keys = () if self._on_cluster else keyspace.shards[0].all
+        self._greeting = Call(GREET_CLUSTER if self._on_cluster else GREET_SERVER, keys, (keyspace.before,))
+        self._seen: set[bytes] = set()  # ids and marks
+        self._noted: set[bytes] = set()
+        self._policies: dict[bytes, bytes] = {}  # by id: servers need not evict by the same policy
+        self._policy = b""
+        self._without_entries = True
+        self._token = secrets.token_hex(16)  # for all attempts: a process that failed need not wait for itself
+        self._task: asyncio.Task[None] | None = None
+        self._said_unknown = self._said_healing = False
+
+    @property
+    def other_data(self) -> bool:
+        """Return whether what is there is not trusted."""
+        return self in self._health
+
+    @property
+    def evicts(self) -> bool:
+        """Return whether a server may evict the index."""
+        return bool(self._policy)
+
+    # --- greetings
+
+    def question(self) -> Command:
+        """Return what a server is asked before its data is used."""
+        return self._greeting.known()
+
+    def heard(self, reply: Any) -> Command | None:
+        """Take the reply to the question. Return what to ask instead if the server did not know the script.
+
+        Raises redis-py's ConnectionError if this server is not to be used.
+        """
+        if isinstance(reply, NoScriptError):
+            return self._greeting.whole()
+        if isinstance(reply, Exception):  # an ACL, say: every other script will get the same error
+            return None
+        replication_id, role, *more = reply
+        if not replication_id:
+            self._cannot_know(role)
+        elif self._on_cluster:
+            self._note_policy(replication_id, more[0])
+            self._without_entries = self._without_entries and bool(more[1])
+            self.saw(replication_id)
+        elif role == b"slave":
+            raise RedisConnectionError("the server is a replica, which may be behind: it is not used")
+        else:
+            self._note_policy(replication_id, more[0])
+            self._seen.add(replication_id)
+            self._judge(more[1])  # mechanism: greeting-judged
+        return None
+
+    def saw(self, replication_id: bytes) -> None:
+        """Take the id of a server of a cluster. A new one blocks reads until its note has been read."""
+        if replication_id and replication_id not in self._noted:
+            self._seen.add(replication_id)
+            self.distrust()
+
+    def distrust(self) -> None:
+        """Block reads: a script has found out that the data is not its server's own."""
+        self._health.block(self, "restart")
+
+    async def settle(self, send: Send) -> bool:
+        """Read the notes, and return whether the data is trusted. Where nothing is there at all, a new note is made."""
+        if not self._on_cluster:
+            (reply,) = await send((self._greeting,))
+            self.heard(reply)
+            return not self.other_data
+        shards = self._keyspace.shards
+        looks = [
+            look
+            for shard in shards
+            for look in (("ZRANGEBYSCORE", shard.trusted, "-inf", "+inf"), ("EXISTS", shard.index))
+        ]
+        replies = await send(looks)
+        noted = {each for reply in replies[::2] if not isinstance(reply, Exception) for each in reply}
+        if not noted and all(reply == 0 for reply in replies[1::2]):
+            noted = set(self._seen)
+            await self._note(send, noted, complete=self._without_entries)
+        self._judge(noted)
+        return not self.other_data
+
+    def _judge(self, noted: Iterable[bytes]) -> None:
+        self._noted = set(noted)
+        if not self._seen <= self._noted:
+            self.distrust()
+            return
+        self._seen |= self._noted
+        self._health.unblock(self, "healing")
+
+    def _cannot_know(self, why: bytes) -> None:
+        if not self._on_cluster:
+            self._health.unblock(self, "healing")
+        if not self._said_unknown:
+            self._said_unknown = True
+            reason = why.decode("utf-8", "replace")
+            logger.warning("Redis tells no replication id (%s): a restart with old data is not noticed", reason)
+
+    def _note_policy(self, replication_id: bytes, policy: bytes) -> None:
+        if not self._on_cluster:
+            self._policies.clear()
+        self._policies[replication_id] = policy
+        found = max(self._policies.values())  # mechanism: one-master-evicts
+        if found and found != self._policy:
+            logger.warning(
+                "Redis has maxmemory-policy %s and may evict the index: each time it does, the next write has to look "
+                "at all keys. Set noeviction or volatile-*",
+                found.decode(),
+            )
+        self._policy = found
+
+    # --- healing
+
+    def heal(self, send: Send, delete_all: DeleteAll) -> None:
+        """Start deleting what is there in the background, in one process of all, unless this runs already."""
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._heal(send, delete_all), context=Context())
+            self._task.add_done_callback(self._healed)
+
+    async def aclose(self) -> None:
+        """Stop. Another process, or the next call, goes on."""
+        if self._task is not None:
+            await ended((self._task,))
+
+    async def _heal(self, send: Send, delete_all: DeleteAll) -> None:
+        with suppress(CacheUnavailableError, RedisConnectionError):  # the next call tries again
+            while not await self.settle(send):
+                if not self._said_healing:  # once, however often it is tried
+                    self._said_healing = True
+                    logger.warning("%s: everything is invalidated before it is used again", OTHER_DATA)
+                await (self._take_turn(send, delete_all) if await self._has_lock(send) else asyncio.sleep(_PAUSE_S))
+            if self._said_healing:
+                logger.info("everything has been invalidated: the cache is used again")
+            self._said_healing = False
+
+    def _healed(self, task: asyncio.Task[None]) -> None:
+        self._task = None
+
+    async def _has_lock(self, send: Send) -> bool:
+        healing = self._keyspace.healing
+        taken = ("SET", healing, self._token, "NX", "PX", _HEALING_MS)
+        _, holder = _raised(await send((taken, ("GET", healing))))
+        return bool(holder == self._token.encode())
+
+    async def _take_turn(self, send: Send, delete_all: DeleteAll) -> None:
+        renewing = asyncio.get_running_loop().create_task(self._renew_lock(send))
+        try:
+            seen = set(self._seen)  # a server that is met from now on has not been deleted from the beginning
+            await delete_all()  # mechanism: healed-life
+            mark = secrets.token_hex(16).encode()
+            # Where an index may have been evicted, and entries not, the first writer has to look for them.
+            await self._note(send, {*seen, mark}, complete=not self.evicts)
+        finally:  # after a failure, too: another process may be able to
+            await ended((renewing,))
+            await send((("DEL", self._keyspace.healing),))
+
+    async def _renew_lock(self, send: Send) -> None:
+        while True:
+            await asyncio.sleep(_HEALING_MS / 4000)
+            with suppress(CacheUnavailableError):
+                await send((("PEXPIRE", self._keyspace.healing, _HEALING_MS),))
+
+    async def _note(self, send: Send, trusted: set[bytes], *, complete: bool) -> None:
+        """Note in every shard what is trusted; on a cluster also that there is an index, and if it is complete."""
+        if not trusted:
+            return
+        commands: list[Command] = []
+        member = COMPLETE if complete else INCOMPLETE  # mechanism: evicted-is-not-whole
+        for shard in self._keyspace.shards:
+            if self._on_cluster:
+                # A member that stays in each key: while a slot is being moved, a script is refused whose keys are
+                # neither all there nor all gone.
+                commands += [
+                    ("ZADD", shard.expiry, "+inf", COMPLETE),
+                    ("ZADD", shard.barriers, "+inf", NO_BARRIER),
+                    ("ZADD", shard.index, 0, member),
+                ]
+            commands.append(("ZADD", shard.trusted, *(part for each in sorted(trusted) for part in (0, each))))
+        _raised(await send(commands))
+
+
+def _raised(replies: list[Any]) -> list[Any]:
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise CacheUnavailableError("heal", str(reply)) from reply
+    return replies
