@@ -16,7 +16,8 @@ from sqlalchemy.util.concurrency import in_greenlet
 
 from fastrdb.protocol import Intent
 
-from .state import Phase, Targets, Transaction, changed, used_here
+from .scope import used_here
+from .state import Phase, Targets, Transaction, changed
 
 _log = logging.getLogger("fastrdb")
 _ending: set[asyncio.Task[None]] = set()  # the loop itself holds tasks weakly

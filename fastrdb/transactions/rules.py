@@ -46,6 +46,8 @@ _CURRENT = ("READ COMMITTED", "AUTOCOMMIT")  # levels at which a statement sees 
 # SQLSTATE: connection exception, insufficient resources, shutting down or not yet up
 _UNREACHABLE = ("08", "53", "57P")
 _SCHEMA_MAP = "schema_translate_map"
+_BINDS = "binds" if "binds" in vars(Session()) else "_Session__binds"
+"""The attribute of `Session(binds=...)`: public since SQLAlchemy 2.1."""
 _LEVEL, _STREAMS = "fastrdb.level", "fastrdb.streams"  # in `Connection.info`, which belongs to the driver's connection
 _levels: WeakKeyDictionary[Engine, str] = WeakKeyDictionary()
 
@@ -75,8 +77,20 @@ def session_of(given: object) -> Session | None:
 
 def plain_session(session: object) -> Session | None:
     """Return the `Session` inside an `AsyncSession` without a schema_translate_map; None for any other object."""
-    found = session.sync_session if isinstance(session, AsyncSession) else None
-    return found if found is not None and schema_map(found) is None else None
+    # A hit pays for this: attributes are read from the instance's dictionary, and nothing of ours is called.
+    if not isinstance(session, AsyncSession):
+        return None
+    found = session.sync_session
+    known = found.__dict__
+    if (
+        known.get("execution_options")
+        or known.get(_BINDS)
+        or STATE in known.get("info", ())
+        or type(found).get_bind is not Session.get_bind
+    ):
+        return found if schema_map(found) is None else None
+    bind = known["bind"]
+    return found if bind is None or _SCHEMA_MAP not in bind.get_execution_options() else None
 
 
 def has_transaction(session: Session) -> bool:
@@ -93,7 +107,7 @@ def schema_map(session: Session) -> str | None:
     options: Any = getattr(session, "execution_options", None)  # SQLAlchemy 2.1; stronger than those of a connection
     if options and (own := options.get(_SCHEMA_MAP)):
         return _map_text(own)
-    bind, binds = session.bind, _binds_of(session)
+    bind, binds = session.bind, session.__dict__.get(_BINDS) or {}
     if type(session).get_bind is not Session.get_bind:
         with suppress(Exception):  # such a method may ask for a mapper
             bind = session.get_bind()
@@ -112,13 +126,6 @@ def _map_text(schemas: Mapping[str | None, str | None]) -> str:
     # A connection holds None's schema a second time, as that of "_none".
     own = [item for item in schemas.items() if item[0] != "_none" or None not in schemas]
     return json.dumps(sorted(own, key=repr))
-
-
-def _binds_of(session: Session) -> Mapping[Any, Engine | Connection]:
-    """Return `Session(binds=...)`: an attribute of its own since SQLAlchemy 2.1, a hidden one before."""
-    known: Any = vars(session)
-    found: Mapping[Any, Engine | Connection] = known.get("binds") or known.get("_Session__binds") or {}
-    return found
 
 
 # --- rules 1 and 2

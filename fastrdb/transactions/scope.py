@@ -7,11 +7,12 @@ transaction in which its statements ran. A write joins each transaction that wri
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterator
+import asyncio
+from collections.abc import Collection, Hashable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, Self
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from sqlalchemy import Connection
 from sqlalchemy.orm import InstanceState, Session
@@ -32,10 +33,11 @@ from .rules import (
     why_not_stored,
     why_unpublished,
 )
-from .state import Targets, Transaction, changed, next_order, note_use, used_here
+from .state import Targets, Transaction, changed, next_order
 
 _CALLS = "fastrdb.calls"  # in Session.info: the calls that use the session
 _calls_on: WeakKeyDictionary[Connection, list[RunningCall]] = WeakKeyDictionary()
+_used: WeakKeyDictionary[asyncio.Task[object], WeakSet[Session]] = WeakKeyDictionary()
 _running: ContextVar[RunningCall | None] = ContextVar("fastrdb_running", default=None)
 
 
@@ -257,12 +259,22 @@ def apart() -> Iterator[None]:
 
 def session_used(session: Session) -> None:
     """Note that this task, and the calls around it that write, use the session."""
-    note_use(session)
+    with suppress(RuntimeError):  # no event loop runs in this thread
+        if (task := asyncio.current_task()) is not None:
+            _used.setdefault(task, WeakSet()).add(session)
     call = _running.get()
     while call is not None:
-        if call.targets is not None:  # tasks that the call has started know it, too
+        if call.targets is not None:  # tasks that the call has started have used it, too
             call.targets.seen.add(session)
         call = call.parent
+
+
+def used_here() -> Iterable[Session]:
+    """Return the sessions that this task has used."""
+    with suppress(RuntimeError):  # no event loop runs in this thread
+        if (task := asyncio.current_task()) is not None:
+            return _used.get(task, ())
+    return ()
 
 
 def statement_begins(connection: Connection, transaction: Transaction) -> None:

@@ -5,7 +5,6 @@ Plain records, and the places that hold these. `listeners` fills them in as SQLA
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
@@ -21,7 +20,6 @@ from fastrdb.protocol import Intent
 STATE, _UNDONE = "fastrdb", "fastrdb.undone"  # in Session.info: of its open transaction, and of all its transactions
 _orders = itertools.count(1)
 _transactions: WeakKeyDictionary[Connection, Transaction] = WeakKeyDictionary()
-_used: WeakKeyDictionary[asyncio.Task[object], WeakSet[Session]] = WeakKeyDictionary()
 
 
 def next_order() -> int:
@@ -277,26 +275,3 @@ def intent_on(session: Session, owner: Hashable, make: Callable[[], Intent]) -> 
     if owner not in intents:
         intents[owner] = make()
     return intents[owner]
-
-
-# --- sessions that a call does not name: the task has used them
-
-
-def note_use(session: Session) -> None:
-    """Note that this task uses the session."""
-    task = _current_task()
-    if task is not None:
-        _used.setdefault(task, WeakSet()).add(session)
-
-
-def used_here() -> Iterable[Session]:
-    """Return the sessions that this task has used."""
-    task = _current_task()
-    return _used.get(task, ()) if task is not None else ()
-
-
-def _current_task() -> asyncio.Task[object] | None:
-    try:
-        return asyncio.current_task()
-    except RuntimeError:  # no loop is running
-        return None

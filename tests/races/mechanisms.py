@@ -247,7 +247,7 @@ _OF_LOADS = {
     ),
     "session-claimed": _function("two tasks do not use one session at once", "transactions.scope:RunningCall._claim"),
     "rule-3-used-sessions": _function(
-        "so it is for sessions that the task has used before", "transactions.state:used_here", ()
+        "so it is for sessions that the task has used before", "transactions.scope:used_here", ()
     ),
     "rule-3-identity-lookup": _function(
         "Session.get and many-to-one loads of a load do not look into the identity map",
