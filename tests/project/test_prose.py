@@ -26,7 +26,6 @@ PENDING = [
     "tests/keys",
     "tests/near",
     "tests/protocol",
-    "tests/races",
     "tests/support",
     "tests/system",
     "tests/testing",

@@ -23,7 +23,7 @@ LOST = -1  # among the barriers: there may have been others
 
 
 class Rule(Enum):
-    """What must hold."""
+    """A condition that must hold in each state."""
 
     CONVERGED = "when all have ended, the entry is absent or equals the database"
     ACKNOWLEDGED = "a read that starts after a write was acknowledged never gives an older version"
@@ -31,7 +31,7 @@ class Rule(Enum):
 
 
 class Layout(Enum):
-    """How much is one atomic step."""
+    """The size of one atomic step."""
 
     SCRIPT = "acquire is one script, and begin another"
     CHUNKS = "acquire is one script; begin sets the barriers, sweeps a chunk, takes its leases: a script each"
@@ -40,7 +40,7 @@ class Layout(Enum):
 
 
 class Fault(Enum):
-    """What may go wrong at any time."""
+    """An event that may go wrong at any time."""
 
     CANCEL = auto()
     CRASH = auto()
@@ -76,7 +76,7 @@ class Mutant(Enum):
 
 @dataclass(frozen=True)
 class Setup:
-    """Who takes part. The first writer writes the key through, the others know only a prefix of it."""
+    """The processes that take part. The first writer writes the key through, the others know only a prefix of it."""
 
     layout: Layout
     readers: int = 2
@@ -105,11 +105,11 @@ class Writer(NamedTuple):
 class World(NamedTuple):
     """The database, what Redis holds for the key, and the processes. Leases, barriers and lock name their owner.
 
-    `whole` says that the index is known to have all keys. `search` is where somebody is who looks at all keys, for a
-    write that does not reach this one; `noted` says that the index is still the one that this began with.
+    `whole` says that the index is known to have all keys. `search` is the place of a process that looks at all keys,
+    for a write that does not reach this one. `noted` says that the index is still the one that this search began with.
 
-    `burying` is what somebody has seen of the key who would take it out of the index where it is dead: on a cluster
-    that is a step of its own, and to put the key into the index again ends it.
+    `burying` is what a process has seen of the key before it takes a dead key out of the index. On a cluster that is
+    a step of its own, and a writer or reader that puts the key into the index again ends it.
     """
 
     committed: int
@@ -128,7 +128,7 @@ class World(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a search found: the number of states, and the way to the first violation if there is one."""
+    """The result of a search: the number of states, and the way to the first violation if there is one."""
 
     states: int
     rule: Rule | None
@@ -236,7 +236,7 @@ class Model:
         return self._write_steps.keys() - {"begin"}
 
     def _search(self, world: World) -> Iterator[World]:
-        """Somebody looks at all keys, at the leases first. What has come since a look began it may miss, or not."""
+        """Look at all keys, at the leases first. A key that has come since the look began may be missed, or not."""
         if world.search == "":
             if not world.whole:
                 yield world._replace(search="old lease" if world.lease else "no lease", noted=True)
@@ -258,7 +258,7 @@ class Model:
         return world.whole or world.noted or self._has(Mutant.WHOLE_THOUGH_LOST)
 
     def _burial(self, world: World) -> Iterator[World]:
-        """What is dead goes out of the index: at once, or on a cluster when first its lease, then it was not there."""
+        """Take a dead key out of the index: at once, or on a cluster when first its lease, then the key was missing."""
         dead = world.entry == NOTHING and world.lease == FREE
         if not self.slots:
             if world.indexed and dead:
@@ -393,7 +393,7 @@ class Model:
         return after, world._replace(entry=NOTHING, lease=self._lease_after_delete(world, me), indexed=indexed)
 
     def _fence(self, world: World, writer: Writer, me: int) -> tuple[Writer, World]:
-        """In one script on a cluster, beside the barrier: put the own key into the index, see what is in it."""
+        """Put the own key into the index and see what is in it: on a cluster one script, beside the barrier."""
         after = writer._replace(at=self._first_deletion)
         if _names_key(me):
             not_indexed = self._has(Mutant.WRITE_LEASE_NOT_INDEXED)
@@ -439,7 +439,7 @@ class Model:
     def _unbar(self, world: World, writer: Writer, me: int) -> tuple[Writer, World]:
         if me in world.barriers or self._has(Mutant.NO_SECOND_SWEEP) or self._has(Mutant.NO_BARRIER):
             return writer._replace(at="acknowledge"), world._replace(barriers=world.barriers - {me})
-        # Gone before its time: somebody may have stored what was there before the COMMIT. Once more.
+        # Gone before its time: a reader may have stored what was there before the COMMIT. Once more.
         if self.slots or self.scans:
             unknown = not world.whole and not self._has(Mutant.NO_LOOK_AT_THE_INDEX)
             found = world.indexed or unknown or self.scans or _names_key(me)

@@ -39,7 +39,7 @@ MUTANTS = [(layout, mutant) for layout in Layout for mutant in Mutant if mutant 
 
 
 def explain(outcome: Outcome) -> str:
-    """Tell how a rule was broken, state by state."""
+    """Return how a rule was broken, state by state."""
     return f"{outcome.rule}\n" + "\n".join(map(str, outcome.trace))
 
 
@@ -100,7 +100,7 @@ def test_losing_the_index(layout: Layout) -> None:
 @pytest.mark.parametrize("mutant", [mutant for mutant in Mutant if mutant in OF_A_LOSS], ids=name)
 @pytest.mark.parametrize("layout", [Layout.SCRIPT, Layout.CHUNKS, Layout.SLOTS], ids=name)
 def test_what_losing_the_index_needs(layout: Layout, mutant: Mutant) -> None:
-    """Whoever overlooks the loss, a part of what there is, or one more loss meanwhile, leaves a stale entry."""
+    """A search that overlooks the loss, a part of what there is, or one more loss meanwhile, leaves a stale entry."""
     assert Model(Setup(layout, 1, 2, frozenset({Fault.INDEX_LOSS}), mutant)).explore().rule is not None
 
 
@@ -126,7 +126,7 @@ def test_index_and_barriers_are_evicted() -> None:
 
 
 def test_losing_barriers_must_be_noticed() -> None:
-    """Else who reads meanwhile is answered with what is not committed any more; for good, if the writer dies."""
+    """Else a reader is meanwhile answered with a value that is not committed any more; for good, if the writer dies."""
     faults = frozenset({Fault.EXPIRY, Fault.BARRIERS_EVICTED})
     mutant = Setup(Layout.CHUNKS, 2, 1, faults, Mutant.NO_LOOK_AT_BARRIERS)
     assert Model(mutant).explore().rule is Rule.COMMITTED
@@ -136,7 +136,7 @@ def test_losing_barriers_must_be_noticed() -> None:
 
 @pytest.mark.parametrize("layout", Layout, ids=name)
 def test_a_barrier_that_goes_too_early(layout: Layout) -> None:
-    """Lapsed, or lost in a failover: who sweeps once more before the write is acknowledged leaves nothing."""
+    """Lapsed, or lost in a failover: a writer that sweeps once more before its write is acknowledged leaves nothing."""
     setup = Setup(layout, 1, 2, frozenset({Fault.BARRIER_LOSS, Fault.CANCEL}), rules=IN_THE_END)
     outcome = Model(setup).explore()
     assert outcome.rule is None, explain(outcome)

@@ -34,19 +34,19 @@ class Slots:
         self.names = ClusterKeyspace("")
 
     async def stored(self, raw: bytes = OLD) -> None:
-        """Let there be an entry."""
+        """Store an entry."""
         assert await acquire(self.reads, self.reader, KEY, "stored") == Granted()
         assert await fill(self.reads, self.reader, KEY, "stored", raw, 60_000)
 
     async def begun(self, store: Store | None = None, client: Any = None) -> Intent:
-        """Let a writer of a prefix have begun."""
+        """Begin a writer of a prefix."""
         intent = (store or self.writes).intent(client or self.writer)
         intent.add([USERS])
         await intent.begin()
         return intent
 
     async def empty(self) -> None:
-        """Nobody is answered from the cache."""
+        """Check that no caller is answered from the cache."""
         assert await self.reads.get(self.reader, KEY) is None
 
     def change(self, change: Change, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,7 +56,7 @@ class Slots:
                 client.knows(script.sha, script.name)
 
     async def end(self) -> None:
-        """Let everybody go on, and nothing run any more."""
+        """Open all gates, and wait until nothing runs any more."""
         for client in (self.reader, self.writer):
             client.gates.open_all()
         for store in (self.reads, self.writes):
@@ -67,7 +67,7 @@ Scenario = Callable[[Slots], Coroutine[Any, Any, None]]
 
 
 async def begun_between_lease_and_shard(w: Slots) -> None:
-    """A writer begins when a reader has its lease and is not in the index yet: the reader is barred in its shard."""
+    """Begin a writer when a reader has its lease and is not in the index yet: the reader is barred in its shard."""
     gate = w.reader.after("acquire")
     reader = spawn(acquire(w.reads, w.reader, KEY, "reader"))
     await gate.reached()
@@ -81,7 +81,7 @@ async def begun_between_lease_and_shard(w: Slots) -> None:
 
 
 async def committed_between_lease_and_shard(w: Slots) -> None:
-    """A writer comes and goes meanwhile: the reader loads what it has committed, and may store it."""
+    """Begin and end a writer meanwhile: the reader loads what the writer has committed, and may store it."""
     gate = w.reader.after("acquire")
     reader = spawn(acquire(w.reads, w.reader, KEY, "reader"))
     await gate.reached()
@@ -94,7 +94,7 @@ async def committed_between_lease_and_shard(w: Slots) -> None:
 
 
 async def lease_before_the_writer(w: Slots) -> None:
-    """A reader has loaded before a writer began: its lease is gone, and what it loaded is not stored."""
+    """Load before a writer begins: the reader's lease is gone, and what was loaded is not stored."""
     assert await acquire(w.reads, w.reader, KEY, "reader") == Granted()
     intent = await w.begun()
     assert not (await w.reads.inspect(w.reader, KEY)).leased
@@ -104,7 +104,7 @@ async def lease_before_the_writer(w: Slots) -> None:
 
 
 async def reader_behind_the_sweep(w: Slots) -> None:
-    """From begin on nobody is granted a lease, and what there was is gone."""
+    """Check that from begin on no reader is granted a lease, and that the old entry is gone."""
     await w.stored()
     intent = await w.begun()
     await w.empty()
@@ -139,7 +139,7 @@ async def lease_goes_first(w: Slots) -> None:
 
 
 async def entered_again_while_it_is_buried(w: Slots) -> None:
-    """A member of the index was found dead; it comes to life before the index is told."""
+    """Find a member of the index dead that comes to life before the index is changed."""
     await put(w.client, "index", {KEY: 0})
     await put(w.client, "expiry", {KEY: 1})
     gate = w.writer.before("remove_dead")
@@ -158,14 +158,14 @@ async def entered_again_while_it_is_buried(w: Slots) -> None:
 
 
 async def found_by_its_prefix(w: Slots) -> None:
-    """What a reader has stored is found by every writer of a prefix."""
+    """Check that an entry that a reader has stored is found by every writer of a prefix."""
     await w.stored()
     assert await w.writes.invalidate(w.writer, [USERS]) == 1
     await w.empty()
 
 
 async def written_through_and_found(w: Slots) -> None:
-    """What a writer has stored is found by every later writer of a prefix."""
+    """Check that an entry that a writer has stored is found by every later writer of a prefix."""
     intent = w.writes.intent(w.writer)
     intent.put(KEY, NEW, 60_000)
     await intent.begin()
@@ -186,7 +186,7 @@ async def written_through_against_another(w: Slots) -> None:
 
 
 async def barrier_that_lapsed(w: Slots) -> None:
-    """A writer's barrier is over before its COMMIT: what a reader has stored since goes at the end."""
+    """End a writer's barrier before its COMMIT: an entry that a reader has stored since goes at the end."""
     intent = await w.begun()
     await lapse_barriers(w.client)
     await w.stored()

@@ -1,4 +1,4 @@
-"""The races around commits that are hidden, joined, repeated or that nobody sees: see `scenarios`."""
+"""The races around commits that are hidden, joined, repeated or not seen by any session: see `scenarios`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NEW = update(Item).where(Item.id == 1).values(name="new")
 
 
 async def carried(w: World, commit: Coroutine[Any, Any, None], *, put: bool = False) -> None:
-    """The commit is told to Redis before it is sent; with `put`, the writer has taken the lease."""
+    """Check that Redis has the commit before it is sent; with `put`, that the writer has taken the lease."""
     gate = w.at_commit()
     committing = spawn(commit)
     await gate.reached()
@@ -31,7 +31,7 @@ async def carried(w: World, commit: Coroutine[Any, Any, None], *, put: bool = Fa
 
 
 async def result_prefix(w: World) -> None:
-    """What only the result names is invalidated when the function is done, although it has committed before."""
+    """Commit inside of a function: what only the result names is invalidated when the function is done."""
 
     @w.two.cache.invalidates(keys=["item:{result.id}"])
     async def update_first(db: AsyncSession, redis: object) -> ItemOut:
@@ -50,7 +50,7 @@ async def result_prefix(w: World) -> None:
 
 
 async def closed_without_commit(w: World) -> None:
-    """A session that is closed without a commit has changed nothing: the entry stays."""
+    """Close a session without a commit: nothing has changed, and the entry stays."""
     assert await w.one.read() == "old"
     async with w.two.database.sessions() as db:
         await w.two.rename(db, w.two.client, 1, "never")
@@ -60,7 +60,7 @@ async def closed_without_commit(w: World) -> None:
 
 
 async def joined(w: World) -> None:
-    """A session is joined to an outer transaction: its commit commits nothing, the outer one does."""
+    """Join a session to an outer transaction: the session's commit commits nothing, the outer one does."""
     async with w.two.database.engine.connect() as connection:
         outer = await connection.begin()
         async with AsyncSession(connection, expire_on_commit=False) as db:
@@ -72,7 +72,7 @@ async def joined(w: World) -> None:
 
 
 async def joined_and_open(w: World) -> None:
-    """The same with two sessions on one connection, none of them ended when the outer transaction commits."""
+    """Join two sessions to one connection: neither has ended when the outer transaction commits."""
     async with w.two.database.engine.connect() as connection:
         outer = await connection.begin()
         async with AsyncSession(connection) as first, AsyncSession(connection) as second:
@@ -86,7 +86,7 @@ async def joined_and_open(w: World) -> None:
 
 
 async def joined_and_rolled_back(w: World) -> None:
-    """The outer transaction is rolled back: nothing has changed, no barrier is left, and the session can go on."""
+    """Roll the outer transaction back: nothing has changed, no barrier is left, and the session can go on."""
     assert await w.one.read() == "old"
     async with w.two.database.engine.connect() as connection:
         outer = await connection.begin()
@@ -101,7 +101,7 @@ async def joined_and_rolled_back(w: World) -> None:
 
 
 async def text_dml(w: World) -> None:
-    """A statement given as text counts as a write; a SELECT given as text does not."""
+    """Count a statement given as text as a write, but not a SELECT given as text."""
     assert await w.one.read() == "old"
     async with w.one.database.sessions() as db:
         await db.execute(text("SELECT 1"))
@@ -114,7 +114,7 @@ async def text_dml(w: World) -> None:
 
 
 async def hidden_session(w: World) -> None:
-    """A function that opens a session of its own: its commit carries the prefixes, although nobody hands it in."""
+    """Open a session inside of a function: its commit carries the prefixes, although no caller hands it in."""
     two = w.two
 
     @two.cache.invalidates("item:{item_id}")
@@ -130,7 +130,7 @@ async def hidden_session(w: World) -> None:
 
 
 async def older_hidden_session(w: World) -> None:
-    """The hidden session is in a transaction already, and is committed when the function is over."""
+    """Hide a session that is in a transaction already, and commit it when the function is over."""
     two = w.two
 
     async with two.database.sessions() as db:
@@ -147,7 +147,7 @@ async def older_hidden_session(w: World) -> None:
 
 
 async def connection_inside(w: World) -> None:
-    """A function that writes through a connection without any session."""
+    """Write through a connection without any session."""
     two = w.two
 
     @two.cache.invalidates("item:{item_id}")
@@ -161,7 +161,7 @@ async def connection_inside(w: World) -> None:
 
 
 async def connection_outside(w: World) -> None:
-    """A function that writes through its caller's connection: the caller's commit carries the prefixes."""
+    """Write through the caller's connection: the caller's commit carries the prefixes."""
 
     @w.two.cache.invalidates("item:{item_id}")
     async def write(connection: AsyncConnection, redis: object, item_id: int) -> None:
@@ -176,7 +176,7 @@ async def connection_outside(w: World) -> None:
 
 
 async def raises_before_its_result(w: World) -> None:
-    """A function commits and then raises, and only its result would have named the row: nothing stale is left."""
+    """Commit and then raise where only the result would have named the row: nothing stale is left."""
 
     @w.two.cache.invalidates("item:{result}")
     async def commit_and_raise(db: AsyncSession, redis: object) -> int:
@@ -192,7 +192,7 @@ async def raises_before_its_result(w: World) -> None:
 
 
 async def raises_after_its_commit(w: World) -> None:
-    """A function commits and then raises: what it has committed is not in the cache."""
+    """Commit and then raise: the cache has no row from before that commit."""
 
     @w.two.cache.invalidates("item:{item_id}")
     async def commit_and_raise(db: AsyncSession, redis: object, item_id: int) -> None:
@@ -208,7 +208,7 @@ async def raises_after_its_commit(w: World) -> None:
 
 
 async def raises_before_the_commit(w: World) -> None:
-    """A function writes and raises, and its caller commits what it did all the same."""
+    """Write and raise: the caller commits what the function did all the same."""
 
     @w.two.cache.invalidates("item:{item_id}")
     async def write_and_raise(db: AsyncSession, redis: object, item_id: int) -> None:
@@ -224,7 +224,7 @@ async def raises_before_the_commit(w: World) -> None:
 
 
 async def autocommit(w: World) -> None:
-    """Each statement commits by itself: a reader who loaded before it stores nothing."""
+    """Commit with each statement: a reader that loaded before the statement stores nothing."""
     gate = w.one.gates.after("load")
     reader = spawn(w.one.read())
     await gate.reached()
@@ -238,7 +238,7 @@ async def autocommit(w: World) -> None:
 
 
 async def autocommit_again(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second statement commits when the barrier of the first has run out: it is told of like the first."""
+    """Commit a second statement when the barrier of the first has run out: it is invalidated like the first."""
     later = time.monotonic() + 1000
     two = w.two
 
@@ -261,7 +261,7 @@ async def autocommit_again(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def autocommit_put(w: World) -> None:
-    """Where no lock lasts until the commit, what a writer read may be old by then: it is not stored."""
+    """Put where no lock lasts until the commit: what a writer read may be old by then, and is not stored."""
     async with w.one.database.sessions() as db:
         await db.execute(update(Item).where(Item.id == 1).values(name="first"))
         await w.two.write("second")
@@ -271,7 +271,7 @@ async def autocommit_put(w: World) -> None:
 
 
 async def autocommit_by_hand(w: World) -> None:
-    """A key is invalidated after a statement that has committed itself, and the session is closed without commit."""
+    """Invalidate a key after a statement that has committed itself, and close the session without commit."""
     assert await w.one.read() == "old"
     async with w.two.database.sessions() as db:
         await db.execute(NEW)
@@ -280,7 +280,7 @@ async def autocommit_by_hand(w: World) -> None:
 
 
 async def read_only_commit(w: World) -> None:
-    """A hidden session commits what it has read, before the function writes some way that nobody sees."""
+    """Commit what a hidden session has read, before the function writes some way that no session sees."""
     two = w.two
     other = two.database.sessions
 

@@ -1,4 +1,4 @@
-"""The races of functions that do not say which session they use: see `scenarios_sessions`."""
+"""The races of functions that do not say which session is used: see `scenarios_sessions`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NEVER = update(Item).where(Item.id == 1).values(name="never")
 
 
 def cached(w: World, load: Callable[[], Coroutine[Any, Any, str]]) -> Any:
-    """A cached function of the first process that names no session; it shares the key of `get`."""
+    """Cache a function of the first process that names no session; it shares the key of `get`."""
 
     @w.one.cache.cached("item:{item_id}", schema=ItemOut)
     async def get(redis: object, item_id: int) -> ItemOut:
@@ -27,7 +27,7 @@ def cached(w: World, load: Callable[[], Coroutine[Any, Any, str]]) -> Any:
 
 
 async def kept_out(w: World, get: Any, answer: str) -> None:
-    """The caller gets the answer, nobody else does."""
+    """Check that the caller gets the answer, and no other caller does."""
     assert (await get(w.one.client, 1)).name == answer
     assert not await w.client.exists("item:1")
     assert get.stats.unstored == 1
@@ -173,7 +173,7 @@ async def savepoint_rolled_back(w: World) -> None:
 
 
 async def still_open(w: World) -> None:
-    """R6: a session of the module has written before, and nobody knows yet whether it will commit."""
+    """R6: a session of the module has written before, and may commit yet or not."""
     async with w.one.database.sessions() as db:
 
         async def load() -> str:
@@ -236,7 +236,7 @@ async def identity_map(w: World) -> None:
 
 
 async def stored(w: World) -> None:
-    """A session of its own that only reads, ended in any way: that is what a cache is for."""
+    """Load in a session of its own that only reads, ended in any way: that is what a cache is for."""
     database = w.one.database
 
     async def closes() -> str:

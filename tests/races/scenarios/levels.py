@@ -1,4 +1,4 @@
-"""The races at every isolation level: what happens depends on the place, that nobody is answered wrongly does not."""
+"""The races at every isolation level: what happens depends on the place, but no caller is answered wrongly anywhere."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def old_snapshot(w: World, place: Place) -> None:
 
 
 async def own_writes(w: World, place: Place) -> None:
-    """R6: a session reads what it has written and not committed, and rolls it back: nobody else has seen it."""
+    """R6: a session reads what it has written and not committed, and rolls it back: no other session has seen it."""
     for how in ("update", "attribute", "text"):
         before = w.one.get.stats.bypasses
         async with w.one.database.sessions() as db:

@@ -65,7 +65,7 @@ async def flushed(n: Nearby) -> None:
 
 
 async def killed(n: Nearby) -> None:
-    """CLIENT KILL of the tracking connection: what changes before it is there again is not heard of."""
+    """CLIENT KILL of the tracking connection: no push says what changes before the connection is there again."""
     await n.foreign.set(KEY, b"old")
     await n.told()
     await n.read(KEY)
@@ -82,7 +82,7 @@ async def killed(n: Nearby) -> None:
 
 
 async def cut(n: Nearby) -> None:
-    """The network cuts the connection: the same."""
+    """Cut the connection in the network: the same."""
     await n.foreign.set(KEY, b"old")
     await n.told()
     await n.read(KEY)
@@ -96,7 +96,7 @@ async def cut(n: Nearby) -> None:
 
 
 async def black_hole_down(n: Nearby) -> None:
-    """C16: nothing comes from the server any more, and nobody says so: believed for a heartbeat, and no longer."""
+    """C16: nothing comes from the server any more, without an error: entries are trusted for a heartbeat, no longer."""
     await n.foreign.set(KEY, b"old")
     await n.told()
     await n.beat()
@@ -112,7 +112,7 @@ async def black_hole_down(n: Nearby) -> None:
 
 
 async def black_hole_up(n: Nearby) -> None:
-    """C16: the server hears nothing any more. It may think that the connection is gone."""
+    """C16: nothing gets through to the server any more. The server may have closed the connection."""
     await n.foreign.set(KEY, b"old")
     await n.told()
     await n.beat()
@@ -125,7 +125,7 @@ async def black_hole_up(n: Nearby) -> None:
 
 
 async def late_pushes(n: Nearby) -> None:
-    """Pushes are held up on the way, and so is the answer to the PING that was sent after the change."""
+    """Hold up pushes on the way, and the answer to the PING that was sent after the change."""
     await n.foreign.set(KEY, b"old")
     await n.told()
     await n.read(KEY)
@@ -145,7 +145,7 @@ async def late_pushes(n: Nearby) -> None:
 
 
 async def own_write(n: Nearby) -> None:
-    """The push of a process's own write is slow: its own reads after the write are new all the same."""
+    """Hold up the push of a process's own write: its own reads after the write are new all the same."""
     await n.foreign.set(KEY, b"old")
     await n.told()
     await n.read(KEY)
@@ -158,7 +158,7 @@ async def own_write(n: Nearby) -> None:
 
 
 async def read_during_own_write(n: Nearby) -> None:
-    """A read that begins when the own write is about to be sent finds the old value, and the push is slow."""
+    """Begin a read when the own write is about to be sent: the read finds the old value, and the push is slow."""
     await n.foreign.set(KEY, b"old")
     await n.told()
     n.proxy.hold("down")
@@ -171,7 +171,7 @@ async def read_during_own_write(n: Nearby) -> None:
 
 
 async def read_across_own_write(n: Nearby) -> None:
-    """A read that was under way already when the own write began."""
+    """Read across an own write: the read was under way already when the write began."""
     await n.foreign.set(KEY, b"old")
     await n.told()
     n.proxy.hold("down")
@@ -184,7 +184,7 @@ async def read_across_own_write(n: Nearby) -> None:
 
 
 async def expiry(n: Nearby) -> None:
-    """What has expired in Redis is gone here: the push says so, and the clock."""
+    """Drop what has expired in Redis: the push says so, and the clock."""
     await n.foreign.set(KEY, b"old", px=100)
     await n.told()
     assert await n.read(KEY) == b"old"
@@ -201,7 +201,7 @@ async def expiry(n: Nearby) -> None:
 
 
 async def new_head(n: Nearby) -> None:
-    """A pattern is put to use whose keys are not tracked yet: nothing is kept until they are."""
+    """Use a pattern whose keys are not tracked yet: no entry is kept until tracking covers the pattern."""
     await n.foreign.set("page:1", b"old")
     assert await n.read("page:1") == b"old"
     assert n.local("page:1") is None
@@ -218,7 +218,7 @@ async def new_head(n: Nearby) -> None:
 
 
 async def own_and_foreign(n: Nearby) -> None:
-    """R18: 200 keys, each written by this process and by another one in the same moment: one push tells of both."""
+    """R18: 200 keys, each written by this process and by another one in the same moment: one push is for both."""
     keys = [f"item:{number}" for number in range(KEYS)]
     await n.foreign.mset(dict.fromkeys(keys, b"old"))
     await n.told()
@@ -279,20 +279,20 @@ async def diverged(n: Nearby, keys: list[str]) -> None:
 
 
 async def tracker_id(n: Nearby) -> int:
-    """The id of the tracking connection, as the server knows it."""
+    """Return the id of the tracking connection, as the server knows it."""
     clients = await n.foreign.client_list()
     return next(int(client["id"]) for client in clients if "t" in client["flags"])
 
 
 async def again(n: Nearby) -> None:
-    """The connection is gone: let the pause go by after which another is made."""
+    """Wait after the connection is gone, for the pause after which another is made."""
     await n.clock.asleep()
     n.clock.advance(1.0)
     await n.opened()
 
 
 async def given_up(n: Nearby) -> None:
-    """A PING was sent into a black hole: let the time go by after which the connection is given up."""
+    """Wait after a PING was sent into a black hole, for the time after which the connection is given up."""
     n.proxy.heal()
     await n.clock.asleep()
     n.clock.advance(n.heartbeat * 2.1)

@@ -30,7 +30,7 @@ class Reader:
         self.get: Any = get
 
     async def read(self) -> str:
-        """What a caller with a session of its own is answered."""
+        """Return what a caller with a session of its own is answered."""
         async with self.process.database.sessions() as db:
             found: ItemOut = await self.get(db, self.process.client, 1)
             return found.name
@@ -41,7 +41,7 @@ class Reader:
 
 
 async def _past_exp(w: World, **options: Any) -> Reader:
-    """Give a reader whose entry is past its `exp`, and reloaded in the background."""
+    """Start a reader whose entry is past its `exp`, and reloaded in the background."""
     reader = Reader(w.one, stale=60, session_factory=w.database.sessions, **options)
     assert await reader.read() == "old"
     assert await w.client.pexpire("item:1", 30_000)
@@ -64,7 +64,7 @@ async def early_reload(w: World) -> None:
 
 
 async def background_reload(w: World) -> None:
-    """R19 in the background: nobody is served the old row when the write is committed, nor is it stored."""
+    """R19 in the background: no caller is served the old row when the write is committed, nor is it stored."""
     reader = await _past_exp(w)
     gate = w.one.gates.after("load")
     assert await reader.read() == "old"
@@ -79,7 +79,7 @@ async def background_reload(w: World) -> None:
 
 
 async def invalidated_before_the_reload(w: World) -> None:
-    """A write between the stale read and its reload: that loads, and stores, what the write has left."""
+    """Write between the stale read and its reload: the reload loads and stores what the write has left."""
     reader = await _past_exp(w)
     gate = w.one.client.before("acquire")
     assert await reader.read() == "old"
@@ -92,7 +92,7 @@ async def invalidated_before_the_reload(w: World) -> None:
 
 
 async def barred_reload(w: World) -> None:
-    """A COMMIT is about to be sent when the reload asks for the lease: it loads nothing, and stores nothing."""
+    """Ask for the reload's lease when a COMMIT is about to be sent: the reload loads nothing, and stores nothing."""
     reader = await _past_exp(w)
     asked, gate = w.one.client.before("acquire"), w.at_commit()
     assert await reader.read() == "old"
@@ -110,7 +110,7 @@ async def barred_reload(w: World) -> None:
 
 
 async def barrier_during_the_reload(w: World) -> None:
-    """The reload has begun when a writer puts up its barrier, and ends before the COMMIT."""
+    """Begin the reload before a writer puts up its barrier, and end it before the COMMIT."""
     reader = await _past_exp(w)
     loaded, gate = w.one.gates.after("load"), w.at_commit()
     assert await reader.read() == "old"

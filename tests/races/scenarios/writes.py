@@ -10,7 +10,7 @@ from tests.support.world.writes import Way
 
 
 async def rolled_back(w: World, way: Way) -> None:
-    """A session reads what it has written its way and rolls it back, outside of any function that invalidates."""
+    """Read in a session what it has written its way and roll it back, outside of any function that invalidates."""
     async with w.one.database.sessions() as db:
         await way(db)
         assert (await w.one.get(db, w.one.client, 1)).name == "new"
@@ -21,7 +21,7 @@ async def rolled_back(w: World, way: Way) -> None:
 
 
 async def committed(w: World, way: Way) -> None:
-    """What is written in a function that invalidates is told before its COMMIT, which its caller sends."""
+    """Write in a function that invalidates: Redis has the write before its COMMIT, which the caller sends."""
 
     @w.two.cache.invalidates("item:{item_id}")
     async def write(db: AsyncSession, redis: object, item_id: int) -> None:
@@ -39,7 +39,7 @@ async def committed(w: World, way: Way) -> None:
 
 
 async def hidden(w: World, way: Way) -> None:
-    """The same in a session that was open before, and that the function does not name."""
+    """Write in a session that was open before, and that the function does not name: the same."""
     async with w.two.database.sessions() as db:
 
         @w.two.cache.invalidates("item:{item_id}")
