@@ -132,7 +132,7 @@ class Trust:
 
     def _judge(self, noted: Iterable[bytes]) -> None:
         self._noted = set(noted)
-        if not self._seen <= self._noted:
+        if not self._seen <= self._noted:  # mechanism: note-has-all-seen
             self.distrust()
             return
         self._seen |= self._noted

@@ -8,14 +8,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis
 from redis.asyncio.cluster import RedisCluster
 
 from fastrdb.errors import CacheUnavailableError
 from fastrdb.keys.prefix import Prefix
+from fastrdb.protocol import Busy, Store
 from fastrdb.protocol import trust as trust_module
 from fastrdb.protocol.keyspace import ClusterKeyspace
+from fastrdb.testing import EmbeddedServer
 from fastrdb.transport.scripts import Call, Command
-from tests.support.world.stores import store_on
+from tests.races.mechanisms import without
+from tests.support.servers.sentinels import AT_ONCE, follow, synced
+from tests.support.waiting import until
+from tests.support.world.stores import acquire, fill, release, store_on
 
 
 async def test_who_could_not_go_on_need_not_wait_for_itself(
@@ -62,4 +68,57 @@ async def test_a_server_that_was_only_new_to_this_process(cluster_client: RedisC
     await intent.end(committed=True)
     assert not store.has_pending
     assert not trust.other_data
+    await store.aclose()
+
+
+async def healed(store: Store, client: Redis) -> None:
+    """Connect anew, as after a failover, and wait until the store may read from this server."""
+    await store._link.aclose()
+    with pytest.raises(CacheUnavailableError, match="other data"):
+        await store.get(client, "user:1")
+
+    async def may_read() -> bool:
+        return store.bypass_reason(client) is None
+
+    await until(may_read)
+
+
+async def test_failover_and_back_to_a_master_that_was_not_restarted_is_noticed() -> None:
+    """The former master has its old replication id, and an old note that says that its data is trusted."""
+    with EmbeddedServer(args=AT_ONCE) as first, EmbeddedServer(args=AT_ONCE) as second:
+        async with Redis(port=first.port) as one, Redis(port=second.port) as other:
+            store = store_on(one)
+            await acquire(store, one, "user:1", "t")
+            assert await fill(store, one, "user:1", "t", b"old", 60_000)
+            await follow(second, first.port)
+            await synced(one)
+            for _ in range(2):  # the second time, both servers have notes of both
+                await other.replicaof("NO", "ONE")
+                await healed(store, other)
+                await store.invalidate(other, [Prefix("user:")])
+                assert await store.get(other, "user:1") is None
+                await healed(store, one)
+                assert await store.get(one, "user:1") is None
+                await acquire(store, one, "user:1", "t")
+                assert await fill(store, one, "user:1", "t", b"again", 60_000)
+            await store.aclose()
+
+
+async def test_failback_is_lost_without_the_comparison_of_notes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that believes each server's own note reads the old entry."""
+    without("note-has-all-seen").apply(monkeypatch.setattr)
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        await test_failover_and_back_to_a_master_that_was_not_restarted_is_noticed()
+
+
+async def test_lease_that_is_no_text_is_another_callers(client: Redis) -> None:
+    """Whoever plants bytes that are no UTF-8 in a lease neither fails a call nor keeps it from loading."""
+    store = store_on(client)
+    await client.set("fastrdb:lease:{user:1}", b"\xff\xfe", px=60_000)
+    await acquire(store, client, "user:1", "t")
+    await release(store, client, "user:1", "t")
+    replication = await client.info("replication")
+    planted = b"\xff\xfe\n%s\nr1.1" % replication["master_replid"].encode()
+    await client.set("fastrdb:lease:{user:1}", planted, px=60_000)
+    assert isinstance(await acquire(store, client, "user:1", "t"), Busy)
     await store.aclose()

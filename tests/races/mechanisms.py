@@ -134,6 +134,9 @@ _ON_A_CLUSTER = {
 }
 
 _OF_WRITERS = {
+    "note-has-all-seen": _line(
+        "a note is trusted only if it has all that the process has seen of ids and marks", "if False:"
+    ),
     "healed-life": _line(
         "a server that came back since the deletion began is not taken for healed",
         "await delete_all(); await self.settle(send); seen = self._seen",
