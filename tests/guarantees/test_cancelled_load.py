@@ -1,4 +1,4 @@
-"""Who is cancelled, wherever it happens, takes nobody else along, leaves nothing behind and makes nothing stale."""
+"""A cancelled caller, wherever the cancellation comes, ends no other call, leaves nothing behind and nothing stale."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from tests.support.world.world import World, pooled, spawn, world
 
 @pytest.fixture
 async def w(sqlite: Database, client: Redis) -> AsyncIterator[World]:
-    """Give a world on SQLite."""
+    """Provide a world on SQLite."""
     async with world(sqlite, client) as made:
         yield made
 
 
 @pytest.fixture
 async def one_connection(sqlite: Database, client: Redis) -> AsyncIterator[World]:
-    """Give a world with one connection for all."""
+    """Provide a world with one connection for all."""
     async with pooled(sqlite) as database, world(database, client) as made:
         yield made
 
@@ -42,8 +42,8 @@ async def cancelled(task: asyncio.Task[Any]) -> None:
         await task
 
 
-async def test_a_leader(w: World) -> None:
-    """The leader's load ends with it; one of those who waited loads with a session of its own, for all others."""
+async def test_cancelled_leader_is_replaced_by_a_waiting_caller(w: World) -> None:
+    """The leader's load ends with it; one of the callers that waited loads with its own session, for all others."""
     gate = w.one.gates.after("load")
     leader = spawn(w.one.read())
     await gate.reached()
@@ -58,8 +58,8 @@ async def test_a_leader(w: World) -> None:
     await w.quiet()
 
 
-async def test_a_follower(w: World) -> None:
-    """A follower touches nobody: neither the load nor the others who wait for it."""
+async def test_cancelled_follower_disturbs_no_other_caller(w: World) -> None:
+    """A cancelled follower ends neither the load nor the other callers that wait for it."""
     gate = w.one.gates.after("load")
     calls = [spawn(w.one.read())]
     await gate.reached()
@@ -77,7 +77,7 @@ async def test_a_follower(w: World) -> None:
 
 @pytest.mark.parametrize("name", ["GET", "acquire", "fill"])
 @pytest.mark.parametrize("sent", [False, True], ids=["before", "after"])
-async def test_a_reader_at_each_command(w: World, name: str, sent: bool) -> None:
+async def test_cancelled_reader_at_each_command_leaves_nothing_behind(w: World, name: str, sent: bool) -> None:
     """Whatever it was that Redis was asked: the lease is given back, and the next caller loads and stores."""
     gate = w.one.client.after(name) if sent else w.one.client.before(name)
     reader = spawn(w.one.read())
@@ -88,8 +88,8 @@ async def test_a_reader_at_each_command(w: World, name: str, sent: bool) -> None
     assert await w.client.exists("item:1")
 
 
-async def test_a_fill_of_which_others_wait(w: World) -> None:
-    """The result is there when the fill begins: who waited for it has it, though its leader is gone."""
+async def test_cancelled_fill_still_answers_waiting_callers(w: World) -> None:
+    """The result is there when the fill begins: a caller that waited has the result, though its leader is gone."""
     gate, asked = w.one.gates.after("load"), w.one.client.after("acquire")
     leader = spawn(w.one.read())
     asked.open()
@@ -107,15 +107,17 @@ async def test_a_fill_of_which_others_wait(w: World) -> None:
 
 
 @pytest.mark.parametrize("sent", [False, True], ids=["before", "after"])
-async def test_a_commit_before_it_is_sent(one_connection: World, sent: bool) -> None:
-    """Cancelled while Redis is told: nothing is committed, not by who gets the connection next either."""
+async def test_cancelled_before_commit_commits_nothing(one_connection: World, sent: bool) -> None:
+    """Cancelled while Redis is asked: nothing is committed, nor by the next user of the connection."""
     gate = one_connection.two.client.after("begin") if sent else one_connection.two.client.before("begin")
     await scenarios.cancelled_before_commit(one_connection, gate)
 
 
 @pytest.mark.parametrize("committed", [False, True])
-async def test_a_commit_while_it_is_sent(w: World, monkeypatch: pytest.MonkeyPatch, committed: bool) -> None:
-    """Nobody knows whether it has been committed: readers go past the cache until the barrier has lapsed."""
+async def test_cancelled_while_commit_is_sent_keeps_the_barrier(
+    w: World, monkeypatch: pytest.MonkeyPatch, committed: bool
+) -> None:
+    """The commit may have happened or not: readers go past the cache until the barrier has lapsed."""
     assert await w.one.read() == "old"
     gate = Gate()
     dialect = w.database.engine.sync_engine.dialect
@@ -141,8 +143,8 @@ async def test_a_commit_while_it_is_sent(w: World, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("sent", [False, True], ids=["before", "after"])
-async def test_a_commit_after_it_was_sent(one_connection: World, sent: bool) -> None:
-    """The row is committed; Redis is told so all the same, and the connection and the session are free again."""
+async def test_cancelled_after_commit_is_invalidated(one_connection: World, sent: bool) -> None:
+    """The row is committed; Redis gets the invalidation all the same, and connection and session are free again."""
     w = one_connection
     gate = w.two.client.after("end") if sent else w.two.client.before("end")
     writer = spawn(w.two.save("new"))
@@ -154,7 +156,7 @@ async def test_a_commit_after_it_was_sent(one_connection: World, sent: bool) -> 
     await w.fair()
 
 
-async def test_a_commit_and_its_session(w: World) -> None:
+async def test_session_after_a_cancelled_commit_can_be_used(w: World) -> None:
     """The session whose commit was cancelled, when the row was committed already, can be used on."""
     gate = w.two.client.before("end")
     async with w.two.database.sessions() as db:
@@ -170,8 +172,8 @@ async def test_a_commit_and_its_session(w: World) -> None:
 
 
 @pytest.mark.parametrize("sent", [False, True], ids=["before", "after"])
-async def test_an_invalidation_by_hand(w: World, sent: bool) -> None:
-    """What was written without a transaction in sight is invalidated to the end."""
+async def test_cancelled_invalidation_is_finished(w: World, sent: bool) -> None:
+    """An invalidation outside of any transaction is finished."""
     value = "old"
 
     @w.one.cache.cached("plain")
@@ -235,7 +237,7 @@ async def test_cancelled_writers(postgresql: Database, client: Redis) -> None:
 
 
 async def cancel_writers(w: World, chance: random.Random) -> None:
-    """Eight callers, each of whom is cancelled again and again."""
+    """Eight callers, each of which is cancelled again and again."""
 
     async def caller(number: int) -> None:
         process = chance.choice([w.one, w.two])

@@ -1,4 +1,4 @@
-"""What becomes of each COMMIT is known, or the barrier stays, whoever sends it and whatever happens on its way."""
+"""The outcome of each COMMIT is known, or the barrier stays, however the COMMIT is sent and whatever happens to it."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ from tests.support.world.world import Base, Item, ItemOut, Owner, World, spawn, 
 
 @pytest.fixture
 async def w(database: Database, client: Redis) -> AsyncIterator[World]:
-    """Give a world on each database."""
+    """Provide a world on each database."""
     async with world(database, client) as made:
         yield made
 
 
 async def put(w: World, db: AsyncSession) -> None:
-    """A write whose value is stored at its commit."""
+    """Write a value that is stored at its commit."""
     await w.two.rename(db, w.two.client, 1, "new")
     await w.two.get.put(ItemOut(id=1, name="new"), db=db, redis=w.two.client, item_id=1)
 
 
 async def joined(w: World) -> None:
-    """A session that has ended before the outer transaction commits."""
+    """Write in a session that has ended before the outer transaction commits."""
     async with w.two.database.engine.connect() as connection:
         outer = await connection.begin()
         async with AsyncSession(connection, expire_on_commit=False) as db:
@@ -57,7 +57,7 @@ async def joined(w: World) -> None:
 
 
 async def joined_and_open(w: World) -> None:
-    """One that ends after it."""
+    """Write in a session that ends after the outer transaction has committed."""
     async with w.two.database.engine.connect() as connection:
         outer = await connection.begin()
         async with AsyncSession(connection, expire_on_commit=False) as db:
@@ -67,7 +67,7 @@ async def joined_and_open(w: World) -> None:
 
 
 async def in_a_savepoint(w: World) -> None:
-    """One whose commit releases a savepoint."""
+    """Write in a session whose commit releases a savepoint."""
     async with w.two.database.engine.connect() as connection:
         outer = await connection.begin()
         await connection.execute(NEW.values(name="old"))  # SQLite begins with what writes
@@ -80,7 +80,7 @@ async def in_a_savepoint(w: World) -> None:
 
 
 async def fully_controlled(w: World) -> None:
-    """One whose commit is the outer transaction's."""
+    """Write in a session whose commit is the outer transaction's."""
     async with w.two.database.engine.connect() as connection:
         await connection.begin()
         async with AsyncSession(connection, join_transaction_mode="control_fully") as db:
@@ -90,7 +90,7 @@ async def fully_controlled(w: World) -> None:
 
 
 async def inside(w: World) -> None:
-    """A connection that begins and commits in the function."""
+    """Write through a connection that begins and commits in the function."""
 
     @w.two.cache.invalidates("item:{item_id}")
     async def write(redis: object, item_id: int) -> None:
@@ -101,7 +101,7 @@ async def inside(w: World) -> None:
 
 
 async def outside(w: World) -> None:
-    """A connection that its caller commits."""
+    """Write through a connection that the caller commits."""
 
     @w.two.cache.invalidates("item:{item_id}")
     async def write(connection: AsyncConnection, redis: object, item_id: int) -> None:
@@ -114,7 +114,7 @@ async def outside(w: World) -> None:
 
 
 async def raising(w: World) -> None:
-    """A connection in a function that raises when it has committed."""
+    """Write through a connection in a function that raises when it has committed."""
 
     @w.two.cache.invalidates("item:{item_id}")
     async def write(redis: object, item_id: int) -> None:
@@ -130,7 +130,9 @@ COMMITTED = [joined, joined_and_open, in_a_savepoint, fully_controlled, inside, 
 
 
 @pytest.mark.parametrize("race", COMMITTED, ids=lambda race: str(race.__name__))
-async def test_committed(w: World, race: Callable[[World], Coroutine[Any, Any, None]]) -> None:
+async def test_commit_when_returned_ends_the_barrier(
+    w: World, race: Callable[[World], Coroutine[Any, Any, None]]
+) -> None:
     """When COMMIT has returned, the barrier is down, and what was put is stored."""
     assert await w.one.read() == "old"
     await race(w)
@@ -139,8 +141,8 @@ async def test_committed(w: World, race: Callable[[World], Coroutine[Any, Any, N
     await w.quiet()
 
 
-async def test_a_savepoint_around_is_rolled_back(w: World) -> None:
-    """What a joined session has put is never committed, whatever the session was told: it is not stored."""
+async def test_value_put_in_a_savepoint_when_rolled_back_is_not_stored(w: World) -> None:
+    """A value that a joined session has put is not stored where its savepoint is rolled back after its commit."""
     async with w.two.database.engine.connect() as connection:
         outer = await connection.begin()
         await connection.execute(NEW.values(name="first"))
@@ -156,8 +158,8 @@ async def test_a_savepoint_around_is_rolled_back(w: World) -> None:
     await w.quiet()
 
 
-async def test_a_later_write(w: World) -> None:
-    """What a joined session has put is changed on the same connection before the commit: it is not stored."""
+async def test_value_put_before_a_later_write_is_not_stored(w: World) -> None:
+    """A value that a joined session has put, and a later write on the connection changes, is not stored."""
     async with w.two.database.engine.connect() as connection:
         outer = await connection.begin()
         async with AsyncSession(connection) as db:
@@ -172,7 +174,7 @@ async def test_a_later_write(w: World) -> None:
 
 
 async def two_outer_transactions(w: World, other: Database) -> None:
-    """A session is joined to two connections: until both have committed, the barrier stays."""
+    """Join a session to two connections: until both have committed, the barrier stays."""
     await other.create(Base)
     async with w.two.database.engine.connect() as first, other.engine.connect() as second:
         outer = [await first.begin(), await second.begin()]
@@ -189,14 +191,16 @@ async def two_outer_transactions(w: World, other: Database) -> None:
     await w.quiet()
 
 
-async def test_two_outer_transactions(postgresql: Database, sqlite: Database, client: Redis) -> None:
+async def test_barrier_with_two_outer_transactions_stays_until_both_commit(
+    postgresql: Database, sqlite: Database, client: Redis
+) -> None:
     """The work is done when the last of them has."""
     async with world(postgresql, client) as w:
         await two_outer_transactions(w, sqlite)
 
 
-async def test_a_commit_that_is_never_sent(w: World) -> None:
-    """Somebody else's listener raises after Redis was told: nobody knows more, and nothing that was put is stored."""
+async def test_commit_when_never_sent_stores_nothing(w: World) -> None:
+    """Another listener raises after the invalidation began: the outcome is unknown, no value that was put is stored."""
 
     def refuse(connection: Connection) -> None:
         raise LookupError
@@ -220,7 +224,7 @@ async def test_a_commit_that_is_never_sent(w: World) -> None:
 
 
 @dataclass
-class Line:
+class WriterConnection:
     """A writer's way to the database, on which something that commits can be held."""
 
     proxy: TcpProxy
@@ -246,7 +250,7 @@ class Line:
         await self.on_its_way[-1].held()
 
     async def delivered(self) -> None:
-        """Let it arrive after all, and wait until it has taken effect."""
+        """Release what was held, and wait until it has taken effect."""
         for each in self.on_its_way:
             each.release()
         async with asyncio.timeout(10):
@@ -255,7 +259,7 @@ class Line:
 
 
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have SQLAlchemy give up on a connection that does not answer after a moment, and not after 2 s."""
+    """Make SQLAlchemy give up on a connection that does not answer after a moment, and not after 2 s."""
     close = asyncpg.Connection.close
 
     async def close_soon(connection: Any, *, timeout: float | None = None) -> None:
@@ -265,10 +269,10 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def line(
+async def writer_connection(
     place: Place, server: ServerDatabase, client: Redis, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Line]:
-    """Give a world at a place whose second process is connected through a proxy."""
+) -> AsyncIterator[WriterConnection]:
+    """Provide a world at a place whose second process is connected through a proxy."""
     await server.clear()
     port = server.url.port
     assert port is not None
@@ -278,7 +282,7 @@ async def line(
         options: dict[str, Any] = {"isolation_level": place.level}
         engine = create_async_engine(url, poolclass=NullPool, **options)
         w.two.database = Database(engine, async_sessionmaker(engine, expire_on_commit=False))
-        made = Line(proxy, w)
+        made = WriterConnection(proxy, w)
         try:
             yield made
         finally:
@@ -287,36 +291,36 @@ async def line(
             await engine.dispose()
 
 
-ON_LINE = [*(f"postgresql {level}" for level in ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"))]
-ON_LINE += ["mariadb REPEATABLE READ"]
+HELD_PLACES = [*(f"postgresql {level}" for level in ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"))]
+HELD_PLACES += ["mariadb REPEATABLE READ"]
 
 
-@pytest.fixture(params=ON_LINE)
+@pytest.fixture(params=HELD_PLACES)
 async def held(
     request: pytest.FixtureRequest,
     postgresql_server: ServerDatabase,
     mariadb_server: ServerDatabase,
     client: Redis,
     monkeypatch: pytest.MonkeyPatch,
-) -> AsyncIterator[Line]:
-    """Give a line to each kind of server."""
+) -> AsyncIterator[WriterConnection]:
+    """Provide a writer's connection to each kind of server."""
     place = BY_NAME[request.param]
     server = postgresql_server if place.server == "postgresql" else mariadb_server
-    async with line(place, server, client, monkeypatch) as made:
+    async with writer_connection(place, server, client, monkeypatch) as made:
         yield made
 
 
 @pytest.fixture
 async def statement_by_statement(
     mariadb_server: ServerDatabase, client: Redis, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Line]:
-    """Give a line to MariaDB, where each statement is one packet and commits by itself."""
-    async with line(BY_NAME["mariadb AUTOCOMMIT"], mariadb_server, client, monkeypatch) as made:
+) -> AsyncIterator[WriterConnection]:
+    """Provide a writer's connection to MariaDB, where each statement is one packet and commits by itself."""
+    async with writer_connection(BY_NAME["mariadb AUTOCOMMIT"], mariadb_server, client, monkeypatch) as made:
         yield made
 
 
-async def uncertain(at: Line) -> None:
-    """It may take effect at any time: nothing is stored until the barrier has lapsed; and it does take effect."""
+async def uncertain(at: WriterConnection) -> None:
+    """Check that nothing is stored until the barrier has lapsed, and that the late COMMIT does take effect."""
     w = at.w
     await w.two.cache.aclose()
     assert await w.one.read() == "old"
@@ -327,7 +331,7 @@ async def uncertain(at: Line) -> None:
     assert await w.client.exists("item:1")
 
 
-async def cancelled_on_its_way(at: Line) -> None:
+async def cancelled_on_its_way(at: WriterConnection) -> None:
     """C2: `commit()` is cancelled while its COMMIT is on the way, where it stays for a while."""
     assert await at.w.one.read() == "old"
     at.hold("commit")
@@ -339,8 +343,8 @@ async def cancelled_on_its_way(at: Line) -> None:
     await uncertain(at)
 
 
-async def swallowed(at: Line) -> None:
-    """The same in a function that gives up waiting and returns as if nothing had happened."""
+async def swallowed(at: WriterConnection) -> None:
+    """Cancel a function that gives up waiting and returns as if nothing had happened: the same."""
     two = at.w.two
 
     async def commit() -> None:
@@ -361,8 +365,8 @@ async def swallowed(at: Line) -> None:
     await uncertain(at)
 
 
-async def statement_cancelled(at: Line) -> None:
-    """A statement that commits by itself is cancelled on its way."""
+async def statement_cancelled(at: WriterConnection) -> None:
+    """Cancel a statement that commits by itself, on its way."""
     assert await at.w.one.read() == "old"
     at.hold("before_cursor_execute")
     writer = spawn(at.w.two.write("new"))
@@ -373,17 +377,17 @@ async def statement_cancelled(at: Line) -> None:
     await uncertain(at)
 
 
-async def test_cancelled_on_its_way(held: Line) -> None:
+async def test_commit_when_cancelled_on_its_way_leaves_nothing_stale(held: WriterConnection) -> None:
     """C2: readers go past the cache, and the late COMMIT leaves nothing stale."""
     await cancelled_on_its_way(held)
 
 
-async def test_swallowed(held: Line) -> None:
-    """Who returns without knowing does not know."""
+async def test_commit_when_cancellation_is_swallowed_leaves_nothing_stale(held: WriterConnection) -> None:
+    """A function that swallows the cancellation and returns does not make the outcome known."""
     await swallowed(held)
 
 
-async def test_a_statement_that_commits_by_itself(statement_by_statement: Line) -> None:
+async def test_autocommit_when_cancelled_leaves_nothing_stale(statement_by_statement: WriterConnection) -> None:
     """There is no COMMIT, and what is on its way is uncertain all the same."""
     await statement_cancelled(statement_by_statement)
 
@@ -393,7 +397,7 @@ async def test_a_statement_that_commits_by_itself(statement_by_statement: Line) 
 
 @asynccontextmanager
 async def locking(sqlite: Database, client: Redis) -> AsyncIterator[World]:
-    """Give a world without patience whose second process has one connection."""
+    """Provide a world that waits for no lock, whose second process has one connection."""
     url, hurried = sqlite.engine.url, {"timeout": 0.05}
     async with databases.opened(url, connect_args=hurried) as first, world(first, client) as w:
         engine = create_async_engine(
@@ -407,7 +411,7 @@ async def locking(sqlite: Database, client: Redis) -> AsyncIterator[World]:
 
 
 async def locked_at_commit(w: World) -> None:
-    """A reader locks the writer out at its COMMIT; the next one on the writer's connection does not commit for it."""
+    """Lock the writer out at its COMMIT: the next writer on the connection does not commit for it."""
     assert await w.one.read() == "old"
     async with w.one.database.engine.connect() as reader:
         await reader.exec_driver_sql("BEGIN")
@@ -421,7 +425,7 @@ async def locked_at_commit(w: World) -> None:
     await w.quiet()
 
 
-async def test_locked_at_commit(sqlite: Database, client: Redis) -> None:
+async def test_commit_when_the_database_is_locked_is_rolled_back(sqlite: Database, client: Redis) -> None:
     """SQLite keeps the transaction open, SQLAlchemy the connection: what failed is rolled back."""
     async with locking(sqlite, client) as w:
         await locked_at_commit(w)
@@ -430,38 +434,42 @@ async def test_locked_at_commit(sqlite: Database, client: Redis) -> None:
 # --- with one mechanism less
 
 
-async def test_without_watching(postgresql: Database, client: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody tells that COMMIT has returned: the barrier stays although all is well."""
+async def test_barrier_when_commit_is_not_watched_stays(
+    postgresql: Database, client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The return of COMMIT is not noticed: the barrier stays although all is well."""
     without("commit-watched").apply(monkeypatch.setattr)
     async with world(postgresql, client) as w:
         with pytest.raises(AssertionError):
-            await test_committed(w, joined)
+            await test_commit_when_returned_ends_the_barrier(w, joined)
 
 
 @pytest.mark.parametrize("race", [cancelled_on_its_way, swallowed], ids=lambda race: str(race.__name__))
-async def test_taking_the_unknown_for_refused(
+async def test_race_is_lost_when_unknown_counts_as_refused(
     postgresql_server: ServerDatabase,
     client: Redis,
     monkeypatch: pytest.MonkeyPatch,
-    race: Callable[[Line], Coroutine[Any, Any, None]],
+    race: Callable[[WriterConnection], Coroutine[Any, Any, None]],
 ) -> None:
     """The barrier is taken down while COMMIT is on its way."""
     without("outcome-known", lambda state: False).apply(monkeypatch.setattr)
     without("unknown-outcome", lambda intent: finish([intent], committed=False)).apply(monkeypatch.setattr)
-    async with line(BY_NAME["postgresql READ COMMITTED"], postgresql_server, client, monkeypatch) as at:
+    async with writer_connection(BY_NAME["postgresql READ COMMITTED"], postgresql_server, client, monkeypatch) as at:
         with pytest.raises(AssertionError):
             await race(at)
 
 
-async def test_leaving_it_open(sqlite: Database, client: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What found the database locked is still there for the next COMMIT."""
+async def test_race_is_lost_when_a_failed_transaction_stays_open(
+    sqlite: Database, client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A transaction that found the database locked is still there for the next COMMIT."""
     without("cancelled-is-undone").apply(monkeypatch.setattr)
     async with locking(sqlite, client) as w:
         with pytest.raises((AssertionError, DBAPIError)):
             await locked_at_commit(w)
 
 
-async def test_the_first_of_two_ends_it(
+async def test_race_is_lost_when_the_first_of_two_commits_ends_the_barrier(
     postgresql: Database, sqlite: Database, client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The barrier is taken down when one of two transactions has committed."""
@@ -476,11 +484,14 @@ async def test_the_first_of_two_ends_it(
             await two_outer_transactions(w, sqlite)
 
 
-@pytest.mark.parametrize("race", [test_a_savepoint_around_is_rolled_back, test_a_later_write])
-async def test_trusting_what_was_put(
+@pytest.mark.parametrize(
+    "race",
+    [test_value_put_in_a_savepoint_when_rolled_back_is_not_stored, test_value_put_before_a_later_write_is_not_stored],
+)
+async def test_race_is_lost_when_undone_puts_are_stored(
     postgresql: Database, client: Redis, monkeypatch: pytest.MonkeyPatch, race: Callable[[World], Any]
 ) -> None:
-    """What a session has put is stored, whatever became of it on the outer connection."""
+    """A value that a session has put is stored, whatever became of the session on the outer connection."""
     without("undone-puts-dropped").apply(monkeypatch.setattr)
     async with world(postgresql, client) as w:
         with pytest.raises(AssertionError):

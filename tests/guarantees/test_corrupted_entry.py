@@ -1,4 +1,4 @@
-"""Whatever somebody has put where an entry should be: a value of its type, or a counted miss. Nothing runs."""
+"""Bytes of any kind in an entry's place give a value of the entry's type, or a counted miss. Nothing runs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ TYPES: dict[str, tuple[Any, Any]] = {
 
 
 def judge(codec: Codec, raw: bytes) -> bool:
-    """Whether the codec takes these bytes; if so, then as a value that it would store, type for type."""
+    """Return whether the codec takes these bytes; if so, then as a value that it would store, type for type."""
     try:
         found = codec.decode(raw)
     except DecodeError:
@@ -64,7 +64,7 @@ def judge(codec: Codec, raw: bytes) -> bool:
 
 
 def same(first: Any, second: Any) -> bool:
-    """Whether two JSON documents say the same: a number is no text and no truth value, and no field is left over."""
+    """Return whether two JSON documents are equal: a number is no text and no truth value, and no field is extra."""
     if isinstance(first, bool | str | None) or isinstance(second, bool | str | None):
         return type(first) is type(second) and first == second
     if isinstance(first, dict) and isinstance(second, dict):
@@ -85,8 +85,8 @@ def test_any_bytes_are_a_value_or_a_miss(kind: Any, example: Any) -> None:
     assert not fuzz.Exploit.ran
 
 
-def test_the_exploit_would_run() -> None:
-    """It is one: who unpickles it, runs it."""
+def test_exploit_runs_when_unpickled() -> None:
+    """The exploit is one: a program that unpickles it, runs it."""
     pickle.loads(pickle.dumps(fuzz.Exploit()))
     assert fuzz.Exploit.ran
     fuzz.Exploit.ran = False
@@ -135,7 +135,7 @@ async def test_planted_entries_are_misses_that_are_counted_and_replaced(client: 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-async def test_a_hundred_thousand_planted_entries(client: Redis) -> None:
+async def test_hundred_thousand_planted_entries(client: Redis) -> None:
     """The same for 100,000."""
     await plant_and_read(client, 100_000, seed=2)
 
@@ -149,8 +149,8 @@ async def test_a_hundred_thousand_planted_entries(client: Redis) -> None:
     ],
     ids=["call", "refresh", "explain"],
 )
-async def test_no_way_to_an_entry_trusts_it(client: Redis, read: Callable[[Any], Any]) -> None:
-    """Reading, reloading and explaining a planted entry run nothing and fail nobody."""
+async def test_planted_entry_runs_nothing_on_each_way_of_reading(client: Redis, read: Callable[[Any], Any]) -> None:
+    """Reading, reloading and explaining a planted entry runs nothing and raises nothing."""
     async with Cache(client) as cache:
 
         @cache.cached("item:{number}")
@@ -164,7 +164,7 @@ async def test_no_way_to_an_entry_trusts_it(client: Redis, read: Callable[[Any],
 
 
 async def test_entries_that_change_places_are_read_where_their_type_fits(client: Redis) -> None:
-    """Documented: an entry is plain JSON that does not say whose it is, so who may write to Redis may swap two."""
+    """Documented: an entry is plain JSON without its key, so a program that may write to Redis may swap two."""
     async with Cache(client) as cache:
 
         @cache.cached("item:{number}")

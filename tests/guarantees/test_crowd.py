@@ -53,7 +53,7 @@ async def test_crowd_goes_on_when_redis_is_silent(slow: Slow) -> None:
 
 @pytest.mark.parametrize("slow", ["server"], indirect=True)
 @pytest.mark.parametrize("change", [without("crowd-waits-its-turn"), without("crowd-in-flight")], ids=label)
-async def test_crowd_is_not_stored_without_it(slow: Slow, monkeypatch: pytest.MonkeyPatch, change: Change) -> None:
+async def test_crowd_race_is_lost(slow: Slow, monkeypatch: pytest.MonkeyPatch, change: Change) -> None:
     """With the mechanism taken out, callers give up although Redis answers."""
     change.apply(monkeypatch.setattr)
     with pytest.raises(AssertionError):

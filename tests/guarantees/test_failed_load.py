@@ -70,7 +70,7 @@ async def closed_for_good(database: Database) -> AsyncSession:
 
 
 @pytest.mark.parametrize("kind", [single, many])
-async def test_failed_load_raises_for_all_who_waited(sqlite: Database, gated: GatedClient, kind: Any) -> None:
+async def test_failed_load_raises_for_all_waiting_callers(sqlite: Database, gated: GatedClient, kind: Any) -> None:
     """Two callers share the load of a table that is not there, and its error; Redis has no entry."""
     gates, cache = Gates(), Cache(gated)
     call, gate = kind(cache, gates), gates.before("load")

@@ -29,7 +29,9 @@ async def lapsed(client: Redis) -> None:
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
-async def test_killed_at_its_commit(sqlite: Database, server: EmbeddedServer, client: Redis, moment: Moment) -> None:
+async def test_writer_killed_at_its_commit_leaves_nothing_stale(
+    sqlite: Database, server: EmbeddedServer, client: Redis, moment: Moment
+) -> None:
     """Killed before COMMIT or before its end: nothing is stale, and what it barred is cached again when that lapses."""
     async with world(sqlite, client) as w:
         assert await w.one.read() == "old"

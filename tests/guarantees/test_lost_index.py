@@ -29,7 +29,7 @@ SAID = "does not know all keys"
 
 @pytest.fixture(params=["redis", "valkey"])
 async def client(request: pytest.FixtureRequest) -> Any:
-    """Give a client of each kind of server in turn, which is empty."""
+    """Provide a client of each kind of server in turn, which is empty."""
     server: EmbeddedServer = request.getfixturevalue(f"{request.param}_server")
     async with Redis(port=server.port) as made:
         await made.flushall()
@@ -37,19 +37,19 @@ async def client(request: pytest.FixtureRequest) -> Any:
 
 
 def under(text: str) -> Prefix:
-    """The prefix that a text means."""
+    """Return the prefix that a text means."""
     found = Prefix.of(text)
     assert found is not None
     return found
 
 
 def store_of(**settings: Any) -> Store:
-    """A store whose functions have keys under `user:` and `post:`."""
+    """Return a store whose functions have keys under `user:` and `post:`."""
     return Store(**{"timeout": DEADLINE, "owned": {"user:", "post:"}, **settings})
 
 
 def gates(client: Redis) -> GatedClient:
-    """A client that stops at scripts, also at those that a test has rewritten."""
+    """Return a client that stops at scripts, also at those that a test has rewritten."""
     gated = GatedClient(client)
     for script in (fastrdb.protocol.server.SEARCH, fastrdb.protocol.server.BEGIN):
         gated.knows(script.sha, script.name)
@@ -69,22 +69,22 @@ async def lose(client: Redis, *parts: str) -> None:
 
 
 async def looks(client: Redis) -> int:
-    """How often somebody has looked at all keys, or at some."""
+    """Return how often all keys, or some, were looked at."""
     found: Any = await client.info("commandstats")
     return int(found.get("cmdstat_scan", {"calls": 0})["calls"])
 
 
 async def left(client: Redis) -> set[str]:
-    """The keys that are not fastrdb's own."""
+    """Return the keys that are not fastrdb's own."""
     found: list[Any] = await client.keys("*")
     return {key.decode() for key in found if not key.startswith(b"fastrdb:")}
 
 
 @pytest.mark.parametrize("parts", [("index",), ("index", "expiry"), ()], ids=["index", "both", "all"])
-async def test_a_write_finds_what_the_index_has_lost(
+async def test_write_after_a_loss_finds_all_entries(
     client: Redis, parts: tuple[str, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """By hand, and by a commit; then the index is whole again for all that is the cache's. It is said once."""
+    """An invalidation or a commit finds the entries; then the index is whole for the cache. One line is logged."""
     store = store_of()
     for _ in range(2 if parts else 1):
         await put_entries(client, store, "user:1", "user:2", "user:2:name", "post:1", "post:2")
@@ -134,8 +134,8 @@ async def test_entries_that_outlive_index_and_note_are_found(client: Redis) -> N
     await other.aclose()
 
 
-async def test_a_load_from_before_the_loss_is_not_stored(client: Redis) -> None:
-    """Whether it is reached by the write that finds the index lost, or by a later one."""
+async def test_load_from_before_the_loss_is_not_stored(client: Redis) -> None:
+    """A load is not stored if the write that finds the index lost reaches it, nor if a later one does."""
     store = store_of()
     await put_entries(client, store, "user:0")
     for key in ("user:1", "post:1"):
@@ -148,7 +148,7 @@ async def test_a_load_from_before_the_loss_is_not_stored(client: Redis) -> None:
     assert await left(client) == set()
 
 
-async def test_a_load_that_ends_in_the_middle(client: Redis) -> None:
+async def test_load_that_ends_during_a_search_is_not_stored(client: Redis) -> None:
     """Between the look at leases and the look at entries: it finds its lease gone."""
     gated, store = gates(client), store_of()
     await put_entries(client, store, "user:0", "other:1")
@@ -163,8 +163,8 @@ async def test_a_load_that_ends_in_the_middle(client: Redis) -> None:
     assert await left(client) == {"other:1"}
 
 
-async def test_the_index_is_lost_in_the_middle_of_a_sweep(client: Redis) -> None:
-    """What the sweep has not come to yet is found."""
+async def test_index_lost_during_a_sweep_is_searched_for(client: Redis) -> None:
+    """Entries that the sweep has not come to yet are found."""
     gated, store = gates(client), store_of(chunk=2)
     await put_entries(client, store, *(f"user:{n}" for n in range(9)), "post:1")
     gate = gated.after("begin")
@@ -176,7 +176,7 @@ async def test_the_index_is_lost_in_the_middle_of_a_sweep(client: Redis) -> None
     assert await left(client) == {"post:1"}
 
 
-async def test_the_index_is_lost_once_more(client: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_index_lost_during_a_search_is_searched_for_again(client: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     """While all keys are looked at: what was stored meanwhile behind the look is not in it, so it is not whole yet."""
     monkeypatch.setattr(fastrdb.protocol.server, "_SEARCH_COUNTS", {"leases": 1, "entries": 1})
     store, deleted, later = store_of(), [0], [f"user:later:{n}" for n in range(100)]
@@ -202,8 +202,8 @@ async def test_the_index_is_lost_once_more(client: Redis, monkeypatch: pytest.Mo
     assert await looks(client) == before
 
 
-async def test_what_others_have_stays(client: Redis) -> None:
-    """Also where the whole cache goes. An entry that nobody here knows is found where a prefix reaches it."""
+async def test_keys_of_other_programs_stay(client: Redis) -> None:
+    """Also where the whole cache goes. An entry that this process does not know is found where a prefix reaches it."""
     store = store_of()
     others = {"session:9", "user", "user:visits", "user:cart"}
     await client.set("session:9", "x", px=TTL)
@@ -226,8 +226,8 @@ async def test_what_others_have_stays(client: Redis) -> None:
     assert await left(client) == others - {"session:9"} | {"session:8"} | {"elsewhere:1"}
 
 
-async def test_it_is_whole_when_all_that_was_there_has_died(client: Redis) -> None:
-    """Others' keys do not keep writers looking for ever, nor do entries under heads that nobody here knows."""
+async def test_index_is_whole_when_all_old_keys_have_expired(client: Redis) -> None:
+    """Others' keys do not keep writers looking for ever, nor do entries under heads that no function here has."""
     store = store_of(owned=())
     await client.set("session:2", "x", px=300)
     await put_entries(client, store, "user:2", ttl_ms=300)
@@ -245,8 +245,8 @@ async def test_it_is_whole_when_all_that_was_there_has_died(client: Redis) -> No
     await until(quiet)
 
 
-async def test_a_namespace_is_the_caches_own(client: Redis) -> None:
-    """All that lies in it is found, whoever knows the function; and nothing beside it."""
+async def test_namespace_is_searched_whole(client: Redis) -> None:
+    """All entries in a namespace are found, whatever their function; and nothing beside the namespace."""
     store, other = store_of(namespace="a", owned=()), store_of(namespace="b")
     for each in (store, other):
         await put_entries(client, each, "user:1", "any:1")
@@ -258,8 +258,8 @@ async def test_a_namespace_is_the_caches_own(client: Redis) -> None:
     assert await left(client) == {"b:user:1", "b:any:1"}
 
 
-async def test_an_index_without_deaths_begins_anew(client: Redis) -> None:
-    """Nobody would ever sweep it. What it knew is found by a look at all keys."""
+async def test_index_without_deaths_begins_anew(client: Redis) -> None:
+    """No sweep would ever reach its members. A look at all keys finds them."""
     store = store_of()
     await put_entries(client, store, *(f"user:{n}" for n in range(20)))
     await lose(client, "expiry")
@@ -270,7 +270,7 @@ async def test_an_index_without_deaths_begins_anew(client: Redis) -> None:
     assert await store.invalidate(client, [under("post:")]) == 1
 
 
-async def test_what_begins_anew_leaves_nothing_behind(client: Redis) -> None:
+async def test_index_lost_again_and_again_does_not_grow(client: Redis) -> None:
     """However often the index is lost, what is said of it does not pile up."""
     store = store_of()
     await client.set("session:1", "x", px=TTL)
@@ -283,7 +283,7 @@ async def test_what_begins_anew_leaves_nothing_behind(client: Redis) -> None:
     assert await client.zcard("fastrdb:expiry") <= 6
 
 
-async def test_no_look_takes_long(client: Redis) -> None:
+async def test_search_of_many_keys_takes_short_scripts(client: Redis) -> None:
     """A script looks at some hundred keys, however many there are."""
     store = store_of()
     for start in range(0, 5_000, 500):
@@ -298,8 +298,8 @@ async def test_no_look_takes_long(client: Redis) -> None:
 # --- barriers
 
 
-async def test_barriers_that_are_lost_bar_everything(client: Redis) -> None:
-    """Who reads between a writer's begin and its COMMIT stores nothing, though the barrier is gone; for its time."""
+async def test_lost_barriers_bar_every_key(client: Redis) -> None:
+    """A reader between a writer's begin and its COMMIT stores nothing, though the barrier is gone; for its time."""
     app = App({1: "old"}, client, timeout=DEADLINE)
     assert await app.read() == "old"
     intent = app.store.intent(client)
@@ -320,7 +320,7 @@ async def test_barriers_that_are_lost_bar_everything(client: Redis) -> None:
 # --- the policy
 
 
-async def test_a_policy_that_evicts_the_index_is_said(
+async def test_policy_that_evicts_the_index_is_logged(
     client: Redis, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once, when it is seen; on connecting, and when it is changed while the connection stays open."""
@@ -365,19 +365,19 @@ async def play(race: Race, client: Redis, monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     ("change", "race"),
     [
-        (without("index-is-whole"), test_a_namespace_is_the_caches_own),
-        (without("index-is-whole"), test_the_index_is_lost_in_the_middle_of_a_sweep),
-        (without("search-deletes-leases"), test_a_load_from_before_the_loss_is_not_stored),
-        (without("search-uninterrupted"), test_the_index_is_lost_once_more),
-        (without("search-spares-unknown"), test_what_others_have_stays),
-        (without("search-spares-lasting"), test_what_others_have_stays),
-        (without("index-without-deaths"), test_an_index_without_deaths_begins_anew),
-        (without("lost-barriers-noticed"), test_barriers_that_are_lost_bar_everything),
-        (without("leases-before-entries"), test_a_load_that_ends_in_the_middle),
+        (without("index-is-whole"), test_namespace_is_searched_whole),
+        (without("index-is-whole"), test_index_lost_during_a_sweep_is_searched_for),
+        (without("search-deletes-leases"), test_load_from_before_the_loss_is_not_stored),
+        (without("search-uninterrupted"), test_index_lost_during_a_search_is_searched_for_again),
+        (without("search-spares-unknown"), test_keys_of_other_programs_stay),
+        (without("search-spares-lasting"), test_keys_of_other_programs_stay),
+        (without("index-without-deaths"), test_index_without_deaths_begins_anew),
+        (without("lost-barriers-noticed"), test_lost_barriers_bar_every_key),
+        (without("leases-before-entries"), test_load_that_ends_during_a_search_is_not_stored),
     ],
     ids=label,
 )
-async def test_without_it(client: Redis, monkeypatch: pytest.MonkeyPatch, change: Change, race: Race) -> None:
+async def test_race_is_lost(client: Redis, monkeypatch: pytest.MonkeyPatch, change: Change, race: Race) -> None:
     """One line less, and something stale is left."""
     change.apply(monkeypatch.setattr)
     with pytest.raises(AssertionError):

@@ -33,7 +33,7 @@ USERS = [f"user:{n}" for n in range(30)]
 
 @pytest.fixture(params=["cluster", "valkey_cluster"])
 async def client(request: pytest.FixtureRequest) -> Any:
-    """Give a client of a cluster of each kind of server, which is empty."""
+    """Provide a client of a cluster of each kind of server, which is empty."""
     cluster: Cluster = request.getfixturevalue(request.param)
     async with cluster.client() as made:
         cluster.flush()
@@ -47,11 +47,11 @@ async def put_entries(client: RedisCluster, store: Store, *keys: str) -> None:
 
 
 async def left(client: RedisCluster) -> set[bytes]:
-    """The keys that are not fastrdb's own."""
+    """Return the keys that are not fastrdb's own."""
     return {key for key in await names_in(client) if not key.startswith(b"fastrdb:")}
 
 
-async def test_a_write_finds_what_the_index_has_lost(client: RedisCluster, caplog: pytest.LogCaptureFixture) -> None:
+async def test_write_after_a_loss_finds_all_entries(client: RedisCluster, caplog: pytest.LogCaptureFixture) -> None:
     """Entries, and loads that are under way; what others have stays. Then the index is whole again; it is said once."""
     store = store_on(client, owned={"user:", "post:"})
     for _ in range(2):
@@ -71,8 +71,8 @@ async def test_a_write_finds_what_the_index_has_lost(client: RedisCluster, caplo
     await store.aclose()
 
 
-async def test_without_rosters(client: RedisCluster) -> None:
-    """They have been lost, too: then a look at all keys of each master finds what there is."""
+async def test_write_without_rosters_finds_all_entries(client: RedisCluster) -> None:
+    """The rosters have been lost, too: then a look at all keys of each master finds what there is."""
     async with open_store(client, owned={"user:"}) as store:
         await put_entries(client, store, *USERS)
         assert await acquire(store, client, "user:slow", "slow") == Granted()
@@ -84,7 +84,7 @@ async def test_without_rosters(client: RedisCluster) -> None:
         assert not await fill(store, client, "user:slow", "slow", b"old", TTL)
 
 
-async def test_a_map_that_is_out_of_date(cluster: Cluster, cluster_client: RedisCluster) -> None:
+async def test_search_by_an_outdated_map_finds_all_entries(cluster: Cluster, cluster_client: RedisCluster) -> None:
     """The slot by which a master was known has gone to another since: all keys of each are looked at, all the same."""
     async with open_store(cluster_client, owned={"user:"}) as store:
         await put_entries(cluster_client, store, *USERS)
@@ -99,8 +99,8 @@ async def test_a_map_that_is_out_of_date(cluster: Cluster, cluster_client: Redis
             assert await left(cluster_client) == set()
 
 
-async def test_barriers_that_are_lost_bar_all_of_their_shard(client: RedisCluster) -> None:
-    """Nobody stores anything between a writer's begin and its COMMIT, for as long as the barriers would have stood."""
+async def test_lost_barriers_bar_all_keys_of_their_shard(client: RedisCluster) -> None:
+    """No reader stores anything between a writer's begin and its COMMIT, while the barriers would have stood."""
     store = store_on(client)
     await put_entries(client, store, "user:1")
     intent = store.intent(client)
@@ -117,13 +117,13 @@ async def test_barriers_that_are_lost_bar_all_of_their_shard(client: RedisCluste
 @pytest.mark.parametrize(
     ("change", "fact"),
     [
-        (without("shard-is-whole"), test_a_write_finds_what_the_index_has_lost),
-        (without("shard-lost-barriers-noticed"), test_barriers_that_are_lost_bar_all_of_their_shard),
-        (without("search-finds-names"), test_without_rosters),
+        (without("shard-is-whole"), test_write_after_a_loss_finds_all_entries),
+        (without("shard-lost-barriers-noticed"), test_lost_barriers_bar_all_keys_of_their_shard),
+        (without("search-finds-names"), test_write_without_rosters_finds_all_entries),
     ],
     ids=label,
 )
-async def test_scripts_without_it(
+async def test_race_is_lost_when_a_script_lacks_the_mechanism(
     cluster_client: RedisCluster,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
@@ -133,20 +133,22 @@ async def test_scripts_without_it(
     """One line of Lua less, and something stale is left."""
     change.apply(monkeypatch.setattr)
     with pytest.raises(AssertionError):
-        await fact(cluster_client, *([caplog] if fact is test_a_write_finds_what_the_index_has_lost else []))
+        await fact(cluster_client, *([caplog] if fact is test_write_after_a_loss_finds_all_entries else []))
 
 
-async def test_a_look_that_lets_leases_be(cluster_client: RedisCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_race_is_lost_when_a_search_spares_leases(
+    cluster_client: RedisCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Then a load that is under way stores what it saw."""
     without("look-for-leases").apply(monkeypatch.setattr)
     with pytest.raises(AssertionError):
-        await test_without_rosters(cluster_client)
+        await test_write_without_rosters_finds_all_entries(cluster_client)
 
 
-async def test_a_look_by_an_old_map(
+async def test_race_is_lost_when_a_search_uses_an_old_map(
     cluster: Cluster, cluster_client: RedisCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Then one master is looked at in another's place, which is noticed."""
     without("look-by-current-map").apply(monkeypatch.setattr)
     with pytest.raises(CacheUnavailableError, match="moved meanwhile"):
-        await test_a_map_that_is_out_of_date(cluster, cluster_client)
+        await test_search_by_an_outdated_map_finds_all_entries(cluster, cluster_client)

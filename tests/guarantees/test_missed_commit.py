@@ -24,14 +24,14 @@ DEADLINE = 0.25
 
 @pytest.fixture
 def stoppable() -> Iterator[EmbeddedServer]:
-    """Give a server of this test's own that keeps its data."""
+    """Provide a server of this test's own that keeps its data."""
     with EmbeddedServer(save=True) as started:
         yield started
 
 
 @pytest.fixture
 async def own(stoppable: EmbeddedServer) -> AsyncIterator[Redis]:
-    """Give a client of it."""
+    """Provide a client of that server."""
     async with Redis(port=stoppable.port) as client:
         yield client
 
@@ -43,7 +43,7 @@ async def repaired(*processes: Process) -> None:
             await process.store.aclose(PATIENT)
 
 
-async def test_stopped_and_started_again(
+async def test_commit_missed_while_redis_restarts_leaves_nothing_stale(
     sqlite: Database, stoppable: EmbeddedServer, own: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Reads and writes go on without Redis; when it is back with its old data, nothing of that is answered."""
@@ -72,8 +72,10 @@ async def test_stopped_and_started_again(
     assert len(set(messages)) == len(messages) <= 6, messages  # likewise of the breaker, and of the data that came back
 
 
-async def test_stopped_between_commit_and_end(sqlite: Database, stoppable: EmbeddedServer, own: Redis) -> None:
-    """The commit stands and nobody is told otherwise; the barrier that came through keeps the key empty."""
+async def test_barrier_when_redis_stops_before_the_end_keeps_the_key_empty(
+    sqlite: Database, stoppable: EmbeddedServer, own: Redis
+) -> None:
+    """The commit stands and no caller gets an error; the barrier that came through keeps the key empty."""
     async with world(sqlite, own, timeout=DEADLINE) as w:
         await w.fair()
         w.two.client.fail_with(RedisConnectionError("gone"), on="end")
@@ -87,7 +89,7 @@ async def test_stopped_between_commit_and_end(sqlite: Database, stoppable: Embed
         assert await own.exists("item:1")
 
 
-async def test_a_fill_in_flight_while_a_write_is_missed(
+async def test_fill_in_flight_while_a_write_is_missed_leaves_nothing_stale(
     sqlite: Database, stoppable: EmbeddedServer, own: Redis
 ) -> None:
     """A reader holds a lease that the missed write could not take from it: the repair deletes what it stores."""
@@ -104,8 +106,10 @@ async def test_a_fill_in_flight_while_a_write_is_missed(
         await w.fair()
 
 
-async def test_raise_fails_the_commit(sqlite: Database, stoppable: EmbeddedServer, own: Redis) -> None:
-    """With on_error="raise" what Redis cannot be told of is rolled back; the session and its connection stay usable."""
+async def test_commit_with_on_error_raise_is_rolled_back(
+    sqlite: Database, stoppable: EmbeddedServer, own: Redis
+) -> None:
+    """With on_error="raise" a commit that Redis misses is rolled back; the session and its connection stay usable."""
     async with pooled(sqlite) as database, world(database, own, timeout=DEADLINE, on_error="raise") as w:
         await w.fair()
         stoppable.stop()
@@ -126,12 +130,12 @@ async def test_raise_fails_the_commit(sqlite: Database, stoppable: EmbeddedServe
 
 
 async def rename(w: World, db: AsyncSession, name: str) -> None:
-    """A write, committed."""
+    """Write and commit."""
     await w.one.rename(db, w.one.client, 1, name)
     await db.commit()
 
 
-async def test_raise_rolls_a_connection_back(sqlite: Database, own: Redis) -> None:
+async def test_connection_with_on_error_raise_is_rolled_back(sqlite: Database, own: Redis) -> None:
     """A connection without a session, whose commit failed so, does not carry its changes into the next one."""
     async with world(sqlite, own, timeout=DEADLINE, on_error="raise") as w:
 
@@ -150,7 +154,9 @@ async def test_raise_rolls_a_connection_back(sqlite: Database, own: Redis) -> No
         assert await w.truth() == "old"
 
 
-async def test_a_black_hole(sqlite: Database, server: EmbeddedServer, client: Redis) -> None:
+async def test_call_into_a_black_hole_costs_one_deadline(
+    sqlite: Database, server: EmbeddedServer, client: Redis
+) -> None:
     """Redis neither answers nor ends: a call costs its deadline more, and no longer than that."""
     async with (
         TcpProxy(server.port) as proxy,

@@ -1,4 +1,4 @@
-"""Loads that call cached functions: of the same key too, which whoever waited for would wait for itself."""
+"""Loads that call cached functions: of the same key too, where a caller that waited would wait for itself."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ LONG = 10.0  # nor so long for anything
 
 @pytest.fixture(params=["one cache", "two caches"])
 def caches(request: pytest.FixtureRequest, client: Redis) -> tuple[Cache, Cache]:
-    """Give the caches of two functions that share their keys."""
+    """Provide the caches of two functions that share their keys."""
     first = Cache(client)
     return first, first if request.param == "one cache" else Cache(client)
 
 
 def inner(cache: Cache) -> Callable[[int], Awaitable[int]]:
-    """A function that others call in their loads."""
+    """Return a function that others call in their loads."""
 
     @cache.cached("nested:{number}", wait=WAIT)
     async def double(number: int) -> int:
@@ -33,7 +33,7 @@ def inner(cache: Cache) -> Callable[[int], Awaitable[int]]:
     return double
 
 
-async def test_a_load_calls_a_function_of_the_same_key(caches: tuple[Cache, Cache], client: Redis) -> None:
+async def test_load_that_calls_a_function_of_the_same_key(caches: tuple[Cache, Cache], client: Redis) -> None:
     """As of a service around a repository: the inner call just loads, and the outer one stores."""
     double = inner(caches[1])
 
@@ -47,7 +47,7 @@ async def test_a_load_calls_a_function_of_the_same_key(caches: tuple[Cache, Cach
     assert service.stats.fills == 1
 
 
-async def test_a_load_of_many_calls_a_function_of_the_same_keys(caches: tuple[Cache, Cache], client: Redis) -> None:
+async def test_load_of_many_that_calls_a_function_of_the_same_keys(caches: tuple[Cache, Cache], client: Redis) -> None:
     """Each of the inner calls just loads, and all are stored."""
     double = inner(caches[1])
 
@@ -60,8 +60,8 @@ async def test_a_load_of_many_calls_a_function_of_the_same_keys(caches: tuple[Ca
     assert await client.mget("nested:1", "nested:2", "nested:3") == [b"2", b"4", b"6"]
 
 
-async def test_a_load_calls_a_function_of_many_of_the_same_key(caches: tuple[Cache, Cache], client: Redis) -> None:
-    """What is not the outer call's, the inner one loads and stores itself."""
+async def test_load_that_calls_a_function_of_many_of_the_same_key(caches: tuple[Cache, Cache], client: Redis) -> None:
+    """Keys that are not the outer call's are loaded and stored by the inner one."""
 
     @caches[1].cached_many("nested:{numbers}", wait=WAIT)
     async def doubles(numbers: list[int]) -> list[int]:
@@ -76,7 +76,7 @@ async def test_a_load_calls_a_function_of_many_of_the_same_key(caches: tuple[Cac
     assert await client.mget("nested:5", "nested:6") == [b"10", b"12"]
 
 
-async def test_what_a_load_has_started_waits_for_later_loads(client: Redis) -> None:
+async def test_task_started_by_a_load_waits_for_later_loads(client: Redis) -> None:
     """A task that outlives its load is no part of the next one, and joins that."""
     cache, loads, go, come = Cache(client), 0, asyncio.Event(), asyncio.Event()
     tasks = []
@@ -107,11 +107,11 @@ async def test_what_a_load_has_started_waits_for_later_loads(client: Redis) -> N
 
 
 async def misses(load: Any, count: int) -> bool:
-    """Whether so many have missed."""
+    """Return whether so many calls have missed."""
     found: int = load.stats.misses
     return found == count
 
 
 async def coroutine(answer: Awaitable[int]) -> int:
-    """What `create_task` wants."""
+    """Await a call, as the coroutine that `create_task` wants."""
     return await answer

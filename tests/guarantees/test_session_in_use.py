@@ -1,4 +1,4 @@
-"""Two tasks that use one session at once are told so, by name, before the second has touched the database."""
+"""Two tasks that use one session at once get an error with its name, before the second has touched the database."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class ItemIn(BaseModel):
 
 @pytest.fixture
 async def w(sqlite: Database, client: Redis) -> AsyncIterator[World]:
-    """Give a world on SQLite."""
+    """Provide a world on SQLite."""
     async with world(sqlite, client) as made:
         yield made
 
 
 @contextmanager
 def statements(database: Database) -> Iterator[list[str]]:
-    """The statements that the database is asked to execute meanwhile."""
+    """Record the statements that the database is asked to execute meanwhile."""
     seen: list[str] = []
 
     def note(connection: Connection, cursor: Any, statement: str, *_: Any) -> None:
@@ -54,7 +54,7 @@ def refusal(function: str, other: str, parameter: str | None = "db") -> Any:
 
 
 async def second_miss(w: World) -> None:
-    """A second miss, while the first is loading with the same session."""
+    """Miss a second time, while the first call is loading with the same session."""
     gate = w.one.gates.before("load")
     async with w.one.database.sessions() as db:
         first = spawn(w.one.get(db, w.one.client, 1))
@@ -70,19 +70,21 @@ async def second_miss(w: World) -> None:
     await w.quiet()
 
 
-async def test_a_second_miss_is_refused(w: World) -> None:
+async def test_second_miss_is_refused(w: World) -> None:
     """The first goes on, and so does the session after it."""
     await second_miss(w)
 
 
-async def test_without_the_look_at_who_uses_it(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The test above sees it when nobody looks."""
+async def test_second_miss_is_not_refused_when_sessions_are_not_claimed(
+    w: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The test above fails when a session's users are not looked at."""
     without("session-claimed").apply(monkeypatch.setattr)
     with pytest.raises(pytest.fail.Exception):
         await second_miss(w)
 
 
-async def test_two_misses_at_once(w: World) -> None:
+async def test_two_misses_at_once_answer_one_caller(w: World) -> None:
     """Of two that are gathered, one is answered: whichever had its lease first."""
     async with w.one.database.sessions() as db:
         calls = [w.one.get(db, w.client, number) for number in (1, 2)]
@@ -105,7 +107,7 @@ async def test_hits_need_no_session(w: World) -> None:
     assert w.one.get.stats.hits == 6
 
 
-async def test_who_joins_needs_no_session(w: World) -> None:
+async def test_joining_caller_needs_no_session(w: World) -> None:
     """Several misses of one key with one session: one loads, the others wait for it."""
     async with w.one.database.sessions() as db:
         found = await asyncio.gather(*(w.one.get(db, w.one.client, 1) for _ in range(5)))
@@ -113,8 +115,8 @@ async def test_who_joins_needs_no_session(w: World) -> None:
     assert w.one.get.stats.loads == 1
 
 
-async def test_who_waits_for_a_refused_load_starts_over(w: World) -> None:
-    """The error is the leader's own: who joined it has a session of its own."""
+async def test_caller_of_a_refused_load_starts_over(w: World) -> None:
+    """The error is the leader's own: a caller that joined it has a session of its own."""
     gate = w.one.gates.before("load")
     async with w.one.database.sessions() as db:
         first = spawn(w.one.get(db, w.one.client, 1))
@@ -161,7 +163,7 @@ async def test_calls_inside_of_a_call(w: World) -> None:
     await w.quiet()
 
 
-async def test_a_call_that_outlives_the_one_around_it(w: World) -> None:
+async def test_call_that_outlives_the_one_around_it(w: World) -> None:
     """A task that a call has started and not waited for uses the session until it is over, and no longer."""
     gate = w.one.gates.before("load")
     tasks = []
@@ -181,7 +183,7 @@ async def test_a_call_that_outlives_the_one_around_it(w: World) -> None:
         assert (await w.one.get(db, w.one.client, 2)).name == "old"
 
 
-async def test_a_write_while_another_task_loads(w: World) -> None:
+async def test_write_while_another_task_loads(w: World) -> None:
     """And the other way round."""
     gate = w.one.gates.before("load")
     async with w.one.database.sessions() as db:
@@ -219,8 +221,8 @@ async def test_without_redis(w: World) -> None:
         assert (await first).name == "old"
 
 
-async def test_a_connection_in_the_place_of_a_session(w: World) -> None:
-    """The same for what is no session, told at its first statement."""
+async def test_connection_given_as_a_session_is_refused(w: World) -> None:
+    """The same for what is no session, with an error at its first statement."""
 
     @w.one.cache.cached("name:{item_id}")
     async def name(db: AsyncConnection, redis: object, item_id: int) -> str:
@@ -276,8 +278,8 @@ async def test_the_crud_class(w: World) -> None:
         assert (await crud.create(db, w.one.client, ItemIn(id=4, name="a"))).id == 4
 
 
-async def test_sessions_of_their_own(w: World) -> None:
-    """Tasks with a session each are not in each other's way, whatever they do."""
+async def test_tasks_with_own_sessions_do_not_disturb_each_other(w: World) -> None:
+    """Tasks with a session each do not disturb each other, whatever each does."""
 
     async def one(number: int) -> str:
         async with w.one.database.sessions() as db:

@@ -34,27 +34,27 @@ CALLERS = 200
 
 @pytest.fixture
 def own(request: pytest.FixtureRequest) -> Iterator[EmbeddedServer]:
-    """Give a server of this test's own."""
+    """Provide a server of this test's own."""
     with EmbeddedServer(args=("--enable-debug-command", "yes", "--lua-time-limit", "1")) as started:
         yield started
 
 
 async def read(w: World, process: Process) -> str:
-    """What a caller is answered by way of a plain client."""
+    """Return what a caller is answered by way of a plain client."""
     async with w.database.sessions() as db:
         found = await process.get(db, w.client, 1)
         return str(found.name)
 
 
 async def write(w: World, process: Process, value: str) -> None:
-    """A write, committed."""
+    """Write and commit."""
     async with w.database.sessions() as db:
         await process.rename(db, w.client, 1, value)
         await db.commit()
 
 
 async def goes_on(w: World, unwell: AbstractAsyncContextManager[None]) -> None:
-    """Reads and a write while Redis is unwell; when it is well, the write is in force for everybody, and soon."""
+    """Read and write while Redis is unwell; when it is well, the write is in force for each caller, and soon."""
     loop = asyncio.get_running_loop()
     for process in (w.one, w.two):
         assert await read(w, process) == await read(w, process) == "old"
@@ -69,7 +69,7 @@ async def goes_on(w: World, unwell: AbstractAsyncContextManager[None]) -> None:
     began = loop.time()
 
     async def in_force() -> bool:
-        # Who has not found Redis well again yet reads past it, which proves nothing.
+        # A process that has not found Redis well again yet reads past it, which proves nothing.
         return not w.one.store.has_pending and await read(w, w.two) == "new"
 
     await until(in_force)
@@ -80,7 +80,7 @@ async def goes_on(w: World, unwell: AbstractAsyncContextManager[None]) -> None:
 
 
 def stored(w: World) -> Callable[[], Any]:
-    """Whether the cache is in use again."""
+    """Return a check whether the cache is in use again."""
 
     async def hits() -> bool:
         before = w.two.get.stats.hits
@@ -95,7 +95,7 @@ def stored(w: World) -> Callable[[], Any]:
 
 @asynccontextmanager
 async def frozen(server: EmbeddedServer, admin: Redis) -> AsyncIterator[None]:
-    """It is stopped: connections stand, new ones are taken, and nothing is answered. Then it does all it was asked."""
+    """Stop the server: connections stand, new ones are taken, and no command is answered. Later it does all of them."""
     os.kill(server.pid, signal.SIGSTOP)
     try:
         yield
@@ -105,7 +105,7 @@ async def frozen(server: EmbeddedServer, admin: Redis) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def busy(server: EmbeddedServer, admin: Redis) -> AsyncIterator[None]:
-    """Somebody's script does not end: BUSY."""
+    """Run a script that does not end: BUSY."""
     async with Redis(port=server.port, socket_timeout=60) as other:
         looping = asyncio.ensure_future(other.eval("while true do end", 0))
         await until(_refuses(admin, "BUSY"))
@@ -139,7 +139,7 @@ async def cannot_save(server: EmbeddedServer, admin: Redis) -> AsyncIterator[Non
 
 @asynccontextmanager
 async def demoted(server: EmbeddedServer, admin: Redis) -> AsyncIterator[None]:
-    """READONLY: it has become a replica, of nobody who answers."""
+    """Make the server a replica, of a master that does not answer: READONLY."""
     await admin.replicaof("127.0.0.1", 1)
     yield
     await admin.replicaof("NO", "ONE")
@@ -184,7 +184,7 @@ STATES = [frozen, busy, out_of_memory, cannot_save, demoted, loading]
 
 
 @pytest.mark.parametrize("state", STATES, ids=label)
-async def test_a_server_that(state: Any, own: EmbeddedServer, sqlite: Database) -> None:
+async def test_server_in_each_state_loses_no_invalidation(state: Any, own: EmbeddedServer, sqlite: Database) -> None:
     """Refuses in its own way, or is silent."""
     async with (
         Redis(port=own.port) as client,
@@ -213,7 +213,9 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize("refusal", REFUSALS, ids=lambda text: text.partition(" ")[0])
-async def test_every_command_is_refused(refusal: str, server: EmbeddedServer, client: Redis, sqlite: Database) -> None:
+async def test_refused_commands_lose_no_invalidation(
+    refusal: str, server: EmbeddedServer, client: Redis, sqlite: Database
+) -> None:
     """Whatever the server says instead of an answer, it is never what a caller gets."""
     async with (
         TcpProxy(server.port) as proxy,
@@ -234,7 +236,9 @@ async def test_every_command_is_refused(refusal: str, server: EmbeddedServer, cl
 # --- many callers
 
 
-async def test_killed_under_two_hundred_callers(own: EmbeddedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_server_killed_under_two_hundred_callers_is_not_asked(
+    own: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """None of them fails; and when Redis has been found away, none of them even asks it."""
     events: list[Event] = []
     async with Redis(port=own.port) as client:
@@ -269,7 +273,7 @@ async def test_killed_under_two_hundred_callers(own: EmbeddedServer, monkeypatch
         await app.cache.aclose()
 
 
-async def test_a_black_hole_is_not_stormed(server: EmbeddedServer, client: Redis) -> None:
+async def test_black_hole_is_not_stormed(server: EmbeddedServer, client: Redis) -> None:
     """C8: five hundred callers whose time is over do not make five hundred connections, and no batch makes two."""
     async with TcpProxy(server.port) as proxy, Redis(port=proxy.port) as between:
         events: list[Event] = []
@@ -289,7 +293,7 @@ async def test_a_black_hole_is_not_stormed(server: EmbeddedServer, client: Redis
 
 
 def _count(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What callers ask of a wire; what is tried in the background is nobody's call."""
+    """Count what callers ask of a pipeline, without what is tried in the background."""
     asked: list[str] = []
 
     def counted(method: str) -> None:
@@ -308,7 +312,9 @@ def _count(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
-async def test_with_a_breaker_that_never_opens(own: EmbeddedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_count_sees_commands_when_the_breaker_never_opens(
+    own: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The count above counts something."""
     async with Redis(port=own.port) as client:
         app = App({1: "1"}, client)

@@ -22,7 +22,6 @@ PENDING = [
     "tests/conftest.py",
     "tests/crud",
     "tests/databases",
-    "tests/guarantees",
     "tests/keys",
     "tests/near",
     "tests/protocol",
