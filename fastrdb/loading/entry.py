@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fastrdb.errors import CacheUnavailableError
 from fastrdb.events import Counters
-from fastrdb.keys import CallPlan
+from fastrdb.keys import UNSAID, CallPlan
 from fastrdb.protocol import Patience, Store, Timed
 from fastrdb.runtime import Runtime
 from fastrdb.singleflight import Absent, Alone, Failed, FlightOutcome, Landed
-from fastrdb.transactions import WROTE, missing_row, no_result, session_s_own, wrote
+from fastrdb.transactions import WROTE, is_loading, missing_row, no_result, session_s_own, wrote
 from fastrdb.values import ABSENT, Codec, DecodeError, encode_missing, missing_message
 
 from .policy import Decision, Pace, Policy, whole_ms
@@ -24,17 +24,39 @@ if TYPE_CHECKING:
 
     from fastrdb.near import Kept, Token
 
+OTHER_KEYS = "the arguments, or the session's schema_translate_map, have changed since its key was made"
 _FOREVER_MS = -1  # what PTTL says of an entry that never expires
 
 
 @dataclass(slots=True)
 class CallContext:
-    """One call of a cached function: where its entries are, its session, and how long to wait for Redis."""
+    """One call of a cached function: where its entries are, its session, and how long to wait for Redis.
+
+    `keys_now` returns the keys of the call with a session, made from its arguments as they are by then; None if these
+    cannot change. It is given whether the load runs in the background, and the session.
+    """
 
     client: Any
     store: Store
     session: Session | None
     patience: Patience
+    keys_now: Callable[[bool, Session | None], Sequence[str] | None] | None = None
+
+    def other_keys(self, asked: Sequence[str], *, background: bool) -> str | None:
+        """Return why a load with the arguments and the session as they are now is not that of the keys; else None.
+
+        The keys are made when the function is called. The caller may change a list before its load begins, and a
+        reload in the background has a session of its own, which may read the tables of another tenant.
+        """
+        if self.keys_now is None:
+            return None
+        try:
+            keys = self.keys_now(background, self.session)
+        except UNSAID:
+            return OTHER_KEYS
+        except Exception:  # noqa: BLE001  # of an object that was loaded when the key was made
+            return None
+        return None if keys is None or list(keys) == list(asked) else OTHER_KEYS
 
 
 MISS: Any = object()
@@ -196,7 +218,7 @@ class Reading:
         Raises CacheUnavailableError.
         """
         entries, call, store = self.entries, self.call, self.call.store
-        if entries.near:
+        if entries.near and not is_loading():
             for key in self.missing():
                 if (kept := store.near.lookup(key)) is not None:
                     self.values[key] = entries.own_value(kept)

@@ -5,12 +5,19 @@ A hit is one read and a decode; `load` has the rest. Which session may read and 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
 from functools import partial
 from inspect import Parameter, signature
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
+from uuid import UUID
+
+from redis.asyncio import Redis
+from redis.asyncio.cluster import RedisCluster
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from fastrdb.errors import CacheUnavailableError, OptionError
 from fastrdb.invalidation import Put, enlist
@@ -18,6 +25,8 @@ from fastrdb.keys import MISSING, UNSAID, BoundCall, BoundMany, CallPlan, Prefix
 from fastrdb.runtime import Runtime, disabled
 from fastrdb.transactions import (
     has_transaction,
+    is_expired,
+    is_loading,
     next_order,
     plain_session,
     schema_map,
@@ -33,6 +42,15 @@ from .policy import Decision, Policy
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
+
+
+_FIXED = frozenset(
+    {
+        *(str, int, float, bool, type(None), bytes, Decimal, UUID, date, datetime, time, timedelta),
+        *(AsyncSession, AsyncConnection, Redis, RedisCluster),
+    }
+)
+"""Types of arguments that stay as they are after the call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +132,7 @@ class CachedFunction(Entries):
                     return value
             except (CacheUnavailableError, DecodeError) as error:
                 failure = error
-        elif free and self.near and (kept := store.near.lookup(key)) is not None:
+        elif free and self.near and not is_loading() and (kept := store.near.lookup(key)) is not None:
             value = kept.value if kept.owner is self.codec else self.own_value(kept)
             if value is not MISS:
                 if counters.hook is None:  # here, since the call would be felt
@@ -123,8 +141,8 @@ class CachedFunction(Entries):
                     counters.tell("near", key)
                 return value
         read = free and not self.aged
-        call = CallContext(client, store, session, store.patience(client, (key,), read=read))
-        run = partial(function, *args, **kwargs)
+        run, patience = partial(function, *args, **kwargs), store.patience(client, (key,), read=read)
+        call = CallContext(client, store, session, patience, partial(self._keys_now, run))
         return await self._missed(call, key, run, read=read, raw=raw, failure=failure)
 
     async def _missed(
@@ -171,12 +189,13 @@ class CachedFunction(Entries):
         """Return a call of which only what the key is made of must be given; with *several*, of many ids."""
         return self.plan.bind(instance, args, kwargs, partial=True)
 
-    async def refresh(self, run: Callable[[], Awaitable[Any]], values: Any) -> Any:
+    async def refresh(self, run: partial[Any], values: Any) -> Any:
         """Load now, whatever is in Redis, and store; return the value."""
         call = self.call(values)
         if call is None:
             return self.codec.convert(await run())
         key = self.key(values, call.session)
+        call.keys_now = partial(self._keys_now, run)
         loading = Loading(self, call, (key,), partial(self._run, run), many=False, refresh=True)
         reason = self.bypass_reason(call.store, call.client, call.session)
         return (await loading.resolve(reason, look=False))[0]
@@ -192,6 +211,15 @@ class CachedFunction(Entries):
     def key(self, values: BoundCall, session: Session | None = None) -> str:
         """Return the key without the namespace."""
         return with_variant(values.key, session)
+
+    def _keys_now(self, run: partial[Any], background: bool, session: Session | None) -> Sequence[str] | None:
+        """Return the keys of a call, made from its arguments as they are now; None if these cannot have changed."""
+        target, given = getattr(run.func, "__self__", None), (*run.args, *run.keywords.values())
+        if not background and target is None and not count_open(given):
+            return None
+        if any(map(is_expired, given)):  # to look at it would send a statement
+            return None
+        return (with_variant(self.plan.locate(target, run.args, run.keywords)[2], session),)
 
     def keys(self, values: Any, session: Session | None) -> list[str]:
         """Return the keys of all entries that the arguments name."""
@@ -274,6 +302,11 @@ class CachedFunction(Entries):
             over = "its exp is over, and it is kept for fail_safe"
             return replace(found, state="miss", reasons=(*found.reasons, over))
         return found
+
+
+def count_open(arguments: Iterable[object]) -> int:
+    """Return how many of the arguments may change after the call."""
+    return len([each for each in arguments if type(each) not in _FIXED])
 
 
 def with_variant(key: str, session: Session | None) -> str:

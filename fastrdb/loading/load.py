@@ -130,7 +130,7 @@ class Loading(Reading):
                 entries.counters.tell("hit", key)
         if policy.background and (aging := [*self.stale, *self.early]):
             client, store = self.call.client, self.call.store
-            alone = CallContext(client, store, None, store.patience(client, aging))
+            alone = replace(self.call, session=None, patience=store.patience(client, aging))
             again = Loading(entries, alone, self.asked, self.load, many=self.many, background=True)
             again.seen, again.early = self.seen, self.early
             entries.cache.reload(store, aging, again.in_background)
@@ -269,13 +269,15 @@ class Loading(Reading):
                 self.call = replace(self.call, session=sync_session(session))
             tokens = [flight.token for flight in leases.values()]
             async with RunningLoad(plan.function, plan.session_name, self.call.session, tokens) as load:
+                other = self.call.other_keys(self.asked, background=self.background)
                 try:
                     await self._load(keys, session)
                 except SessionInUseError:
                     raise  # each follower has a session of its own
                 except Exception as raised:  # noqa: BLE001  # raised again when followers have their answer
                     error = raised
-            return error, load.why_not_stored
+                other = other or self.call.other_keys(self.asked, background=self.background)
+            return error, load.why_not_stored or other
 
     async def _load(self, keys: Collection[str], session: Any = None) -> None:
         """Run the function."""

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from fastrdb.errors import OptionError, SchemaError
 from fastrdb.keys import BoundCall, BoundMany, CallPlan, ResultShape
 from fastrdb.runtime import Runtime
-from fastrdb.transactions import session_of
+from fastrdb.transactions import is_expired, session_of
 from fastrdb.values import Codec
 
-from .function import CachedFunction, with_argument, with_variant
+from .function import CachedFunction, count_open, with_argument, with_variant
 from .load import Loader, Loading
 from .policy import Policy
 
@@ -92,9 +92,12 @@ class CachedMany(CachedFunction):
         session = session_of(values.session)
         self.refuse_session(session)
         load = partial(self._load, run, ids, type(values.ids))
-        return self._answer(values, ids, self.keys(values, session), load, refresh)
+        keys_now = partial(self._keys_of, run, ids, type(values.ids))
+        return self._answer(values, ids, self.keys(values, session), load, keys_now, refresh)
 
-    async def _answer(self, values: BoundMany, ids: list[Any], keys: list[str], load: Loader, refresh: bool) -> Any:
+    async def _answer(
+        self, values: BoundMany, ids: list[Any], keys: list[str], load: Loader, keys_now: Any, refresh: bool
+    ) -> Any:
         call = self.call(values, keys)
         if not keys:
             found = []
@@ -104,6 +107,7 @@ class CachedMany(CachedFunction):
             found = [None if loaded[key] is None else self.codec.convert(loaded[key]) for key in keys]
         else:
             reason = self.bypass_reason(call.store, call.client, call.session)
+            call.keys_now = keys_now
             found = await Loading(self, call, keys, load, refresh=refresh).resolve(reason, look=not refresh)
         if not self.mapping:
             return found
@@ -115,6 +119,7 @@ class CachedMany(CachedFunction):
     ) -> Sequence[Any]:
         """Return what the function gives for these ids alone, which it gets as it was given all of them."""
         asked = kind(ids[at] for at in positions)
+        order = list(asked)  # the function may empty what it is given
         run = with_argument(run, self.parameter, asked)
         if session is not None:
             run = with_argument(run, str(self.plan.session_name), session)
@@ -124,12 +129,21 @@ class CachedMany(CachedFunction):
                 raise SchemaError(f"{self.plan.function} gave {type(found).__qualname__} where a mapping is declared")
             return [found.get(ids[at]) for at in positions]
         values = list(found) if isinstance(found, Iterable) else []
-        if len(values) != len(asked):
-            raise SchemaError(f"{self.plan.function} gave {len(values)} values for {len(asked)} ids")
+        if len(values) != len(order):
+            raise SchemaError(f"{self.plan.function} gave {len(values)} values for {len(order)} ids")
         if not isinstance(asked, AbstractSet):
             return values
-        by_id = dict(zip(asked, values, strict=True))
+        by_id = dict(zip(order, values, strict=True))
         return [by_id[ids[at]] for at in positions]
+
+    def _keys_of(self, run: partial[Any], ids: list[Any], kind: type, background: bool, session: Any) -> Any:
+        """Return the keys, made from the other arguments as they are now: the load has the ids as they were."""
+        given = (*run.args, *run.keywords.values())
+        target = getattr(run.func, "__self__", None)
+        if (not background and target is None and count_open(given) < 2) or any(map(is_expired, given)):
+            return None
+        run = with_argument(run, self.parameter, kind(ids))
+        return self.keys(self.plan.bind_many(target, run.args, run.keywords), session)
 
     # --- what it carries
 

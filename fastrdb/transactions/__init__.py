@@ -6,6 +6,7 @@ from .rules import (
     WROTE,
     autocommits,
     has_transaction,
+    is_expired,
     missing_row,
     no_result,
     plain_session,
@@ -17,7 +18,7 @@ from .rules import (
     why_not_stored,
     wrote,
 )
-from .scope import RunningCall, RunningLoad, apart, leads, no_store
+from .scope import RunningCall, RunningLoad, apart, is_loading, leads, no_store
 from .state import Targets, intent_on, next_order, state_of
 
 __all__ = [
@@ -30,6 +31,8 @@ __all__ = [
     "drain",
     "has_transaction",
     "intent_on",
+    "is_expired",
+    "is_loading",
     "leads",
     "leave",
     "missing_row",

@@ -24,7 +24,8 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Mapper, Session
+from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.util import greenlet_spawn
 
 from .state import (
@@ -96,6 +97,12 @@ def plain_session(session: object) -> Session | None:
 def has_transaction(session: Session) -> bool:
     """Return True if a commit may follow that what is done now must wait for."""
     return session.in_transaction() or outer_connection(session) is not None
+
+
+def is_expired(value: object) -> bool:
+    """Return True for an instance of a mapped class with attributes that would be loaded when they are looked at."""
+    state = instance_state(value) if isinstance(getattr(type(value), "__mapper__", None), Mapper) else None
+    return state is not None and bool(state.expired_attributes)
 
 
 def schema_map(session: Session) -> str | None:

@@ -227,6 +227,11 @@ def fresh_reads() -> RunningLoad | None:
     return call
 
 
+def is_loading() -> bool:
+    """Return True inside of a load: its result may be stored for all, so no part of it may be as late as a push."""
+    return _running.get() is not None and fresh_reads() is not None
+
+
 def no_store(reason: str) -> None:
     """Called inside a cached function: this result is right for this caller, but must not be stored.
 

@@ -20,6 +20,8 @@ from fastrdb.protocol import Store
 from fastrdb.testing import GatedClient, TcpProxy
 from fastrdb.testing.server import EmbeddedServer
 from fastrdb.transport import own_connection
+from tests.races.mechanisms import without
+from tests.races.seams import Change
 from tests.support.servers.databases import Database
 from tests.support.world.near import Observed
 from tests.support.world.world import Item, ItemOut, World, spawn, world
@@ -539,3 +541,43 @@ async def test_the_crud_class(sqlite: Database, client: Redis) -> None:
             await crud.update(db=db, redis=client, obj_in=ItemOut(id=1, name="new"), id=1)
         assert await get() == "new"
         assert await names() == ["new", "old"]
+
+
+@pytest.mark.parametrize("change", [None, without("loads-skip-near")], ids=["all", "without"])
+async def test_load_that_asks_a_near_function_stores_nothing_late(
+    server: EmbeddedServer, client: Redis, monkeypatch: pytest.MonkeyPatch, change: Change | None
+) -> None:
+    """What is in the process may be as late as a push, and the entry of the load around it would stay so."""
+    name = "old"
+    async with (
+        TcpProxy(server.port) as proxy,
+        Redis(port=proxy.port) as slow,
+        Cache(client, near=True, timeout=5) as here,
+        Cache(client, timeout=5) as there,
+    ):
+
+        @here.cached("user:{number}")
+        async def user(number: int) -> str:
+            return name
+
+        @here.cached("dash:{number}", near=False)
+        async def dash(number: int) -> str:
+            return f"hello {await user(number)}"
+
+        @there.invalidates(["user:{number}", "dash:{number}"])
+        async def rename(number: int) -> None:
+            nonlocal name
+            name = "new"
+
+        store = here.store(client)
+        store._tracking.servers[""]._connect = lambda _, **options: own_connection(slow.connection_pool, **options)
+        await warm(store, client, "user:1", lambda: user(1))
+        proxy.hold("down")
+        await rename(1)
+        if change is not None:
+            change.apply(monkeypatch.setattr)
+        await dash(1)
+        monkeypatch.undo()
+        proxy.release()
+        await near_of(store).until(lambda: near_of(store).lookup("user:1") is None)
+        assert await dash(1) == ("hello new" if change is None else "hello old")

@@ -248,6 +248,11 @@ _OF_LOADS = {
         "functions of the database are asked before a rollback whether they wrote",
         "transactions.scope:rollback_begins",
     ),
+    "keys-made-again": _function(
+        "a load with other arguments, or of another tenant, than its key names is not stored",
+        "loading.entry:CallContext.other_keys",
+    ),
+    "loads-skip-near": _function("a load asks Redis, and no near cache", "transactions.scope:is_loading", False),
     "session-claimed": _function("two tasks do not use one session at once", "transactions.scope:RunningCall._claim"),
     "rule-3-used-sessions": _function(
         "so it is for sessions that the task has used before", "transactions.scope:used_here", ()
