@@ -292,7 +292,7 @@ async def test_explain_tells_and_changes_nothing(load: Any, database: Database, 
         before = await load.explain(db, client, 1)
         assert (before.key, before.state, before.ttl, before.reasons) == ("row:1", "miss", None, ())
         keys: list[Any] = await client.keys("*")
-        assert {key.split(b":")[1] for key in keys} == {b"server", b"index", b"expiry", b"barriers"}
+        assert {key.split(b":")[1] for key in keys} == {b"trusted", b"index", b"expiry", b"barriers"}
         await load(db, client, 1)
         after = await load.explain(db, client, 1)
         assert after.state == "hit"
