@@ -32,8 +32,8 @@ _FOREVER_MS = -1  # what PTTL says of an entry that never expires
 class CallContext:
     """One call of a cached function: where its entries are, its session, and how long to wait for Redis.
 
-    `keys_now` returns the keys of the call with a session, made from its arguments as they are by then; None if these
-    cannot change. It is given whether the load runs in the background, and the session.
+    `keys_now` returns the keys of the call with a session, made from its present arguments; None if these cannot
+    change. Its arguments are whether the load runs in the background, and the session.
     """
 
     client: Any
@@ -43,10 +43,10 @@ class CallContext:
     keys_now: Callable[[bool, Session | None], Sequence[str] | None] | None = None
 
     def other_keys(self, asked: Sequence[str], *, background: bool) -> str | None:
-        """Return why a load with the arguments and the session as they are now is not that of the keys; else None.
+        """Return why a load with the present arguments and session is not that of the keys; else None.
 
-        The keys are made when the function is called. The caller may change a list before its load begins, and a
-        reload in the background has a session of its own, which may read the tables of another tenant.
+        The keys are made when the function is called. The caller may change a list before its load begins. A reload in
+        the background has a session of its own, which may read the tables of another tenant.
         """
         if self.keys_now is None:
             return None

@@ -15,10 +15,6 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
-from redis.asyncio import Redis
-from redis.asyncio.cluster import RedisCluster
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
-
 from fastrdb.errors import CacheUnavailableError, OptionError
 from fastrdb.invalidation import Put, enlist
 from fastrdb.keys import MISSING, UNSAID, BoundCall, BoundMany, CallPlan, Prefix, add_pairs
@@ -44,13 +40,8 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
 
-_FIXED = frozenset(
-    {
-        *(str, int, float, bool, type(None), bytes, Decimal, UUID, date, datetime, time, timedelta),
-        *(AsyncSession, AsyncConnection, Redis, RedisCluster),
-    }
-)
-"""Types of arguments that stay as they are after the call."""
+_FIXED = frozenset((str, int, float, bool, type(None), bytes, Decimal, UUID, date, datetime, time, timedelta))
+_CLIENTS_AND_SESSIONS = ("redis.", "sqlalchemy.ext.asyncio")  # modules of their types
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +204,7 @@ class CachedFunction(Entries):
         return with_variant(values.key, session)
 
     def _keys_now(self, run: partial[Any], background: bool, session: Session | None) -> Sequence[str] | None:
-        """Return the keys of a call, made from its arguments as they are now; None if these cannot have changed."""
+        """Return the keys of a call, made from its present arguments; None if these cannot have changed."""
         target, given = getattr(run.func, "__self__", None), (*run.args, *run.keywords.values())
         if not background and target is None and not count_open(given):
             return None
@@ -306,7 +297,8 @@ class CachedFunction(Entries):
 
 def count_open(arguments: Iterable[object]) -> int:
     """Return how many of the arguments may change after the call."""
-    return len([each for each in arguments if type(each) not in _FIXED])
+    kinds = [kind for each in arguments if (kind := type(each)) not in _FIXED]
+    return len([kind for kind in kinds if not kind.__module__.startswith(_CLIENTS_AND_SESSIONS)])
 
 
 def with_variant(key: str, session: Session | None) -> str:

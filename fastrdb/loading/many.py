@@ -137,7 +137,7 @@ class CachedMany(CachedFunction):
         return [by_id[ids[at]] for at in positions]
 
     def _keys_of(self, run: partial[Any], ids: list[Any], kind: type, background: bool, session: Any) -> Any:
-        """Return the keys, made from the other arguments as they are now: the load has the ids as they were."""
+        """Return the keys, made from the present arguments but for the ids, of which the load has a copy."""
         given = (*run.args, *run.keywords.values())
         target = getattr(run.func, "__self__", None)
         if (not background and target is None and count_open(given) < 2) or any(map(is_expired, given)):

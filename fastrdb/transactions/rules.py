@@ -100,7 +100,7 @@ def has_transaction(session: Session) -> bool:
 
 
 def is_expired(value: object) -> bool:
-    """Return True for an instance of a mapped class with attributes that would be loaded when they are looked at."""
+    """Return True for an instance of a mapped class with attributes that a look at it would load."""
     state = instance_state(value) if isinstance(getattr(type(value), "__mapper__", None), Mapper) else None
     return state is not None and bool(state.expired_attributes)
 

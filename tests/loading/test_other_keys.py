@@ -32,14 +32,14 @@ class Owner(Base):
 
 @pytest.fixture
 async def cache(client: Redis) -> AsyncIterator[Cache]:
-    """Give a cache that does not wait for itself."""
+    """Return a cache that does not wait for itself."""
     async with Cache(client, timeout=5) as made:
         yield made
 
 
 @pytest.fixture
 async def sessions() -> AsyncIterator[async_sessionmaker[AsyncSession]]:
-    """Give sessions of a database in memory, with one row."""
+    """Return sessions of a database in memory, with one row."""
     engine = create_async_engine("sqlite+aiosqlite://", poolclass=StaticPool)
     async with engine.begin() as connection:
         await connection.run_sync(Base.metadata.create_all)
@@ -52,7 +52,7 @@ async def sessions() -> AsyncIterator[async_sessionmaker[AsyncSession]]:
 
 
 async def outdated(client: Redis, cache: Cache) -> None:
-    """Let the `exp` of all entries be over, and the 60 s of `stale` begin."""
+    """End the `exp` of all entries: the 60 s of `stale` begin."""
     for key in await client.keys("total*"):
         await client.pexpire(key, 60_000)
 
@@ -68,7 +68,7 @@ def summing(cache: Cache, **options: Any) -> Any:
 
 
 async def test_list_that_changes_before_the_load_begins_is_not_stored(cache: Cache) -> None:
-    """Its caller gets what the function makes of it; the next caller, who asks for the old list, loads."""
+    """Its caller gets what the function makes of it; the next call with the old list loads."""
     total, batch = summing(cache), [1, 2]
     task = asyncio.create_task(total(batch))
     batch.clear()
@@ -124,7 +124,7 @@ async def test_function_that_empties_its_list_of_ids_is_answered(cache: Cache) -
 
 
 async def test_refresh_with_a_list_that_changes_is_not_stored(cache: Cache) -> None:
-    """What stood there goes, as for each refresh that stores nothing."""
+    """The old entry goes, as for each refresh that stores nothing."""
     total, batch = summing(cache), [1, 2]
     await total(batch)
 
@@ -192,7 +192,7 @@ async def test_object_that_the_load_expires_is_stored(cache: Cache, sessions: as
 async def test_argument_that_changes_without_the_mechanism_is_stored(
     cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """These tests see it: another caller gets what was made of the changed list."""
+    """Another caller gets what was made of the changed list."""
     without("keys-made-again").apply(monkeypatch.setattr)
     total, batch = summing(cache), [1, 2]
     task = asyncio.create_task(total(batch))
