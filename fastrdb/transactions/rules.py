@@ -288,6 +288,8 @@ def unreachable(error: BaseException) -> bool:
     was sent), or one that was lost. An answer of the database is none of these, whatever the class of its error: a
     missing column is an OperationalError on some of them.
     """
+    if isinstance(error, PermissionError | FileExistsError | IsADirectoryError | NotADirectoryError):
+        return False  # an answer to the function: an old value must not stand for "access denied"
     if isinstance(error, OSError | PoolTimeout):
         return True
     if not isinstance(error, DBAPIError):  # the driver's own, which SQLAlchemy 2.0 does not translate when connecting

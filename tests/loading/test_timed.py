@@ -601,6 +601,16 @@ async def test_an_answer_of_the_database_is_no_failure(client: Redis, source: So
             await shop.get()
 
 
+async def test_denied_access_is_raised_and_never_an_old_value(client: Redis, source: Source) -> None:
+    """PermissionError is an OSError, and still an answer of the function."""
+    shop = Shop(source, client, exp=60, fail_safe=300)
+    await shop.get()
+    await client.pexpire("item:1", 1000)
+    source.error = PermissionError("not for this caller")
+    with pytest.raises(PermissionError):
+        await shop.get()
+
+
 async def test_fail_safe_without_an_entry_raises(client: Redis, source: Source) -> None:
     """Without an entry the error is raised as it is."""
     shop = Shop(source, client, fail_safe=60)
