@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from tests.support.servers.databases import Database, ServerDatabase
 
 
-PATIENCE = 5.0  # seconds
 pytest_plugins = ["pytester", "fastrdb.testing.plugin"]
 
 
@@ -38,14 +37,29 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     return None if whole else 0
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Define `cache_timeout` of pyproject.toml."""
+    parser.addini("cache_timeout", "seconds that a Cache waits for Redis where a test gives no timeout")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Say in each run that caches are more patient here than for users."""
+    return f"fastrdb: Cache() waits for Redis {config.getini('cache_timeout')} s here, see patient_caches in conftest"
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _patient() -> Iterator[None]:
-    """Have caches wait for Redis for longer than a busy machine stands still, where a test does not say how long."""
+def patient_caches(pytestconfig: pytest.Config) -> Iterator[float]:
+    """Replace the default timeout of every `Cache` and `Store` (0.25 s for users) by `cache_timeout`.
+
+    A busy machine may stand still for longer than 0.25 s, and a test would then see a cache that does without Redis.
+    A test of the timeout itself gives its own. The fixture's value is the default for users.
+    """
+    timeout, default = float(pytestconfig.getini("cache_timeout")), default_cache.timeout
     with pytest.MonkeyPatch.context() as patch:
         for init in (Cache.__init__, Store.__init__):
-            patch.setitem(init.__kwdefaults__ or {}, "timeout", PATIENCE)
-        patch.setattr(default_cache, "timeout", PATIENCE)
-        yield
+            patch.setitem(init.__kwdefaults__ or {}, "timeout", timeout)
+        patch.setattr(default_cache, "timeout", timeout)
+        yield default
 
 
 @pytest.fixture(scope="session")
