@@ -18,7 +18,7 @@ class OptionError(FastRDBError, TypeError, ValueError):
 
 
 class SchemaError(FastRDBError, TypeError):
-    """A type whose values would not come back from JSON as they went in."""
+    """A type whose values would not come back from JSON unchanged."""
 
 
 class KeyValueError(FastRDBError, TypeError):

@@ -82,7 +82,7 @@ BUGS: dict[str, Bug] = {
     "lease-not-indexed": Bug("a lease is not in the index, so a sweep does not find it", (without("lease-indexed"),)),
     "all-barriers-down": Bug(
         "the end of one writer takes down the barriers of all, and none looks whether its own stood until then",
-        (without("barriers-told-apart"), without("barriers-stood")),
+        (without("barriers-distinguished"), without("barriers-stood")),
         {"faults": ("stall", "slow-load", "slow-commit")},
     ),
     "after-commit": Bug(

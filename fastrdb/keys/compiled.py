@@ -45,7 +45,7 @@ class Pair:
 
 @dataclass
 class Recipe:
-    """What the key, the Redis and the session of a function's calls are made of.
+    """The parts of which a key is made, and the places of Redis and session among a call's arguments.
 
     Attributes:
         function: the function's name.
@@ -105,7 +105,7 @@ class Recipe:
         return self._twins[kind]
 
     def _declaration(self, text: _Text, partial: bool) -> str:
-        """Return the parameters, as they are between the parentheses of a `def`."""
+        """Return the parameters, as written between the parentheses of a `def`."""
         parts: list[str] = []
         several = [*self.parameters.values()]
         kinds = [each.kind for each in several]

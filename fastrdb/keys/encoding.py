@@ -1,6 +1,6 @@
 """Canonical values: how one argument is written inside a key, so that equal text means equal value.
 
-A value's text is what the value is equal by; a mark behind it, `%a`, tells which of the equal values it is. So the
+A value's text is what the value is equal by; a mark behind it, `%a`, says which of the equal values it is. So the
 arguments `5`, `5.0`, `Decimal("5.00")` and `"5"` have four texts, and one prefix reaches them all. A value of exactly
 the declared type has no mark. In a text, everything that means something in a key is percent-encoded in upper case
 (`%3A`). `%` with a lower-case letter is a mark or a tag, and brackets stand unescaped only around the items of a
@@ -30,7 +30,7 @@ Encoder = Callable[[Any], str]
 
 NONE: Final = "%none"
 MARK: Final = "%a"
-"""Between the text that a value is equal by, and what tells it from other values with that text."""
+"""Between the text that a value is equal by, and what differs in other values with that text."""
 _MOST_DIGITS: Final = 320  # enough for all floats; a Decimal beyond is written with its exponent
 _MEANINGFUL = re.compile(r"[:?&=%*\[\]\\{}\s\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _search = _MEANINGFUL.search
@@ -62,11 +62,11 @@ def has_meaningful(text: str, allowed: str = "") -> str | None:
 
 
 def class_name(cls: type) -> str:
-    """Return module and qualified name of a class, as they stand in a key."""
+    """Return module and qualified name of a class, as written in a key."""
     return quote(f"{cls.__module__}.{cls.__qualname__}")
 
 
-# --- scalars: a tag for each type, the text that a value is equal by, and what that text does not tell ----------------
+# --- scalars: a tag for each type, the text that a value is equal by, and what that text does not say ----------------
 
 
 def _write_str(value: str) -> tuple[str, str]:
@@ -117,7 +117,7 @@ def _write_time(value: time) -> tuple[str, str]:
 
 
 def _zone(zone: tzinfo | None) -> str:
-    """Return what tells a time zone from its offset of the moment; "" for a fixed offset without a name of its own."""
+    """Return what a time zone is beside its offset of the moment; "" for a fixed offset without a name of its own."""
     cls = type(zone)
     if zone is None or (cls is timezone and str(zone).startswith("UTC")):
         return ""
@@ -150,7 +150,7 @@ _PLAIN_UNDECLARED = frozenset((str, bool, int, float, UUID, datetime, date, time
 
 
 def _kind(cls: type, base: type) -> type:
-    """Return the class that values of *cls* count as: itself, or *base* where nothing tells the two apart.
+    """Return the class that values of *cls* count as: itself, or *base* where the two do not differ.
 
     A StrEnum's member is formatted and compared as its value is; drivers give UUIDs of classes of their own.
     """

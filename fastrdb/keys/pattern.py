@@ -1,7 +1,8 @@
 """Patterns, and the keys made of them. Text in, text out.
 
-A key can be read back in one way only: literal text of the pattern, values in which everything that means something
-is escaped (see `encoding`), then perhaps `?name=value&name=value` for the arguments that the pattern does not name.
+A key can be read back in one way only. First comes the pattern's literal text with values, in which everything that
+means something is escaped (see `encoding`). Then perhaps `?name=value&name=value` has the arguments that the pattern
+does not name.
 """
 
 from __future__ import annotations
@@ -168,7 +169,7 @@ def _also(after: str) -> str:
 
 
 def add_pairs(key: str, pairs: Mapping[str, str]) -> str:
-    """Return the key with further pairs behind it: names as they stand, values quoted."""
+    """Return the key with further pairs behind it: names unchanged, values quoted."""
     more = "&".join(f"{name}={quote(text)}" for name, text in sorted(pairs.items()))
     return fit(f"{key}{'&' if '?' in key else '?'}{more}")
 
@@ -206,7 +207,7 @@ def escaping(encode: Encoder, also: str) -> Encoder:
 def hashed(secret: object, owner: str) -> Seal | None:
     """Return what replaces a text by its hash under *secret*, so that no key shows whose data it is; None without one.
 
-    Equal texts have equal hashes wherever they stand, so that a prefix still reaches the value's keys.
+    Equal texts have equal hashes at any place, so that a prefix still reaches the value's keys.
 
     Raises:
         OptionError: not bytes, or empty. The message does not show the secret.

@@ -71,7 +71,7 @@ class Prefix:
 
     @property
     def filter(self) -> str:
-        """What decides about keys that begin with `head`, for Lua: "" for all of them, else the glob.
+        """Return what decides about keys that begin with `head`, for Lua: "" for all of them, else the glob.
 
         A glob that ends in `$` is whole. All other characters but `*` and `?` stand for themselves.
         """
@@ -133,7 +133,7 @@ def _ends_at(text: str, at: int) -> bool:
 
 
 class Reached(NamedTuple):
-    """What an invalidation reaches: prefixes, and single keys."""
+    """The keys that an invalidation reaches: prefixes, and single keys."""
 
     prefixes: list[Prefix]
     keys: list[str]
@@ -191,7 +191,7 @@ def _with_keys(prefixes: list[Prefix], keys: Iterable[Reached]) -> Reached:
 def _distinct(
     templates: Sequence[Template], calls: Sequence[Arguments], of_result: bool
 ) -> Iterable[tuple[Template, Arguments]]:
-    """Return the templates that need the result, or not, with the calls between which each can tell a difference."""
+    """Return the templates that need the result, or not, with the calls between which each differs."""
     for each in templates:
         roots = sorted(each.pattern.names)
         if (RESULT in roots) is not of_result:
@@ -275,7 +275,7 @@ class Template:
         return found
 
     def _texts_of(self, part: Part, value: Any, encode: Encoder, lenient: bool) -> tuple[str, ...]:
-        """Return the texts that functions may have for the value, whatever they declare, with `*` for any mark."""
+        """Return the texts that functions may have for the value, whatever type is declared, with `*` for any mark."""
         if value is _NOTHING:
             if lenient:
                 raise KeyValueError(self._function, part.field, "NoneType")
@@ -329,7 +329,7 @@ def part_encoder(part: Part, declared: Any, seal: Seal | None = None) -> Encoder
 
 
 def fingerprint(values: Iterable[Any]) -> Hashable:
-    """Return what two lists of values have in common only if they are written alike, and nearly always then.
+    """Return what two lists of values have in common only if both are written alike, and nearly always then.
 
     Only of plain types is it known that what is written otherwise prints otherwise: an own type may print as `***`.
     """

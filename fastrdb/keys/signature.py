@@ -365,7 +365,7 @@ def _element(declared: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class ResultShape:
-    """What such a function gives: a mapping by id, or a list in the order of the ids; and the type of one value."""
+    """The shape of such a function's result: a mapping by id or a list in the order of the ids; and a value's type."""
 
     mapping: bool
     value: Any

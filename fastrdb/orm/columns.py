@@ -1,4 +1,4 @@
-"""What a mapped class says of its columns: names, Python types, unique keys, and which values equality tells apart.
+"""What a mapped class says of its columns: names, Python types, unique keys, and which values are equal.
 
 Everything that a user names (filters, orders, placeholders) is looked up here, and is a column or an error: no other
 attribute of the model can be reached by name. No I/O, and no configuring of mappers: a `FastRDB` may be made while
@@ -52,13 +52,13 @@ class Field:
 
     @classmethod
     def of(cls, name: str, column: Column[Any]) -> Field:
-        """What the column's type tells."""
+        """Return what the column's type says of its values."""
         python_type = _python_type(column.type)
         adapter = None if python_type is Any else TypeAdapter(python_type)
         return cls(name, column, python_type, _exactness(column.type), adapter)
 
     def exact_in(self, dialect: str) -> bool:
-        """True if two values that are equal in the database are equal here, whatever the collation there."""
+        """Return whether two values that are equal in the database are equal here, whatever the collation there."""
         if self.exactness == "by collation":  # by default only MySQL's and MariaDB's take different texts for equal
             return dialect in {"sqlite", "postgresql"}
         return self.exactness == "everywhere"
@@ -90,21 +90,21 @@ class Columns:
         self.primary_key = tuple(self._names(self.mapper.primary_key) or ())
 
     def field(self, name: object) -> Field:
-        """The column of that name. Raises UnknownFieldError."""
+        """Return the column of that name. Raises UnknownFieldError."""
         found = self.fields.get(name) if isinstance(name, str) else None
         if found is None:
             raise UnknownFieldError(str(name), self.name, self.fields)
         return found
 
     def attribute(self, name: object) -> InstrumentedAttribute[Any]:
-        """The same as what statements are made of. Raises UnknownFieldError."""
+        """Return the same as what statements are made of. Raises UnknownFieldError."""
         attribute: InstrumentedAttribute[Any] = getattr(self.model, self.field(name).name)
         return attribute
 
     def filters(
         self, given: Mapping[str, Any], *, required: Iterable[str] = (), pattern: str = "", some: bool = False
     ) -> dict[str, Any]:
-        """What a caller filters by, each value as its column's type; None finds NULL.
+        """Return what a caller filters by, each value as its column's type; None finds NULL.
 
         Raises:
             UnknownFieldError: a name that is no column.
@@ -121,7 +121,7 @@ class Columns:
         return asked
 
     def listed(self, given: Mapping[str, Any]) -> tuple[str, list[Any]]:
-        """The one filter that has several values, and these. Raises UnknownFieldError, ValueError."""
+        """Return the one filter that has several values, and these. Raises UnknownFieldError, ValueError."""
         names = [name for name in given if isinstance(given[name], _SEVERAL) and not self._holds_list(self.field(name))]
         if len(names) != 1:
             raise ValueError(f"get_many takes one list of values, as in get_many(..., id=[1, 2]); got {len(names)}")
@@ -129,20 +129,20 @@ class Columns:
         return field.name, [self._one(field, value) for value in given[field.name]]
 
     def exact_in(self, dialect: str, names: Iterable[str]) -> bool:
-        """True if in that database a row found by these columns has the very values it was asked by."""
+        """Return whether in that database a row found by these columns has the very values of the filter."""
         return all(self.fields[name].exact_in(dialect) for name in names)
 
     def deferred(self) -> list[str]:
-        """The columns that the model does not load unless asked to."""
+        """Return the columns that the model does not load unless asked to."""
         found = {name: self.mapper.get_property_by_column(field.column) for name, field in self.fields.items()}
         return [name for name, mapped in found.items() if getattr(mapped, "deferred", False)]
 
     def unique(self, names: Collection[str]) -> bool:
-        """True if no two rows have the same values there: they hold the primary key or a unique constraint."""
+        """Return whether no two rows have the same values there: the primary key or a unique constraint is in them."""
         return any(key <= set(names) for key in self._unique_keys())
 
     def values(self, row: object, names: Iterable[str]) -> dict[str, Any]:
-        """The row's values in these columns."""
+        """Return the row's values in these columns."""
         return {name: getattr(row, name) for name in names}
 
     def _one(self, field: Field, value: Any) -> Any:
@@ -171,7 +171,7 @@ class Columns:
                 yield frozenset(names)
 
     def _names(self, columns: Iterable[Any]) -> list[str] | None:
-        """The attributes of these columns; None if one has none."""
+        """Return the attributes of these columns; None if one has none."""
         names = []
         for column in columns:
             try:
@@ -182,7 +182,7 @@ class Columns:
 
 
 def _python_type(kind: TypeEngine[Any]) -> Any:
-    """The Python type of a column's values; Any where it cannot be known, as behind a user's TypeDecorator."""
+    """Return the Python type of a column's values; Any where it cannot be known, as behind a user's TypeDecorator."""
     if isinstance(kind, TypeDecorator):
         return Any
     try:

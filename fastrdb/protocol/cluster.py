@@ -5,8 +5,8 @@ the index. A caller that has done both is in the index, with a lease, before a w
 every writer that begins later finds the lease, and the load sees what every earlier writer has committed.
 
 Writers: in each shard that is reached, in one script, set barriers, see what the index has, and enter what will be
-written through. Then for each key delete (or take) its lease, then delete its entry, by commands of one key each,
-which a slot that is being moved does not refuse. After the COMMIT: fills, and then the barriers go. The model check
+written through. Then for each key delete (or take) its lease, then delete its entry: by commands of one key each.
+A slot that is being moved does not refuse these. After the COMMIT: fills, and then the barriers go. The model check
 refutes other orders.
 """
 
@@ -156,7 +156,7 @@ class ClusterBackend(Backend):
         return [bool(reply) for reply in await self._and_list_dead(client, self._fills(writes), lives)]
 
     async def release(self, client: Client, leases: Sequence[tuple[bytes, str]]) -> None:
-        """Give leases back, and list in the same round trip what is dead in their shards."""
+        """Release leases, and list in the same round trip what is dead in their shards."""
         for portion in portions(leases, self._chunk):
             lives: dict[Shard, Sequence[bytes | int]] = {self.keyspace.shard(entry): () for entry, _ in portion}
             await self._and_list_dead(client, [self._release(entry, token) for entry, token in portion], lives)
@@ -347,7 +347,7 @@ class IndexSweeper:
         self._task: asyncio.Task[None] | None = None
 
     def check(self, client: Client, found: Sequence[bytes]) -> None:
-        """Have members checked in the background; `found` has each with its score behind it."""
+        """Check members in the background; `found` has each with its score behind it."""
         for member, score in zip(found[::2], found[1::2], strict=True):
             if len(self._due) < _MOST_DUE:
                 self._due[member] = score

@@ -33,10 +33,10 @@ each row) bars their common head instead: this blocks more keys during the COMMI
 
 
 class Writer:
-    """What all writers of a store share: a backend, repairs, and the near cache, which forgets what a sweep reaches.
+    """The parts that all writers of a store share: backend, repairs, and the near cache, which a sweep clears.
 
     Args:
-        on_error: whether a commit fails that Redis cannot be told of. Such a commit tries Redis in any case; the others
+        on_error: whether a commit fails that Redis misses. Such a commit tries Redis in any case; the others
             do not wait for it while the circuit breaker is open.
         renewal_s: seconds after which a second `begin` sets all barriers again.
         sleep: for tests.
@@ -86,7 +86,7 @@ class Writer:
 
 
 class Intent:
-    """What one transaction will do to the cache. Call `begin` before COMMIT, then `end` or `abandon`, once.
+    """The changes of one transaction to the cache. Call `begin` before COMMIT, then `end` or `abandon`, once.
 
     If `begin` is cancelled, do not commit: `end(False)` takes back what reached Redis, or it lapses.
     """
@@ -129,7 +129,7 @@ class Intent:
         """Store `raw` under `key` for `ttl_ms` (at least 1) once committed; replaces an earlier put of the key.
 
         The value must follow from rows that this transaction has written and so has locked: no other transaction can
-        have changed them since they were read.
+        have changed them since this one read the rows.
         """
         self._puts[key] = (raw, ttl_ms)
         if self._writer.keyspace.entry(key) not in self._leases:
@@ -154,7 +154,7 @@ class Intent:
         targets, puts, again = list(self._new), list(self._new_puts), bool(self._leases)
         leases = dict.fromkeys((writer.keyspace.entry(key) for key in puts), b"")
         fence = self._fence(targets, leases)
-        # Noted before they are sent: whatever reaches the server, end() takes it back.
+        # Noted before the commands are sent: whatever reaches the server, end() takes it back.
         self._barred.update(dict.fromkeys(fence))
         self._leases.update(leases)
         patience = writer.patience(self._client)
@@ -196,7 +196,7 @@ class Intent:
                 stood = await writer.backend.end(
                     self._client, self.token, writes, released, list(self._barred), renew=patience.renew
                 )
-                # The server came back without the barriers, or they lapsed before the COMMIT: a reader may have stored
+                # The server came back without the barriers, or these lapsed before the COMMIT: a reader may have stored
                 # what it loaded before.
                 if not stood and committed:  # mechanism: second-sweep
                     await writer.sweep(self._client, "", (), self._reached(), renew=patience.renew)
@@ -205,10 +205,10 @@ class Intent:
                 writer.repairs.add(self._client, self._reached(), barred=False, reason=error)
 
     def abandon(self) -> None:
-        """Take an unknown outcome: the barriers stay until they lapse, for the COMMIT may still be under way.
+        """Take an unknown outcome: the barriers stay until each lapses, for the COMMIT may still be under way.
 
         A repair sets the same barriers again and deletes what has been stored since: a server that was started again
-        has lost the barriers, and no `end` will check whether they stood.
+        has lost the barriers, and no `end` will check whether the barriers stood.
         """
         if self._over:
             return

@@ -64,7 +64,7 @@ class Timed:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What Redis holds for a key. `ttl_ms` is None if there is no entry, and -1 if it never expires."""
+    """The state of a key in Redis. `ttl_ms` is None if there is no entry, and -1 if it never expires."""
 
     ttl_ms: int | None
     size: int
@@ -121,7 +121,7 @@ class Backend(ABC):
 
     @abstractmethod
     async def release(self, client: Client, leases: Sequence[tuple[bytes, str]]) -> None:
-        """Give leases back, each of an entry if it holds the token. May be repeated."""
+        """Release leases, each of an entry if it holds the token. May be repeated."""
 
     @abstractmethod
     async def inspect(self, client: Client, entry: bytes) -> Entry:

@@ -44,7 +44,7 @@ class Range(NamedTuple):
 
 
 class Target(NamedTuple):
-    """What an invalidation reaches, by names in Redis: all keys under a head that pass a filter, or one key."""
+    """The keys that an invalidation reaches, by names in Redis: all under a head that pass a filter, or one key."""
 
     head: bytes
     filter: bytes = b""

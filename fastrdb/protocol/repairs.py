@@ -88,8 +88,8 @@ class Repairs:
         _, late = await asyncio.wait({task}, timeout=limit)
         if late:
             logger.warning(
-                "closed with %d invalidations that Redis has not taken: entries under them may be out of date until "
-                "they expire",
+                "closed with %d invalidations that Redis has not taken: their entries may be out of date until "
+                "each expires",
                 len(self.left()),
             )
             await ended((task,))

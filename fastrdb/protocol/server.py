@@ -1,10 +1,10 @@
 """The protocol on one server: each step is one script.
 
 Where the index is not complete, the way to find entries is to look at all keys there are, once. An index is one key: a
-server that must make room may evict it, and people delete keys by hand. What says where it is complete lies in the
-index itself, so that each sweep sees in its own script whether it can rely on it. The search deletes all leases first,
-and then the entries: in one go over both, a lease still to come could become an entry where the search has been
-already. The model check refutes that order.
+server that must make room may evict it, and people delete keys by hand. The note of where the index is complete
+lies in the index itself: so each sweep sees in its own script whether to rely on the index. The search deletes all
+leases first, and then the entries: in one go over both, a lease still to come could become an entry where the search
+has been already. The model check refutes that order.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class ServerBackend(Backend):
             case [b"granted", held]:
                 return Granted(held)
             case [b"busy", token]:
-                return Busy(token.decode("ascii", "replace"))  # a token of no caller is nobody's flight
+                return Busy(token.decode("ascii", "replace"))  # a token of no caller is that of no flight
             case [b"restarted"]:
                 self.trust.distrust()
         return Barred()
@@ -134,7 +134,7 @@ class ServerBackend(Backend):
         return [bool(reply) for reply in await self.link.portions(client, calls, self._chunk)]
 
     async def release(self, client: Client, leases: Sequence[tuple[bytes, str]]) -> None:
-        """Give leases back, by a script each."""
+        """Release leases, by a script each."""
         names, shard = self.keyspace, self._shard
         calls = [
             Call(
@@ -198,7 +198,7 @@ class ServerBackend(Backend):
             if done == len(ranges):
                 return deleted, held
             renew()
-            barriers = []  # they stand
+            barriers = []  # none is to be set again
             if lost:
                 deleted += await self._search(client, ranges[done:], token if spare else "", renew)
                 ranges = []

@@ -1,7 +1,7 @@
 """The face of the protocol: every operation on one Redis, one method each.
 
-It knows Redis and bytes; not sessions, not values, not functions. What keeps a stale entry out is in the scripts
-(`lua/`), in the order of steps of a backend and of `intent.py`, and in what the methods here require of their caller.
+It knows Redis and bytes; not sessions, not values, not functions. Three things keep a stale entry out: the
+scripts (`lua/`), the order of steps of a backend and of `intent.py`, and what each method requires of its caller.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ class Fill(NamedTuple):
 class Store:
     """The protocol on one Redis, for one event loop. It holds no client, except while a repair is under way.
 
-    All methods that send something raise CacheUnavailableError when Redis does not do it, unless they say otherwise.
+    All methods that send something raise CacheUnavailableError when Redis does not do it, unless documented otherwise.
 
     Args:
         timeout: seconds that a round trip may take, and all that one call waits for Redis (`patience`).
         lease: seconds that the longest load takes that is stored.
         barrier: seconds that the longest COMMIT takes.
         chunk: how many index members one script looks at, and how many scripts go at once.
-        on_error: whether a commit fails that Redis cannot be told of.
+        on_error: whether a commit fails that Redis misses.
         near: bounds of what is kept in this process.
         heads: what keys begin with that may be kept in this process; may grow.
         owned: what all keys of the cache's functions begin with; may grow.
@@ -100,7 +100,7 @@ class Store:
         return self.repairs.has_pending
 
     def bypass_reason(self, client: Client) -> str | None:
-        """Return why entries may not be read now; None if they may. Starts what ends the reason."""
+        """Return why entries may not be read now; None if reading is allowed. Starts what ends the reason."""
         if not self.obstacles:
             return None
         if self._link.closed_for(client):
@@ -167,7 +167,7 @@ class Store:
         """Ask for the right to load keys and store them, each with a token of its own, in one round trip.
 
         Begin the loads after this has returned. A call that is cancelled or fails may have been granted leases all the
-        same: release them with the same tokens, or they keep others from storing until they lapse.
+        same: release them with the same tokens, or these keep others from storing until each lapses.
 
         Args:
             refresh: also where there are entries.
@@ -187,7 +187,7 @@ class Store:
             return await self._backend.fill(client, writes)
 
     async def release(self, client: Client, tokens: Mapping[str, str]) -> None:
-        """Give leases back, in one round trip, each if it holds its token. May be repeated."""
+        """Release leases, in one round trip, each if it holds its token. May be repeated."""
         await self._backend.release(client, [(self.keyspace.entry(key), token) for key, token in tokens.items()])
 
     async def discard(self, client: Client, key: str, raw: bytes) -> bool:
@@ -238,7 +238,7 @@ class Store:
         return self.repairs.left()
 
     async def aclose(self, limit: float = 1.0, *, closing: bool = False) -> None:
-        """Let repairs finish within `limit` seconds, then stop them; give connections back, or close them before."""
+        """Wait `limit` seconds at most for repairs, then stop them; give connections back, or close them before."""
         await self.repairs.aclose(limit)
         await self._backend.aclose()
         await self._tracking.aclose()

@@ -5,8 +5,8 @@ back that had been invalidated. A server is known by its replication id, which c
 promotion. The ids whose data is trusted are noted beside the index, in each shard. Where a server has another id, one
 process deletes everything, and notes the id.
 
-A former master that was not restarted has its old id, and an old note. So each healing notes a new mark besides, and a
-process trusts a note only if the note has all that the process has seen of ids and marks before. A note grows by two
+A former master that was not restarted has its old id, and an old note. So each healing notes a new mark besides. A
+process trusts a note only if the note has all ids and marks that the process has seen before. A note grows by two
 members with each restart.
 """
 
@@ -41,7 +41,7 @@ _PAUSE_S = 0.05
 
 
 class Trust:
-    """What one event loop knows of it. While data is not trusted, this object blocks reads.
+    """The trust of one event loop in its servers. While data is not trusted, this object blocks reads.
 
     It is the greeting of connections: what each one begins with, and repeats once a second.
     """
@@ -144,7 +144,7 @@ class Trust:
         if not self._said_unknown:
             self._said_unknown = True
             reason = why.decode("utf-8", "replace")
-            logger.warning("Redis tells no replication id (%s): a restart with old data is not noticed", reason)
+            logger.warning("Redis gives no replication id (%s): a restart with old data is not noticed", reason)
 
     def _note_policy(self, replication_id: bytes, policy: bytes) -> None:
         if not self._on_cluster:

@@ -1,6 +1,6 @@
 """The one way to Redis: commands and scripts, every failure a CacheUnavailableError.
 
-Replies are bytes, whatever the client was told to decode. A command whose caller was cancelled or timed out may still
+Replies are bytes, whatever the client decodes. A command whose caller was cancelled or timed out may still
 be executed, and one without a reply may be sent again: commands are executed at least once.
 """
 
@@ -26,7 +26,7 @@ from .timeouts import Answers, Budget, Waits
 
 
 class Route(Answers, Protocol):
-    """How commands get to the server of one client."""
+    """The way of commands to the server of one client."""
 
     breaker: Breaker
 
@@ -92,7 +92,7 @@ class RedisClient:
     async def read(self, client: Client, commands: Sequence[Command]) -> list[Any]:
         """Send commands that read entries in one round trip, and return their replies, which may be used."""
         replies = await self.many(client, commands)
-        if self._greeting.other_data:  # found out just before they were sent
+        if self._greeting.other_data:  # found out just before the commands were sent
             raise CacheUnavailableError(str(commands[0][0]), OTHER_DATA)
         return replies
 

@@ -245,7 +245,7 @@ class ClusterTransport:
     def _has_begun(self, task: asyncio.Task[None]) -> None:
         self._opening = None
         if not task.cancelled():
-            task.exception()  # given to those who wait for it, if there still are any
+            task.exception()  # given to the callers that wait for it, if there are any
 
     async def _begin(self) -> None:
         """Find the masters, and whether their data can be trusted. In a task of its own, since this may take long."""

@@ -184,7 +184,7 @@ class Connection:
         question = self._greeting.question()
         first, *replies = await self._talk((question, *commands))  # mechanism: greeting-repeated
         try:
-            again = self._greeting.heard(first)  # mechanism: greeting-heard
+            again = self._greeting.heard(first)  # mechanism: greeting-applied
             if again is not None:
                 (first,) = await self._talk((again,))
                 self._greeting.heard(first)
@@ -242,7 +242,7 @@ class Connection:
         if not self._busy:
             return
         now, blocked, sign = self._loop.time(), 0.0, (self.began, self._unread)
-        if sign != self._sign:  # mechanism: exchanges-told-apart
+        if sign != self._sign:  # mechanism: exchanges-distinguished
             self._heard = now if sign[0] == self._sign[0] else self.began  # mechanism: progress-is-replies
             self._excuses, self._over = 0, False
         if now - self._due > HELD_UP_S and self._excuses < _EXCUSES:  # mechanism: excuses-bounded

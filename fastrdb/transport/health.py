@@ -30,7 +30,7 @@ OTHER_DATA = "Redis came back with other data"
 FAILURES = 3
 """Failures in a row that open a breaker: one is an accident, and each costs its caller up to the timeout."""
 _PAUSES_S = (0.1, 0.2)
-"""Pauses between two tries; the last one repeats. They are short, so that a server that is back is soon used again."""
+"""Pauses between two tries; the last one repeats. Each is short, so that a server that is back is soon used again."""
 _SILENT = (TimeoutError, OSError, RedisConnectionError, RedisTimeoutError)
 """Errors that mean no answer. A server that answers with an error is there, and costs no time."""
 _LONGEST_REASON = 200  # characters; a longer text quotes keys or values
@@ -139,7 +139,7 @@ class Breaker:
         return CacheUnavailableError(operation, f"{self.node or 'Redis'} has not answered lately")
 
     def probe(self, ping: Callable[[], Awaitable[object]]) -> None:
-        """If it is time, try the node in the background: by `ping`, which counts its result here."""
+        """Try the node in the background, if it is time: by `ping`, which counts its result here."""
         if self.due():
             self._task = asyncio.get_running_loop().create_task(_pinged(ping), context=Context())
             self._task.add_done_callback(self._probed)

@@ -111,7 +111,7 @@ class Passthrough:
         return replies
 
     async def refresh(self) -> None:
-        """Have the client refresh its map of the cluster, and wait for it."""
+        """Make the client refresh its map of the cluster, and wait for it."""
         try:
             async with asyncio.timeout(self._timeout):
                 await self._alive().nodes_manager.initialize()

@@ -299,7 +299,7 @@ class Pipeline:
         return error if isinstance(error, AskError) and self._in_slots else self.breaker.on_error(operation, error)
 
     def _on_look(self, now: float, blocked: float) -> None:
-        """Fail callers that have waited for long enough. What they asked for is done, but they do not wait for it."""
+        """Fail callers that have waited for long enough. Their commands are executed, without a caller."""
         batch = self._in_flight
         if batch is None or batch.crowd:  # mechanism: crowd-waits-its-turn
             return

@@ -14,7 +14,7 @@ SLOTS = 16384
 
 
 def hash_tag(name: bytes) -> bytes:
-    """The part of a name that says where it lies: between its first brace and the next one that closes, if any."""
+    """Return the part of a name that decides its slot: between its first brace and the next one that closes, if any."""
     opened = name.find(b"{")
     closed = name.find(b"}", opened + 1) if opened >= 0 else -1
     return name[opened + 1 : closed] if closed > opened + 1 else name
@@ -27,14 +27,14 @@ def slot_of(name: bytes) -> int:
 
 @cache
 def tags() -> Sequence[bytes]:
-    """A hash tag for each slot."""
+    """Return a hash tag for each slot."""
     # CRC is linear: four letters that differ in 2, 4, 4 and 4 bits give each slot once.
     found = {slot_of(tag): tag for tag in map(bytes, product(b"@ABC", *[b"@ABCDEFGHIJKLMNO"] * 3))}
     return [found[slot] for slot in range(SLOTS)]
 
 
 def key_of(command: Command) -> bytes | None:
-    """The key by which a command finds its server; None if any server will do."""
+    """Return the key by which a command finds its server; None if any server will do."""
     name, *rest = command
     if name in ("EVALSHA", "EVAL"):
         key = rest[2] if rest[1] else None

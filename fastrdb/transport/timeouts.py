@@ -35,7 +35,7 @@ class Answers(Protocol):
 
 
 async def ended(tasks: Iterable[asyncio.Task[None]]) -> None:
-    """Cancel tasks and wait until they have ended.
+    """Cancel tasks and wait until all have ended.
 
     Cancel them again and again: before Python 3.12 `asyncio.wait_for`, which redis-py uses, swallows a cancellation
     that comes in the moment in which what it waits for is done.
@@ -86,10 +86,10 @@ class Waits:
 
 
 class Budget:
-    """How long one call may still wait: `with budget:` around each wait, one at a time, in one task.
+    """The time that one call may still wait: `with budget:` around each wait, one at a time, in one task.
 
     A wait that lasts too long is cancelled, and raises CacheUnavailableError. Time in which this process held the call
-    up (its event loop was blocked, or its callers are a crowd that wait for each other) is not counted.
+    up is not counted: its event loop was blocked, or its callers are a crowd that wait for each other.
 
     Attributes:
         until: when the present wait is over, by the event loop's clock.
@@ -109,7 +109,7 @@ class Budget:
     )
 
     def __init__(self, waits: Waits, answers: Answers, read: Collection[bytes] = (), portions: int = 1) -> None:
-        """Give `portions` round trips the timeout each. The time that it took to `read` these keys is counted."""
+        """Allow `portions` round trips the timeout each. The time that it took to `read` these keys is counted."""
         self._waits, self._answers = waits, answers
         left = answers.due(read) - asyncio.get_running_loop().time() if read else 0.0  # mechanism: budget-counts-read
         self._left = (left if left > 0 else waits.seconds) + (portions - 1) * waits.seconds

@@ -1,7 +1,7 @@
 """Values to JSON and back: `decode(encode(value)) == value`, or it is said beforehand, or it is not stored.
 
-JSON by pydantic, by field name, plain enough for `redis-cli GET` to read. An entry that is not exactly what `encode`
-would write for this type (a field too few or too many, a value of another type) is no entry: `DecodeError`.
+JSON by pydantic, by field name, plain enough for `redis-cli GET` to read. Only what `encode` would
+write for this type is an entry: a field too few or too many, or a value of another type, is a `DecodeError`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class EncodeError(ValueError):
 
 
 class Codec:
-    """How the values of one decorated function are stored.
+    """The way in which the values of one decorated function are stored.
 
     Args:
         annotation: the function's return annotation; a sentinel (an enum member, `...`) where there is none.
@@ -39,7 +39,7 @@ class Codec:
         owner: the function's name, for messages.
 
     Raises:
-        SchemaError: values of this type would not come back as they were; says which field.
+        SchemaError: values of this type would not come back unchanged; the message names the field.
 
     Attributes:
         type: what a call gives: the annotation, or the schema in its shape.
@@ -88,7 +88,7 @@ class Codec:
         return f"Codec({_name(self.type)})"
 
     def encode(self, value: Any) -> bytes:
-        """The entry for `value`.
+        """Return the entry for `value`.
 
         Raises:
             EncodeError: the value has no JSON form. A value of another type than declared may get one: see `verify`.
@@ -99,7 +99,7 @@ class Codec:
             raise EncodeError(f"{self.owner}: {type(value).__name__} is not {_name(self.type)}: {exc}") from exc
 
     def decode(self, raw: bytes) -> Any:
-        """The value of an entry.
+        """Return the value of an entry.
 
         Raises:
             DecodeError: anything else than what `encode` writes; never another exception.
@@ -107,12 +107,12 @@ class Codec:
         try:
             if raw[0] != _SPACE:
                 return self._load(raw)
-        except Exception as exc:  # validators are the user's, and may raise what they like
+        except Exception as exc:  # validators are the user's, and may raise anything
             raise DecodeError(f"{self.owner}: the entry is not {_name(self.type)}") from exc
         raise DecodeError(f"{self.owner}: a negative entry has no value")
 
     def verify(self, raw: bytes, value: Any) -> str | None:
-        """Why `decode(raw)` would not be the same as `value`, type for type; None if it is."""
+        """Return why `decode(raw)` would not be the same as `value`, type for type; None if it is."""
         try:
             return difference(self.decode(raw), value)
         except DecodeError as exc:
@@ -121,7 +121,7 @@ class Codec:
             return f"it cannot be compared with what comes back from JSON: {type(exc).__name__}: {exc}"
 
     def convert(self, result: Any) -> Any:
-        """What the call gives for the function's `result`: with `schema=`, ORM rows become it; else the result itself.
+        """Return the call's answer for the function's `result`: converted to `schema=`, or else the result itself.
 
         Raises:
             SchemaError: the result does not fit the schema. What reading an attribute raises (MissingGreenlet for a
@@ -152,7 +152,7 @@ def _read_again(result: Any, loc: tuple[int | str, ...]) -> None:
 
 
 def _first(exc: BaseException | None) -> str:
-    """The first thing wrong, without the values."""
+    """Return the first thing wrong, without the values."""
     if not isinstance(exc, ValidationError):
         return f"{type(exc).__name__}: {exc}"
     error = exc.errors(include_url=False, include_input=False)[0]
@@ -169,12 +169,12 @@ ABSENT = b"null"
 
 
 def encode_missing(message: str) -> bytes:
-    """The negative entry: there is no such row, with the `message` of the error to raise."""
+    """Return the negative entry: there is no such row, with the `message` of the error to raise."""
     return b" " + json.dumps({"error": "NoResultFound", "message": message}).encode()
 
 
 def missing_message(raw: bytes) -> str | None:
-    """The message of a negative entry; None for every other bytes."""
+    """Return the message of a negative entry; None for every other bytes."""
     if not raw.startswith(b" "):
         return None
     try:

@@ -20,10 +20,10 @@ _PLAIN = frozenset({str, int, bool, NoneType, bytes, date, UUID})  # same type a
 
 
 def difference(left: Any, right: Any, where: str = "value") -> str | None:
-    """The first place where `left` is not the same as `right`, said in words without the values; None if nowhere."""
+    """Return the first place where `left` is not the same as `right`, in words without the values; None if nowhere."""
     kind, found = type(right), None
     if isinstance(right, UUID) and left == right:
-        return None  # drivers give UUIDs of classes of their own (asyncpg), which are the same in all they can do
+        return None  # drivers give UUIDs of classes of their own (asyncpg), which have the same methods
     if type(left) is not kind:
         return f"{where}: {kind.__name__} comes back as {type(left).__name__}"
     if _settings(left) != _settings(right):
@@ -52,9 +52,9 @@ def _settings(value: Any) -> Any:
 
 def _same_scalar(left: Any, right: Any) -> bool:
     if isinstance(right, float):
-        return repr(left) == repr(right)  # tells -0.0 from 0.0
+        return repr(left) == repr(right)  # -0.0 is not 0.0
     if isinstance(right, Decimal):
-        return bool(left.as_tuple() == right.as_tuple())  # tells 1.0 from 1.00
+        return bool(left.as_tuple() == right.as_tuple())  # 1.0 is not 1.00
     if isinstance(right, datetime | time):
         zoned = (left.tzinfo is None) == (right.tzinfo is None)  # a time with a ZoneInfo has no offset, and yet a zone
         return bool(zoned and left == right and left.utcoffset() == right.utcoffset())
@@ -87,19 +87,19 @@ def _in_items(left: Collection[Any], right: Collection[Any], where: str) -> str 
 
 
 def _plainly_same(left: Any, right: Any) -> bool:
-    """The usual answer at little cost; where it says no, `difference` looks."""
+    """Return the usual answer at little cost; where it is False, `difference` decides."""
     kind = type(right)
     return kind in _PLAIN and type(left) is kind and bool(left == right)
 
 
 def _matched(left: Iterable[Any], right: Iterable[Any]) -> list[Any]:
-    """The members of `left` that equal those of `right`, in the order of `right`."""
+    """Return the members of `left` that equal those of `right`, in the order of `right`."""
     own = {member: member for member in left}
     return [own.get(member, _ABSENT) for member in right]
 
 
 def _state(model: Any) -> dict[str, Any]:
-    """All that makes up a pydantic model: fields, extras, private attributes; not what it memoizes."""
+    """Return all that makes up a pydantic model: fields, extras, private attributes; not what it memoizes."""
     fields = {name: vars(model)[name] for name in type(model).model_fields if name in vars(model)}
     return {**fields, **(model.__pydantic_extra__ or {}), **(model.__pydantic_private__ or {})}
 

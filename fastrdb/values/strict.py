@@ -33,12 +33,12 @@ _building = threading.Lock()
 
 
 def kind_of(schema: Schema) -> str:
-    """The "type" of a schema."""
+    """Return the "type" of a schema."""
     return str(schema.get("type", "argument"))  # a named tuple's arguments have no type of their own
 
 
 def rebuild(schema: Schema, change: Callable[[Schema, str], Schema]) -> Schema:
-    """A copy of `schema` with each schema directly inside it changed; `change` gets it and its field name, or ""."""
+    """Return a copy with each schema directly in `schema` changed; `change` gets that and its field name, or ""."""
     copy = dict(schema)
     for key in _SINGLE:
         if isinstance(copy.get(key), dict):
@@ -62,7 +62,7 @@ def _rebuild_item(item: Any, change: Callable[[Schema, str], Schema], name: Any 
 
 
 def parts(schema: Schema) -> list[tuple[Schema, str]]:
-    """The schemas directly inside `schema`, each with its field name, or ""."""
+    """Return the schemas directly inside `schema`, each with its field name, or ""."""
     found: list[tuple[Schema, str]] = []
 
     def note(part: Schema, name: str) -> Schema:
@@ -74,7 +74,7 @@ def parts(schema: Schema) -> list[tuple[Schema, str]]:
 
 
 def exact(schema: Schema, config: Schema | None = None) -> Schema:
-    """The schema of stored entries: every field is there, by its own name, and no other; no default fills a gap.
+    """Return the schema of stored entries: every field is there, by its own name, and no other; no default fills a gap.
 
     Optional keys of a TypedDict stay optional, and extra="allow" stays allowed.
     """
@@ -113,10 +113,10 @@ def _classes(schema: Schema) -> Iterator[type]:
 
 @contextmanager
 def _rebuilt(classes: set[type]) -> Iterator[None]:
-    """Have pydantic build these classes from the schema it is given.
+    """Build these classes by pydantic from the given schema.
 
-    It takes a class's own finished (lenient) validator instead, whatever the schema says, if the class calls itself
-    complete. That mark is read at building only, so nobody who uses the class meanwhile sees a difference.
+    Pydantic takes a class's own finished (lenient) validator instead, whatever the schema says, if the class is marked
+    complete. That mark is read at building only, so no other use of the class meanwhile is changed.
     """
     marked = [cls for cls in classes if vars(cls).get("__pydantic_complete__")]
     for cls in marked:

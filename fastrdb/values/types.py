@@ -1,4 +1,4 @@
-"""What can be told of a cached type at decoration: its shape, what must be refused, what may be shared."""
+"""What is known of a cached type at decoration: its shape, what must be refused, what may be shared."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ _WITHOUT_JSON = {
 
 
 def is_mapped(cls: Any) -> bool:
-    """Whether `cls` is a class that SQLAlchemy maps; told without importing SQLAlchemy."""
+    """Return whether SQLAlchemy maps `cls`, without importing SQLAlchemy."""
     return isinstance(cls, type) and getattr(cls, "__mapper__", None) is not None
 
 
 def effective_type(annotation: Any, schema: Any) -> Any:
-    """What is cached: the annotation, or `schema` in the annotation's shape (a list of it, or None)."""
+    """Return the type that is cached: the annotation, or `schema` in the annotation's shape (a list of it, or None)."""
     if schema is None:
         return annotation
     origin = get_origin(schema)
@@ -45,7 +45,7 @@ def effective_type(annotation: Any, schema: Any) -> Any:
 
 
 def is_absent(annotation: Any) -> bool:
-    """Whether there is no annotation: a function without one, or any sentinel that says so."""
+    """Return whether there is no annotation: a function without one, or any sentinel that says so."""
     return annotation is inspect.Signature.empty or annotation is ... or isinstance(annotation, enum.Enum)
 
 
@@ -62,7 +62,7 @@ def _in_shape_of(annotation: Any, schema: Any) -> Any:
 
 
 def _bare(annotation: Any) -> Any:
-    """The type under Annotated and type aliases."""
+    """Return the type under Annotated and type aliases."""
     while True:
         if get_origin(annotation) is Annotated:
             annotation = get_args(annotation)[0]
@@ -73,7 +73,7 @@ def _bare(annotation: Any) -> Any:
 
 
 def mapped_in(annotation: Any) -> type | None:
-    """The first mapped class that an annotation mentions."""
+    """Return the first mapped class that an annotation mentions."""
     annotation = _bare(annotation)
     if is_mapped(annotation):
         return annotation  # type: ignore[no-any-return]
@@ -97,7 +97,7 @@ def refuse(schema: Schema, owner: str, where: str = "the value", *, raw: bool = 
 
 
 def _read_parts(schema: Schema, kind: str, raw: bool) -> Iterator[tuple[Schema, str, bool]]:
-    """The parts that JSON can reach, and whether it reaches them unchanged."""
+    """Return the parts that JSON can reach, and whether it reaches them unchanged."""
     if kind == "lax-or-strict":
         yield schema["strict_schema"], "", raw
     elif kind == "json-or-python":
@@ -145,7 +145,7 @@ def _named(thing: Any) -> str:
 
 
 def is_immutable(schema: Schema, known: dict[str, Schema] | None = None) -> bool:
-    """Whether nothing in such a value can be changed by who holds it. `known` are the definitions around it."""
+    """Return whether no caller can change anything in such a value. `known` are the definitions around it."""
     known = {} if known is None else known
     kind = kind_of(schema)
     if kind == "definitions":

@@ -12,13 +12,7 @@ from tests.support.source.prose import faults
 # What is to be rewritten yet. At the end this is empty.
 PENDING = [
     "fastrdb/demo",
-    "fastrdb/errors.py",
-    "fastrdb/keys",
     "fastrdb/near",
-    "fastrdb/orm",
-    "fastrdb/protocol",
-    "fastrdb/transport",
-    "fastrdb/values",
     "tests/conftest.py",
     "tests/crud",
     "tests/databases",

@@ -68,7 +68,7 @@ _ON_ONE_SERVER = {
         "an acquire that is sent twice is granted its own lease again", "if reader then return {'busy', reader} end"
     ),
     "lease-indexed": _lua("a lease is in the index, so that a sweep finds it"),
-    "barriers-told-apart": _lua(
+    "barriers-distinguished": _lua(
         "the end of one writer removes its own barriers only",
         "redis.call('ZREMRANGEBYSCORE', barriers, '-inf', '(+inf')",  # not the one that bars nothing: it is noticed
     ),
@@ -299,7 +299,7 @@ _OF_THE_TRANSPORT = {
     "cancelled-get-skipped": _line("the reply for a cancelled caller is dropped", "else:"),
     "crowd-noticed": _line("a batch that is full makes a crowd of its callers"),
     "progress-is-replies": _line("a server is not silent as long as replies come", "self._heard = self.began"),
-    "exchanges-told-apart": _line("each exchange has the timeout for itself", "if False:"),
+    "exchanges-distinguished": _line("each exchange has the timeout for itself", "if False:"),
     "blocked-loop-excused": _line("time that the event loop was blocked is not the server's"),
     "excuses-bounded": _line("silence is noticed though the event loop is blocked", "if now - self._due > HELD_UP_S:"),
     "last-look": _line("what came in the turn in which the time is over is read", "if over:"),
@@ -319,7 +319,7 @@ _OF_THE_TRANSPORT = {
     "unsent-hangs-up": _line(
         "a connection on which sending was cancelled is closed", "if isinstance(error, Exception):"
     ),
-    "greeting-heard": _line("a connection to the wrong server is left", "again = None"),
+    "greeting-applied": _line("a connection to the wrong server is left", "again = None"),
     "reconnection-noted": _line("a connection that was closed is opened and greeted here", "if False:"),
     "budget-goes-on": _line(
         "the waits of one call share one timeout", "self._before, self.until = self._left, loop.time() + 8"

@@ -173,7 +173,7 @@ async def test_race_is_lost_when_one_writer_removes_all_barriers(
 ) -> None:
     """Two writers have one prefix, and the end of the first leaves the second without a barrier."""
     async with world(postgresql, client) as made:
-        made.change(without("barriers-told-apart"), monkeypatch)
+        made.change(without("barriers-distinguished"), monkeypatch)
         await lost(fills.two_writers(made))
 
 

@@ -13,7 +13,7 @@ def load_script(topology: str, name: str) -> Script:
 
 
 def scripts() -> list[Script]:
-    """Return all scripts as they are sent. Some of the two topologies share a name."""
+    """Return all scripts, each as it is sent. Some of the two topologies share a name."""
     found = [load_script("", "discard")]
     for topology in ("server", "cluster"):
         stems = sorted(each.name.removesuffix(".lua") for each in (resources.files(__name__) / topology).iterdir())

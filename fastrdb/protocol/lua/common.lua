@@ -40,7 +40,7 @@ local function eviction_policy()
 end
 
 -- A lease holds a token, the replication id under which it was granted, the kind of its holder, and the moment of the
--- grant. The id makes a lease void that came back with old data. The moment tells two grants to one token apart: a
+-- grant. The id makes a lease void that came back with old data. With the moment two grants to one token differ: a
 -- command that is sent twice may be granted again after a writer, and the load of the first grant must not be stored.
 local function sealed(token, kind)
   return token .. '\n' .. (replication_id() or '') .. '\n' .. kind -- mechanism: lease-has-history
@@ -126,7 +126,7 @@ local function may_fill(lease, held)
   return redis.call('GET', lease) == held and (holder(held, READER) or holder(held, WRITER))
 end
 
--- The entry that answers a caller who asks for its lease. `old` says which entry does not: '' every entry answers, '*'
+-- The entry that answers a caller that asks for its lease. `old` says which entry does not: '' every entry answers, '*'
 -- none does, a number: only an entry that has more than so many ms left.
 local function answer(entry, old)
   local raw = old ~= '*' and redis.call('GET', entry)
@@ -176,7 +176,7 @@ local function remove_barriers(barriers, first, last)
   for i = first, last do
     local deadline = redis.call('ZSCORE', barriers, ARGV[i])
     stood = stood and deadline and tonumber(deadline) > now -- mechanism: barriers-stood
-    redis.call('ZREM', barriers, ARGV[i]) -- mechanism: barriers-told-apart
+    redis.call('ZREM', barriers, ARGV[i]) -- mechanism: barriers-distinguished
   end
   return stood
 end

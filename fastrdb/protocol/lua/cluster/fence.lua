@@ -1,11 +1,11 @@
--- What a writer does in one shard before its COMMIT: set barriers; then look what they reach; then put into the index
+-- What a writer does in one shard before its COMMIT: set barriers; look what lies in reach; then put into the index
 -- what it will write through. The caller deletes what is found, with the leases: that lies in other slots.
 -- KEYS: index, expiry, barriers
 -- ARGV: barrier ms, budget; then three lists, each as its length and its items:
 --       barriers to set; ranges to look at (start, stop, head, filter each); keys to put into the index
 -- Result: {ranges done, last key looked at, keys reached}. Fewer ranges done than sent: the budget of index members is
 --         spent, and nothing has been put into the index; call again from that key on. -1 ranges: the index is not
---         complete, so what they reach must be found elsewhere; call again after that.
+--         complete, so what the ranges reach must be found elsewhere; call again after that.
 -- Nothing leaves the index here: a writer that removed keys before it deletes them would lose sight of them, and
 -- afterwards a reader may have entered them again.
 local index, expiry, barriers = unpack(KEYS)

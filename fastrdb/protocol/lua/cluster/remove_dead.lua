@@ -1,5 +1,5 @@
 -- Remove members of the index whose entry and lease are gone, and note until when the others live. Only those that have
--- not been entered again since they were looked at: whose score is the same, and has passed.
+-- not been entered again since the caller looked: whose score is the same, and has passed.
 -- KEYS: index, expiry
 -- ARGV: member, score and life (ms; '' if dead) of each
 -- Result: number of members removed

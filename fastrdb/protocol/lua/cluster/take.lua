@@ -1,4 +1,4 @@
--- Take a lease for a writer, whoever has it.
+-- Take a lease for a writer, even if another caller has it.
 -- KEYS: lease
 -- ARGV: token, lease ms
 -- Result: the lease, to be given to fill.lua

@@ -1,4 +1,4 @@
--- Set barriers, then delete everything they reach with its lease, then take the writer's own leases. In this order: no
+-- Set barriers, then delete everything in reach with its lease, then take the writer's own leases. In this order: no
 -- caller can take a lease behind the sweep, and the sweep cannot delete the writer's own leases.
 -- KEYS: index, expiry, barriers
 -- ARGV: token, barrier ms, budget, prefix of leases, '1' to spare leases of this token (a second begin);

@@ -1,4 +1,4 @@
--- Give a lease back whose load is not stored. If there is no entry either, the index drops the key: else callers who ask
+-- Give a lease back whose load is not stored. If there is no entry either, the index drops the key: else callers that ask
 -- for keys that do not exist would fill the index.
 -- KEYS: entry, lease, index, expiry
 -- ARGV: token, prefix of leases, how many dead index members to remove

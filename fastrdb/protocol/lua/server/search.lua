@@ -2,7 +2,7 @@
 -- To be called from cursor 0 until the cursor is 0 again, for the leases and then for the entries: a lease that is looked
 -- at later may have become an entry. Deletes what the targets reach. When it is through, the index is complete under
 -- their heads; and everywhere, when the keys that it does not know have expired.
--- Other programs' keys are taken for entries if the targets reach them and they are strings that expire.
+-- Other programs' keys are taken for entries if the targets reach these and if each is a string that expires.
 -- KEYS: index, expiry
 -- ARGV: own token, what to look at (leases | entries), cursor, how many keys, prefix of leases, namespace with its colon,
 --       token whose leases and their entries to spare ('' none), '1' to delete what the index has, too, the longest life
