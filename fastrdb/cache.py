@@ -323,9 +323,10 @@ class Cache(Runtime):
 
 
 def _plain_prefixes(text: str, owner: str) -> list[Prefix]:
-    if Pattern.parse(text, owner=owner, kind="prefix").fields:
+    pattern = Pattern.parse(text, owner=owner, kind="prefix")
+    if pattern.fields:
         raise PatternError(f"{owner}: prefix {text!r} has placeholders, and nothing here fills them")
-    found = Prefix.of(text)
+    found = Prefix.of(pattern.tail)
     return [] if found is None else [found]
 
 

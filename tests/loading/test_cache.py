@@ -55,6 +55,19 @@ async def test_invalidate_deletes_what_a_prefix_reaches(client: Redis) -> None:
     assert await client.keys("item:*") == []
 
 
+async def test_braces_of_a_prefix_are_written_twice_as_in_a_pattern(client: Redis) -> None:
+    """A prefix with a hash tag reaches the keys of the pattern with that tag."""
+    cache = Cache(client)
+
+    @cache.cached("{{tag}}:{number}")
+    async def load(number: int) -> int:
+        return number
+
+    await load(1)
+    await cache.invalidate("{{tag}}:*")
+    assert await client.keys("{tag}:*") == []
+
+
 async def test_globs_inside_a_prefix_filter(client: Redis) -> None:
     """`?` is one character."""
     cache = Cache(client)
