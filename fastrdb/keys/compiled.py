@@ -164,11 +164,11 @@ class Recipe:
             self.pattern.head
         )  # else the literal head suffices
         finish = text.name((lambda key: fit(guard(key))) if guarded else fit)
-        if many and self.ids is not None:
-            given = text.name(lambda value: self.ids.ids(value, self.function))
+        if many and (listed := self.ids) is not None:
+            given = text.name(lambda value: listed.ids(value, self.function))
             return [
                 *lines,
-                f"{ids} = {given}({self.ids.parameter})",
+                f"{ids} = {given}({listed.parameter})",
                 f"{key} = [{finish}({expression}) for {one} in {ids}]",
             ]
         long = [] if guarded else [f"if len({key}) > {SURE}:"]

@@ -42,7 +42,7 @@ async def black_hole() -> AsyncIterator[Redis]:
 def test_every_script_says_what_it_takes_and_gives(path: Path) -> None:
     """A script states its KEYS, its ARGV and its result, and is short."""
     text = path.read_text("utf-8")
-    assert len(text.splitlines()) < 170
+    assert len(text.splitlines()) < 220
     if path.stem not in ("common", "shared"):
         assert all(f"\n-- {part}: " in text for part in ("KEYS", "ARGV", "Result"))
 
