@@ -145,7 +145,7 @@ class Connection:
             if timer is not None:
                 timer.cancel()
         self._watch = self._idle = None
-        if connection is not None:
+        if connection is not None and not self._loop.is_closed():
             task = self._loop.create_task(connection.disconnect(nowait=True), context=Context())
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
@@ -153,7 +153,7 @@ class Connection:
     async def aclose(self) -> None:
         """Close the connection; the next exchange opens another one. Not to be called during an exchange."""
         self.close()
-        if self._closing:
+        if self._closing and asyncio.get_running_loop() is self._loop:  # tasks of another loop would never end here
             await asyncio.wait(self._closing)
 
     def forget(self) -> None:
