@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from fastrdb import Cache
 from tests.support.source.flows import Flows, by_module
 
-MOST_CALLS = {"hit": 27, "near": 13, "miss": 210, "commit": 255, "update": 626, "many": 315, "stale": 276}
+MOST_CALLS = {"hit": 18, "near": 11, "miss": 165, "commit": 198, "update": 276, "many": 256, "stale": 246}
 
 
 @pytest.fixture
