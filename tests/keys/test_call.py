@@ -60,7 +60,13 @@ def key_of(plan: CallPlan, *args: Any, **kwargs: Any) -> str:
     return plan.locate(None, args, kwargs, partial=True)[2]
 
 
-class Recorder(wrapt.FunctionWrapper[..., Any]):
+if TYPE_CHECKING:
+    Wrapper = wrapt.FunctionWrapper[..., Any]
+else:  # wrapt 2.0 has no subscript at run time
+    Wrapper = wrapt.FunctionWrapper
+
+
+class Recorder(Wrapper):
     """A decorator built as fastrdb's are: it makes its plan from what it wraps, and binds with what wrapt gives it."""
 
     def __init__(self, wrapped: Any, pattern: str) -> None:

@@ -1,0 +1,32 @@
+"""The lowest versions that pyproject.toml admits, as constraints: `python -m tests.support.source.lowest > FILE`."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator
+
+from tests.support import ROOT
+
+EXTRAS = ("demo", "test")
+_BOUND = re.compile(r"(?P<name>[\w.-]+)(?:\[[\w,]+\])?>=(?P<version>[\d.]+)")
+
+
+def lowest() -> Iterator[str]:
+    """Return `name==version` for each bound of the project and of the extras that the tests need.
+
+    Raises:
+        ValueError: a requirement has no lower bound.
+    """
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    optional = project["optional-dependencies"]
+    for requirement in dict.fromkeys([*project["dependencies"], *(each for extra in EXTRAS for each in optional[extra])]):
+        if requirement.startswith(f"{project['name']}["):
+            continue
+        if (found := _BOUND.match(requirement)) is None:
+            raise ValueError(f"{requirement!r} of pyproject.toml has no lower bound: write it as name>=version")
+        yield f"{found['name']}=={found['version']}"
+
+
+if __name__ == "__main__":
+    print(*dict.fromkeys(lowest()), sep="\n")
