@@ -20,7 +20,7 @@ def lowest() -> Iterator[str]:
     """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     optional = project["optional-dependencies"]
-    for requirement in dict.fromkeys([*project["dependencies"], *(each for extra in EXTRAS for each in optional[extra])]):
+    for requirement in [*project["dependencies"], *(each for extra in EXTRAS for each in optional[extra])]:
         if requirement.startswith(f"{project['name']}["):
             continue
         if (found := _BOUND.match(requirement)) is None:
