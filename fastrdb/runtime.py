@@ -60,8 +60,8 @@ class LoopState:
         with suppress(StopIteration):
             self._open.asend(None).send(None)
 
-    async def aclose(self, limit: float, *, closing: bool = False) -> None:
-        """Wait for background tasks, at most `limit` seconds; give connections back, or close them with `closing`."""
+    async def aclose(self, limit: float) -> None:
+        """Wait for background tasks, at most `limit` seconds; then close all connections."""
         loop = asyncio.get_running_loop()
         end = loop.time() + limit
         if self.reloads:
@@ -73,13 +73,13 @@ class LoopState:
         if self.tasks:
             await asyncio.wait(set(self.tasks), timeout=limit)
         for store in list(self.stores.values()):
-            await store.aclose(max(0.0, end - loop.time()), closing=closing)
+            await store.aclose(max(0.0, end - loop.time()))
 
     async def _until_the_end(self) -> AsyncGenerator[None, None]:
         try:
             yield
         finally:
-            await self.aclose(_LOOP_END_S, closing=True)
+            await self.aclose(_LOOP_END_S)
 
     def inherit(self, ended: LoopState) -> None:
         """Take over the invalidations that a loop which has ended could not bring to Redis."""

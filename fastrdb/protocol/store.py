@@ -237,9 +237,9 @@ class Store:
         self._link.lose()
         return self.repairs.left()
 
-    async def aclose(self, limit: float = 1.0, *, closing: bool = False) -> None:
-        """Wait `limit` seconds at most for repairs, then stop them; give connections back, or close them before."""
+    async def aclose(self, limit: float = 1.0) -> None:
+        """Wait at most `limit` seconds for repairs, then stop them; close all connections."""
         await self.repairs.aclose(limit)
         await self._backend.aclose()
         await self._tracking.aclose()
-        await self._link.aclose(closing=closing)
+        await self._link.aclose()

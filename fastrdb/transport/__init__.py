@@ -1,12 +1,9 @@
 """The face of `fastrdb.transport`."""
 
 from .client import RedisClient
-from .client import RedisClient as Link
 from .cluster import Met
 from .connection import Greeting, own_connection
 from .health import OTHER_DATA, Breaker, Health, redacted
-from .health import Health as Obstacles
-from .health import redacted as hushed
 from .passthrough import Client, is_cluster
 from .scripts import Argument, Call, Command, Script
 from .slots import SLOTS, hash_tag, slot_of, tags
@@ -24,15 +21,12 @@ __all__ = [
     "Command",
     "Greeting",
     "Health",
-    "Link",
     "Met",
-    "Obstacles",
     "Patience",
     "RedisClient",
     "Script",
     "ended",
     "hash_tag",
-    "hushed",
     "is_cluster",
     "own_connection",
     "redacted",

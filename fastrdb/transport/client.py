@@ -170,7 +170,7 @@ class RedisClient:
         if isinstance(route, ClusterTransport | Passthrough):
             await route.refresh()
 
-    async def aclose(self, *, closing: bool = False) -> None:
+    async def aclose(self) -> None:
         """Close all connections; the next caller opens others."""
         await self.breaker.aclose()
         await _aclose(self._open)

@@ -69,8 +69,6 @@ class Health(set[object]):
         self._notify(kind, detail)
         return True
 
-    put_up, take_down = block, unblock
-
     def _notify(self, kind: Kind, detail: str) -> None:
         for listener in self.listeners:
             listener(kind, detail)
