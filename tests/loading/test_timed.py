@@ -79,7 +79,9 @@ class Shop:
 
     async def settled(self) -> None:
         """Wait for what runs in the background."""
-        await asyncio.gather(*self.cache.here().reloads.values())
+        here = self.cache.here()
+        await asyncio.gather(*here.reloads.values())
+        await asyncio.gather(*here.tasks)  # what a reload leaves behind: it releases its lease
 
     @property
     def stats(self) -> Stats:
