@@ -1,7 +1,7 @@
 """`Cache`: settings, decorators, and what a decorated function carries.
 
-The only home of wrapt, which keeps signature, name, docstring and binding. `loading` and `invalidation` do the work of
-one function, `runtime` is the inside of the cache, and `typing` has what type checkers see.
+`wrappers` has the objects that stand for decorated functions. `loading` and `invalidation` do the work of one function,
+`runtime` is the inside of the cache, and `typing` has what type checkers see.
 """
 
 from __future__ import annotations
@@ -9,115 +9,27 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, cast, overload
-
-import wrapt
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 
 from .errors import OptionError, PatternError
 from .events import Counters, Hook, Stats
 from .invalidation import Invalidation
 from .keys import MISSING, CallPlan, Pattern, Prefix, hashed, inspect_function
-from .loading import CachedFunction, CachedMany, Explanation, Policy
+from .loading import CachedFunction, CachedMany, Policy
 from .near import Near
-from .options import Seconds, at_least_one, seconds
+from .options import Seconds, at_least_one, seconds, synchronous
 from .runtime import OnError, Runtime, checked
 from .transactions import drain
 from .typing import Cached as Cached
 from .typing import ListWithSchema, ManyWithSchema, Options, S, WithoutSchema, WithSchema
 from .values import Codec
+from .wrappers import cached_wrapper, invalidating_wrapper
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
     from redis.asyncio.cluster import RedisCluster
 
 F = TypeVar("F", bound=Callable[..., Coroutine[Any, Any, Any]])
-
-
-class _Function(wrapt.FunctionWrapper):  # type: ignore[type-arg]
-    """A wrapper that is copied and pickled as functions are: a copy is the function itself, a pickle its name."""
-
-    def __copy__(self) -> Self:
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return self
-
-    def __reduce_ex__(self, protocol: object) -> str:
-        name: str = self.__qualname__
-        return name
-
-
-class _Extras:
-    """The methods of a cached function, by itself and bound to an instance alike."""
-
-    _self_query: CachedFunction
-    __wrapped__: Any
-
-    def _self_values(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, several: bool = False) -> Any:
-        instance = getattr(self.__wrapped__, "__self__", None)
-        return self._self_query.bind(instance, args, kwargs, several=several)
-
-    @property
-    def query(self) -> CachedFunction:
-        return self._self_query
-
-    @property
-    def stats(self) -> Stats:
-        return self._self_query.counters.snapshot()
-
-    def key(self, /, *args: Any, **kwargs: Any) -> str:
-        return self._self_query.full_key(self._self_values(args, kwargs))
-
-    async def invalidate(self, /, *args: Any, **kwargs: Any) -> None:
-        await self._self_query.invalidate(self._self_values(args, kwargs, several=True))
-
-    async def refresh(self, /, *args: Any, **kwargs: Any) -> Any:
-        return await self._self_query.refresh(
-            partial(self.__wrapped__, *args, **kwargs), self._self_values(args, kwargs, several=True)
-        )
-
-    async def put(self, value: Any, /, *args: Any, **kwargs: Any) -> None:
-        await self._self_query.put(value, self._self_values(args, kwargs))
-
-    async def explain(self, /, *args: Any, **kwargs: Any) -> Explanation:
-        return await self._self_query.explain(self._self_values(args, kwargs))
-
-
-class _BoundCached(_Extras, wrapt.BoundFunctionWrapper):  # type: ignore[type-arg]
-    @property
-    def _self_query(self) -> CachedFunction:  # type: ignore[override]
-        return cast("CachedFunction", self._self_parent._self_query)
-
-
-class _CachedCallable(_Extras, _Function):
-    """Made by `_wrapped` only, which gives it its call."""
-
-    def __init__(self, function: Any, query: CachedFunction) -> None:
-        super().__init__(function, _unused)
-        self._self_query = query
-
-
-def _wrapped(function: Any, query: CachedFunction) -> Any:
-    """Return a function with its cache around it.
-
-    Each function gets classes of its own, which hold its call: wrapt's own `__call__`, or any attribute of an object
-    that wrapt makes, costs as much as all the rest of a near hit. A bound method has its instance in `__self__`.
-    """
-    answer = query.answer
-
-    def bound_call(self: Any, /, *args: Any, **kwargs: Any) -> Any:
-        method = self.__wrapped__
-        return answer(method, getattr(method, "__self__", None), args, kwargs)
-
-    bound = type(_BoundCached.__name__, (_BoundCached,), {"__call__": bound_call})
-    call = staticmethod(query.answering(function))
-    own = {"__call__": call, "__bound_function_wrapper__": bound}
-    return type(_CachedCallable.__name__, (_CachedCallable,), own)(function, query)
-
-
-def _unused(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Fill a parameter of wrapt: the wrappers' own `__call__` comes first."""
-    return wrapped(*args, **kwargs)
 
 
 class Cache(Runtime):
@@ -174,7 +86,7 @@ class Cache(Runtime):
             timeout=seconds(timeout, name="timeout", owner=owner),
             lease=seconds(lease, name="lease", owner=owner),
             barrier=seconds(barrier, name="barrier", owner=owner),
-            hook=hook,
+            hook=synchronous(hook, name="hook", owner=owner, use="a function of an Event"),
             seal=hashed(hash_keys, owner),
             max_bytes=at_least_one(max_bytes, name="max_bytes", owner=owner),
         )
@@ -257,7 +169,7 @@ class Cache(Runtime):
                 raise OptionError(f"{owner}: declare what it returns, or give schema=: its values must be read back")
             annotation = shape
         codec = Codec(annotation, schema=schema, owner=owner)
-        return _wrapped(function, CachedFunction(self, plan, codec, policy, near=near))
+        return cached_wrapper(function, CachedFunction(self, plan, codec, policy, near=near))
 
     def _cached_many(self, pattern: str, schema: Any, options: Options, function: Any) -> Any:
         decorator = "cached_many"
@@ -265,7 +177,7 @@ class Cache(Runtime):
         policy = _policy(found.name, decorator, options)
         near, ignore = _near(found.name, options, self.near_by_default), options.get("ignore", ())
         query = CachedMany.of(self, found, pattern, policy, schema=schema, ignore=ignore, near=near)
-        return _wrapped(function, query)
+        return cached_wrapper(function, query)
 
     def _invalidates(self, prefixes: list[str], keys: list[str], function: Any) -> Any:
         plan = CallPlan.of(
@@ -278,7 +190,7 @@ class Cache(Runtime):
         def call(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return run(partial(wrapped, *args, **kwargs), plan.bind(instance, args, kwargs))
 
-        return _Function(function, call)
+        return invalidating_wrapper(function, call)
 
     # --- by hand, and at the end
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from datetime import timedelta
+from typing import TypeVar
 
 from .errors import OptionError
 
 Seconds = float | timedelta
+T = TypeVar("T")
 _LONGEST = 10 * 365 * 86_400.0  # ten years: more is a mistake in the unit
 
 
@@ -22,6 +25,19 @@ def seconds(value: Seconds, *, name: str, owner: str, zero: bool = False) -> flo
         least = "at least 0" if zero else "more than 0"
         raise OptionError(f"{owner}: {name}={value!r} must be {least} seconds and at most ten years")
     return float(number)
+
+
+def synchronous(value: T, *, name: str, owner: str, use: str) -> T:
+    """Return `value`, a function or None. Raise OptionError for another value, and for an async function.
+
+    `use` says what kind of function is wanted.
+    """
+    if value is not None and not callable(value):
+        raise OptionError(f"{owner}: {name}={value!r} must be {use}")
+    for function in (value, getattr(value, "__call__", None)):  # noqa: B004 (an object may have an async `__call__`)
+        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+            raise OptionError(f"{owner}: {name}={value!r} is async, and is not awaited: it must be {use}, with `def`")
+    return value
 
 
 def at_least_one(value: object, *, name: str, owner: str) -> int:

@@ -365,10 +365,11 @@ def _element(declared: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class ResultShape:
-    """The shape of such a function's result: a mapping by id or a list in the order of the ids; and a value's type."""
+    """The shape of such a function's result: a mapping by id (of type `key`) or a list in the order of the ids."""
 
     mapping: bool
     value: Any
+    key: Any = MISSING
 
     @classmethod
     def of(cls, declared: Any, owner: str) -> ResultShape:
@@ -384,10 +385,14 @@ class ResultShape:
         origin, args = get_origin(several[0]), get_args(several[0])
         if len(several) == 1 and NoneType not in get_args(declared):
             if origin in MAPPINGS and len(args) == 2:
-                return cls(mapping=True, value=args[1])
+                return cls(mapping=True, value=args[1], key=args[0])
             if origin in SEQUENCES and len(args) == 1 and not issubclass(origin, AbstractSet):
                 return cls(mapping=False, value=args[0])
         raise SchemaError(
             f"{owner}: it returns {declared}, where a mapping by id (dict[int, User]) or a list in the order of the "
             "ids (list[User | None]) is wanted"
         )
+
+    def of_values(self, value: Any) -> Any:
+        """Return the type of a result with values of type *value*."""
+        return types.GenericAlias(dict, (self.key, value)) if self.mapping else types.GenericAlias(list, (value,))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -99,8 +99,13 @@ class Entries:
             return None, broken
         if len(raw) > self.cache.max_bytes:
             return raw, f"the entry has {len(raw):,} bytes, and max_bytes is {self.cache.max_bytes:,}"
-        if self.policy.cache_if is not None and not self.policy.cache_if(value):
-            return raw, "cache_if"
+        if self.policy.cache_if is not None:
+            verdict = self.policy.cache_if(value)
+            if isinstance(verdict, Coroutine):
+                verdict.close()
+                return raw, "cache_if is async: it gives a coroutine, and must give True or False"
+            if not verdict:
+                return raw, "cache_if"
         return raw, None
 
     def ttl_ms(self, value: Any) -> int:

@@ -55,13 +55,17 @@ class Explanation:
 
 
 class CachedFunction(Entries):
-    """One cached function: its calls, and what it carries."""
+    """One cached function: its calls, and what it carries.
 
-    __slots__ = ("_no_session_for_reloads",)
+    `returns` is the type of its results where that is not what the function declares, else MISSING.
+    """
+
+    __slots__ = ("returns", "_no_session_for_reloads")
 
     def __init__(self, cache: Runtime, plan: CallPlan, codec: Codec, policy: Policy, *, near: bool = False) -> None:
         """Raise OptionError for reloads in the background that would have no session."""
         super().__init__(cache, plan, codec, policy, near=near)
+        self.returns: Any = codec.type if codec.converts else MISSING
         if policy.stale_ms and plan.session_name is not None and policy.session_factory is None:
             raise OptionError(
                 f"{plan.function}: stale={policy.stale_ms / 1000:g}: the reload runs in the background, when the "

@@ -66,6 +66,8 @@ class CachedMany(CachedFunction):
         shape = ResultShape.of(plan.return_type, owner)
         made = cls(cache, plan, Codec(shape.value, schema=schema, owner=plan.function), policy, near=near)
         made.parameter, made.mapping = plan.ids.parameter if plan.ids else "", shape.mapping
+        if made.codec.converts:
+            made.returns = shape.of_values(made.codec.type)
         return made
 
     # --- what the decorated function does

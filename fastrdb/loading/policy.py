@@ -8,7 +8,6 @@ follows from its TTL in Redis, less the time that it is kept beyond `exp`.
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from enum import Enum, auto
 from typing import Any
 
 from fastrdb.errors import OptionError
-from fastrdb.options import Seconds, seconds
+from fastrdb.options import Seconds, seconds, synchronous
 
 _WEIGHT = 1 / 8  # of the latest load in the running mean: that of TCP's estimate of round trips (RFC 6298)
 
@@ -68,14 +67,12 @@ class Policy:
             raise OptionError(f"{owner}: jitter={jitter!r} must be a fraction of exp: 0 <= jitter < 1")
         if not _number(early) or not 0 <= early < math.inf:
             raise OptionError(f"{owner}: early={early!r} must be a number of at least 0: XFetch's beta, usually 1")
-        if cache_if is not None and not callable(cache_if):
-            raise OptionError(f"{owner}: cache_if={cache_if!r} must be a function of the result")
         made = cls(
             exp_ms=_ms(seconds(exp, name="exp", owner=owner)),
             jitter=float(jitter),
             negative_ms=None if negative_exp is None else _ms(seconds(negative_exp, name="negative_exp", owner=owner)),
             wait=seconds(wait, name="wait", owner=owner, zero=True),
-            cache_if=cache_if,
+            cache_if=synchronous(cache_if, name="cache_if", owner=owner, use="a function of the result"),
             stale_ms=_ms(seconds(stale, name="stale", owner=owner, zero=True)),
             fail_safe_ms=_ms(seconds(fail_safe, name="fail_safe", owner=owner, zero=True)),
             early=float(early),
@@ -88,14 +85,15 @@ class Policy:
         factory: object = self.session_factory
         if factory is None:
             return
-        start = f"{owner}: session_factory={factory!r}"
-        if not callable(factory) or inspect.iscoroutinefunction(factory) or inspect.isasyncgenfunction(factory):
-            raise OptionError(
-                f"{start} must be called to give an AsyncSession, or an async context manager of one: an "
-                "async_sessionmaker, say, or an async generator function under contextlib.asynccontextmanager"
-            )
+        use = (
+            "a function that returns an AsyncSession, or an async context manager of one: an async_sessionmaker, say, "
+            "or an async generator function under contextlib.asynccontextmanager"
+        )
+        synchronous(factory, name="session_factory", owner=owner, use=use)
         if not self.stale_ms and not self.early:
-            raise OptionError(f"{start} is for reloads in the background, and there are none without stale= or early=")
+            raise OptionError(
+                f"{owner}: session_factory= is for reloads in the background: there are none without stale= or early="
+            )
 
     @property
     def timed(self) -> bool:

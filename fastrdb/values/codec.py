@@ -43,15 +43,16 @@ class Codec:
 
     Attributes:
         type: what a call gives: the annotation, or the schema in its shape.
+        converts: the function's results are converted to a schema.
         shared: one value may be handed to many callers, since none of them can change it.
         optional: None is one of the values.
     """
 
-    __slots__ = ("_adapter", "_dump", "_load", "_schema", "optional", "owner", "shared", "type")
+    __slots__ = ("_adapter", "_dump", "_load", "_schema", "converts", "optional", "owner", "shared", "type")
 
     def __init__(self, annotation: Any, *, schema: Any = None, owner: str) -> None:
         self.owner = owner
-        self._schema = schema
+        self._schema, self.converts = schema, schema is not None
         self.type = self._effective(annotation)
         try:
             self._adapter: TypeAdapter[Any] = TypeAdapter(self.type)

@@ -445,8 +445,8 @@ def test_a_caller_s_session_is_no_session_for_the_background() -> None:
         (sessionless, {"stale": 5, "session_factory": async_sessionmaker()}, "it has no parameter for a session"),
         (load, {"session_factory": async_sessionmaker()}, "there are none without stale= or early="),
         (load, {"stale": 5, "session_factory": dependency}, r"contextlib\.asynccontextmanager"),
-        (load, {"stale": 5, "session_factory": coroutine}, "must be called to give an AsyncSession"),
-        (load, {"stale": 5, "session_factory": "db"}, "must be called to give an AsyncSession"),
+        (load, {"stale": 5, "session_factory": coroutine}, "async, and is not awaited.*returns an AsyncSession"),
+        (load, {"stale": 5, "session_factory": "db"}, "must be a function that returns an AsyncSession"),
     ],
 )
 def test_an_impossible_session_factory_is_refused(function: Any, options: dict[str, Any], message: str) -> None:

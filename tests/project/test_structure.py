@@ -20,7 +20,7 @@ from tests.support.source.modules import (
 LONGEST_MODULE = 400
 MOST_NAMES = 25
 # Of the library itself. These come down as packages are rebuilt: to 62, 11,600, 14, 45, none and 2.
-MOST_MODULES = 60
+MOST_MODULES = 61
 MOST_LINES = 13_150
 MOST_FLOORS = 20
 LONGEST_FUNCTION = 53
@@ -31,13 +31,13 @@ MOST_CONTEXT_VARIABLES = 2
 ORDER = [
     *("errors", "events", "options", "singleflight"),
     *("keys", "values", "orm", "transport", "near", "protocol", "transactions"),
-    *("runtime", "invalidation", "loading", "typing", "cache", "crud"),
+    *("runtime", "invalidation", "loading", "typing", "wrappers", "cache", "crud"),
     *("__init__", "testing", "demo", "cli", "__main__"),
 ]
 HOMES = {
     "redis": {"transport", "near", "protocol", "testing", "demo"},
     "cachebox": {"near"},
-    "wrapt": {"cache"},
+    "wrapt": {"wrappers"},
     "sqlalchemy": {"orm", "transactions", "crud", "demo"},
 }
 

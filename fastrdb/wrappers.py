@@ -1,0 +1,156 @@
+"""The objects that stand for decorated functions: the only home of wrapt, which keeps name, docstring and binding.
+
+A wrapper is copied, pickled and inspected as the function itself would be. With `schema=` its return annotation is the
+schema, since that is what a call returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from functools import partial
+from inspect import Signature, signature
+from types import MethodType
+from typing import TYPE_CHECKING, Any, Self
+
+import wrapt
+
+from .keys import MISSING
+from .loading import CachedFunction, Explanation
+
+if TYPE_CHECKING:
+    from .events import Stats
+
+
+class _Bound(wrapt.BoundFunctionWrapper):  # type: ignore[type-arg]
+    """A decorated method that is bound to an instance or a class, or that was looked up on its class."""
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        own = getattr(self.__wrapped__, "__self__", None)
+        copied = deepcopy(own, memo)
+        return self if copied is own else self._self_parent.__get__(copied, type(copied))
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        method: Any = self.__wrapped__
+        if isinstance(method, MethodType):
+            return method.__reduce_ex__(protocol)
+        return getattr, (self._self_owner, method.__name__)
+
+
+class _Function(wrapt.FunctionWrapper):  # type: ignore[type-arg]
+    """A decorated function: a copy is the function itself, and a pickle holds the name."""
+
+    __bound_function_wrapper__ = _Bound
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+    def __reduce_ex__(self, protocol: object) -> str:
+        name: str = self.__qualname__
+        return name
+
+
+class _Extras:
+    """The methods of a cached function, by itself and bound to an instance alike.
+
+    The class declares no attribute: `__annotations__` of the class would hide those of the function.
+    """
+
+    @property
+    def query(self: Any) -> CachedFunction:
+        query: CachedFunction = self._self_query
+        return query
+
+    @property
+    def stats(self: Any) -> Stats:
+        return self.query.counters.snapshot()  # type: ignore[no-any-return]
+
+    def key(self, /, *args: Any, **kwargs: Any) -> str:
+        return self.query.full_key(_values(self, args, kwargs))
+
+    async def invalidate(self, /, *args: Any, **kwargs: Any) -> None:
+        await self.query.invalidate(_values(self, args, kwargs, several=True))
+
+    async def refresh(self: Any, /, *args: Any, **kwargs: Any) -> Any:
+        run = partial(self.__wrapped__, *args, **kwargs)
+        return await self.query.refresh(run, _values(self, args, kwargs, several=True))
+
+    async def put(self, value: Any, /, *args: Any, **kwargs: Any) -> None:
+        await self.query.put(value, _values(self, args, kwargs))
+
+    async def explain(self, /, *args: Any, **kwargs: Any) -> Explanation:
+        return await self.query.explain(_values(self, args, kwargs))
+
+
+def _values(wrapper: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, several: bool = False) -> Any:
+    instance = getattr(wrapper.__wrapped__, "__self__", None)
+    return wrapper.query.bind(instance, args, kwargs, several=several)
+
+
+class _WithReturnType:
+    """A cached function that returns another type than the function declares."""
+
+    @property
+    def __annotations__(self: Any) -> dict[str, Any]:  # type: ignore[override]
+        return {**self.__wrapped__.__annotations__, "return": self.query.returns}
+
+    @property
+    def __signature__(self: Any) -> Signature:
+        return signature(self.__wrapped__).replace(return_annotation=self.query.returns)
+
+
+class _BoundCached(_Extras, _Bound):
+    @property
+    def __func__(self) -> Any:
+        """Return the cached function that is bound here, of which `inspect.signature` reads the return annotation."""
+        method: Any = self.__wrapped__
+        function, parent = method.__func__, self._self_parent
+        return parent if parent.__wrapped__ is function else cached_wrapper(function, self.query)
+
+    @property
+    def _self_query(self) -> CachedFunction:
+        query: CachedFunction = self._self_parent._self_query
+        return query
+
+
+class _CachedCallable(_Extras, _Function):
+    """A cached function as `cached_wrapper` makes it, which adds the call."""
+
+    def __init__(self, function: Any, query: CachedFunction) -> None:
+        super().__init__(function, _unused)
+        self._self_query = query
+
+
+def cached_wrapper(function: Any, query: CachedFunction) -> Any:
+    """Return a function with its cache around it.
+
+    Each function gets classes of its own, which hold its call: wrapt's own `__call__`, or any attribute of an object
+    that wrapt makes, costs as much as all the rest of a near hit. A bound method has its instance in `__self__`.
+    """
+    answer = query.answer
+
+    def bound_call(self: Any, /, *args: Any, **kwargs: Any) -> Any:
+        method = self.__wrapped__
+        return answer(method, getattr(method, "__self__", None), args, kwargs)
+
+    first: tuple[type, ...] = () if query.returns is MISSING else (_WithReturnType,)
+    bound = type(_BoundCached.__name__, (*first, _BoundCached), {"__call__": bound_call})
+    call = staticmethod(query.answering(function))
+    own = {"__call__": call, "__bound_function_wrapper__": bound}
+    return type(_CachedCallable.__name__, (*first, _CachedCallable), own)(function, query)
+
+
+def invalidating_wrapper(function: Any, call: Callable[..., Any]) -> Any:
+    """Return a function of which each call goes through `call`, which gets function, instance and arguments."""
+    return _Function(function, call)
+
+
+def _unused(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Fill a parameter of wrapt: the wrappers' own `__call__` comes first."""
+    return wrapped(*args, **kwargs)
