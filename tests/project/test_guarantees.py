@@ -1,10 +1,11 @@
-"""Each row of the README's table of failures has a file of tests in `tests/guarantees`, and each file a row."""
+"""Each row of the table of failures in the documents has a file of tests in `tests/guarantees`, and each file a row."""
 
 from __future__ import annotations
 
 from tests.support import ROOT
 
-HEADING = "## What is guaranteed, and what is not"
+HEADING = "## What happens when something fails"
+PAGE = ROOT / "fastrdb" / "docs" / "guarantees.md"
 FOLDER = ROOT / "tests" / "guarantees"
 ON_A_CLUSTER = "_cluster"
 """What a file's name ends with that has the tests of its row for a Redis Cluster."""
@@ -42,7 +43,7 @@ FILES = {
 
 def rows() -> list[str]:
     """Return the first cell of each row of the table."""
-    section = (ROOT / "README.md").read_text("utf-8").partition(f"\n{HEADING}\n")[2].partition("\n## ")[0]
+    section = PAGE.read_text("utf-8").partition(f"\n{HEADING}\n")[2].partition("\n## ")[0]
     cells = [line.strip("|").split(" | ")[0].strip() for line in section.splitlines() if line.startswith("|")]
     return cells[2:]  # without the head and the line under it
 

@@ -1,4 +1,4 @@
-"""Clients with a password, over TLS, and under an ACL that allows no more than the README says."""
+"""Clients with a password, over TLS, and under an ACL that allows no more than the documents say."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.servers.certificates import Certificate
 from tests.support.servers.databases import Database
 from tests.support.world.walkthrough import HEADS, Whole
 
-README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+SECURITY = (Path(__file__).parents[2] / "fastrdb" / "docs" / "security.md").read_text("utf-8")
 PASSWORD = "a-password-of-the-test"
 PATIENT = 5.0  # seconds: a handshake on a busy machine
 
@@ -126,8 +126,8 @@ async def test_a_server_that_is_not_trusted_is_not_used(binary: Path, certificat
 
 
 def rules() -> list[str]:
-    """The README's user, as it stands there, for the keys of this test."""
-    [line] = re.findall(r"^ACL SETUSER (.*)$", README, re.MULTILINE)
+    """The documented user, as it stands there, for the keys of this test."""
+    [line] = re.findall(r"^ACL SETUSER (.*)$", SECURITY, re.MULTILINE)
     name, *words = line.split()
     heads = [word for word in words if word.startswith("~") and word != "~fastrdb:*"]
     assert name == "shop"
@@ -137,7 +137,7 @@ def rules() -> list[str]:
 
 
 def commands_allowed() -> set[str]:
-    """The commands that the README's user may send."""
+    """The commands that the documented user may send."""
     return {word.removeprefix("+") for word in rules() if word.startswith("+")}
 
 
@@ -150,7 +150,7 @@ def server(binary: Path) -> Iterator[EmbeddedServer]:
 
 @asynccontextmanager
 async def restricted(server: EmbeddedServer, *more: str) -> AsyncIterator[tuple[Redis, Redis]]:
-    """A client of the README's user, and one that may do everything."""
+    """A client of the documented user, and one that may do everything."""
     async with Redis(port=server.port) as admin:
         await admin.execute_command("ACL", "SETUSER", "shop", *rules(), *more)
         password = next(word for word in rules() if word.startswith(">"))[1:]

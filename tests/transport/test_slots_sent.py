@@ -131,10 +131,10 @@ HEADS = ("person", "people", "known", "one", "many", "near", "timed")
 
 @pytest.fixture
 def user(cluster: Cluster) -> Iterator[dict[str, Any]]:
-    """Give the README's user, for the keys of this test: with what it needs on a cluster besides, and no more."""
-    readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
-    [line] = re.findall(r"^ACL SETUSER (.*)$", readme, re.MULTILINE)
-    [(besides, near)] = re.findall(r"^On a cluster it needs besides, .*?`(.*?)`.*?`(.*?)`", readme, re.MULTILINE)
+    """Give the documented user, for the keys of this test: with what it needs on a cluster besides, and no more."""
+    page = (Path(__file__).parents[2] / "fastrdb" / "docs" / "security.md").read_text("utf-8")
+    [line] = re.findall(r"^ACL SETUSER (.*)$", page, re.MULTILINE)
+    [(besides, near)] = re.findall(r"^On a cluster it needs besides, .*?`(.*?)`.*?`(.*?)`", page, re.MULTILINE)
     keys = " ".join(f"~{head}:*" for head in HEADS)
     words = f"{line} {besides} {near}".replace("~user:* ~post:*", keys).split()
     for node in cluster.masters:
@@ -156,7 +156,7 @@ async def test_all_of_the_api(
 ) -> None:
     """No command has keys in two slots or goes to another master; no script touches a key that is not in its KEYS.
 
-    It is done by the README's user, who may do all of it.
+    It is done by the documented user, who may do all of it.
     """
     cluster.flush()
     async with (

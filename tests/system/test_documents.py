@@ -1,0 +1,156 @@
+"""The README and the pages of `fastrdb/docs` are programs: each block runs as it stands, and each link leads on."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import inspect
+import re
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from redis.asyncio import Redis
+from sqlalchemy import select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from fastrdb import Cache
+from fastrdb.demo.cache import get_redis, open_redis
+from fastrdb.demo.database import async_get_db, open_database
+from fastrdb.demo.models import User
+from fastrdb.demo.schemas import UserCreate, UserResponse, UserUpdate
+from fastrdb.typing import Options
+from tests.support import ROOT
+from tests.support.programs.projects import project, run_file
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from fastrdb.testing.server import EmbeddedServer
+
+__all__ = ["project"]
+
+DOCS = ROOT / "fastrdb" / "docs"
+README = ROOT / "README.md"
+PAGES = sorted(DOCS.glob("*.md"))
+FENCE = re.compile(r"^```(?P<kind>[^\n]*)\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+
+
+def blocks(page: Path, kind: str) -> list[str]:
+    """Return the blocks of one kind: `python` runs in order, `python pytest` is a file of tests of its own."""
+    return [block["code"] for block in FENCE.finditer(page.read_text("utf-8")) if block["kind"] == kind]
+
+
+def name_of(page: Path) -> str:
+    """Return what a test of a page is called."""
+    return page.stem
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of the headings of a page, as code hosts make them."""
+    text = FENCE.sub("", page.read_text("utf-8"))
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+async def run(code: str, name: str, names: dict[str, Any]) -> None:
+    """Run a block, which may await at its top level, with these names."""
+    compiled = compile(code, name, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+    result = eval(compiled, names)  # the page's own code
+    if inspect.isawaitable(result):
+        await result
+
+
+@pytest.fixture
+async def names(server: EmbeddedServer, client: Redis, tmp_path: Path) -> AsyncIterator[dict[str, Any]]:
+    """Give what the pages take for granted: the demo's models, a session, a client."""
+    async with (
+        open_database(f"sqlite+aiosqlite:///{tmp_path / 'documents.db'}"),
+        open_redis(server.url),
+        get_redis() as redis,
+        async_get_db() as db,
+    ):
+        yield {
+            **{each.__name__: each for each in (AsyncSession, Redis, User, UserCreate, UserResponse, UserUpdate)},
+            "async_get_db": async_get_db,
+            "get_redis": get_redis,
+            "select": select,
+            "update": update,
+            "db": db,
+            "redis": redis,
+            "__name__": "page",
+        }
+
+
+@pytest.mark.parametrize(
+    "page", [*filter(lambda page: blocks(page, "python"), [README, *PAGES])], ids=lambda page: page.stem
+)
+async def test_blocks_of_a_page_run_in_order(page: Path, names: dict[str, Any], monkeypatch: Any) -> None:
+    """A page is one program. Its own assertions say what comes out."""
+    monkeypatch.setitem(sys.modules, "page", type(sys)("page"))  # annotations of dataclasses are read from there
+    for number, code in enumerate(blocks(page, "python")[page == README :], 1):  # its first is run by itself
+        await run(code, f"{page.name}, block {number}", names)
+
+
+async def test_the_first_program_prints_the_same_twice(server: EmbeddedServer, client: Redis, tmp_path: Path) -> None:
+    """The second run finds the first one's row and entry, and shows none of them old."""
+    program = tmp_path / "first.py"
+    program.write_text(blocks(README, "python")[0].replace("Redis()", f"Redis(port={server.port})"), "utf-8")
+    old, new = "email='john@example.com' name='John'", "email='john@example.com' name='Johnny'"
+    for _ in range(2):
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, str(program), cwd=tmp_path, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        )
+        output, _ = await process.communicate()
+        assert (process.returncode, output.decode().splitlines()) == (0, [old, old, new])
+        assert await client.get("user:john@example.com") == b'{"email":"john@example.com","name":"Johnny"}'
+
+
+@pytest.mark.parametrize("mode", ["strict", "auto"])
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python pytest")], ids=name_of)
+def test_files_of_tests_run_as_shown(project: pytest.Pytester, page: Path, mode: str) -> None:
+    """In a project of somebody's own, with the plugin that comes with the package."""
+    for number, code in enumerate(blocks(page, "python pytest")):
+        project.makepyfile(**{f"test_block_{number}": code})
+    outcomes = run_file(project, f"--asyncio-mode={mode}").parseoutcomes()
+    assert set(outcomes) == {"passed"}
+
+
+@pytest.mark.parametrize("page", [README, *PAGES], ids=name_of)
+def test_links_lead_to_something(page: Path) -> None:
+    """Each relative link names a file that exists, and an anchor that the file has."""
+    text = FENCE.sub("", page.read_text("utf-8"))
+    wrong = []
+    for link in LINK.findall(text):
+        if "://" in link:
+            continue
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name) if name else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            wrong.append(link)
+    assert not wrong
+
+
+def test_each_page_is_linked_from_the_readme() -> None:
+    """A page that nothing leads to is not read."""
+    linked = {link.partition("#")[0] for link in LINK.findall(README.read_text("utf-8"))}
+    assert {f"fastrdb/docs/{page.name}" for page in PAGES} <= linked
+
+
+def test_each_option_is_on_the_page_of_options() -> None:
+    """The tables name all that `cached` and `Cache` take."""
+    text = (DOCS / "options.md").read_text("utf-8")
+    taken = {*Options.__annotations__, *inspect.signature(Cache.__init__).parameters} - {"self", "redis"}
+    assert [name for name in sorted(taken) if f"`{name}`" not in text] == []
+
+
+def test_ci_runs_the_test_command_of_the_readme() -> None:
+    """CI does what the README says, and nothing that it does not."""
+    demo, test = (block.strip() for block in blocks(README, "sh")[:2])
+    script = (ROOT / ".ci" / "run").read_text("utf-8")
+    commands = [line for line in script.splitlines() if line and not line.startswith("#")]
+    assert commands[-1] == test
+    assert len(commands) == 4  # set, cd, export CI, the command
+    assert demo.endswith("python -m fastrdb demo")
