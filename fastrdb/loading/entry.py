@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fastrdb.errors import CacheUnavailableError
 from fastrdb.events import Counters
 from fastrdb.keys import UNSAID, CallPlan
-from fastrdb.protocol import Patience, Store, Timed
+from fastrdb.protocol import Budget, Store, Timed
 from fastrdb.runtime import Runtime
 from fastrdb.singleflight import Absent, Alone, Failed, FlightOutcome, Landed
 from fastrdb.transactions import WROTE, is_loading, missing_row, no_result, session_s_own, wrote
@@ -39,7 +39,7 @@ class CallContext:
     client: Any
     store: Store
     session: Session | None
-    patience: Patience
+    patience: Budget
     keys_now: Callable[[bool, Session | None], Sequence[str] | None] | None = None
 
     def other_keys(self, asked: Sequence[str], *, background: bool) -> str | None:

@@ -25,6 +25,7 @@ from fastrdb.transactions import (
     is_loading,
     next_order,
     plain_session,
+    running,
     schema_map,
     session_of,
     why_not_stored,
@@ -127,7 +128,7 @@ class CachedFunction(Entries):
                     return value
             except (CacheUnavailableError, DecodeError) as error:
                 failure = error
-        elif free and self.near and not is_loading() and (kept := store.near.lookup(key)) is not None:
+        elif free and self.near and (running.get() is None or not is_loading()) and (kept := store.near.lookup(key)):
             value = kept.value if kept.owner is self.codec else self.own_value(kept)
             if value is not MISS:
                 if counters.hook is None:  # here, since the call would be felt

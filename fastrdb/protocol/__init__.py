@@ -1,6 +1,6 @@
 """The face of `fastrdb.protocol`."""
 
-from fastrdb.transport import Patience, is_cluster
+from fastrdb.transport import Budget, is_cluster
 
 from .intent import Intent, OnError
 from .interface import Barred, Busy, Entry, Granted, Hit, Outcome, Timed
@@ -10,6 +10,7 @@ from .store import Fill, Store
 
 __all__ = [
     "Barred",
+    "Budget",
     "Busy",
     "Entry",
     "Fill",
@@ -19,7 +20,6 @@ __all__ = [
     "Keyspace",
     "OnError",
     "Outcome",
-    "Patience",
     "Store",
     "Target",
     "Timed",

@@ -91,7 +91,7 @@ class ClusterBackend(Backend):
     def heal(self, client: Client) -> None:
         """Start deleting untrusted data in the background."""
         delete_all = partial(self._scan.delete_all, client, self.trust.evicts)
-        self.trust.heal(partial(self.link.run, client), delete_all)
+        self.trust.heal(partial(self.link.many, client, errors=True), delete_all)
 
     async def aclose(self) -> None:
         """Stop what runs in the background."""
@@ -173,7 +173,7 @@ class ClusterBackend(Backend):
     ) -> list[Any]:
         """Run scripts, note in shards until when entries live, and have members checked that may be dead."""
         expired = [Call(EXPIRED, (shard.expiry,), (DEAD_PER_FILL, *each)) for shard, each in lives.items()]
-        replies = await self.link.run(client, [*calls, *expired])
+        replies = await self.link.many(client, [*calls, *expired], errors=True)
         for found in replies[len(calls) :]:
             if not isinstance(found, Exception):  # tidiness only
                 self._sweeper.check(client, found)
@@ -231,7 +231,7 @@ class ClusterBackend(Backend):
         back = [*released]
         for portion in portions(writes, self._chunk, renew):
             calls = self._fills(portion)
-            replies = await self.link.run(client, calls)
+            replies = await self.link.many(client, calls, errors=True)
             # A slot that is being moved refuses a fill: the value is not stored then, and the rest goes on.
             refused = [isinstance(reply, TryAgainError) for reply in replies]
             back += [write.entry for write, is_refused in zip(portion, refused, strict=True) if is_refused]
@@ -262,7 +262,7 @@ class ClusterBackend(Backend):
         calls = [self._fence_call(shard, shard_jobs[0]) for shard, shard_jobs in working]
         replies = await self._patiently(client, calls)
         # Found out meanwhile: the shards may not know all keys. Unless that server was only new to this process.
-        if self.trust.other_data and not await self.trust.settle(partial(self.link.run, client)):
+        if self.trust.other_data and not await self.trust.settle(partial(self.link.many, client, errors=True)):
             self.heal(client)
             raise CacheUnavailableError(FENCE.name, OTHER_DATA)
         if any(done == _INCOMPLETE for done, *_ in replies):
@@ -283,7 +283,7 @@ class ClusterBackend(Backend):
         """Run scripts, and again where the keys of a shard are being moved, one after the other."""
         replies: list[Any] = []
         for _ in range(_TRIES):
-            replies = await self.link.run(client, calls)
+            replies = await self.link.many(client, calls, errors=True)
             if not any(isinstance(reply, TryAgainError) for reply in replies):
                 break
             await asyncio.sleep(_PAUSE_S)

@@ -118,7 +118,7 @@ async def _step(
     link: RedisClient, client: Client, renew: Callable[[], None], commands: Sequence[Call | Command]
 ) -> list[Any]:
     renew()
-    return await link.portions(client, commands, _COMMANDS_AT_ONCE)
+    return await link.many(client, commands, portion=_COMMANDS_AT_ONCE)
 
 
 def one_of_each_master(client: Any) -> list[int]:

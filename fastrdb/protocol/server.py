@@ -83,7 +83,9 @@ class ServerBackend(Backend):
 
     def heal(self, client: Client) -> None:
         """Start deleting untrusted data in the background."""
-        self.trust.heal(partial(self.link.run, client), partial(self.delete, client, [self.keyspace.everything]))
+        self.trust.heal(
+            partial(self.link.many, client, errors=True), partial(self.delete, client, [self.keyspace.everything])
+        )
 
     # --- readers
 
@@ -109,7 +111,7 @@ class ServerBackend(Backend):
             Call(ACQUIRE, (entry, lease(entry), *shared), (token, self._lease_ms, self._barrier_ms, before, old))
             for entry, token, old in asks
         ]
-        return [self._outcome(reply) for reply in await self.link.portions(client, calls, self._chunk)]
+        return [self._outcome(reply) for reply in await self.link.many(client, calls, portion=self._chunk)]
 
     def _outcome(self, reply: list[bytes]) -> Outcome:
         match reply:
@@ -131,7 +133,7 @@ class ServerBackend(Backend):
             Call(FILL, (entry, lease(entry), *shared), (held, raw, ttl_ms, *more))
             for entry, held, raw, ttl_ms in writes
         ]
-        return [bool(reply) for reply in await self.link.portions(client, calls, self._chunk)]
+        return [bool(reply) for reply in await self.link.many(client, calls, portion=self._chunk)]
 
     async def release(self, client: Client, leases: Sequence[tuple[bytes, str]]) -> None:
         """Release leases, by a script each."""
@@ -144,12 +146,12 @@ class ServerBackend(Backend):
             )
             for entry, token in leases
         ]
-        await self.link.portions(client, calls, self._chunk)
+        await self.link.many(client, calls, portion=self._chunk)
 
     async def inspect(self, client: Client, entry: bytes) -> Entry:
         """Return what Redis holds."""
         call = Call(INSPECT, (entry, self.keyspace.lease(entry), self._shard.barriers), ())
-        ttl_ms, size, leased, barred = await self.link.script(client, call)
+        ((ttl_ms, size, leased, barred),) = await self.link.many(client, (call,))
         return Entry(None if ttl_ms == GONE else ttl_ms, size, bool(leased), bool(barred))
 
     # --- writers
@@ -193,7 +195,7 @@ class ServerBackend(Backend):
         deleted = 0
         while True:
             call = Call(BEGIN, self._shard.work, (*settings, *lists(barriers, ranges, *rest)))
-            done, last, count, lost, held = await self.link.script(client, call)
+            ((done, last, count, lost, held),) = await self.link.many(client, (call,))
             deleted += int(count)
             if done == len(ranges):
                 return deleted, held
@@ -219,7 +221,8 @@ class ServerBackend(Backend):
         stood = True
         for call in batches(self._chunk, [tuple(write) for write in writes], released, barriers):
             arguments = (token, self.keyspace.leases, self.keyspace.before, *lists(*call))
-            stood = bool(await self.link.script(client, Call(END, self._shard.all, arguments))) and stood
+            (stands,) = await self.link.many(client, (Call(END, self._shard.all, arguments),))
+            stood = stood and bool(stands)
             renew()
         return stood
 
@@ -259,5 +262,5 @@ class ServerBackend(Backend):
     async def _look(self, client: Client, arguments: Sequence[Argument]) -> tuple[bytes, int, int]:
         """Look at some keys. Return the next cursor, the longest life of an unknown key in ms, the entries deleted."""
         call = Call(SEARCH, (self._shard.index, self._shard.expiry), arguments)
-        cursor, longest_ms, deleted = await self.link.script(client, call)
+        ((cursor, longest_ms, deleted),) = await self.link.many(client, (call,))
         return cursor, longest_ms, deleted

@@ -192,7 +192,8 @@ class Store:
 
     async def discard(self, client: Client, key: str, raw: bytes) -> bool:
         """Delete an entry that cannot be read, if it still holds `raw`."""
-        return bool(await self._link.script(client, Call(DISCARD, (self.keyspace.entry(key),), (raw,))))
+        (done,) = await self._link.many(client, (Call(DISCARD, (self.keyspace.entry(key),), (raw,)),))
+        return bool(done)
 
     async def inspect(self, client: Client, key: str) -> Entry:
         """Return what Redis holds for `key`."""
@@ -234,7 +235,7 @@ class Store:
 
     def detach(self) -> dict[Target, bool]:
         """Drop all connections, since the event loop has ended. Return what has not been repaired."""
-        self._link.lose()
+        self._link.forget()
         return self.repairs.left()
 
     async def aclose(self, limit: float = 1.0) -> None:

@@ -18,7 +18,7 @@ from .rules import (
     why_not_stored,
     wrote,
 )
-from .scope import RunningCall, RunningLoad, apart, is_loading, leads, no_store
+from .scope import RunningCall, RunningLoad, apart, is_loading, leads, no_store, running
 from .state import Targets, intent_on, next_order, state_of
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "no_result",
     "no_store",
     "plain_session",
+    "running",
     "schema_map",
     "session_of",
     "session_s_own",

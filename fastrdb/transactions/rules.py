@@ -83,12 +83,7 @@ def plain_session(session: object) -> Session | None:
         return None
     found = session.sync_session
     known = found.__dict__
-    if (
-        known.get("execution_options")
-        or known.get(_BINDS)
-        or STATE in known.get("info", ())
-        or type(found).get_bind is not Session.get_bind
-    ):
+    if type(found) is not Session or known[_BINDS] or STATE in known.get("info", ()) or known.get("execution_options"):
         return found if schema_map(found) is None else None
     bind = known["bind"]
     return found if bind is None or _SCHEMA_MAP not in bind.get_execution_options() else None

@@ -38,7 +38,8 @@ from .state import Targets, Transaction, changed, next_order
 _CALLS = "fastrdb.calls"  # in Session.info: the calls that use the session
 _calls_on: WeakKeyDictionary[Connection, list[RunningCall]] = WeakKeyDictionary()
 _used: WeakKeyDictionary[asyncio.Task[object], WeakSet[Session]] = WeakKeyDictionary()
-_running: ContextVar[RunningCall | None] = ContextVar("fastrdb_running", default=None)
+running: ContextVar[RunningCall | None] = ContextVar("fastrdb_running", default=None)
+"""The innermost call, whose `parent`s are around it."""
 
 
 class RunningCall:
@@ -63,16 +64,16 @@ class RunningCall:
         self._claimed: list[list[RunningCall]] = []
 
     def __enter__(self) -> Self:
-        self.parent = _running.get()
+        self.parent = running.get()
         if self.session is not None:
             self._claim(self.session.info.setdefault(_CALLS, []))
-        self._token = _running.set(self)
+        self._token = running.set(self)
         self.active = True
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.active = False
-        _running.reset(self._token)
+        running.reset(self._token)
         for calls in self._claimed:
             calls.remove(self)
         self._claimed.clear()
@@ -201,7 +202,7 @@ class RunningLoad(RunningCall):
 
 def targets_around() -> list[Targets]:
     """Return what the calls around this code invalidate, the innermost first, those that have ended included."""
-    found, call = list[Targets](), _running.get()
+    found, call = list[Targets](), running.get()
     while call is not None:
         if call.targets is not None:
             found.append(call.targets)
@@ -211,7 +212,7 @@ def targets_around() -> list[Targets]:
 
 def loads_around() -> list[RunningLoad]:
     """Return the loads around this code, the innermost first, those that have ended included."""
-    found, call = list[RunningLoad](), _running.get()
+    found, call = list[RunningLoad](), running.get()
     while call is not None:
         if isinstance(call, RunningLoad):
             found.append(call)
@@ -221,7 +222,7 @@ def loads_around() -> list[RunningLoad]:
 
 def fresh_reads() -> RunningLoad | None:
     """Return the load around this code: its statements must not be answered by an identity map (rule 3)."""
-    call = _running.get()
+    call = running.get()
     while call is not None and not (isinstance(call, RunningLoad) and call.active):
         call = call.parent
     return call
@@ -229,7 +230,7 @@ def fresh_reads() -> RunningLoad | None:
 
 def is_loading() -> bool:
     """Return True inside of a load: its result may be stored for all, so no part of it may be as late as a push."""
-    return _running.get() is not None and fresh_reads() is not None
+    return running.get() is not None and fresh_reads() is not None
 
 
 def no_store(reason: str) -> None:
@@ -252,11 +253,11 @@ def leads(token: str) -> bool:
 @contextmanager
 def apart() -> Iterator[None]:
     """Detach the block from the calls around it."""
-    token = _running.set(None)
+    token = running.set(None)
     try:
         yield
     finally:
-        _running.reset(token)
+        running.reset(token)
 
 
 # --- for the listeners
@@ -267,7 +268,7 @@ def session_used(session: Session) -> None:
     with suppress(RuntimeError):  # no event loop runs in this thread
         if (task := asyncio.current_task()) is not None:
             _used.setdefault(task, WeakSet()).add(session)
-    call = _running.get()
+    call = running.get()
     while call is not None:
         if call.targets is not None:  # tasks that the call has started have used it, too
             call.targets.seen.add(session)
@@ -284,7 +285,7 @@ def used_here() -> Iterable[Session]:
 
 def statement_begins(connection: Connection, transaction: Transaction) -> None:
     """Note in the running calls that a statement is about to run inside of them. Raise SessionInUseError."""
-    call = _running.get()
+    call = running.get()
     while call is not None:
         if call.active:
             call.before_statement(connection, transaction)
@@ -296,7 +297,7 @@ def rollback_begins(connection: Connection, transaction: Transaction) -> None:
 
     Most have not, and a call that opens a session to read ends it by a rollback.
     """
-    if transaction.called and not transaction.wrote and _running.get() is not None:
+    if transaction.called and not transaction.wrote and running.get() is not None:
         with suppress(Exception):  # the driver's own: then one may have
             transaction.called = has_written(connection)
 

@@ -8,7 +8,6 @@ from .passthrough import Client, is_cluster
 from .scripts import Argument, Call, Command, Script
 from .slots import SLOTS, hash_tag, slot_of, tags
 from .timeouts import Budget, ended
-from .timeouts import Budget as Patience
 
 __all__ = [
     "OTHER_DATA",
@@ -22,7 +21,6 @@ __all__ = [
     "Greeting",
     "Health",
     "Met",
-    "Patience",
     "RedisClient",
     "Script",
     "ended",

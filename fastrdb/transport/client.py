@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Coroutine, Sequence
 from contextlib import suppress
 from copy import copy
+from sys import maxsize
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary, finalize, ref
 
@@ -21,7 +22,7 @@ from .connection import Greeting
 from .health import OTHER_DATA, Breaker, Health
 from .passthrough import Client, Passthrough, is_cluster, is_plain
 from .pipeline import Pipeline
-from .scripts import Argument, Call, Command
+from .scripts import Call, Command
 from .timeouts import Answers, Budget, Waits
 
 
@@ -96,62 +97,58 @@ class RedisClient:
             raise CacheUnavailableError(str(commands[0][0]), OTHER_DATA)
         return replies
 
-    async def command(self, client: Client, *command: Argument) -> Any:
-        """Send one command, and return its reply."""
-        (reply,) = await self.many(client, (command,))
-        return reply
+    async def many(
+        self,
+        client: Client,
+        commands: Sequence[Call | Command],
+        *,
+        portion: int = maxsize,
+        errors: bool = False,
+    ) -> list[Any]:
+        """Send commands and scripts, and return the reply to each.
 
-    async def script(self, client: Client, call: Call) -> Any:
-        """Run a script, and return its result."""
-        (reply,) = await self.many(client, (call,))
-        return reply
-
-    async def many(self, client: Client, commands: Sequence[Call | Command]) -> list[Any]:
-        """Send commands and scripts in one round trip. The first error is raised when all have been tried."""
-        return self.raised(commands, await self.run(client, commands))
-
-    async def portions(self, client: Client, commands: Sequence[Call | Command], size: int) -> list[Any]:
-        """Do as `many`, in several round trips of `size` commands if there are more: others would wait for them."""
-        if len(commands) <= size:
-            return await self.many(client, commands)
-        parts = [await self.many(client, commands[at : at + size]) for at in range(0, len(commands), size)]
-        return [reply for part in parts for reply in part]
-
-    async def run(self, client: Client, commands: Sequence[Call | Command]) -> list[Any]:
-        """Send commands and scripts in one round trip, and return the reply to each: errors as values."""
+        Args:
+            portion: of more commands, send so many in each round trip: other callers would wait for them.
+            errors: return the server's errors as values. Else the first one is raised when all have been tried.
+        """
+        if len(commands) > portion:
+            parts = [commands[at : at + portion] for at in range(0, len(commands), portion)]
+            return [reply for part in parts for reply in await self.many(client, part, errors=errors)]
         if not commands:
             return []
         route: Route = self._route if self._latest() is client else self._find(client)
         sent: list[Command] = [each.known() if isinstance(each, Call) else each for each in commands]
         try:
             replies = await route.send(sent, insist=self._insists)
-            unknown = [at for at, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
-            while unknown:  # the first of each script brings it along, and the others find it; at each of the masters
-                first = {sent[at][1]: at for at in reversed(unknown)}.values()
-                again = [commands[at].whole() if at in first else sent[at] for at in unknown]  # type: ignore[union-attr]
-                for at, reply in zip(unknown, await route.send(again, insist=self._insists), strict=True):
-                    replies[at] = reply
-                unknown, before = [at for at in unknown if isinstance(replies[at], NoScriptError)], len(unknown)
-                if len(unknown) == before:
-                    break
+            failed = any(isinstance(reply, Exception) for reply in replies)
+            if failed:
+                await self._bring_scripts(route, commands, sent, replies)
         except CacheUnavailableError as error:
             raise CacheUnavailableError(_name(commands[0]), error.reason) from error
-        return replies
+        return self.raised(commands, replies) if failed and not errors else replies
+
+    async def _bring_scripts(
+        self, route: Route, commands: Sequence[Call | Command], sent: Sequence[Command], replies: list[Any]
+    ) -> None:
+        """Send again what the server did not know: the first of each script brings it along, at each of the masters."""
+        unknown = [at for at, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+        while unknown:
+            first = {sent[at][1]: at for at in reversed(unknown)}.values()
+            again = [commands[at].whole() if at in first else sent[at] for at in unknown]  # type: ignore[union-attr]
+            for at, reply in zip(unknown, await route.send(again, insist=self._insists), strict=True):
+                replies[at] = reply
+            unknown, before = [at for at in unknown if isinstance(replies[at], NoScriptError)], len(unknown)
+            if len(unknown) == before:
+                break
 
     def raised(self, commands: Sequence[Call | Command], replies: list[Any]) -> list[Any]:
         """Return the replies; raise the first error among them."""
         for command, reply in zip(commands, replies, strict=True):
+            if isinstance(reply, CacheUnavailableError):
+                raise reply
             if isinstance(reply, Exception):
-                raise self.translated(command, reply)
+                raise self.breaker.on_error(_name(command), reply) from reply
         return replies
-
-    def translated(self, command: Call | Command, error: Exception) -> CacheUnavailableError:
-        """Return the CacheUnavailableError of an error that a command was answered with."""
-        if isinstance(error, CacheUnavailableError):
-            return error
-        made = self.breaker.on_error(_name(command), error)
-        made.__cause__ = error
-        return made
 
     def patience(self, client: Client, read: Collection[bytes] = (), *, portions: int = 1) -> Budget:
         """Return how long a call may wait in all from now on; `read` are the keys that it was just answered for."""
@@ -175,7 +172,7 @@ class RedisClient:
         await self.breaker.aclose()
         await _aclose(self._open)
 
-    def lose(self) -> None:
+    def forget(self) -> None:
         """Drop all connections: their event loop has ended."""
         for route in self._open:
             route.forget()

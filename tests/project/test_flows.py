@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from fastrdb import Cache
 from tests.support.source.flows import Flows, by_module
 
-MOST_CALLS = {"hit": 18, "near": 11, "miss": 165, "commit": 198, "update": 276, "many": 256, "stale": 246}
+MOST_CALLS = {"hit": 18, "near": 10, "miss": 159, "commit": 192, "update": 275, "many": 248, "stale": 240}
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ async def test_who_could_not_go_on_need_not_wait_for_itself(
     fails = iter([True, True])
 
     async def run(commands: Sequence[Call | Command]) -> list[Any]:
-        return await store._link.run(cluster_client, commands)
+        return await store._link.many(cluster_client, commands, errors=True)
 
     async def delete_all() -> None:
         if next(fails, False):
