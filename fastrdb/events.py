@@ -1,26 +1,28 @@
-"""Events of cached calls, for a hook, and the counters of each function.
+"""Events of cached calls, for hooks, and the counters of each function.
 
-Nothing here knows Redis or a session. Metrics and traces hang on the `Hook`; none is required.
+Nothing here imports Redis or a session. Metrics and traces hang on a `Hook`; none is required.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from time import monotonic
 from typing import Literal, Protocol, get_args
 
 logger = logging.getLogger("fastrdb")
 
-Kind = Literal[
+Counted = Literal[
     "near",  # answered from this process
     "hit",  # answered from Redis, within `exp`
     "miss",  # no entry
-    "load",  # the function ran
-    "join",  # answered by another caller's load
+    "load",  # a load begins: the function is called
+    "join",  # answered by another caller's load, after `seconds`
     "fill",  # the result was stored
-    "unstored",  # the result was not stored; `detail` says why
-    "bypass",  # the call went past the cache; `detail` says why
+    "unstored",  # the result was not stored; `reason` says why
+    "bypass",  # the call went past the cache; `reason` says why
     "corrupt",  # an entry that cannot be read as the declared type
     "unavailable",  # Redis did not answer
     "invalidation",  # prefixes and keys were invalidated, or put on a transaction
@@ -30,23 +32,38 @@ Kind = Literal[
     "repair",  # the pending invalidation is done
     "restart",  # Redis came back with other data: reads bypass the cache
     "healing",  # all of that data has been invalidated
-    "stale",  # answered from Redis although `exp` is over; `detail` says why
+    "stale",  # answered from Redis although `exp` is over; `reason` says why
     "early",  # a load began although `exp` is not over
-    "failed",  # a load in the background raised; `detail` says what
+    "failed",  # a load in the background raised; `reason` says what
+    "deleted",  # an invalidation has deleted `count` entries
+]
+Kind = Literal[
+    Counted,
+    "loaded",  # a load has ended, in the task in which it began; `reason` is the name of the error that it raised
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One thing that happened in a call of `function` (its qualified name) under `key`.
+    """One thing that happened in a call of a function. Times, sizes and counts make no two events unequal.
 
     An event of the whole cache has the cache's class as its function, and no key.
     """
 
     function: str
+    """The qualified name of the function."""
     kind: Kind
+    """What happened: see `Kind`, which says what each kind means."""
     key: str
-    detail: str = ""
+    """The key without the namespace. Of an invalidation: what its prefixes begin with, and its keys, with commas."""
+    reason: str = ""
+    """Why it happened, in words without any value; "" where there is nothing to say."""
+    seconds: float | None = field(default=None, compare=False)
+    """How long it took: a load, the wait for another caller's load, or Redis. None where nothing was waited for."""
+    size: int | None = field(default=None, compare=False)
+    """The size of the entry in bytes, where there is one."""
+    count: int = field(default=1, compare=False)
+    """How many: keys that were loaded by one call of the function, or entries that were deleted."""
 
 
 class Hook(Protocol):
@@ -58,7 +75,7 @@ class Hook(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """The number of events of each kind in this process, in the order of `Kind`; `+` adds two of them up."""
+    """The number of events of each kind in this process, in the order of `Counted`; `+` adds two of them up."""
 
     near: int = 0
     hits: int = 0
@@ -80,35 +97,68 @@ class Stats:
     stale: int = 0
     early: int = 0
     failed: int = 0
+    deleted: int = 0
 
     def __add__(self, other: Stats) -> Stats:
         return Stats(**{name: getattr(self, name) + getattr(other, name) for name in _FIELDS.values()})
 
 
-_FIELDS: dict[Kind, str] = dict(zip(get_args(Kind), (each.name for each in fields(Stats)), strict=True))
+_FIELDS: dict[Counted, str] = dict(zip(get_args(Counted), (each.name for each in fields(Stats)), strict=True))
 
 
 class Counters:
-    """The running counts of one decorated function, and the hook that is called with each event."""
+    """The running counts of one decorated function, and the hooks that are called with each event.
 
-    __slots__ = ("function", "hook", "counts", "_complained")
+    `hooks` is the list of the cache: what is added to it later is called as well.
+    """
 
-    def __init__(self, function: str, hook: Hook | None = None) -> None:
+    __slots__ = ("function", "hooks", "counts", "_complained")
+
+    def __init__(self, function: str, hooks: Sequence[Hook] = ()) -> None:
         self.function = function
-        self.hook = hook
-        self.counts: dict[Kind, int] = dict.fromkeys(_FIELDS, 0)
+        self.hooks = hooks
+        self.counts: dict[Counted, int] = dict.fromkeys(_FIELDS, 0)
         self._complained = False
 
-    def tell(self, kind: Kind, key: str, detail: str = "") -> None:
-        """Count an event, and call the hook with it, if there is one."""
-        self.counts[kind] += 1
-        if self.hook is not None:
+    def tell(
+        self,
+        kind: Counted,
+        key: str,
+        reason: str = "",
+        *,
+        seconds: float | None = None,
+        size: int | None = None,
+        count: int = 1,
+    ) -> None:
+        """Count an event, and call the hooks with it, if there are any."""
+        self.counts[kind] += count
+        if self.hooks:
+            self._call(Event(self.function, kind, key, reason, seconds, size, count))
+
+    def _call(self, event: Event) -> None:
+        for hook in tuple(self.hooks):
             try:
-                self.hook(Event(self.function, kind, key, detail))
+                hook(event)
             except Exception as error:  # noqa: BLE001  # no call and no invalidation may fail for a hook
                 if not self._complained:
                     self._complained = True
                     logger.warning("the hook raises %s: this is said once", type(error).__name__)
+
+    @contextmanager
+    def loading(self, keys: Collection[str]) -> Iterator[None]:
+        """Report that the function is called for these keys, and then that the call is done."""
+        for key in keys:
+            self.tell("load", key)
+        begun, error = monotonic(), ""
+        try:
+            yield
+        except BaseException as raised:
+            error = type(raised).__name__
+            raise
+        finally:
+            if self.hooks:
+                key, seconds = next(iter(keys)), monotonic() - begun
+                self._call(Event(self.function, "loaded", key, error, seconds, count=len(keys)))
 
     @staticmethod
     def total(each: Iterable[Counters]) -> Stats:

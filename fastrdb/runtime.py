@@ -115,7 +115,8 @@ class Runtime:
     ) -> None:
         self.near, self.near_by_default = near, near_by_default
         self.on_error: OnError = on_error
-        self.hook, self.seal = hook, seal
+        self.hooks: list[Hook] = [] if hook is None else [hook]
+        self.seal = seal
         self.timeout, self.lease, self.barrier, self.max_bytes = timeout, lease, barrier, max_bytes
         self.near_heads: set[str] = set()  # the heads of keys that functions keep in this process
         self.owned: set[str] = set()  # the heads of the keys of all functions
@@ -135,7 +136,7 @@ class Runtime:
 
     def counters(self, function: str) -> Counters:
         """Return the counters of one more decorated function."""
-        counters = Counters(function, self.hook)
+        counters = Counters(function, self.hooks)
         self.counted.append(counters)
         return counters
 
@@ -190,7 +191,7 @@ class Runtime:
             cluster=cluster,
         )
         tell = self._own_counters.tell  # not a method of this cache: its stores may outlive it for a moment
-        store.obstacles.listeners.append(lambda kind, detail: tell(kind, "", detail))
+        store.obstacles.listeners.append(lambda kind, reason: tell(kind, "", reason))
         return store
 
     # --- off for some tasks

@@ -101,7 +101,7 @@ async def with_fastrdb(redis: Redis, email: str, *, new: str) -> Race:
         race.say("writer", f"commits {new!r}; the reader's {await _state(redis, lease)}")
         pause.end()
         await reader
-        refused = [event.detail for event in events if event.kind == "unstored"]
+        refused = [event.reason for event in events if event.kind == "unstored"]
         race.say("reader", f"its fill is refused: {refused[0]}" if refused else "its fill is stored")
         events.clear()
         answer = await read(later, redis, email)

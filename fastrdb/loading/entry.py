@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from fastrdb.errors import CacheUnavailableError
@@ -202,9 +203,10 @@ class Reading:
         values: by key; MISS where there is none yet.
         seen: entries whose place a load may take.
         stale, early: the keys of those that have a value and are to be reloaded.
+        seconds: the time that the read from Redis took.
     """
 
-    __slots__ = ("entries", "call", "asked", "many", "values", "seen", "stale", "early")
+    __slots__ = ("entries", "call", "asked", "many", "values", "seen", "stale", "early", "seconds")
 
     def __init__(self, entries: Entries, call: CallContext, asked: Sequence[str], *, many: bool) -> None:
         self.entries, self.call, self.asked, self.many = entries, call, asked, many
@@ -212,6 +214,7 @@ class Reading:
         self.seen: dict[str, Timed] = {}
         self.stale: list[str] = []
         self.early: list[str] = []
+        self.seconds = 0.0
 
     def missing(self) -> list[str]:
         """Return the keys without a value."""
@@ -229,9 +232,10 @@ class Reading:
                     self.values[key] = entries.own_value(kept)
                     if self.values[key] is not MISS:
                         entries.counters.tell("near", key)
-        keys, head = self.missing(), entries.plan.head
+        keys, head, begun = self.missing(), entries.plan.head, monotonic()
         tickets = {key: store.near_token(call.client, key, head) for key in keys} if entries.near else {}
         found = await entries.read(call, keys)
+        self.seconds = monotonic() - begun
         call.patience = store.patience(call.client, keys, read=True)
         for key, entry in zip(keys, found, strict=True):
             if entry is not None:
@@ -249,13 +253,13 @@ class Reading:
         if decision is not Decision.OVER:
             self.values[key] = value
         if decision is Decision.FRESH:
-            tell("hit", key)
+            tell("hit", key, seconds=self.seconds, size=len(entry.raw))
             if value is not None or not self.many:
                 entries.keep(self.call.store, ticket, entry, value, left_ms)
             return
         self.seen[key] = entry
         if decision is Decision.STALE:
-            tell("stale", key, "it is being reloaded")
+            tell("stale", key, "it is being reloaded", seconds=self.seconds, size=len(entry.raw))
             self.stale.append(key)
         elif decision is Decision.EARLY:
             self.early.append(key)

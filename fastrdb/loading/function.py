@@ -120,21 +120,25 @@ class CachedFunction(Entries):
         free = not store.obstacles and not disabled.get() and (session is None or not wrote(session))
         raw, failure = None, None
         if free and not self.aged:
+            begun = monotonic() if counters.hooks else 0.0
             try:
                 raw = await store.get(client, key)
                 if raw is not None:
                     value = self.codec.decode(raw)
-                    counters.tell("hit", key)
+                    if counters.hooks:
+                        counters.tell("hit", key, seconds=monotonic() - begun, size=len(raw))
+                    else:  # here, since the call would be felt
+                        counters.counts["hit"] += 1
                     return value
             except (CacheUnavailableError, DecodeError) as error:
                 failure = error
         elif free and self.near and (running.get() is None or not is_loading()) and (kept := store.near.lookup(key)):
             value = kept.value if kept.owner is self.codec else self.own_value(kept)
             if value is not MISS:
-                if counters.hook is None:  # here, since the call would be felt
-                    counters.counts["near"] += 1
-                else:
+                if counters.hooks:
                     counters.tell("near", key)
+                else:
+                    counters.counts["near"] += 1
                 return value
         read = free and not self.aged
         run, patience = partial(function, *args, **kwargs), store.patience(client, (key,), read=read)

@@ -13,10 +13,12 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from dataclasses import replace
+from functools import partial
+from time import monotonic
 from typing import Any, Protocol
 
-from fastrdb.errors import CacheUnavailableError, OptionError, SessionInUseError
-from fastrdb.events import Kind
+from fastrdb.errors import CacheUnavailableError, FastRDBError, OptionError, SessionInUseError
+from fastrdb.events import Counted
 from fastrdb.protocol import Barred, Busy, Fill, Granted, Hit
 from fastrdb.protocol import Outcome as Answer
 from fastrdb.singleflight import Absent, Again, Alone, Failed, Flight, Landed, Late, Watch
@@ -103,7 +105,7 @@ class Loading(Reading):
                 watch.close()
         return [self.values[key] for key in self.asked]
 
-    async def alone(self, kind: Kind, why: Mapping[str, str]) -> None:
+    async def alone(self, kind: Counted, why: Mapping[str, str]) -> None:
         """Load these keys for this caller only, and count an event of this `kind` for each, with `why`."""
         for key, reason in why.items():
             self.entries.counters.tell(kind, key, reason)
@@ -145,8 +147,9 @@ class Loading(Reading):
                 if missing_row(error):
                     return
                 function, kind = entries.plan.function, type(error).__name__
+                kind = f"{kind}: {error}" if isinstance(error, FastRDBError) else kind  # other texts may hold values
                 for key in keys:
-                    entries.counters.tell("failed", key, f"{kind}: {error}")
+                    entries.counters.tell("failed", key, kind)
                 logger.warning("%s: a reload in the background failed: %s", function, kind)
                 # A database's error quotes the values of its statement, which belong into no log but a developer's.
                 logger.debug("%s: %s", function, kind, exc_info=error)
@@ -282,14 +285,13 @@ class Loading(Reading):
     async def _load(self, keys: Collection[str], session: Any = None) -> None:
         """Run the function."""
         entries, at = self.entries, {key: at for at, key in enumerate(self.asked)}
-        for key in keys:
-            entries.counters.tell("load", key)
-        loaded = await self.load([at[key] for key in keys], session)
+        with entries.counters.loading(keys):
+            loaded = await self.load([at[key] for key in keys], session)
         for key, value in zip(keys, loaded, strict=True):
             self.values[key] = None if value is None and self.many else entries.codec.convert(value)
 
     async def _store(self, fills: list[Fill], leases: dict[str, Flight]) -> None:
-        tell = self.entries.counters.tell
+        tell, begun = self.entries.counters.tell, monotonic()
         try:
             with self.call.patience:
                 stored = await self.call.store.fill(self.call.client, fills)
@@ -297,10 +299,11 @@ class Loading(Reading):
             for key, *_ in fills:
                 tell("unavailable", key, str(error))
             return
-        for (key, *_), done in zip(fills, stored, strict=True):
+        seconds = monotonic() - begun
+        for (key, _, raw, _), done in zip(fills, stored, strict=True):
             if done:
                 del leases[key]
-                tell("fill", key)
+                tell("fill", key, seconds=seconds, size=len(raw))
             else:
                 tell("unstored", key, LOST)
 
@@ -335,19 +338,21 @@ class Loading(Reading):
 
     async def _follow(self, key: str, flight: Flight) -> str | None:
         """Take another caller's result; return why there is none for this one. Raises the other's error."""
-        tell = self.entries.counters.tell
-        match await flight.join(max(0.0, self._left())):
+        begun = monotonic()
+        outcome = await flight.join(max(0.0, self._left()))
+        tell = partial(self.entries.counters.tell, "join", key, seconds=monotonic() - begun)
+        match outcome:
             case Landed(raw, shared):
-                tell("join", key)
+                tell()
                 value = self.entries.value
                 self.values[key] = shared[0] if shared is not None else await value(self.call, key, raw, many=self.many)
             case Failed(error):
-                tell("join", key)
+                tell()
                 if not (self.many and missing_row(error)):
                     raise error
                 self.values[key] = None
             case Absent() if self.many or self.entries.codec.optional:
-                tell("join", key)
+                tell()
                 self.values[key] = None
             case Absent():
                 return "the load that it waited for found nothing"
@@ -378,5 +383,7 @@ async def own_session(entries: Entries) -> AsyncIterator[Any]:
     async with factory() as session:
         if sync_session(session) is None:
             function = entries.plan.function
-            raise OptionError(f"{function}: session_factory gave {session!r}, which is not an AsyncSession")
+            raise OptionError(
+                f"{function}: session_factory gave {type(session).__qualname__}, which is not an AsyncSession"
+            )
         yield session

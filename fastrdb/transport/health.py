@@ -20,7 +20,7 @@ from redis.exceptions import InvalidResponse, MaxConnectionsError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from fastrdb.errors import CacheUnavailableError
-from fastrdb.events import Kind
+from fastrdb.events import Counted
 
 from .timeouts import ended
 
@@ -37,7 +37,7 @@ _LONGEST_REASON = 200  # characters; a longer text quotes keys or values
 _PIPELINE = re.compile(r"Command # \d+ \(.*\) of pipeline caused error: ", re.DOTALL)
 _ARGUMENTS = re.compile(r",? *with args beginning with:.*", re.DOTALL)
 
-Listener = Callable[[Kind, str], None]
+Listener = Callable[[Counted, str], None]
 
 
 class Health(set[object]):
@@ -53,7 +53,7 @@ class Health(set[object]):
         self.listeners: list[Listener] = []
         self.refusals: set[str] = set()
 
-    def block(self, reason: object, kind: Kind, detail: str = "") -> bool:
+    def block(self, reason: object, kind: Counted, detail: str = "") -> bool:
         """Add a reason. Return False if it was set already."""
         if reason in self:
             return False
@@ -61,7 +61,7 @@ class Health(set[object]):
         self._notify(kind, detail)
         return True
 
-    def unblock(self, reason: object, kind: Kind, detail: str = "") -> bool:
+    def unblock(self, reason: object, kind: Counted, detail: str = "") -> bool:
         """Remove a reason. Return False if it was not set."""
         if reason not in self:
             return False
@@ -69,7 +69,7 @@ class Health(set[object]):
         self._notify(kind, detail)
         return True
 
-    def _notify(self, kind: Kind, detail: str) -> None:
+    def _notify(self, kind: Counted, detail: str) -> None:
         for listener in self.listeners:
             listener(kind, detail)
 

@@ -9,20 +9,20 @@ import pytest
 from redis.asyncio import Redis
 
 from fastrdb import Cache, Event, Stats
-from fastrdb.events import Counters, Kind
+from fastrdb.events import Counted, Counters
 from fastrdb.testing import GatedClient
 from tests.support.world.items import Item, Loader
 
 
 def test_each_kind_has_its_own_count() -> None:
     """No event is counted twice, none is lost."""
-    for kind in get_args(Kind):
+    for kind in get_args(Counted):
         counters = Counters("f")
         counters.tell(kind, "k")
         counts = counters.snapshot()
         (name,) = [name for name in Stats.__slots__ if getattr(counts, name) == 1]
         assert sum(getattr(counts, other) for other in Stats.__slots__) == 1
-        assert name.startswith(kind[:-1]), "the fields of Stats are in the order of Kind"
+        assert name.startswith(kind[:-1]), "the fields of Stats are in the order of Counted"
 
 
 def test_a_snapshot_stays_as_it_is() -> None:
@@ -64,13 +64,68 @@ async def test_a_hook_hears_everything_in_order(client: Redis) -> None:
     assert heard == [
         Event(name, "miss", "item:1"),
         Event(name, "load", "item:1"),
+        Event(name, "loaded", "item:1"),
         Event(name, "fill", "item:1"),
         Event(name, "hit", "item:1"),
         Event(name, "miss", "item:2"),
         Event(name, "load", "item:2"),
+        Event(name, "loaded", "item:2"),
         Event(name, "unstored", "item:2", "cache_if"),
         Event(write.__qualname__, "invalidation", "item:, top"),
     ]
+
+
+async def test_events_have_times_and_sizes(client: Redis, gated: GatedClient) -> None:
+    """Redis, a load and the wait for another caller's load take seconds; an entry has a size."""
+    heard: list[Event] = []
+    cache = Cache(hook=heard.append)
+
+    @cache.cached("text:{number}")
+    async def load(redis: Redis, number: int) -> str:
+        return "x" * 100
+
+    gate = gated.gates.before("fill")
+    leader = asyncio.create_task(load(gated, 1))
+    await gate.reached()
+    await load(client, 1)
+    gate.open()
+    await leader
+    await load(client, 1)
+    told = {event.kind: event for event in heard}
+    assert {kind for kind, event in told.items() if event.seconds} == {"loaded", "join", "fill", "hit"}
+    assert {kind: event.size for kind, event in told.items() if event.size} == {"fill": 102, "hit": 102}
+
+
+async def test_a_load_that_raises_is_told(client: Redis) -> None:
+    """The end of the load says which error it was; its text is the function's own, and may hold values."""
+    heard: list[Event] = []
+    cache = Cache(client, hook=heard.append)
+
+    @cache.cached("text:{number}")
+    async def load(number: int) -> str:
+        raise LookupError(str(number))
+
+    with pytest.raises(LookupError):
+        await load(1)
+    assert heard[-1] == Event(load.__qualname__, "loaded", "text:1", "LookupError")
+
+
+async def test_hooks_may_come_later(client: Redis) -> None:
+    """A hook that is added after decoration is called, and one that is removed is not."""
+    first, second = list[Event](), list[Event]()
+    cache = Cache(client, hook=first.append)
+
+    @cache.cached("number:{number}")
+    async def load(number: int) -> int:
+        return number
+
+    await load(1)
+    cache.hooks.append(second.append)
+    await load(1)
+    cache.hooks.remove(second.append)
+    await load(1)
+    assert [event.kind for event in first] == ["miss", "load", "loaded", "fill", "hit", "hit"]
+    assert [event.kind for event in second] == ["hit"]
 
 
 async def test_events_of_a_shared_load(client: Redis, gated: GatedClient) -> None:
@@ -88,7 +143,7 @@ async def test_events_of_a_shared_load(client: Redis, gated: GatedClient) -> Non
     await load(client, 1)
     gate.open()
     await leader
-    assert [event.kind for event in heard] == ["miss", "load", "miss", "join", "fill"]
+    assert [event.kind for event in heard] == ["miss", "load", "loaded", "miss", "join", "fill"]
 
 
 async def test_the_sum_over_all_functions_is_the_caches(client: Redis) -> None:

@@ -109,13 +109,13 @@ class Reader:
 
     @property
     def kinds(self) -> list[str]:
-        """The kinds of the events so far."""
-        return [event.kind for event in self.events]
+        """The kinds of the events so far, but for the ends of loads."""
+        return [event.kind for event in self.events if event.kind != "loaded"]
 
     @property
     def details(self) -> dict[str, str]:
         """The details of the events so far, by kind."""
-        return {event.kind: event.detail for event in self.events if event.detail}
+        return {event.kind: event.reason for event in self.events if event.reason}
 
 
 @pytest.fixture(params=["one", "many"])
@@ -205,7 +205,7 @@ async def test_a_result_that_must_not_be_stored_is_answered(client: Redis, make:
     source.unstorable = "a preview"
     assert await reader.read() == "a"
     assert reader.events[-1].kind == "unstored"
-    assert reader.events[-1].detail == "a preview"
+    assert reader.events[-1].reason == "a preview"
     await nothing_left(client, reader)
 
 
@@ -215,7 +215,7 @@ async def test_a_lease_that_is_lost_stores_nothing(client: Redis, make: Make, so
     source.inside = lambda: Cache(client).invalidate(keys=[KEY])
     assert await reader.read() == "a"
     assert reader.events[-1].kind == "unstored"
-    assert "lease was lost" in reader.events[-1].detail
+    assert "lease was lost" in reader.events[-1].reason
     assert not await client.exists(KEY, LEASE)
 
 
