@@ -24,6 +24,7 @@ from benchmarks.questions import (
     miss,
     near,
     outage,
+    response,
     slowlog,
     stampede,
     versions,
@@ -43,6 +44,7 @@ QUESTIONS: dict[str, Question] = {
     "bulk": bulk.rows,
     "memory": memory.rows,
     "endpoint": endpoint.rows,
+    "response": response.rows,
     "outage": outage.rows,
     "loops": loops.rows,
 }

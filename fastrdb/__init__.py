@@ -19,7 +19,7 @@ from .errors import (
     UnknownFieldError,
 )
 from .events import Event, Hook, Stats
-from .loading import Explanation, no_store
+from .loading import Explanation, Stored, no_store
 from .near import Near
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "SchemaError",
     "SessionInUseError",
     "Stats",
+    "Stored",
     "UnknownFieldError",
     "cached",
     "cached_list",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, ClassVar, Concatenate, ParamSpec, Protocol, TypedDict, TypeVar, overload
 
 from .events import Stats
-from .loading import Explanation
+from .loading import Explanation, Stored
 from .options import Seconds
 
 P = ParamSpec("P")
@@ -58,6 +58,13 @@ class Cached(Protocol[P, T_co]):
 
     async def put(self, value: Any, /, *args: Any, **kwargs: Any) -> None:
         """Store `value`, just written in the session's open transaction, when that commits."""
+        ...
+
+    async def peek(self, *args: P.args, **kwargs: P.kwargs) -> Stored | None:
+        """Return the JSON in Redis that a call would be answered with now; None if the call would load.
+
+        Nothing is loaded, stored or counted, and this process's own entries are left aside.
+        """
         ...
 
     async def explain(self, *args: Any, **kwargs: Any) -> Explanation:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 import wrapt
 
 from .keys import MISSING
-from .loading import CachedFunction, Explanation
+from .loading import CachedFunction, Explanation, Stored
 
 if TYPE_CHECKING:
     from .events import Stats
@@ -83,6 +83,11 @@ class _Extras:
 
     async def put(self, value: Any, /, *args: Any, **kwargs: Any) -> None:
         await self.query.put(value, _values(self, args, kwargs))
+
+    async def peek(self: Any, /, *args: Any, **kwargs: Any) -> Stored | None:
+        return await self.query.peek(  # type: ignore[no-any-return]
+            getattr(self.__wrapped__, "__self__", None), args, kwargs
+        )
 
     async def explain(self, /, *args: Any, **kwargs: Any) -> Explanation:
         return await self.query.explain(_values(self, args, kwargs))

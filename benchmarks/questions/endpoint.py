@@ -44,10 +44,10 @@ async def rows(sizes: Sizes) -> list[Row]:
 
 async def _measured(sizes: Sizes, db: Database, field: Field, callers: int, keys: int) -> list[Row]:
     applications, loads = _applications(db, field)
-    sides: dict[str, Round] = {name: partial(_requests, each, callers) for name, each in applications.items()}
+    sides: dict[str, Round] = {name: partial(requests, each, _path, callers) for name, each in applications.items()}
     for name, app in applications.items():
         await sides[name](range(keys))
-        answer, right = [await _request(each, keys - 1) for each in (app, applications[WITHOUT])]
+        answer, right = [await request(each, _path(keys - 1)) for each in (app, applications[WITHOUT])]
         assert UserOut.model_validate_json(answer) == UserOut.model_validate_json(right), f"{name}: {answer!r}"
     before = {name: each.count for name, each in loads.items()}
     calls = sizes.calls if callers == 1 else callers
@@ -95,17 +95,23 @@ def _application(
     return app
 
 
-async def _requests(app: FastAPI, callers: int, numbers: Sequence[int]) -> None:
+def _path(number: int) -> str:
+    """Return the path of one user."""
+    return f"/users/{number}"
+
+
+async def requests(app: FastAPI, path: Callable[[int], str], callers: int, numbers: Sequence[int]) -> None:
+    """Ask for the path of each number: one after the other, or all at once where there are several callers."""
     if callers == 1:
         for number in numbers:
-            await _request(app, number)
+            await request(app, path(number))
     else:
-        await asyncio.gather(*(_request(app, number) for number in numbers))
+        await asyncio.gather(*(request(app, path(number)) for number in numbers))
 
 
-async def _request(app: FastAPI, number: int) -> bytes:
-    """One request as a server would hand it over; its answer."""
-    path, parts = f"/users/{number}", []
+async def request(app: FastAPI, path: str) -> bytes:
+    """Send one request as a server would hand it over; return the body of its answer."""
+    parts: list[bytes] = []
     scope: dict[str, Any] = {
         "type": "http",
         "asgi": {"version": "3.0"},

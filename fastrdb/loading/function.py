@@ -36,6 +36,7 @@ from fastrdb.values import Codec, DecodeError
 from .entry import MISS, CallContext, Entries
 from .load import BARRED, Loading
 from .policy import Decision, Policy
+from .stored import Peeks, Stored
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -61,7 +62,7 @@ class CachedFunction(Entries):
     `returns` is the type of its results where that is not what the function declares, else MISSING.
     """
 
-    __slots__ = ("returns", "_no_session_for_reloads")
+    __slots__ = ("returns", "_no_session_for_reloads", "_peeks")
 
     def __init__(self, cache: Runtime, plan: CallPlan, codec: Codec, policy: Policy, *, near: bool = False) -> None:
         """Raise OptionError for reloads in the background that would have no session."""
@@ -77,21 +78,25 @@ class CachedFunction(Entries):
                 f"{plan.function}: session_factory= is of no use to it: it has no parameter for a session"
             )
         self._no_session_for_reloads = policy.stale_ms > 0 and plan.session_name is None
+        self._peeks = Peeks(self)
 
     # --- what the decorated function does
 
     def answer(self, function: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the coroutine of one call. Raises at once what is wrong with its arguments."""
+        client, session, key = self._located(instance, args, kwargs)
+        if client is None:
+            return self._uncached(function, args, kwargs)
+        return self.get(client, session, key, function, args, kwargs)
+
+    def _located(self, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Session | None, str]:
+        """Return client, session and key of one call. Raises at once what is wrong with its arguments."""
         client, session, key = self.plan.locate(instance, args, kwargs)
         if session is not None:
             session = session_of(session)
             if session is not None and schema_map(session) is not None:
                 key = with_variant(key, session)
-        if client is MISSING:
-            client = self.cache.own(self.plan)
-        if client is None:
-            return self._uncached(function, args, kwargs)
-        return self.get(client, session, key, function, args, kwargs)
+        return self.cache.own(self.plan) if client is MISSING else client, session, key
 
     def answering(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return what stands for the function where no instance is bound to it: `answer` by the shortest way."""
@@ -261,6 +266,11 @@ class CachedFunction(Entries):
                 call.session,
                 puts=[Put(key, raw, self.ttl_ms(value))],
             )
+
+    async def peek(self, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Stored | None:
+        """Return the entry that this call would be answered with now, None without one. Loads and counts nothing."""
+        client, session, key = self._located(instance, args, kwargs)
+        return None if client is None else await self._peeks.peek(client, session, key)
 
     async def explain(self, values: BoundCall) -> Explanation:
         """Look without loading, storing or changing anything. Once `exp` is over, `ttl` is below 0."""

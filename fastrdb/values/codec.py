@@ -17,6 +17,7 @@ from fastrdb.errors import SchemaError
 
 from . import strict, types
 from .equality import difference
+from .response import unlike_response
 
 _SPACE = 0x20  # no JSON that encode() writes begins with it; a negative entry does
 
@@ -84,6 +85,10 @@ class Codec:
             return self.decode(b"null") is None
         except DecodeError:
             return False
+
+    def unlike_response(self) -> str | None:
+        """Return why the JSON of a response model of this type is not that of an entry; None if it is the same."""
+        return unlike_response(dict(self._adapter.core_schema))
 
     def __repr__(self) -> str:
         return f"Codec({_name(self.type)})"

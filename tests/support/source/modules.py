@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +13,9 @@ import fastrdb
 
 PACKAGE = Path(fastrdb.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
-APART = {"demo", "testing", "docs"}
+BESIDE = {"integrations", "cli"}
+"""Rooms that stand on the library's public names: code of the project that the library does without."""
+APART = {"demo", "testing", "docs", *BESIDE}
 """Folders that are shipped beside the library and not a part of it."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -46,6 +48,11 @@ def is_face(file: Path) -> bool:
 def library() -> list[Path]:
     """Return the files of the library itself."""
     return [file for file in FILES if name_of(file) not in APART]
+
+
+def beside_library() -> list[Path]:
+    """Return the files of the rooms beside the library."""
+    return [file for file in FILES if name_of(file) in BESIDE]
 
 
 @cache
@@ -97,7 +104,7 @@ def tallest_stack() -> list[str]:
 
 def functions() -> Iterator[tuple[str, int]]:
     """Return each function of the library with its length in lines, decorators left out."""
-    for file in library():
+    for file in [*library(), *beside_library()]:
         for node in ast.walk(tree_of(file)):
             if isinstance(node, Function) and node.end_lineno is not None:
                 yield f"{module_of(file)}:{node.name}", node.end_lineno - node.lineno + 1
@@ -125,11 +132,11 @@ def defined_twice() -> dict[str, list[str]]:
     return {name: modules for name, modules in found.items() if len(set(modules)) > 1}
 
 
-def context_variables() -> list[str]:
-    """Return the modules that make context variables, one entry for each of these."""
+def context_variables(files: Sequence[Path]) -> list[str]:
+    """Return those modules in `files` that make context variables, one entry for each of these."""
     return [
         module_of(file)
-        for file in library()
+        for file in files
         for node in ast.walk(tree_of(file))
         if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == "ContextVar"
     ]

@@ -1,0 +1,322 @@
+"""Parts for FastAPI and Starlette: lifespan, dependencies, error handlers, `Cache-Status`, and `cached_response`.
+
+`docs/fastapi.md` has an application that uses all of them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any, TypeVar, get_args, overload
+
+from fastapi import Depends, Request, Response
+from fastapi.params import Depends as DependsMark
+from fastapi.responses import JSONResponse
+from redis.asyncio import Redis, from_url
+from sqlalchemy.exc import IntegrityError, NoResultFound
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+
+from fastrdb import Cache, OptionError, PageOutOfRange, Stored, UnknownFieldError, default_cache
+
+from .cache_status import CacheStatus as CacheStatus
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+# --- what an application holds while it runs
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """The client and the factory of sessions of a running application, as `app.state.fastrdb`.
+
+    Attributes:
+        redis: the client, or None.
+        sessions: the factory, or None.
+        like: a session that is never used, where all sessions of the factory are alike: a key may depend on one.
+    """
+
+    redis: Any
+    sessions: Callable[[], AsyncSession] | None
+    like: AsyncSession | None = None
+
+
+def lifespan(
+    *caches: Cache,
+    redis: str | Any | None = None,
+    database: str | AsyncEngine | Callable[[], AsyncSession] | None = None,
+    also: Callable[[Any], AbstractAsyncContextManager[Any]] | None = None,
+) -> Callable[[Any], AbstractAsyncContextManager[None]]:
+    """Return a lifespan: `FastAPI(lifespan=lifespan(cache, redis="redis://...", database="postgresql+asyncpg://..."))`.
+
+    At the end the caches finish their work in the background. Then what was opened here from an address is closed.
+
+    Args:
+        caches: those that the application uses.
+        redis: an address, or a client, which stays open.
+        database: an address, an engine, which stays open, or a factory of sessions.
+        also: a lifespan of the application's own, which runs inside of this one.
+    """
+
+    @asynccontextmanager
+    async def running(app: Any) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            client = redis
+            if isinstance(redis, str):
+                client = from_url(redis)
+                stack.push_async_callback(client.aclose)
+            sessions: Any = database
+            like: AsyncSession | None = None
+            if isinstance(database, str | AsyncEngine):
+                engine = create_async_engine(database) if isinstance(database, str) else database
+                if engine is not database:
+                    stack.push_async_callback(engine.dispose)
+                sessions = async_sessionmaker(engine, expire_on_commit=False)
+                like = sessions()
+            app.state.fastrdb = Resources(client, sessions, like)
+            for cache in caches or (default_cache,):
+                await stack.enter_async_context(cache)
+            if also is not None:
+                await stack.enter_async_context(also(app))
+            yield
+
+    return running
+
+
+def _resources(app: Any) -> Resources:
+    found = getattr(app.state, "fastrdb", None)
+    if not isinstance(found, Resources):
+        raise OptionError("fastrdb.integrations.fastapi: give the application lifespan=lifespan(cache, ...)")
+    return found
+
+
+def _new_session(app: Any) -> AsyncSession:
+    sessions = _resources(app).sessions
+    if sessions is None:
+        raise OptionError("fastrdb.integrations.fastapi: a session needs lifespan(..., database=...)")
+    return sessions()
+
+
+async def get_session(request: Request) -> AsyncIterator[AsyncSession]:
+    """Open a session for one request, and close it afterwards. Commits nothing."""
+    async with _new_session(request.app) as session:
+        yield session
+
+
+async def get_client(request: Request) -> Any:
+    """Return the application's client of Redis."""
+    return _client(request.app)
+
+
+def _client(app: Any) -> Any:
+    client = _resources(app).redis
+    if client is None:
+        raise OptionError("fastrdb.integrations.fastapi: a client needs lifespan(..., redis=...)")
+    return client
+
+
+Session = Annotated[AsyncSession, Depends(get_session)]
+Client = Annotated[Redis, Depends(get_client)]
+
+# --- errors
+
+
+def add_handlers(app: Any) -> None:
+    """Answer errors of queries with a status: no row 404, unknown field and page past the end 422, conflict 409."""
+    handlers: Sequence[tuple[type[Exception], int, str | None]] = (
+        (NoResultFound, 404, "There is no such row."),
+        (UnknownFieldError, 422, None),
+        (PageOutOfRange, 422, None),
+        (IntegrityError, 409, "The row conflicts with another one, or lacks what it must have."),
+    )
+    for kind, status, message in handlers:
+        app.add_exception_handler(kind, _handler(status, message))
+
+
+def _handler(status: int, message: str | None) -> Callable[[Request, Exception], Awaitable[Response]]:
+    async def answer(request: Request, error: Exception) -> Response:
+        return JSONResponse({"detail": message or str(error)}, status_code=status)
+
+    return answer
+
+
+# --- the stored JSON as the answer
+
+
+@overload
+def cached_response(function: Function) -> Function: ...
+@overload
+def cached_response(*, max_age: float | None = ..., public: bool = ...) -> Callable[[Function], Function]: ...
+def cached_response(function: Any = None, *, max_age: float | None = None, public: bool = False) -> Any:
+    """Make of a cached function an endpoint that answers a hit with the stored JSON itself.
+
+    The answer has a strong `ETag`, `Cache-Control` from the TTL left, and status 304 where the caller has the same.
+    A `Session` of this module is opened only where the function has to run. What is not stored goes through the
+    response model. It stands between the route and `cached`:
+
+        @app.get("/users/{user_id}")
+        @cached_response
+        @cached("user:{user_id}")
+        async def read_user(user_id: int, db: Session, redis: Client) -> UserOut: ...
+
+    Args:
+        function: the cached function.
+        max_age: the most seconds that a browser may use the answer without asking; 0: it asks each time. An
+            invalidation does not reach a browser. None: the TTL left.
+        public: whether caches that many users share may keep the answer.
+
+    Raises:
+        OptionError: not a function of `cached` or `cached_list`, or one whose stored JSON is not that of the response.
+    """
+    if function is None:
+        return lambda each: _Endpoint(each, max_age, public).wrapper()
+    return _Endpoint(function, max_age, public).wrapper()
+
+
+_SAME_MODEL: dict[str, tuple[Any, ...]] = {
+    "response_model_include": (None,),
+    "response_model_exclude": (None, set()),
+    "response_model_exclude_unset": (False,),
+    "response_model_exclude_defaults": (False,),
+    "response_model_exclude_none": (False,),
+    "status_code": (None, 200),
+}
+
+
+_NOTHING_TO_CLOSE = nullcontext()
+
+
+class _Endpoint:
+    """One endpoint: the cached function, what FastAPI gives the function, and what the endpoint itself gives it."""
+
+    def __init__(self, function: Any, max_age: float | None, public: bool) -> None:
+        self.name = getattr(function, "__qualname__", type(function).__name__)
+        query = getattr(function, "query", None)
+        if query is None or query.plan.ids is not None:
+            raise OptionError(f"{self.name}: cached_response goes on a function of `cached` or `cached_list`")
+        if (reason := query.codec.unlike_response()) is not None:
+            raise OptionError(
+                f"{self.name}: cached_response would answer with other JSON than the response model: {reason}. "
+                "Return the value from an endpoint of your own"
+            )
+        self.function, self.query, self.max_age, self.public = function, query, max_age, public
+        self.peek = partial(query.peek, getattr(function, "__self__", None), ())
+        self._routes: dict[int, Any] = {}  # by identity: routes have no hash
+        given = inspect.signature(function, eval_str=True)
+        self._own = {name: found for name, each in given.parameters.items() if (found := _own_part(each)) is not None}
+        shown = [each for name, each in given.parameters.items() if name not in self._own]
+        hidden = inspect.Parameter("fastrdb_request", inspect.Parameter.KEYWORD_ONLY, annotation=Request)
+        answer = inspect.Parameter("fastrdb_response", inspect.Parameter.KEYWORD_ONLY, annotation=Response)
+        plain = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in shown]
+        self.signature = inspect.Signature([*plain, hidden, answer], return_annotation=query.codec.type)
+
+    def wrapper(self) -> Any:
+        """Return the function that FastAPI calls."""
+
+        async def endpoint(fastrdb_request: Request, fastrdb_response: Response, **arguments: Any) -> Any:
+            return await self.answer(fastrdb_request, fastrdb_response, arguments)
+
+        endpoint.__name__, endpoint.__qualname__ = self.function.__name__, self.name
+        endpoint.__doc__, endpoint.__module__ = self.function.__doc__, self.function.__module__
+        endpoint.__signature__ = self.signature  # type: ignore[attr-defined]
+        return endpoint
+
+    async def answer(self, request: Request, response: Response, arguments: dict[str, Any]) -> Any:
+        """Answer one request: with the stored JSON, or with the value for the response model."""
+        if id(route := request.scope.get("route")) not in self._routes:
+            self._check(route)
+        async with AsyncExitStack() if self._overridden(request.app) else _NOTHING_TO_CLOSE as stack:
+            session = await self._give(arguments, request.app, stack)
+            stored = await self.peek(arguments)
+            if stored is not None:
+                self.query.counters.tell("hit", stored.key)
+                ttl = f"; ttl={int(stored.ttl)}" if stored.ttl < math.inf else ""
+                return self._respond(request, stored, f"fastrdb; hit{ttl}")
+            if session is None:
+                value = await self.function(**arguments)
+            else:
+                async with _new_session(request.app) as arguments[session]:
+                    value = await self.function(**arguments)
+            stored = await self.peek(arguments)
+        if stored is not None:
+            return self._respond(request, stored, "")
+        response.headers["cache-control"] = "no-store"
+        return value
+
+    def _overridden(self, app: Any) -> bool:
+        """Return whether a test has overridden the session or the client."""
+        overrides = getattr(app, "dependency_overrides", ())
+        return get_session in overrides or get_client in overrides
+
+    async def _give(self, arguments: dict[str, Any], app: Any, stack: AsyncExitStack | None) -> str | None:
+        """Add client and session. Return the name of a session that only stands for the one to load with."""
+        standing = None
+        for name, part in self._own.items():
+            override = app.dependency_overrides.get(part) if stack is not None else None
+            if stack is not None and override is not None:
+                arguments[name] = await _overriding(override, stack)
+            elif part is get_client:
+                arguments[name] = _client(app)
+            else:
+                arguments[name], standing = _resources(app).like or _new_session(app), name
+        return standing
+
+    def _respond(self, request: Request, stored: Stored, status: str) -> Response:
+        tag = f'"{stored.digest}"'.encode()
+        headers = [(b"etag", tag), (b"cache-control", self._control(stored.ttl).encode())]
+        if status:
+            headers.append((b"cache-status", status.encode()))
+        if not self.public:
+            headers.append((b"vary", b"Authorization, Cookie"))
+        known = next((value for name, value in request.scope["headers"] if name == b"if-none-match"), None)
+        same = known is not None and matches(known, tag)
+        return _Json(b"", 304, headers) if same else _Json(stored.json, 200, headers)
+
+    def _control(self, ttl: float) -> str:
+        age = int(min(ttl, math.inf if self.max_age is None else self.max_age, 31_536_000))
+        scope = "public" if self.public else "private"
+        return f"{scope}, max-age={age}" if age else f"{scope}, no-cache"
+
+    def _check(self, route: Any) -> None:
+        """Raise OptionError for a route whose response is to be another one than that of the function's type."""
+        model = getattr(route, "response_model", self.query.codec.type)
+        if model not in (None, self.query.codec.type):
+            raise OptionError(f"{self.name}: cached_response answers as the function's own type, not response_model=")
+        for option, same in _SAME_MODEL.items():
+            if getattr(route, option, same[0]) not in same:
+                raise OptionError(f"{self.name}: cached_response answers with all of the JSON, without {option}=")
+        self._routes[id(route)] = route
+
+
+async def _overriding(override: Callable[[], Any], stack: AsyncExitStack) -> Any:
+    """Return what a test gives instead of a session or a client; `stack` closes it."""
+    if inspect.isasyncgenfunction(override):
+        return await stack.enter_async_context(asynccontextmanager(override)())
+    found = override()
+    return await found if inspect.isawaitable(found) else found
+
+
+def _own_part(parameter: inspect.Parameter) -> Any:
+    """Return the dependency of this module that a parameter has, None for any other."""
+    for each in (parameter.default, *get_args(parameter.annotation)[1:]):
+        if isinstance(each, DependsMark) and each.dependency in (get_session, get_client):
+            return each.dependency
+    return None
+
+
+def matches(header: bytes, tag: bytes) -> bool:
+    """Return whether `If-None-Match` has the tag. The comparison is the weak one of RFC 9110."""
+    return header.strip() == b"*" or tag in (each.strip().removeprefix(b"W/") for each in header.split(b","))
+
+
+class _Json(Response):
+    """A response whose headers are given in the form in which each is sent: Starlette's own way is slow."""
+
+    def __init__(self, body: bytes, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        self.status_code, self.body, self.background = status, body, None
+        if status == 200:
+            headers += ((b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)))
+        self.raw_headers = headers

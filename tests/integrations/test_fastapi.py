@@ -1,0 +1,436 @@
+"""The parts for FastAPI: an application that uses them, asked over ASGI."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from httpx import ASGITransport, AsyncClient, Response
+from pydantic import BaseModel, Field, Json, computed_field, field_serializer
+from redis.asyncio import Redis
+from sqlalchemy import insert, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from fastrdb import Cache, OptionError, PageOutOfRange, UnknownFieldError
+from fastrdb.integrations.fastapi import (
+    CacheStatus,
+    Client,
+    Resources,
+    Session,
+    add_handlers,
+    cached_response,
+    get_session,
+    lifespan,
+)
+from fastrdb.testing import EmbeddedServer
+from tests.support.servers.databases import Database
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Row(Base):
+    __tablename__ = "rows"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+
+
+class Out(BaseModel):
+    id: int
+    name: str
+
+
+@dataclass
+class Shop:
+    """An application with its cache, and how often each function has run."""
+
+    app: FastAPI
+    http: AsyncClient
+    cache: Cache
+    redis: Redis
+    loads: list[Any] = field(default_factory=list)
+    opened: list[AsyncSession] = field(default_factory=list)
+
+    async def get(self, path: str, **headers: str) -> Response:
+        """Ask for a path."""
+        return await self.http.get(path, headers={name.replace("_", "-"): each for name, each in headers.items()})
+
+
+@pytest.fixture
+async def shop(client: Redis, sqlite: Database) -> AsyncIterator[Shop]:
+    """Run an application whose rows are in a SQLite file."""
+    async with sqlite.engine.begin() as connection:
+        await connection.run_sync(Base.metadata.create_all)
+        await connection.execute(insert(Row), [{"id": each, "name": f"n{each}"} for each in range(1, 4)])
+    cache = Cache()
+    made: Shop
+
+    def sessions() -> AsyncSession:
+        made.opened.append(AsyncSession(sqlite.engine, expire_on_commit=False))
+        return made.opened[-1]
+
+    app = FastAPI(lifespan=lifespan(cache, redis=client, database=sessions))
+    app.add_middleware(CacheStatus, cache=cache)
+    add_handlers(app)
+    transport = ASGITransport(app)
+    async with AsyncClient(transport=transport, base_url="http://shop") as http, app.router.lifespan_context(app):
+        made = Shop(app, http, cache, client)
+        _routes(made)
+        yield made
+
+
+def _routes(shop: Shop) -> None:
+    app, cache = shop.app, shop.cache
+
+    @app.get("/rows/{number}")
+    @cached_response
+    @cache.cached("row:{number}", exp=60, jitter=0)
+    async def row(number: int, redis: Client, db: Session) -> Out:
+        """Return one row."""
+        shop.loads.append(number)
+        found = await db.scalar(select(Row).where(Row.id == number))
+        return Out(id=number, name=found.name if found else "none")
+
+    @app.get("/all")
+    @cached_response(max_age=0)
+    @cache.cached_list("rows:{least}")
+    async def rows(redis: Client, db: Session, least: int = 0) -> list[Out]:
+        shop.loads.append("all")
+        found = await db.scalars(select(Row).where(Row.id >= least).order_by(Row.id))
+        return [Out(id=each.id, name=each.name) for each in found]
+
+    @app.get("/picky")
+    @cached_response
+    @cache.cached("picky", cache_if=lambda value: False)
+    async def picky(redis: Client) -> Out:
+        return Out(id=0, name="picky")
+
+
+# --- the stored JSON
+
+
+async def test_a_hit_is_answered_with_the_stored_json_and_opens_no_session(shop: Shop) -> None:
+    """The first call loads with a session, which is closed; the second one answers with the bytes in Redis."""
+    first, second = await shop.get("/rows/1"), await shop.get("/rows/1")
+    assert first.json() == second.json() == {"id": 1, "name": "n1"}
+    assert shop.loads == [1]
+    assert second.content == await shop.redis.get("row:1")
+    assert not any(session.in_transaction() for session in shop.opened)
+    assert second.headers["content-type"] == "application/json"
+
+
+async def test_answers_have_a_strong_etag_and_the_ttl_left(shop: Shop) -> None:
+    """The tag is of the bytes, and `max-age` is at most the TTL."""
+    first, second = await shop.get("/rows/1"), await shop.get("/rows/1")
+    other = await shop.get("/rows/2")
+    assert first.headers["etag"] == second.headers["etag"] != other.headers["etag"]
+    assert re.fullmatch(r'"[0-9a-f]{64}"', first.headers["etag"])
+    assert re.fullmatch(r"private, max-age=(59|60)", second.headers["cache-control"])
+    assert second.headers["vary"] == "Authorization, Cookie"
+
+
+@pytest.mark.parametrize("known", ["{tag}", "W/{tag}", '"x", {tag}', "*"])
+async def test_a_known_etag_is_answered_with_304(shop: Shop, known: str) -> None:
+    """There is no body, and the headers say how long the answer holds."""
+    tag = (await shop.get("/rows/1")).headers["etag"]
+    answer = await shop.get("/rows/1", if_none_match=known.format(tag=tag))
+    assert (answer.status_code, answer.content) == (304, b"")
+    assert answer.headers["etag"] == tag
+    assert "max-age" in answer.headers["cache-control"]
+
+
+async def test_another_etag_is_answered_in_full_after_a_write(shop: Shop) -> None:
+    """An invalidation changes the entry, and so the tag."""
+    tag = (await shop.get("/rows/1")).headers["etag"]
+    async with shop.opened[0] as session:
+        (await session.get_one(Row, 1)).name = "changed"
+        await session.commit()
+    await shop.cache.invalidate("row:*", redis=shop.redis)
+    answer = await shop.get("/rows/1", if_none_match=tag)
+    assert (answer.status_code, answer.json()["name"]) == (200, "changed")
+    assert answer.headers["etag"] != tag
+
+
+async def test_max_age_0_lets_a_browser_ask_each_time(shop: Shop) -> None:
+    """A list with a default of a query parameter, which FastAPI fills."""
+    await shop.get("/all")
+    answer = await shop.get("/all?least=2")
+    assert [each["id"] for each in answer.json()] == [2, 3]
+    assert answer.headers["cache-control"] == "private, no-cache"
+
+
+async def test_what_is_not_stored_goes_through_the_model(shop: Shop) -> None:
+    """Such an answer has no tag, and no cache may keep it."""
+    answer = await shop.get("/picky")
+    assert answer.json() == {"id": 0, "name": "picky"}
+    assert answer.headers["cache-control"] == "no-store"
+    assert "etag" not in answer.headers
+
+
+async def test_an_entry_of_another_type_is_not_handed_on(shop: Shop) -> None:
+    """It is decoded once before it is an answer; the call loads instead."""
+    await shop.redis.set("row:1", b'{"id": 1, "secret": 2}')
+    assert (await shop.get("/rows/1")).json() == {"id": 1, "name": "n1"}
+    assert shop.loads == [1]
+
+
+async def test_a_hit_counts_as_one(shop: Shop) -> None:
+    """The look after a load is not counted."""
+    for _ in range(3):
+        await shop.get("/rows/1")
+    stats = shop.cache.stats()
+    assert (stats.hits, stats.misses, stats.loads) == (2, 1, 1)
+
+
+async def test_redis_away_is_answered_from_the_database(shop: Shop) -> None:
+    """The endpoint answers as the cached function does, and says that it went past the cache."""
+    with EmbeddedServer() as server:
+        gone = Redis(port=server.port)
+    shop.app.state.fastrdb = Resources(gone, shop.app.state.fastrdb.sessions)
+    answer = await shop.get("/rows/1")
+    assert answer.json() == {"id": 1, "name": "n1"}
+    assert answer.headers["cache-status"] == "fastrdb; fwd=bypass; detail=unavailable"
+    await gone.aclose()
+
+
+async def test_overrides_of_tests_are_respected(shop: Shop, sqlite: Database) -> None:
+    """`app.dependency_overrides[get_session]` gives the session of `cached_response`, too."""
+    used = []
+
+    async def mine() -> AsyncIterator[AsyncSession]:
+        async with AsyncSession(sqlite.engine) as session:
+            used.append(session)
+            yield session
+
+    shop.app.dependency_overrides[get_session] = mine
+    assert (await shop.get("/rows/1")).status_code == 200
+    assert len(used) == 1
+    assert not shop.opened
+
+
+async def test_the_schema_of_the_application_is_that_of_the_function(shop: Shop) -> None:
+    """The additions of `cached_response` are not seen, and the response model is the function's type."""
+    paths = shop.app.openapi()["paths"]
+    found = paths["/rows/{number}"]["get"]
+    assert [each["name"] for each in found["parameters"]] == ["number"]
+    assert found["description"] == "Return one row."
+    schema = found["responses"]["200"]["content"]["application/json"]["schema"]
+    assert schema == {"$ref": "#/components/schemas/Out"}
+    assert [each["name"] for each in paths["/all"]["get"]["parameters"]] == ["least"]
+
+
+# --- what is refused
+
+
+class Aliased(BaseModel):
+    id: int = Field(alias="Id")
+
+
+class Computed(BaseModel):
+    id: int
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def twice(self) -> int:
+        return 2 * self.id
+
+
+class Serialized(BaseModel):
+    at: datetime
+
+    @field_serializer("at")
+    def _at(self, value: datetime) -> str:
+        return value.isoformat()
+
+
+class Raw(BaseModel):
+    data: bytes
+
+
+class Text(BaseModel):
+    data: Json[list[int]]
+
+
+class Inside(BaseModel):
+    items: list[Aliased | None]
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (Aliased, "Aliased.id has the alias 'Id'"),
+        (list[Computed], "Computed has a computed field|the value has a computed field"),
+        (Serialized, "Serialized.at has a serializer of its own"),
+        (Raw, "Raw.data is of type bytes"),
+        (Text, "Text.data is text in an entry"),
+        (Inside, "Aliased.id has the alias"),
+    ],
+)
+def test_other_json_than_the_model_s_is_refused_at_decoration(kind: Any, reason: str) -> None:
+    """The message names function and field."""
+
+    async def read(number: int) -> Any: ...
+
+    read.__annotations__["return"] = kind
+    function = Cache().cached("read:{number}")(read)
+    with pytest.raises(OptionError, match=f"read: .*({reason})"):
+        cached_response(function)
+
+
+def test_a_function_without_cache_is_refused() -> None:
+    """It has no stored JSON; a function of many ids has several."""
+
+    async def read(number: int) -> Out:
+        return Out(id=number, name="")
+
+    with pytest.raises(OptionError, match="goes on a function of `cached`"):
+        cached_response(read)
+
+
+@pytest.mark.parametrize("option", [{"response_model": list[int]}, {"response_model_exclude": {"id"}}])
+async def test_another_response_model_is_refused_at_the_first_request(shop: Shop, option: dict[str, Any]) -> None:
+    """Only the route has it, and `cached_response` goes past it."""
+    function = shop.cache.cached("other")(_other)
+    shop.app.get("/other", **option)(cached_response(function))
+    with pytest.raises(OptionError, match="_other: cached_response answers"):
+        await shop.get("/other")
+
+
+async def _other(redis: Client) -> Out:
+    return Out(id=1, name="other")
+
+
+# --- Cache-Status
+
+
+async def test_cache_status_says_hit_and_miss(shop: Shop) -> None:
+    """The header follows RFC 9211, with the TTL where it is known."""
+    first, second = await shop.get("/rows/1"), await shop.get("/rows/1")
+    assert first.headers["cache-status"] == "fastrdb; fwd=miss; stored"
+    assert re.fullmatch(r"fastrdb; hit; ttl=(59|60)", second.headers["cache-status"])
+    assert (await shop.get("/picky")).headers["cache-status"] == "fastrdb; fwd=miss"
+
+
+async def test_cache_status_of_a_function_inside_of_an_endpoint(shop: Shop) -> None:
+    """Each cached function that the endpoint calls counts; without a call there is no header."""
+    inner = shop.cache.cached("inner:{number}")(_inner)
+
+    @shop.app.get("/inner/{number}")
+    async def outer(number: int, redis: Client) -> int:
+        return await inner(number, redis) if number else 0
+
+    statuses = [(await shop.get(f"/inner/{number}")).headers.get("cache-status") for number in (0, 1, 1)]
+    assert statuses == [None, "fastrdb; fwd=miss; stored", "fastrdb; hit"]
+
+
+async def _inner(number: int, redis: Client) -> int:
+    return number
+
+
+async def test_cache_status_shows_the_key_only_if_asked_for(client: Redis) -> None:
+    """A key may have a quote in it, or a letter that is not ASCII."""
+    cache = Cache(client)
+    inner = cache.cached("inner:{name}")(_named)
+    app = FastAPI()
+    app.add_middleware(CacheStatus, cache=cache, name="shop", key=True)
+
+    @app.get("/{name}")
+    async def outer(name: str) -> str:
+        return await inner(name)
+
+    async with AsyncClient(transport=ASGITransport(app), base_url="http://shop") as http:
+        answers = [(await http.get('/a"é')).headers["cache-status"] for _ in range(2)]
+    assert all(answer.isascii() for answer in answers)
+    assert answers[1].startswith('shop; hit; key="inner:a')
+    assert '\\"' in answers[1] or "%22" in answers[1]
+
+
+async def _named(name: str) -> str:
+    return name
+
+
+# --- the rest
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "detail"),
+    [
+        (UnknownFieldError("x", "User", ["id"]), 422, "User has no column 'x'; it has: id"),
+        (PageOutOfRange(9, 2, 15), 422, "page 9 is past the end"),
+        (IntegrityError("INSERT 'secret'", {}, Exception("secret")), 409, "The row conflicts"),
+    ],
+)
+async def test_errors_become_statuses(shop: Shop, error: Exception, status: int, detail: str) -> None:
+    """The answer says what is wrong, and nothing of a statement."""
+
+    @shop.app.get("/wrong")
+    async def wrong() -> None:
+        raise error
+
+    answer = await shop.get("/wrong")
+    assert answer.status_code == status
+    assert answer.json()["detail"].startswith(detail)
+    assert "secret" not in answer.text
+
+
+async def test_no_row_becomes_404(shop: Shop) -> None:
+    """Also as a stored absence of a row, where the cached function has `negative_exp`."""
+    loads = []
+
+    @shop.app.get("/one/{number}")
+    @cached_response
+    @shop.cache.cached("one:{number}", negative_exp=60)
+    async def one(number: int, redis: Client, db: Session) -> Out:
+        loads.append(number)
+        row = (await db.execute(select(Row).where(Row.id == number))).scalar_one()
+        return Out(id=row.id, name=row.name)
+
+    for _ in range(2):
+        answer = await shop.get("/one/77")
+        assert (answer.status_code, answer.json()) == (404, {"detail": "There is no such row."})
+    assert loads == [77]
+
+
+async def test_lifespan_opens_what_it_is_given_as_an_address_and_closes_it(server: EmbeddedServer) -> None:
+    """An own lifespan runs inside, and finds the client."""
+    order = []
+
+    @asynccontextmanager
+    async def also(app: Any) -> AsyncIterator[None]:
+        order.append(await app.state.fastrdb.redis.ping())
+        yield
+        order.append(await app.state.fastrdb.redis.ping())
+
+    app = FastAPI(lifespan=lifespan(Cache(), redis=server.url, database="sqlite+aiosqlite://", also=also))
+    async with app.router.lifespan_context(app):
+        found = app.state.fastrdb
+        async with found.sessions() as session:
+            assert await session.scalar(select(1)) == 1
+    assert order == [True, True]
+    assert not found.redis.connection_pool._available_connections or all(
+        not each.is_connected for each in found.redis.connection_pool._available_connections
+    )
+
+
+async def test_dependencies_without_lifespan_say_what_to_do() -> None:
+    """The error names the lifespan and its argument."""
+    app = FastAPI()
+
+    @app.get("/")
+    async def read(db: Session) -> None: ...
+
+    async with AsyncClient(transport=ASGITransport(app), base_url="http://shop") as http:
+        with pytest.raises(OptionError, match=r"lifespan=lifespan\(cache"):
+            await http.get("/")
+        async with lifespan(redis=None)(app):
+            with pytest.raises(OptionError, match=r"database="):
+                await http.get("/")
