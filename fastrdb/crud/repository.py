@@ -90,6 +90,8 @@ class FastRDB(Generic[Model, Create, Update, Response]):
         self.response_schema = response_schema
         self.pattern = pattern
         self.list_pattern = list_pattern
+        self.exp = exp
+        self.invalidate_pattern_prefix = invalidate_pattern_prefix
         self.cache = default_cache if cache is None else cache
         prefixes = invalidate_pattern_prefix
         self._columns = Columns(model)

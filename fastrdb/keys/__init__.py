@@ -5,22 +5,30 @@ from .encoding import quote
 from .pattern import Pattern, add_pairs, hashed
 from .prefix import VARIANTS, Prefix, PrefixTemplates, Reached, fingerprint
 from .signature import MISSING, ResultShape, inspect_function
+from .tag import ANYTHING, EVERYTHING, Image, bounded, row_tag, table_tag, value_text
 
 __all__ = [
+    "ANYTHING",
+    "EVERYTHING",
     "MISSING",
     "UNSAID",
     "VARIANTS",
     "BoundCall",
     "BoundMany",
     "CallPlan",
+    "Image",
     "Pattern",
     "Prefix",
     "PrefixTemplates",
     "Reached",
     "ResultShape",
     "add_pairs",
+    "bounded",
     "fingerprint",
     "hashed",
     "inspect_function",
     "quote",
+    "row_tag",
+    "table_tag",
+    "value_text",
 ]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from contextvars import Context
 from typing import Any, Protocol
 
 from redis.asyncio.retry import Retry
@@ -105,7 +104,6 @@ class Connection:
         self._busy = self._silent = False
         self._watch: asyncio.TimerHandle | None = None
         self._idle: asyncio.TimerHandle | None = None
-        self._closing: set[asyncio.Task[None]] = set()
         # Of the look: when it is due, the latest sign of life and when it came, and excuses since.
         self._due, self._sign, self._heard, self._excuses, self._over = 0.0, (0.0, 0), 0.0, 0, False
 
@@ -139,22 +137,19 @@ class Connection:
             self._busy = self._silent = False
 
     def close(self) -> None:
-        """Close the connection soon; the next exchange opens another one."""
+        """Close the connection without waiting; the next exchange opens another one."""
         connection, self._connection = self._connection, None
         for timer in (self._watch, self._idle):
             if timer is not None:
                 timer.cancel()
         self._watch = self._idle = None
         if connection is not None and not self._loop.is_closed():
-            task = self._loop.create_task(connection.disconnect(nowait=True), context=Context())
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
+            connection._close()  # without a task: a loop that ends right now would cancel that one before it began
 
     async def aclose(self) -> None:
         """Close the connection; the next exchange opens another one. Not to be called during an exchange."""
         self.close()
-        if self._closing and asyncio.get_running_loop() is self._loop:  # tasks of another loop would never end here
-            await asyncio.wait(self._closing)
+        await asyncio.sleep(0)  # the event loop closes the socket in its next turn
 
     def forget(self) -> None:
         """Drop the connection without closing it: its event loop has ended."""

@@ -242,6 +242,18 @@ async def test_closing(line: Connection, server: Server) -> None:
     assert server.connects == 2
 
 
+def test_a_connection_closed_as_its_event_loop_ends_is_closed(server: Server, pool: Pool, asks: Asks) -> None:
+    """The client is freed by the last step of a program, and the loop cancels tasks that have not begun."""
+
+    async def main() -> None:
+        line = Connection(lambda: pool, asks, 60)
+        await line.exchange([GET])
+        asyncio.get_running_loop().call_soon(line.close)  # as when the client is freed
+
+    asyncio.run(main())
+    assert not server.connections[0].is_connected
+
+
 async def test_a_connection_that_is_refused(line: Connection, server: Server) -> None:
     """A server that refuses is asked again by the next exchange, once each."""
     await line.exchange([GET])

@@ -92,6 +92,9 @@ class Wired:
         await self.server.gates.leave("connect")
 
     async def disconnect(self, nowait: bool = False) -> None:
+        self._close()
+
+    def _close(self) -> None:
         self.is_connected = False
         self._replies.clear()
 
