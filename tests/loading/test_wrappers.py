@@ -218,7 +218,7 @@ def test_async_functions_are_refused_where_no_call_awaits_them(option: str, func
 async def test_what_an_async_function_would_refuse_is_not_stored(client: Redis) -> None:
     """A lambda hides that it gives a coroutine: then the result is not stored, and the reason says so."""
     reasons: list[str] = []
-    cache = Cache(client, hook=lambda event: reasons.append(event.detail) if event.kind == "unstored" else None)
+    cache = Cache(client, hook=lambda event: reasons.append(event.reason) if event.kind == "unstored" else None)
 
     refuse: Any = asynchronous
 

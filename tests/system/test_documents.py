@@ -43,6 +43,11 @@ def blocks(page: Path, kind: str) -> list[str]:
     return [block["code"] for block in FENCE.finditer(page.read_text("utf-8")) if block["kind"] == kind]
 
 
+def pages_with(kind: str, *besides: Path) -> list[Path]:
+    """Return the pages, and others besides, that have blocks of a kind."""
+    return [page for page in [*besides, *PAGES] if blocks(page, kind)]
+
+
 def name_of(page: Path) -> str:
     """Return what a test of a page is called."""
     return page.stem
@@ -109,7 +114,7 @@ async def test_the_first_program_prints_the_same_twice(server: EmbeddedServer, c
 
 
 @pytest.mark.parametrize("mode", ["strict", "auto"])
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python pytest")], ids=name_of)
+@pytest.mark.parametrize("page", pages_with("python pytest"), ids=name_of)
 def test_files_of_tests_run_as_shown(project: pytest.Pytester, page: Path, mode: str) -> None:
     """In a project of somebody's own, with the plugin that comes with the package."""
     for number, code in enumerate(blocks(page, "python pytest")):
