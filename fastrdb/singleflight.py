@@ -7,6 +7,7 @@ began before a commit has lost its lease, and a call made after that commit must
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain, repeat
 from typing import Any, Self
@@ -14,10 +15,10 @@ from typing import Any, Self
 
 @dataclass(frozen=True, slots=True)
 class Landed:
-    """The load has a result. Each follower decodes a value of its own from `raw`, or takes the one in `shared`."""
+    """The load has a result. Each follower decodes a value of its own from `raw`, or gets one from `value`."""
 
     raw: bytes
-    shared: tuple[Any] | None = None  # an immutable value
+    value: Callable[[], Any] | None = None  # of an immutable result, or of one that has no entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +52,21 @@ FlightOutcome = Landed | Failed | Absent | Again | Alone
 _POLL_PAUSES_S = (0.005, 0.01, 0.02, 0.04, 0.08, 0.1)  # the last one again and again
 
 
-class Flight:
-    """A load that is going on, or the watch for one in another process. Opened by a `Flights`."""
+def _true() -> bool:
+    return True
 
-    __slots__ = ("token", "_flights", "_future", "_tokens")
+
+class Flight:
+    """A load that is going on, or the watch for one in another process. Opened by a `Flights`.
+
+    `is_connected` returns False if the load may be waiting for a connection to the database.
+    """
+
+    __slots__ = ("token", "is_connected", "_flights", "_future", "_tokens")
 
     def __init__(self, flights: Flights, token: str) -> None:
         self.token = token
+        self.is_connected: Callable[[], bool] = _true
         self._flights = flights
         self._future: asyncio.Future[FlightOutcome] | None = None  # made by the first follower
         self._tokens = [token]

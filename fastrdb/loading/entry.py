@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from fastrdb.errors import CacheUnavailableError
 from fastrdb.events import Counters
 from fastrdb.keys import UNSAID, CallPlan
+from fastrdb.orm import NotPlainError, plain_copy
 from fastrdb.protocol import Budget, Store, Timed
 from fastrdb.runtime import Runtime
 from fastrdb.singleflight import Absent, Alone, Failed, FlightOutcome, Landed
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from fastrdb.near import Kept, Token
+
+logger = logging.getLogger("fastrdb")
 
 OTHER_KEYS = "the arguments, or the session's schema_translate_map, have changed since its key was made"
 _FOREVER_MS = -1  # what PTTL says of an entry that never expires
@@ -71,9 +76,21 @@ class Entries:
         near: whether this process keeps entries as well.
         aged: whether an entry is read together with the rest of its life, for `policy.decide` or to keep it.
         stores_absent: whether a load of many keys stores what it did not find, for as long as `negative_exp` says.
+        unstorable: why the latest result has no entry; None if it had one.
     """
 
-    __slots__ = ("cache", "plan", "codec", "policy", "counters", "pace", "near", "aged")
+    __slots__ = (
+        "cache",
+        "plan",
+        "codec",
+        "policy",
+        "counters",
+        "pace",
+        "near",
+        "aged",
+        "unstorable",
+        "_said_unstorable",
+    )
     stores_absent = False
 
     def __init__(self, cache: Runtime, plan: CallPlan, codec: Codec, policy: Policy, *, near: bool = False) -> None:
@@ -88,16 +105,24 @@ class Entries:
         self.pace = Pace()
         self.near = near
         self.aged = near or policy.timed
+        self.unstorable: str | None = None
+        self._said_unstorable = False
 
     def encoded(self, value: Any) -> tuple[bytes | None, str | None]:
         """Return the entry of a value, and why the entry must not be stored."""
         try:
             raw = self.codec.encode(value)
-            broken = self.codec.verify(raw, value)
+            self.unstorable = self.codec.verify(raw, value)
         except Exception as error:  # noqa: BLE001  # whatever a user's serializer raises: the value is right, its entry is not
-            return None, f"the value cannot be written as JSON: {error}"
-        if broken is not None:
-            return None, broken
+            self.unstorable = f"the value cannot be written as JSON: {type(error.__cause__ or error).__name__}"
+        if self.unstorable is not None:
+            if not self._said_unstorable:
+                self._said_unstorable = True
+                text = (
+                    "%s: a result is not stored: %s. As long as that is so, callers do not wait for each other's loads"
+                )
+                logger.warning(text, self.plan.function, self.unstorable)
+            return None, self.unstorable
         if len(raw) > self.cache.max_bytes:
             return raw, f"the entry has {len(raw):,} bytes, and max_bytes is {self.cache.max_bytes:,}"
         if self.policy.cache_if is not None:
@@ -172,7 +197,13 @@ class Entries:
             told = self.policy.negative_ms is not None and self.stores_absent
             return ABSENT, None if told else "it is not there", Absent()
         raw, reason = self.encoded(value)
-        return raw, reason, Alone() if raw is None else Landed(raw, (value,) if self.codec.shared else None)
+        if raw is None:
+            try:
+                kept = plain_copy(value)  # the leader's caller may change its own
+            except NotPlainError:
+                return raw, reason, Alone()
+            return raw, reason, Landed(b"", partial(plain_copy, kept))
+        return raw, reason, Landed(raw, (lambda: value) if self.codec.shared else None)
 
     def failed(
         self, error: Exception, why: str | None, *, many: bool, of_several: bool

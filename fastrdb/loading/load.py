@@ -13,7 +13,6 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from dataclasses import replace
-from functools import partial
 from time import monotonic
 from typing import Any, Protocol
 
@@ -21,12 +20,11 @@ from fastrdb.errors import CacheUnavailableError, FastRDBError, OptionError, Ses
 from fastrdb.events import Counted
 from fastrdb.protocol import Barred, Busy, Fill, Granted, Hit
 from fastrdb.protocol import Outcome as Answer
-from fastrdb.singleflight import Absent, Again, Alone, Failed, Flight, Landed, Late, Watch
+from fastrdb.singleflight import Flight, Watch
 from fastrdb.transactions import (
     RunningCall,
     RunningLoad,
     apart,
-    leads,
     missing_row,
     next_order,
     sync_session,
@@ -35,12 +33,12 @@ from fastrdb.transactions import (
 )
 
 from .entry import MISS, CallContext, Entries, Reading
+from .waiting import Waiting
 
 logger = logging.getLogger("fastrdb")
 
 LOST = "the lease was lost: a write came between, or the load was slow"
 BARRED = "a write to it is being committed"
-_LATE = "another caller's load took longer than `wait`"
 
 
 class Loader(Protocol):
@@ -80,9 +78,9 @@ class Loading(Reading):
         super().__init__(entries, call, asked, many=many)
         self.load, self.refresh, self.background = load, refresh, background
         self._flights = entries.cache.here().flights
-        self._granted: dict[str, bytes] = {}
         self._watches: dict[str, Watch] = {}
         self._deadline = asyncio.get_running_loop().time() + entries.policy.wait
+        self._granted: dict[str, bytes] = {}
 
     async def resolve(self, reason: str | None = None, *, look: bool = True) -> list[Any]:
         """Return the values in the order of the keys. With `reason`, go past the cache; with `look`, read it first.
@@ -192,7 +190,8 @@ class Loading(Reading):
         if kinds[CacheUnavailableError]:
             await self.alone("unavailable", {key: str(error) for key, error in kinds[CacheUnavailableError].items()})
         if kinds[Busy]:
-            await self._wait({key: busy.token for key, busy in kinds[Busy].items()})
+            late = await Waiting(self, self._flights, self._watches, self._deadline).wait_for(kinds[Busy])
+            await self.alone("bypass", late)
 
     async def _answered(self, key: str, raw: bytes) -> None:
         """Take an entry that has come meanwhile."""
@@ -273,6 +272,8 @@ class Loading(Reading):
             tokens = [flight.token for flight in leases.values()]
             async with RunningLoad(plan.function, plan.session_name, self.call.session, tokens) as load:
                 other = self.call.other_keys(self.asked, background=self.background)
+                for flight in leases.values():
+                    flight.is_connected = load.is_connected
                 try:
                     await self._load(keys, session)
                 except SessionInUseError:
@@ -315,62 +316,6 @@ class Loading(Reading):
             elif self.background:
                 for key in left:
                     await self.call.store.discard(self.call.client, key, self.seen[key].raw)
-
-    # --- what others load
-
-    async def _wait(self, busy: Mapping[str, str]) -> None:
-        """Wait for the holders of these leases, as long as `wait` says; then load."""
-        late, looked_at = dict[str, str](), list[str]()
-        for key, holder in busy.items():
-            if leads(holder):
-                late[key] = "it is a part of the load that holds the lease"
-            elif (flight := self._watch(key).other(holder)) is None:
-                looked_at.append(key)
-            elif (why := await self._follow(key, flight)) is not None:
-                late[key] = why
-        if looked_at and self._left() > 0:
-            await self._watch(looked_at[0]).pause(self._left())
-        else:
-            late.update(dict.fromkeys(looked_at, _LATE))
-        for key in late.keys() & self._watches.keys():
-            self._watches[key].close()
-        await self.alone("bypass", late)
-
-    async def _follow(self, key: str, flight: Flight) -> str | None:
-        """Take another caller's result; return why there is none for this one. Raises the other's error."""
-        begun = monotonic()
-        outcome = await flight.join(max(0.0, self._left()))
-        tell = partial(self.entries.counters.tell, "join", key, seconds=monotonic() - begun)
-        match outcome:
-            case Landed(raw, shared):
-                tell()
-                value = self.entries.value
-                self.values[key] = shared[0] if shared is not None else await value(self.call, key, raw, many=self.many)
-            case Failed(error):
-                tell()
-                if not (self.many and missing_row(error)):
-                    raise error
-                self.values[key] = None
-            case Absent() if self.many or self.entries.codec.optional:
-                tell()
-                self.values[key] = None
-            case Absent():
-                return "the load that it waited for found nothing"
-            case Alone():
-                return "the load that it waited for was the leader's only"
-            case Late():
-                return _LATE
-            case Again():  # the leader is gone: another round
-                pass
-        return None
-
-    def _watch(self, key: str) -> Watch:
-        if key not in self._watches:
-            self._watches[key] = Watch(self._flights)
-        return self._watches[key]
-
-    def _left(self) -> float:
-        return self._deadline - asyncio.get_running_loop().time()
 
 
 @asynccontextmanager

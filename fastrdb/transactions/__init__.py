@@ -6,6 +6,7 @@ from .rules import (
     WROTE,
     autocommits,
     has_transaction,
+    holds_last_connection,
     is_expired,
     missing_row,
     no_result,
@@ -18,7 +19,7 @@ from .rules import (
     why_not_stored,
     wrote,
 )
-from .scope import RunningCall, RunningLoad, apart, is_loading, leads, no_store, running
+from .scope import RunningCall, RunningLoad, apart, is_loading, leads, no_store, running, used_here
 from .state import Targets, intent_on, next_order, state_of
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "autocommits",
     "drain",
     "has_transaction",
+    "holds_last_connection",
     "intent_on",
     "is_expired",
     "is_loading",
@@ -47,6 +49,7 @@ __all__ = [
     "state_of",
     "sync_session",
     "unreachable",
+    "used_here",
     "why_not_stored",
     "wrote",
 ]

@@ -8,7 +8,7 @@ Rule 5: a schema_translate_map is part of the key.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -26,6 +26,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
 from sqlalchemy.orm import Mapper, Session
 from sqlalchemy.orm.attributes import instance_state
+from sqlalchemy.pool import QueuePool
 from sqlalchemy.util import greenlet_spawn
 
 from .state import (
@@ -92,6 +93,15 @@ def plain_session(session: object) -> Session | None:
 def has_transaction(session: Session) -> bool:
     """Return True if a commit may follow that what is done now must wait for."""
     return session.in_transaction() or outer_connection(session) is not None
+
+
+def holds_last_connection(sessions: Iterable[Session]) -> bool:
+    """Return True if one of the sessions holds a connection of a pool that has no other to give."""
+    pools = {connection.engine.pool for session in sessions for connection in connections_of(session)}
+    return any(
+        isinstance(pool, QueuePool) and 0 <= pool._max_overflow <= pool.overflow() and not pool.checkedin()
+        for pool in pools
+    )
 
 
 def is_expired(value: object) -> bool:

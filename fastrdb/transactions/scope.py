@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Collection, Hashable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from typing import Any, Self
+from typing import Any, Literal, Self
 from weakref import WeakKeyDictionary, WeakSet
 
 from sqlalchemy import Connection
@@ -33,7 +33,7 @@ from .rules import (
     why_not_stored,
     why_unpublished,
 )
-from .state import Targets, Transaction, changed, next_order
+from .state import Targets, Transaction, changed, connections_of, next_order
 
 _CALLS = "fastrdb.calls"  # in Session.info: the calls that use the session
 _calls_on: WeakKeyDictionary[Connection, list[RunningCall]] = WeakKeyDictionary()
@@ -105,10 +105,11 @@ class RunningLoad(RunningCall):
     Entering and leaving the block check what the session's transaction, and each other one that the load used, allow.
     Inside, statements are answered by the database, and not by what a session loaded long ago. `unfit` says why the
     result must not be stored or shared, or is None; it is final when the block is left without an error. `notes` are
-    the reasons that the function gave by `no_store`. `tokens` are those of the leases.
+    the reasons that the function gave by `no_store`. `tokens` are those of the leases. `asking` is the session
+    that was used last, until a statement runs; True before any.
     """
 
-    __slots__ = ("tokens", "notes", "unfit", "_since", "_schemas", "_seen", "_hidden", "_loaded")
+    __slots__ = ("tokens", "notes", "unfit", "asking", "_since", "_schemas", "_seen", "_hidden", "_loaded")
 
     def __init__(
         self, function: str, parameter: str | None, session: Session | None, tokens: Collection[str] = ()
@@ -117,6 +118,7 @@ class RunningLoad(RunningCall):
         self.tokens = tokens
         self.notes: list[str] = []
         self.unfit: str | None = None
+        self.asking: Session | Literal[True] | None = True
         self._seen: dict[Transaction, Connection] = {}
         self._hidden: list[Session] = []
         self._loaded: dict[Session, list[tuple[InstanceState[Any], object, dict[str, Any]]]] = {}
@@ -145,6 +147,11 @@ class RunningLoad(RunningCall):
                 session.__dict__.pop("_identity_lookup", None)
             self._restore_loaded()
             self.__exit__()
+
+    def is_connected(self) -> bool:
+        """Return False if the load may be waiting for a connection to the database."""
+        asking = self.session if self.asking is True else self.asking
+        return bool(connections_of(asking)) if asking is not None else self.asking is None
 
     def keep_loaded(self, session: Session) -> None:
         """Note what the caller's objects have loaded: populate_existing unloads what its statement does not load."""
@@ -179,6 +186,7 @@ class RunningLoad(RunningCall):
     def before_statement(self, connection: Connection, transaction: Transaction) -> None:
         """Apply rule 2 to a transaction of a session that the call does not name, before its first statement."""
         super().before_statement(connection, transaction)
+        self.asking = None
         if transaction in self._seen or self.session in transaction.sessions:
             return
         self._seen[transaction] = connection
@@ -272,6 +280,8 @@ def session_used(session: Session) -> None:
     while call is not None:
         if call.targets is not None:  # tasks that the call has started have used it, too
             call.targets.seen.add(session)
+        if isinstance(call, RunningLoad):
+            call.asking = session
         call = call.parent
 
 

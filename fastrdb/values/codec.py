@@ -122,9 +122,9 @@ class Codec:
         try:
             return difference(self.decode(raw), value)
         except DecodeError as exc:
-            return f"it does not come back from JSON: {_first(exc.__cause__)}"
+            return f"it does not come back from JSON: {_first(exc.__cause__, where=False)}"
         except Exception as exc:  # noqa: BLE001 (an own __eq__ raises what it likes)
-            return f"it cannot be compared with what comes back from JSON: {type(exc).__name__}: {exc}"
+            return f"it cannot be compared with what comes back from JSON: {type(exc).__name__}"
 
     def convert(self, result: Any) -> Any:
         """Return the call's answer for the function's `result`: converted to `schema=`, or else the result itself.
@@ -157,13 +157,13 @@ def _read_again(result: Any, loc: tuple[int | str, ...]) -> None:
             return
 
 
-def _first(exc: BaseException | None) -> str:
-    """Return the first thing wrong, without the values."""
+def _first(exc: BaseException | None, *, where: bool = True) -> str:
+    """Return the first thing wrong, without the values. The place may name the key of a dict: for no log."""
     if not isinstance(exc, ValidationError):
-        return f"{type(exc).__name__}: {exc}"
+        return type(exc).__name__
     error = exc.errors(include_url=False, include_input=False)[0]
     place = ".".join(map(str, error["loc"]))
-    return f"{place}: {error['msg']}" if place else error["msg"]
+    return f"{place}: {error['msg']}" if place and where else error["msg"]
 
 
 def _name(kind: Any) -> str:

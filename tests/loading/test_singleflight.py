@@ -30,7 +30,7 @@ def test_a_flight_is_found_by_its_token_while_it_lasts() -> None:
     assert flights.by_token == {}
 
 
-@pytest.mark.parametrize("outcome", [Landed(b"1"), Landed(b"1", (1,)), Failed(ValueError()), Alone()])
+@pytest.mark.parametrize("outcome", [Landed(b"1"), Landed(b"1", int), Failed(ValueError()), Alone()])
 async def test_an_outcome_reaches_all_followers(outcome: Landed | Failed | Alone) -> None:
     """A caller that joins after the outcome, before the end, gets it too."""
     flights = Flights()

@@ -220,6 +220,12 @@ _OF_WRITERS = {
 }
 
 _OF_LOADS = {
+    "last-connection-noticed": _function(
+        "a caller that holds the last connection of a pool does not wait for a load that may need one",
+        "transactions.rules:holds_last_connection",
+        False,
+    ),
+    "unstorable-alone": _line("callers of results that have no entry do not wait for each other", "elif False:"),
     "join-by-token": _function(
         "a caller joins only the load whose lease it has found", "loading.load:Loading._acquire"
     ),
