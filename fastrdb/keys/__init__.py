@@ -5,10 +5,11 @@ from .encoding import quote
 from .pattern import Pattern, add_pairs, hashed
 from .prefix import VARIANTS, Prefix, PrefixTemplates, Reached, fingerprint
 from .signature import MISSING, ResultShape, inspect_function
-from .tag import ANYTHING, EVERYTHING, Image, bounded, row_tag, table_tag, value_text
+from .tag import ANYTHING, END, EVERYTHING, Image, bounded, row_tag, table_tag, value_text
 
 __all__ = [
     "ANYTHING",
+    "END",
     "EVERYTHING",
     "MISSING",
     "UNSAID",

@@ -26,6 +26,7 @@ ANYTHING: Final = f"*{END}"
 """The tag of an entry that depends on any row of any table. Each write reaches it; no table's name has a `*`."""
 EVERYTHING: Final = ""
 """The name of a write to unknown tables: the empty prefix of every tag."""
+_WIDE: Final = 10**60
 _MOST_BYTES: Final = 64
 """A longer text of a value is replaced by its digest, so that members of the sorted sets stay small."""
 _DIGEST_BYTES: Final = 16
@@ -42,6 +43,8 @@ def value_text(value: Any) -> str | None:
 
     Values that are equal have one text, whatever their types: `5`, `True` for `1`, and the text `"5"`.
     """
+    if type(value) is int and -_WIDE < value < _WIDE:  # a miss that is followed pays for this
+        return int.__repr__(value)
     if not isinstance(value, _TAGGABLE) or isinstance(value, datetime):
         return None
     texts = forms_of(value)

@@ -59,9 +59,7 @@ class Field:
 
     def exact_in(self, dialect: str) -> bool:
         """Return whether two values that are equal in the database are equal here, whatever the collation there."""
-        if self.exactness == "by collation":  # by default only MySQL's and MariaDB's take different texts for equal
-            return dialect in {"sqlite", "postgresql"}
-        return self.exactness == "everywhere"
+        return _is_exact(self.exactness, dialect)
 
     def coerce(self, value: Any, model: str) -> Any:
         """`value` as the column's Python type, so that "5" and 5 have one key. ValueError naming the column."""
@@ -190,6 +188,20 @@ def _python_type(kind: TypeEngine[Any]) -> Any:
     except NotImplementedError:
         return Any
     return found if issubclass(found, _PLAIN) else Any
+
+
+def exact_type(kind: TypeEngine[Any], dialect: str) -> type | None:
+    """Return the Python type of a column's values; None where the database may take two different ones for equal."""
+    if not _is_exact(_exactness(kind), dialect):
+        return None
+    found: type = kind.python_type
+    return found
+
+
+def _is_exact(exactness: Exactness, dialect: str) -> bool:
+    if exactness == "by collation":  # by default only MySQL's and MariaDB's take different texts for equal
+        return dialect in {"sqlite", "postgresql"}
+    return exactness == "everywhere"
 
 
 def _exactness(kind: TypeEngine[Any]) -> Exactness:

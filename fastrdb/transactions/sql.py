@@ -10,6 +10,8 @@ import re
 from enum import IntEnum
 from functools import lru_cache
 
+from fastrdb.inference import CALLED, HARMLESS
+
 
 class Effect(IntEnum):
     """The effect of a statement besides reading; of several, the greatest counts."""
@@ -29,21 +31,6 @@ _ENDS = ("COMMIT", "END", "ROLLBACK", "ABORT", "PREPARE TRANSACTION", "XA COMMIT
 _CHANGES = re.compile(r"\b(?:INSERT|UPDATE|DELETE|MERGE|REPLACE)\b(?!\s*\()")
 _LOCKS = re.compile(r"\bFOR\s+(?:NO\s+KEY\s+)?UPDATE\b")
 _INTO = re.compile(r"\bINTO\b")
-_CALLED = re.compile(r'([\w$."`\]]+)\s*\(')
-_WORDS = (
-    # words that stand before a parenthesis
-    "ALL AND ANY ARRAY AS BETWEEN BY CASE CAST CHAR CROSS DECIMAL DISTINCT ELSE EXCEPT EXISTS FILTER FROM GROUPING "
-    "HAVING IN INTERSECT INTERVAL IS JOIN KEY LATERAL LIKE LIMIT MATERIALIZED NOT NULLS NUMERIC OF OFFSET ON OR OVER "
-    "PARTITION RECURSIVE ROW SELECT SETS SOME THEN UNION USING VALUES VARCHAR WHEN WHERE WITH WITHIN WINDOW "
-    # functions
-    "ABS ARRAY_AGG AVG BOOL_AND BOOL_OR CEIL CEILING COALESCE CONCAT COUNT CUME_DIST CURRENT_TIMESTAMP DATE DATE_PART "
-    "DATE_TRUNC DENSE_RANK EXTRACT FIRST_VALUE FLOOR GREATEST GROUP_CONCAT IFNULL JSON_AGG JSON_BUILD_OBJECT "
-    "JSON_EXTRACT JSONB_AGG JSONB_BUILD_OBJECT LAG LAST_VALUE LEAD LEAST LENGTH LOWER LTRIM MAX MD5 MIN MOD NOW NTILE "
-    "NULLIF PERCENT_RANK POSITION POWER RANDOM RANK REPLACE ROUND ROW_NUMBER ROW_TO_JSON RTRIM STDDEV STRFTIME "
-    "STRING_AGG SUBSTR SUBSTRING SUM TO_CHAR TO_TSQUERY TO_TSVECTOR TOTAL TRIM TXID_CURRENT_IF_ASSIGNED "
-    "UNNEST UPPER VARIANCE"
-)
-_HARMLESS = frozenset(_WORDS.split())
 # Settings that change neither rows nor what a query finds. A search_path, a role or a time zone does.
 _SETTINGS = re.compile(
     r"(?:(?:SET|RESET)\s+(?:(?:LOCAL|SESSION)\s+)?|SET\s+@@(?:SESSION\.)?|PRAGMA\s+)"
@@ -106,4 +93,4 @@ def _effect_of_query(text: str) -> Effect:
     selects = text.startswith("SELECT")
     if _INTO.search(text) or (not selects and _CHANGES.search(_LOCKS.sub("", text))):
         return Effect.WRITES
-    return Effect.NOTHING if _HARMLESS.issuperset(_CALLED.findall(text)) else Effect.CALLS
+    return Effect.NOTHING if HARMLESS.issuperset(CALLED.findall(text)) else Effect.CALLS

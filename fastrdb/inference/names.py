@@ -1,0 +1,36 @@
+"""The names of tables, as tags have them. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+SchemaMap = Mapping[str | None, str | None]
+
+
+class Names(NamedTuple):
+    """The rules that make one name of a table, however a program writes it.
+
+    Attributes:
+        default: the schema in which the connection looks first. A name has no schema if the table lies there.
+        translated: the schema_translate_map of an execution.
+    """
+
+    default: str | None = None
+    translated: SchemaMap | None = None
+
+    def of(self, table: Any) -> str:
+        """Return the name of a `Table`, or of a `table()`: `schema.table` or `table`."""
+        schema = getattr(table, "schema", None)
+        if self.translated:
+            schema = self.translated.get(schema, schema)
+        return self.joined(schema, table.name)
+
+    def joined(self, schema: str | None, name: str) -> str:
+        """Return the name of a table in this schema."""
+        return name if schema in (None, self.default) else f"{schema}.{name}"
+
+    def plain(self, name: str) -> str:
+        """Return the name of a table that is written `schema.table` or `table` in a text."""
+        schema, _, table = name.rpartition(".")
+        return self.joined(schema or None, table)

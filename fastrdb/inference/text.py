@@ -1,0 +1,127 @@
+"""The tables and functions that hand-written SQL names. Pure.
+
+Without the package sqlglot, a text is not taken apart: a query may read anything, and of a write only a plain target
+(`UPDATE orders SET ...`) is found.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final
+
+_WORDS = (
+    # words that stand before a parenthesis
+    "ALL AND ANY ARRAY AS BETWEEN BY CASE CAST CHAR CROSS DECIMAL DISTINCT ELSE EXCEPT EXISTS FILTER FROM GROUPING "
+    "HAVING IN INTERSECT INTERVAL IS JOIN KEY LATERAL LIKE LIMIT MATERIALIZED NOT NULLS NUMERIC OF OFFSET ON OR OVER "
+    "PARTITION RECURSIVE ROW SELECT SETS SOME THEN UNION USING VALUES VARCHAR WHEN WHERE WITH WITHIN WINDOW "
+    # functions
+    "ABS ARRAY_AGG AVG BOOL_AND BOOL_OR CEIL CEILING COALESCE CONCAT COUNT CUME_DIST CURRENT_TIMESTAMP DATE DATE_PART "
+    "DATE_TRUNC DENSE_RANK EXTRACT FIRST_VALUE FLOOR GREATEST GROUP_CONCAT IFNULL JSON_AGG JSON_BUILD_OBJECT "
+    "JSON_EXTRACT JSONB_AGG JSONB_BUILD_OBJECT LAG LAST_VALUE LEAD LEAST LENGTH LOWER LTRIM MAX MD5 MIN MOD NOW NTILE "
+    "NULLIF PERCENT_RANK POSITION POWER RANDOM RANK REPLACE ROUND ROW_NUMBER ROW_TO_JSON RTRIM STDDEV STRFTIME "
+    "STRING_AGG SUBSTR SUBSTRING SUM TO_CHAR TO_TSQUERY TO_TSVECTOR TOTAL TRIM TXID_CURRENT_IF_ASSIGNED "
+    "UNNEST UPPER VARIANCE"
+)
+HARMLESS: Final = frozenset(_WORDS.split())
+"""Words and functions, in upper case, that neither read nor write a table."""
+CALLED: Final = re.compile(r'([\w$."`\]]+)\s*\(')
+"""Finds what stands before each parenthesis."""
+_LITERALS = re.compile(r"'(?:[^']|'')*'")
+_READS = re.compile(r"\b(?:SELECT|FROM|JOIN|TABLE|WITH|USING)\b")
+_NAME = r'((?:[\w$]+|"[^"]+"|`[^`]+`)(?:\.(?:[\w$]+|"[^"]+"|`[^`]+`))?)'
+_TARGET = re.compile(
+    rf"\s*(?:INSERT\s+(?:OR\s+\w+\s+|IGNORE\s+)?INTO\s+{_NAME}|REPLACE\s+INTO\s+{_NAME}"
+    rf"|UPDATE\s+(?:ONLY\s+)?{_NAME}\s+(?:(?:AS\s+)?(?!SET\b)\w+\s+)?SET\b|DELETE\s+FROM\s+(?:ONLY\s+)?{_NAME})",
+    re.IGNORECASE,
+)
+_DIALECTS = {"postgresql": "postgres", "mariadb": "mysql"}
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """The tables that a text names, as `schema.table` or `table`, and the functions that it calls.
+
+    `sure` is False where the text may touch other tables than these.
+    """
+
+    reads: frozenset[str] = frozenset()
+    writes: frozenset[str] = frozenset()
+    functions: frozenset[str] = frozenset()
+    sure: bool = True
+
+
+UNREADABLE: Final = Named(sure=False)
+
+
+def functions_in(text: str) -> frozenset[str]:
+    """Return the functions, in lower case, that a text calls besides the harmless ones."""
+    called = {name.strip('"`').upper() for name in CALLED.findall(_LITERALS.sub("''", text))}
+    return frozenset(name.lower() for name in called - HARMLESS)
+
+
+def reads_nothing(fragment: str) -> bool:
+    """Return True for a fragment of an expression in which no table can be read, save by a function."""
+    return _READS.search(_LITERALS.sub("''", fragment).upper()) is None
+
+
+@lru_cache(maxsize=512)
+def named_in(text: str, dialect: str) -> Named:
+    """Return what a whole statement of hand-written SQL names."""
+    parse = _parser()
+    if parse is not None:
+        try:
+            return _named_by(parse(text, _DIALECTS.get(dialect, dialect)))
+        except Exception:  # noqa: BLE001  # sqlglot's own, of many kinds: the text is then read as without it
+            return _plain_target(text)
+    return _plain_target(text)
+
+
+def _plain_target(text: str) -> Named:
+    plain = _LITERALS.sub("''", text).strip().rstrip(";")
+    match = _TARGET.match(plain)
+    if match is None or ";" in plain or "--" in plain or "/*" in plain:
+        return UNREADABLE
+    target = next(name for name in match.groups() if name)
+    # Names before a parenthesis: the target itself, with its columns, is none of them.
+    called = functions_in(plain[: match.start(match.lastindex or 0)] + plain[match.end() :].lstrip().lstrip("("))
+    return Named(writes=frozenset({_unquoted(target)}), functions=called)
+
+
+def _unquoted(name: str) -> str:
+    return re.sub(r'["`]', "", name)
+
+
+@lru_cache(maxsize=1)
+def _parser() -> Callable[[str, str], list[Any]] | None:
+    """Return sqlglot's parser, if it is installed: the extra `sql`."""
+    try:
+        import sqlglot  # noqa: PLC0415  # its import takes 0.3 s, and most programs need none of it
+    except ImportError:
+        return None
+    return lambda text, dialect: [tree for tree in sqlglot.parse(text, read=dialect) if tree is not None]
+
+
+def _named_by(trees: list[Any]) -> Named:
+    from sqlglot import exp  # noqa: PLC0415
+
+    reads, writes, functions, sure = set[str](), set[str](), set[str](), True
+    for tree in trees:
+        hidden = {cte.alias_or_name.lower() for cte in tree.find_all(exp.CTE)}
+        for table in tree.find_all(exp.Table):
+            if table.name and not (table.name.lower() in hidden and not table.db):
+                name = f"{table.db}.{table.name}" if table.db else table.name
+                (writes if _is_target(table, exp) else reads).add(name)
+        functions |= {each.name.lower() for each in tree.find_all(exp.Anonymous)}
+        known = isinstance(tree, exp.Query | exp.Insert | exp.Update | exp.Delete | exp.Merge)
+        sure = sure and known and not any(True for _ in tree.find_all(exp.Command))
+    return Named(frozenset(reads), frozenset(writes), frozenset(functions), sure)
+
+
+def _is_target(table: Any, exp: Any) -> bool:
+    parent = table.parent
+    if isinstance(parent, exp.Schema):
+        table, parent = parent, parent.parent
+    return isinstance(parent, exp.Insert | exp.Update | exp.Delete | exp.Merge) and parent.this is table

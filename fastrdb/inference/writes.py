@@ -1,0 +1,244 @@
+"""The rows that a compiled INSERT, UPDATE or DELETE changes, as far as the statement says. Pure.
+
+An image holds for each column the values before and after the write. The statement says the values that it inserts
+and sets, and the values of columns that its WHERE pins. The values before the write of other columns are unknown,
+unless the rows have been looked at under a lock (`look`).
+
+The private attributes of SQLAlchemy that are read here are pinned by a test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import Delete, Insert, Table, Update
+from sqlalchemy.sql import visitors
+
+from fastrdb.keys import Image, value_text
+
+from .conditions import Conditions, Places, parts_of, texts_at
+from .names import Names, SchemaMap
+from .text import Named, named_in
+
+MOST_ROWS: Final = 64
+"""Rows of one statement whose values are kept apart. A write of more rows reaches its whole table."""
+Verb = Literal["insert", "update", "delete"]
+Texts = frozenset[str]
+_DML: Final = (Insert, Update, Delete)
+
+
+@dataclass(slots=True)
+class Change:
+    """One execution of a statement that writes to one table.
+
+    Attributes:
+        kind, table: what is done, and the name of the table.
+        old: the values before of each column that WHERE pins.
+        new: the values after of each column that is inserted or set, None where one is unknown.
+        whole: nothing is known of the rows.
+        looked: the values before of all rows, by column, after a look under a lock.
+    """
+
+    kind: Verb
+    table: str
+    old: dict[str, Texts] = field(default_factory=dict)
+    new: dict[str, Texts | None] = field(default_factory=dict)
+    whole: bool = False
+    looked: dict[str, Texts] = field(default_factory=dict)
+
+    def image(self) -> Image:
+        """Return what is known of the rows."""
+        if self.whole:
+            return Image(self.table)
+        if self.kind == "insert":
+            return Image(self.table, dict(self.new))
+        columns: dict[str, Texts | None] = {}
+        for column, before in {**self.old, **self.looked}.items():
+            after = self.new.get(column, frozenset())
+            columns[column] = None if after is None or not before else before | after
+        return Image(self.table, columns)
+
+
+@dataclass(frozen=True, slots=True)
+class Writes:
+    """The changes of one compiled statement, before its values are known.
+
+    Attributes:
+        table: the `Table` of the statement; None for one that only holds others that write.
+        where: columns that WHERE pins, with the Python type of their values.
+        sets: for each column that is inserted or set the names of its parameters, none for an expression.
+        others: the tables that are written besides, in CTEs.
+    """
+
+    kind: Verb
+    table: Any
+    name: str
+    where: Mapping[str, tuple[Places, type]]
+    sets: Mapping[str, tuple[tuple[str, ...], type | None]]
+    whole: bool
+    others: tuple[tuple[Verb, str], ...]
+
+    def of(self, parameter_sets: Sequence[Mapping[str, Any]], expanded: Mapping[str, Any]) -> list[Change]:
+        """Return the changes of one execution with these parameters."""
+        found = [Change(kind, name, whole=True) for kind, name in self.others]
+        if self.table is not None:
+            found.insert(0, self._own(parameter_sets, expanded))
+        return found
+
+    def _own(self, parameter_sets: Sequence[Mapping[str, Any]], expanded: Mapping[str, Any]) -> Change:
+        if self.whole or len(parameter_sets) > MOST_ROWS:
+            return Change(self.kind, self.name, whole=True)
+        change = Change(self.kind, self.name)
+        for column, (places, kind) in self.where.items():
+            texts = _union(texts_at(places, values, expanded, kind) for values in parameter_sets)
+            if texts:
+                change.old[column] = texts
+        for column, (names, exact) in self.sets.items():
+            change.new[column] = _union(_given(names, values, exact) for values in parameter_sets)
+        return change
+
+
+_known: WeakKeyDictionary[Any, dict[Any, Writes]] = WeakKeyDictionary()
+
+
+def writes_of(compiled: Any, translated: SchemaMap | None = None) -> Writes:
+    """Return the changes of a compiled statement, which is read once for each schema_translate_map."""
+    forms = _known.get(compiled)
+    if forms is None:
+        forms = _known[compiled] = {}
+    key = frozenset(translated.items()) if translated else None
+    found = forms.get(key)
+    if found is None:
+        found = forms[key] = _read(compiled, Names(compiled.dialect.default_schema_name, translated))
+    return found
+
+
+def changes_of_text(text: str, dialect: str, names: Names) -> tuple[list[Change] | None, Named]:
+    """Return the changes of hand-written SQL, None if one cannot be known, and what the text names."""
+    named = named_in(text, dialect)
+    if not named.sure or not named.writes:
+        return None, named
+    word = text.lstrip()[:6].lower()
+    kind: Verb = "insert" if word == "insert" else "update" if word == "update" else "delete"
+    return [Change(kind, names.plain(name), whole=True) for name in sorted(named.writes)], named
+
+
+def statement_of(compiled: Any) -> Any:
+    """Return the statement in its final form, as the database gets it."""
+    statement = getattr(getattr(compiled, "compile_state", None), "statement", None)
+    return compiled.statement if statement is None else statement
+
+
+def _read(compiled: Any, names: Names) -> Writes:
+    statement, others = statement_of(compiled), list[tuple[Verb, str]]()
+    main: Any = statement if isinstance(statement, _DML) and isinstance(statement.table, Table) else None
+    # Private: iterates over what `with` holds, too, which `get_children` of an INSERT leaves out.
+    inner = [statement, *getattr(statement, "_independent_ctes", ())] if statement is not None else []
+    for element in (each for part in inner for each in visitors.iterate(part)):
+        if isinstance(element, _DML) and element is not main:
+            others.append((_kind(element), names.of(element.table)))
+    if main is None:
+        return Writes("update", None, "", {}, {}, False, tuple(dict.fromkeys(others)))
+    conditions, sets = Conditions(compiled), dict[str, tuple[tuple[str, ...], type | None]]()
+    where: dict[str, tuple[Places, type]] = {}
+    whole = _is_whole(main)
+    if isinstance(main, Insert):
+        sets = _inserted(main, conditions)
+    else:
+        where = _pinned(main, conditions)
+        sets = _set(main, compiled, conditions) if isinstance(main, Update) else {}
+        others += [("update", names.of(table)) for table in _other_targets(main)]
+    return Writes(_kind(main), main.table, names.of(main.table), where, sets, whole, tuple(dict.fromkeys(others)))
+
+
+def _kind(statement: Any) -> Verb:
+    return "insert" if isinstance(statement, Insert) else "update" if isinstance(statement, Update) else "delete"
+
+
+def _is_whole(statement: Any) -> bool:
+    """Return True for INSERT FROM SELECT, INSERT OR REPLACE, and an upsert that may update any row."""
+    if not isinstance(statement, Insert):
+        return False
+    upsert: Any = statement._post_values_clause
+    conflict = upsert is None or type(upsert).__name__ == "OnConflictDoNothing" or bool(_conflict_columns(upsert))
+    return statement.select is not None or bool(statement._prefixes) or not conflict
+
+
+def _inserted(statement: Insert, conditions: Conditions) -> dict[str, tuple[tuple[str, ...], type | None]]:
+    upsert: Any = statement._post_values_clause
+    only = None if upsert is None or type(upsert).__name__ == "OnConflictDoNothing" else _conflict_columns(upsert)
+    rows = sum(len(each) for each in statement._multi_values)
+    given = _values_by_key(statement)
+    found: dict[str, tuple[tuple[str, ...], type | None]] = {}
+    for column in statement.table.c:
+        if column.computed is not None:
+            continue
+        names = tuple(f"{column.key}_m{row}" for row in range(rows)) if rows else (column.key,)
+        known = only is None or column.name in only
+        kind = conditions.exact_type(column) if known and conditions.is_value(given, column) else None
+        found[column.name] = (names, kind)
+    return found
+
+
+def _conflict_columns(upsert: Any) -> frozenset[str]:
+    """Return the columns in which the row that an upsert finds has the value that was to be inserted."""
+    elements = getattr(upsert, "inferred_target_elements", None) or ()
+    columns = {getattr(each, "name", each) for each in elements}
+    changed = {getattr(key, "name", key) for key in dict(getattr(upsert, "update_values_to_set", None) or ())}
+    return frozenset(column for column in columns - changed if isinstance(column, str))
+
+
+def _set(statement: Update, compiled: Any, conditions: Conditions) -> dict[str, tuple[tuple[str, ...], type | None]]:
+    given, keys = _values_by_key(statement), frozenset(compiled.column_keys or ())
+    found: dict[str, tuple[tuple[str, ...], type | None]] = {}
+    for column in statement.table.c:
+        by_database = column.computed is not None or column.server_onupdate is not None
+        if by_database or column.onupdate is not None or column.key in given or column.key in keys:
+            is_known = not by_database and conditions.is_value(given, column)
+            found[column.name] = ((column.key,), conditions.exact_type(column) if is_known else None)
+    return found
+
+
+def _values_by_key(statement: Any) -> dict[str, Any]:
+    return {getattr(key, "key", key): value for key, value in (statement._values or {}).items()}
+
+
+def _other_targets(statement: Any) -> Iterator[Any]:
+    """Yield the tables besides its own that MySQL's UPDATE of several tables sets columns of."""
+    for key in getattr(statement, "_values", None) or ():
+        table = getattr(key, "table", None)
+        if isinstance(table, Table) and table is not statement.table:
+            yield table
+
+
+def _pinned(statement: Any, conditions: Conditions) -> dict[str, tuple[Places, type]]:
+    pinned = conditions.pinned(parts_of(statement._where_criteria), {}, frozenset())
+    columns = {column.name: column for column in statement.table.c}
+    found = {}
+    for spot, places in pinned.items():
+        if spot.origin == hash(statement.table) and (kind := conditions.exact_type(columns[spot.column])) is not None:
+            found[spot.column] = (places, kind)
+    return found
+
+
+def _given(names: Iterable[str], values: Mapping[str, Any], kind: type | None) -> set[str] | None:
+    found = set[str]()
+    for name in names:
+        value = values.get(name, names)
+        text = value_text(value) if kind is not None and (value is None or type(value) is kind) else None
+        if text is None:
+            return None
+        found.add(text)
+    return found
+
+
+def _union(sets: Iterable[set[str] | None]) -> Texts | None:
+    found = set[str]()
+    for each in sets:
+        if each is None:
+            return None
+        found |= each
+    return frozenset(found) if len(found) <= MOST_ROWS else None
