@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,10 +21,19 @@ from tests.support.servers.cluster import Cluster
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
-    from pathlib import Path
 
     from tests.support.servers.databases import Database, ServerDatabase
 
+
+TESTS = Path(__file__).parent
+SMOKE = {
+    *("keys", "values", "databases/test_unreachable.py", "transport/test_client.py", "near/test_functions.py"),
+    *("protocol/test_store.py", "transactions/test_retries.py", "invalidation/test_function.py"),
+    *("loading/test_decorators.py", "crud/test_repository.py", "testing/test_testing.py", "system/test_loops.py"),
+    *("system/test_demo.py", "integrations/test_fastapi.py", "inference"),
+}
+"""Packages and modules of tests that notice a version of a dependency which does not do: pure ones, and one for each
+package."""
 
 pytest_plugins = ["pytester", "fastrdb.testing.plugin"]
 
@@ -33,8 +43,16 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 
     Tests that are asked for by name run in the one that is there, and so do the slow ones: each fills the cores itself.
     """
-    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and "not slow" in config.option.markexpr
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and config.option.markexpr != "slow"
     return None if whole else 0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests in `SMOKE`."""
+    for item in items:
+        name = item.path.relative_to(TESTS).as_posix()
+        if name in SMOKE or name.partition("/")[0] in SMOKE:
+            item.add_marker(pytest.mark.smoke)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -45,7 +45,7 @@ WROTE = "the session has written in its open transaction"
 READ_BACK = "the session has read what it had written, and rolled it back"
 OTHER_SCHEMAS = "the session's schema_translate_map has changed since its key was made"
 _CURRENT = ("READ COMMITTED", "AUTOCOMMIT")  # levels at which a statement sees all that is committed by then
-# SQLSTATE: connection exception, refused to this user, no such database, insufficient resources, shutting down or not up
+# SQLSTATE: connection exception, login refused, no such database, insufficient resources, shutting down or not yet up
 _UNREACHABLE = ("08", "28", "3D", "53", "57P")
 _SCHEMA_MAP = "schema_translate_map"
 _BINDS = "binds" if "binds" in vars(Session()) else "_Session__binds"

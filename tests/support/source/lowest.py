@@ -8,19 +8,20 @@ from collections.abc import Iterator
 
 from tests.support import ROOT
 
-EXTRAS = ("demo", "test")
+NOT_TESTED = {"bench"}
 _BOUND = re.compile(r"(?P<name>[\w.-]+)(?:\[[\w,]+\])?>=(?P<version>[\d.]+)")
 
 
 def lowest() -> Iterator[str]:
-    """Return `name==version` for each bound of the project and of the extras that the tests need.
+    """Return `name==version` for each bound of the project and of its extras, but for those that tests do not need.
 
     Raises:
         ValueError: a requirement has no lower bound.
     """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     optional = project["optional-dependencies"]
-    for requirement in [*project["dependencies"], *(each for extra in EXTRAS for each in optional[extra])]:
+    extras = [each for extra in optional if extra not in NOT_TESTED for each in optional[extra]]
+    for requirement in [*project["dependencies"], *extras]:
         if requirement.startswith(f"{project['name']}["):
             continue
         if (found := _BOUND.match(requirement)) is None:
