@@ -18,8 +18,8 @@ from fastrdb.orm import NotPlainError, plain_copy
 from fastrdb.protocol import Budget, Store, Timed
 from fastrdb.runtime import Runtime
 from fastrdb.singleflight import Absent, Alone, Failed, FlightOutcome, Landed
-from fastrdb.transactions import WROTE, is_loading, missing_row, no_result, session_s_own, wrote
-from fastrdb.values import ABSENT, Codec, DecodeError, encode_missing, missing_message
+from fastrdb.transactions import NO_ROW, WROTE, is_loading, missing_row, session_s_own, wrote
+from fastrdb.values import ABSENT, Codec, DecodeError, decode_missing, encode_missing, is_missing
 
 from .policy import Decision, Pace, Policy, whole_ms
 
@@ -144,10 +144,10 @@ class Entries:
         Raises:
             NoResultFound: the entry says that there is no such row.
         """
-        message = missing_message(raw)
-        if message is not None:
+        missing = decode_missing(raw, NO_ROW)
+        if missing is not None:
             self.counters.tell("hit", key)
-            raise no_result(message)
+            raise missing
         if raw != ABSENT:  # else `cached_many` has stored that there is no such row
             self.counters.tell("corrupt", key, str(error))
         with suppress(CacheUnavailableError), call.patience:
@@ -185,7 +185,7 @@ class Entries:
         try:
             return self.codec.decode(raw)
         except DecodeError as error:
-            if many and (raw == ABSENT or missing_message(raw) is not None):
+            if many and (raw == ABSENT or is_missing(raw)):
                 return None
             return await self.unreadable(call, key, raw, error)
 
@@ -211,7 +211,10 @@ class Entries:
         """Return the same for a load that raised `error`: of several keys, it does not say which one it is about."""
         stored = self.policy.negative_ms is not None and not many and missing_row(error)
         outcome = Alone() if of_several or why is not None or session_s_own(error) else Failed(error)
-        return encode_missing(str(error)) if stored else None, why if stored else None, outcome
+        if not stored:
+            return None, None, outcome
+        raw = encode_missing(error, NO_ROW)
+        return raw, why or (f"{type(error).__name__} would not come back as it is" if raw is None else None), outcome
 
     def bypass_reason(self, store: Store, client: Any, session: Session | None) -> str | None:
         """Return why the cache must not be read, None if it may be."""

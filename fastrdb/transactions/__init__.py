@@ -3,13 +3,13 @@
 from . import listeners as listeners  # puts the listeners on SQLAlchemy's classes
 from .finish import drain, leave
 from .rules import (
+    NO_ROW,
     WROTE,
     autocommits,
     has_transaction,
     holds_last_connection,
     is_expired,
     missing_row,
-    no_result,
     plain_session,
     schema_map,
     session_of,
@@ -23,6 +23,7 @@ from .scope import RunningCall, RunningLoad, apart, is_loading, leads, no_store,
 from .state import Targets, intent_on, next_order, state_of
 
 __all__ = [
+    "NO_ROW",
     "WROTE",
     "RunningCall",
     "RunningLoad",
@@ -39,7 +40,6 @@ __all__ = [
     "leave",
     "missing_row",
     "next_order",
-    "no_result",
     "no_store",
     "plain_session",
     "running",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Engine
@@ -268,14 +268,13 @@ def streams(connection: Connection, since: int) -> bool:
 # --- errors of the database
 
 
+NO_ROW: Final = NoResultFound
+"""The error of a row that is not there, which `negative_exp` may cache."""
+
+
 def missing_row(error: BaseException) -> bool:
-    """Return True for SQLAlchemy's NoResultFound, which `negative_exp` may cache."""
-    return isinstance(error, NoResultFound)
-
-
-def no_result(message: str) -> NoResultFound:
-    """Return the error of a row that is known to be missing."""
-    return NoResultFound(message)
+    """Return True if the error says that there is no such row."""
+    return isinstance(error, NO_ROW)
 
 
 def session_s_own(error: BaseException) -> bool:

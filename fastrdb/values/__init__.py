@@ -1,11 +1,12 @@
 """The face of `fastrdb.values`."""
 
-from .codec import ABSENT, Codec, DecodeError, encode_missing, missing_message
+from .codec import ABSENT, Codec, DecodeError, decode_missing, encode_missing, is_missing
 
 __all__ = [
     "ABSENT",
     "Codec",
     "DecodeError",
+    "decode_missing",
     "encode_missing",
-    "missing_message",
+    "is_missing",
 ]

@@ -7,9 +7,10 @@ write for this type is an entry: a field too few or too many, or a value of anot
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -170,24 +171,80 @@ def _name(kind: Any) -> str:
     return kind.__name__ if isinstance(kind, type) and not hasattr(kind, "__args__") else str(kind)
 
 
-ABSENT = b"null"
+# --- negative entries: there is no such row, as the JSON of the error that says so
+#
+# The class of the error is given back as well, with its arguments and attributes. Nothing that Redis holds is imported
+# or called: the class is looked up among those of loaded modules. An error that would come back changed has no entry.
+
+ABSENT: Final = b"null"
 """What is not there, as the entry of one of many ids: also where None is no value of the type."""
+_MARK: Final = b" "  # no JSON of a value begins so
+_FIELDS: Final = {"error", "message", "args", "attributes"}
 
 
-def encode_missing(message: str) -> bytes:
-    """Return the negative entry: there is no such row, with the `message` of the error to raise."""
-    return b" " + json.dumps({"error": "NoResultFound", "message": message}).encode()
+def encode_missing(error: Exception, base: type[Exception]) -> bytes | None:
+    """Return the negative entry for `error`, an instance of `base`; None if another error would come back."""
+    cls = type(error)
+    name = cls.__name__ if cls is base else f"{cls.__module__}:{cls.__qualname__}"
+    entry: dict[str, Any] = {"error": name, "message": str(error)}
+    args, attributes = list(error.args), vars(error)
+    if args != [entry["message"]]:
+        entry["args"] = args
+    if attributes:
+        entry["attributes"] = attributes
+    try:
+        raw = _MARK + json.dumps(entry).encode()
+    except (TypeError, ValueError, RecursionError):  # holds what has no JSON form
+        return None
+    found = decode_missing(raw, base)
+    same = found is not None and type(found) is type(error) and str(found) == str(error)
+    if found is None or not same or difference((found.args, vars(found)), (error.args, attributes)) is not None:
+        return None
+    return raw
 
 
-def missing_message(raw: bytes) -> str | None:
-    """Return the message of a negative entry; None for every other bytes."""
-    if not raw.startswith(b" "):
+def decode_missing(raw: bytes, base: type[Exception]) -> Exception | None:
+    """Return the error of a negative entry; None for other bytes, and for a class that is not loaded here."""
+    entry = _entry(raw)
+    if entry is None:
+        return None
+    cls, args = _class_named(entry["error"], base), entry.get("args", [entry["message"]])
+    attributes = entry.get("attributes", {})
+    if cls is None or not isinstance(args, list) or not isinstance(attributes, dict):
+        return None
+    try:
+        error = Exception.__new__(cls, *args)  # an own __init__ made the message and the attributes once already
+    except TypeError:  # made by C code of another class, such as OSError
+        return None
+    vars(error).update(attributes)
+    return error
+
+
+def is_missing(raw: bytes) -> bool:
+    """Return True for a negative entry, of whatever class its error is."""
+    return _entry(raw) is not None
+
+
+def _entry(raw: bytes) -> dict[str, Any] | None:
+    if not raw.startswith(_MARK):
         return None
     try:
         entry = json.loads(raw)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(entry, dict) or entry.keys() != {"error", "message"} or entry["error"] != "NoResultFound":
+    if not isinstance(entry, dict) or not {"error", "message"} <= entry.keys() <= _FIELDS:
         return None
-    message = entry["message"]
-    return message if isinstance(message, str) else None
+    return entry if isinstance(entry["error"], str) and isinstance(entry["message"], str) else None
+
+
+def _class_named(name: str, base: type[Exception]) -> type[Exception] | None:
+    """Return the subclass of `base` with that name at the top of a loaded module, or in a class there."""
+    if name == base.__name__:
+        return base
+    module, _, path = name.partition(":")
+    found: Any = sys.modules.get(module)
+    for part in path.split("."):
+        # Not getattr: a module's own __getattr__ may import, and a class's metaclass may run anything.
+        found = vars(found).get(part) if isinstance(found, type | type(sys)) else None
+    slots = isinstance(found, type) and any(vars(cls).get("__slots__") for cls in found.__mro__)
+    return found if isinstance(found, type) and issubclass(found, base) and not slots else None

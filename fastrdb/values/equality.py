@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict, deque
-from datetime import date, datetime, time
+from datetime import date, datetime, time, tzinfo
 from decimal import Decimal
 from types import NoneType
 from typing import TYPE_CHECKING, Any
@@ -56,9 +56,23 @@ def _same_scalar(left: Any, right: Any) -> bool:
     if isinstance(right, Decimal):
         return bool(left.as_tuple() == right.as_tuple())  # 1.0 is not 1.00
     if isinstance(right, datetime | time):
-        zoned = (left.tzinfo is None) == (right.tzinfo is None)  # a time with a ZoneInfo has no offset, and yet a zone
-        return bool(zoned and left == right and left.utcoffset() == right.utcoffset())
+        return bool(left == right and left.fold == right.fold and _same_zone(left.tzinfo, right.tzinfo))
     return bool(left == right)
+
+
+def _same_zone(left: tzinfo | None, right: tzinfo | None) -> bool:
+    """Return True for two fixed offsets that are equal, and for no zone at all.
+
+    A zone with other offsets in summer comes back as the offset of one day: what is added to it comes out otherwise.
+    """
+    if left is None or right is None:
+        return left is right
+    offset, name = right.utcoffset(None), right.tzname(None)
+    return offset is not None and offset == left.utcoffset(None) and name in (_named(left), f"UTC{_named(left)}")
+
+
+def _named(zone: tzinfo) -> str | None:
+    return zone.tzname(None)
 
 
 def _in_fields(left: dict[str, Any], right: dict[str, Any], where: str) -> str | None:

@@ -14,11 +14,16 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 from redis.asyncio import Redis
+from sqlalchemy.exc import NoResultFound
 from typing_extensions import TypedDict
 
 from fastrdb import Cache
-from fastrdb.values.codec import ABSENT, Codec, DecodeError, missing_message
+from fastrdb.values import ABSENT, Codec, DecodeError, decode_missing
 from tests.support.world import fuzz
+
+
+class Gone(NoResultFound):
+    """An error of an application's own."""
 
 
 class Item(BaseModel):
@@ -93,11 +98,12 @@ def test_exploit_runs_when_unpickled() -> None:
 
 
 def test_any_bytes_are_a_negative_entry_or_none() -> None:
-    """20,000 byte strings, spaces in front: a message that is text, or nothing."""
-    valid = b' {"error": "NoResultFound", "message": "no row"}'
-    found = [missing_message(b" " + each) for each in fuzz.many(lambda random: fuzz.entry(random, valid), 20_000, 1)]
-    assert {type(each) for each in found} <= {str, type(None)}
-    assert "no row" in found
+    """20,000 byte strings, spaces in front: the error of a missing row, or nothing."""
+    valid = b' {"error": "%s:Gone", "message": "1", "args": [1], "attributes": {"id": 1}}' % __name__.encode()
+    made = fuzz.many(lambda random: fuzz.entry(random, valid), 20_000, 1)
+    found = [decode_missing(b" " + each, NoResultFound) for each in made]
+    assert {type(each) for each in found} <= {Gone, NoResultFound, type(None)}
+    assert [1] in [vars(each).get("id") and list(each.args) for each in found if each is not None]
 
 
 async def plant_and_read(client: Redis, count: int, seed: int) -> None:

@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -24,7 +23,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, make_transient_to_detached, 
 from sqlalchemy.orm.exc import DetachedInstanceError
 
 from fastrdb.errors import SchemaError
-from fastrdb.values.codec import Codec, DecodeError, EncodeError, encode_missing, missing_message
+from fastrdb.values.codec import Codec, EncodeError
 from tests.support.world.samples import CODEC, EVERYTHING, SAMPLE, Address, Cat, Color, Dog, Everything, Page
 
 
@@ -121,26 +120,6 @@ def test_a_verify_that_cannot_compare_says_so() -> None:
 
     codec, value = Codec(Holder, owner="load"), Holder(a="x")
     assert "RuntimeError" in (codec.verify(codec.encode(value), value) or "")
-
-
-@given(st.text())
-@settings(max_examples=50, deadline=None)
-def test_negative_entries_hold_their_message(message: str) -> None:
-    """A negative entry is JSON, gives its message, and is a value of no type at all."""
-    raw = encode_missing(message)
-    assert (message, "NoResultFound") == (missing_message(raw), json.loads(raw)["error"])
-    with pytest.raises(DecodeError):
-        Codec(dict[str, str], owner="load").decode(raw)
-
-
-@pytest.mark.parametrize(
-    "raw",
-    [b"", b" ", b" {}", b" []", b' {"error":"NoResultFound","message":1}', b' {"error":"X","message":"a"}', b" \xff",
-     b" " + b"[" * 100_000, encode_missing("a")[1:], encode_missing("a")[:-1], CODEC.encode(SAMPLE)],
-)  # fmt: skip
-def test_other_bytes_are_no_negative_entry(raw: bytes) -> None:
-    """Damaged negative entries and values have no message."""
-    assert missing_message(raw) is None
 
 
 # --- schema=

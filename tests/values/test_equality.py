@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, time, timedelta, timezone
+from datetime import UTC, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 
 from fastrdb.values.equality import difference
 
 EAST = timezone(timedelta(hours=2))
+BERLIN = ZoneInfo("Europe/Berlin")
+NOON = datetime(2020, 1, 1, 12)  # noqa: DTZ001
+CET = timezone(timedelta(hours=1), "CET")
 
 
 class Item(BaseModel):
@@ -42,6 +46,10 @@ class Same(Item):
         (Item(a=[{"x": 1}]), Item(a=[{"x": 2}])),
         (datetime(2020, 1, 1, 2, tzinfo=EAST), datetime(2020, 1, 1, tzinfo=UTC)),
         (time(2, tzinfo=EAST), time(0, tzinfo=UTC)),
+        (NOON, NOON.replace(fold=1)),
+        (datetime(2020, 1, 1, tzinfo=BERLIN), datetime(2020, 1, 1, tzinfo=timezone(timedelta(hours=1)))),
+        (datetime(2020, 1, 1, tzinfo=CET), datetime(2020, 1, 1, tzinfo=timezone(timedelta(hours=1)))),
+        (time(12, fold=1), time(12)),
         ("a", "b"),
         (None, 0),
     ],
@@ -64,6 +72,15 @@ def test_equal_is_not_yet_the_same(left: Any, right: Any) -> None:
 def test_two_copies_are_the_same(make: Any) -> None:
     """Values made twice in the same way differ nowhere."""
     assert difference(make(), make()) is None
+
+
+@pytest.mark.parametrize("zone", [UTC, ZoneInfo("UTC"), ZoneInfo("Etc/UTC"), EAST, timezone(-timedelta(minutes=30))])
+@pytest.mark.parametrize("value", [NOON, time(12)])
+def test_a_fixed_offset_is_the_same_whatever_its_class(zone: tzinfo, value: Any) -> None:
+    """What pydantic reads from JSON has a class of its own for time zones, which behaves as the others do."""
+    kind = TypeAdapter(type(value))
+    value = value.replace(tzinfo=zone)
+    assert difference(kind.validate_json(kind.dump_json(value)), value) is None
 
 
 def test_the_place_is_named_without_the_values() -> None:
