@@ -21,6 +21,7 @@ from .errors import (
 from .events import Event, Hook, Stats
 from .loading import Explanation, Stored, no_store
 from .near import Near
+from .registry import Finding, FunctionInfo
 
 __all__ = [
     "Cache",
@@ -30,6 +31,8 @@ __all__ = [
     "Explanation",
     "FastRDB",
     "FastRDBError",
+    "Finding",
+    "FunctionInfo",
     "Hook",
     "KeyValueError",
     "MissingKeyFieldError",

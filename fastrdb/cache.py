@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, overload
 
 from .errors import OptionError, PatternError
 from .events import Counters, Hook, Stats
@@ -18,6 +18,7 @@ from .keys import MISSING, CallPlan, Pattern, Prefix, hashed, inspect_function
 from .loading import CachedFunction, CachedMany, Policy
 from .near import Near
 from .options import Seconds, at_least_one, seconds, synchronous
+from .registry import SHORT_S, Finding, FunctionInfo, Registered
 from .runtime import OnError, Runtime, checked
 from .transactions import drain
 from .typing import Cached as Cached
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
     from redis.asyncio.cluster import RedisCluster
 
+_NOT_OF_POLICY = frozenset({"ignore", "near", "shared", "never_invalidated"})
+_PUBLIC = ("disabled", "hooks", "namespace", "redis")
+"""What users need of the inside of a cache."""
 F = TypeVar("F", bound=Callable[..., Coroutine[Any, Any, Any]])
 
 
@@ -169,7 +173,7 @@ class Cache(Runtime):
                 raise OptionError(f"{owner}: declare what it returns, or give schema=: its values must be read back")
             annotation = shape
         codec = Codec(annotation, schema=schema, owner=owner)
-        return cached_wrapper(function, CachedFunction(self, plan, codec, policy, near=near))
+        return self._wrapped(decorator, function, CachedFunction(self, plan, codec, policy, near=near), options)
 
     def _cached_many(self, pattern: str, schema: Any, options: Options, function: Any) -> Any:
         decorator = "cached_many"
@@ -177,6 +181,23 @@ class Cache(Runtime):
         policy = _policy(found.name, decorator, options)
         near, ignore = _near(found.name, options, self.near_by_default), options.get("ignore", ())
         query = CachedMany.of(self, found, pattern, policy, schema=schema, ignore=ignore, near=near)
+        return self._wrapped(decorator, function, query, options)
+
+    def _wrapped(self, decorator: str, function: Any, query: CachedFunction, options: Options) -> Any:
+        policy = query.policy
+        query.registered = self.registry.add(
+            Registered(
+                query.plan.function,
+                getattr(function, "__module__", ""),
+                decorator,
+                query.counters,
+                {**options},
+                query.plan.pattern,
+                query.codec.type,
+                shared=_flag(query.plan.function, options, "shared"),
+                ends=_flag(query.plan.function, options, "never_invalidated") or policy.exp_ms <= SHORT_S * 1000,
+            )
+        )
         return cached_wrapper(function, query)
 
     def _invalidates(self, prefixes: list[str], keys: list[str], function: Any) -> Any:
@@ -185,7 +206,10 @@ class Cache(Runtime):
         )
         if not prefixes and not keys:
             raise OptionError(f"{plan.function}: invalidates needs a prefix or keys")
-        run = Invalidation(self, plan).run
+        counters, given = self.counters(plan.function), dict(prefix=prefixes, keys=keys)  # noqa: C408
+        module, reached = getattr(function, "__module__", ""), plan.templates.patterns
+        registered = Registered(plan.function, module, "invalidates", counters, given, prefixes=reached)
+        run = Invalidation(self, plan, self.registry.add(registered)).run
 
         def call(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return run(partial(wrapped, *args, **kwargs), plan.bind(instance, args, kwargs))
@@ -196,12 +220,15 @@ class Cache(Runtime):
 
     async def invalidate(
         self, prefix: str | Iterable[str] = (), *, keys: Iterable[str] = (), redis: Redis | None = None
-    ) -> None:
+    ) -> int | None:
         """Delete now what lies under each prefix (`"user:*"`; no placeholders) and the exact `keys`.
 
         For writes that no decorated function made. A key may be given with the namespace, as a function's `key()`
         returns it, or without. With Redis unreachable the deletion is repeated until it succeeds, or raises
         CacheUnavailableError if the cache was made with on_error="raise".
+
+        Returns:
+            The number of entries deleted; None if the deletion is to be repeated.
 
         Raises:
             PatternError: a prefix that cannot be.
@@ -213,11 +240,29 @@ class Cache(Runtime):
         client = self.required(owner) if redis is None else redis
         before = f"{self.namespace}:" if self.namespace else ""
         named = dict.fromkeys(name for key in keys for name in (key, key.removeprefix(before)))
-        await self.delete(client, [*found, *map(Prefix.variants, named)], list(named))
+        return await self.delete(client, [*found, *map(Prefix.variants, named)], list(named))
+
+    # --- to look at
 
     def stats(self) -> Stats:
         """Return the sum over all functions decorated with this cache, in this process."""
         return Counters.total(self.counted)
+
+    def functions(self) -> list[FunctionInfo]:
+        """Return each decorated function with pattern, options and counts, in the order of decoration."""
+        return self.registry.infos()
+
+    def check(self) -> list[Finding]:
+        """Return what is likely to be a mistake; a test may say `assert not cache.check()`.
+
+        Call it when all modules with decorated functions are imported. It finds: prefixes that reach no function's
+        keys; functions that nothing invalidates; prefixes that drop a class's entries at each write; functions of which
+        no result was ever stored.
+        """
+        return self.registry.findings()
+
+    def __dir__(self) -> list[str]:
+        return sorted({*_PUBLIC, *(name for name in vars(Cache) if not name.startswith("_"))})
 
     async def aclose(self, limit: float = 5.0) -> None:
         """Wait for what runs in the background of this event loop, at most `limit` seconds.
@@ -245,8 +290,15 @@ def _plain_prefixes(text: str, owner: str) -> list[Prefix]:
 def _policy(owner: str, decorator: str, options: Options) -> Policy:
     if unknown := options.keys() - Options.__annotations__.keys():
         raise OptionError(f"{owner}: {decorator} has no option {', '.join(sorted(unknown))}")
-    chosen: dict[str, Any] = {name: value for name, value in options.items() if name not in {"ignore", "near"}}
+    chosen: dict[str, Any] = {name: value for name, value in options.items() if name not in _NOT_OF_POLICY}
     return Policy.of(owner, **{"exp": 3600.0, **chosen})
+
+
+def _flag(owner: str, options: Options, name: Literal["shared", "never_invalidated"]) -> bool:
+    value = options.get(name, False)
+    if not isinstance(value, bool):
+        raise OptionError(f"{owner}: {name}={value!r} must be True or False")
+    return value
 
 
 def _near(owner: str, options: Options, default: bool) -> bool:

@@ -109,15 +109,17 @@ _FIELDS: dict[Counted, str] = dict(zip(get_args(Counted), (each.name for each in
 class Counters:
     """The running counts of one decorated function, and the hooks that are called with each event.
 
-    `hooks` is the list of the cache: what is added to it later is called as well.
+    `hooks` is the list of the cache: what is added to it later is called as well. `causes` has the reasons for which
+    results were not stored, the latest last, and how often.
     """
 
-    __slots__ = ("function", "hooks", "counts", "_complained")
+    __slots__ = ("function", "hooks", "counts", "causes", "_complained")
 
     def __init__(self, function: str, hooks: Sequence[Hook] = ()) -> None:
         self.function = function
         self.hooks = hooks
         self.counts: dict[Counted, int] = dict.fromkeys(_FIELDS, 0)
+        self.causes: dict[str, int] = {}
         self._complained = False
 
     def tell(

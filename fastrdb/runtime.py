@@ -21,6 +21,7 @@ from .errors import CacheUnavailableError, OptionError
 from .events import Counters, Hook
 from .keys import MISSING, BoundCall, BoundMany, CallPlan, Prefix
 from .protocol import Store, Target, is_cluster
+from .registry import Registry
 from .singleflight import Flights
 
 if TYPE_CHECKING:
@@ -121,6 +122,7 @@ class Runtime:
         self.near_heads: set[str] = set()  # the heads of keys that functions keep in this process
         self.owned: set[str] = set()  # the heads of the keys of all functions
         self.counted: list[Counters] = []
+        self.registry = Registry()
         self._own_counters = self.counters(type(self).__name__)
         _runtimes.add(self)
 
@@ -265,14 +267,20 @@ class Runtime:
 
         task.add_done_callback(done)
 
-    async def delete(self, client: Any, prefixes: Sequence[Prefix], keys: Sequence[str]) -> None:
-        """Invalidate now, with no transaction in sight; go on if the caller is cancelled."""
+    async def delete(
+        self, client: Any, prefixes: Sequence[Prefix], keys: Sequence[str], counters: Counters | None = None
+    ) -> int | None:
+        """Invalidate now, with no transaction in sight; go on if the caller is cancelled.
+
+        Return the number of entries deleted; None if Redis has missed it, and the invalidation is pending.
+        """
         store = self.store(client)
+        told = counters or self._own_counters
         if self.on_error == "raise":
-            task = asyncio.ensure_future(store.invalidate(client, prefixes, keys))
+            task = asyncio.ensure_future(store.invalidate(client, prefixes, keys, told))
         else:
-            task = self.background(store.invalidate_soon(client, prefixes, keys))
-        await asyncio.shield(task)
+            task = self.background(store.invalidate_soon(client, prefixes, keys, told))
+        return await asyncio.shield(task)
 
     def leave(self) -> None:
         """Forget all, in a child process: the connections are the parent's."""

@@ -48,8 +48,11 @@ class Cached(Protocol[P, T_co]):
         """Return the key in Redis."""
         ...
 
-    async def invalidate(self, *args: Any, **kwargs: Any) -> None:
-        """Delete this entry; with a session that has a transaction open, when that commits."""
+    async def invalidate(self, *args: Any, **kwargs: Any) -> int | None:
+        """Delete this entry; with a session that has a transaction open, when that commits.
+
+        Return the number of entries deleted; None while the deletion waits for a commit, or for Redis.
+        """
         ...
 
     async def refresh(self, *args: P.args, **kwargs: P.kwargs) -> T_co:
@@ -196,5 +199,9 @@ class Options(TypedDict, total=False):
     """XFetch's beta, usually 1: entries are reloaded before `exp` ends, the sooner the longer a load takes."""
     session_factory: Callable[[], Any]
     """Gives an AsyncSession, or an async context manager of one, for reloads in the background."""
+    shared: bool
+    """Another function, or another class that inherits this method, may use the same keys: each gives the same."""
+    never_invalidated: bool
+    """Say that no write needs to invalidate the entries, for `Cache.check`."""
     near: bool | None
     """Keep entries in this process as well; None as the `Cache` says, whose `near=` has the bounds."""

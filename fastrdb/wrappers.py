@@ -74,8 +74,8 @@ class _Extras:
     def key(self, /, *args: Any, **kwargs: Any) -> str:
         return self.query.full_key(_values(self, args, kwargs))
 
-    async def invalidate(self, /, *args: Any, **kwargs: Any) -> None:
-        await self.query.invalidate(_values(self, args, kwargs, several=True))
+    async def invalidate(self, /, *args: Any, **kwargs: Any) -> int | None:
+        return await self.query.invalidate(_values(self, args, kwargs, several=True))
 
     async def refresh(self: Any, /, *args: Any, **kwargs: Any) -> Any:
         run = partial(self.__wrapped__, *args, **kwargs)

@@ -12,6 +12,7 @@ from redis.asyncio.cluster import RedisCluster
 
 from fastrdb import Cache, default_cache
 from fastrdb.protocol import Store
+from fastrdb.registry import Registry
 from fastrdb.testing import GatedClient
 from fastrdb.testing.server import EmbeddedServer, find_binaries
 from tests.support.availability import missing
@@ -36,6 +37,12 @@ SMOKE = {
 package."""
 
 pytest_plugins = ["pytester", "fastrdb.testing.plugin"]
+
+
+@pytest.fixture(autouse=True)
+def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each test decorate functions with the module-level decorators as if it were the only program."""
+    monkeypatch.setattr(default_cache, "registry", Registry())
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:

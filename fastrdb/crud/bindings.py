@@ -21,6 +21,7 @@ from fastrdb.invalidation import Put, enlist
 from fastrdb.keys import CallPlan, Pattern, PrefixTemplates, fingerprint, quote
 from fastrdb.loading import CachedFunction, get_many, no_store, with_variant
 from fastrdb.options import Seconds
+from fastrdb.registry import Registered
 from fastrdb.transactions import schema_map
 from fastrdb.values import Codec
 
@@ -43,6 +44,7 @@ class Settings(TypedDict, total=False):
     early: float
     session_factory: Callable[[], Any]
     near: bool | None
+    shared: bool
 
 
 class _Unset(enum.Enum):
@@ -200,6 +202,19 @@ class Bindings(Generic[Response]):
         self._by_row = templates_of(by_row)
         self._always = templates_of(always).before([{}]).prefixes
         self._counters = self.cache.counters(f"{self.owner}.write")
+        wide = [text for each, text in zip(templates, filter(None, prefixes), strict=True) if self._covers(each)]
+        reached, model = [*always, *by_row, *templates], self.columns.model
+        self._registered = self.cache.registry.add(
+            Registered(
+                self._counters.function,
+                model.__module__,
+                "FastRDB",
+                self._counters,
+                {"prefix": prefixes},
+                prefixes=reached,
+                wide=wide,
+            )
+        )
 
     def _narrowed(self, texts: Sequence[str]) -> tuple[list[Pattern], list[Pattern]]:
         """Return the prefixes that are the same for all rows, then those of each row that lie under none of these."""
@@ -228,6 +243,8 @@ class Bindings(Generic[Response]):
         """
         if redis is None:
             return
+        if not self._registered.written:
+            self.cache.registry.first_write(self._registered)
         known = {fingerprint(each.values()): each for each in (self.columns.values(row, self._used) for row in rows)}
         new = [values for one, values in known.items() if one not in done]
         if not new:
@@ -235,7 +252,7 @@ class Bindings(Generic[Response]):
         prefixes = [*(() if done else self._always), *self._by_row.before(new).prefixes]
         done.update(known)
         self._counters.tell("invalidation", ", ".join(prefix.head for prefix in prefixes))
-        await enlist(self.cache, redis, db.sync_session, prefixes, writes=True)
+        await enlist(self.cache, redis, db.sync_session, prefixes, writes=True, counters=self._counters)
 
     async def store(self, db: AsyncSession, redis: Any, answers: Iterable[tuple[Any, Response]]) -> None:
         """Store at the commit the answers of these rows, each being what `get` gives by then.
@@ -260,6 +277,10 @@ class Bindings(Generic[Response]):
         await enlist(self.cache, redis, db.sync_session, keys=keys, puts=puts)
 
     # --- parts
+
+    def _covers(self, prefix: Pattern) -> bool:
+        """Return True if the prefix reaches every key of a row: it has no placeholder before these begin."""
+        return not prefix.fields and self._pattern.head.startswith(prefix.tail.rstrip("*"))
 
     def _is_own(self, schema: Any) -> bool:
         """Return True if an answer shows nothing but the row's own columns."""
@@ -312,6 +333,7 @@ class Bindings(Generic[Response]):
             return_annotation=result,
         )
         bound.__annotations__ = {**kinds, "return": result}
+        bound.__module__ = self.columns.model.__module__
         bound.__name__ = name
         bound.__qualname__ = f"{self.owner}.{name}"
         return bound

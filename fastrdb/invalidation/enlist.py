@@ -15,6 +15,7 @@ from fastrdb.transactions import has_transaction, intent_on, state_of, wrote
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
+    from fastrdb.events import Counters
     from fastrdb.runtime import Runtime
 
 
@@ -35,7 +36,8 @@ async def enlist(
     puts: Iterable[Put] = (),
     *,
     writes: bool = False,
-) -> None:
+    counters: Counters | None = None,
+) -> int | None:
     """Invalidate `prefixes` and `keys`, and store `puts`, when the session's open transaction commits.
 
     Nothing is sent until then. Without an open transaction, invalidate all of them now, the keys of `puts` included;
@@ -44,17 +46,19 @@ async def enlist(
     A put only invalidates its key if another writer may have changed the row since: the session has not written, or a
     part of the transaction is committed already. The same holds while the cache is disabled.
 
+    Return the number of entries deleted; None if that is to come.
+
     With `writes`, the session counts as having written until its transaction ends, whatever its statements were.
     """
     keys, puts = list(keys), list(puts)
     if session is None or not has_transaction(session):
-        await cache.delete(client, list(prefixes), [*keys, *(put.key for put in puts)])
-        return
+        return await cache.delete(client, list(prefixes), [*keys, *(put.key for put in puts)], counters)
     store, state = cache.store(client), state_of(session)
     state.declared |= writes
-    intent = intent_on(session, store, lambda: store.intent(client))
+    intent = intent_on(session, store, lambda: store.intent(client, counters))
     if puts and (cache.is_disabled() or state.autocommitted or not wrote(session)):
         keys, puts = [*keys, *(put.key for put in puts)], []
     intent.add(prefixes, keys)
     for put in puts:
         intent.put(*put)
+    return None

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastrdb.keys import VARIANTS, BoundCall, CallPlan, Prefix
+from fastrdb.registry import Registered
 from fastrdb.runtime import Runtime
 from fastrdb.transactions import RunningCall, Targets, has_transaction, leave, sync_session
 
@@ -20,13 +21,13 @@ from .enlist import enlist
 class Invalidation:
     """One function that writes: its plan and counters, in one cache."""
 
-    __slots__ = ("cache", "plan", "counters")
+    __slots__ = ("cache", "plan", "counters", "registered")
 
-    def __init__(self, cache: Runtime, plan: CallPlan) -> None:
-        self.cache = cache
+    def __init__(self, cache: Runtime, plan: CallPlan, registered: Registered) -> None:
+        self.cache, self.registered = cache, registered
         cache.owned |= plan.templates.heads
         self.plan = plan
-        self.counters = cache.counters(plan.function)
+        self.counters = registered.counters
 
     async def run(self, function: Callable[[], Awaitable[Any]], call: BoundCall) -> Any:
         """Return the result of `function()`. Once that is committed, nothing older than it is in the cache.
@@ -35,13 +36,15 @@ class Invalidation:
         committed by then is invalidated.
         """
         plan, calls = self.plan, (call.arguments,)
+        if not self.registered.written:
+            self.cache.registry.first_write(self.registered)
         client = self.cache.client(plan, call)
         if client is None:
             return await function()
         store, session, templates = self.cache.store(client), sync_session(call.session), plan.templates
         targets = Targets(
             store,
-            lambda: store.intent(client),
+            lambda: store.intent(client, self.counters),
             *templates.before(calls),
             templates.before_result(calls),
         )
@@ -69,4 +72,4 @@ class Invalidation:
         added = targets.add(prefixes, keys)
         if (session is not None and has_transaction(session)) or not (targets.carried or added):
             every = [*targets.prefixes, *prefixes], [*targets.keys, *keys]
-            await enlist(self.cache, client, session, *every, writes=not targets.carried)
+            await enlist(self.cache, client, session, *every, writes=not targets.carried, counters=self.counters)

@@ -47,6 +47,7 @@ class CallPlan:
         return_type: its return annotation, MISSING without one.
         session_name: the parameter that takes its session, or None.
         redis_optional: its parameter for Redis has the default None.
+        pattern: of its keys, or None.
         head: what its keys begin with (but for the few that `guard` changes).
         ids: the parameter that takes a list of ids, for `cached_many`.
         templates: what its calls invalidate.
@@ -83,6 +84,7 @@ class CallPlan:
         by_role = {each.role: each for each in reversed(found.parameters)}
         self.session_name = by_role["session"].name if "session" in by_role else None
         self.redis_optional = "redis" in by_role and by_role["redis"].default is None
+        self.pattern = parsed
         self.head = "" if parsed is None else parsed.head
         self.quick = self._recipe.twin(bool(self._takes_instance))
 

@@ -142,12 +142,14 @@ class Reached(NamedTuple):
 class PrefixTemplates:
     """The prefixes and single keys that the calls of one function invalidate.
 
-    `heads`: what all keys begin with that the prefixes reach; "" where a placeholder or a wildcard comes first.
+    `patterns`: of all of them. `heads`: what all keys begin with that the prefixes reach; "" where a placeholder or a
+    wildcard comes first.
     """
 
     def __init__(self, prefixes: Sequence[Template] = (), keys: Sequence[Template] = ()) -> None:
         self._prefixes, self._keys = prefixes, keys
         self.heads = {_WILDCARDS.split(each.pattern.head)[0] for each in prefixes}
+        self.patterns = [each.pattern for each in (*prefixes, *keys)]
 
     def before(self, calls: Sequence[Arguments]) -> Reached:
         """Return what the arguments of these calls alone say.

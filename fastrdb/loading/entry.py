@@ -16,6 +16,7 @@ from fastrdb.events import Counters
 from fastrdb.keys import UNSAID, CallPlan
 from fastrdb.orm import NotPlainError, plain_copy
 from fastrdb.protocol import Budget, Store, Timed
+from fastrdb.registry import Registered
 from fastrdb.runtime import Runtime
 from fastrdb.singleflight import Absent, Alone, Failed, FlightOutcome, Landed
 from fastrdb.transactions import NO_ROW, WROTE, is_loading, missing_row, session_s_own, wrote
@@ -75,6 +76,7 @@ class Entries:
     Attributes:
         near: whether this process keeps entries as well.
         aged: whether an entry is read together with the rest of its life, for `policy.decide` or to keep it.
+        registered: its place in the registry, which lasts as long as this object.
         stores_absent: whether a load of many keys stores what it did not find, for as long as `negative_exp` says.
         unstorable: why the latest result has no entry; None if it had one.
     """
@@ -88,6 +90,7 @@ class Entries:
         "pace",
         "near",
         "aged",
+        "registered",
         "unstorable",
         "_said_unstorable",
     )
@@ -103,6 +106,7 @@ class Entries:
         self.policy = policy
         self.counters: Counters = cache.counters(plan.function)
         self.pace = Pace()
+        self.registered: Registered | None = None
         self.near = near
         self.aged = near or policy.timed
         self.unstorable: str | None = None

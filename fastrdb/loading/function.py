@@ -235,17 +235,19 @@ class CachedFunction(Entries):
         key = self.key(values, session_of(values.session))
         return f"{self.cache.namespace}:{key}" if self.cache.namespace else key
 
-    async def invalidate(self, values: BoundCall | BoundMany) -> None:
-        """Delete the entries: when the session's open transaction commits, or now where there is none."""
-        call = self.call(values)
-        if call is None:
-            return
-        await self._drop(call, self.keys(values, call.session))
+    async def invalidate(self, values: BoundCall | BoundMany) -> int | None:
+        """Delete the entries: when the session's open transaction commits, or now where there is none.
 
-    async def _drop(self, call: CallContext, keys: Sequence[str]) -> None:
+        Return their number, 0 where Redis is given as None; None if that is to come.
+        """
+        call = self.call(values)
+        return 0 if call is None else await self._drop(call, self.keys(values, call.session))
+
+    async def _drop(self, call: CallContext, keys: Sequence[str]) -> int | None:
         for key in keys:
             self.counters.tell("invalidation", key)
-        await enlist(self.cache, call.client, call.session, map(Prefix.variants, keys), keys)
+        prefixes = map(Prefix.variants, keys)
+        return await enlist(self.cache, call.client, call.session, prefixes, keys, counters=self.counters)
 
     async def put(self, value: Any, values: BoundCall) -> None:
         """Store `value` when the session's open transaction commits; without one, delete the entry."""

@@ -12,7 +12,7 @@ import math
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
 from time import monotonic
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fastrdb.errors import CacheUnavailableError
 from fastrdb.near import NearCache
@@ -23,6 +23,7 @@ from .keyspace import EXACTLY, Target, divide
 from .repairs import Repairs
 
 if TYPE_CHECKING:
+    from fastrdb.events import Counters
     from fastrdb.keys import Prefix
 
 OnError = Literal["bypass", "raise"]
@@ -74,12 +75,17 @@ class Writer:
         again: bool = False,
         insist: bool = False,
         renew: Callable[[], None] = nothing,
+        counters: Counters | None = None,
     ) -> int:
-        """Do a backend's `begin` while the near cache keeps nothing that it reaches."""
+        """Do a backend's `begin` while the near cache keeps nothing that it reaches. Count what was deleted."""
         wide, keys = divide(targets)
-        backend = self._insisting if insist else self.backend
+        backend, begun = self._insisting if insist else self.backend, monotonic()
         with self._near.shut([target.head for target in wide], [*keys, *(leases or ())]):
-            return await backend.begin(client, token, fence, targets, leases, again=again, renew=renew)
+            deleted = await backend.begin(client, token, fence, targets, leases, again=again, renew=renew)
+        if deleted and counters is not None:
+            seconds = monotonic() - begun
+            counters.tell("deleted", self.keyspace.plain(targets), seconds=seconds, count=deleted)
+        return deleted
 
     async def _repair(self, client: Client, token: str, fence: Sequence[Target], targets: Sequence[Target]) -> None:
         await self.sweep(client, token, fence, targets, insist=True)
@@ -88,11 +94,13 @@ class Writer:
 class Intent:
     """The changes of one transaction to the cache. Call `begin` before COMMIT, then `end` or `abandon`, once.
 
+    `counters` are those of the function that first joined the transaction: all that is deleted is counted there.
+
     If `begin` is cancelled, do not commit: `end(False)` takes back what reached Redis, or it lapses.
     """
 
-    def __init__(self, writer: Writer, client: Client) -> None:
-        self._writer, self._client = writer, client
+    def __init__(self, writer: Writer, client: Client, counters: Counters | None = None) -> None:
+        self._writer, self._client, self._counters = writer, client, counters
         self.token = secrets.token_hex(16)
         self._targets: dict[Target, None] = {}
         self._puts: dict[str, tuple[bytes, int]] = {}
@@ -158,9 +166,10 @@ class Intent:
         self._barred.update(dict.fromkeys(fence))
         self._leases.update(leases)
         patience = writer.patience(self._client)
+        how: dict[str, Any] = {"again": again, "renew": patience.renew, "counters": self._counters}
         try:
             with patience:
-                await writer.sweep(self._client, self.token, fence, targets, leases, again=again, renew=patience.renew)
+                await writer.sweep(self._client, self.token, fence, targets, leases, **how)
         except CacheUnavailableError as error:
             if writer.on_error == "raise":
                 raise

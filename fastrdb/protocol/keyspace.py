@@ -27,6 +27,7 @@ NO_BARRIER = b"0" * 32 + b"\0\n"
 """A barrier that covers no key. Where it is missing, barriers were lost."""
 SHARDS = 16
 """With more, each write of a prefix has more shards to ask; with fewer, some masters of a large cluster have none."""
+_VARIANTS = {b"?%", b"&%"}
 _FIRST_KEY = b"\1"  # index members before this are no keys
 
 
@@ -147,6 +148,11 @@ class Keyspace:
     def targets(self, prefixes: Iterable[Prefix], keys: Iterable[str]) -> list[Target]:
         """Return what prefixes and keys reach, each target once."""
         return [*dict.fromkeys([*map(self.under, prefixes), *map(self.exactly, keys)])]
+
+    def plain(self, targets: Iterable[Target]) -> str:
+        """Return what targets begin with, without the namespace, for an event: not the variants of a single key."""
+        heads = [target.head for target in targets if not _VARIANTS & {target.head[-2:]}]
+        return ", ".join(dict.fromkeys(head.removeprefix(self.before).decode("utf-8", "replace") for head in heads))
 
     def known(self, heads: Iterable[str]) -> list[bytes]:
         """Return what names of entries begin with: the namespace, or those of the `heads` of patterns with a text."""

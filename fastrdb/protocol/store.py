@@ -21,6 +21,7 @@ from .interface import GONE, Ask, Backend, Entry, Outcome, Timed, Write
 from .server import ServerBackend
 
 if TYPE_CHECKING:
+    from fastrdb.events import Counters
     from fastrdb.keys import Prefix
 
     from .keyspace import Target
@@ -201,29 +202,46 @@ class Store:
 
     # --- writers
 
-    async def invalidate(self, client: Client, prefixes: Iterable[Prefix] = (), keys: Iterable[str] = ()) -> int:
+    async def invalidate(
+        self,
+        client: Client,
+        prefixes: Iterable[Prefix] = (),
+        keys: Iterable[str] = (),
+        counters: Counters | None = None,
+    ) -> int:
         """Delete what prefixes and keys reach, with the leases. Return the number of entries deleted.
 
         The write behind it must be committed. Cancelled or failed, a part may have been deleted.
         """
+        targets = self.keyspace.targets(prefixes, keys)
         with self.patience(client) as patience:
-            return await self._writer.sweep(client, "", (), self.keyspace.targets(prefixes, keys), renew=patience.renew)
+            return await self._writer.sweep(client, "", (), targets, renew=patience.renew, counters=counters)
 
-    async def invalidate_soon(self, client: Client, prefixes: Iterable[Prefix] = (), keys: Iterable[str] = ()) -> None:
-        """Do the same, but never fail: what Redis does not do now, or a cancellation cuts short, is repaired."""
+    async def invalidate_soon(
+        self,
+        client: Client,
+        prefixes: Iterable[Prefix] = (),
+        keys: Iterable[str] = (),
+        counters: Counters | None = None,
+    ) -> int | None:
+        """Do the same, but never fail: what Redis does not do now, or a cancellation cuts short, is repaired.
+
+        Return None then.
+        """
         targets = self.keyspace.targets(prefixes, keys)
         try:
             with self.patience(client) as patience:
-                await self._writer.sweep(client, "", (), targets, renew=patience.renew)
+                return await self._writer.sweep(client, "", (), targets, renew=patience.renew, counters=counters)
         except CacheUnavailableError as error:
             self.repairs.add(client, targets, barred=False, reason=error)
+            return None
         except asyncio.CancelledError:
             self.repairs.add(client, targets, barred=False, reason="cancelled")
             raise
 
-    def intent(self, client: Client) -> Intent:
-        """Return a new record of what one transaction will do to the cache."""
-        return Intent(self._writer, client)
+    def intent(self, client: Client, counters: Counters | None = None) -> Intent:
+        """Return a new record of what one transaction will do to the cache; `counters` count what it deletes."""
+        return Intent(self._writer, client, counters)
 
     # --- the end of an event loop
 

@@ -206,7 +206,7 @@ async def test_write_while_another_task_loads(w: World) -> None:
 async def test_without_redis(w: World) -> None:
     """It does not depend on the cache being well: a load that goes past it is a load."""
 
-    @Cache(timeout=0.05).cached("item:{item_id}", schema=ItemOut)
+    @Cache(timeout=0.05).cached("item:{item_id}", shared=True, schema=ItemOut)
     async def get(db: AsyncSession, redis: object, item_id: int) -> Item:
         await w.one.gates.arrive("load")
         return (await db.execute(select(Item).where(Item.id == item_id))).scalar_one()

@@ -68,7 +68,7 @@ class Shop:
         self.cache = Cache(hook=self.heard.append)
         table.caches.append(self.cache)
         settings: Any = {"exp": 600, **options}
-        many: Any = self.cache.cached_many("item:{ids}", **settings)
+        many: Any = self.cache.cached_many("item:{ids}", **settings, shared=True)
 
         @many  # type: ignore[untyped-decorator]
         async def by_id(redis: Redis, ids: list[int]) -> dict[int, Item]:
@@ -226,11 +226,11 @@ async def test_rows_become_the_schema(sqlite: Database, client: Redis) -> None:
     """On a miss as on a hit, by id and in a list, and with `redis=None`."""
     await sqlite.create(Base)
 
-    @cached_many("row:{ids}", schema=Item)
+    @cached_many("row:{ids}", schema=Item, shared=True)
     async def by_id(db: AsyncSession, redis: Redis | None, ids: list[int]) -> dict[int, Row]:
         return {row.id: row for row in await db.scalars(select(Row).where(Row.id.in_(ids)))}
 
-    @cached_many("row:{ids}", schema=Item)
+    @cached_many("row:{ids}", schema=Item, shared=True)
     async def in_order(db: AsyncSession, redis: Redis | None, ids: list[int]) -> Sequence[Row | None]:
         return [await db.get(Row, number) for number in ids]
 
@@ -286,11 +286,11 @@ async def test_redis_that_goes_away_costs_no_answer(gated: GatedClient, table: T
 async def test_entries_are_those_of_a_cached_function(client: Redis, table: Table) -> None:
     """With the same pattern: either finds what the other has stored, other arguments included."""
 
-    @cached("item:{number}")
+    @cached("item:{number}", shared=True)
     async def one(redis: Redis, number: int, deep: bool = False) -> Item:
         raise LookupError(number)
 
-    @cached_many("item:{numbers}")
+    @cached_many("item:{numbers}", shared=True)
     async def many(redis: Redis, numbers: list[int], deep: bool = False) -> dict[int, Item]:
         return await table.load(numbers)
 
@@ -308,11 +308,11 @@ async def test_keys_are_hidden_as_those_of_single_calls(client: Redis, table: Ta
     """Under `hash_keys`, too: the entries are shared."""
     async with Cache(client, hash_keys=b"secret") as cache:
 
-        @cache.cached("item:{number}")
+        @cache.cached("item:{number}", shared=True)
         async def one(number: int) -> Item:
             raise LookupError(number)
 
-        @cache.cached_many("item:{numbers}")
+        @cache.cached_many("item:{numbers}", shared=True)
         async def many(numbers: list[int]) -> dict[int, Item]:
             return await table.load(numbers)
 
@@ -336,11 +336,11 @@ async def test_a_cache_that_is_off_asks_the_function(client: Redis, table: Table
 async def test_what_is_known_to_be_missing_is_so_for_both(client: Redis, table: Table) -> None:
     """A row that `cached` did not find is missing here; None that is stored here is None there."""
 
-    @cached("item:{number}", negative_exp=5)
+    @cached("item:{number}", negative_exp=5, shared=True)
     async def strict(redis: Redis, number: int) -> Item:
         raise NoResultFound("none")
 
-    @cached("item:{number}", negative_exp=5)
+    @cached("item:{number}", negative_exp=5, shared=True)
     async def maybe(redis: Redis, number: int) -> Item | None:
         raise LookupError(number)
 
@@ -361,11 +361,11 @@ async def test_what_is_known_to_be_missing_is_so_for_both(client: Redis, table: 
 def test_keys_are_those_of_single_calls(numbers: list[Any]) -> None:
     """Whatever the ids are, also against what is declared."""
 
-    @cached("item:{number}:of:{shop}")
+    @cached("item:{number}:of:{shop}", shared=True)
     async def one(redis: Redis, number: int, shop: str, tag: str = "") -> Item:
         raise LookupError(number)
 
-    @cached_many("item:{numbers}:of:{shop}")
+    @cached_many("item:{numbers}:of:{shop}", shared=True)
     async def many(redis: Redis, numbers: Sequence[int], shop: str, tag: str = "") -> list[Item]:
         raise LookupError(numbers)
 
@@ -805,11 +805,11 @@ async def test_a_caller_after_wait_loads_and_does_not_store(client: Redis, table
 async def test_single_calls_and_many_share_their_loads(client: Redis, gated: GatedClient, table: Table) -> None:
     """The second caller joins; a row that was not there is missing for both."""
 
-    @default_cache.cached("item:{number}")
+    @default_cache.cached("item:{number}", shared=True)
     async def one(redis: Any, number: int) -> Item | None:
         return (await table.load([number])).get(number)
 
-    @default_cache.cached_many("item:{ids}")
+    @default_cache.cached_many("item:{ids}", shared=True)
     async def many(redis: Any, ids: list[int]) -> dict[int, Item]:
         return await table.load(ids)
 
@@ -837,11 +837,11 @@ async def test_a_follower_of_an_absent_row_answers_in_its_own_form(
 ) -> None:
     """A function that raises for a missing row raises."""
 
-    @default_cache.cached("item:{number}")
+    @default_cache.cached("item:{number}", shared=True)
     async def one(redis: Any, number: int) -> Item:
         raise NoResultFound("none")
 
-    @default_cache.cached_many("item:{ids}")
+    @default_cache.cached_many("item:{ids}", shared=True)
     async def many(redis: Any, ids: list[int]) -> dict[int, Item]:
         return await table.load(ids)
 
@@ -862,12 +862,12 @@ async def test_a_missing_row_that_another_did_not_find_is_missing(
 ) -> None:
     """The other raises NoResultFound, and this one knows what that means."""
 
-    @default_cache.cached("item:{number}")
+    @default_cache.cached("item:{number}", shared=True)
     async def one(redis: Any, number: int) -> Item:
         await table.load([number])
         raise NoResultFound("none")
 
-    @default_cache.cached_many("item:{ids}")
+    @default_cache.cached_many("item:{ids}", shared=True)
     async def many(redis: Any, ids: list[int]) -> dict[int, Item]:
         return await table.load(ids)
 

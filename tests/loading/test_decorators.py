@@ -57,7 +57,7 @@ async def test_the_function_itself_is_under_wrapped(client: Redis) -> None:
     assert await client.keys("*") == []
 
 
-@cached("item:{number}")
+@cached("top:{number}")
 async def at_the_top(redis: Redis, number: int) -> int:
     """Return the number, in a function that can be found by its name."""
     return number

@@ -77,7 +77,7 @@ async def test_an_entry_of_a_model_that_has_grown_is_a_miss(client: Redis) -> No
 
     load.__annotations__["return"] = Grown
     old, _ = item_loader()
-    new: Any = cached("item:{number}")(load)
+    new: Any = Cache().cached("item:{number}")(load)
     await old(client, 1)
     assert (await new(client, 1)).price == 7
     assert new.stats.corrupt == 1

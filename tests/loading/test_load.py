@@ -58,8 +58,8 @@ class Reader:
         self.client, self.events = client, list[Event]()
         self.cache = Cache(hook=self.events.append, timeout=5)
         settings: Any = {"exp": 600, **options}
-        one: Any = self.cache.cached("item:{number}", **settings)
-        many: Any = self.cache.cached_many("item:{numbers}", **settings)
+        one: Any = self.cache.cached("item:{number}", **settings, shared=True)
+        many: Any = self.cache.cached_many("item:{numbers}", **settings, shared=True)
 
         @one  # type: ignore[untyped-decorator]
         async def get(redis: Any, number: int) -> Item:

@@ -60,7 +60,7 @@ async def outdated(client: Redis, cache: Cache) -> None:
 def summing(cache: Cache, **options: Any) -> Any:
     """Return a cached function of a list."""
 
-    @cache.cached("total", **options)  # type: ignore[untyped-decorator]
+    @cache.cached("total", **options, shared=True)  # type: ignore[untyped-decorator]
     async def total(ids: list[int]) -> int:
         return sum(ids)
 
@@ -81,7 +81,7 @@ async def test_list_that_changes_while_it_is_loaded_is_not_stored(cache: Cache) 
     """The function may have read the list before or after."""
     gates = Gates()
 
-    @cache.cached("total")
+    @cache.cached("total", shared=True)
     async def total(ids: list[int]) -> int:
         await gates.arrive("load")
         return sum(ids)
@@ -128,7 +128,7 @@ async def test_refresh_with_a_list_that_changes_is_not_stored(cache: Cache) -> N
     total, batch = summing(cache), [1, 2]
     await total(batch)
 
-    @cache.cached("total")
+    @cache.cached("total", shared=True)
     async def changing(ids: list[int]) -> int:
         ids.append(3)
         return sum(ids)

@@ -64,7 +64,7 @@ class Users:
         return number
 
 
-@cached("item:{number}", schema=Item)
+@cached("item:{number}", schema=Item, shared=True)
 async def one(number: int) -> Row | None:
     """Return a row or None."""
     return Row(id=number, name="a")
@@ -82,13 +82,13 @@ async def untyped(page: int):  # type: ignore[no-untyped-def]
     return [Row(id=page, name="a")]
 
 
-@cached_many("item:{numbers}", schema=Item)
+@cached_many("item:{numbers}", schema=Item, shared=True)
 async def mapped(numbers: list[int]) -> dict[int, Row]:
     """Return rows by number."""
     return {number: Row(id=number, name="a") for number in numbers}
 
 
-@cached_many("item:{numbers}", schema=Item)
+@cached_many("item:{numbers}", schema=Item, shared=True)
 async def in_order(numbers: list[int]) -> Sequence[Row | None]:
     """Return rows in the order of the numbers."""
     return [Row(id=number, name="a") for number in numbers]

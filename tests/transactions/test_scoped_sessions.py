@@ -114,7 +114,7 @@ async def test_an_instance_that_has_one(w: World, scoped: Scoped) -> None:
             self.db = db
             self.redis = w.one.client
 
-        @w.one.cache.cached("item:{item_id}", schema=ItemOut)
+        @w.one.cache.cached("item:{item_id}", shared=True, schema=ItemOut)
         async def get(self, item_id: int) -> Item:
             return (await self.db.execute(select(Item).where(Item.id == item_id))).scalar_one()
 

@@ -19,7 +19,7 @@ NEVER = update(Item).where(Item.id == 1).values(name="never")
 def cached(w: World, load: Callable[[], Coroutine[Any, Any, str]]) -> Any:
     """Cache a function of the first process that names no session; it shares the key of `get`."""
 
-    @w.one.cache.cached("item:{item_id}", schema=ItemOut)
+    @w.one.cache.cached("item:{item_id}", shared=True, schema=ItemOut)
     async def get(redis: object, item_id: int) -> ItemOut:
         return ItemOut(id=item_id, name=await load())
 
@@ -78,7 +78,7 @@ async def old_snapshot_in_a_task(w: World) -> None:
 async def old_snapshot_of_a_connection(w: World) -> None:
     """R4: the argument is a connection."""
 
-    @w.one.cache.cached("item:{item_id}", schema=ItemOut)
+    @w.one.cache.cached("item:{item_id}", shared=True, schema=ItemOut)
     async def get(db: AsyncConnection, redis: object, item_id: int) -> ItemOut:
         return ItemOut(id=item_id, name=(await db.execute(NAME)).scalar_one())
 
@@ -274,7 +274,7 @@ async def two_sessions(w: World) -> None:
     """R4: the session that it names is young; the one that it has of its own is not."""
     async with w.one.database.sessions() as old, w.one.database.sessions() as young:
 
-        @w.one.cache.cached("item:{item_id}", schema=ItemOut)
+        @w.one.cache.cached("item:{item_id}", shared=True, schema=ItemOut)
         async def get(db: AsyncSession, redis: object, item_id: int) -> ItemOut:
             await db.execute(select(Item.id))
             return ItemOut(id=item_id, name=(await old.scalars(NAME)).one())

@@ -93,7 +93,7 @@ async def missing_row(w: World, place: Place) -> None:
     """C22: that a row is missing is cached, and an insert invalidates it; that it is deleted, too."""
     two = w.two
 
-    @w.one.cache.cached("item:{item_id}", schema=ItemOut, negative_exp=60)
+    @w.one.cache.cached("item:{item_id}", shared=True, schema=ItemOut, negative_exp=60)
     async def get(db: AsyncSession, redis: object, item_id: int) -> Item:
         return (await db.execute(select(Item).where(Item.id == item_id))).scalar_one()
 
@@ -129,7 +129,7 @@ async def missing_row(w: World, place: Place) -> None:
 async def error_not_cached(w: World, place: Place) -> None:
     """C22: an error of the database is handed on and not cached; the next caller asks again."""
 
-    @w.one.cache.cached("item:{item_id}", schema=ItemOut)
+    @w.one.cache.cached("item:{item_id}", shared=True, schema=ItemOut)
     async def get(db: AsyncSession, redis: object, item_id: int) -> Item:
         if get.stats.loads == 1:
             await w.one.by_text(db, "x" * 1000 if place.server != "sqlite" else "never")

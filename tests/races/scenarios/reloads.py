@@ -20,7 +20,7 @@ class Reader:
     def __init__(self, process: Process, **options: Any) -> None:
         self.process = process
 
-        @process.cache.cached("item:{item_id}", schema=ItemOut, wait=PATIENT, exp=600, **options)
+        @process.cache.cached("item:{item_id}", shared=True, schema=ItemOut, wait=PATIENT, exp=600, **options)
         async def get(db: AsyncSession, redis: Redis, item_id: int) -> Item:
             await process.gates.arrive("load")
             found = (await db.execute(select(Item).where(Item.id == item_id))).scalar_one()

@@ -187,7 +187,7 @@ async def put_rolled_back(w: World) -> None:
 async def undone_in_the_load(w: World, how: str) -> None:
     """R6: a cached function writes, reads what it wrote, and rolls it back before it returns."""
 
-    @w.one.cache.cached("item:{item_id}", schema=ItemOut)
+    @w.one.cache.cached("item:{item_id}", shared=True, schema=ItemOut)
     async def get(db: AsyncSession, redis: object, item_id: int) -> ItemOut:
         nested = await db.begin_nested() if how == "savepoint" else None
         await db.execute(update(Item).where(Item.id == item_id).values(name="never"))

@@ -120,6 +120,7 @@ class Flows:
             await connection.execute(text("INSERT INTO users VALUES (1,'a@x','A'),(2,'b@x','B'),(3,'c@x','C')"))
         await self._do(self._get, "b@x")
         await self._do(self._rename, "b@x", "B1")
+        await self._do(self._crud.update, Change(name="B2"), email="b@x")
         await self._do(self._crud.get, email="b@x")
 
     async def traced(self) -> dict[str, list[str]]:

@@ -70,7 +70,7 @@ def spawn(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
 def _reads(cache: Cache, gates: Gates) -> Any:
     """The cached functions of a process."""
 
-    @cache.cached("item:{item_id}", schema=ItemOut, wait=PATIENT)
+    @cache.cached("item:{item_id}", schema=ItemOut, wait=PATIENT, shared=True)
     async def get(db: AsyncSession, redis: Redis, item_id: int) -> Item:
         await gates.arrive("load")
         found = (await db.execute(select(Item).where(Item.id == item_id))).scalar_one()

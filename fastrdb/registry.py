@@ -1,0 +1,222 @@
+"""The decorated functions of one cache: the keys of each, what each invalidates, and what is likely to be a mistake.
+
+Nothing here runs in a call, but for one look at the first write of a function.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import NoneType
+from typing import Any, get_args
+from weakref import WeakValueDictionary
+
+from .errors import PatternError
+from .events import Counters, Stats
+from .keys import Pattern
+
+logger = logging.getLogger("fastrdb")
+
+SHORT_S = 60.0
+"""An `exp` of at most so many seconds needs no invalidation: entries end by time."""
+_MOST_HEADS = 10
+"""So many beginnings of keys are named in a message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is likely to be a mistake: the function, what there is, and what to do."""
+
+    function: str
+    what: str
+    advice: str
+
+    def __str__(self) -> str:
+        return f"{self.function}: {self.what}; {self.advice}"
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionInfo:
+    """One decorated function of a cache, with its counts in this process.
+
+    `pattern` is that of its keys, or "" for a function that only invalidates. `options` are those that were given.
+    `unstored` has the causes for which results were not stored, and how often.
+    """
+
+    function: str
+    decorator: str
+    pattern: str
+    options: Mapping[str, Any]
+    stats: Stats
+    unstored: Mapping[str, int]
+
+
+@dataclass(eq=False)
+class Registered:
+    """One decorated function, for as long as the function itself lives.
+
+    Attributes:
+        function, module: where the function is defined: the same again is a new version of the same function.
+        decorator: the name of the decorator.
+        pattern: of the keys; None for a function that only invalidates.
+        type: of the values.
+        shared: another function may use the same keys.
+        ends: entries end by time, or never: nothing needs to invalidate them.
+        prefixes: what the function invalidates.
+        wide: prefixes that delete all entries of the function's own class at each write.
+    """
+
+    function: str
+    module: str
+    decorator: str
+    counters: Counters
+    options: Mapping[str, Any]
+    pattern: Pattern | None = None
+    type: Any = None
+    shared: bool = False
+    ends: bool = False
+    prefixes: Sequence[Pattern] = ()
+    wide: Sequence[str] = ()
+    written: bool = False
+
+    @property
+    def owner(self) -> str:
+        """The function, for messages."""
+        return self.function if self.decorator == "FastRDB" else f"@{self.decorator} on {self.function}"
+
+    @property
+    def form(self) -> str:
+        """The pattern without the names of its placeholders: what two functions with the same keys share."""
+        return "" if self.pattern is None else self.pattern.join(["{}"] * len(self.pattern.parts))
+
+
+class Registry:
+    """The decorated functions of one cache, in the order of decoration."""
+
+    def __init__(self) -> None:
+        self._functions: WeakValueDictionary[int, Registered] = WeakValueDictionary()
+        self._next = 0
+
+    def __iter__(self) -> Iterator[Registered]:
+        return iter(list(self._functions.values()))
+
+    def add(self, new: Registered) -> Registered:
+        """Take a function, and say once what is wide. Raises PatternError for the keys of another function."""
+        if self._refusal(new) is not None:
+            gc.collect()  # the other function may be gone already: wrappers and their classes refer to each other
+            if (refusal := self._refusal(new)) is not None:
+                raise refusal
+        self._functions[self._next] = new
+        self._next += 1
+        for text in new.wide:
+            logger.info("%s", _wide(new, text))
+        return new
+
+    def _refusal(self, new: Registered) -> PatternError | None:
+        others = (each for each in self if new.pattern is not None and each.pattern is not None)
+        return next((found for each in others if (found := _same_keys(new, each)) is not None), None)
+
+    def infos(self) -> list[FunctionInfo]:
+        """Return what there is to say of each function."""
+        return [
+            FunctionInfo(
+                each.function,
+                each.decorator,
+                "" if each.pattern is None else each.pattern.text,
+                dict(each.options),
+                each.counters.snapshot(),
+                dict(each.counters.causes),
+            )
+            for each in self
+        ]
+
+    def first_write(self, writer: Registered) -> None:
+        """Say which prefixes of a function reach no cached function's keys, once, at its first write."""
+        writer.written = True
+        for found in self._reaching_nothing(writer) if self._heads() else ():
+            logger.warning("%s: %s", writer.owner, found.what)
+
+    def findings(self) -> list[Finding]:
+        """Return what is likely to be a mistake."""
+        found = list[Finding]()
+        reached = [prefix for each in self for prefix in each.prefixes]
+        for each in self:
+            if each.prefixes:
+                found += self._reaching_nothing(each)
+            found += [_wide(each, text) for text in each.wide]
+            if each.pattern is None:
+                continue
+            if not each.ends and not any(_reaches(prefix, each.pattern) for prefix in reached):
+                found.append(
+                    Finding(
+                        each.function,
+                        f"no @invalidates and no FastRDB of this cache reaches its keys, {each.pattern.text!r}",
+                        "invalidate them where their rows are written, or say never_invalidated=True",
+                    )
+                )
+            found += _never_stored(each.counters)
+        return found
+
+    def _heads(self) -> list[str]:
+        return list(dict.fromkeys(each.pattern.head or "*" for each in self if each.pattern is not None))
+
+    def _reaching_nothing(self, writer: Registered) -> Iterable[Finding]:
+        patterns, heads = [each.pattern for each in self if each.pattern is not None], self._heads()
+        known = ", ".join(heads[:_MOST_HEADS]) + (", ..." if len(heads) > _MOST_HEADS else "")
+        for prefix in writer.prefixes:
+            if not any(_reaches(prefix, pattern) for pattern in patterns):
+                yield Finding(
+                    writer.function,
+                    f"no cached function of this cache has keys under {prefix.text!r} (there are: {known or 'none'})",
+                    "correct the prefix, or the pattern",
+                )
+
+
+def _reaches(prefix: Pattern, pattern: Pattern) -> bool:
+    """Return whether a prefix may reach keys of a pattern, as far as the texts before placeholders say."""
+    head = prefix.head.partition("*")[0].partition("?")[0]
+    if pattern.head.startswith(head):
+        return True
+    return bool(pattern.parts) and head.startswith(pattern.head)
+
+
+def _same_keys(new: Registered, other: Registered) -> PatternError | None:
+    # The same function may be reloaded, or made once more by a factory.
+    if other.form != new.form or (new.module, new.function) == (other.module, other.function):
+        return None
+    what = f"{new.function}: {_text(new)} makes the same keys as {_text(other)} of {other.function}"
+    if _bare(new.type) != _bare(other.type):
+        return PatternError(f"{what}, whose values have another type: give one of the two another pattern")
+    if not (new.shared and other.shared):
+        return PatternError(
+            f"{what}, so that one answers for the other: give one of the two another pattern, or say shared=True on "
+            "both if both give the same values"
+        )
+    return None
+
+
+def _text(function: Registered) -> str:
+    return repr("" if function.pattern is None else function.pattern.text)
+
+
+def _bare(kind: Any) -> Any:
+    """Return the type of a value that is there: each decorator has its own way to say that one is missing."""
+    rest = [each for each in get_args(kind) if each is not NoneType]
+    return rest[0] if len(rest) == 1 and NoneType in get_args(kind) else kind
+
+
+def _wide(function: Registered, text: str) -> Finding:
+    return Finding(
+        function.function,
+        f"each write deletes all that lies under {text!r}, which is every entry of its own pattern",
+        "leave the prefix out: a write invalidates the keys of its row, and the lists, by itself",
+    )
+
+
+def _never_stored(counters: Counters) -> Iterable[Finding]:
+    if counters.counts["fill"] or not counters.causes:
+        return
+    cause, count = max(counters.causes.items(), key=lambda item: item[1])
+    yield Finding(counters.function, f"none of its results was stored: {cause} ({count} times)", "see its explain()")

@@ -1,0 +1,243 @@
+"""`Cache.check`, `Cache.functions` and the lines in the log: what is likely to be a mistake is said, and where."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+from redis.asyncio import Redis
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from fastrdb import Cache, FastRDB, Finding, OptionError, PatternError, Stats
+from tests.support.world.items import Item
+
+
+class Base(DeclarativeBase):
+    """The mapped classes of these tests."""
+
+
+class User(Base):
+    """A row of a `FastRDB`."""
+
+    __tablename__ = "checked_users"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    email: Mapped[str] = mapped_column(unique=True)
+
+
+class UserOut(BaseModel, from_attributes=True):
+    """An answer that is cached."""
+
+    id: int
+    email: str
+
+
+def crud(cache: Cache, prefix: str) -> Any:
+    """Return the CRUD of the users."""
+    return FastRDB[User, UserOut, UserOut, UserOut](
+        User, UserOut, "user:email:{email}", "user:page:{page}:limit:{limit}", 600, prefix, cache=cache
+    )
+
+
+def reader(cache: Cache, pattern: str = "user:{number}", **options: Any) -> Any:
+    """Return a cached function."""
+
+    async def load(number: int) -> int:
+        return number
+
+    return cache.cached(pattern, **options)(load)
+
+
+def writer(cache: Cache, *prefixes: str, **options: Any) -> Any:
+    """Return a function that invalidates."""
+
+    @cache.invalidates(prefixes, **options)
+    async def rename() -> None:
+        return None
+
+    return rename
+
+
+# --- prefixes that reach nothing
+
+
+async def test_prefix_that_reaches_nothing_is_found(client: Redis, caplog: pytest.LogCaptureFixture) -> None:
+    """A typo is listed, and logged at the first write only; a function that is defined later counts."""
+    cache = Cache(client)
+    rename, load = writer(cache, "usr:*"), reader(cache)
+    reader(cache, "post:{number}:of", exp=30)
+    what = "no cached function of this cache has keys under 'usr:*' (there are: user:, post:)"
+    name = rename.__qualname__
+    assert Finding(name, what, "correct the prefix, or the pattern") in cache.check()
+    assert str(cache.check()[0]) == f"{name}: {what}; correct the prefix, or the pattern"
+    for _ in range(2):
+        await rename()
+    assert [record.getMessage() for record in caplog.records] == [f"@invalidates on {name}: {what}"]
+    assert await load(1) == 1
+
+
+@pytest.mark.parametrize(
+    "reaching",
+    [{"prefix": "user:*"}, {"prefix": "us*"}, {"prefix": "*"}, {"prefix": "user:1"}, {"keys": ["user:{number}"]}],
+)
+async def test_prefix_that_may_reach_keys_is_none(
+    client: Redis, caplog: pytest.LogCaptureFixture, reaching: dict[str, Any]
+) -> None:
+    """A prefix may begin as a pattern does, and go on where the placeholder is."""
+    cache = Cache(client)
+    load = reader(cache)
+
+    @cache.invalidates(**reaching)
+    async def rename(number: int) -> None:
+        return None
+
+    await rename(1)
+    assert (cache.check(), caplog.records) == ([], [])
+    assert await load(1) == 1
+
+
+async def test_prefix_in_a_program_that_only_writes_is_none(client: Redis, caplog: pytest.LogCaptureFixture) -> None:
+    """A worker need not import the functions whose entries its writes delete: its log says nothing."""
+    cache = Cache(client)
+    await writer(cache, "user:*")()
+    assert caplog.records == []
+
+
+# --- functions that nothing invalidates
+
+
+def test_function_that_nothing_invalidates_is_found() -> None:
+    """Unless its entries end within a minute, or the function says that this is meant."""
+    cache = Cache()
+    functions = [
+        reader(cache),
+        reader(cache, "short:{number}", exp=60),
+        reader(cache, "fixed:{number}", never_invalidated=True),
+    ]
+    (found,) = cache.check()
+    assert found.function == functions[0].__qualname__
+    assert found.what == "no @invalidates and no FastRDB of this cache reaches its keys, 'user:{number}'"
+    assert "never_invalidated=True" in found.advice
+    write = writer(cache, "user:*")
+    assert cache.check() == []
+    del write, functions
+
+
+def test_options_that_only_say_something_are_flags() -> None:
+    """A text would be true whatever it says."""
+    for name in ("shared", "never_invalidated"):
+        with pytest.raises(OptionError, match=rf"load: {name}='no' must be True or False"):
+            reader(Cache(), **{name: "no"})
+
+
+# --- wide prefixes
+
+
+def test_wide_prefix_of_a_class_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    """A prefix over all rows makes each write drop every row; the log says so once, and `check` lists it."""
+    with caplog.at_level("INFO", logger="fastrdb"):
+        narrow, wide = Cache(), Cache()
+        kept = [crud(narrow, ""), crud(wide, "user:*")]
+    assert narrow.check() == []
+    (found,) = wide.check()
+    assert found.what == "each write deletes all that lies under 'user:*', which is every entry of its own pattern"
+    assert [record.getMessage() for record in caplog.records] == [str(found)]
+    assert len(kept) == 2
+
+
+# --- two functions with one pattern
+
+
+def test_pattern_of_another_function_is_refused() -> None:
+    """Both are named; placeholders of other names are the same keys."""
+    cache = Cache()
+    load = reader(cache)
+
+    async def other(identity: int) -> int:
+        return identity
+
+    said = r"other: 'user:\{identity\}' makes the same keys as 'user:\{number\}' of .*load, so that one answers for"
+    with pytest.raises(PatternError, match=said):
+        cache.cached("user:{identity}")(other)
+    with pytest.raises(PatternError, match="shared=True on both"):
+        cache.cached("user:{identity}", shared=True)(other)
+    assert Cache().cached("user:{identity}")(other) is not None
+    del load
+
+
+def test_shared_pattern_needs_one_type() -> None:
+    """Where both say that their keys are shared, the values must be of one type: else each evicts the other's."""
+    cache = Cache()
+    load = reader(cache, shared=True)
+
+    async def many(numbers: list[int]) -> dict[int, int]:
+        return {number: number for number in numbers}
+
+    async def item(number: int) -> Item | None:
+        return None
+
+    assert cache.cached_many("user:{numbers}", shared=True)(many) is not None
+    with pytest.raises(PatternError, match=r"item: .* of .*load, whose values have another type"):
+        cache.cached("user:{number}", shared=True)(item)
+    del load
+
+
+def test_same_function_again_is_a_new_version() -> None:
+    """A module that is loaded again, or a factory of functions, refuses nothing; nor does a function that is gone."""
+    cache = Cache()
+    first, second = reader(cache), reader(cache)
+    assert len(cache.functions()) == 2
+
+    async def other(number: int) -> int:
+        return number
+
+    del first, second
+    gc.collect()
+    assert cache.cached("user:{number}")(other) is not None
+
+
+# --- functions and their counts
+
+
+async def test_functions_are_listed_with_options_and_counts(client: Redis) -> None:
+    """A service need not keep a list of its own."""
+    cache = Cache(client)
+    load, rename = reader(cache, exp=30, cache_if=lambda number: number > 1), writer(cache, "user:*")
+    await load(1)
+    await load(2)
+    await rename()
+    read, write = cache.functions()
+    assert (read.function, read.decorator, read.pattern) == (load.__qualname__, "cached", "user:{number}")
+    assert read.options["exp"] == 30
+    assert read.stats == load.stats
+    assert (write.decorator, write.pattern, write.options) == ("invalidates", "", {"prefix": ["user:*"], "keys": []})
+    assert write.stats == Stats(invalidations=1, deleted=1)
+
+
+async def test_invalidation_returns_how_many_it_deleted(client: Redis) -> None:
+    """So a typo in a prefix is a zero, and a prefix that is too wide is a large number."""
+    cache = Cache(client)
+    load = reader(cache)
+    for number in range(3):
+        await load(number)
+    assert await load.invalidate(0) == 1
+    assert await cache.invalidate("usr:*") == 0
+    assert await cache.invalidate("user:*") == 2
+    assert await cache.invalidate(keys=["user:1"]) == 0
+    assert (load.stats.deleted, cache.stats().deleted) == (1, 3)
+
+
+async def test_invalidation_that_redis_misses_returns_none() -> None:
+    """It is pending."""
+    async with Redis(port=1) as client, Cache(client, timeout=0.1) as cache:
+        load = reader(cache)
+        assert await load.invalidate(1) is None
+        assert await cache.invalidate("user:*") is None
+
+
+def test_only_public_names_are_offered() -> None:
+    """Completion on a cache shows what users need."""
+    assert not {name for name in dir(Cache()) if name.startswith("_")}
+    assert {"cached", "check", "functions", "hooks", "invalidate", "stats"} <= set(dir(Cache()))
+    assert not {"counted", "near_heads", "owned", "registry", "seal", "store"} & set(dir(Cache()))
