@@ -8,6 +8,8 @@ from typing import Any
 
 from fastrdb import Cache, Event, default_cache
 
+from .recording import LOOKUPS
+
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -72,7 +74,7 @@ class CacheStatus:
         return "; ".join(parts) + (_key_part(keyed[0].key) if self._key and keyed else "")
 
 
-_ANSWERS = frozenset({"near", "hit", "stale", "miss", "join", "bypass", "unavailable"})
+_ANSWERS = LOOKUPS | {"join", "bypass", "unavailable"}
 
 
 def describe(kinds: set[str]) -> list[str]:
