@@ -62,7 +62,7 @@ class Loading(Reading):
         background: no caller waits for the values: see `reload`.
     """
 
-    __slots__ = ("load", "refresh", "background", "_flights", "_granted", "_watches", "_deadline")
+    __slots__ = ("load", "refresh", "background", "_flights", "_granted", "_watches", "_deadline", "_renewing")
 
     def __init__(
         self,
@@ -240,7 +240,11 @@ class Loading(Reading):
         entries, tell = self.entries, self.entries.counters.tell
         for key in keys[len(leases) :]:
             tell("bypass", key, BARRED)
-        error, why = await self._load_under_lease(keys, leases)
+        self._renew(leases, entries.cache.lease, renewed=False)
+        try:
+            error, why = await self._load_under_lease(keys, leases)
+        finally:
+            self._renewing.cancel()
         fills = []
         for key, flight in leases.items():
             value = None if error is not None else self.values[key]
@@ -259,6 +263,15 @@ class Loading(Reading):
             await self._drop_old(leases)
         if error is not None:
             raise error
+
+    def _renew(self, leases: Mapping[str, Flight], left: float, *, renewed: bool = True) -> None:
+        """Renew the leases now and then, for `left` seconds, so that other processes go on waiting for this load."""
+        store, loop = self.call.store, asyncio.get_running_loop()
+        if renewed:
+            tokens = {key: flight.token for key, flight in leases.items()}
+            self.entries.cache.background(store.renew(self.call.client, tokens))
+        if left > 0:
+            self._renewing = loop.call_later(store.renewal_s, self._renew, leases, left - store.renewal_s)
 
     async def _load_under_lease(
         self, keys: Sequence[str], leases: Mapping[str, Flight]

@@ -69,6 +69,7 @@ class ClusterBackend(Backend):
         *,
         timeout: float,
         lease_ms: int,
+        fresh_ms: int,
         barrier_ms: int,
         chunk: int,
         heads: Collection[str],
@@ -78,7 +79,7 @@ class ClusterBackend(Backend):
         self.keyspace: Keyspace = self._names
         self.trust = Trust(self.keyspace, health)
         self.link = RedisClient(timeout, self.trust, health, met)
-        self._lease_ms, self._barrier_ms, self._chunk = lease_ms, barrier_ms, chunk
+        self._lease_ms, self._fresh_ms, self._barrier_ms, self._chunk = lease_ms, fresh_ms, barrier_ms, chunk
         self._scan = ClusterScan(self.link, self._names, heads)
         self._sweeper = IndexSweeper(self.link, self._names)
 
@@ -115,7 +116,10 @@ class ClusterBackend(Backend):
 
     async def acquire(self, client: Client, asks: Sequence[Ask]) -> list[Outcome]:
         """Ask for leases, and enter the index with those that are granted."""
-        calls = [Call(LEASE, self._names.in_slot(entry), (token, self._lease_ms, old)) for entry, token, old in asks]
+        times = self._lease_ms, self._fresh_ms
+        calls = [
+            Call(LEASE, self._names.in_slot(entry), (token, times[0], old, times[1])) for entry, token, old in asks
+        ]
         outcomes = [self._outcome(reply) for reply in await self.link.many(client, calls)]
         granted = [at for at, outcome in enumerate(outcomes) if isinstance(outcome, Granted)]
         barred = await self._enter(client, [asks[at].entry for at in granted]) if granted else set()

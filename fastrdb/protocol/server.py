@@ -52,6 +52,7 @@ class ServerBackend(Backend):
     Args:
         timeout: seconds that a round trip may take.
         lease_ms: the longest load that is stored.
+        fresh_ms: others wait no longer than this for a holder that does not renew its lease.
         barrier_ms: the longest COMMIT that is covered.
         chunk: how many index members one script looks at, and how many scripts go at once.
         heads: what keys of this process's functions begin with, without the namespace; may grow.
@@ -64,6 +65,7 @@ class ServerBackend(Backend):
         *,
         timeout: float,
         lease_ms: int,
+        fresh_ms: int,
         barrier_ms: int,
         chunk: int,
         heads: Collection[str],
@@ -71,7 +73,8 @@ class ServerBackend(Backend):
         self.keyspace = Keyspace(namespace)
         self.trust = Trust(self.keyspace, health)
         self.link = RedisClient(timeout, self.trust, health)
-        self._lease_ms, self._barrier_ms, self._chunk, self._heads = lease_ms, barrier_ms, chunk, heads
+        self._lease_ms, self._fresh_ms, self._barrier_ms = lease_ms, fresh_ms, barrier_ms
+        self._chunk, self._heads = chunk, heads
         self._shard = self.keyspace.shards[0]
         self._said_lost = False
 
@@ -108,7 +111,11 @@ class ServerBackend(Backend):
         """Ask for leases, by a script each."""
         lease, shared, before = self.keyspace.lease, self._shard.all, self.keyspace.before
         calls = [
-            Call(ACQUIRE, (entry, lease(entry), *shared), (token, self._lease_ms, self._barrier_ms, before, old))
+            Call(
+                ACQUIRE,
+                (entry, lease(entry), *shared),
+                (token, self._lease_ms, self._barrier_ms, before, old, self._fresh_ms),
+            )
             for entry, token, old in asks
         ]
         return [self._outcome(reply) for reply in await self.link.many(client, calls, portion=self._chunk)]

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from .keyspace import Target
 from .lua import load_script
 
-DISCARD = load_script("", "discard")
+DISCARD, RENEW = load_script("", "discard"), load_script("", "renew")
+_LEAST_FRESH_S = 0.05
+"""A lease stays fresh for `timeout`, but at least for so long: a loop that is busy must not lose its leases."""
 
 
 class Fill(NamedTuple):
@@ -75,10 +77,12 @@ class Store:
         # All reasons not to read entries, in one place: on a hit one look has to do.
         self.obstacles = Health()
         self.near = NearCache(near or Near(), before=f"{namespace}:".encode() if namespace else b"")
-        self._chunk = chunk
+        self._chunk, self._fresh_s = chunk, max(timeout, _LEAST_FRESH_S)
+        self.renewal_s = self._fresh_s / 3
         settings: dict[str, Any] = {
             "timeout": timeout,
             "lease_ms": max(1, round(lease * 1000)),
+            "fresh_ms": round(self._fresh_s * 1000),
             "barrier_ms": max(1, round(barrier * 1000)),
             "chunk": chunk,
             "heads": owned,
@@ -190,6 +194,17 @@ class Store:
     async def release(self, client: Client, tokens: Mapping[str, str]) -> None:
         """Release leases, in one round trip, each if it holds its token. May be repeated."""
         await self._backend.release(client, [(self.keyspace.entry(key), token) for key, token in tokens.items()])
+
+    async def renew(self, client: Client, tokens: Mapping[str, str]) -> None:
+        """Keep leases fresh, each if it holds its token: others go on waiting for the loads. To be repeated.
+
+        Call it each `renewal_s` seconds. Without it other callers take the leases over after `timeout`.
+        """
+        lease, fresh_ms = self.keyspace.lease, round(self._fresh_s * 1000)
+        entries = {self.keyspace.entry(key): token for key, token in tokens.items()}
+        await self._link.many(
+            client, [Call(RENEW, (lease(entry),), (token, fresh_ms)) for entry, token in entries.items()]
+        )
 
     async def discard(self, client: Client, key: str, raw: bytes) -> bool:
         """Delete an entry that cannot be read, if it still holds `raw`."""

@@ -67,6 +67,7 @@ _ON_ONE_SERVER = {
     "own-lease-granted-again": _lua(
         "an acquire that is sent twice is granted its own lease again", "if reader then return {'busy', reader} end"
     ),
+    "dead-holders-noticed": _lua("a lease that its holder does not renew is taken over", "return true"),
     "lease-indexed": _lua("a lease is in the index, so that a sweep finds it"),
     "barriers-distinguished": _lua(
         "the end of one writer removes its own barriers only",

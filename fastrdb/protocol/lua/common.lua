@@ -42,6 +42,8 @@ end
 -- A lease holds a token, the replication id under which it was granted, the kind of its holder, and the moment of the
 -- grant. The id makes a lease void that came back with old data. With the moment two grants to one token differ: a
 -- command that is sent twice may be granted again after a writer, and the load of the first grant must not be stored.
+-- A reader's lease ends with the moment (ms) until which it is fresh. Its holder renews it while the load runs. A caller
+-- that finds a lease no longer fresh takes it over: the holder is dead, or never saw the grant.
 local function sealed(token, kind)
   return token .. '\n' .. (replication_id() or '') .. '\n' .. kind -- mechanism: lease-has-history
 end
@@ -49,6 +51,20 @@ end
 local function new_lease(token, kind)
   local time = redis.call('TIME')
   return sealed(token, kind) .. time[1] .. '.' .. time[2]
+end
+
+local function grant_in(held)
+  return held and string.match(held, '^[^\n]*\n[^\n]*\n[^\n]*')
+end
+
+local function fresh(held, for_ms)
+  return grant_in(held) .. '\n' .. ms(now_ms() + for_ms)
+end
+
+-- Without a moment, the lease is of another version of fastrdb, whose loads do not renew it.
+local function is_fresh(held)
+  local until_ms = string.match(held, '\n(%d+)$')
+  return not until_ms or tonumber(until_ms) > now_ms() -- mechanism: dead-holders-noticed
 end
 
 local function token_in(held)
@@ -123,7 +139,8 @@ local function fits(text, glob)
 end
 
 local function may_fill(lease, held)
-  return redis.call('GET', lease) == held and (holder(held, READER) or holder(held, WRITER))
+  local grant = grant_in(redis.call('GET', lease))
+  return grant and grant == grant_in(held) and (holder(held, READER) or holder(held, WRITER))
 end
 
 -- The entry that answers a caller that asks for its lease. `old` says which entry does not: '' every entry answers, '*'
