@@ -6,6 +6,7 @@ Nothing here imports Redis or a session. Metrics and traces hang on a `Hook`; no
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -106,20 +107,25 @@ class Stats:
 _FIELDS: dict[Counted, str] = dict(zip(get_args(Counted), (each.name for each in fields(Stats)), strict=True))
 
 
+_INDEX = re.compile(r"\[\d+\]")
+_MOST_CAUSES, _OTHERS = 20, "other causes"
+
+
 class Counters:
     """The running counts of one decorated function, and the hooks that are called with each event.
 
     `hooks` is the list of the cache: what is added to it later is called as well. `causes` has the reasons for which
-    results were not stored, the latest last, and how often.
+    results were not stored, and how often; `latest` is that of the latest result, or None if it was stored.
     """
 
-    __slots__ = ("function", "hooks", "counts", "causes", "_complained")
+    __slots__ = ("function", "hooks", "counts", "causes", "latest", "_complained")
 
     def __init__(self, function: str, hooks: Sequence[Hook] = ()) -> None:
         self.function = function
         self.hooks = hooks
         self.counts: dict[Counted, int] = dict.fromkeys(_FIELDS, 0)
         self.causes: dict[str, int] = {}
+        self.latest: str | None = None
         self._complained = False
 
     def tell(
@@ -136,6 +142,19 @@ class Counters:
         self.counts[kind] += count
         if self.hooks:
             self._call(Event(self.function, kind, key, reason, seconds, size, count))
+
+    def unstored(self, key: str, reason: str, *, meant: bool = False, size: int | None = None) -> None:
+        """Count a result that was not stored. The log gets each cause once, at INFO where that is `meant`."""
+        self.tell("unstored", key, reason, size=size)
+        cause = _INDEX.sub("[...]", reason)
+        if cause not in self.causes:
+            if len(self.causes) == _MOST_CAUSES:
+                cause = _OTHERS
+            else:
+                level = logging.INFO if meant else logging.WARNING
+                logger.log(level, "%s: a result is not stored: %s; each cause is said once", self.function, reason)
+        self.latest = cause
+        self.causes[cause] = self.causes.get(cause, 0) + 1
 
     def _call(self, event: Event) -> None:
         for hook in tuple(self.hooks):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
@@ -20,7 +19,7 @@ from fastrdb.registry import Registered
 from fastrdb.runtime import Runtime
 from fastrdb.singleflight import Absent, Alone, Failed, FlightOutcome, Landed
 from fastrdb.transactions import NO_ROW, WROTE, is_loading, missing_row, session_s_own, wrote
-from fastrdb.values import ABSENT, Codec, DecodeError, decode_missing, encode_missing, is_missing
+from fastrdb.values import ABSENT, Codec, DecodeError, decode_missing, encode_missing, is_mapped, is_missing
 
 from .policy import Decision, Pace, Policy, whole_ms
 
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from fastrdb.near import Kept, Token
-
-logger = logging.getLogger("fastrdb")
 
 OTHER_KEYS = "the arguments, or the session's schema_translate_map, have changed since its key was made"
 _FOREVER_MS = -1  # what PTTL says of an entry that never expires
@@ -66,6 +63,7 @@ class CallContext:
         return None if keys is None or list(keys) == list(asked) else OTHER_KEYS
 
 
+CACHE_IF, NOT_THERE = "cache_if", "it is not there"
 MISS: Any = object()
 """The mark of a key without a value: None is a value."""
 
@@ -92,7 +90,6 @@ class Entries:
         "aged",
         "registered",
         "unstorable",
-        "_said_unstorable",
     )
     stores_absent = False
 
@@ -110,7 +107,6 @@ class Entries:
         self.near = near
         self.aged = near or policy.timed
         self.unstorable: str | None = None
-        self._said_unstorable = False
 
     def encoded(self, value: Any) -> tuple[bytes | None, str | None]:
         """Return the entry of a value, and why the entry must not be stored."""
@@ -120,22 +116,19 @@ class Entries:
         except Exception as error:  # noqa: BLE001  # whatever a user's serializer raises: the value is right, its entry is not
             self.unstorable = f"the value cannot be written as JSON: {type(error.__cause__ or error).__name__}"
         if self.unstorable is not None:
-            if not self._said_unstorable:
-                self._said_unstorable = True
-                text = (
-                    "%s: a result is not stored: %s. As long as that is so, callers do not wait for each other's loads"
-                )
-                logger.warning(text, self.plan.function, self.unstorable)
+            if is_mapped(type(value)):
+                kind, wanted = type(value).__name__, getattr(self.codec.type, "__name__", self.codec.type)
+                self.unstorable = f"the function returns a row of {kind}, and declares {wanted}: give schema={wanted}"
             return None, self.unstorable
         if len(raw) > self.cache.max_bytes:
-            return raw, f"the entry has {len(raw):,} bytes, and max_bytes is {self.cache.max_bytes:,}"
+            return raw, f"the entry is larger than max_bytes, {self.cache.max_bytes:,} bytes"
         if self.policy.cache_if is not None:
             verdict = self.policy.cache_if(value)
             if isinstance(verdict, Coroutine):
                 verdict.close()
                 return raw, "cache_if is async: it gives a coroutine, and must give True or False"
             if not verdict:
-                return raw, "cache_if"
+                return raw, CACHE_IF
         return raw, None
 
     def ttl_ms(self, value: Any) -> int:
@@ -199,7 +192,7 @@ class Entries:
             return None, why, Alone()
         if value is None and many:
             told = self.policy.negative_ms is not None and self.stores_absent
-            return ABSENT, None if told else "it is not there", Absent()
+            return ABSENT, None if told else NOT_THERE, Absent()
         raw, reason = self.encoded(value)
         if raw is None:
             try:

@@ -295,8 +295,8 @@ class CachedFunction(Entries):
             reasons.append("another caller is loading or writing it")
         if entry.barred:
             reasons.append(BARRED)
-        if self.unstorable is not None and entry.ttl_ms is None:
-            reasons.append(f"the latest result was not stored: {self.unstorable}")
+        if (latest := self.counters.latest) is not None and entry.ttl_ms is None:
+            reasons.append(f"the latest result was not stored: {latest} ({self.counters.causes[latest]} in all)")
         found = replace(found, state="miss" if entry.ttl_ms is None else "hit", reasons=tuple(reasons))
         if entry.ttl_ms is None:
             return found

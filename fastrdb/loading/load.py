@@ -32,12 +32,12 @@ from fastrdb.transactions import (
     why_not_stored,
 )
 
-from .entry import MISS, CallContext, Entries, Reading
+from .entry import CACHE_IF, MISS, NOT_THERE, CallContext, Entries, Reading
 from .waiting import Waiting
 
 logger = logging.getLogger("fastrdb")
 
-LOST = "the lease was lost: a write came between, or the load was slow"
+LOST = "the lease was lost: a write came between"
 BARRED = "a write to it is being committed"
 
 
@@ -62,7 +62,10 @@ class Loading(Reading):
         background: no caller waits for the values: see `reload`.
     """
 
-    __slots__ = ("load", "refresh", "background", "_flights", "_granted", "_watches", "_deadline", "_renewing")
+    __slots__ = (
+        *("load", "refresh", "background", "_flights", "_granted", "_watches", "_deadline", "_renewing"),
+        *("_begun", "_notes"),
+    )
 
     def __init__(
         self,
@@ -81,6 +84,7 @@ class Loading(Reading):
         self._watches: dict[str, Watch] = {}
         self._deadline = asyncio.get_running_loop().time() + entries.policy.wait
         self._granted: dict[str, bytes] = {}
+        self._begun, self._notes = 0.0, list[str]()
 
     async def resolve(self, reason: str | None = None, *, look: bool = True) -> list[Any]:
         """Return the values in the order of the keys. With `reason`, go past the cache; with `look`, read it first.
@@ -254,7 +258,8 @@ class Loading(Reading):
                 raw, reason, outcome = entries.made(value, why, many=self.many)
             flight.settle(outcome)
             if reason is not None:
-                tell("unstored", key, reason)
+                meant = reason in (CACHE_IF, NOT_THERE) or reason in self._notes
+                entries.counters.unstored(key, reason, meant=meant, size=None if raw is None else len(raw))
             elif raw is not None:
                 fills.append(Fill(key, self._granted[key], raw, entries.ttl_ms(value)))
         if fills:
@@ -278,13 +283,13 @@ class Loading(Reading):
     ) -> tuple[Exception | None, str | None]:
         """Load; return the error, and why the result must not be stored."""
         own: AbstractAsyncContextManager[Any] = own_session(self.entries) if self.background else nullcontext()
-        plan, error = self.entries.plan, None
+        plan, error, self._begun = self.entries.plan, None, monotonic()
         async with own as session:
             if session is not None:
                 self.call = replace(self.call, session=sync_session(session))
             tokens = [flight.token for flight in leases.values()]
             async with RunningLoad(plan.function, plan.session_name, self.call.session, tokens) as load:
-                other = self.call.other_keys(self.asked, background=self.background)
+                other, self._notes = self.call.other_keys(self.asked, background=self.background), load.notes
                 for flight in leases.values():
                     flight.is_connected = load.is_connected
                 try:
@@ -305,21 +310,24 @@ class Loading(Reading):
             self.values[key] = None if value is None and self.many else entries.codec.convert(value)
 
     async def _store(self, fills: list[Fill], leases: dict[str, Flight]) -> None:
-        tell, begun = self.entries.counters.tell, monotonic()
+        counters, lease, begun = self.entries.counters, self.entries.cache.lease, monotonic()
         try:
             with self.call.patience:
                 stored = await self.call.store.fill(self.call.client, fills)
         except CacheUnavailableError as error:
             for key, *_ in fills:
-                tell("unavailable", key, str(error))
+                counters.tell("unavailable", key, str(error))
             return
-        seconds = monotonic() - begun
+        seconds, slow = monotonic() - begun, begun - self._begun >= lease
         for (key, _, raw, _), done in zip(fills, stored, strict=True):
             if done:
                 del leases[key]
-                tell("fill", key, seconds=seconds, size=len(raw))
+                counters.tell("fill", key, seconds=seconds, size=len(raw))
+                counters.latest = None
+            elif slow:
+                counters.unstored(key, f"the load took longer than lease={lease:g} (seconds): a longer one covers it")
             else:
-                tell("unstored", key, LOST)
+                counters.unstored(key, LOST, meant=True)
 
     async def _drop_old(self, left: Collection[str]) -> None:
         """Delete entries in whose place nothing was stored: the database has said something else."""

@@ -1,6 +1,7 @@
 """The face of `fastrdb.values`."""
 
 from .codec import ABSENT, Codec, DecodeError, decode_missing, encode_missing, is_missing
+from .types import is_mapped
 
 __all__ = [
     "ABSENT",
@@ -8,5 +9,6 @@ __all__ = [
     "DecodeError",
     "decode_missing",
     "encode_missing",
+    "is_mapped",
     "is_missing",
 ]

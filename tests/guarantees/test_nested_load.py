@@ -26,7 +26,7 @@ def caches(request: pytest.FixtureRequest, client: Redis) -> tuple[Cache, Cache]
 def inner(cache: Cache) -> Callable[[int], Awaitable[int]]:
     """Return a function that others call in their loads."""
 
-    @cache.cached("nested:{number}", wait=WAIT)
+    @cache.cached("nested:{number}", wait=WAIT, shared=True)
     async def double(number: int) -> int:
         return 2 * number
 
@@ -37,7 +37,7 @@ async def test_load_that_calls_a_function_of_the_same_key(caches: tuple[Cache, C
     """As of a service around a repository: the inner call just loads, and the outer one stores."""
     double = inner(caches[1])
 
-    @caches[0].cached("nested:{number}", wait=WAIT)
+    @caches[0].cached("nested:{number}", wait=WAIT, shared=True)
     async def service(number: int) -> int:
         return await asyncio.create_task(coroutine(double(number)))
 
@@ -51,7 +51,7 @@ async def test_load_of_many_that_calls_a_function_of_the_same_keys(caches: tuple
     """Each of the inner calls just loads, and all are stored."""
     double = inner(caches[1])
 
-    @caches[0].cached_many("nested:{numbers}", wait=WAIT)
+    @caches[0].cached_many("nested:{numbers}", wait=WAIT, shared=True)
     async def doubles(numbers: list[int]) -> list[int]:
         return list(await asyncio.gather(*map(double, numbers)))
 
@@ -63,11 +63,11 @@ async def test_load_of_many_that_calls_a_function_of_the_same_keys(caches: tuple
 async def test_load_that_calls_a_function_of_many_of_the_same_key(caches: tuple[Cache, Cache], client: Redis) -> None:
     """Keys that are not the outer call's are loaded and stored by the inner one."""
 
-    @caches[1].cached_many("nested:{numbers}", wait=WAIT)
+    @caches[1].cached_many("nested:{numbers}", wait=WAIT, shared=True)
     async def doubles(numbers: list[int]) -> list[int]:
         return [2 * number for number in numbers]
 
-    @caches[0].cached("nested:{number}", wait=WAIT)
+    @caches[0].cached("nested:{number}", wait=WAIT, shared=True)
     async def one_of(number: int) -> int:
         return (await doubles([number, number + 1]))[0]
 
@@ -81,7 +81,7 @@ async def test_task_started_by_a_load_waits_for_later_loads(client: Redis) -> No
     cache, loads, go, come = Cache(client), 0, asyncio.Event(), asyncio.Event()
     tasks = []
 
-    @cache.cached("nested:{number}", wait=WAIT)
+    @cache.cached("nested:{number}", wait=WAIT, shared=True)
     async def load(number: int) -> int:
         nonlocal loads
         loads += 1

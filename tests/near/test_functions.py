@@ -170,20 +170,16 @@ async def test_what_a_caller_changes_is_its_own(
 
 
 async def test_two_functions_one_key(cache: Cache, gated: GatedClient) -> None:
-    """They share the entry and not its objects: each gets its own type."""
+    """They share the entry and not its objects: each gets its own type, as in two versions of one function."""
 
-    @cache.cached("same:{x}")
-    async def one(x: int) -> Point:
-        return Point(x=x)
+    def version(kind: Any) -> Any:
+        async def load(x: int) -> Any:
+            return kind(x=x)
 
-    @cache.cached("same:{x}")
-    async def two(x: int) -> Other:
-        return Other(x=x)
+        load.__annotations__["return"] = kind
+        return cache.cached("same:{x}")(load)
 
-    @cache.cached("same:{x}")
-    async def three(x: int) -> Open:
-        return Open(x=x)
-
+    one, two, three = version(Point), version(Other), version(Open)
     await warm(cache.store(gated), gated, "same:1", lambda: one(1))
     for _ in range(3):
         assert type(await one(1)) is Point

@@ -97,7 +97,7 @@ async def test_extras(w: World, scoped: Scoped) -> None:
 async def test_many_ids(w: World, scoped: Scoped) -> None:
     """A function of many ids."""
 
-    @w.one.cache.cached_many("item:{ids}", schema=ItemOut)
+    @w.one.cache.cached_many("item:{ids}", schema=ItemOut, shared=True)
     async def get_many(db: Scoped, redis: object, ids: list[int]) -> list[Item | None]:
         return [await db.get(Item, one) for one in ids]
 

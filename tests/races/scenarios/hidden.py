@@ -111,7 +111,7 @@ async def old_snapshot_of_many(w: World) -> None:
     """R4: for a function that takes many ids."""
     async with w.one.database.sessions() as db:
 
-        @w.one.cache.cached_many("item:{ids}", schema=ItemOut)
+        @w.one.cache.cached_many("item:{ids}", schema=ItemOut, shared=True)
         async def get_many(redis: object, ids: list[int]) -> list[Item | None]:
             return [await db.get(Item, one) for one in ids]
 
