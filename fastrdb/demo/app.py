@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, FastAPI, Query, Request
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi import APIRouter, Depends, FastAPI, Query
 from pydantic import EmailStr
 from redis.asyncio import Redis
-from sqlalchemy.exc import IntegrityError, NoResultFound
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from fastrdb import PaginatedResponse, UnknownFieldError
+from fastrdb import PaginatedResponse
 from fastrdb.demo.cache import get_redis, open_redis
 from fastrdb.demo.crud import user_crud
 from fastrdb.demo.database import async_get_db, open_database
-from fastrdb.demo.page import start_page
+from fastrdb.demo.page import add_page, count_statements
 from fastrdb.demo.rows import insert_users
 from fastrdb.demo.schemas import UserCreate, UserResponse, UserUpdate
+from fastrdb.integrations.fastapi import CacheStatus, add_handlers
 
 Database = Annotated[AsyncSession, Depends(async_get_db)]
 Client = Annotated[Redis, Depends(get_redis)]
@@ -73,32 +72,20 @@ async def delete_user(email: EmailStr, redis: Client, db: Database) -> None:
 
 
 def create_app(database_url: str, redis_url: str, *, rows: int = 0) -> FastAPI:
-    """The application on this database and this Redis; at its start `rows` generated users are put in."""
+    """Return the application on this database and this Redis; at its start `rows` generated users are inserted."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_database(database_url), open_redis(redis_url), user_crud.cache:
+        async with open_database(database_url) as engine, open_redis(redis_url), user_crud.cache:
+            count_statements(engine)
             async with async_get_db() as db:
                 await insert_users(db, rows)
             yield
 
-    app = FastAPI(title="Users", description="The tutorial of fastrdb.", lifespan=lifespan)
+    # The pages of FastAPI load their scripts from the network: the start page stands in for them.
+    app = FastAPI(title="Users of the tutorial", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.include_router(users)
-    app.add_exception_handler(NoResultFound, _answer(404, "There is no such user."))
-    app.add_exception_handler(IntegrityError, _answer(409, "The e-mail address is taken, or a required field is null."))
-    app.add_exception_handler(UnknownFieldError, _answer(422, None))
-
-    @app.get("/", include_in_schema=False)
-    async def start() -> HTMLResponse:
-        return HTMLResponse(start_page(app))
-
+    add_handlers(app)
+    app.add_middleware(CacheStatus, cache=user_crud.cache)
+    add_page(app)
     return app
-
-
-def _answer(status: int, message: str | None) -> Callable[[Request, Exception], Awaitable[JSONResponse]]:
-    """A handler that answers an exception with a status, and with this message or the exception's own."""
-
-    async def answer(request: Request, error: Exception) -> JSONResponse:
-        return JSONResponse({"detail": message or str(error)}, status_code=status)
-
-    return answer

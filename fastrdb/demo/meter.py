@@ -30,7 +30,7 @@ class Measured(Generic[T]):
     @property
     def sources(self) -> str:
         """Where the answer came from, by what was counted."""
-        counts = {"Redis": self.stats.hits, "database": self.statements, "another's load": self.stats.joins}
+        counts = {"Redis": self.stats.hits, "database": self.statements, "joined": self.stats.joins}
         return " + ".join(name for name, count in counts.items() if count) or "neither"
 
 

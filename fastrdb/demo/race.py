@@ -65,7 +65,7 @@ async def by_hand(redis: Redis, email: str, *, new: str) -> Race:
     found = await redis.get(key)
     race.say("reader", f"GET gives {'nothing' if found is None else 'an entry'}")
     loaded = await _load(email)
-    race.say("reader", f"loads {loaded.name!r} from the database; its SET is held up")
+    race.say("reader", f"loads {loaded.name!r}; its SET waits")
     await _write(None, email, new)
     deleted = await redis.delete(key)
     race.say("writer", f"commits {new!r}, and DEL deletes {deleted} keys")
@@ -96,13 +96,13 @@ async def with_fastrdb(redis: Redis, email: str, *, new: str) -> Race:
         reader = asyncio.ensure_future(read(slow, redis, email, pause))
         loaded = await pause.loaded()
         race.say("reader", f"GET gives {'nothing' if events[0].kind == 'miss' else 'an entry'}")
-        race.say("reader", f"{await _state(redis, lease)}; loads {loaded!r} from the database; its fill is held up")
+        race.say("reader", f"{await _state(redis, lease)}; loads {loaded!r}; its fill waits")
         await _write(redis, email, new)
         race.say("writer", f"commits {new!r}; the reader's {await _state(redis, lease)}")
         pause.end()
         await reader
         refused = [event.reason for event in events if event.kind == "unstored"]
-        race.say("reader", f"its fill is refused: {refused[0]}" if refused else "its fill is stored")
+        race.say("reader", f"its fill is refused: {refused[0].partition(':')[0]}" if refused else "its fill is stored")
         events.clear()
         answer = await read(later, redis, email)
     return await _finish(race, answer.name, "Redis" if events[0].kind == "hit" else "the database", email)
@@ -114,7 +114,7 @@ async def _state(redis: Redis, lease: str) -> str:
 
 async def _finish(race: Race, served: str, source: str, email: str) -> Race:
     race.served, race.source, race.committed = served, source, (await _load(email)).name
-    race.say("later reader", f"gets {served!r} from {source}; the database holds {race.committed!r}")
+    race.say("later reader", f"gets {served!r} from {source}; committed: {race.committed!r}")
     return race
 
 

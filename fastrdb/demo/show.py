@@ -133,18 +133,14 @@ def _keys(console: Console, keys: Sequence[story.Key]) -> None:
 
 
 def _change(console: Console, change: story.Change) -> None:
-    fates = {
-        "invalidated": change.gone,
-        "replaced by what was written": change.replaced,
-        "as it was": change.kept,
-        "new": change.new,
-    }
+    fates = {"invalidated": change.gone, "replaced by what was written": change.replaced, "new": change.new}
     table = _table(console, "key", "after the update")
     for fate, names in fates.items():
         for name in names:
             table.add_row(name, fate)
     console.print(table)
-    console.print(", ".join(f"{len(names)} {fate}" for fate, names in fates.items() if names))
+    counts = [f"{len(names)} {fate}" for fate, names in {**fates, "as before": change.kept}.items() if names]
+    console.print(", ".join(counts))
 
 
 def _race(console: Console, one: race.Race) -> None:

@@ -51,7 +51,7 @@ class CacheStatus:
         events: list[Event] = []
 
         async def answer(message: Message) -> None:
-            if message["type"] == "http.response.start" and events:
+            if message["type"] == "http.response.start" and any(event.kind in _CALLS for event in events):
                 headers = list(message.get("headers", ()))
                 shown = next((at for at, (name, _) in enumerate(headers) if name.lower() == b"cache-status"), None)
                 if shown is None:
@@ -75,6 +75,8 @@ class CacheStatus:
 
 
 _ANSWERS = LOOKUPS | {"join", "bypass", "unavailable"}
+_CALLS = _ANSWERS | {"load"}
+"""The kinds of events that a call of a cached function has. A write alone has others, and gets no header."""
 
 
 def describe(kinds: set[str]) -> list[str]:

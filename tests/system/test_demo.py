@@ -27,8 +27,10 @@ from fastrdb.demo.cache import open_redis
 from fastrdb.demo.crud import user_crud
 from fastrdb.demo.database import async_get_db, open_database
 from fastrdb.demo.meter import Measured, Meter
+from fastrdb.demo.page import EXAMPLES
 from fastrdb.demo.rows import generated, insert_users
 from fastrdb.testing import server as servers
+from tests.support.programs.browser import browser, wait_for
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -73,17 +75,17 @@ class TestRun:
 
     def test_reads_say_where_they_came_from(self, output: str) -> None:
         """A created user and everything that is asked for again comes from Redis with no statement."""
-        for start in ("get that user", "get the same user again", "list page 1 again", "paginate: page 3 again"):
+        for start in ("get that user", "get the same user again", "list page 1 again", "get page 3 again"):
             line = row(output, start)
             assert (" Redis " in line, " database " in line, statements(line)) == (True, False, 0)
-        for start in ("get a user who was there before", "list page 1", "get the deleted user"):
+        for start in ("get an older user", "list page 1", "get the deleted user"):
             line = row(output, start)
             assert (" Redis " in line, " database " in line, statements(line)) == (False, True, 1)
 
     def test_many_callers_share_one_load(self, output: str) -> None:
         """Fifty callers who find nothing cached cost one statement; past the cache they cost fifty."""
-        for how, cost in (("nothing cached", 1), ("past the cache", story.CALLERS)):
-            line = row(output, f"{story.CALLERS} callers at once, {how}")
+        for how, cost in (("not cached", 1), ("redis=None", story.CALLERS)):
+            line = row(output, f"{story.CALLERS} callers, {how}")
             assert (f"{story.CALLERS} times" in line, statements(line)) == (True, cost)
 
     def test_reads_after_a_write_show_it(self, output: str) -> None:
@@ -112,6 +114,18 @@ class TestRun:
         assert "fresh" in with_fastrdb
         assert "STALE" not in with_fastrdb
         assert f"{show.RACES} such races: the later reader was given a stale row in 0 of them" in with_fastrdb
+
+    def test_eighty_columns_hold_the_tables(self, tmp_path: Path) -> None:
+        """No row of a table goes on in a second line."""
+        env = environment(tmp_path, COLUMNS="80")
+        done = subprocess.run(COMMAND, check=False, capture_output=True, text=True, timeout=50, env=env)
+        tables = [
+            part.splitlines()
+            for part in re.split(r"\n\n", done.stdout)
+            if re.search(r"^ *(call|who|key) +", part, re.MULTILINE)
+        ]
+        assert len(tables) == 6
+        assert [line for table in tables for line in table if line.startswith("    ") and "who" not in line] == []
 
     def test_a_narrow_terminal_without_unicode_will_do(self, tmp_path: Path) -> None:
         """No line is longer than the terminal is wide, and nothing is printed that it cannot print."""
@@ -146,8 +160,8 @@ class TestServe:
         """It answers over HTTP on embedded servers, and a signal ends it with nothing left behind."""
         john = {"email": "john@example.com", "name": "John"}
         with serving(tmp_path) as (process, address), httpx.Client(base_url=address) as http:
-            assert '<a href="/docs">' in http.get("/").text
-            assert http.get("/docs").status_code == 200
+            assert "the cache at work" in http.get("/").text
+            assert http.get("/docs").status_code == 404
             assert http.get("/users/").json()["total"] == show.ROWS
             assert http.post("/users/", json=john).status_code == 201
             assert http.put("/users/john@example.com", json={"name": "Johnny"}).json()["name"] == "Johnny"
@@ -157,6 +171,41 @@ class TestServe:
             process.send_signal(number)
             assert process.wait(20) == 0
         assert list(tmp_path.iterdir()) == []
+
+    def test_the_page_shows_the_cache_at_work(self, tmp_path: Path) -> None:
+        """In a browser: where each answer came from, what it cost, what became of the keys, and the race."""
+        (profile := tmp_path / "profile").mkdir()
+        (servers := tmp_path / "servers").mkdir()
+        with serving(servers) as (_, address), browser(profile) as page:
+            page.set_window_size(360, 800)
+            page.get(address)
+            buttons = wait_for(page, lambda page: page.find_elements("css selector", "form button"))
+            assert len(buttons) == len(EXAMPLES)
+            post, get, put, _, many, _ = buttons
+
+            def press(button: Any) -> tuple[str, str, str]:
+                before = len(page.find_elements("css selector", "#log > li"))
+                button.click()
+                wait_for(page, lambda page: len(page.find_elements("css selector", "#log > li")) > before)
+                answer = page.find_element("css selector", "#log > li")
+                badge, facts, change = (
+                    answer.find_element("css selector", each).text for each in (".badge", ".facts", ".change")
+                )
+                return badge, facts.rpartition("· ")[2], change
+
+            assert press(post)[::2] == ("no cache", "user:email:ada@example.com")
+            assert press(get) == ("hit", "0 SQL", "no key changed")
+            assert press(many)[:2] == ("miss", "2 SQL")
+            assert press(many)[:2] == ("hit", "0 SQL")
+            assert "user:page:1:limit:3" in press(put)[2]
+            assert press(many)[:2] == ("miss", "2 SQL")
+            assert press(get)[:2] == ("hit", "0 SQL")
+            for how, verdict in (("by_hand", "stale"), ("with_fastrdb", "fresh")):
+                page.find_element("css selector", f"[data-race={how}]").click()
+                wait_for(page, lambda page, verdict=verdict: page.find_elements("css selector", f"#race .{verdict}"))
+            width = page.execute_script("return document.documentElement.scrollWidth - window.innerWidth")
+            assert width <= 0  # a small screen does not scroll sideways
+            assert [entry["message"] for entry in page.get_log("browser") if entry["level"] == "SEVERE"] == []
 
     def test_serve_has_its_address_from_the_options(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """127.0.0.1:8000, or what is given; the application is on this run's own servers."""
@@ -252,7 +301,7 @@ class TestFigures:
             (0, Stats(hits=1), "Redis"),
             (1, Stats(misses=1), "database"),
             (1, Stats(hits=1), "Redis + database"),
-            (1, Stats(joins=3), "database + another's load"),
+            (1, Stats(joins=3), "database + joined"),
             (0, Stats(), "neither"),
         ],
     )

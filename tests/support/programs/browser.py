@@ -1,0 +1,48 @@
+"""A headless Chromium: Debian's, or any that is on the PATH with its driver."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FLAGS = (
+    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    # Each would ask hosts that a test must not need.
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
+WAIT = 60.0
+"""The longest wait for something on the page, in seconds: on a busy machine a browser is slow to start."""
+
+
+@contextmanager
+def browser(folder: Path) -> Iterator[Any]:
+    """Start a browser with its profile in `folder`, and yield its driver. Skip the test where there is none."""
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("no chromium and chromedriver on the PATH (Debian: apt-get install chromium chromium-driver)")
+    from selenium import webdriver  # noqa: PLC0415  # needed only where there is a browser
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in (*FLAGS, f"--user-data-dir={folder}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    opened = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    try:
+        yield opened
+    finally:
+        opened.quit()
+
+
+def wait_for(opened: Any, ready: Any) -> Any:
+    """Wait until `ready(driver)` returns something true, and return that."""
+    from selenium.webdriver.support.ui import WebDriverWait  # noqa: PLC0415
+
+    return WebDriverWait(opened, WAIT).until(ready)
