@@ -11,6 +11,5 @@ user_crud = FastRDB[User, UserCreate, UserUpdate, UserResponse](
     UserResponse,
     pattern="user:email:{email}",
     list_pattern="user:page:{page}:limit:{limit}",
-    invalidate_pattern_prefix="user:race:{email}",  # the keys of the race, beside those of the class itself
     exp=6000,
 )

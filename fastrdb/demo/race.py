@@ -8,14 +8,13 @@ import asyncio
 from dataclasses import dataclass, field
 
 from redis.asyncio import Redis
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from fastrdb import Cache, Event
-from fastrdb.demo.crud import user_crud
 from fastrdb.demo.database import async_get_db
 from fastrdb.demo.models import User
-from fastrdb.demo.schemas import UserResponse, UserUpdate
+from fastrdb.demo.schemas import UserResponse
 
 
 @dataclass(slots=True)
@@ -66,7 +65,7 @@ async def by_hand(redis: Redis, email: str, *, new: str) -> Race:
     race.say("reader", f"GET gives {'nothing' if found is None else 'an entry'}")
     loaded = await _load(email)
     race.say("reader", f"loads {loaded.name!r}; its SET waits")
-    await _write(None, email, new)
+    await _write(None, redis, email, new)
     deleted = await redis.delete(key)
     race.say("writer", f"commits {new!r}, and DEL deletes {deleted} keys")
     await redis.set(key, loaded.model_dump_json(), ex=600)
@@ -97,7 +96,7 @@ async def with_fastrdb(redis: Redis, email: str, *, new: str) -> Race:
         loaded = await pause.loaded()
         race.say("reader", f"GET gives {'nothing' if events[0].kind == 'miss' else 'an entry'}")
         race.say("reader", f"{await _state(redis, lease)}; loads {loaded!r}; its fill waits")
-        await _write(redis, email, new)
+        await _write(cache, redis, email, new)
         race.say("writer", f"commits {new!r}; the reader's {await _state(redis, lease)}")
         pause.end()
         await reader
@@ -128,6 +127,12 @@ async def _load(email: str) -> UserResponse:
         return await _one(db, email)
 
 
-async def _write(redis: Redis | None, email: str, name: str) -> None:
+async def _write(cache: Cache | None, redis: Redis, email: str, name: str) -> None:
+    write = _rename if cache is None else cache.invalidates("user:race:{email}")(_rename)
     async with async_get_db() as db:
-        await user_crud.update(db=db, redis=redis, obj_in=UserUpdate(name=name), email=email)
+        await write(db, redis, email, name)
+
+
+async def _rename(db: AsyncSession, redis: Redis, email: str, name: str) -> None:
+    await db.execute(update(User).where(User.email == email).values(name=name))
+    await db.commit()

@@ -367,7 +367,7 @@ class TestRace:
     ) -> None:
         """Without the invalidation the fill is stored and the race is lost: the demo would say so."""
         write = race._write
-        monkeypatch.setattr(race, "_write", lambda redis, email, name: write(None, email, name))
+        monkeypatch.setattr(race, "_write", lambda cache, redis, email, name: write(None, redis, email, name))
         played = await race.with_fastrdb(client, generated(1)[0]["email"], new="New Name")
         assert (played.stale, played.source) == (True, "Redis")
         assert played.moments[3][1] == "its fill is stored"
