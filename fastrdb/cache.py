@@ -18,8 +18,9 @@ from .keys import MISSING, CallPlan, Pattern, Prefix, hashed, inspect_function
 from .loading import CachedFunction, CachedMany, Policy
 from .near import Near
 from .options import Seconds, at_least_one, seconds, synchronous
+from .protocol import OnError
 from .registry import SHORT_S, Finding, FunctionInfo, Registered
-from .runtime import OnError, Runtime, checked
+from .runtime import Runtime, checked
 from .transactions import drain
 from .typing import Cached as Cached
 from .typing import ListWithSchema, ManyWithSchema, Options, S, WithoutSchema, WithSchema
@@ -40,6 +41,25 @@ class Cache(Runtime):
     """A cache in Redis: its settings, and the decorators that use it.
 
     The module-level `cached`, `cached_list`, `cached_many` and `invalidates` belong to a plain `Cache()`.
+    Durations are seconds.
+
+    Args:
+        redis: the client for functions that are not given one.
+        near: keep entries in this process as well, with these bounds (True: those of a plain `Near()`), unless a
+            function is decorated with near=False; without it, only those with near=True.
+        on_error: what a commit does if Redis misses its invalidation: "bypass" lets the commit stand, repairs the
+            cache as soon as Redis is back and reads past it until then; "raise" makes the commit fail.
+        timeout: the longest that one call waits for Redis, in all its round trips, before it goes on without.
+        namespace: put before every key, with a colon: caches with different ones share nothing.
+        lease: the longest load whose result is stored.
+        barrier: the longest time between a COMMIT's start and its end that is covered.
+        hook: called with every `Event`.
+        hash_keys: a secret; every value in a key is replaced by its hash under the secret, so that key names do
+            not show whose data it is. The entries stay as readable as before.
+        max_bytes: a larger entry is answered, and not stored: while it travels, others wait.
+
+    Raises:
+        OptionError: naming the option.
     """
 
     def __init__(
@@ -56,26 +76,6 @@ class Cache(Runtime):
         hash_keys: bytes | None = None,
         max_bytes: int = 8 * 1024 * 1024,
     ) -> None:
-        """Check the settings of all functions decorated with this cache. Durations are seconds.
-
-        Args:
-            redis: the client for functions that are not given one.
-            near: keep entries in this process as well, with these bounds (True: those of a plain `Near()`), unless a
-                function is decorated with near=False; without it, only those with near=True.
-            on_error: what a commit does if Redis misses its invalidation: "bypass" lets the commit stand, repairs the
-                cache as soon as Redis is back and reads past it until then; "raise" makes the commit fail.
-            timeout: the longest that one call waits for Redis, in all its round trips, before it goes on without.
-            namespace: put before every key, with a colon: caches with different ones share nothing.
-            lease: the longest load whose result is stored.
-            barrier: the longest time between a COMMIT's start and its end that is covered.
-            hook: called with every `Event`.
-            hash_keys: a secret; every value in a key is replaced by its hash under the secret, so that key names do
-                not show whose data it is. The entries stay as readable as before.
-            max_bytes: a larger entry is answered, and not stored: while it travels, others wait.
-
-        Raises:
-            OptionError: naming the option.
-        """
         owner = type(self).__name__
         if near is not None and not isinstance(near, bool | Near):
             raise OptionError(f"{owner}: near={near!r} must be a Near, True, False or None")

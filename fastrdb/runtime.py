@@ -14,20 +14,19 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Hashable, Itera
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 from weakref import ReferenceType, WeakKeyDictionary, WeakSet, ref
 
 from .errors import CacheUnavailableError, OptionError
 from .events import Counters, Hook
 from .keys import MISSING, BoundCall, BoundMany, CallPlan, Prefix
-from .protocol import Store, Target, is_cluster
+from .protocol import OnError, Store, Target, is_cluster
 from .registry import Registry
 from .singleflight import Flights
 
 if TYPE_CHECKING:
     from .near import Near
 
-OnError = Literal["bypass", "raise"]
 DISABLED = "the cache is disabled"
 _LOOP_END_S = 1.0  # the longest that the end of an event loop waits for background tasks
 

@@ -187,9 +187,13 @@ class Bindings(Generic[Response]):
 
     def _bind_writes(self, prefixes: Sequence[str]) -> None:
         exact = {name for name in self.typed if self.columns.fields[name].exactness == "everywhere"}
-        texts = [cut(self._pattern, self.typed), cut(self._list_pattern, exact - set(_PAGING)), f"{self._numbers}*"]
+        texts = [
+            as_prefix(self._pattern, self.typed),
+            as_prefix(self._list_pattern, exact - set(_PAGING)),
+            f"{self._numbers}*",
+        ]
         templates = [Pattern.parse(text, owner=self.owner, kind="prefix") for text in prefixes if text]
-        always, by_row = self._narrowed([*texts, *(cut(template, self.typed) for template in templates)])
+        always, by_row = self._narrowed([*texts, *(as_prefix(template, self.typed) for template in templates)])
         self._used = tuple(sorted({field for template in by_row for field in template.fields}))
         write = self._function("write", self._load_exists, {name: self.typed[name] for name in self._used}, None)
 
@@ -339,7 +343,7 @@ class Bindings(Generic[Response]):
         return bound
 
 
-def cut(template: Pattern, fillable: Collection[str]) -> str:
+def as_prefix(template: Pattern, fillable: Collection[str]) -> str:
     """Return a pattern as a prefix, which ends in `*` before the first placeholder that is not `fillable`."""
     made = ""
     for part in template.parts:

@@ -21,7 +21,7 @@ from .bindings import Bindings, Settings
 from .input import given
 from .pagination import PaginatedResponse, check_page, paginate
 from .statements import Statements
-from .writes import Write, write
+from .writes import RowWrite, write
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -52,6 +52,23 @@ class FastRDB(Generic[Model, Create, Update, Response]):
 
     Every method raises, before any I/O, UnknownFieldError for a filter that is not a column, and ValueError for a value
     that the column cannot have. Errors of the database pass through unchanged.
+
+    Args:
+        model: any mapped class.
+        response_schema: the type of the answers, made from the attributes of a row.
+        pattern: the key of one row, such as `"user:email:{email}"`; placeholders are columns.
+        list_pattern: the keys of lists; placeholders are columns, page, limit, order_by and ascending.
+        exp: the life of an entry, in seconds or as a timedelta.
+        invalidate_pattern_prefix: one prefix or several that each write invalidates besides the model's own keys.
+            Placeholders take the values of the row; one that is not a column cuts the prefix there.
+        cache: the `Cache` to use, by default that of the module-level decorators.
+        options: loader options of SQLAlchemy, such as `selectinload(User.posts)`, for every read.
+        settings: the decorators' options.
+
+    Raises:
+        PatternError: a placeholder that is none of these.
+        OptionError: not a mapped class, or an option with an impossible value.
+        SchemaError: answers would not come back from JSON unchanged.
     """
 
     def __init__(
@@ -67,25 +84,6 @@ class FastRDB(Generic[Model, Create, Update, Response]):
         options: Sequence[ExecutableOption] = (),
         **settings: Unpack[Settings],
     ) -> None:
-        """Bind a model to its keys.
-
-        Args:
-            model: any mapped class.
-            response_schema: the type of the answers, made from the attributes of a row.
-            pattern: the key of one row, such as `"user:email:{email}"`; placeholders are columns.
-            list_pattern: the keys of lists; placeholders are columns, page, limit, order_by and ascending.
-            exp: the life of an entry, in seconds or as a timedelta.
-            invalidate_pattern_prefix: one prefix or several that each write invalidates besides the model's own keys.
-                Placeholders take the values of the row; one that is not a column cuts the prefix there.
-            cache: the `Cache` to use, by default that of the module-level decorators.
-            options: loader options of SQLAlchemy, such as `selectinload(User.posts)`, for every read.
-            settings: the decorators' options.
-
-        Raises:
-            PatternError: a placeholder that is none of these.
-            OptionError: not a mapped class, or an option with an impossible value.
-            SchemaError: answers would not come back from JSON unchanged.
-        """
         self.model = model
         self.response_schema = response_schema
         self.pattern = pattern
@@ -318,7 +316,7 @@ class FastRDB(Generic[Model, Create, Update, Response]):
 
     # --- parts
 
-    def _write(self, db: Database, redis: Client) -> AbstractAsyncContextManager[Write[Response]]:
+    def _write(self, db: Database, redis: Client) -> AbstractAsyncContextManager[RowWrite[Response]]:
         return write(_session_of(db), self._client(redis), self._sql, self._bound)
 
     def _client(self, redis: Client) -> Any:

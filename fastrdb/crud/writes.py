@@ -21,7 +21,7 @@ from .statements import Statements, dialect_of, only
 Response = TypeVar("Response")
 
 
-class Write(Generic[Response]):
+class RowWrite(Generic[Response]):
     """The rows that one transaction changes.
 
     Attributes:
@@ -168,7 +168,7 @@ class Write(Generic[Response]):
 @asynccontextmanager
 async def write(
     db: AsyncSession, redis: Any, sql: Statements, bound: Bindings[Response]
-) -> AsyncIterator[Write[Response]]:
+) -> AsyncIterator[RowWrite[Response]]:
     """Yield a write. At the end commit, or only flush if the caller has opened the transaction.
 
     After an error nothing of the write can be committed any more, and the session stays usable: rolled back here, or by
@@ -176,7 +176,7 @@ async def write(
     in a transaction that began by itself stays.
     """
     with RunningCall(bound.owner, "db", db.sync_session):
-        made = Write(db, redis, sql, bound)
+        made = RowWrite(db, redis, sql, bound)
         try:
             await _begin(db)
             yield made

@@ -1,10 +1,11 @@
 """The face of `fastrdb.keys`: from a call to its key, from a template to what it reaches."""
 
 from .call import UNSAID, BoundCall, BoundMany, CallPlan
+from .declared import MISSING
 from .encoding import quote
 from .pattern import Pattern, add_pairs, hashed
 from .prefix import VARIANTS, Prefix, PrefixTemplates, Reached, fingerprint
-from .signature import MISSING, ResultShape, inspect_function
+from .signature import ResultShape, inspect_function
 from .tag import ANYTHING, END, EVERYTHING, Image, bounded, row_tag, table_tag, value_text
 
 __all__ = [

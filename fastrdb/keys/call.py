@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 from fastrdb.errors import KeyValueError, MissingKeyFieldError, OptionError, PatternError
 
 from .compiled import Pair, Recipe, Step
+from .declared import MISSING, attribute_type
 from .encoding import encode_with, encoder_for
 from .pattern import Part, Pattern, Seal, sealed
 from .prefix import RESULT, PrefixTemplates, Template, attribute, part_encoder, reader
-from .signature import MISSING, IdList, Inspected, Parameter, attribute_type, inspect_function
+from .signature import IdList, Inspected, Parameter, inspect_function
 
 UNSAID = (ValueError, AttributeError, KeyError, RecursionError, TypeError)
 """What is wrong with a call's arguments, without the name of the parameter."""

@@ -15,9 +15,10 @@ from typing import Any
 
 from fastrdb.errors import KeyValueError
 
+from .declared import MISSING, SCALARS
 from .encoding import Encoder, encoder_for, quote, scalar_encoder
 from .pattern import RESERVED_HEAD, SURE, Part, Pattern, Seal, fit, guard, sealed
-from .signature import MISSING, SCALARS, IdList, Parameter, is_redis, is_session, redis_of, session_of
+from .signature import IdList, Parameter, db_of, is_redis, is_session, redis_of
 
 Twin = Callable[..., Any]
 _VAR_POSITIONAL, _VAR_KEYWORD = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
@@ -193,7 +194,7 @@ class Recipe:
             if pair.default is not MISSING:
                 add = [f"if {each} != {text.name(pair.default_text)}:", f"    {add[0]}"]
             add.insert(0, f"{each} = {text.name(pair.encode)}({pair.name})")
-            if pair.default is not MISSING and (pair.default_text is None or is_immutable(pair.default)):
+            if pair.default is not MISSING and (pair.default_text is None or cannot_change(pair.default)):
                 add = [f"if {pair.name} is not {text.name(pair.default)}:", *(f"    {line}" for line in add)]
             found[pair.name] = add
         session = self._session
@@ -230,7 +231,7 @@ class Recipe:
         lines = []
         for role, parameter, among, own, nothing in (
             ("redis", self._redis, self._keyword_redis, redis_of, text.name(MISSING)),
-            ("session", self._session, self._keyword_session, session_of, "None"),
+            ("session", self._session, self._keyword_session, db_of, "None"),
         ):
             name, found = text.local(role), nothing
             if parameter is not None:
@@ -301,8 +302,8 @@ class _Text:
         return f"{self.prefix}{word}"
 
 
-def is_immutable(value: Any) -> bool:
+def cannot_change(value: Any) -> bool:
     """Return True if nothing in the value can change: a scalar, an enum member, a tuple of such."""
     if isinstance(value, tuple | frozenset) and type(value) in (tuple, frozenset):
-        return all(is_immutable(each) for each in value)
+        return all(cannot_change(each) for each in value)
     return value is None or type(value) in SCALARS or isinstance(value, Enum)

@@ -24,7 +24,7 @@ from zoneinfo import ZoneInfo
 
 from fastrdb.errors import KeyValueError
 
-from .signature import MAPPINGS, SEQUENCES, members, scalar_base
+from .declared import MAPPINGS, SEQUENCES, members, scalar_base
 
 Encoder = Callable[[Any], str]
 

@@ -15,9 +15,9 @@ from uuid import UUID
 
 from fastrdb.errors import KeyValueError, MissingKeyFieldError
 
+from .declared import MISSING
 from .encoding import MARK, Encoder, encode_with, encoder_for, forms_of
 from .pattern import DIGEST_MARK, NIL, Part, Pattern, Seal, cut, escaping, fit, guard, sealed
-from .signature import MISSING
 
 VARIANTS: Final = ("?%", MARK)
 """Behind a key: what a session adds to it, such as `?%schema=`, and the type of an equal value."""

@@ -26,23 +26,20 @@ from fastrdb.errors import CacheUnavailableError
 from fastrdb.transport import OTHER_DATA, Call, Client, Command, Health, Met, RedisClient
 
 from .cluster_scan import ClusterScan
-from .interface import (
-    DEAD_PER_FILL,
-    GONE,
-    Ask,
-    Backend,
-    Barred,
-    Busy,
-    Entry,
-    Granted,
-    Hit,
-    Outcome,
-    Write,
+from .interface import DEAD_PER_FILL, GONE, Ask, Backend, Barred, Busy, Entry, Granted, Hit, Outcome, Write
+from .keyspace import (
+    EXACTLY,
+    ClusterKeyspace,
+    Keyspace,
+    Range,
+    Shard,
+    Target,
     batches,
+    divide,
+    lists,
     nothing,
     portions,
 )
-from .keyspace import EXACTLY, ClusterKeyspace, Keyspace, Range, Shard, Target, divide, lists
 from .lua import load_script
 from .trust import Trust
 

@@ -17,8 +17,7 @@ from typing import Any
 from fastrdb.errors import CacheUnavailableError
 from fastrdb.transport import SLOTS, Call, Client, Command, RedisClient
 
-from .interface import nothing, portions
-from .keyspace import COMPLETE, INCOMPLETE, ClusterKeyspace
+from .keyspace import COMPLETE, INCOMPLETE, ClusterKeyspace, nothing, portions
 from .lua import load_script
 
 logger = logging.getLogger("fastrdb")

@@ -18,8 +18,8 @@ from fastrdb.errors import CacheUnavailableError
 from fastrdb.near import NearCache
 from fastrdb.transport import Budget, Client, Health
 
-from .interface import Backend, Write, nothing
-from .keyspace import EXACTLY, Target, divide
+from .interface import Backend, Write
+from .keyspace import EXACTLY, Target, divide, nothing
 from .repairs import Repairs
 
 if TYPE_CHECKING:

@@ -6,11 +6,13 @@ Names of entries are those in Redis. Every method raises CacheUnavailableError w
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from fastrdb.transport import Client, RedisClient
+
+from .keyspace import nothing
 
 if TYPE_CHECKING:
     from .keyspace import Keyspace, Target
@@ -22,7 +24,6 @@ GONE = -2
 """The reply of PTTL for a key that does not exist."""
 DEAD_PER_FILL = 10
 """So many dead index members each fill or release removes: more than it adds, so that the index does not grow."""
-_BYTES_PER_CALL = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +88,6 @@ class Write(NamedTuple):
     lease: bytes
     raw: bytes
     ttl_ms: int
-
-
-def nothing() -> None:
-    """Do nothing between two portions of work."""
 
 
 class Backend(ABC):
@@ -176,27 +173,3 @@ class Backend(ABC):
     async def aclose(self) -> None:
         """Stop what runs in the background."""
         await self.trust.aclose()
-
-
-def portions(items: Sequence[T], size: int, renew: Callable[[], None] = nothing) -> Iterator[Sequence[T]]:
-    """Cut items into portions of `size`, and call `renew` between two."""
-    for at in range(0, len(items), size):
-        if at:
-            renew()
-        yield items[at : at + size]
-
-
-def batches(size: int, *each: Sequence[Any]) -> Iterator[list[list[Any]]]:
-    """Cut lists into calls of at most `size` items and about 256 KiB, in the order of all."""
-    call: list[list[Any]] = [[] for _ in each]
-    count = weight = 0
-    for at, items in enumerate(each):
-        for item in items:
-            cost = len(item) if isinstance(item, bytes) else sum(len(part) for part in item if isinstance(part, bytes))
-            if count and (count == size or weight + cost > _BYTES_PER_CALL):
-                yield call
-                call, count, weight = [[] for _ in each], 0, 0
-            call[at].append(item)
-            count, weight = count + 1, weight + cost
-    if count:
-        yield call

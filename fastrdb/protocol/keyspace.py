@@ -7,9 +7,9 @@ The lease of an entry lies in the entry's slot, and so does the roster, the list
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from zlib import crc32
 
 from fastrdb.transport import SLOTS, hash_tag, slot_of, tags
@@ -28,7 +28,10 @@ NO_BARRIER = b"0" * 32 + b"\0\n"
 SHARDS = 16
 """With more, each write of a prefix has more shards to ask; with fewer, some masters of a large cluster have none."""
 _VARIANTS = {b"?%", b"&%"}
+_BYTES_PER_CALL = 256 * 1024
 _FIRST_KEY = b"\1"  # index members before this are no keys
+
+T = TypeVar("T")
 
 
 class Range(NamedTuple):
@@ -202,3 +205,31 @@ def lists(*each: Sequence[Any]) -> list[Any]:
         for item in items:
             arguments.extend(item if isinstance(item, tuple) else (item,))
     return arguments
+
+
+def nothing() -> None:
+    """Do nothing between two portions of work."""
+
+
+def portions(items: Sequence[T], size: int, renew: Callable[[], None] = nothing) -> Iterator[Sequence[T]]:
+    """Cut items into portions of `size`, and call `renew` between two."""
+    for at in range(0, len(items), size):
+        if at:
+            renew()
+        yield items[at : at + size]
+
+
+def batches(size: int, *each: Sequence[Any]) -> Iterator[list[list[Any]]]:
+    """Cut lists into calls of at most `size` items and about 256 KiB, in the order of all."""
+    call: list[list[Any]] = [[] for _ in each]
+    count = weight = 0
+    for at, items in enumerate(each):
+        for item in items:
+            cost = len(item) if isinstance(item, bytes) else sum(len(part) for part in item if isinstance(part, bytes))
+            if count and (count == size or weight + cost > _BYTES_PER_CALL):
+                yield call
+                call, count, weight = [[] for _ in each], 0, 0
+            call[at].append(item)
+            count, weight = count + 1, weight + cost
+    if count:
+        yield call

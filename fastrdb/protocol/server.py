@@ -18,22 +18,8 @@ from typing import Any
 
 from fastrdb.transport import Argument, Call, Client, Health, RedisClient
 
-from .interface import (
-    DEAD_PER_FILL,
-    GONE,
-    Ask,
-    Backend,
-    Barred,
-    Busy,
-    Entry,
-    Granted,
-    Hit,
-    Outcome,
-    Write,
-    batches,
-    nothing,
-)
-from .keyspace import Keyspace, Range, Target, divide, lists
+from .interface import DEAD_PER_FILL, GONE, Ask, Backend, Barred, Busy, Entry, Granted, Hit, Outcome, Write
+from .keyspace import Keyspace, Range, Target, batches, divide, lists, nothing
 from .lua import load_script
 from .trust import Trust
 

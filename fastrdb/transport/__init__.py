@@ -3,11 +3,11 @@
 from .client import RedisClient
 from .cluster import Met
 from .connection import Greeting, own_connection
-from .health import OTHER_DATA, Breaker, Health, redacted
+from .health import OTHER_DATA, Breaker, Health, ended, redacted
 from .passthrough import Client, is_cluster
 from .scripts import Argument, Call, Command, Script
 from .slots import SLOTS, hash_tag, slot_of, tags
-from .timeouts import Budget, ended
+from .timeouts import Budget
 
 __all__ = [
     "OTHER_DATA",

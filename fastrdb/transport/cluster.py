@@ -24,11 +24,10 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from fastrdb.errors import CacheUnavailableError
 
 from .connection import Greeting
-from .health import Breaker, Health
+from .health import Breaker, Health, ended
 from .pipeline import Pipeline
 from .scripts import Command
-from .slots import key_of, slot_of
-from .timeouts import ended
+from .slots import key_of, redirected, slot_of
 
 logger = logging.getLogger("fastrdb")
 
@@ -339,14 +338,3 @@ class ClusterTransport:
         if name not in manager.nodes_cache:
             await self._topology.refresh(manager)
         return name
-
-
-def redirected(slots: Sequence[int], replies: Sequence[Any]) -> list[int]:
-    """Return which commands to send again: those redirected, and those behind them for the same slot, in order."""
-    moved: set[int] = set()
-    again = []
-    for at, (slot, reply) in enumerate(zip(slots, replies, strict=True)):
-        if isinstance(reply, AskError) or slot in moved:
-            moved.add(slot)
-            again.append(at)
-    return again

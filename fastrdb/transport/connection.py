@@ -19,7 +19,6 @@ from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from .scripts import Command
-from .timeouts import HELD_UP_S
 
 try:
     import hiredis
@@ -28,6 +27,8 @@ except ImportError:  # redis-py works without, several times slower
 else:
     _pack = hiredis.pack_command
 
+HELD_UP_S = 0.02
+"""A timer that comes so late means that the event loop was blocked: the reply may be in the buffer already."""
 _GREETING_S = 1.0
 """A greeting counts for so long: a server may become a replica without closing the connection."""
 _IDLE_S = 60.0

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from contextvars import Context
 from time import monotonic
@@ -21,8 +21,6 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from fastrdb.errors import CacheUnavailableError
 from fastrdb.events import Counted
-
-from .timeouts import ended
 
 logger = logging.getLogger("fastrdb")
 
@@ -196,3 +194,16 @@ def redacted(error: Exception) -> str:
     if str(error) not in ("", text):
         error.args = (text,)
     return text
+
+
+async def ended(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel tasks and wait until all have ended.
+
+    Cancel them again and again: before Python 3.12 `asyncio.wait_for`, which redis-py uses, swallows a cancellation
+    that comes in the moment in which what it waits for is done.
+    """
+    left = set(tasks)
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=0.05)

@@ -20,11 +20,10 @@ from redis.exceptions import MovedError, ResponseError
 
 from fastrdb.errors import CacheUnavailableError
 
-from .cluster import redirected
 from .connection import Greeting
 from .health import OTHER_DATA, Breaker, Health
 from .scripts import Command
-from .slots import key_of, slot_of
+from .slots import key_of, redirected, slot_of
 
 _SCRIPTS = ("EVALSHA", "EVAL")
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from itertools import product
+from typing import Any
 
 from redis.crc import key_slot
+from redis.exceptions import AskError
 
 from .scripts import Command
 
@@ -44,3 +46,14 @@ def key_of(command: Command) -> bytes | None:
 
 
 _KEYLESS = ("PING", "INFO", "SCAN", "ASKING")
+
+
+def redirected(slots: Sequence[int], replies: Sequence[Any]) -> list[int]:
+    """Return which commands to send again: those redirected, and those behind them for the same slot, in order."""
+    moved: set[int] = set()
+    again = []
+    for at, (slot, reply) in enumerate(zip(slots, replies, strict=True)):
+        if isinstance(reply, AskError) or slot in moved:
+            moved.add(slot)
+            again.append(at)
+    return again

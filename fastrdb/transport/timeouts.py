@@ -7,19 +7,19 @@ still doing when it is used up is left to Redis, and the call goes on without.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from types import TracebackType
 from typing import Protocol, Self
 
 from fastrdb.errors import CacheUnavailableError
 
-HELD_UP_S = 0.02
-"""A timer that comes so late means that the event loop was blocked: the reply may be in the buffer already."""
+from .connection import HELD_UP_S
+
+_AGAIN_S = 0.05
+"""The least time until a task that is still there is cancelled once more."""
 _LOOK = 0.05
 """The fraction of the timeout between two looks at all waits. A budget that is used up has one look more: for a reply
 that is there to be read, and for the watchdog of a connection to notice first that the server is silent."""
-_AGAIN_S = 0.05
-"""The least time until a task that is still there is cancelled once more."""
 
 
 class Answers(Protocol):
@@ -32,19 +32,6 @@ class Answers(Protocol):
     def crowded(self) -> bool:
         """Return True while callers wait for each other."""
         ...
-
-
-async def ended(tasks: Iterable[asyncio.Task[None]]) -> None:
-    """Cancel tasks and wait until all have ended.
-
-    Cancel them again and again: before Python 3.12 `asyncio.wait_for`, which redis-py uses, swallows a cancellation
-    that comes in the moment in which what it waits for is done.
-    """
-    left = set(tasks)
-    while left:
-        for task in left:
-            task.cancel()
-        _, left = await asyncio.wait(left, timeout=_AGAIN_S)
 
 
 class Waits:

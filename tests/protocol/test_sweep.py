@@ -7,8 +7,7 @@ from redis.asyncio import Redis
 
 from fastrdb.keys.prefix import Prefix
 from fastrdb.protocol import Granted, Store
-from fastrdb.protocol.interface import batches
-from fastrdb.protocol.keyspace import Target
+from fastrdb.protocol.keyspace import Target, batches
 from fastrdb.testing import GatedClient
 from tests.protocol.test_store import prefix
 from tests.support.world.stores import acquire, acquire_many, fill_many, members, names_in, put, store_on

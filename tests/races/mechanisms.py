@@ -209,7 +209,7 @@ _OF_WRITERS = {
     ),
     "crud-lists-before-flush": _function(
         "lists are invalidated before a statement that commits by itself",
-        "crud.writes:Write._invalidate_before_flush",
+        "crud.writes:RowWrite._invalidate_before_flush",
     ),
     "blockers-respected": _function(
         "a process reads past the cache while repairs are pending, or the data is another server's",

@@ -1,0 +1,102 @@
+"""What a declared type says: the types that it comes down to, and those of its attributes."""
+
+from __future__ import annotations
+
+import collections.abc
+import types
+import typing
+from dataclasses import is_dataclass
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from types import NoneType
+from typing import Annotated, Any, Final, Literal, NewType, TypeVar, Union, get_args, get_origin
+from uuid import UUID
+
+
+class _Missing(Enum):
+    MISSING = "missing"
+
+    def __repr__(self) -> str:
+        return "MISSING"
+
+
+MISSING: Final = _Missing.MISSING
+"""No declared type, no default, no argument. None is a value."""
+
+SCALARS: Final = (str, bool, int, float, UUID, datetime, date, time, Decimal, timedelta, bytes)
+SEQUENCES: frozenset[Any] = frozenset((
+    *(list, set, frozenset, collections.abc.Sequence, collections.abc.MutableSequence, collections.abc.Collection),
+    *(collections.abc.Iterable, collections.abc.Set, collections.abc.MutableSet),
+))  # fmt: skip
+MAPPINGS: frozenset[Any] = frozenset((dict, collections.abc.Mapping, collections.abc.MutableMapping))
+_ALIAS_DEPTH = 16  # type aliases may be recursive
+
+
+def members(declared: Any, depth: int = 0) -> list[Any]:
+    """Return what a type comes down to: through Annotated, NewType, aliases, TypeVars, Literal, unions, less None."""
+    if depth > _ALIAS_DEPTH:
+        return [Any]
+    inner = _inner(declared)
+    if inner is None:
+        return [declared]
+    found = [each for one in inner for each in members(one, depth + 1)]
+    hashable = all(getattr(type(each), "__hash__", None) is not None for each in found)
+    return list(dict.fromkeys(found)) if hashable else found
+
+
+def _inner(declared: Any) -> list[Any] | None:
+    """Return the types that a type form stands for; None if it stands for itself."""
+    origin = get_origin(declared)
+    if origin is Union or origin is types.UnionType:
+        return [each for each in get_args(declared) if each is not NoneType]
+    if origin is Literal:
+        return [type(each) for each in get_args(declared) if each is not None]
+    if origin is Annotated or getattr(origin, "__name__", "") == "Mapped":
+        return [get_args(declared)[0]]
+    if isinstance(declared, NewType):
+        return [declared.__supertype__]
+    if isinstance(declared, TypeVar):
+        return list(declared.__constraints__) or [declared.__bound__ or Any]
+    if type(declared).__name__ == "TypeAliasType" or type(origin).__name__ == "TypeAliasType":
+        return [(declared if origin is None else origin).__value__]
+    return None
+
+
+def scalar_base(cls: type) -> type | None:
+    """Return the scalar type that *cls* is, or is built on (str for a StrEnum), or None."""
+    return next((base for base in cls.__mro__ if base in SCALARS), None)
+
+
+def is_keyable(declared: Any) -> bool:
+    """Return True if the type has values for keys: `session: str` is a session's id, and no AsyncSession."""
+    if declared is MISSING:
+        return False
+    return any(get_origin(each) is not None or _is_value_type(each) for each in members(declared))
+
+
+def _is_value_type(member: Any) -> bool:
+    if not isinstance(member, type):
+        return False
+    model = is_dataclass(member) or hasattr(member, "__pydantic_fields__")
+    return model or scalar_base(member) is not None or issubclass(member, Enum | list | tuple | set | frozenset | dict)
+
+
+def attribute_type(declared: Any, path: tuple[str, ...]) -> Any:
+    """Return the declared type of the attribute at *path* of a value of type *declared*; MISSING if it is not known."""
+    for name in path:
+        owners = [each for each in members(declared) if isinstance(each, type)]
+        declared = _hint_of(owners[0], name) if len(owners) == 1 else MISSING
+        if declared is MISSING:
+            return MISSING
+    return declared
+
+
+def _hint_of(owner: type, name: str) -> Any:
+    found = getattr(owner, name, None)
+    getter = found.fget if isinstance(found, property) else None
+    try:
+        hints = typing.get_type_hints(owner if getter is None else getter, include_extras=True)
+    except Exception:  # noqa: BLE001 - annotations may name what is not there at run time, or fail in any way of their own
+        return MISSING
+    return hints.get(name if getter is None else "return", MISSING)
