@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from dataclasses import replace
 from time import monotonic
+from traceback import format_tb
 from typing import Any, Protocol
 
 from fastrdb.errors import CacheUnavailableError, FastRDBError, OptionError, SessionInUseError
@@ -100,7 +101,7 @@ class Loading(Reading):
                 await self._round(missing)
         except Exception as error:
             falls_back = self.entries.policy.timed and not self.refresh and unreachable(error)
-            if not falls_back or not await self.fall_back(f"{type(error).__name__}: {error}"):
+            if not falls_back or not await self.fall_back(type(error).__name__):
                 raise
         finally:
             for watch in self._watches.values():
@@ -145,7 +146,7 @@ class Loading(Reading):
         with apart():
             try:
                 await self.reload(keys)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001  # the log and the hook have it
                 if missing_row(error):
                     return
                 function, kind = entries.plan.function, type(error).__name__
@@ -153,8 +154,8 @@ class Loading(Reading):
                 for key in keys:
                     entries.counters.tell("failed", key, kind)
                 logger.warning("%s: a reload in the background failed: %s", function, kind)
-                # A database's error quotes the values of its statement, which belong into no log but a developer's.
-                logger.debug("%s: %s", function, kind, exc_info=error)
+                # Without the text of the error: a database's quotes the values of its statement.
+                logger.debug("%s: %s\n%s", function, kind, "".join(format_tb(error.__traceback__)))
 
     async def reload(self, keys: Sequence[str]) -> None:
         """Replace the entries that were `seen`, where no other caller does: there is the old value until then."""

@@ -24,7 +24,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from fastrdb.errors import CacheUnavailableError
 
 from .connection import Greeting
-from .health import Breaker, Health, ended
+from .health import Breaker, Health, ended, redacted
 from .pipeline import Pipeline
 from .scripts import Command
 from .slots import key_of, redirected, slot_of
@@ -81,7 +81,7 @@ class Topology:
         try:
             await owner.initialize()
         except Exception as error:  # noqa: BLE001  # it is tried again
-            logger.debug("the topology of the cluster could not be refreshed: %s", error)
+            logger.debug("the topology of the cluster could not be refreshed: %s", redacted(error))
 
     def _over(self, task: asyncio.Task[None]) -> None:
         self.refreshing, self._latest = None, task.get_loop().time()

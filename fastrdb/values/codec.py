@@ -10,9 +10,10 @@ import json
 import sys
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core.core_schema import ErrorType
 
 from fastrdb.errors import SchemaError
 
@@ -20,6 +21,8 @@ from . import strict, types
 from .equality import difference
 from .response import unlike_response
 
+_KNOWN_ERRORS: Final = frozenset(get_args(ErrorType))  # a validator of the user's has types and texts of its own
+_QUOTING: Final = {"error", "tag", "encoding_error"}  # what a text of pydantic's quotes: another text, or the value
 _SPACE = 0x20  # no JSON that encode() writes begins with it; a negative entry does
 
 
@@ -58,7 +61,7 @@ class Codec:
         self.type = self._effective(annotation)
         try:
             self._adapter: TypeAdapter[Any] = TypeAdapter(self.type)
-            core: strict.Schema = dict(self._adapter.core_schema)
+            core = self._core
         except Exception as exc:
             text = str(exc).partition("\n")[0]
             raise SchemaError(f"{owner}: {_name(self.type)} cannot be cached as JSON: {text}") from exc
@@ -87,9 +90,13 @@ class Codec:
         except DecodeError:
             return False
 
+    @property
+    def _core(self) -> strict.Schema:
+        return dict(self._adapter.core_schema)
+
     def unlike_response(self) -> str | None:
         """Return why the JSON of a response model of this type is not that of an entry; None if it is the same."""
-        return unlike_response(dict(self._adapter.core_schema))
+        return unlike_response(self._core)
 
     def __repr__(self) -> str:
         return f"Codec({_name(self.type)})"
@@ -123,7 +130,7 @@ class Codec:
         try:
             return difference(self.decode(raw), value)
         except DecodeError as exc:
-            return f"it does not come back from JSON: {_first(exc.__cause__, where=False)}"
+            return f"it does not come back from JSON: {_first(exc.__cause__, self._core)}"
         except Exception as exc:  # noqa: BLE001 (an own __eq__ raises what it likes)
             return f"it cannot be compared with what comes back from JSON: {type(exc).__name__}"
 
@@ -144,7 +151,7 @@ class Codec:
             if error["type"] == "get_attribute_error":
                 _read_again(result, error["loc"])
         text = f"{self.owner}: the result, {type(result).__name__}, does not fit schema {_name(self.type)}"
-        raise SchemaError(f"{text}: {_first(failure)}") from failure
+        raise SchemaError(f"{text}: {_first(failure, self._core)}") from failure
 
 
 def _read_again(result: Any, loc: tuple[int | str, ...]) -> None:
@@ -158,13 +165,16 @@ def _read_again(result: Any, loc: tuple[int | str, ...]) -> None:
             return
 
 
-def _first(exc: BaseException | None, *, where: bool = True) -> str:
-    """Return the first thing wrong, without the values. The place may name the key of a dict: for no log."""
+def _first(exc: BaseException | None, core: strict.Schema) -> str:
+    """Return the first thing wrong, for a log: without values, and so without keys of dicts and texts of validators."""
     if not isinstance(exc, ValidationError):
         return type(exc).__name__
     error = exc.errors(include_url=False, include_input=False)[0]
-    place = ".".join(map(str, error["loc"]))
-    return f"{place}: {error['msg']}" if place and where else error["msg"]
+    names = set(strict.field_names(core))
+    place = ".".join(str(part) if part in names else "*" for part in error["loc"])
+    plain = error["type"] in _KNOWN_ERRORS and not _QUOTING & error.get("ctx", {}).keys()
+    text = error["msg"] if plain else error["type"].replace("_", " ")
+    return f"{place}: {text}" if place else text
 
 
 def _name(kind: Any) -> str:

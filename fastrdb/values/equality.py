@@ -1,4 +1,9 @@
-"""Whether two values are the same, type for type: `1`, `1.0` and `True` are equal in Python, and not the same."""
+"""Whether two values are the same, type for type: `1`, `1.0` and `True` are equal in Python, and not the same.
+
+What `==` does not compare counts as well: attributes beside the fields, a deque's bound, the sign of a zero. Of other
+objects it is the state that `pickle` would take. What a `cached_property` has remembered does not count, nor does the
+order of a dict: a TypedDict comes back in the order of its declaration.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +11,7 @@ import dataclasses
 from collections import defaultdict, deque
 from datetime import date, datetime, time, tzinfo
 from decimal import Decimal
+from functools import cached_property
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -26,12 +32,12 @@ def difference(left: Any, right: Any, where: str = "value") -> str | None:
         return None  # drivers give UUIDs of classes of their own (asyncpg), which have the same methods
     if type(left) is not kind:
         return f"{where}: {kind.__name__} comes back as {type(left).__name__}"
-    if _settings(left) != _settings(right):
+    if isinstance(right, BaseModel):
+        found = _in_model(left, right, where)
+    elif dataclasses.is_dataclass(right) and not isinstance(right, type):
+        found = _in_fields(_attributes(left), _attributes(right), where, kind)
+    elif _settings(left) != _settings(right):
         found = f"{where}: {kind.__name__} comes back with another maxlen or default_factory"
-    elif isinstance(right, BaseModel):
-        found = _in_fields(_state(left), _state(right), where)
-    elif dataclasses.is_dataclass(right):
-        found = _in_fields(_attributes(left), _attributes(right), where)
     elif isinstance(right, dict):
         found = _in_dict(left, right, where)
     elif isinstance(right, list | tuple | deque):
@@ -57,7 +63,28 @@ def _same_scalar(left: Any, right: Any) -> bool:
         return bool(left.as_tuple() == right.as_tuple())  # 1.0 is not 1.00
     if isinstance(right, datetime | time):
         return bool(left == right and left.fold == right.fold and _same_zone(left.tzinfo, right.tzinfo))
-    return bool(left == right)
+    return bool(left == right) and (type(right) in _PLAIN or _same_state(left, right))
+
+
+def _same_state(left: Any, right: Any) -> bool:
+    """Return True if `pickle` would take the same of both, or takes none of the kind (functions, classes)."""
+    try:
+        one, other = left.__reduce_ex__(4), right.__reduce_ex__(4)
+    except TypeError:
+        return True
+    if isinstance(one, str) or isinstance(other, str):
+        return bool(one == other)
+    (_, args, *parts), (_, own_args, *own) = one, other
+    state, own_state = (_without_memos(each[0] if each else None, type(right)) for each in (parts, own))
+    items, own_items = ([list(each or ()) for each in more[1:]] for more in (parts, own))
+    return difference((args, state, items), (own_args, own_state, own_items)) is None
+
+
+def _without_memos(state: Any, kind: type) -> Any:
+    """Return an object's attributes, less what a `cached_property` has remembered."""
+    if not isinstance(state, dict):
+        return state
+    return {name: each for name, each in state.items() if not isinstance(getattr(kind, name, None), cached_property)}
 
 
 def _same_zone(left: tzinfo | None, right: tzinfo | None) -> bool:
@@ -67,17 +94,27 @@ def _same_zone(left: tzinfo | None, right: tzinfo | None) -> bool:
     """
     if left is None or right is None:
         return left is right
-    offset, name = right.utcoffset(None), right.tzname(None)
-    return offset is not None and offset == left.utcoffset(None) and name in (_named(left), f"UTC{_named(left)}")
+    offset, name, own = right.utcoffset(None), right.tzname(None), left.tzname(None)
+    return offset is not None and offset == left.utcoffset(None) and name in (own, f"UTC{own}")
 
 
-def _named(zone: tzinfo) -> str | None:
-    return zone.tzname(None)
+def _in_model(left: Any, right: Any, where: str) -> str | None:
+    """Compare fields, what else is among the attributes, private attributes, and extras, whose names are data."""
+    private, extra = right.__pydantic_private__ or {}, right.__pydantic_extra__ or {}
+    own_private, own_extra = left.__pydantic_private__ or {}, left.__pydantic_extra__ or {}
+    found = _in_fields(left.__dict__, right.__dict__, where, type(right))
+    if found is None and (private or own_private):
+        found = _in_fields(own_private, private, where, type(right))
+    if found is None and (extra or own_extra):
+        found = _in_dict(own_extra, extra, f"{where} (extra)")
+    return found
 
 
-def _in_fields(left: dict[str, Any], right: dict[str, Any], where: str) -> str | None:
+def _in_fields(left: dict[str, Any], right: dict[str, Any], where: str, kind: type) -> str | None:
     if left.keys() != right.keys():
-        return f"{where}: other fields come back"
+        left, right = _without_memos(left, kind), _without_memos(right, kind)
+        if left.keys() != right.keys():
+            return f"{where}: other attributes come back"
     for name, value in right.items():
         if not _plainly_same(left[name], value) and (found := difference(left[name], value, f"{where}.{name}")):
             return found
@@ -112,11 +149,8 @@ def _matched(left: Iterable[Any], right: Iterable[Any]) -> list[Any]:
     return [own.get(member, _ABSENT) for member in right]
 
 
-def _state(model: Any) -> dict[str, Any]:
-    """Return all that makes up a pydantic model: fields, extras, private attributes; not what it memoizes."""
-    fields = {name: vars(model)[name] for name in type(model).model_fields if name in vars(model)}
-    return {**fields, **(model.__pydantic_extra__ or {}), **(model.__pydantic_private__ or {})}
-
-
 def _attributes(value: Any) -> dict[str, Any]:
-    return {field.name: getattr(value, field.name, _ABSENT) for field in dataclasses.fields(value)}
+    """Return the fields of a dataclass, in slots or not, and all that has been set besides."""
+    own: dict[str, Any] = getattr(value, "__dict__", {})
+    slots = {name: getattr(value, name, _ABSENT) for name in value.__dataclass_fields__ if name not in own}
+    return {**slots, **own} if slots else own

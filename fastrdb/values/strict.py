@@ -73,6 +73,14 @@ def parts(schema: Schema) -> list[tuple[Schema, str]]:
     return found
 
 
+def field_names(schema: Schema) -> Iterator[str]:
+    """Yield the names of all fields in a schema, and their aliases."""
+    for part, name in parts(schema):
+        yield name
+        yield str(part.get("validation_alias"))
+        yield from field_names(part)
+
+
 def exact(schema: Schema, config: Schema | None = None) -> Schema:
     """Return the schema of stored entries: every field is there, by its own name, and no other; no default fills a gap.
 

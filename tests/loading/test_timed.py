@@ -242,11 +242,11 @@ async def test_an_error_in_the_background_is_logged_and_not_raised(
     with caplog.at_level(logging.DEBUG, logger="fastrdb"):
         assert await shop.get() == "a"
         await shop.settled()
-    said, quoted = (record for record in caplog.records if record.name == "fastrdb")
+    said, trace = (record for record in caplog.records if record.name == "fastrdb")
     assert said.message == f"{shop.query.__qualname__}: a reload in the background failed: ValueError"
-    assert (said.levelno, said.exc_info, quoted.levelno) == (logging.WARNING, None, logging.DEBUG)
-    assert quoted.exc_info is not None
-    assert quoted.exc_info[1] is source.error
+    assert (said.levelno, trace.levelno) == (logging.WARNING, logging.DEBUG)
+    assert f'File "{__file__}"' in trace.message
+    assert "ValueError: broken" not in trace.message
     assert shop.heard[-2:] == [
         Event(shop.query.__qualname__, "loaded", "item:1", "ValueError"),
         Event(shop.query.__qualname__, "failed", "item:1", "ValueError"),
@@ -583,7 +583,7 @@ async def test_the_old_value_helps_when_the_database_is_away(client: Redis, sour
     source.error = DEAD
     await age(client, 30_000)
     assert await shop.get() == "a"
-    assert shop.heard[-1] == Event(shop.query.__qualname__, "stale", "item:1", "ConnectionRefusedError: nobody listens")
+    assert shop.heard[-1] == Event(shop.query.__qualname__, "stale", "item:1", "ConnectionRefusedError")
     assert await client.pttl("item:1") <= 30_000
     source.error, source.name = None, "b"
     assert await shop.get() == "b"

@@ -205,7 +205,7 @@ def test_a_result_that_is_the_schema_is_not_validated_again() -> None:
 
 def test_a_result_that_does_not_fit_names_the_field() -> None:
     """A row without an attribute of the schema: SchemaError with function, place and type, without values."""
-    with pytest.raises(SchemaError, match=r"load: the result, list, does not fit schema list\[.*AuthorOut\]: 0\.\S+: "):
+    with pytest.raises(SchemaError, match=r"load: the result, list, does not fit schema .*AuthorOut\]: \*\.\w+: "):
         Codec(list[Author], schema=AuthorOut, owner="load").convert([Book(id=1)])
 
 
