@@ -21,6 +21,7 @@ from .errors import (
 from .events import Event, Hook, Stats
 from .loading import Explanation, Stored, no_store
 from .near import Near
+from .protocol import Inspector
 from .registry import Finding, FunctionInfo
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "Finding",
     "FunctionInfo",
     "Hook",
+    "Inspector",
     "KeyValueError",
     "MissingKeyFieldError",
     "Near",

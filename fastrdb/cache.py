@@ -57,6 +57,8 @@ class Cache(Runtime):
         hash_keys: a secret; every value in a key is replaced by its hash under the secret, so that key names do
             not show whose data it is. The entries stay as readable as before.
         max_bytes: a larger entry is answered, and not stored: while it travels, others wait.
+        publish: keep the counts of this process in Redis, renewed every 5 seconds. `fastrdb stats`, `fastrdb top`
+            and the dashboard add up those of all processes.
 
     Raises:
         OptionError: naming the option.
@@ -75,6 +77,7 @@ class Cache(Runtime):
         hook: Hook | None = None,
         hash_keys: bytes | None = None,
         max_bytes: int = 8 * 1024 * 1024,
+        publish: bool = False,
     ) -> None:
         owner = type(self).__name__
         if near is not None and not isinstance(near, bool | Near):
@@ -93,6 +96,7 @@ class Cache(Runtime):
             hook=synchronous(hook, name="hook", owner=owner, use="a function of an Event"),
             seal=hashed(hash_keys, owner),
             max_bytes=at_least_one(max_bytes, name="max_bytes", owner=owner),
+            publish=publish,
         )
         self.move(namespace, None if redis is None else checked(redis, owner))
 

@@ -12,7 +12,7 @@ import inspect
 import os
 from collections.abc import AsyncGenerator, Callable, Coroutine, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 from weakref import ReferenceType, WeakKeyDictionary, WeakSet, ref
@@ -21,8 +21,10 @@ from .errors import CacheUnavailableError, OptionError
 from .events import Counters, Hook
 from .keys import MISSING, BoundCall, BoundMany, CallPlan, Prefix
 from .protocol import OnError, Store, Target, is_cluster
+from .publishing import Publisher
 from .registry import Registry
 from .singleflight import Flights
+from .transport import ended
 
 if TYPE_CHECKING:
     from .near import Near
@@ -56,6 +58,7 @@ class LoopState:
         self.reloads: dict[tuple[Store, str], asyncio.Task[None]] = {}  # by key
         self.pending: dict[Hashable, dict[Target, bool]] = {}  # invalidations of loops that have ended, by server
         # A loop that ends waits for its asynchronous generators to close: this one closes the cache.
+        self.publisher: asyncio.Task[None] | None = None
         self._open = self._until_the_end()
         with suppress(StopIteration):
             self._open.asend(None).send(None)
@@ -64,6 +67,9 @@ class LoopState:
         """Wait for background tasks, at most `limit` seconds; then close all connections."""
         loop = asyncio.get_running_loop()
         end = loop.time() + limit
+        if self.publisher is not None:
+            await ended((self.publisher,))
+            self.publisher = None
         if self.reloads:
             _, late = await asyncio.wait(set(self.reloads.values()), timeout=limit)
             for task in late:
@@ -112,6 +118,7 @@ class Runtime:
         hook: Hook | None,
         seal: Any,
         max_bytes: int,
+        publish: bool,
     ) -> None:
         self.near, self.near_by_default = near, near_by_default
         self.on_error: OnError = on_error
@@ -123,6 +130,9 @@ class Runtime:
         self.counted: list[Counters] = []
         self.registry = Registry()
         self._own_counters = self.counters(type(self).__name__)
+        self._publisher = Publisher(self.registry) if publish else None
+        if self._publisher is not None:
+            self.hooks.append(self._publisher.tally)
         _runtimes.add(self)
 
     def move(self, namespace: str, redis: Any) -> None:
@@ -175,9 +185,15 @@ class Runtime:
             if store is None:
                 store = state.stores[server] = self._new_store(cluster=is_cluster(client))
                 store.add_pending(client, state.pending.pop(server, {}))
+                if self._publisher is not None and state.publisher is None:
+                    state.publisher = self._publish(client, self._publisher, store)
             state.by_pool[pool] = store
         self._recent = ref(client), get_ident(), ref(asyncio.get_running_loop()), store
         return store
+
+    def _publish(self, client: Any, publisher: Publisher, store: Store) -> asyncio.Task[None]:
+        work = publisher.run(client, self.namespace, lambda: store.has_pending)
+        return asyncio.get_running_loop().create_task(work, context=Context())
 
     def _new_store(self, *, cluster: bool) -> Store:
         store = Store(

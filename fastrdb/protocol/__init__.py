@@ -2,6 +2,7 @@
 
 from fastrdb.transport import Budget, is_cluster
 
+from .inspector import BarrierInfo, IndexInfo, Inspector, KeyInfo
 from .intent import Intent, OnError
 from .interface import Barred, Busy, Entry, Granted, Hit, Outcome, Timed
 from .keyspace import Keyspace, Target
@@ -10,13 +11,17 @@ from .store import Fill, Store
 
 __all__ = [
     "Barred",
+    "BarrierInfo",
     "Budget",
     "Busy",
     "Entry",
     "Fill",
     "Granted",
     "Hit",
+    "IndexInfo",
+    "Inspector",
     "Intent",
+    "KeyInfo",
     "Keyspace",
     "OnError",
     "Outcome",

@@ -23,8 +23,8 @@ from tests.support.source.modules import (
 LONGEST_MODULE = 400
 MOST_NAMES = 25
 # Of the library itself. These come down as packages are rebuilt: to 62, 11,600, 14, 45, none and 2.
-MOST_MODULES = 72
-MOST_LINES = 16_300
+MOST_MODULES = 74
+MOST_LINES = 16_700
 MOST_FLOORS = 19
 # Of the rooms beside it, which stand on its public names: modules, lines.
 BESIDE = {"integrations": (5, 1_100), "cli": (8, 1_200)}
@@ -36,11 +36,11 @@ MOST_CONTEXT_VARIABLES = 2
 ORDER = [
     *("errors", "events", "options", "singleflight"),
     *("keys", "registry", "values", "orm", "inference", "transport", "near", "protocol", "transactions"),
-    *("runtime", "invalidation", "loading", "typing", "wrappers", "cache", "crud"),
+    *("publishing", "runtime", "invalidation", "loading", "typing", "wrappers", "cache", "crud"),
     *("__init__", "integrations", "testing", "demo", "cli", "__main__"),
 ]
 HOMES = {
-    "redis": {"transport", "near", "protocol", "integrations", "testing", "demo", "cli"},
+    "redis": {"transport", "near", "protocol", "publishing", "integrations", "testing", "demo", "cli"},
     "cachebox": {"near"},
     "wrapt": {"wrappers"},
     "sqlglot": {"inference"},

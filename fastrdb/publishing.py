@@ -1,0 +1,83 @@
+"""Counts of one process, as a hook, and the task that publishes them to Redis for other processes to read."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+from collections import deque
+from contextlib import suppress
+from dataclasses import asdict
+from time import time
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import RedisError
+
+from .protocol import Inspector
+
+if TYPE_CHECKING:
+    from .events import Event
+    from .registry import Registry
+
+_EVERY_S = 5.0
+_MOST_DROPS = 50
+_TIMED = {"hit": "redis", "stale": "redis", "fill": "redis", "loaded": "load", "join": "wait"}
+
+
+class Tally:
+    """The times of each function's loads, waits and round trips, and the latest invalidations of this process."""
+
+    def __init__(self) -> None:
+        self._times: dict[str, dict[str, list[float]]] = {}
+        self._drops: deque[dict[str, Any]] = deque(maxlen=_MOST_DROPS)
+
+    def __call__(self, event: Event) -> None:
+        """Take note of `event`."""
+        if event.kind in ("invalidation", "deleted"):
+            drop = {"at": time(), "function": event.function, "kind": event.kind, "key": event.key[:500]}
+            self._drops.append(drop | {"count": event.count if event.kind == "deleted" else None})
+        if event.seconds is not None and (name := _TIMED.get(event.kind)) is not None:
+            times = self._times.setdefault(event.function, {}).setdefault(name, [0, 0.0])
+            times[0] += 1
+            times[1] += event.seconds
+
+    def record(self, registry: Registry, *, pending: bool) -> dict[str, Any]:
+        """Return the counts of this process as JSON has them. Times are [how often, seconds in all]."""
+        functions = [
+            {
+                "function": info.function,
+                "pattern": info.pattern,
+                "stats": {name: count for name, count in asdict(info.stats).items() if count},
+                "times": self._times.get(info.function, {}),
+                "unstored": dict(info.unstored),
+            }
+            for info in registry.infos()
+        ]
+        return {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "at": time(),
+            "pending": pending,
+            "functions": functions,
+            "drops": list(self._drops),
+        }
+
+
+class Publisher:
+    """The publishing of one cache in one process."""
+
+    def __init__(self, registry: Registry) -> None:
+        self.tally = Tally()
+        self._registry = registry
+        self._process = 0, ""
+
+    async def run(self, client: Any, namespace: str, pending: Any) -> None:
+        """Publish until cancelled. A Redis that does not answer is tried again at the next turn."""
+        inspector = Inspector(client, namespace)
+        if self._process[0] != os.getpid():  # a child of fork() is another process; two event loops are one
+            self._process = os.getpid(), secrets.token_hex(8)
+        while True:
+            with suppress(RedisError, OSError, asyncio.TimeoutError):
+                await inspector.publish(self._process[1], self.tally.record(self._registry, pending=pending()))
+            await asyncio.sleep(_EVERY_S)

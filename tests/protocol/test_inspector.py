@@ -1,0 +1,116 @@
+"""The look at a namespace, on one server and on a cluster."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from fastrdb import Cache, Inspector
+from fastrdb.testing import GatedClient
+from tests.support.waiting import until
+
+
+@pytest.fixture(params=["", "shop"])
+def namespace(request: pytest.FixtureRequest) -> str:
+    """Return no namespace, and one."""
+    return str(request.param)
+
+
+async def test_entries_under_a_prefix(any_client: Any, namespace: str) -> None:
+    """Keys come without the namespace, with TTL and size; another namespace's are not there."""
+    async with Cache(any_client, namespace=namespace) as cache, Cache(any_client, namespace="other") as other:
+        for each in (cache, other):
+
+            @each.cached("user:{number}", exp=60, jitter=0)
+            async def user(number: int) -> str:
+                return "x" * number
+
+            @each.cached("page:{number}")
+            async def page(number: int) -> int:
+                return number
+
+            for number in range(12):
+                await user(number)
+            await page(1)
+        inspector = Inspector(any_client, namespace)
+        found = {each.key: each for each in await inspector.keys("user:*")}
+        assert set(found) == {f"user:{number}" for number in range(12)}
+        assert found["user:3"].size == 5
+        ttl = found["user:3"].ttl
+        assert ttl is not None
+        assert 0 < ttl <= 60
+        assert {each.key for each in await inspector.keys("user:1?")} == {"user:10", "user:11"}
+        assert len(await inspector.keys(limit=5)) == 5
+        assert await inspector.count("") >= 13
+        assert await inspector.value("user:2") == b'"xx"'
+        assert (await inspector.value("user:99"), await inspector.entry("user:99")) == (None, None)
+        index = await inspector.index()
+        assert (index.whole, index.exists) == (True, True)
+
+
+async def test_leases_and_barriers(client: Redis, gated: GatedClient) -> None:
+    """While a load runs there is a lease, and while a commit is on its way a barrier that reaches its keys."""
+    inspector = Inspector(client)
+    async with Cache() as cache:
+
+        @cache.cached("user:{number}")
+        async def user(redis: Redis, number: int) -> int:
+            return number
+
+        gate = gated.gates.before("fill")
+        load = asyncio.create_task(user(gated, 1))
+        await gate.reached()
+        assert await inspector.leases() == 1
+        assert 0 < (await inspector.lease("user:1") or 0) <= 10
+        gate.open()
+        await load
+        assert await inspector.leases() == 0
+    assert await inspector.barriers() == []
+    seconds, _ = await client.time()
+    barrier = b"1" * 32 + b"user:1\n"
+    await client.zadd("fastrdb:barriers", {barrier: (seconds + 5) * 1000})
+    await client.zadd("fastrdb:barriers", {b"2" * 32 + b"page:\n*:x*": (seconds + 5) * 1000})
+    await client.zadd("fastrdb:barriers", {b"3" * 32 + b"old\n=": (seconds - 5) * 1000})
+    assert {each.reach for each in await inspector.barriers()} == {"user:1*", "page:*:x*"}
+    assert [each.reach for each in await inspector.barriers("user:12")] == ["user:1*"]
+    assert [each.reach for each in await inspector.barriers("page:1:xy")] == ["page:*:x*"]
+    assert await inspector.barriers("page:1:y") == []
+
+
+async def test_an_index_that_was_lost_is_not_whole(client: Redis) -> None:
+    """Its mark has been deleted by hand."""
+    async with Cache(client) as cache:
+
+        @cache.cached("user:{number}")
+        async def user(number: int) -> int:
+            return number
+
+        await user(1)
+        await client.zrem("fastrdb:index", b"\0")
+        assert not (await Inspector(client).index()).whole
+
+
+async def test_counts_are_published(any_client: Any, namespace: str) -> None:
+    """With publish=True the counts of this process are in Redis at once, and those of a process that ended go."""
+    inspector = Inspector(any_client, namespace)
+    async with Cache(any_client, namespace=namespace, publish=True) as cache:
+
+        @cache.cached("user:{number}")
+        async def user(number: int) -> int:
+            return number
+
+        await user(1)
+        await until(lambda: _any_published(inspector))
+        found = await inspector.published()
+        (record,) = found.values()
+        assert [each["pattern"] for each in record["functions"] if each["pattern"]] == ["user:{number}"]
+        assert record["pending"] is False
+    await any_client.delete(*[f"{inspector.keyspace.room}{{stats}}:{process}" for process in found])
+    assert await inspector.published() == {}
+
+
+async def _any_published(inspector: Inspector) -> bool:
+    return bool(await inspector.published())
