@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
     from redis.asyncio.cluster import RedisCluster
 
-_NOT_OF_POLICY = frozenset({"ignore", "near", "shared", "never_invalidated"})
+_NOT_OF_POLICY = frozenset({"ignore", "near", "shared", "never_invalidated", "version"})
 _PUBLIC = ("disabled", "hooks", "namespace", "redis")
 """What users need of the inside of a cache."""
 F = TypeVar("F", bound=Callable[..., Coroutine[Any, Any, Any]])
@@ -188,18 +188,20 @@ class Cache(Runtime):
         return self._wrapped(decorator, function, query, options)
 
     def _wrapped(self, decorator: str, function: Any, query: CachedFunction, options: Options) -> Any:
-        policy = query.policy
+        policy, plan, module = query.policy, query.plan, getattr(function, "__module__", "")
+        shared, version = _flag(plan.function, options, "shared"), _version(query.codec, options.get("version"))
+        plan.variant.settle(module, plan.function, version, shared=shared)
         query.registered = self.registry.add(
             Registered(
-                query.plan.function,
-                getattr(function, "__module__", ""),
+                plan.function,
+                module,
                 decorator,
                 query.counters,
                 {**options},
-                query.plan.pattern,
+                plan.pattern,
                 query.codec.type,
-                shared=_flag(query.plan.function, options, "shared"),
-                ends=_flag(query.plan.function, options, "never_invalidated") or policy.exp_ms <= SHORT_S * 1000,
+                shared=shared,
+                ends=_flag(plan.function, options, "never_invalidated") or policy.exp_ms <= SHORT_S * 1000,
             )
         )
         return cached_wrapper(function, query)
@@ -303,6 +305,15 @@ def _flag(owner: str, options: Options, name: Literal["shared", "never_invalidat
     if not isinstance(value, bool):
         raise OptionError(f"{owner}: {name}={value!r} must be True or False")
     return value
+
+
+def _version(codec: Codec, version: object) -> str:
+    """Return the version as it stands in keys; "" without one. Raises OptionError."""
+    if version is None:
+        return ""
+    if isinstance(version, bool) or not isinstance(version, str | int) or version == "":
+        raise OptionError(f'{codec.owner}: version={version!r} must be a text, a whole number, or "auto"')
+    return codec.fingerprint() if version == "auto" else str(version)
 
 
 def _near(owner: str, options: Options, default: bool) -> bool:

@@ -131,6 +131,11 @@ class _CachedCallable(_Extras, _Function):
         super().__init__(function, _unused)
         self._self_query = query
 
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.query.plan.variant.belongs_to(owner)
+        if (inner := getattr(type(self.__wrapped__), "__set_name__", None)) is not None:
+            inner(self.__wrapped__, owner, name)
+
 
 def cached_wrapper(function: Any, query: CachedFunction) -> Any:
     """Return a function with its cache around it.

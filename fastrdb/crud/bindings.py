@@ -45,6 +45,7 @@ class Settings(TypedDict, total=False):
     session_factory: Callable[[], Any]
     near: bool | None
     shared: bool
+    version: str | int | None
 
 
 class _Unset(enum.Enum):

@@ -7,6 +7,7 @@ from .pattern import Pattern, add_pairs, hashed
 from .prefix import VARIANTS, Prefix, PrefixTemplates, Reached, fingerprint
 from .signature import ResultShape, inspect_function
 from .tag import ANYTHING, END, EVERYTHING, Image, bounded, row_tag, table_tag, value_text
+from .variant import without_variant
 
 __all__ = [
     "ANYTHING",
@@ -33,4 +34,5 @@ __all__ = [
     "row_tag",
     "table_tag",
     "value_text",
+    "without_variant",
 ]

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from fastrdb.errors import KeyValueError, MissingKeyFieldError, OptionError, PatternError
 
-from .compiled import Pair, Recipe, Step
+from .compiled import Pair, Recipe, Step, Twin
 from .declared import MISSING, attribute_type
 from .encoding import encode_with, encoder_for
 from .pattern import Part, Pattern, Seal, sealed
 from .prefix import RESULT, PrefixTemplates, Template, attribute, part_encoder, reader
 from .signature import IdList, Inspected, Parameter, inspect_function
+from .variant import Variant
 
 UNSAID = (ValueError, AttributeError, KeyError, RecursionError, TypeError)
 """What is wrong with a call's arguments, without the name of the parameter."""
@@ -49,10 +51,12 @@ class CallPlan:
         session_name: the parameter that takes its session, or None.
         redis_optional: its parameter for Redis has the default None.
         pattern: of its keys, or None.
+        variant: what stands behind all of its keys. Settled before the first key is made.
         head: what its keys begin with (but for the few that `guard` changes).
         ids: the parameter that takes a list of ids, for `cached_many`.
         templates: what its calls invalidate.
-        quick: gives Redis, session and key of a call without an instance; `locate` has better error messages.
+
+    `quick` gives Redis, session and key of a call without an instance; `locate` has better error messages.
     """
 
     def __init__(
@@ -79,6 +83,7 @@ class CallPlan:
         if many and parsed is not None:
             self.ids = IdList.of(found, parsed.names, f"{owner}: pattern {parsed.text!r}")
             self._parameters = {each.name: each for each in self.ids.one_of(found).parameters}
+        self.variant = Variant()
         self._recipe = self._recipe_for(parsed)
         filled = [self._template(text, "prefix") for text in prefixes if text != ""]
         self.templates = PrefixTemplates(filled, [self._template(text, "pattern") for text in keys])
@@ -87,7 +92,6 @@ class CallPlan:
         self.redis_optional = "redis" in by_role and by_role["redis"].default is None
         self.pattern = parsed
         self.head = "" if parsed is None else parsed.head
-        self.quick = self._recipe.twin(bool(self._takes_instance))
 
     @classmethod
     def of(
@@ -176,7 +180,9 @@ class CallPlan:
             aside = pattern.names | self._ignored | {self._kwargs}
             left = [each for each in self._parameters.values() if each.role == "value" and each.name not in aside]
             query = [self._pair(each) for each in sorted(left, key=lambda each: each.name)]
-        return Recipe(self.function, self._parameters, self._ignored, pattern, steps, query, self.ids, self._seal)
+        return Recipe(
+            self.function, self._parameters, self._ignored, pattern, steps, query, self.ids, self._seal, self.variant
+        )
 
     def _pair(self, parameter: Parameter) -> Pair:
         encode = sealed(encoder_for(parameter.type), self._seal)
@@ -186,6 +192,11 @@ class CallPlan:
         except (KeyValueError, RecursionError):  # a sentinel of the function's own: only itself is left out
             text = None
         return Pair(parameter.name, encode, default, text)
+
+    @cached_property
+    def quick(self) -> Twin:
+        """The twin for a call without an instance."""
+        return self._recipe.twin(bool(self._takes_instance))
 
     # --- at a call ----------------------------------------------------------------------------------------------------
 

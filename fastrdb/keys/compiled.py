@@ -19,6 +19,7 @@ from .declared import MISSING, SCALARS
 from .encoding import Encoder, encoder_for, quote, scalar_encoder
 from .pattern import RESERVED_HEAD, SURE, Part, Pattern, Seal, fit, guard, sealed
 from .signature import IdList, Parameter, db_of, is_redis, is_session, redis_of
+from .variant import Variant
 
 Twin = Callable[..., Any]
 _VAR_POSITIONAL, _VAR_KEYWORD = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
@@ -57,6 +58,7 @@ class Recipe:
         query: the arguments that the pattern does not name, sorted by name.
         ids: the parameter that takes a list of ids, if one does.
         seal: what hides the values in keys, if something does.
+        variant: what stands behind all keys.
     """
 
     function: str
@@ -67,6 +69,7 @@ class Recipe:
     query: Sequence[Pair]
     ids: IdList | None
     seal: Seal | None
+    variant: Variant
     _twins: dict[tuple[bool, ...], Twin] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -205,12 +208,26 @@ class Recipe:
                 f"    {append(session.name)}",
                 f"    {session.name} = None",
             ]
-        lines = [line for name in sorted(found) for line in found[name]]
+        lines, behind = [line for name in sorted(found) for line in found[name]], self._variant_lines(text, instance)
+        first = [f"if {query}:", f'    {query} = f"?{{{query}[1:]}}"']
         if not listed:
-            return [f'{query} = ""', *lines, f"if {query}:", f'    {query} = f"?{{{query}[1:]}}"'] if lines else []
+            return [f'{query} = ""', *lines, *behind, *first] if lines or behind else []
         lines += [f"{query} += {text.name(self._keyword_pairs)}({self._kwargs})", f"{query}.sort()"]
-        joined = f'{query} = f"?{{{text.name("&")}.join({query})}}" if {query} else ""'
-        return [f"{query} = []", *lines, joined]
+        joined = f'{query} = "".join([f"&{{{each}}}" for {each} in {query}])'
+        return [f"{query} = []", *lines, joined, *behind, *first]
+
+    def _variant_lines(self, text: _Text, instance: str | None) -> list[str]:
+        """Return the lines that put the pairs of the function behind those of the arguments."""
+        query, variant, lines = text.local("query"), self.variant, []
+        named = instance is None or self.pattern is None or instance in self._named
+        if not named and not variant.shared:  # the common case first, without a call
+            lines += [
+                f"if {text.name(type)}({instance}) not in {text.name(variant.plain)}:",
+                f"    {query} += {text.name(variant.of_class)}({instance})",
+            ]
+        if self.pattern is not None and (pair := variant.of_version()):
+            lines.append(f"{query} += {text.name(pair)}")
+        return lines
 
     def _value_of(self, session: Parameter) -> Callable[[Any], str | None]:
         """Return what writes an argument that only its name calls a session; None for what may be one."""

@@ -17,7 +17,7 @@ from uuid import UUID
 
 from fastrdb.errors import CacheUnavailableError, OptionError
 from fastrdb.invalidation import Put, enlist
-from fastrdb.keys import MISSING, UNSAID, BoundCall, BoundMany, CallPlan, Prefix, add_pairs
+from fastrdb.keys import MISSING, UNSAID, BoundCall, BoundMany, CallPlan, Prefix, add_pairs, without_variant
 from fastrdb.runtime import Runtime, disabled
 from fastrdb.transactions import (
     has_transaction,
@@ -244,6 +244,7 @@ class CachedFunction(Entries):
         return 0 if call is None else await self._drop(call, self.keys(values, call.session))
 
     async def _drop(self, call: CallContext, keys: Sequence[str]) -> int | None:
+        keys = [without_variant(key) for key in keys]  # other versions and classes, too
         for key in keys:
             self.counters.tell("invalidation", key)
         prefixes = map(Prefix.variants, keys)

@@ -19,6 +19,7 @@ from fastrdb.errors import SchemaError
 
 from . import strict, types
 from .equality import difference
+from .fingerprint import schema_digest
 from .response import unlike_response
 
 _KNOWN_ERRORS: Final = frozenset(get_args(ErrorType))  # a validator of the user's has types and texts of its own
@@ -93,6 +94,10 @@ class Codec:
     @property
     def _core(self) -> strict.Schema:
         return dict(self._adapter.core_schema)
+
+    def fingerprint(self) -> str:
+        """Return a short digest of the form of the values: see `version="auto"`."""
+        return schema_digest(self._core)
 
     def unlike_response(self) -> str | None:
         """Return why the JSON of a response model of this type is not that of an entry; None if it is the same."""
