@@ -43,7 +43,7 @@ class CallContext:
     client: Any
     store: Store
     session: Session | None
-    patience: Budget
+    budget: Budget
     keys_now: Callable[[bool, Session | None], Sequence[str] | None] | None = None
 
     def other_keys(self, asked: Sequence[str], *, background: bool) -> str | None:
@@ -147,8 +147,8 @@ class Entries:
             raise missing
         if raw != ABSENT:  # else `cached_many` has stored that there is no such row
             self.counters.tell("corrupt", key, str(error))
-        with suppress(CacheUnavailableError), call.patience:
-            await call.store.discard(call.client, key, raw)
+        with suppress(CacheUnavailableError):
+            await call.store.discard(call.client, key, raw, call.budget)
         return MISS
 
     def own_value(self, kept: Kept) -> Any:
@@ -166,13 +166,15 @@ class Entries:
             kept = (value, self.codec) if self.codec.shared else (entry.raw, None)
             store.near.keep(ticket, *kept, size=len(entry.raw), ttl_ms=whole_ms(left_ms))
 
-    async def read(self, call: CallContext, keys: Sequence[str]) -> Sequence[Timed | None]:
+    async def read(
+        self, call: CallContext, keys: Sequence[str], budget: Budget | None = None
+    ) -> Sequence[Timed | None]:
         """Return what Redis has under `keys`, in one round trip. Raises CacheUnavailableError."""
+        store, client = call.store, call.client
         if self.aged:
-            return await call.store.get_many(call.client, keys, timed=True)
-        return [
-            None if raw is None else Timed(raw, _FOREVER_MS) for raw in await call.store.get_many(call.client, keys)
-        ]
+            return await store.get_many(client, keys, timed=True, budget=budget)
+        found = await store.get_many(client, keys, budget=budget)
+        return [None if raw is None else Timed(raw, _FOREVER_MS) for raw in found]
 
     async def value(self, call: CallContext, key: str, raw: bytes, *, many: bool) -> Any:
         """Return the value of an entry; MISS if it has none, after deleting the entry.
@@ -267,7 +269,7 @@ class Reading:
         tickets = {key: store.near_token(call.client, key, head) for key in keys} if entries.near else {}
         found = await entries.read(call, keys)
         self.seconds = monotonic() - begun
-        call.patience = store.patience(call.client, keys, read=True)
+        call.budget = store.budget(call.client, keys, read=True)
         for key, entry in zip(keys, found, strict=True):
             if entry is not None:
                 value = await entries.value(call, key, entry.raw, many=self.many)
@@ -301,8 +303,7 @@ class Reading:
         if entries.bypass_reason(call.store, call.client, call.session) is not None:
             return False
         try:
-            with call.patience:
-                found = await entries.read(call, missing)
+            found = await entries.read(call, missing, call.budget)
         except CacheUnavailableError:
             return False
         fresh = dict[str, bool]()

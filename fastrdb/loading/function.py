@@ -146,8 +146,8 @@ class CachedFunction(Entries):
                     counters.counts["near"] += 1
                 return value
         read = free and not self.aged
-        run, patience = partial(function, *args, **kwargs), store.patience(client, (key,), read=read)
-        call = CallContext(client, store, session, patience, partial(self._keys_now, run))
+        run, budget = partial(function, *args, **kwargs), store.budget(client, (key,), read=read)
+        call = CallContext(client, store, session, budget, partial(self._keys_now, run))
         return await self._missed(call, key, run, read=read, raw=raw, failure=failure)
 
     async def _missed(
@@ -211,7 +211,7 @@ class CachedFunction(Entries):
         if client is None:
             return None
         store = self.cache.store(client)
-        return CallContext(client, store, session_of(values.session), store.patience(client, keys))
+        return CallContext(client, store, session_of(values.session), store.budget(client, keys))
 
     def key(self, values: BoundCall, session: Session | None = None) -> str:
         """Return the key without the namespace."""

@@ -135,7 +135,7 @@ class Loading(Reading):
                 entries.counters.tell("hit", key)
         if policy.background and (aging := [*self.stale, *self.early]):
             client, store = self.call.client, self.call.store
-            alone = replace(self.call, session=None, patience=store.patience(client, aging))
+            alone = replace(self.call, session=None, budget=store.budget(client, aging))
             again = Loading(entries, alone, self.asked, self.load, many=self.many, background=True)
             again.seen, again.early = self.seen, self.early
             entries.cache.reload(store, aging, again.in_background)
@@ -230,13 +230,15 @@ class Loading(Reading):
 
     async def _acquire(self, tokens: dict[str, str]) -> dict[str, Answer | CacheUnavailableError]:
         call, seen_ms = self.call, {key: entry.ttl_ms for key, entry in self.seen.items()}
+        left = call.budget.left
         try:
-            with call.patience:
-                answers = await call.store.acquire(call.client, tokens, refresh=self.refresh, seen_ms=seen_ms)
+            answers = await call.store.acquire(
+                call.client, tokens, budget=call.budget, refresh=self.refresh, seen_ms=seen_ms
+            )
         except CacheUnavailableError as error:
             return dict.fromkeys(tokens, error)
         if any(isinstance(answer, Busy) for answer in answers.values()):  # the call waits for others: `wait` bounds it
-            call.patience.give_back()  # mechanism: budget-spares-waiting
+            call.budget.left = left  # mechanism: budget-spares-waiting
         self._granted = {key: answer.lease for key, answer in answers.items() if isinstance(answer, Granted)}
         return {**answers}
 
@@ -313,8 +315,7 @@ class Loading(Reading):
     async def _store(self, fills: list[Fill], leases: dict[str, Flight]) -> None:
         counters, lease, begun = self.entries.counters, self.entries.cache.lease, monotonic()
         try:
-            with self.call.patience:
-                stored = await self.call.store.fill(self.call.client, fills)
+            stored = await self.call.store.fill(self.call.client, fills, self.call.budget)
         except CacheUnavailableError as error:
             for key, *_ in fills:
                 counters.tell("unavailable", key, str(error))

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextvars import Context
 from copy import copy
 from functools import partial
@@ -23,23 +23,11 @@ from typing import Any
 from redis.exceptions import TryAgainError
 
 from fastrdb.errors import CacheUnavailableError
-from fastrdb.transport import OTHER_DATA, Call, Client, Command, Health, Met, RedisClient
+from fastrdb.transport import OTHER_DATA, Budget, Call, Client, Command, Health, Met, RedisClient
 
 from .cluster_scan import ClusterScan
 from .interface import DEAD_PER_FILL, GONE, Ask, Backend, Barred, Busy, Entry, Granted, Hit, Outcome, Write
-from .keyspace import (
-    EXACTLY,
-    ClusterKeyspace,
-    Keyspace,
-    Range,
-    Shard,
-    Target,
-    batches,
-    divide,
-    lists,
-    nothing,
-    portions,
-)
+from .keyspace import EXACTLY, ClusterKeyspace, Keyspace, Range, Shard, Target, batches, divide, lists, portions
 from .lua import load_script
 from .trust import Trust
 
@@ -98,33 +86,35 @@ class ClusterBackend(Backend):
 
     # --- readers
 
-    async def get_many(self, client: Client, entries: Sequence[bytes]) -> list[bytes | None]:
+    async def get_many(
+        self, client: Client, entries: Sequence[bytes], budget: Budget | None = None
+    ) -> list[bytes | None]:
         """Return entries: a GET each, but all in one round trip."""
-        with self.link.patience(client):  # redirections are more round trips
-            return await self.link.read(client, [("GET", entry) for entry in entries])
+        return await self.link.read(client, [("GET", entry) for entry in entries], budget)
 
-    async def get_timed(self, client: Client, entries: Sequence[bytes]) -> list[tuple[bytes | None, int]]:
+    async def get_timed(
+        self, client: Client, entries: Sequence[bytes], budget: Budget | None = None
+    ) -> list[tuple[bytes | None, int]]:
         """Return entries, each with its PTTL."""
-        with self.link.patience(client):
-            replies = await self.link.read(
-                client, [(command, entry) for entry in entries for command in ("GET", "PTTL")]
-            )
+        commands = [(command, entry) for entry in entries for command in ("GET", "PTTL")]
+        replies = await self.link.read(client, commands, budget)
         return list(zip(replies[::2], replies[1::2], strict=True))
 
-    async def acquire(self, client: Client, asks: Sequence[Ask]) -> list[Outcome]:
+    async def acquire(self, client: Client, asks: Sequence[Ask], budget: Budget | None = None) -> list[Outcome]:
         """Ask for leases, and enter the index with those that are granted."""
         times = self._lease_ms, self._fresh_ms
         calls = [
             Call(LEASE, self._names.in_slot(entry), (token, times[0], old, times[1])) for entry, token, old in asks
         ]
-        outcomes = [self._outcome(reply) for reply in await self.link.many(client, calls)]
+        outcomes = [self._outcome(reply) for reply in await self.link.many(client, calls, budget=budget)]
         granted = [at for at, outcome in enumerate(outcomes) if isinstance(outcome, Granted)]
-        barred = await self._enter(client, [asks[at].entry for at in granted]) if granted else set()
+        barred = await self._enter(client, [asks[at].entry for at in granted], budget) if granted else set()
         if self.trust.other_data:  # found out meanwhile: what is in the shards may be anything
             barred = {asks[at].entry for at in granted}
         refused = [at for at in granted if asks[at].entry in barred]
         if refused:
-            await self.link.many(client, [self._release(asks[at].entry, asks[at].token) for at in refused])
+            given = [self._release(asks[at].entry, asks[at].token) for at in refused]
+            await self.link.many(client, given, budget=budget)
             for at in refused:
                 outcomes[at] = Barred()
         return outcomes
@@ -140,27 +130,27 @@ class ClusterBackend(Backend):
                 return Granted(held)
         return Barred()
 
-    async def _enter(self, client: Client, entries: Iterable[bytes]) -> set[bytes]:
+    async def _enter(self, client: Client, entries: Iterable[bytes], budget: Budget | None) -> set[bytes]:
         """Enter the index. Return the entries that are barred."""
         shards: defaultdict[Shard, list[bytes]] = defaultdict(list)
         for entry in entries:
             shards[self.keyspace.shard(entry)].append(entry)
         calls = [Call(ENTER, shard.all, (self._lease_ms, self._barrier_ms, *each)) for shard, each in shards.items()]
-        pairs = zip(shards.values(), await self.link.many(client, calls), strict=True)
+        pairs = zip(shards.values(), await self.link.many(client, calls, budget=budget), strict=True)
         return {entry for each, flags in pairs for entry, barred in zip(each, flags, strict=True) if barred}
 
-    async def fill(self, client: Client, writes: Sequence[Write]) -> list[bool]:
+    async def fill(self, client: Client, writes: Sequence[Write], budget: Budget | None = None) -> list[bool]:
         """Store under leases, and list in the same round trip what is dead in their shards."""
         lives: defaultdict[Shard, list[bytes | int]] = defaultdict(list)
         for write in writes:
             lives[self.keyspace.shard(write.entry)] += (write.entry, write.ttl_ms)
-        return [bool(reply) for reply in await self._and_list_dead(client, self._fills(writes), lives)]
+        return [bool(reply) for reply in await self._and_list_dead(client, self._fills(writes), lives, budget)]
 
     async def release(self, client: Client, leases: Sequence[tuple[bytes, str]]) -> None:
         """Release leases, and list in the same round trip what is dead in their shards."""
         for portion in portions(leases, self._chunk):
             lives: dict[Shard, Sequence[bytes | int]] = {self.keyspace.shard(entry): () for entry, _ in portion}
-            await self._and_list_dead(client, [self._release(entry, token) for entry, token in portion], lives)
+            await self._and_list_dead(client, [self._release(entry, token) for entry, token in portion], lives, None)
 
     async def inspect(self, client: Client, entry: bytes) -> Entry:
         """Return what Redis holds."""
@@ -170,11 +160,15 @@ class ClusterBackend(Backend):
         return Entry(None if ttl_ms == GONE else ttl_ms, size, bool(leased), bool(is_barred))
 
     async def _and_list_dead(
-        self, client: Client, calls: Sequence[Call], lives: Mapping[Shard, Sequence[bytes | int]]
+        self,
+        client: Client,
+        calls: Sequence[Call],
+        lives: Mapping[Shard, Sequence[bytes | int]],
+        budget: Budget | None,
     ) -> list[Any]:
         """Run scripts, note in shards until when entries live, and have members checked that may be dead."""
         expired = [Call(EXPIRED, (shard.expiry,), (DEAD_PER_FILL, *each)) for shard, each in lives.items()]
-        replies = await self.link.many(client, [*calls, *expired], errors=True)
+        replies = await self.link.many(client, [*calls, *expired], budget=budget, errors=True)
         for found in replies[len(calls) :]:
             if not isinstance(found, Exception):  # tidiness only
                 self._sweeper.check(client, found)
@@ -197,8 +191,8 @@ class ClusterBackend(Backend):
         targets: Iterable[Target],
         leases: MutableMapping[bytes, bytes] | None = None,
         *,
+        budget: Budget,
         again: bool = False,
-        renew: Callable[[], None] = nothing,
     ) -> int:
         """Bar, delete, take leases. Barriers, deletions and leases of one portion are one piece of work."""
         wide, exact = divide(targets)
@@ -212,12 +206,12 @@ class ClusterBackend(Backend):
         keys = set(exact)
         own, spared, deleted = set(leases), token if again else None, 0
         while any(jobs.values()):
-            keys |= await self._fence(client, jobs, renew)
-            deleted += await self._delete(client, keys - own, spared, renew)
+            keys |= await self._fence(client, jobs, budget)
+            deleted += await self._delete(client, keys - own, spared, budget)
             keys = set()
-            renew()
-        deleted += await self._delete(client, keys - own, spared, renew)
-        return deleted + await self._take(client, token, leases, renew)
+            budget.renew()
+        deleted += await self._delete(client, keys - own, spared, budget)
+        return deleted + await self._take(client, token, leases, budget)
 
     async def end(
         self,
@@ -226,24 +220,24 @@ class ClusterBackend(Backend):
         writes: Sequence[Write],
         released: Sequence[bytes],
         fence: Sequence[Target],
-        renew: Callable[[], None] = nothing,
+        budget: Budget,
     ) -> bool:
         """Fill, give back, remove barriers."""
         back = [*released]
-        for portion in portions(writes, self._chunk, renew):
+        for portion in portions(writes, self._chunk, budget):
             calls = self._fills(portion)
-            replies = await self.link.many(client, calls, errors=True)
+            replies = await self.link.many(client, calls, budget=budget, errors=True)
             # A slot that is being moved refuses a fill: the value is not stored then, and the rest goes on.
             refused = [isinstance(reply, TryAgainError) for reply in replies]
             back += [write.entry for write, is_refused in zip(portion, refused, strict=True) if is_refused]
             self.link.raised(calls, [0 if each else reply for each, reply in zip(refused, replies, strict=True)])
-        for entries in portions(back, self._chunk, renew):
-            await self.link.many(client, [self._release(entry, token) for entry in entries])
+        for entries in portions(back, self._chunk, budget):
+            await self.link.many(client, [self._release(entry, token) for entry in entries], budget=budget)
         down = [
             Call(UNBAR, (shard.barriers,), [target.barrier(token) for target in targets])
             for shard, targets in self._by_shard(fence).items()
         ]
-        stood = await self._patiently(client, down) if down else []
+        stood = await self._patiently(client, down, budget) if down else []
         return all(stood) and not self.trust.other_data
 
     def _by_shard(self, targets: Iterable[Target]) -> defaultdict[Shard, list[Target]]:
@@ -254,20 +248,20 @@ class ClusterBackend(Backend):
                 shards[shard].append(target)
         return shards
 
-    async def _fence(self, client: Client, jobs: dict[Shard, deque[_Job]], renew: Callable[[], None]) -> set[bytes]:
+    async def _fence(self, client: Client, jobs: dict[Shard, deque[_Job]], budget: Budget) -> set[bytes]:
         """Do the next job of each shard. Return the keys reached. A job that is not done yet stays.
 
         If an index is not complete, nothing is done yet, but all that it does not know is deleted.
         """
         working = [(shard, shard_jobs) for shard, shard_jobs in jobs.items() if shard_jobs]
         calls = [self._fence_call(shard, shard_jobs[0]) for shard, shard_jobs in working]
-        replies = await self._patiently(client, calls)
+        replies = await self._patiently(client, calls, budget)
         # Found out meanwhile: the shards may not know all keys. Unless that server was only new to this process.
         if self.trust.other_data and not await self.trust.settle(partial(self.link.many, client, errors=True)):
             self.heal(client)
             raise CacheUnavailableError(FENCE.name, OTHER_DATA)
         if any(done == _INCOMPLETE for done, *_ in replies):
-            await self._scan.make_complete(client, self.link, renew)
+            await self._scan.make_complete(client, self.link, budget)
             return set()
         reached: set[bytes] = set()
         for (_, shard_jobs), (done, last, keys) in zip(working, replies, strict=True):
@@ -280,40 +274,38 @@ class ClusterBackend(Backend):
     def _fence_call(self, shard: Shard, job: _Job) -> Call:
         return Call(FENCE, shard.work, (self._barrier_ms, self._chunk, *lists(*job)))
 
-    async def _patiently(self, client: Client, calls: Sequence[Call]) -> list[Any]:
+    async def _patiently(self, client: Client, calls: Sequence[Call], budget: Budget) -> list[Any]:
         """Run scripts, and again where the keys of a shard are being moved, one after the other."""
         replies: list[Any] = []
         for _ in range(_TRIES):
-            replies = await self.link.many(client, calls, errors=True)
+            replies = await self.link.many(client, calls, budget=budget, errors=True)
             if not any(isinstance(reply, TryAgainError) for reply in replies):
                 break
             await asyncio.sleep(_PAUSE_S)
         return self.link.raised(calls, replies)
 
-    async def _delete(
-        self, client: Client, keys: Iterable[bytes], spared: str | None, renew: Callable[[], None]
-    ) -> int:
+    async def _delete(self, client: Client, keys: Iterable[bytes], spared: str | None, budget: Budget) -> int:
         """Delete keys with their leases, but those whose lease has the spared token. Return how many."""
         deleted = 0
-        for portion in portions(list(keys), self._chunk, renew):
+        for portion in portions(list(keys), self._chunk, budget):
             leases = [self.keyspace.lease(key) for key in portion]
             going = list(zip(portion, leases, strict=True))
             if spared is not None:
-                held = await self.link.many(client, [("GET", lease) for lease in leases])
+                held = await self.link.many(client, [("GET", lease) for lease in leases], budget=budget)
                 own = spared.encode() + b"\n"
                 going = [pair for pair, each in zip(going, held, strict=True) if not (each or b"").startswith(own)]
-            _, gone = await self._away(client, [("DEL", lease) for _, lease in going], [key for key, _ in going])
+            _, gone = await self._away(
+                client, [("DEL", lease) for _, lease in going], [key for key, _ in going], budget
+            )
             deleted += gone
         return deleted
 
-    async def _take(
-        self, client: Client, token: str, leases: MutableMapping[bytes, bytes], renew: Callable[[], None]
-    ) -> int:
+    async def _take(self, client: Client, token: str, leases: MutableMapping[bytes, bytes], budget: Budget) -> int:
         """Take leases, and delete the entries. Return how many there were."""
         deleted = 0
-        for portion in portions(list(leases), self._chunk, renew):
+        for portion in portions(list(leases), self._chunk, budget):
             takes = [Call(TAKE, (self.keyspace.lease(entry),), (token, self._barrier_ms)) for entry in portion]
-            held, gone = await self._away(client, takes, portion)
+            held, gone = await self._away(client, takes, portion, budget)
             leases.update(zip(portion, held, strict=True))
             deleted += gone
         if self.trust.evicts:  # the index may have been lost since the keys were entered
@@ -321,17 +313,17 @@ class ClusterBackend(Backend):
                 self._fence_call(shard, ([], [], [target.head for target in targets]))
                 for shard, targets in self._by_shard(_exactly(leases)).items()
             ]
-            await self._patiently(client, again)
+            await self._patiently(client, again, budget)
         return deleted
 
     async def _away(
-        self, client: Client, first: Sequence[Call | Command], entries: Sequence[bytes]
+        self, client: Client, first: Sequence[Call | Command], entries: Sequence[bytes], budget: Budget
     ) -> tuple[list[Any], int]:
         """Send for each entry a command for its lease, then delete the entry: a holder cannot store it any more."""
         commands = [
             command for lease, entry in zip(first, entries, strict=True) for command in (lease, ("UNLINK", entry))
         ]
-        replies: list[Any] = await self.link.many(client, commands) if commands else []
+        replies: list[Any] = await self.link.many(client, commands, budget=budget) if commands else []
         return replies[::2], sum(replies[1::2])
 
 

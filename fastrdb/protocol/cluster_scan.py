@@ -15,9 +15,9 @@ from functools import partial
 from typing import Any
 
 from fastrdb.errors import CacheUnavailableError
-from fastrdb.transport import SLOTS, Call, Client, Command, RedisClient
+from fastrdb.transport import SLOTS, Budget, Call, Client, Command, RedisClient
 
-from .keyspace import COMPLETE, INCOMPLETE, ClusterKeyspace, nothing, portions
+from .keyspace import COMPLETE, INCOMPLETE, ClusterKeyspace, portions
 from .lua import load_script
 
 logger = logging.getLogger("fastrdb")
@@ -40,14 +40,14 @@ class ClusterScan:
         self._one_at_a_time = asyncio.Lock()
         self._said_lost = False
 
-    async def make_complete(self, client: Client, link: RedisClient, renew: Callable[[], None]) -> None:
+    async def make_complete(self, client: Client, link: RedisClient, budget: Budget) -> None:
         """Delete all that the index may not know, and mark it complete. Of this process, one writer does it."""
         while self._one_at_a_time.locked():
-            renew()
+            budget.renew()
             await asyncio.sleep(_PAUSE_S)
         async with self._one_at_a_time:
             shards = self._keyspace.shards
-            known = await link.many(client, [("ZSCORE", shard.index, COMPLETE) for shard in shards])
+            known = await link.many(client, [("ZSCORE", shard.index, COMPLETE) for shard in shards], budget=budget)
             if None not in known:  # by another writer, meanwhile
                 return
             if not self._said_lost:
@@ -56,16 +56,17 @@ class ClusterScan:
                     "the index in Redis does not know all keys (it was lost, or is new): everything is invalidated"
                 )
             member = INCOMPLETE + secrets.token_hex(16).encode()
-            await link.many(client, [("ZADD", shard.index, 0, member) for shard in shards])
-            await self._delete_all(client, partial(_step, link, client, renew), scanning=True)
-            renew()
-            complete = await link.many(client, [Call(MAKE_COMPLETE, (shard.index,), (member,)) for shard in shards])
+            await link.many(client, [("ZADD", shard.index, 0, member) for shard in shards], budget=budget)
+            await self._delete_all(client, partial(_step, link, client, budget), scanning=True)
+            budget.renew()
+            calls = [Call(MAKE_COMPLETE, (shard.index,), (member,)) for shard in shards]
+            complete = await link.many(client, calls, budget=budget)
             if not all(complete):
                 raise CacheUnavailableError(MAKE_COMPLETE.name, "the index was lost once more meanwhile")
 
     async def delete_all(self, client: Client, scanning: bool) -> None:
         """Delete all entries and leases; with `scanning`, also those that no roster has."""
-        run = partial(_step, self._link, client, nothing)
+        run = partial(_step, self._link, client, self._link.budget(client))
         await self._delete_all(client, run, scanning=scanning)  # mechanism: look-where-evicted
 
     async def _delete_all(self, client: Client, run: Run, *, scanning: bool) -> None:
@@ -113,11 +114,9 @@ class ClusterScan:
             scanned |= ids
 
 
-async def _step(
-    link: RedisClient, client: Client, renew: Callable[[], None], commands: Sequence[Call | Command]
-) -> list[Any]:
-    renew()
-    return await link.many(client, commands, portion=_COMMANDS_AT_ONCE)
+async def _step(link: RedisClient, client: Client, budget: Budget, commands: Sequence[Call | Command]) -> list[Any]:
+    budget.renew()
+    return await link.many(client, commands, budget=budget, portion=_COMMANDS_AT_ONCE)
 
 
 def one_of_each_master(client: Any) -> list[int]:

@@ -12,14 +12,14 @@ import math
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from fastrdb.errors import CacheUnavailableError
 from fastrdb.near import NearCache
-from fastrdb.transport import Budget, Client, Health
+from fastrdb.transport import Client, Health
 
 from .interface import Backend, Write
-from .keyspace import EXACTLY, Target, divide, nothing
+from .keyspace import EXACTLY, Target, divide
 from .repairs import Repairs
 
 if TYPE_CHECKING:
@@ -60,10 +60,6 @@ class Writer:
         self._insisting, self._near = insisting, near
         self.repairs = Repairs(self._repair, backend.keyspace.everything, health, sleep)
 
-    def patience(self, client: Client) -> Budget:
-        """Return how long a step of a writer may wait in all."""
-        return self.backend.link.patience(client)
-
     async def sweep(
         self,
         client: Client,
@@ -74,14 +70,14 @@ class Writer:
         *,
         again: bool = False,
         insist: bool = False,
-        renew: Callable[[], None] = nothing,
         counters: Counters | None = None,
     ) -> int:
         """Do a backend's `begin` while the near cache keeps nothing that it reaches. Count what was deleted."""
         wide, keys = divide(targets)
         backend, begun = self._insisting if insist else self.backend, monotonic()
         with self._near.shut([target.head for target in wide], [*keys, *(leases or ())]):
-            deleted = await backend.begin(client, token, fence, targets, leases, again=again, renew=renew)
+            budget = backend.link.budget(client)
+            deleted = await backend.begin(client, token, fence, targets, leases, again=again, budget=budget)
         if deleted and counters is not None:
             seconds = monotonic() - begun
             counters.tell("deleted", self.keyspace.plain(targets), seconds=seconds, count=deleted)
@@ -165,11 +161,9 @@ class Intent:
         # Noted before the commands are sent: whatever reaches the server, end() takes it back.
         self._barred.update(dict.fromkeys(fence))
         self._leases.update(leases)
-        patience = writer.patience(self._client)
-        how: dict[str, Any] = {"again": again, "renew": patience.renew, "counters": self._counters}
         try:
-            with patience:
-                await writer.sweep(self._client, self.token, fence, targets, leases, **how)
+            counters = self._counters
+            await writer.sweep(self._client, self.token, fence, targets, leases, again=again, counters=counters)
         except CacheUnavailableError as error:
             if writer.on_error == "raise":
                 raise
@@ -199,16 +193,15 @@ class Intent:
         entries = {writer.keyspace.entry(key): put for key, put in self._puts.items()} if committed else {}
         writes = [Write(entry, self._leases.get(entry, b""), *put) for entry, put in entries.items()]
         released = [entry for entry in self._leases if entry not in entries]
-        patience = writer.patience(self._client)
+        budget = writer.backend.link.budget(self._client)
         try:
-            with patience:
-                stood = await writer.backend.end(
-                    self._client, self.token, writes, released, list(self._barred), renew=patience.renew
-                )
-                # The server came back without the barriers, or these lapsed before the COMMIT: a reader may have stored
-                # what it loaded before.
-                if not stood and committed:  # mechanism: second-sweep
-                    await writer.sweep(self._client, "", (), self._reached(), renew=patience.renew)
+            stood = await writer.backend.end(
+                self._client, self.token, writes, released, list(self._barred), budget=budget
+            )
+            # The server came back without the barriers, or these lapsed before the COMMIT: a reader may have stored
+            # what it loaded before.
+            if not stood and committed:  # mechanism: second-sweep
+                await writer.sweep(self._client, "", (), self._reached())
         except CacheUnavailableError as error:
             if committed:
                 writer.repairs.add(self._client, self._reached(), barred=False, reason=error)

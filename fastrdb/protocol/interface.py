@@ -6,19 +6,15 @@ Names of entries are those in Redis. Every method raises CacheUnavailableError w
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from collections.abc import Iterable, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
-from fastrdb.transport import Client, RedisClient
-
-from .keyspace import nothing
+from fastrdb.transport import Budget, Client, RedisClient
 
 if TYPE_CHECKING:
     from .keyspace import Keyspace, Target
     from .trust import Trust
-
-T = TypeVar("T")
 
 GONE = -2
 """The reply of PTTL for a key that does not exist."""
@@ -93,7 +89,8 @@ class Write(NamedTuple):
 class Backend(ABC):
     """The steps of readers and writers on one topology.
 
-    A `renew` is called between two portions of work: a portion that was answered is no silence of Redis.
+    A `budget` says how long the caller waits. It is renewed with each portion of much work: a portion that was answered
+    is no silence of Redis.
     """
 
     link: RedisClient
@@ -101,19 +98,23 @@ class Backend(ABC):
     trust: Trust
 
     @abstractmethod
-    async def get_many(self, client: Client, entries: Sequence[bytes]) -> list[bytes | None]:
+    async def get_many(
+        self, client: Client, entries: Sequence[bytes], budget: Budget | None = None
+    ) -> list[bytes | None]:
         """Return entries, read in one round trip."""
 
     @abstractmethod
-    async def get_timed(self, client: Client, entries: Sequence[bytes]) -> list[tuple[bytes | None, int]]:
+    async def get_timed(
+        self, client: Client, entries: Sequence[bytes], budget: Budget | None = None
+    ) -> list[tuple[bytes | None, int]]:
         """Return entries, each with its PTTL, read in one round trip."""
 
     @abstractmethod
-    async def acquire(self, client: Client, asks: Sequence[Ask]) -> list[Outcome]:
+    async def acquire(self, client: Client, asks: Sequence[Ask], budget: Budget | None = None) -> list[Outcome]:
         """Ask for leases. A call that fails or is cancelled may have been granted them all the same."""
 
     @abstractmethod
-    async def fill(self, client: Client, writes: Sequence[Write]) -> list[bool]:
+    async def fill(self, client: Client, writes: Sequence[Write], budget: Budget | None = None) -> list[bool]:
         """Store under leases and give these back. Return of each whether it was stored."""
 
     @abstractmethod
@@ -133,8 +134,8 @@ class Backend(ABC):
         targets: Iterable[Target],
         leases: MutableMapping[bytes, bytes] | None = None,
         *,
+        budget: Budget,
         again: bool = False,
-        renew: Callable[[], None] = nothing,
     ) -> int:
         """Bar the fence, delete what the targets reach, take leases, in this order. May be repeated.
 
@@ -154,7 +155,7 @@ class Backend(ABC):
         writes: Sequence[Write],
         released: Sequence[bytes],
         fence: Sequence[Target],
-        renew: Callable[[], None] = nothing,
+        budget: Budget,
     ) -> bool:
         """Fill under the own leases, give others back, remove barriers. Return whether all barriers stood until now."""
 
@@ -166,9 +167,9 @@ class Backend(ABC):
     def heal(self, client: Client) -> None:
         """Start deleting untrusted data in the background, unless this runs already."""
 
-    async def delete(self, client: Client, targets: Iterable[Target], renew: Callable[[], None] = nothing) -> int:
+    async def delete(self, client: Client, targets: Iterable[Target]) -> int:
         """Delete what the targets reach, with the leases, and set no barriers. Return the number of entries deleted."""
-        return await self.begin(client, "", (), targets, renew=renew)
+        return await self.begin(client, "", (), targets, budget=self.link.budget(client))
 
     async def aclose(self) -> None:
         """Stop what runs in the background."""

@@ -7,12 +7,12 @@ The lease of an entry lies in the entry's slot, and so does the roster, the list
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from zlib import crc32
 
-from fastrdb.transport import SLOTS, hash_tag, slot_of, tags
+from fastrdb.transport import SLOTS, Budget, hash_tag, slot_of, tags
 
 if TYPE_CHECKING:
     from fastrdb.keys import Prefix
@@ -207,15 +207,11 @@ def lists(*each: Sequence[Any]) -> list[Any]:
     return arguments
 
 
-def nothing() -> None:
-    """Do nothing between two portions of work."""
-
-
-def portions(items: Sequence[T], size: int, renew: Callable[[], None] = nothing) -> Iterator[Sequence[T]]:
-    """Cut items into portions of `size`, and call `renew` between two."""
+def portions(items: Sequence[T], size: int, budget: Budget | None = None) -> Iterator[Sequence[T]]:
+    """Cut items into portions of `size`, each with the whole timeout."""
     for at in range(0, len(items), size):
-        if at:
-            renew()
+        if at and budget is not None:
+            budget.renew()
         yield items[at : at + size]
 
 

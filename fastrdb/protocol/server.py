@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Collection, Iterable, MutableMapping, Sequence
+from collections.abc import Collection, Iterable, MutableMapping, Sequence
 from copy import copy
 from functools import partial
 from typing import Any
 
-from fastrdb.transport import Argument, Call, Client, Health, RedisClient
+from fastrdb.transport import Argument, Budget, Call, Client, Health, RedisClient
 
 from .interface import DEAD_PER_FILL, GONE, Ask, Backend, Barred, Busy, Entry, Granted, Hit, Outcome, Write
-from .keyspace import Keyspace, Range, Target, batches, divide, lists, nothing
+from .keyspace import Keyspace, Range, Target, batches, divide, lists
 from .lua import load_script
 from .trust import Trust
 
@@ -78,22 +78,26 @@ class ServerBackend(Backend):
 
     # --- readers
 
-    async def get_many(self, client: Client, entries: Sequence[bytes]) -> list[bytes | None]:
+    async def get_many(
+        self, client: Client, entries: Sequence[bytes], budget: Budget | None = None
+    ) -> list[bytes | None]:
         """Return entries, read by one MGET."""
-        (raws,) = await self.link.read(client, (("MGET", *entries),))
+        (raws,) = await self.link.read(client, (("MGET", *entries),), budget)
         found: list[bytes | None] = raws
         return found
 
-    async def get_timed(self, client: Client, entries: Sequence[bytes]) -> list[tuple[bytes | None, int]]:
+    async def get_timed(
+        self, client: Client, entries: Sequence[bytes], budget: Budget | None = None
+    ) -> list[tuple[bytes | None, int]]:
         """Return entries, each with its PTTL."""
         # An entry that is replaced between the two gets its successor's life. It was there when it was read.
         alone = len(entries) == 1
         values, *lives = await self.link.read(
-            client, (("GET" if alone else "MGET", *entries), *(("PTTL", entry) for entry in entries))
+            client, (("GET" if alone else "MGET", *entries), *(("PTTL", entry) for entry in entries)), budget
         )
         return list(zip([values] if alone else values, lives, strict=True))
 
-    async def acquire(self, client: Client, asks: Sequence[Ask]) -> list[Outcome]:
+    async def acquire(self, client: Client, asks: Sequence[Ask], budget: Budget | None = None) -> list[Outcome]:
         """Ask for leases, by a script each."""
         lease, shared, before = self.keyspace.lease, self._shard.all, self.keyspace.before
         calls = [
@@ -104,7 +108,9 @@ class ServerBackend(Backend):
             )
             for entry, token, old in asks
         ]
-        return [self._outcome(reply) for reply in await self.link.many(client, calls, portion=self._chunk)]
+        return [
+            self._outcome(reply) for reply in await self.link.many(client, calls, budget=budget, portion=self._chunk)
+        ]
 
     def _outcome(self, reply: list[bytes]) -> Outcome:
         match reply:
@@ -118,7 +124,7 @@ class ServerBackend(Backend):
                 self.trust.distrust()
         return Barred()
 
-    async def fill(self, client: Client, writes: Sequence[Write]) -> list[bool]:
+    async def fill(self, client: Client, writes: Sequence[Write], budget: Budget | None = None) -> list[bool]:
         """Store under leases, by a script each."""
         lease, shared = self.keyspace.lease, self._shard.all
         more = (self.keyspace.leases, DEAD_PER_FILL, self.keyspace.before)
@@ -126,7 +132,7 @@ class ServerBackend(Backend):
             Call(FILL, (entry, lease(entry), *shared), (held, raw, ttl_ms, *more))
             for entry, held, raw, ttl_ms in writes
         ]
-        return [bool(reply) for reply in await self.link.many(client, calls, portion=self._chunk)]
+        return [bool(reply) for reply in await self.link.many(client, calls, budget=budget, portion=self._chunk)]
 
     async def release(self, client: Client, leases: Sequence[tuple[bytes, str]]) -> None:
         """Release leases, by a script each."""
@@ -157,8 +163,8 @@ class ServerBackend(Backend):
         targets: Iterable[Target],
         leases: MutableMapping[bytes, bytes] | None = None,
         *,
+        budget: Budget,
         again: bool = False,
-        renew: Callable[[], None] = nothing,
     ) -> int:
         """Bar, delete, take leases."""
         wide, keys = divide(targets)
@@ -168,10 +174,10 @@ class ServerBackend(Backend):
         settings = (token, self._barrier_ms, self._chunk, self.keyspace.leases, int(again))
         deleted = 0
         for call in batches(self._chunk, barriers, ranges, keys, list(leases)):
-            count, held = await self._begin(client, settings, *call, renew=renew)
+            count, held = await self._begin(client, settings, *call, budget=budget)
             deleted += count
             leases.update(dict.fromkeys(call[-1], held))
-            renew()
+            budget.renew()
         return deleted
 
     async def _begin(
@@ -181,21 +187,21 @@ class ServerBackend(Backend):
         barriers: list[bytes],
         ranges: list[Range],
         *rest: list[bytes],
-        renew: Callable[[], None],
+        budget: Budget,
     ) -> tuple[int, bytes]:
         """Run begin.lua until it has done all ranges. Return the entries deleted, and the lease."""
         token, *_, spare = settings
         deleted = 0
         while True:
             call = Call(BEGIN, self._shard.work, (*settings, *lists(barriers, ranges, *rest)))
-            ((done, last, count, lost, held),) = await self.link.many(client, (call,))
+            ((done, last, count, lost, held),) = await self.link.many(client, (call,), budget=budget)
             deleted += int(count)
             if done == len(ranges):
                 return deleted, held
-            renew()
+            budget.renew()
             barriers = []  # none is to be set again
             if lost:
-                deleted += await self._search(client, ranges[done:], token if spare else "", renew)
+                deleted += await self._search(client, ranges[done:], token if spare else "", budget)
                 ranges = []
             else:
                 ranges = [ranges[done].behind(last), *ranges[done + 1 :]]
@@ -207,21 +213,21 @@ class ServerBackend(Backend):
         writes: Sequence[Write],
         released: Sequence[bytes],
         fence: Sequence[Target],
-        renew: Callable[[], None] = nothing,
+        budget: Budget,
     ) -> bool:
         """Fill, give back, remove barriers."""
         barriers = [target.barrier(token) for target in fence]
         stood = True
         for call in batches(self._chunk, [tuple(write) for write in writes], released, barriers):
             arguments = (token, self.keyspace.leases, self.keyspace.before, *lists(*call))
-            (stands,) = await self.link.many(client, (Call(END, self._shard.all, arguments),))
+            (stands,) = await self.link.many(client, (Call(END, self._shard.all, arguments),), budget=budget)
             stood = stood and bool(stands)
-            renew()
+            budget.renew()
         return stood
 
     # --- where the index is not complete
 
-    async def _search(self, client: Client, ranges: Sequence[Range], spared: str, renew: Callable[[], None]) -> int:
+    async def _search(self, client: Client, ranges: Sequence[Range], spared: str, budget: Budget) -> int:
         """Delete what the ranges reach among all keys, but for leases of the token `spared` and their entries.
 
         Of each range everything under the widest known head above it goes, so that this head is searched once.
@@ -247,13 +253,13 @@ class ServerBackend(Backend):
             while cursor != b"0":
                 names = (self.keyspace.leases, self.keyspace.before, spared, int(everything), longest_ms)
                 arguments = (token, part, cursor, count, *names, *lists(list(targets)))
-                cursor, longest_ms, gone = await self._look(client, arguments)
+                cursor, longest_ms, gone = await self._look(client, arguments, budget)
                 deleted += gone
-                renew()
+                budget.renew()
         return deleted
 
-    async def _look(self, client: Client, arguments: Sequence[Argument]) -> tuple[bytes, int, int]:
+    async def _look(self, client: Client, arguments: Sequence[Argument], budget: Budget) -> tuple[bytes, int, int]:
         """Look at some keys. Return the next cursor, the longest life of an unknown key in ms, the entries deleted."""
         call = Call(SEARCH, (self._shard.index, self._shard.expiry), arguments)
-        ((cursor, longest_ms, deleted),) = await self.link.many(client, (call,))
+        ((cursor, longest_ms, deleted),) = await self.link.many(client, (call,), budget=budget)
         return cursor, longest_ms, deleted

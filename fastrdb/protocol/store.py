@@ -47,7 +47,7 @@ class Store:
     All methods that send something raise CacheUnavailableError when Redis does not do it, unless documented otherwise.
 
     Args:
-        timeout: seconds that a round trip may take, and all that one call waits for Redis (`patience`).
+        timeout: seconds that a round trip may take, and all that one call waits for Redis (`budget`).
         lease: seconds that the longest load takes that is stored.
         barrier: seconds that the longest COMMIT takes.
         chunk: how many index members one script looks at, and how many scripts go at once.
@@ -123,10 +123,10 @@ class Store:
         """Return the name in Redis of the entry of `key`."""
         return self.keyspace.entry(key).decode()
 
-    def patience(self, client: Client, keys: Collection[str] = (), *, read: bool = False) -> Budget:
+    def budget(self, client: Client, keys: Collection[str] = (), *, read: bool = False) -> Budget:
         """Return how long a call for these keys may wait in all; with `read`, less what the latest read took."""
         names = [self.keyspace.entry(key) for key in keys] if read else ()
-        return self._link.patience(client, names, portions=max(1, -(-len(keys) // self._chunk)))
+        return self._link.budget(client, names, portions=max(1, -(-len(keys) // self._chunk)))
 
     # --- readers
 
@@ -136,19 +136,24 @@ class Store:
         return self._link.get(client, self.keyspace.entry(key))
 
     @overload
-    async def get_many(self, client: Client, keys: Sequence[str]) -> list[bytes | None]: ...
-    @overload
-    async def get_many(self, client: Client, keys: Sequence[str], *, timed: Literal[True]) -> list[Timed | None]: ...
     async def get_many(
-        self, client: Client, keys: Sequence[str], *, timed: bool = False
+        self, client: Client, keys: Sequence[str], *, budget: Budget | None = ...
+    ) -> list[bytes | None]: ...
+    @overload
+    async def get_many(
+        self, client: Client, keys: Sequence[str], *, timed: Literal[True], budget: Budget | None = ...
+    ) -> list[Timed | None]: ...
+    async def get_many(
+        self, client: Client, keys: Sequence[str], *, timed: bool = False, budget: Budget | None = None
     ) -> list[bytes | None] | list[Timed | None]:
         """Return the entries in the order of `keys`, in one round trip; `timed` with what is left of their lives."""
         if not keys:
             return []
         entries = [self.keyspace.entry(key) for key in keys]
+        budget = budget or self.budget(client, keys)
         if not timed:
-            return await self._backend.get_many(client, entries)
-        found = await self._backend.get_timed(client, entries)
+            return await self._backend.get_many(client, entries, budget)
+        found = await self._backend.get_timed(client, entries, budget)
         return [None if raw is None or ttl_ms == GONE else Timed(raw, ttl_ms) for raw, ttl_ms in found]
 
     def near_token(self, client: Client, key: str, head: str) -> Token | None:
@@ -166,6 +171,7 @@ class Store:
         client: Client,
         tokens: Mapping[str, str],
         *,
+        budget: Budget | None = None,
         refresh: bool = False,
         seen_ms: Mapping[str, int] = MappingProxyType({}),
     ) -> dict[str, Outcome]:
@@ -183,13 +189,13 @@ class Store:
             Ask(self.keyspace.entry(key), token, "*" if refresh else seen_ms.get(key, ""))
             for key, token in tokens.items()
         ]
-        return dict(zip(tokens, await self._backend.acquire(client, asks), strict=True))
+        return dict(zip(tokens, await self._backend.acquire(client, asks, budget), strict=True))
 
-    async def fill(self, client: Client, fills: Iterable[Fill]) -> list[bool]:
+    async def fill(self, client: Client, fills: Iterable[Fill], budget: Budget | None = None) -> list[bool]:
         """Store what was loaded and give the leases back, in one round trip. Return of each whether it was stored."""
         writes = [Write(self.keyspace.entry(key), lease, raw, ttl_ms) for key, lease, raw, ttl_ms in fills]
         with self.near.shut(names=[write.entry for write in writes]):  # after a refresh there may be entries
-            return await self._backend.fill(client, writes)
+            return await self._backend.fill(client, writes, budget)
 
     async def release(self, client: Client, tokens: Mapping[str, str]) -> None:
         """Release leases, in one round trip, each if it holds its token. May be repeated."""
@@ -206,9 +212,9 @@ class Store:
             client, [Call(RENEW, (lease(entry),), (token, fresh_ms)) for entry, token in entries.items()]
         )
 
-    async def discard(self, client: Client, key: str, raw: bytes) -> bool:
+    async def discard(self, client: Client, key: str, raw: bytes, budget: Budget | None = None) -> bool:
         """Delete an entry that cannot be read, if it still holds `raw`."""
-        (done,) = await self._link.many(client, (Call(DISCARD, (self.keyspace.entry(key),), (raw,)),))
+        (done,) = await self._link.many(client, (Call(DISCARD, (self.keyspace.entry(key),), (raw,)),), budget=budget)
         return bool(done)
 
     async def inspect(self, client: Client, key: str) -> Entry:
@@ -229,8 +235,7 @@ class Store:
         The write behind it must be committed. Cancelled or failed, a part may have been deleted.
         """
         targets = self.keyspace.targets(prefixes, keys)
-        with self.patience(client) as patience:
-            return await self._writer.sweep(client, "", (), targets, renew=patience.renew, counters=counters)
+        return await self._writer.sweep(client, "", (), targets, counters=counters)
 
     async def invalidate_soon(
         self,
@@ -245,8 +250,7 @@ class Store:
         """
         targets = self.keyspace.targets(prefixes, keys)
         try:
-            with self.patience(client) as patience:
-                return await self._writer.sweep(client, "", (), targets, renew=patience.renew, counters=counters)
+            return await self._writer.sweep(client, "", (), targets, counters=counters)
         except CacheUnavailableError as error:
             self.repairs.add(client, targets, barred=False, reason=error)
             return None

@@ -6,6 +6,7 @@ be executed, and one without a reply may be sent again: commands are executed at
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Coroutine, Sequence
 from contextlib import suppress
 from copy import copy
@@ -23,10 +24,10 @@ from .health import OTHER_DATA, Breaker, Health
 from .passthrough import Client, Passthrough, is_cluster, is_plain
 from .pipeline import Pipeline
 from .scripts import Call, Command
-from .timeouts import Answers, Budget, Waits
+from .timeouts import Budget
 
 
-class Route(Answers, Protocol):
+class Route(Protocol):
     """The way of commands to the server of one client."""
 
     breaker: Breaker
@@ -35,8 +36,14 @@ class Route(Answers, Protocol):
         """Return the value of a key."""
         ...
 
-    def send(self, commands: Sequence[Command], /, *, insist: bool = ...) -> Coroutine[Any, Any, list[Any]]:
+    def send(
+        self, commands: Sequence[Command], /, *, insist: bool = ..., budget: Budget | None = ...
+    ) -> Coroutine[Any, Any, list[Any]]:
         """Send commands in their order, and return their replies: the server's errors as values."""
+        ...
+
+    def due(self, names: Collection[bytes], /) -> float:
+        """Return when the time of the callers that were answered for these keys is over, by the event loop's clock."""
         ...
 
     async def ping(self) -> None:
@@ -66,7 +73,6 @@ class RedisClient:
 
     def __init__(self, timeout: float, greeting: Greeting, health: Health, met: Met | None = None) -> None:
         self._timeout, self._greeting, self._health, self._met = timeout, greeting, health, met
-        self._waits = Waits(timeout)
         self.breaker = Breaker(health)
         self._routes: WeakKeyDictionary[Any, Route] = WeakKeyDictionary()
         self._open: set[Route] = set()  # the same: when this client is dropped, weak references are of no use any more
@@ -90,9 +96,9 @@ class RedisClient:
         route: Route = self._route if self._latest() is client else self._find(client)
         return route.get(name)
 
-    async def read(self, client: Client, commands: Sequence[Command]) -> list[Any]:
+    async def read(self, client: Client, commands: Sequence[Command], budget: Budget | None = None) -> list[Any]:
         """Send commands that read entries in one round trip, and return their replies, which may be used."""
-        replies = await self.many(client, commands)
+        replies = await self.many(client, commands, budget=budget)
         if self._greeting.other_data:  # found out just before the commands were sent
             raise CacheUnavailableError(str(commands[0][0]), OTHER_DATA)
         return replies
@@ -102,40 +108,48 @@ class RedisClient:
         client: Client,
         commands: Sequence[Call | Command],
         *,
+        budget: Budget | None = None,
         portion: int = maxsize,
         errors: bool = False,
     ) -> list[Any]:
         """Send commands and scripts, and return the reply to each.
 
         Args:
+            budget: of the call. Without one, each round trip may take the timeout.
             portion: of more commands, send so many in each round trip: other callers would wait for them.
             errors: return the server's errors as values. Else the first one is raised when all have been tried.
         """
         if len(commands) > portion:
             parts = [commands[at : at + portion] for at in range(0, len(commands), portion)]
-            return [reply for part in parts for reply in await self.many(client, part, errors=errors)]
+            return [reply for part in parts for reply in await self.many(client, part, budget=budget, errors=errors)]
         if not commands:
             return []
         route: Route = self._route if self._latest() is client else self._find(client)
         sent: list[Command] = [each.known() if isinstance(each, Call) else each for each in commands]
         try:
-            replies = await route.send(sent, insist=self._insists)
+            replies = await route.send(sent, insist=self._insists, budget=budget)
             failed = any(isinstance(reply, Exception) for reply in replies)
             if failed:
-                await self._bring_scripts(route, commands, sent, replies)
+                await self._bring_scripts(route, commands, sent, replies, budget)
         except CacheUnavailableError as error:
             raise CacheUnavailableError(_name(commands[0]), error.reason) from error
         return self.raised(commands, replies) if failed and not errors else replies
 
     async def _bring_scripts(
-        self, route: Route, commands: Sequence[Call | Command], sent: Sequence[Command], replies: list[Any]
+        self,
+        route: Route,
+        commands: Sequence[Call | Command],
+        sent: Sequence[Command],
+        replies: list[Any],
+        budget: Budget | None,
     ) -> None:
         """Send again what the server did not know: the first of each script brings it along, at each of the masters."""
         unknown = [at for at, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
         while unknown:
             first = {sent[at][1]: at for at in reversed(unknown)}.values()
             again = [commands[at].whole() if at in first else sent[at] for at in unknown]  # type: ignore[union-attr]
-            for at, reply in zip(unknown, await route.send(again, insist=self._insists), strict=True):
+            found = await route.send(again, insist=self._insists, budget=budget)
+            for at, reply in zip(unknown, found, strict=True):
                 replies[at] = reply
             unknown, before = [at for at in unknown if isinstance(replies[at], NoScriptError)], len(unknown)
             if len(unknown) == before:
@@ -150,9 +164,17 @@ class RedisClient:
                 raise self.breaker.on_error(_name(command), reply) from reply
         return replies
 
-    def patience(self, client: Client, read: Collection[bytes] = (), *, portions: int = 1) -> Budget:
-        """Return how long a call may wait in all from now on; `read` are the keys that it was just answered for."""
-        return Budget(self._waits, self._find(client), read, portions)
+    def budget(self, client: Client, read: Collection[bytes] = (), *, portions: int = 1) -> Budget:
+        """Return how long a call may wait in all: `portions` round trips the timeout each.
+
+        The time that it took to `read` these keys, for which the call was just answered, is counted.
+        """
+        timeout = self._timeout
+        if not read:
+            return Budget(timeout, timeout * portions)
+        route: Route = self._route if self._latest() is client else self._find(client)
+        left = route.due(read) - asyncio.get_running_loop().time()  # mechanism: budget-counts-read
+        return Budget(timeout, (left if left > 0 else timeout) + timeout * (portions - 1))
 
     def closed_for(self, client: Client) -> bool:
         """Return True while Redis is left alone. Have it tried when it is time."""

@@ -11,11 +11,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from contextvars import Context
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 from weakref import ref
 
 from redis.exceptions import AskError, MovedError
@@ -28,10 +28,9 @@ from .health import Breaker, Health, ended, redacted
 from .pipeline import Pipeline
 from .scripts import Command
 from .slots import key_of, redirected, slot_of
+from .timeouts import Budget, used_up
 
 logger = logging.getLogger("fastrdb")
-
-T = TypeVar("T")
 
 _REDIRECTIONS = 3
 """How often a command follows a slot that is being moved; then its caller goes on without the cache."""
@@ -58,13 +57,17 @@ class Topology:
         if asyncio.get_running_loop().time() - self._latest > _REFRESH_PAUSE_S:
             self._begin(owner)
 
-    async def refresh(self, owner: Any) -> None:
-        """Refresh and wait for the result. Raises CacheUnavailableError if it takes longer than the timeout."""
-        try:
-            async with asyncio.timeout(self._timeout):
-                await asyncio.wait({self._begin(owner)})
-        except TimeoutError as error:
-            raise self._breaker.on_error("connect", error) from error
+    async def refresh(self, owner: Any, seconds: float | None = None) -> None:
+        """Refresh and wait for the result. Raises CacheUnavailableError if it takes longer than the timeout.
+
+        With `seconds` the caller waits for no longer than that; then the cluster is not to blame.
+        """
+        less = seconds is not None and seconds < self._timeout
+        _, late = await asyncio.wait({self._begin(owner)}, timeout=seconds if less else self._timeout)
+        if late and less:
+            raise used_up()
+        if late:
+            raise self._breaker.on_error("connect", TimeoutError())
 
     async def aclose(self) -> None:
         """End a refresh: the connections that it opens would never be closed."""
@@ -117,27 +120,34 @@ class ClusterTransport:
         """Return the value of a key."""
         if self.breaker.opened:
             raise self.breaker.refusal("GET", self.ping)
+        slot = slot_of(name)
         if not self._open:
-            return await self._first(partial(self.get, name))
-        node = self._node_of(slot_of(name))
-        try:
-            raw = await node.get(name)
-        except AskError as error:
-            raw = await self._follow_get(name, node, error)
+            raw = await self._first_get(name)
+        else:
+            node = self._node_of(slot)
+            try:
+                raw = await node.get(name)
+            except AskError as error:
+                raw = await self._follow_get(name, node, error)
         if self.breaker.failures:
             self.breaker.on_reply()
         return raw
 
-    async def send(self, commands: Sequence[Command], *, insist: bool = False) -> list[Any]:
+    async def send(
+        self, commands: Sequence[Command], *, insist: bool = False, budget: Budget | None = None
+    ) -> list[Any]:
         """Send commands, those of each slot in their order, and return their replies: errors as values.
 
         With `insist` masters are asked whatever their breakers say.
         """
         if self.breaker.opened and not insist:
             raise self.breaker.refusal(str(commands[0][0]), self.ping)
-        if not self._open:
-            return await self._first(partial(self._send, commands, insist=insist))
-        return await self._send(commands, insist=insist)
+        budget = budget or Budget(self._timeout)
+        began = None if self._open else await self._opened(budget)
+        replies = await self._send(commands, budget, insist=insist)
+        if began is not None:
+            self._answered_since(began)
+        return replies
 
     async def ping(self) -> None:
         """Ask for a sign of life, whatever the breaker says."""
@@ -205,7 +215,13 @@ class ClusterTransport:
         if node is None:
             breaker = Breaker(self._health, name, on_silence=self.refresh_soon)
             node = self._nodes[name] = Pipeline(
-                partial(self._settings, name), self._timeout, self._greeting, self._health, breaker, in_slots=True
+                partial(self._settings, name),
+                self._timeout,
+                self._greeting,
+                self._health,
+                breaker,
+                in_slots=True,
+                crowded=self.crowded,
             )
         return node
 
@@ -221,25 +237,34 @@ class ClusterTransport:
 
     # --- the beginning
 
-    async def _first(self, ask: Callable[[], Awaitable[T]]) -> T:
-        """Open the cluster and ask, both within one timeout."""
+    async def _opened(self, budget: Budget) -> float:
+        """Wait until the masters are known. Return when that began, by the event loop's clock."""
         began = self._loop.time()
         if self._opening is None:
             self._opening = self._loop.create_task(self._begin(), context=Context())
             self._opening.add_done_callback(self._has_begun)
         opening = self._opening
-        try:
-            async with asyncio.timeout(self._timeout):
-                await asyncio.wait({opening})
-                if not self._open:
-                    error = None if opening.cancelled() else opening.exception()
-                    raise CacheUnavailableError("connect", getattr(error, "reason", error))
-                found = await ask()
-        except TimeoutError as late:  # counted where it was noticed
-            raise CacheUnavailableError("connect", "the cluster is still being looked at") from late
-        for node in self._nodes.values():  # what follows from the answer shares the timeout
+        budget.start(began)
+        await asyncio.wait({opening}, timeout=budget.left)
+        budget.stop(self._loop.time())
+        if not opening.done():  # counted where it was noticed
+            raise CacheUnavailableError("connect", "the cluster is still being looked at")
+        if not self._open:
+            error = None if opening.cancelled() else opening.exception()
+            raise CacheUnavailableError("connect", getattr(error, "reason", error))
+        return began
+
+    async def _first_get(self, name: bytes) -> bytes | None:
+        budget = Budget(self._timeout)
+        began = await self._opened(budget)
+        (reply,) = await self._send((("GET", name),), budget)
+        self._answered_since(began)
+        return self._value(reply)
+
+    def _answered_since(self, began: float) -> None:
+        """Count the wait for the first look at the cluster: what follows from the answer shares the timeout."""
+        for node in self._nodes.values():
             node.answered = min(node.answered, began)
-        return found
 
     def _has_begun(self, task: asyncio.Task[None]) -> None:
         self._opening = None
@@ -264,46 +289,56 @@ class ClusterTransport:
 
     # --- commands
 
-    async def _send(self, commands: Sequence[Command], *, insist: bool = False) -> list[Any]:
+    async def _send(
+        self, commands: Sequence[Command], budget: Budget | None = None, *, insist: bool = False
+    ) -> list[Any]:
+        budget = budget or Budget(self._timeout)
         replies: list[Any] = [None] * len(commands)
         slots = [slot_of(key_of(command) or b"") for command in commands]
+        groups = self._by_master(slots, replies)
+
+        async def part(node: Pipeline, places: Sequence[int]) -> float:
+            own = Budget(self._timeout, budget.left)
+            try:
+                found = await node.send([commands[at] for at in places], insist=insist, budget=own)
+            except CacheUnavailableError as error:
+                found = [error] * len(places)
+            for at, reply in zip(places, found, strict=True):
+                replies[at] = reply
+            return own.left
+
+        budget.start(self._loop.time())
+        if len(groups) == 1:
+            budget.left = await part(*groups.popitem())
+        elif groups:
+            budget.left = min(await asyncio.gather(*(part(node, places) for node, places in groups.items())))
+        if self.breaker.failures and not all(isinstance(reply, CacheUnavailableError) for reply in replies):
+            self.breaker.on_reply()
+        if any(isinstance(reply, AskError) for reply in replies):
+            for at in redirected(slots, replies):
+                replies[at] = await self._follow(slots[at], commands[at], replies[at], budget, insist=insist)
+        return replies
+
+    def _by_master(self, slots: Sequence[int], replies: list[Any]) -> dict[Pipeline, list[int]]:
+        """Return the places of the commands of each master; write errors to `replies` where no server has a slot."""
         groups: defaultdict[Pipeline, list[int]] = defaultdict(list)
         for at, slot in enumerate(slots):
             try:
                 groups[self._node_of(slot)].append(at)
             except CacheUnavailableError as error:
                 replies[at] = error
-
-        async def part(node: Pipeline, places: Sequence[int]) -> None:
-            try:
-                found = await node.send([commands[at] for at in places], insist=insist)
-            except CacheUnavailableError as error:
-                found = [error] * len(places)
-            for at, reply in zip(places, found, strict=True):
-                replies[at] = reply
-
-        if len(groups) == 1:
-            await part(*groups.popitem())
-        else:
-            await asyncio.gather(*(part(node, places) for node, places in groups.items()))
-        if self.breaker.failures and not all(isinstance(reply, CacheUnavailableError) for reply in replies):
-            self.breaker.on_reply()
-        if any(isinstance(reply, AskError) for reply in replies):
-            for at in redirected(slots, replies):
-                replies[at] = await self._follow(slots[at], commands[at], replies[at], insist=insist)
-        return replies
+        return groups
 
     async def _follow_get(self, name: bytes, asked: Pipeline, error: AskError) -> bytes | None:
         """Follow a GET within the timeout of the first one."""
         began, slot = asked.answered, slot_of(name)
-        try:
-            async with asyncio.timeout_at(began + self._timeout):  # mechanism: redirection-in-deadline
-                reply = await self._follow(slot, ("GET", name), error)
-        except TimeoutError as late:
-            raise self.breaker.on_error("GET", late) from late
-        finally:
-            if slot in self._slots:
-                self._slots[slot].answered = began  # mechanism: redirection-keeps-due
+        left = began + self._timeout - self._loop.time()  # mechanism: redirection-in-deadline
+        reply = await self._follow(slot, ("GET", name), error, Budget(self._timeout, left))
+        if slot in self._slots:
+            self._slots[slot].answered = began  # mechanism: redirection-keeps-due
+        return self._value(reply)
+
+    def _value(self, reply: Any) -> bytes | None:
         if isinstance(reply, CacheUnavailableError):
             raise reply
         if isinstance(reply, Exception):
@@ -311,30 +346,32 @@ class ClusterTransport:
         raw: bytes | None = reply
         return raw
 
-    async def _follow(self, slot: int, command: Command, reply: Any, *, insist: bool = False) -> Any:
+    async def _follow(self, slot: int, command: Command, reply: Any, budget: Budget, *, insist: bool = False) -> Any:
         """Send a command again to where its slot has gone, and return the reply: errors as values."""
         for _ in range(_REDIRECTIONS):
             try:
                 if isinstance(reply, MovedError):
-                    name = await self._known(reply)
+                    name = await self._known(reply, budget)
                     self._node_of(slot)  # what was found by an older map goes first
                     self._slots[slot] = self._node(name)
                 if isinstance(reply, AskError) and not isinstance(reply, MovedError):
-                    node = self._node(await self._known(reply))
-                    _, reply = await node.send((("ASKING",), command), insist=insist)
+                    node = self._node(await self._known(reply, budget))
+                    _, reply = await node.send((("ASKING",), command), insist=insist, budget=budget)
                 else:
-                    (reply,) = await self._node_of(slot).send((command,), insist=insist)
+                    (reply,) = await self._node_of(slot).send((command,), insist=insist, budget=budget)
             except CacheUnavailableError as error:
                 return error
             if not isinstance(reply, AskError):
                 break
         return reply
 
-    async def _known(self, error: AskError) -> str:
+    async def _known(self, error: AskError, budget: Budget) -> str:
         """Return the name of the server of a redirection. The topology is refreshed first if it is new."""
         manager = self._alive().nodes_manager
         host, port = manager.remap_host_port(error.host, error.port)
         name = f"{host}:{port}"
         if name not in manager.nodes_cache:
-            await self._topology.refresh(manager)
+            budget.start(self._loop.time())
+            await self._topology.refresh(manager, budget.left)
+            budget.stop(self._loop.time())
         return name

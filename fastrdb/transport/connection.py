@@ -1,31 +1,29 @@
 """One connection of our own to one server: opened when needed, greeted before use, watched while a reply is due.
 
-The user's pool gives its settings and nothing else: no connection is taken out of it. Replies come in the order of the
-commands. If a caller is cancelled while waiting for a reply, the next exchange reads and discards it: a cancellation
-closes no connection and reorders no commands.
+The user's pool gives its settings and nothing else: no connection is taken out of it. redis-py connects and logs in;
+then the socket is ours. Replies come in the order of the commands. The reply for a caller that was cancelled, or has
+waited for long enough, is discarded when it comes: that closes no connection and reorders no commands.
 """
 
 from __future__ import annotations
 
 import asyncio
+from asyncio import Future
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
+import hiredis
+from redis.asyncio.connection import DefaultParser
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
+from redis.exceptions import InvalidResponse
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from .scripts import Command
-
-try:
-    import hiredis
-except ImportError:  # redis-py works without, several times slower
-    _pack: Callable[[Any], bytes] | None = None
-else:
-    _pack = hiredis.pack_command
+from .timeouts import Budget, used_up
 
 HELD_UP_S = 0.02
 """A timer that comes so late means that the event loop was blocked: the reply may be in the buffer already."""
@@ -35,6 +33,8 @@ _IDLE_S = 60.0
 """A connection that is unused for so long is closed. Longer than the gaps of ordinary traffic, since opening costs."""
 _LOOK = 0.05
 """The fraction of the timeout between two looks at an exchange: it bounds how late silence is noticed."""
+_MORE = object()
+"""What the parser returns when it needs more data."""
 _EXCUSES = 3
 """How often in one silence the blocked time is not counted. Without a bound a busy loop would wait for ever."""
 
@@ -76,6 +76,76 @@ def own_connection(pool: Any, **settings: Any) -> Any:
     return pool.connection_class(**settings)
 
 
+class Wire(asyncio.Protocol):
+    """An open socket: commands out, and their replies in the order of the commands.
+
+    Args:
+        connection: redis-py's, which has connected. It is left to close the socket.
+
+    Attributes:
+        replies: how many have come: a sign of life.
+        is_open: False when the socket is closed, from either side.
+    """
+
+    def __init__(self, connection: Any, loop: asyncio.AbstractEventLoop) -> None:
+        self.connection, self._loop = connection, loop
+        self.replies, self.is_open = 0, True
+        self._due: deque[tuple[int, list[Any], Future[list[Any]]]] = deque()  # exchanges whose replies have to come
+        self._reader = hiredis.Reader(
+            protocolError=InvalidResponse, replyError=DefaultParser.parse_error, notEnoughData=_MORE
+        )
+        self._transport: asyncio.Transport = connection._writer.transport
+        self._transport.set_protocol(self)
+
+    def send(self, commands: Sequence[Command]) -> Future[list[Any]]:
+        """Send commands. The future gives their replies: the server's errors as values."""
+        packed = b"".join([hiredis.pack_command(tuple[Any](each)) for each in commands])
+        future: Future[list[Any]] = Future(loop=self._loop)
+        self._due.append((len(commands), [], future))
+        self._transport.write(packed)
+        return future
+
+    def data_received(self, data: bytes) -> None:
+        """Give each exchange its replies; drop those for which no caller waits any more."""
+        due, gets = self._due, self._reader.gets
+        self._reader.feed(data)
+        try:
+            while (reply := gets(False)) is not _MORE:
+                self.replies += 1
+                if isinstance(reply, RedisConnectionError):  # the server is loading its data, say
+                    self.lose(reply)
+                    return
+                count, replies, future = due[0]  # mechanism: unread-skipped
+                replies.append(reply)
+                if len(replies) == count:
+                    due.popleft()
+                    if not future.done():
+                        future.set_result(replies)
+        except (InvalidResponse, IndexError) as error:
+            self.lose(RedisConnectionError(f"the server does not speak Redis's protocol: {type(error).__name__}"))
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Fail the exchanges without a reply."""
+        self.lose(RedisConnectionError(str(error) if error else "the server has closed the connection"))
+
+    def lose(self, error: Exception) -> None:
+        """Close the socket at once, and fail the exchanges without a reply.
+
+        redis-py's own `disconnect` waits until what is written has been taken, which a silent server never does.
+        """
+        self.is_open = False
+        while self._due:
+            *_, future = self._due.popleft()
+            if not future.done():
+                future.set_exception(error)
+        self._transport.abort()
+
+    def close(self) -> None:
+        """Close the socket, without a task: a loop that ends right now would cancel that one before it began."""
+        self.lose(RedisConnectionError("the connection is closed"))
+        self.connection._close()
+
+
 class Connection:
     """One connection to one server, for one exchange at a time. For one event loop.
 
@@ -83,6 +153,7 @@ class Connection:
         settings: returns the pool or node by whose settings to connect; None if it is gone.
         timeout: seconds without any reply after which the server counts as silent.
         on_look: is called several times in a long exchange, with the time and the seconds that the loop was blocked.
+            Returns True if the time does not count for the budget.
 
     Attributes:
         began: when the latest exchange began, by the event loop's clock; seconds that the loop was blocked are added.
@@ -94,58 +165,64 @@ class Connection:
         settings: Callable[[], Any],
         greeting: Greeting,
         timeout: float,
-        on_look: Callable[[float, float], None] = lambda *_: None,
+        on_look: Callable[[float, float], bool] = lambda *_: False,
     ) -> None:
         self._settings, self._greeting, self.timeout, self._on_look = settings, greeting, timeout, on_look
         self._loop = asyncio.get_running_loop()
-        self._connection: Any = None
+        self._wire: Wire | None = None
+        self._exchange: Future[list[Any]] | None = None  # that has no replies yet
+        self._budget: Budget | None = None
         self._connecting: asyncio.Timeout | None = None
-        self._unread = 0  # replies that have yet to come
         self._greeting_due = self.began = 0.0
-        self._busy = self._silent = False
+        self._busy = self._silent = self._late = False
         self._watch: asyncio.TimerHandle | None = None
         self._idle: asyncio.TimerHandle | None = None
         # Of the look: when it is due, the latest sign of life and when it came, and excuses since.
         self._due, self._sign, self._heard, self._excuses, self._over = 0.0, (0.0, 0), 0.0, 0, False
 
-    async def exchange(self, commands: Sequence[Command]) -> list[Any]:
+    async def exchange(self, commands: Sequence[Command], budget: Budget | None = None) -> list[Any]:
         """Send commands in their order, and return their replies: the server's errors as values.
 
         If the server has closed the connection, another one is opened and the commands are sent again. Raises
         redis-py's ConnectionError without a connection, and TimeoutError if no reply comes for `timeout` seconds.
+        Raises CacheUnavailableError if the budget is used up, and leaves the connection open.
         """
         began = self.began = self._loop.time()
-        self._busy = True
+        self._busy, self._budget = True, budget
         if self._watch is None:
             self._start_watch(began)
         try:
-            if self._connection is None:
-                await self._connect()
+            wire = self._wire
+            if wire is None or not wire.is_open:  # mechanism: reconnection-noted
+                wire = await self._connect()
             try:
                 if began < self._greeting_due:  # mechanism: greeting-grows-old
-                    return await self._talk(commands)
-                return await self._greeted(commands)
+                    self._exchange = wire.send(commands)
+                    return await self._exchange
+                return await self._greeted(wire, commands)
             except (RedisConnectionError, RuntimeError):
                 if self._silent:
                     raise
-            await self._connect()
-            return await self._greeted(commands)
-        except (RedisConnectionError, RuntimeError) as error:
+            return await self._greeted(await self._connect(), commands)
+        except (RedisConnectionError, RuntimeError, TimeoutError) as error:
+            if self._late:
+                raise used_up() from error
             if self._silent:
                 raise RedisTimeoutError(f"no reply for {self.timeout:g} s") from error
             raise
         finally:
-            self._busy = self._silent = False
+            self._busy = self._silent = self._late = False
+            self._exchange = self._budget = None
 
     def close(self) -> None:
         """Close the connection without waiting; the next exchange opens another one."""
-        connection, self._connection = self._connection, None
+        wire, self._wire = self._wire, None
         for timer in (self._watch, self._idle):
             if timer is not None:
                 timer.cancel()
         self._watch = self._idle = None
-        if connection is not None and not self._loop.is_closed():
-            connection._close()  # without a task: a loop that ends right now would cancel that one before it began
+        if wire is not None and not self._loop.is_closed():
+            wire.close()
 
     async def aclose(self) -> None:
         """Close the connection; the next exchange opens another one. Not to be called during an exchange."""
@@ -154,15 +231,17 @@ class Connection:
 
     def forget(self) -> None:
         """Drop the connection without closing it: its event loop has ended."""
-        self._connection = None
+        self._wire = None
 
     # --- what is sent on it
 
-    async def _connect(self) -> None:
+    async def _connect(self) -> Wire:
         pool = self._settings()
         if pool is None:
             raise RedisConnectionError("the client is gone")
-        connection = own_connection(pool)
+        if self._wire is not None:
+            self._wire.close()
+        connection = own_connection(pool, protocol=2)  # or there could be pushes among the replies
         try:
             async with asyncio.timeout(None) as self._connecting:
                 await connection.connect()
@@ -171,57 +250,27 @@ class Connection:
             raise
         finally:
             self._connecting = None
-        self._connection, self._unread, self._greeting_due = connection, 0, 0.0
+        self._wire, self._greeting_due = Wire(connection, self._loop), 0.0
         if self._idle is None:
             self._idle = self._loop.call_later(_IDLE_S, self._close_if_idle)
+        return self._wire
 
-    async def _greeted(self, commands: Sequence[Command]) -> list[Any]:
+    async def _greeted(self, wire: Wire, commands: Sequence[Command]) -> list[Any]:
         """Send commands behind the greeting, in one round trip. The greeting is judged before any reply is returned."""
         question = self._greeting.question()
-        first, *replies = await self._talk((question, *commands))  # mechanism: greeting-repeated
+        self._exchange = wire.send((question, *commands))  # mechanism: greeting-repeated
+        first, *replies = await self._exchange
         try:
             again = self._greeting.heard(first)  # mechanism: greeting-applied
             if again is not None:
-                (first,) = await self._talk((again,))
+                self._exchange = wire.send((again,))
+                (first,) = await self._exchange
                 self._greeting.heard(first)
         except RedisConnectionError:
-            await self._hang_up()
+            wire.close()
             raise
         self._greeting_due = self.began + _GREETING_S
         return replies
-
-    async def _talk(self, commands: Sequence[Command]) -> list[Any]:
-        connection, skipped, replies, sent = self._connection, self._unread, list[Any](), False
-        # Or redis-py would connect by itself, and nothing would be greeted.
-        if not connection.is_connected:  # mechanism: reconnection-noted
-            await self._hang_up()
-            raise RedisConnectionError("the connection is closed")
-        try:
-            packed = connection.pack_commands(commands) if _pack is None else [_pack(tuple(each)) for each in commands]
-            await connection.send_packed_command(packed, check_health=False)
-            sent = True
-            self._unread += len(commands)  # mechanism: unread-counted
-            while self._unread:
-                try:
-                    reply = await connection.read_response(disable_decoding=True, disconnect_on_error=False)
-                except ResponseError as error:
-                    reply = error
-                self._unread -= 1
-                if skipped:  # mechanism: unread-skipped
-                    skipped -= 1
-                else:
-                    replies.append(reply)
-        except BaseException as error:
-            # A caller that is cancelled while reading leaves replies to skip. While sending, their number is unknown.
-            if not sent or isinstance(error, Exception):  # mechanism: unsent-hangs-up
-                await self._hang_up()
-            raise
-        return replies
-
-    async def _hang_up(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await _disconnected(connection)
 
     # --- the watchdog
 
@@ -237,7 +286,7 @@ class Connection:
         self._watch = None
         if not self._busy:
             return
-        now, blocked, sign = self._loop.time(), 0.0, (self.began, self._unread)
+        now, blocked, sign = self._loop.time(), 0.0, (self.began, self._replies())
         if sign != self._sign:  # mechanism: exchanges-distinguished
             self._heard = now if sign[0] == self._sign[0] else self.began  # mechanism: progress-is-replies
             self._excuses, self._over = 0, False
@@ -246,8 +295,12 @@ class Connection:
             self._excuses += 1
             self._heard += blocked  # mechanism: blocked-loop-excused
             self.began += blocked
-        self._sign = (self.began, self._unread)
-        self._on_look(now, blocked)
+        self._sign = (self.began, sign[1])
+        crowded = self._on_look(now, blocked)
+        if (budget := self._budget) is not None:
+            budget.until = now + budget.left if crowded else budget.until + blocked
+            if now > budget.until + _LOOK * self.timeout:  # a look later, when a silent server is noticed as such
+                self._leave()
         over = now - self._heard >= self.timeout
         if over and self._over:  # mechanism: last-look
             self._give_up()
@@ -256,12 +309,23 @@ class Connection:
             self._over = over
             self._look_at(now if over else now + _LOOK * self.timeout)
 
+    def _replies(self) -> int:
+        return 0 if self._wire is None else self._wire.replies
+
+    def _leave(self) -> None:
+        """Fail the caller, whose budget is used up. Late replies are discarded."""
+        if self._connecting is not None:
+            self._late = True
+            self._connecting.reschedule(self._loop.time())
+        elif self._exchange is not None and not self._exchange.done():
+            self._exchange.set_exception(used_up())
+
     def _give_up(self) -> None:
         self._silent = True
         if self._connecting is not None:
             self._connecting.reschedule(self._loop.time())
-        elif self._connection is not None:
-            _abort(self._connection)
+        elif self._wire is not None:
+            self._wire.lose(RedisConnectionError("the server is silent"))
 
     def _close_if_idle(self) -> None:
         self._idle = None
@@ -275,11 +339,3 @@ class Connection:
 async def _disconnected(connection: Any) -> None:
     with suppress(Exception):  # closed all the same
         await connection.disconnect(nowait=True)
-
-
-def _abort(connection: Any) -> None:
-    """Close the socket at once, so that reading and writing end with an error.
-
-    redis-py's own `disconnect` waits until what is written has been taken, which a silent server never does.
-    """
-    connection._writer.transport.abort()

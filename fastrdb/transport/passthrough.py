@@ -24,6 +24,7 @@ from .connection import Greeting
 from .health import OTHER_DATA, Breaker, Health
 from .scripts import Command
 from .slots import key_of, redirected, slot_of
+from .timeouts import Budget, used_up
 
 _SCRIPTS = ("EVALSHA", "EVAL")
 
@@ -87,13 +88,17 @@ class Passthrough:
         raw: bytes | None = reply
         return raw
 
-    async def send(self, commands: Sequence[Command], *, insist: bool = False) -> list[Any]:
+    async def send(
+        self, commands: Sequence[Command], *, insist: bool = False, budget: Budget | None = None
+    ) -> list[Any]:
         """Send commands in their order, several in one pipeline, and return their replies: errors as values."""
         if self.breaker.opened and not insist:
             raise self.breaker.refusal(str(commands[0][0]), self.ping)
-        began = self._loop.time()
+        budget, began = budget or Budget(self._timeout), self._loop.time()
+        budget.start(began)
+        whole = budget.left >= self._timeout
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(budget.left):
                 client = self._alive()
                 if not self._greeted:
                     await self._greet_all(client)
@@ -103,7 +108,10 @@ class Passthrough:
                     await self._greet(client, self._nodes_of(client, read))
         except Exception as error:
             self._greeted = False  # another server may answer next
+            if isinstance(error, TimeoutError) and not whole:
+                raise used_up() from error
             raise self.breaker.on_error(str(commands[0][0]), error) from error
+        budget.stop(self._loop.time())
         self.answered = began
         if self.breaker.failures:
             self.breaker.on_reply()
@@ -124,10 +132,6 @@ class Passthrough:
     def due(self, _: Collection[bytes]) -> float:
         """Return when the time of the latest answered caller is over, by the event loop's clock."""
         return self.answered + self._timeout
-
-    def crowded(self) -> bool:
-        """Return False: no caller waits for another here."""
-        return False
 
     async def aclose(self) -> None:
         """Do nothing but end a try: connections are the client's."""

@@ -23,6 +23,7 @@ from fastrdb.errors import CacheUnavailableError
 from .connection import Connection, Greeting
 from .health import OTHER_DATA, Breaker, Health
 from .scripts import Command
+from .timeouts import Budget, used_up
 
 _MOST_GETS = 1024
 _MOST_COMMANDS = 256
@@ -44,7 +45,7 @@ class Batch:
         self.since, self.crowd = since, crowd
         self.gets: dict[bytes, Future[bytes | None]] = {}
         self._joined: list[tuple[bytes, Future[bytes | None]]] = []  # further callers of the same keys
-        self._sends: list[tuple[Sequence[Command], Future[list[Any]]]] = []
+        self._sends: list[tuple[Sequence[Command], Future[list[Any]], Budget]] = []
         self._count = 0
 
     def has_room_for(self, commands: Sequence[Command]) -> bool:
@@ -55,14 +56,14 @@ class Batch:
         """Add one more caller of a key that is in `gets`."""
         self._joined.append((name, future))
 
-    def send(self, commands: Sequence[Command], future: Future[list[Any]]) -> None:
-        """Add commands."""
-        self._sends.append((commands, future))
+    def send(self, commands: Sequence[Command], future: Future[list[Any]], budget: Budget) -> None:
+        """Add commands, for a caller that waits as long as its budget allows."""
+        self._sends.append((commands, future, budget))
         self._count += len(commands)
 
     def commands(self) -> list[Command]:
         """Return all but the GETs. Those of a cancelled caller are sent too: a release must follow its acquire."""
-        return [command for commands, _ in self._sends for command in commands]  # mechanism: cancelled-commands-sent
+        return [command for commands, _, _ in self._sends for command in commands]  # mechanism: cancelled-commands-sent
 
     def found(self, values: Sequence[Any], *, errors: bool = False) -> None:
         """Settle the GETs with values in the order of `gets`; with `errors` some of them are errors."""
@@ -79,8 +80,23 @@ class Batch:
 
     def replied(self, replies: Iterator[Any]) -> None:
         """Settle the other commands."""
-        for commands, future in self._sends:
+        for commands, future, _ in self._sends:
             _settle(future, [next(replies) for _ in commands])
+
+    def expire(self, now: float, blocked: float, timeout: float, *, crowded: bool) -> None:
+        """Fail callers that have waited for long enough. Their commands are executed, without a caller."""
+        if crowded:  # mechanism: crowd-waits-its-turn
+            self.since = now
+            for *_, budget in self._sends:
+                budget.start(now)
+            return
+        self.since += blocked
+        if now - self.since >= timeout:  # mechanism: queue-counts
+            self.refuse_gets(used_up())
+        for _, future, budget in self._sends:
+            budget.until += blocked
+            if now >= budget.until:  # mechanism: budget-counts-queue
+                _settle(future, used_up())
 
     def refuse_gets(self, error: Exception) -> None:
         """Fail the GETs."""
@@ -90,7 +106,7 @@ class Batch:
     def refuse(self, error: Exception) -> None:
         """Fail all."""
         self.refuse_gets(error)
-        for _, future in self._sends:
+        for _, future, _ in self._sends:
             _settle(future, error)
 
 
@@ -114,6 +130,7 @@ class Pipeline:
         settings: returns the pool or node by whose settings to connect; None if it is gone.
         in_slots: the server is a master of a cluster. It refuses an MGET of several slots, and redirections are
             returned as values.
+        crowded: returns True while callers wait for each other, here or at another master.
 
     Attributes:
         answered: when the latest answered exchange began, by the event loop's clock.
@@ -128,7 +145,9 @@ class Pipeline:
         breaker: Breaker,
         *,
         in_slots: bool = False,
+        crowded: Callable[[], bool] | None = None,
     ) -> None:
+        self._is_crowded = crowded or self.crowded
         self._greeting, self._health, self.breaker, self._in_slots = greeting, health, breaker, in_slots
         self.connection = Connection(settings, greeting, timeout, self._on_look)
         self._loop = asyncio.get_running_loop()
@@ -148,20 +167,26 @@ class Pipeline:
             return self._queued(name)
         return self._get_at_once(name)
 
-    async def send(self, commands: Sequence[Command], *, insist: bool = False) -> list[Any]:
+    async def send(
+        self, commands: Sequence[Command], *, insist: bool = False, budget: Budget | None = None
+    ) -> list[Any]:
         """Send commands in their order, and return their replies: the server's errors as values.
 
-        With `insist` the node is asked whatever the breaker says.
+        With `insist` the node is asked whatever the breaker says. Without a `budget` the caller waits for the timeout.
         """
         if self.breaker.opened and not insist:
             raise self.breaker.refusal(str(commands[0][0]), self.ping)
         if not self._busy:
-            return await self._at_once(commands)
+            return await self._at_once(commands, budget)
         future: Future[list[Any]] = Future(loop=self._loop)
         waiting = self._waiting
         batch = waiting[-1] if waiting and waiting[-1].has_room_for(commands) else self._open()
-        batch.send(commands, future)
-        return await future
+        budget = budget or Budget(self.connection.timeout)
+        budget.start(self._loop.time())
+        batch.send(commands, future, budget)
+        replies = await future
+        budget.stop(self._loop.time())
+        return replies
 
     async def ping(self) -> None:
         """Ask for a sign of life, whatever the breaker says."""
@@ -222,11 +247,15 @@ class Pipeline:
             self._open().gets[name] = future
         return future
 
-    async def _at_once(self, commands: Sequence[Command]) -> list[Any]:
+    async def _at_once(self, commands: Sequence[Command], budget: Budget | None = None) -> list[Any]:
         """Send commands in their caller's own task."""
         self._busy = True
+        if budget is not None:
+            budget.start(self._loop.time())
         try:
-            replies = await self.connection.exchange(commands)
+            replies = await self.connection.exchange(commands, budget)
+        except CacheUnavailableError:
+            raise  # the caller has waited for long enough, and the server may answer the next one
         except Exception as error:
             refusal = self.breaker.on_error(str(commands[0][0]), error)
             self._refuse_waiting(refusal)
@@ -237,6 +266,8 @@ class Pipeline:
                 self.breaker.on_reply()
             return replies
         finally:
+            if budget is not None:
+                budget.stop(self._loop.time())
             if self._waiting:
                 self._spawn()
             else:
@@ -298,14 +329,12 @@ class Pipeline:
     def _translated(self, operation: str, error: Exception) -> Exception:
         return error if isinstance(error, AskError) and self._in_slots else self.breaker.on_error(operation, error)
 
-    def _on_look(self, now: float, blocked: float) -> None:
-        """Fail callers that have waited for long enough. Their commands are executed, without a caller."""
-        batch = self._in_flight
-        if batch is None or batch.crowd:  # mechanism: crowd-waits-its-turn
-            return
-        batch.since += blocked
-        if now - batch.since >= self.connection.timeout:  # mechanism: queue-counts
-            batch.refuse(CacheUnavailableError("wait", "the call has queued for as long as it may"))
+    def _on_look(self, now: float, blocked: float) -> bool:
+        crowded = self._is_crowded()
+        for batch in (self._in_flight, *self._waiting):
+            if batch is not None:
+                batch.expire(now, blocked, self.connection.timeout, crowded=crowded)
+        return crowded
 
     def _refuse_waiting(self, error: Exception) -> None:
         while self._waiting:

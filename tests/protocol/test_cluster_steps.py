@@ -51,12 +51,12 @@ async def test_steps(w: Slots, scenario: Scenario) -> None:
 _acquire = ClusterBackend.acquire
 
 
-async def shard_before_lease(backend: Any, client: Any, asks: Sequence[Ask]) -> list[Outcome]:
+async def shard_before_lease(backend: Any, client: Any, asks: Sequence[Ask], budget: Any = None) -> list[Outcome]:
     """A reader enters the index and looks for barriers first, and takes its lease then."""
-    barred = await ClusterBackend._enter(backend, client, [ask.entry for ask in asks])
+    barred = await ClusterBackend._enter(backend, client, [ask.entry for ask in asks], budget)
     await client.gates.leave("acquire")
     backend._enter = _nothing_barred
-    outcomes = await _acquire(backend, client, asks)
+    outcomes = await _acquire(backend, client, asks, budget)
     return [Barred() if ask.entry in barred else outcome for ask, outcome in zip(asks, outcomes, strict=True)]
 
 
@@ -74,17 +74,17 @@ async def _away(
     return held, 0
 
 
-def leases_survive(sweeper: Any, client: Any, first: Sequence[Any], entries: Sequence[bytes]) -> Any:
+def leases_survive(sweeper: Any, client: Any, first: Sequence[Any], entries: Sequence[bytes], _: Any) -> Any:
     """A writer deletes entries, and not their leases."""
     return _away(sweeper, client, entries, [(("UNLINK", entry),) for entry in entries])
 
 
-def entries_survive(sweeper: Any, client: Any, first: Sequence[Any], entries: Sequence[bytes]) -> Any:
+def entries_survive(sweeper: Any, client: Any, first: Sequence[Any], entries: Sequence[bytes], _: Any) -> Any:
     """A writer deletes leases, and not the entries."""
     return _away(sweeper, client, entries, [(lease,) for lease in first])
 
 
-def entry_before_lease(sweeper: Any, client: Any, first: Sequence[Any], entries: Sequence[bytes]) -> Any:
+def entry_before_lease(sweeper: Any, client: Any, first: Sequence[Any], entries: Sequence[bytes], _: Any) -> Any:
     """A writer deletes the entry, and then its lease."""
     pairs = zip(first, entries, strict=True)
     return _away(sweeper, client, entries, [(("UNLINK", entry), lease) for lease, entry in pairs])

@@ -313,32 +313,28 @@ _OF_THE_TRANSPORT = {
     "queue-counts": _line("a caller's time in the queue counts", "if False:"),
     "crowd-goes-together": _line("the callers of a crowd queue for one batch", "if self._busy:"),
     "crowd-remembered": _line("several callers at once make a crowd of the next ones"),
-    "crowd-waits-its-turn": _line("the callers of a crowd wait for each other without limit", "if batch is None:"),
+    "crowd-waits-its-turn": _line("the callers of a crowd wait for each other without limit", "if False:"),
     "crowd-in-flight": _line("a crowd lasts until its last batch has been answered", "return False"),
-    "unread-counted": _line("replies that nobody waits for any more are counted", "self._unread = len(commands)"),
-    "unread-skipped": _line("replies that nobody waits for are skipped", "if False:"),
+    "unread-skipped": _line(
+        "replies that no caller waits for any more are skipped",
+        "while due[0][2].done():\n    due.popleft()\ncount, replies, future = due[0]",
+    ),
     "connection-in-use-stays": _line("a connection is not closed while it is used", "if left > 0:"),
     "greeting-grows-old": _line("a connection is greeted again now and then", "if self._greeting_due:"),
     "greeting-repeated": _line(
         "a greeting that was cancelled is said again",
-        "self._greeting_due = 1e9\nfirst, *replies = await self._talk((question, *commands))",
-    ),
-    "unsent-hangs-up": _line(
-        "a connection on which sending was cancelled is closed", "if isinstance(error, Exception):"
+        "self._greeting_due = 1e9\nself._exchange = wire.send((question, *commands))",
     ),
     "greeting-applied": _line("a connection to the wrong server is left", "again = None"),
-    "reconnection-noted": _line("a connection that was closed is opened and greeted here", "if False:"),
-    "budget-goes-on": _line(
-        "the waits of one call share one timeout", "self._before, self.until = self._left, loop.time() + 8"
-    ),
+    "reconnection-noted": _line("a connection that was closed is opened and greeted here", "if wire is None:"),
+    "budget-goes-on": _line("the waits of one call share one timeout", "self.until = now + 8"),
+    "budget-counts-queue": _line("a call's time in the queue counts", "if False:"),
     "budget-counts-read": _line("a call's first read counts", "left = 0.0"),
     "budget-is-used-up": _line("a wait uses up what the call may wait"),
     "budget-renewed": _line("much work has the timeout for each of its parts"),
     "budget-spares-waiting": _line("to wait for another's load does not count"),
     "redirection-keeps-due": _line("a read that is redirected is due when it was before"),
-    "redirection-in-deadline": _line(
-        "a redirection has what its read has left", "async with asyncio.timeout_at(began + 8):"
-    ),
+    "redirection-in-deadline": _line("a redirection has what its read has left", "left = 8.0"),
 }
 
 MECHANISMS: dict[str, Mechanism] = {

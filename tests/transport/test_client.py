@@ -43,9 +43,9 @@ def exchanges(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     made: list[list[str]] = []
     exchange = Connection.exchange
 
-    async def counted(line: Connection, commands: Any) -> Any:
+    async def counted(line: Connection, commands: Any, *budget: Any) -> Any:
         made.append([str(command[0]) for command in commands])
-        return await exchange(line, commands)
+        return await exchange(line, commands, *budget)
 
     monkeypatch.setattr(Connection, "exchange", counted)
     return made
@@ -53,7 +53,7 @@ def exchanges(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 def closed(store: Store, client: Redis) -> bool:
     """Whether the connection of the client's pipeline is closed."""
-    return route(store, client).connection._connection is None
+    return route(store, client).connection._wire is None
 
 
 def route(store: Store, client: Redis) -> Any:
@@ -359,7 +359,7 @@ async def test_a_pool_that_is_gone(client: Redis, server: EmbeddedServer, store:
     gc.collect()
     await turns()
     assert len(store._link._routes) == 0
-    assert pipeline.connection._connection is None
+    assert pipeline.connection._wire is None
     with pytest.raises(CacheUnavailableError, match="the client is gone"):
         await pipeline.get(b"k")
 
@@ -372,7 +372,7 @@ async def test_a_store_that_is_dropped(client: Redis) -> None:
     del store
     gc.collect()
     await turns()
-    assert pipeline.connection._connection is None
+    assert pipeline.connection._wire is None
 
 
 @pytest.mark.parametrize("callers", [1, 50])

@@ -142,7 +142,7 @@ async def test_closing_closes_all_connections(cluster_client: RedisCluster, stor
     """The cache's own; the client's stay as they are."""
     await store.get_many(cluster_client, [f"k:{n}" for n in range(50)])
     await store.aclose()
-    assert all(node.connection._connection is None for node in masters_of(store)._nodes.values())
+    assert all(node.connection._wire is None for node in masters_of(store)._nodes.values())
 
 
 async def test_a_connection_that_is_cut_when_it_is_new(

@@ -59,6 +59,13 @@ async def cancelled(task: asyncio.Task[object]) -> None:
         await task
 
 
+async def begun(exchange: Any) -> asyncio.Task[Any]:
+    """Return the task of an exchange that has been sent."""
+    task = spawn(exchange)
+    await turns(2)
+    return task
+
+
 async def test_a_greeting_goes_out_with_the_first_commands(line: Connection, server: Server, asks: Asks) -> None:
     """One round trip for both, and none for what comes after."""
     assert await line.exchange([GET, ("PING",)]) == [b"v", b"OK"]
@@ -69,20 +76,19 @@ async def test_a_greeting_goes_out_with_the_first_commands(line: Connection, ser
 
 async def test_a_greeting_is_heard_before_any_reply_is_given(line: Connection, server: Server, asks: Asks) -> None:
     """Also where the server did not know the question, and is asked once more."""
-    unknown = ResponseError("NOSCRIPT")
-    server.answer(b"WHO", unknown)
+    server.answer(b"WHO", ResponseError("what?"))
     asks.says.append(("WHO IN FULL",))
     gate = server.gates.before("send")
     second = server.gates.before("send")
     asking = spawn(line.exchange([GET]))
     gate.open()
     await second.reached()
-    assert asks.heards == [unknown]
+    assert [str(heard) for heard in asks.heards] == ["what?"]
     assert not asking.done()
     second.open()
     assert await asking == [b"v"]
     assert server.told == [(b"WHO",), (b"GET", b"k"), (b"WHO IN FULL",)]
-    assert asks.heards == [unknown, b"OK"]
+    assert asks.heards[1:] == [b"OK"]
 
 
 @pytest.mark.parametrize("at", ["send", "read"])
@@ -94,6 +100,7 @@ async def test_a_greeting_that_was_cancelled_is_said_again(
     first = spawn(line.exchange([GET]))
     await gate.reached()
     await cancelled(first)
+    gate.open()
     assert await line.exchange([GET]) == [b"v"]
     assert asks.heards == [b"OK"]
     assert server.log[-1] == [(b"WHO",), (b"GET", b"k")]
@@ -132,31 +139,31 @@ async def test_the_replies_of_who_was_cancelled_are_skipped(line: Connection, se
     first = spawn(line.exchange([("GET", b"other"), ("GET", b"other"), ("GET", b"other")]))
     await gate.reached()
     await cancelled(first)
-    gate = server.gates.before("read")
-    second = spawn(line.exchange([("GET", b"other"), GET]))
-    await gate.reached()
-    await cancelled(second)
-    assert await line.exchange([GET, GET]) == [b"v", b"v"]
+    await cancelled(await begun(line.exchange([("GET", b"other"), GET])))
+    third = await begun(line.exchange([GET, GET]))
+    gate.open()
+    assert await third == [b"v", b"v"]
     assert server.connects == 1
 
 
 async def test_nobody_gets_the_reply_of_who_was_cancelled_while_sending(line: Connection, server: Server) -> None:
-    """What had been written by then is answered, and nobody knows how much that is: the connection is given up."""
+    """What was written as a whole is answered as a whole: the connection stays."""
     await line.exchange([GET])
     server.data[b"other"] = b"not yours"
     gate = server.gates.after("send")
     first = spawn(line.exchange([("GET", b"other")]))
     await gate.reached()
     await cancelled(first)
+    gate.open()
     assert await line.exchange([GET]) == [b"v"]
-    assert server.connects == 2
+    assert server.connects == 1
 
 
 async def test_the_servers_errors_are_replies(line: Connection, server: Server) -> None:
     """One command's error is that command's."""
-    error = ResponseError("WRONGTYPE")
-    server.answer(b"GET", error)
-    assert await line.exchange([GET, GET]) == [error, b"v"]
+    server.answer(b"GET", ResponseError("WRONGTYPE"))
+    error, value = await line.exchange([GET, GET])
+    assert (type(error), str(error), value) == (ResponseError, "WRONGTYPE", b"v")
 
 
 async def test_a_connection_that_was_closed_is_made_anew(line: Connection, server: Server, asks: Asks) -> None:
@@ -176,6 +183,7 @@ async def test_a_connection_that_is_closed_is_not_opened_by_redis_py(line: Conne
     """It is opened and greeted here."""
     await line.exchange([GET])
     await server.connections[0].disconnect()
+    await turns()
     assert await line.exchange([GET]) == [b"v"]
     assert server.log[-1] == [(b"WHO",), (b"GET", b"k")]
 
@@ -313,15 +321,15 @@ async def test_a_silent_server(pool: Pool, server: Server, asks: Asks, clock: Lo
 async def test_a_slow_server_is_not_silent(pool: Pool, server: Server, asks: Asks, clock: LoopClock) -> None:
     """As long as one reply comes after the other an exchange may last."""
     line = Connection(lambda: pool, asks, TIMEOUT)
-    read = Wired.read_response
+    reply = Wired.reply
 
-    async def slowly(wired: Wired, **options: Any) -> Any:
+    async def slowly(wired: Wired) -> None:
         await clock.sleep(0.6 * TIMEOUT)
-        return await read(wired, **options)
+        await reply(wired)
 
     began = clock.now
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Wired, "read_response", slowly)
+        patched.setattr(Wired, "reply", slowly)
         assert await line.exchange([GET] * 5) == [b"v"] * 5
     assert clock.now - began > 3 * TIMEOUT
     await line.aclose()
@@ -350,7 +358,7 @@ async def held_up(line: Connection, server: Server, time: Passing, *stalls: floa
     for seconds in stalls:
         await turns()
         time.passes(seconds)
-        await turns(2)
+        await turns(1)
     if not asking.done():
         gate.open()
     return await asking
@@ -383,7 +391,6 @@ MUTANTS = [
     (without("connection-in-use-stays"), test_a_connection_in_use_stays),
     (without("greeting-grows-old"), test_a_greeting_grows_old),
     (without("greeting-repeated"), test_a_greeting_that_was_cancelled_is_said_again),
-    (without("unsent-hangs-up"), test_nobody_gets_the_reply_of_who_was_cancelled_while_sending),
     (without("unread-skipped"), test_the_replies_of_who_was_cancelled_are_skipped),
     (without("greeting-applied"), test_the_wrong_server_is_left),
     (without("reconnection-noted"), test_a_connection_that_is_closed_is_not_opened_by_redis_py),

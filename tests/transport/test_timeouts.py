@@ -301,8 +301,7 @@ async def test_much_work_takes_its_time(slow: Slow, by_hand: bool) -> None:
 async def test_many_ids_take_a_deadline_for_each_portion(slow: Slow) -> None:
     """So many keys are asked for in one go, and no more; nobody would be cached who asks for more otherwise."""
     store, keys = slow.cache.store(slow.client), [f"some:{number}" for number in range(2 * CHUNK + 1)]
-    patience = store.patience(slow.client, keys)
-    assert patience._left == 3 * TIMEOUT
+    assert store.budget(slow.client, keys).left == 3 * TIMEOUT
 
 
 # --- crowds

@@ -12,9 +12,7 @@ local function now_ms()
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
-local function ms(number)
-  return string.format('%.0f', number)
-end
+local function ms(number) return string.format('%.0f', number) end
 
 -- The replication id and the role of the server; nil and the reason where an ACL denies INFO. The id changes with each
 -- start and each promotion. (run_id stays the same when a master is demoted and promoted again, with another's data.)

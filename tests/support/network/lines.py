@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterator
+from contextvars import Context
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
 
 from fastrdb.testing import Gates
 from fastrdb.transport.scripts import Command
@@ -66,24 +66,18 @@ class Server:
 
 
 class Wired:
-    """A connection to it, as redis-py makes one by the settings of a pool."""
+    """A connection to it, as redis-py makes one by the settings of a pool. It is the transport of its socket, too."""
 
     def __init__(self, *, server: Server, **_: Any) -> None:
         self.server = server
         self.is_connected = False
-        self._replies: deque[Any] = deque()
-        self._on_its_way = False
-        self._aborted = asyncio.Event()
+        self._writer = SimpleNamespace(transport=self)
+        self._protocol: Any = None
+        self._written: asyncio.Queue[bytes] = asyncio.Queue()
+        self._task: asyncio.Task[None] | None = None
         server.connections.append(self)
 
-    @property
-    def _writer(self) -> Any:
-        """What `abort` is called on."""
-        return SimpleNamespace(transport=SimpleNamespace(abort=self._aborted.set))
-
     async def connect(self) -> None:
-        if self.is_connected:
-            return
         await self.server.gates.arrive("connect")
         if self.server.refuses:
             raise RedisConnectionError("refused")
@@ -92,49 +86,45 @@ class Wired:
         await self.server.gates.leave("connect")
 
     async def disconnect(self, nowait: bool = False) -> None:
-        self._close()
+        self.abort()
 
     def _close(self) -> None:
-        self.is_connected = False
-        self._replies.clear()
+        self.abort()
 
-    async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
-        await self._unless_aborted("send")
-        await self.connect()  # as redis-py does
-        commands = list(parsed(b"".join(command)))
-        self.server.log.append(commands)
+    def set_protocol(self, protocol: Any) -> None:
+        self._protocol = protocol
+        self._task = asyncio.get_running_loop().create_task(self._work(), context=Context())
+
+    def write(self, data: bytes) -> None:
         self.server.senders.append(asyncio.current_task())
-        self._on_its_way = True
-        self._replies.extend(map(self.server.handle, commands))
-        await self.server.gates.leave("send")
+        self._written.put_nowait(data)
 
-    async def read_response(self, disable_decoding: bool = False, *, disconnect_on_error: bool = True) -> Any:
-        await self._unless_aborted("read")
-        if self._on_its_way:  # as from a socket, nothing is there at once
-            self._on_its_way = False
-            await asyncio.sleep(0)
-        if not self._replies or self._replies[0] is CLOSED:
+    def abort(self) -> None:
+        if self.is_connected:
             self.is_connected = False
-            raise RedisConnectionError("the server has closed the connection")
-        reply = self._replies.popleft()
-        await self.server.gates.leave("read")
-        if isinstance(reply, ResponseError):
-            raise reply
-        return reply
+            if self._task is not None:
+                self._task.cancel()
+                asyncio.get_running_loop().call_soon(self._protocol.connection_lost, None)
 
-    def pack_commands(self, commands: Any) -> Any:
-        raise NotImplementedError
+    async def reply(self) -> None:
+        """Let one more reply through."""
+        await self.server.gates.arrive("read")
 
-    async def _unless_aborted(self, name: str) -> None:
-        if self.server.gates.waits(name):
-            tasks = [asyncio.ensure_future(each) for each in (self.server.gates.arrive(name), self._aborted.wait())]
-            try:
-                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for task in tasks:
-                    task.cancel()
-        if self._aborted.is_set():
-            raise RedisConnectionError("aborted")
+    async def _work(self) -> None:
+        while True:
+            data = await self._written.get()
+            await self.server.gates.arrive("send")
+            commands = list(parsed(data))
+            self.server.log.append(commands)
+            replies = [self.server.handle(command) for command in commands]
+            await self.server.gates.leave("send")
+            for reply in replies:
+                await self.reply()
+                if reply is CLOSED:
+                    self.abort()
+                    return
+                self._protocol.data_received(written(reply))
+                await self.server.gates.leave("read")
 
 
 class Pool:
@@ -186,6 +176,18 @@ async def turns(count: int = 20) -> None:
     """Let every task that can go on do so."""
     for _ in range(count):
         await asyncio.sleep(0)
+
+
+def written(reply: Any) -> bytes:
+    """Return a reply as it is on the wire."""
+    match reply:
+        case None:
+            return b"$-1\r\n"
+        case bytes():
+            return b"$%d\r\n%s\r\n" % (len(reply), reply)
+        case list():
+            return b"*%d\r\n" % len(reply) + b"".join(map(written, reply))
+    return b"-%s\r\n" % str(reply).encode()
 
 
 def parsed(data: bytes) -> Iterator[Told]:

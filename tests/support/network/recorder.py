@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +15,8 @@ import pytest
 from redis.asyncio.connection import AbstractConnection
 from redis.crc import key_slot
 
+from fastrdb.transport.connection import Wire
+from fastrdb.transport.scripts import Command
 from tests.support.servers.cluster import HOST, SLOTS, Cluster
 
 Words = tuple[bytes, ...]
@@ -72,15 +74,22 @@ class Tap:
 @asynccontextmanager
 async def tapped(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Tap]:
     """Note what is sent, and what MONITOR tells, until the block is left."""
-    tap, send = Tap(cluster), AbstractConnection.send_packed_command
+    tap, send, ours = Tap(cluster), AbstractConnection.send_packed_command, Wire.send
 
-    async def noted(connection: Any, command: Any, *args: Any, **options: Any) -> None:
+    def note(port: int, parts: Iterable[bytes]) -> None:
         reader = hiredis.Reader()
-        for part in [command] if isinstance(command, bytes) else command:
+        for part in parts:
             reader.feed(part)
         while (words := reader.gets()) is not False:
-            tap.sent.append((connection.port, tuple(words)))
+            tap.sent.append((port, tuple(words)))
+
+    async def noted(connection: Any, command: Any, *args: Any, **options: Any) -> None:
+        note(connection.port, [command] if isinstance(command, bytes) else command)
         await send(connection, command, *args, **options)
+
+    def noted_of_ours(wire: Wire, commands: Sequence[Command]) -> Any:
+        note(wire.connection.port, [hiredis.pack_command(tuple[Any](each)) for each in commands])
+        return ours(wire, commands)
 
     monitors = [await asyncio.open_connection(HOST, node.port, limit=2**24) for node in cluster.masters]
     for reader, writer in monitors:
@@ -90,6 +99,7 @@ async def tapped(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
     try:
         with monkeypatch.context() as patched:
             patched.setattr(AbstractConnection, "send_packed_command", noted)
+            patched.setattr(Wire, "send", noted_of_ours)
             yield tap
     finally:
         for node in cluster.masters:
