@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from fastrdb import Cache
-from fastrdb.transport import connection, timeouts
+from fastrdb.transport import connection
 from tests.support.source.flows import Flows, by_module
 
 MOST_CALLS = {"hit": 18, "near": 10, "miss": 159, "commit": 192, "update": 275, "many": 248, "stale": 240}
@@ -20,8 +20,7 @@ MOST_CALLS = {"hit": 18, "near": 10, "miss": 159, "commit": 192, "update": 275, 
 async def flows(client: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Flows]:
     """Prepare the flows on the private server and a SQLite file. What a timer does in between is in no flow."""
     monkeypatch.setattr(connection, "_GREETING_S", 3600)
-    for module in (connection, timeouts):
-        monkeypatch.setattr(module, "_LOOK", 3600)
+    monkeypatch.setattr(connection, "_LOOK", 3600)
     engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/flows.sqlite")
     async with Cache() as cache, Cache(near=True) as near_cache:
         made = Flows(client, engine, cache, near_cache)
