@@ -106,7 +106,7 @@ class Wire(asyncio.Protocol):
         return future
 
     def data_received(self, data: bytes) -> None:
-        """Give each exchange its replies; drop those for which no caller waits any more."""
+        """Hand each exchange its replies; drop those for which no caller waits any more."""
         due, gets = self._due, self._reader.gets
         self._reader.feed(data)
         try:
@@ -297,11 +297,11 @@ class Connection:
             self.began += blocked
         self._sign = (self.began, sign[1])
         crowded = self._on_look(now, blocked)
-        if (budget := self._budget) is not None:
+        over, budget = now - self._heard >= self.timeout, self._budget
+        if budget is not None:
             budget.until = now + budget.left if crowded else budget.until + blocked
-            if now > budget.until + _LOOK * self.timeout:  # a look later, when a silent server is noticed as such
+            if now > budget.until and not over:  # else the server is silent, which counts for its breaker
                 self._leave()
-        over = now - self._heard >= self.timeout
         if over and self._over:  # mechanism: last-look
             self._give_up()
         else:
@@ -314,7 +314,7 @@ class Connection:
 
     def _leave(self) -> None:
         """Fail the caller, whose budget is used up. Late replies are discarded."""
-        if self._connecting is not None:
+        if self._connecting is not None and not self._connecting.expired():
             self._late = True
             self._connecting.reschedule(self._loop.time())
         elif self._exchange is not None and not self._exchange.done():
@@ -322,7 +322,7 @@ class Connection:
 
     def _give_up(self) -> None:
         self._silent = True
-        if self._connecting is not None:
+        if self._connecting is not None and not self._connecting.expired():
             self._connecting.reschedule(self._loop.time())
         elif self._wire is not None:
             self._wire.lose(RedisConnectionError("the server is silent"))
