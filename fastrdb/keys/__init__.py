@@ -6,7 +6,7 @@ from .encoding import quote
 from .pattern import Pattern, add_pairs, hashed
 from .prefix import VARIANTS, Prefix, PrefixTemplates, Reached, fingerprint
 from .signature import ResultShape, inspect_function
-from .tag import ANYTHING, END, EVERYTHING, Image, bounded, row_tag, table_tag, value_text
+from .tag import ANYTHING, END, EVERYTHING, Image, Reach, bounded, row_tag, table_tag, value_text
 from .variant import without_variant
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Pattern",
     "Prefix",
     "PrefixTemplates",
+    "Reach",
     "Reached",
     "ResultShape",
     "add_pairs",

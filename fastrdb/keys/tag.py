@@ -115,6 +115,58 @@ class Image:
         return not texts or text in texts
 
 
+class Reach:
+    """The names of all that the writes of one transaction reach. Many of them become names of whole tables.
+
+    A column of which one write of a table knows the values and another does not is named as a whole.
+    """
+
+    __slots__ = ("names", "_columns", "_most")
+
+    def __init__(self, images: Iterable[Image] = (), *, most: int = 64) -> None:
+        self.names: dict[str, None] = {}
+        self._columns: dict[str, set[str]] = {}
+        self._most = most
+        for image in images:
+            self.add(image)
+
+    def add(self, image: Image) -> None:
+        """Add what one write reaches."""
+        if EVERYTHING in self.names:
+            return
+        table = "" if image.table is None else _name(image.table)
+        if f"{table}:" in self.names:
+            return
+        self.names.update(dict.fromkeys(image.names()))
+        if image.columns is not None and table:
+            columns = {_name(column) for column in image.columns}
+            known = self._columns.setdefault(table, columns)
+            self.names.update(dict.fromkeys(f"{table}:{column}=" for column in sorted(known ^ columns)))
+            known |= columns
+        if len(self.names) > self._most:
+            self.names = dict.fromkeys(bounded(self.names, self._most))
+
+    def add_names(self, names: Iterable[str]) -> None:
+        """Add names that are known already: of columns that are in use, as Redis has them."""
+        self.names.update(dict.fromkeys(names))
+
+    def rows(self) -> dict[str, list[str]]:
+        """Return `table:` for each table that is reached by rows and not as a whole, with `table:column` of each name.
+
+        Columns of these tables that are in use and not among them are unknown.
+        """
+        found: dict[str, list[str]] = {}
+        if EVERYTHING not in self.names:
+            found = {f"{table}:": [] for table in self._columns if f"{table}:" not in self.names}
+        for column in dict.fromkeys(name.partition("=")[0] for name in self.names if "=" in name):
+            found.get(f"{column.partition(':')[0]}:", []).append(column)
+        return found
+
+    def coarse(self) -> list[str]:
+        """Return names that reach all tables of `names` as a whole: what needs no look at the columns in use."""
+        return list(dict.fromkeys([*self.names, *self.rows()]))
+
+
 def bounded(names: Collection[str], most: int) -> list[str]:
     """Return at most `most` names that reach all that `names` reach, and more where there are too many names.
 

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from fastrdb.errors import CacheUnavailableError, FastRDBError, OptionError, SessionInUseError
 from fastrdb.events import Counted
-from fastrdb.protocol import Barred, Busy, Fill, Granted, Hit
+from fastrdb.protocol import UNKNOWN, Barred, Busy, Fill, Granted, Hit
 from fastrdb.protocol import Outcome as Answer
 from fastrdb.singleflight import Flight, Watch
 from fastrdb.transactions import (
@@ -321,15 +321,15 @@ class Loading(Reading):
                 counters.tell("unavailable", key, str(error))
             return
         seconds, slow = monotonic() - begun, begun - self._begun >= lease
-        for (key, _, raw, _), done in zip(fills, stored, strict=True):
-            if done:
+        for (key, _, raw, *_), done in zip(fills, stored, strict=True):
+            if done is True:
                 del leases[key]
                 counters.tell("fill", key, seconds=seconds, size=len(raw))
                 counters.latest = None
             elif slow:
                 counters.unstored(key, f"the load took longer than lease={lease:g} (seconds): a longer one covers it")
             else:
-                counters.unstored(key, LOST, meant=True)
+                counters.unstored(key, LOST if done is False else written(done), meant=True)
 
     async def _drop_old(self, left: Collection[str]) -> None:
         """Delete entries in whose place nothing was stored: the database has said something else."""
@@ -339,6 +339,15 @@ class Loading(Reading):
             elif self.background:
                 for key in left:
                     await self.call.store.discard(self.call.client, key, self.seen[key].raw)
+
+
+def written(tag: bytes) -> str:
+    """Say which table a writer has reached while an entry was loaded."""
+    if tag == UNKNOWN:
+        return "Redis has lost what was written while this was loaded"
+    table, _, row = tag.decode().removesuffix("\0").partition(":")
+    name = f"{table}.{row.partition('=')[0]}" if row else table
+    return "something was written while this was loaded" if name == "*" else f"{name} was written while this was loaded"
 
 
 @asynccontextmanager

@@ -225,6 +225,10 @@ class NearCache:
         finally:
             self._shut.remove(reach)
 
+    def cancel(self) -> None:
+        """Keep nothing that is on its way."""
+        self._tokens.clear()
+
     def clear(self) -> None:
         """Drop everything, and what is on its way."""
         self._kept.clear()

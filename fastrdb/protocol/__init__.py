@@ -4,12 +4,13 @@ from fastrdb.transport import Budget, is_cluster
 
 from .inspector import BarrierInfo, IndexInfo, Inspector, KeyInfo
 from .intent import Intent, OnError
-from .interface import Barred, Busy, Entry, Granted, Hit, Outcome, Timed
+from .interface import UNKNOWN, Barred, Busy, Entry, Granted, Hit, Outcome, Tagged, Timed
 from .keyspace import Keyspace, Target
 from .lua import scripts
 from .store import Fill, Store
 
 __all__ = [
+    "UNKNOWN",
     "Barred",
     "BarrierInfo",
     "Budget",
@@ -26,6 +27,7 @@ __all__ = [
     "OnError",
     "Outcome",
     "Store",
+    "Tagged",
     "Target",
     "Timed",
     "is_cluster",

@@ -10,21 +10,24 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, MutableMapping, Sequence
 from time import monotonic
-from typing import TYPE_CHECKING, Literal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
 
 from fastrdb.errors import CacheUnavailableError
+from fastrdb.keys import Reach
 from fastrdb.near import NearCache
 from fastrdb.transport import Client, Health
 
-from .interface import Backend, Write
-from .keyspace import EXACTLY, Target, divide
+from .interface import Backend, Rows, Swept, Write
+from .keyspace import EXACTLY, TAG, Target, divide, named
 from .repairs import Repairs
 
 if TYPE_CHECKING:
     from fastrdb.events import Counters
-    from fastrdb.keys import Prefix
+    from fastrdb.keys import Image, Prefix
 
 OnError = Literal["bypass", "raise"]
 
@@ -58,6 +61,8 @@ class Writer:
         self.keyspace, self.on_error, self.renewal_s = backend.keyspace, on_error, renewal_s
         self.loop = asyncio.get_running_loop()
         self._insisting, self._near = insisting, near
+        self.dropped = Counter[str]()
+        self.columns: dict[str, set[str]] = {}
         self.repairs = Repairs(self._repair, backend.keyspace.everything, health, sleep)
 
     async def sweep(
@@ -68,23 +73,49 @@ class Writer:
         targets: Sequence[Target],
         leases: MutableMapping[bytes, bytes] | None = None,
         *,
+        names: Sequence[Target] = (),
+        rows: Rows = (),
+        tags: Mapping[bytes, bytes] = MappingProxyType({}),
         again: bool = False,
         insist: bool = False,
         counters: Counters | None = None,
-    ) -> int:
-        """Do a backend's `begin` while the near cache keeps nothing that it reaches. Count what was deleted."""
+    ) -> Swept:
+        """Do a backend's `begin` while the near cache keeps nothing that it reaches. Count what was deleted.
+
+        What lies under a tag is known to Redis only. So nothing is kept that is on its way, and what was found goes.
+        """
         wide, keys = divide(targets)
         backend, begun = self._insisting if insist else self.backend, monotonic()
+        if names:
+            self._near.cancel()
         with self._near.shut([target.head for target in wide], [*keys, *(leases or ())]):
             budget = backend.link.budget(client)
-            deleted = await backend.begin(client, token, fence, targets, leases, again=again, budget=budget)
-        if deleted and counters is not None:
+            swept = await backend.begin(
+                client, token, fence, targets, leases, budget=budget, names=names, rows=rows, tags=tags, again=again
+            )
+            if swept.found:
+                self._near.pushed(swept.found)
+        if names:
+            self.note_columns(target.name.decode() for target in swept.added)
+            for name, count in swept.dropped.items():
+                self.dropped[name.decode()] += count
+        if swept.deleted and counters is not None:
             seconds = monotonic() - begun
-            counters.tell("deleted", self.keyspace.plain(targets), seconds=seconds, count=deleted)
-        return deleted
+            counters.tell("deleted", self.keyspace.plain(targets), seconds=seconds, count=swept.deleted)
+        return swept
+
+    def note_columns(self, names: Iterable[str]) -> None:
+        """Note which columns entries are tagged by."""
+        for name in names:
+            column, is_row, _ = name.partition("=")
+            if is_row:
+                table, _, column = column.partition(":")
+                self.columns.setdefault(table, set()).add(column)
 
     async def _repair(self, client: Client, token: str, fence: Sequence[Target], targets: Sequence[Target]) -> None:
-        await self.sweep(client, token, fence, targets, insist=True)
+        names = [target for target in targets if target.filter == TAG]
+        others = [target for target in targets if target.filter != TAG]
+        await self.sweep(client, token, fence, others, names=names, insist=True)
 
 
 class Intent:
@@ -103,6 +134,10 @@ class Intent:
         self._new: dict[Target, None] = {}
         self._new_puts: dict[str, None] = {}
         self._barred: dict[Target, None] = {}
+        self._reach: Reach | None = None  # of tags: most transactions reach none
+        self._names: dict[Target, None] = {}
+        self._new_names: dict[Target, None] = {}
+        self._tags: dict[str, Collection[str]] = {}  # of what was put
         self._leases: dict[bytes, bytes] = {}  # b"" as long as the lease is not known
         self._begun = -math.inf
         self._failed = False
@@ -116,11 +151,13 @@ class Intent:
     @property
     def pending(self) -> bool:
         """Return whether something was added that `begin` has not covered yet."""
-        return bool(self._new or self._new_puts)
+        return bool(self._new or self._new_puts or self._new_names)
 
-    def add(self, prefixes: Iterable[Prefix] = (), keys: Iterable[str] = ()) -> None:
+    def add(self, prefixes: Iterable[Prefix] = (), keys: Iterable[str] = (), images: Sequence[Image] = ()) -> None:
         """Invalidate these too. A value that was put under one of them before is dropped: it may be out of date."""
         names = self._writer.keyspace
+        if images:
+            self._add_images(images)
         for prefix in prefixes:
             self._add(names.under(prefix))
             for key in [key for key in self._puts if prefix.matches(key)]:
@@ -129,13 +166,17 @@ class Intent:
             self._add(names.exactly(key))
             self._drop(key)
 
-    def put(self, key: str, raw: bytes, ttl_ms: int) -> None:
+    def put(self, key: str, raw: bytes, ttl_ms: int, tags: Collection[str] = ()) -> None:
         """Store `raw` under `key` for `ttl_ms` (at least 1) once committed; replaces an earlier put of the key.
+
+        `tags` are those of the rows that it depends on: a writer that has only a tag finds it from `begin` on.
 
         The value must follow from rows that this transaction has written and so has locked: no other transaction can
         have changed them since this one read the rows.
         """
         self._puts[key] = (raw, ttl_ms)
+        if tags:
+            self._tags[key] = tags
         if self._writer.keyspace.entry(key) not in self._leases:
             self._new_puts[key] = None
 
@@ -155,24 +196,34 @@ class Intent:
         if late:  # what was barred before may lapse before this COMMIT is done
             leased = (writer.keyspace.exactly(key) for key in self._puts if key not in self._new_puts)
             self._new.update(dict.fromkeys([*self._targets, *leased]))
+            self._new_names.update(self._names)
         targets, puts, again = list(self._new), list(self._new_puts), bool(self._leases)
         leases = dict.fromkeys((writer.keyspace.entry(key) for key in puts), b"")
-        fence = self._fence(targets, leases)
+        names = list(self._new_names)
+        fence = [*self._fence(targets, leases), *names]
         # Noted before the commands are sent: whatever reaches the server, end() takes it back.
         self._barred.update(dict.fromkeys(fence))
         self._leases.update(leases)
+        how: dict[str, Any] = {"again": again, "counters": self._counters, "names": names}
+        if self._reach is not None or self._tags:
+            how |= self._tagged()
         try:
-            counters = self._counters
-            await writer.sweep(self._client, self.token, fence, targets, leases, again=again, counters=counters)
+            swept = await writer.sweep(self._client, self.token, fence, targets, leases, **how)
+            if swept.added and self._reach is not None:
+                self._barred.update(dict.fromkeys(swept.added))
+                self._names.update(dict.fromkeys(swept.added))
+                self._reach.add_names(target.name.decode() for target in swept.added)
         except CacheUnavailableError as error:
             if writer.on_error == "raise":
                 raise
             self._failed = True
-            writer.repairs.add(self._client, self._reached(), barred=True, reason=error)
+            writer.repairs.add(self._client, self._pending(), barred=True, reason=error)
         self._leases.update(leases)
         self._begun = now if late else self._begun
         for target in targets:
             self._new.pop(target, None)
+        for target in names:
+            self._new_names.pop(target, None)
         for key in puts:
             self._new_puts.pop(key, None)
 
@@ -188,23 +239,24 @@ class Intent:
         self._over = True
         writer = self._writer
         if committed and (self._failed or self.pending):
-            writer.repairs.add(self._client, self._reached(), barred=False, reason="at a commit")
+            writer.repairs.add(self._client, self._pending(), barred=False, reason="at a commit")
             return
         entries = {writer.keyspace.entry(key): put for key, put in self._puts.items()} if committed else {}
         writes = [Write(entry, self._leases.get(entry, b""), *put) for entry, put in entries.items()]
         released = [entry for entry in self._leases if entry not in entries]
         budget = writer.backend.link.budget(self._client)
         try:
+            stamps = [target.name for target in self._names] if committed and self._names else []
             stood = await writer.backend.end(
-                self._client, self.token, writes, released, list(self._barred), budget=budget
+                self._client, self.token, writes, released, list(self._barred), budget, stamps
             )
             # The server came back without the barriers, or these lapsed before the COMMIT: a reader may have stored
             # what it loaded before.
             if not stood and committed:  # mechanism: second-sweep
-                await writer.sweep(self._client, "", (), self._reached())
+                await self._sweep_again()
         except CacheUnavailableError as error:
             if committed:
-                writer.repairs.add(self._client, self._reached(), barred=False, reason=error)
+                writer.repairs.add(self._client, self._pending(), barred=False, reason=error)
 
     def abandon(self) -> None:
         """Take an unknown outcome: the barriers stay until each lapses, for the COMMIT may still be under way.
@@ -215,7 +267,7 @@ class Intent:
         if self._over:
             return
         self._over = True
-        if reached := self._reached():
+        if reached := self._pending():
             reason = "the outcome of a COMMIT is unknown"
             self._writer.repairs.add(self._client, reached, barred=True, reason=reason)
 
@@ -224,6 +276,7 @@ class Intent:
             self._targets[target] = self._new[target] = None
 
     def _drop(self, key: str) -> None:
+        self._tags.pop(key, None)
         if self._puts.pop(key, None) is not None and self._new_puts.pop(key, self) is None:
             self._add(self._writer.keyspace.exactly(key))
 
@@ -241,3 +294,34 @@ class Intent:
 
     def _reached(self) -> list[Target]:
         return [*self._targets, *map(self._writer.keyspace.exactly, self._puts)]
+
+    def _pending(self) -> list[Target]:
+        """Return the same for a repair, with whole tables: a repair has no list of the columns that were named."""
+        return [*self._reached(), *(named(self._reach.coarse()) if self._reach is not None else ())]
+
+    def _add_images(self, images: Sequence[Image]) -> None:
+        self._reach = self._reach or Reach()
+        for image in images:
+            self._reach.add(image)
+            for key in [key for key, tags in self._tags.items() if any(map(image.hits, tags))]:
+                self._drop(key)
+        for target in named(self._reach.names):
+            if target not in self._names:
+                self._names[target] = self._new_names[target] = None
+
+    def _tagged(self) -> dict[str, Any]:
+        """Return what `begin` says of tags: the columns that are named, and the tags of what was put."""
+        entry = self._writer.keyspace.entry
+        tags = {entry(key): "\n".join(each).encode() for key, each in self._tags.items()}
+        return {"rows": () if self._reach is None else columns_named(self._reach), "tags": tags}
+
+    async def _sweep_again(self) -> None:
+        """Delete once more what was reached, now that it is committed."""
+        rows = () if self._reach is None else columns_named(self._reach)
+        names = list(self._names)
+        await self._writer.sweep(self._client, "", (), self._reached(), names=names, rows=rows)
+
+
+def columns_named(reach: Reach) -> Rows:
+    """Return what the scripts need to find the columns in use that are not named."""
+    return [(table.encode(), "\n".join(columns).encode()) for table, columns in reach.rows().items()]

@@ -6,8 +6,9 @@ Names of entries are those in Redis. Every method raises CacheUnavailableError w
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, MutableMapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from fastrdb.transport import Budget, Client, RedisClient
@@ -31,9 +32,10 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """The caller has the lease: load, then fill with it, or release it."""
+    """The caller has the lease: load, then fill with it, or release it. `since` goes with it into the fill."""
 
     lease: bytes = field(default=b"", compare=False)
+    since: bytes = field(default=b"", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +77,52 @@ class Ask(NamedTuple):
     entry: bytes
     token: str
     old: str | int = ""
+    tagged: bool = False
 
 
 class Write(NamedTuple):
-    """An entry to be stored for `ttl_ms` milliseconds if its lease is still there."""
+    """An entry to be stored for `ttl_ms` milliseconds if its lease is still there. `tags` are its tags, one a line."""
 
     entry: bytes
     lease: bytes
     raw: bytes
     ttl_ms: int
+    tags: bytes = b""
+    since: bytes = b""
+
+
+Rows = Sequence[tuple[bytes, bytes]]
+"""The tables that a writer reaches by rows: `table:` for each, and the columns of it that the writer has named."""
+
+
+@dataclass(slots=True)
+class Swept:
+    """The work of a sweep: the entries that it deleted, and the names that it reached besides those given.
+
+    Attributes:
+        deleted: the number of entries.
+        dropped: for each name of tags the number of entries deleted by it.
+        found: the entries that were found by tags.
+        added: names of columns that are in use, and that the writer has not named.
+    """
+
+    deleted: int = 0
+    dropped: dict[bytes, int] = field(default_factory=dict)
+    found: list[bytes] = field(default_factory=list)
+    added: list[Target] = field(default_factory=list)
+
+
+UNKNOWN = b"\0"
+"""In place of a tag: whether a writer has reached an entry's tags is unknown, since something was lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tagged:
+    """An entry as a load reads it: with its tags, one a line, None if it has none."""
+
+    raw: bytes | None
+    ttl_ms: int
+    tags: bytes | None
 
 
 class Backend(ABC):
@@ -114,8 +153,12 @@ class Backend(ABC):
         """Ask for leases. A call that fails or is cancelled may have been granted them all the same."""
 
     @abstractmethod
-    async def fill(self, client: Client, writes: Sequence[Write], budget: Budget | None = None) -> list[bool]:
-        """Store under leases and give these back. Return of each whether it was stored."""
+    async def fill(self, client: Client, writes: Sequence[Write], budget: Budget | None = None) -> list[bool | bytes]:
+        """Store under leases and give these back.
+
+        Return of each True if it was stored, and False if the lease is another one by now. Else the tag that a writer
+        has reached since the lease was granted, or UNKNOWN.
+        """
 
     @abstractmethod
     async def release(self, client: Client, leases: Sequence[tuple[bytes, str]]) -> None:
@@ -135,16 +178,21 @@ class Backend(ABC):
         leases: MutableMapping[bytes, bytes] | None = None,
         *,
         budget: Budget,
+        names: Sequence[Target] = (),
+        rows: Rows = (),
+        tags: Mapping[bytes, bytes] = MappingProxyType({}),
         again: bool = False,
-    ) -> int:
+    ) -> Swept:
         """Bar the fence, delete what the targets reach, take leases, in this order. May be repeated.
+
+        A name that is not in the fence is stamped before anything is deleted.
 
         Args:
             leases: the entries to take the lease of; each value is replaced by the lease.
+            names: targets that are names of tags.
+            rows: the tables of which these name rows. Names of other columns in use are added.
+            tags: of the entries to be leased, one a line.
             again: spare the leases that this token has taken before.
-
-        Returns:
-            The number of entries deleted.
         """
 
     @abstractmethod
@@ -156,8 +204,12 @@ class Backend(ABC):
         released: Sequence[bytes],
         fence: Sequence[Target],
         budget: Budget,
+        stamps: Sequence[bytes] = (),
     ) -> bool:
-        """Fill under the own leases, give others back, remove barriers. Return whether all barriers stood until now."""
+        """Fill under the own leases, give others back, stamp names of tags, remove barriers.
+
+        Return whether all barriers stood until now.
+        """
 
     @abstractmethod
     def insisting(self) -> Backend:
@@ -167,8 +219,12 @@ class Backend(ABC):
     def heal(self, client: Client) -> None:
         """Start deleting untrusted data in the background, unless this runs already."""
 
-    async def delete(self, client: Client, targets: Iterable[Target]) -> int:
-        """Delete what the targets reach, with the leases, and set no barriers. Return the number of entries deleted."""
+    @abstractmethod
+    async def get_tagged(self, client: Client, entries: Sequence[bytes]) -> list[Tagged | None]:
+        """Return entries, each with its tags of the same moment; None where the topology cannot."""
+
+    async def delete(self, client: Client, targets: Iterable[Target]) -> Swept:
+        """Delete what the targets reach, with the leases, and set no barriers."""
         return await self.begin(client, "", (), targets, budget=self.link.budget(client))
 
     async def aclose(self) -> None:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 EXACTLY = b"="
 """The filter of a target that is one key. No glob of a prefix reads like this: globs end in `*` or `$`."""
+TAG = b"\0"
+"""What a target begins with that is a name of tags, and its filter. No name of an entry begins so."""
 COMPLETE = b"\0"
 """A member of each complete index. An index without it was lost. See common.lua."""
 INCOMPLETE = b"\0\0"
@@ -58,12 +60,20 @@ class Target(NamedTuple):
         """Return whether the target is one key."""
         return self.filter == EXACTLY
 
+    @property
+    def name(self) -> bytes:
+        """Return the name of tags that the target is."""
+        return self.head[len(TAG) :]
+
     def barrier(self, token: str) -> bytes:
         """Return the member of the barriers that bars this target; no key has a newline."""
         return b"%s%s\n%s" % (token.encode(), self.head, self.filter)
 
     def range(self) -> Range:
         """Return the whole range of the index under the head."""
+        if self.filter == TAG:
+            after = _successor(self.name)
+            return Range(b"[" + (self.name or _FIRST_KEY), b"(" + after if after else b"+", self.name, TAG)
         after = _successor(self.head)
         return Range(b"[" + (self.head or _FIRST_KEY), b"(" + after if after else b"+", self.head, self.filter)
 
@@ -77,6 +87,11 @@ def divide(targets: Iterable[Target]) -> tuple[list[Target], list[bytes]]:
         else:
             wide.append(target)
     return wide, keys
+
+
+def named(names: Iterable[str]) -> list[Target]:
+    """Return the targets that are names of tags."""
+    return [Target(TAG + name.encode(), TAG) for name in names]
 
 
 def _successor(head: bytes) -> bytes:
@@ -93,22 +108,31 @@ class Shard:
     expiry: bytes
     barriers: bytes
     trusted: bytes
+    tags: bytes
+    tagged: bytes
+    ended: bytes
+    columns: bytes
 
     @classmethod
     def under(cls, head: str | bytes) -> Shard:
         """Return the shard whose keys begin with `head`."""
         text = head if isinstance(head, bytes) else head.encode()
-        return cls(*(text + part for part in (b"index", b"expiry", b"barriers", b"trusted")))
+        return cls(*(text + part.encode() for part in cls.__slots__))
 
     @property
     def all(self) -> tuple[bytes, bytes, bytes, bytes]:
-        """Return all four names, in the order in which scripts take them."""
+        """Return the names that a reader's scripts take, in their order."""
         return self.index, self.expiry, self.barriers, self.trusted
 
     @property
     def work(self) -> tuple[bytes, bytes, bytes]:
         """Return the names that a writer's scripts take."""
         return self.index, self.expiry, self.barriers
+
+    @property
+    def of_tags(self) -> tuple[bytes, bytes, bytes, bytes]:
+        """Return the names of the keys of tags."""
+        return self.tags, self.tagged, self.ended, self.columns
 
 
 class Keyspace:

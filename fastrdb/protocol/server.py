@@ -11,23 +11,41 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Collection, Iterable, MutableMapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, MutableMapping, Sequence
 from copy import copy
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from fastrdb.transport import Argument, Budget, Call, Client, Health, RedisClient
 
-from .interface import DEAD_PER_FILL, GONE, Ask, Backend, Barred, Busy, Entry, Granted, Hit, Outcome, Write
-from .keyspace import Keyspace, Range, Target, batches, divide, lists
+from .interface import (
+    DEAD_PER_FILL,
+    GONE,
+    Ask,
+    Backend,
+    Barred,
+    Busy,
+    Entry,
+    Granted,
+    Hit,
+    Outcome,
+    Rows,
+    Swept,
+    Tagged,
+    Write,
+)
+from .keyspace import TAG, Keyspace, Range, Target, batches, divide, lists
 from .lua import load_script
 from .trust import Trust
 
 logger = logging.getLogger("fastrdb")
 
-ACQUIRE, FILL, RELEASE, INSPECT, BEGIN, END, SEARCH = (
-    load_script("server", name) for name in ("acquire", "fill", "release", "inspect", "begin", "end", "search")
+ACQUIRE, FILL, RELEASE, INSPECT, BEGIN, END, SEARCH, COMPLETE_TAGS, NESTED = (
+    load_script("server", name)
+    for name in ("acquire", "fill", "release", "inspect", "begin", "end", "search", "complete_tags", "nested")
 )
+_INDEX_LOST, _TAGS_LOST = 1, 2
 _SEARCH_COUNTS = {"leases": 1024, "entries": 256}
 """How many keys one script looks at, so that it takes about a millisecond: the server itself picks the leases."""
 
@@ -38,7 +56,7 @@ class ServerBackend(Backend):
     Args:
         timeout: seconds that a round trip may take.
         lease_ms: the longest load that is stored.
-        fresh_ms: others wait no longer than this for a holder that does not renew its lease.
+        fresh_ms: others wait no longer than this for a holder that does not budget its lease.
         barrier_ms: the longest COMMIT that is covered.
         chunk: how many index members one script looks at, and how many scripts go at once.
         heads: what keys of this process's functions begin with, without the namespace; may grow.
@@ -97,6 +115,11 @@ class ServerBackend(Backend):
         )
         return list(zip([values] if alone else values, lives, strict=True))
 
+    async def get_tagged(self, client: Client, entries: Sequence[bytes]) -> list[Tagged | None]:
+        """Return entries, each with its tags, by a script each."""
+        calls = [Call(NESTED, (entry, self._shard.index), ()) for entry in entries]
+        return [Tagged(*reply) for reply in await self.link.many(client, calls, portion=self._chunk)]
+
     async def acquire(self, client: Client, asks: Sequence[Ask], budget: Budget | None = None) -> list[Outcome]:
         """Ask for leases, by a script each."""
         lease, shared, before = self.keyspace.lease, self._shard.all, self.keyspace.before
@@ -104,9 +127,9 @@ class ServerBackend(Backend):
             Call(
                 ACQUIRE,
                 (entry, lease(entry), *shared),
-                (token, self._lease_ms, self._barrier_ms, before, old, self._fresh_ms),
+                (token, self._lease_ms, self._barrier_ms, before, old, self._fresh_ms, int(tagged)),
             )
-            for entry, token, old in asks
+            for entry, token, old, tagged in asks
         ]
         return [
             self._outcome(reply) for reply in await self.link.many(client, calls, budget=budget, portion=self._chunk)
@@ -124,15 +147,16 @@ class ServerBackend(Backend):
                 self.trust.distrust()
         return Barred()
 
-    async def fill(self, client: Client, writes: Sequence[Write], budget: Budget | None = None) -> list[bool]:
+    async def fill(self, client: Client, writes: Sequence[Write], budget: Budget | None = None) -> list[bool | bytes]:
         """Store under leases, by a script each."""
         lease, shared = self.keyspace.lease, self._shard.all
         more = (self.keyspace.leases, DEAD_PER_FILL, self.keyspace.before)
         calls = [
-            Call(FILL, (entry, lease(entry), *shared), (held, raw, ttl_ms, *more))
-            for entry, held, raw, ttl_ms in writes
+            Call(FILL, (entry, lease(entry), *shared), (held, raw, ttl_ms, *more, tags))
+            for entry, held, raw, ttl_ms, tags, _ in writes
         ]
-        return [bool(reply) for reply in await self.link.many(client, calls, budget=budget, portion=self._chunk)]
+        replies = await self.link.many(client, calls, budget=budget, portion=self._chunk)
+        return [reply if isinstance(reply, bytes) else bool(reply) for reply in replies]
 
     async def release(self, client: Client, leases: Sequence[tuple[bytes, str]]) -> None:
         """Release leases, by a script each."""
@@ -164,47 +188,80 @@ class ServerBackend(Backend):
         leases: MutableMapping[bytes, bytes] | None = None,
         *,
         budget: Budget,
+        names: Sequence[Target] = (),
+        rows: Rows = (),
+        tags: Mapping[bytes, bytes] = MappingProxyType({}),
         again: bool = False,
-    ) -> int:
+    ) -> Swept:
         """Bar, delete, take leases."""
         wide, keys = divide(targets)
         leases = {} if leases is None else leases
         barriers = [target.barrier(token) for target in fence]
         ranges = [target.range() for target in wide]
-        settings = (token, self._barrier_ms, self._chunk, self.keyspace.leases, int(again))
-        deleted = 0
-        for call in batches(self._chunk, barriers, ranges, keys, list(leases)):
-            count, held = await self._begin(client, settings, *call, budget=budget)
-            deleted += count
-            leases.update(dict.fromkeys(call[-1], held))
+        stamps = list[bytes]()
+        if names:
+            ranges += [target.range() for target in names]
+            stamps = [target.name for target in names if target not in fence]
+        own = [(entry, tags.get(entry, b"")) for entry in leases]
+        # By hand, a token is only for the mark of tags that are begun anew.
+        token = token or secrets.token_hex(16)
+        settings = (token, self._barrier_ms, self._chunk, self.keyspace.leases, int(again), self._lease_ms)
+        swept = Swept()
+        for call in batches(self._chunk, barriers, stamps, rows, ranges, keys, own):
+            held = await self._begin(client, settings, swept, len(stamps) < len(names), *call, budget=budget)
+            leases.update(dict.fromkeys((entry for entry, _ in call[-1]), held))
             budget.renew()
-        return deleted
+        return swept
 
     async def _begin(
         self,
         client: Client,
         settings: Sequence[Any],
+        swept: Swept,
+        bars: bool,
         barriers: list[bytes],
+        stamps: list[bytes],
+        rows: list[tuple[bytes, bytes]],
         ranges: list[Range],
-        *rest: list[bytes],
+        *rest: list[Any],
         budget: Budget,
-    ) -> tuple[int, bytes]:
-        """Run begin.lua until it has done all ranges. Return the entries deleted, and the lease."""
-        token, *_, spare = settings
-        deleted = 0
+    ) -> bytes:
+        """Run begin.lua until it has done all ranges, and note in `swept` what it did. Return the lease.
+
+        With `bars`, names that are added get barriers; without, the write is committed, and these names are stamped.
+        """
+        token, *_, spare, _lease = settings
         while True:
-            call = Call(BEGIN, self._shard.work, (*settings, *lists(barriers, ranges, *rest)))
-            ((done, last, count, lost, held),) = await self.link.many(client, (call,), budget=budget)
-            deleted += int(count)
-            if done == len(ranges):
-                return deleted, held
+            call = Call(BEGIN, self._shard.work, (*settings, *lists(barriers, stamps, rows, ranges, *rest)))
+            (reply,) = await self.link.many(client, (call,), budget=budget)
+            done, last, count, lost, held, names, counts, found = reply
+            swept.deleted += int(count)
+            swept.found += found
+            for at, number in zip(counts[::2], counts[1::2], strict=True):
+                swept.dropped[ranges[at].head] = swept.dropped.get(ranges[at].head, 0) + number
+            if not names and done == len(ranges):
+                return bytes(held)
             budget.renew()
-            barriers = []  # none is to be set again
-            if lost:
-                deleted += await self._search(client, ranges[done:], token if spare else "", budget)
-                ranges = []
-            else:
-                ranges = [ranges[done].behind(last), *ranges[done + 1 :]]
+            added = [Target(TAG + name, TAG) for name in names] if names else []
+            swept.added += added
+            barriers = [target.barrier(token) for target in added] if bars else []
+            stamps, rows = [] if bars else names, []
+            ranges = [*ranges[done:], *(target.range() for target in added)]
+            if lost == _INDEX_LOST:
+                keys = [each for each in ranges if each.filter != TAG]
+                swept.deleted += await self._search(client, keys, token if spare else "", budget)
+                ranges = [each for each in ranges if each.filter == TAG]
+            elif lost == _TAGS_LOST:
+                await self._begin_tags(client, settings, swept, budget)
+            elif last:
+                ranges[0] = ranges[0].behind(last)
+
+    async def _begin_tags(self, client: Client, settings: Sequence[Any], swept: Swept, budget: Budget) -> None:
+        """Delete all entries, for some of which the tags were lost; then the sets of tags are whole."""
+        logger.warning("the tags in Redis were lost, or are new: everything is invalidated once")
+        everything = [self.keyspace.everything.range()]
+        await self._begin(client, settings, swept, False, [], [], [], everything, [], [], budget=budget)
+        await self.link.many(client, (Call(COMPLETE_TAGS, (self._shard.index,), (settings[0],)),), budget=budget)
 
     async def end(
         self,
@@ -214,12 +271,13 @@ class ServerBackend(Backend):
         released: Sequence[bytes],
         fence: Sequence[Target],
         budget: Budget,
+        stamps: Sequence[bytes] = (),
     ) -> bool:
-        """Fill, give back, remove barriers."""
+        """Fill, give back, stamp, remove barriers."""
         barriers = [target.barrier(token) for target in fence]
         stood = True
-        for call in batches(self._chunk, [tuple(write) for write in writes], released, barriers):
-            arguments = (token, self.keyspace.leases, self.keyspace.before, *lists(*call))
+        for call in batches(self._chunk, [tuple(write[:4]) for write in writes], released, stamps, barriers):
+            arguments = (token, self.keyspace.leases, self.keyspace.before, self._lease_ms, *lists(*call))
             (stands,) = await self.link.many(client, (Call(END, self._shard.all, arguments),), budget=budget)
             stood = stood and bool(stands)
             budget.renew()

@@ -12,17 +12,19 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 from fastrdb.errors import CacheUnavailableError
+from fastrdb.keys import Reach
 from fastrdb.near import Near, NearCache, Token, Tracking
 from fastrdb.transport import OTHER_DATA, Budget, Call, Client, Health
 
 from .cluster import ClusterBackend
-from .intent import Intent, OnError, Writer
-from .interface import GONE, Ask, Backend, Entry, Outcome, Timed, Write
+from .intent import Intent, OnError, Writer, columns_named
+from .interface import GONE, Ask, Backend, Entry, Outcome, Tagged, Timed, Write
+from .keyspace import named
 from .server import ServerBackend
 
 if TYPE_CHECKING:
     from fastrdb.events import Counters
-    from fastrdb.keys import Prefix
+    from fastrdb.keys import Image, Prefix
 
     from .keyspace import Target
 from .lua import load_script
@@ -33,12 +35,17 @@ _LEAST_FRESH_S = 0.05
 
 
 class Fill(NamedTuple):
-    """An entry to be stored under `key` for `ttl_ms` milliseconds (at least 1), with the lease that was granted."""
+    """An entry to be stored under `key` for `ttl_ms` milliseconds (at least 1), with the lease that was granted.
+
+    `tags` are those of the rows that it depends on. `since` is what was granted with the lease.
+    """
 
     key: str
     lease: bytes
     raw: bytes
     ttl_ms: int
+    tags: tuple[str, ...] = ()
+    since: bytes = b""
 
 
 class Store:
@@ -174,6 +181,7 @@ class Store:
         budget: Budget | None = None,
         refresh: bool = False,
         seen_ms: Mapping[str, int] = MappingProxyType({}),
+        tagged: bool = False,
     ) -> dict[str, Outcome]:
         """Ask for the right to load keys and store them, each with a token of its own, in one round trip.
 
@@ -184,16 +192,44 @@ class Store:
             refresh: also where there are entries.
             seen_ms: also where there is an entry with at most so many milliseconds to live: the caller has seen it,
                 and wants a newer one, or to load.
+            tagged: what is loaded may have tags.
         """
         asks = [
-            Ask(self.keyspace.entry(key), token, "*" if refresh else seen_ms.get(key, ""))
+            Ask(self.keyspace.entry(key), token, "*" if refresh else seen_ms.get(key, ""), tagged)
             for key, token in tokens.items()
         ]
         return dict(zip(tokens, await self._backend.acquire(client, asks, budget), strict=True))
 
-    async def fill(self, client: Client, fills: Iterable[Fill], budget: Budget | None = None) -> list[bool]:
-        """Store what was loaded and give the leases back, in one round trip. Return of each whether it was stored."""
-        writes = [Write(self.keyspace.entry(key), lease, raw, ttl_ms) for key, lease, raw, ttl_ms in fills]
+    async def get_tagged(self, client: Client, keys: Sequence[str]) -> list[Tagged | None]:
+        """Return the entries with their tags, in one round trip; None where entry and tags are not in one place."""
+        return await self._backend.get_tagged(client, [self.keyspace.entry(key) for key in keys])
+
+    async def tags_of(self, client: Client, key: str) -> list[str]:
+        """Return the tags that Redis has of the entry of `key`."""
+        entry = self.keyspace.entry(key)
+        (known,) = await self._link.many(client, (("HGET", self.keyspace.shard(entry).tagged, entry),))
+        return known.decode().split("\n") if known else []
+
+    def columns(self, table: str) -> frozenset[str]:
+        """Return the columns of a table by which entries are tagged, as far as this process has met them.
+
+        `table` and the columns are written as in tags. Scripts add what is missing here.
+        """
+        return frozenset(self._writer.columns.get(table, ()))
+
+    async def fill(self, client: Client, fills: Iterable[Fill], budget: Budget | None = None) -> list[bool | bytes]:
+        """Store what was loaded and give the leases back, in one round trip.
+
+        Return of each True if it was stored, and False if the lease was lost. Else the tag that a writer has reached
+        since the lease was granted, or UNKNOWN.
+        """
+        fills = list(fills)
+        writes = [
+            Write(self.keyspace.entry(key), lease, raw, ttl_ms, "\n".join(tags).encode(), since)
+            for key, lease, raw, ttl_ms, tags, since in fills
+        ]
+        for tags in {fill.tags for fill in fills if fill.tags}:
+            self._writer.note_columns(tags)
         with self.near.shut(names=[write.entry for write in writes]):  # after a refresh there may be entries
             return await self._backend.fill(client, writes, budget)
 
@@ -229,13 +265,18 @@ class Store:
         prefixes: Iterable[Prefix] = (),
         keys: Iterable[str] = (),
         counters: Counters | None = None,
+        images: Sequence[Image] = (),
     ) -> int:
-        """Delete what prefixes and keys reach, with the leases. Return the number of entries deleted.
+        """Delete what prefixes, keys and images reach, with the leases. Return the number of entries deleted.
 
         The write behind it must be committed. Cancelled or failed, a part may have been deleted.
         """
         targets = self.keyspace.targets(prefixes, keys)
-        return await self._writer.sweep(client, "", (), targets, counters=counters)
+        how: dict[str, Any] = {"counters": counters}
+        if images:
+            reach = Reach(images)
+            how |= {"names": named(reach.names), "rows": columns_named(reach)}
+        return (await self._writer.sweep(client, "", (), targets, **how)).deleted
 
     async def invalidate_soon(
         self,
@@ -243,19 +284,23 @@ class Store:
         prefixes: Iterable[Prefix] = (),
         keys: Iterable[str] = (),
         counters: Counters | None = None,
+        images: Sequence[Image] = (),
     ) -> int | None:
         """Do the same, but never fail: what Redis does not do now, or a cancellation cuts short, is repaired.
 
         Return None then.
         """
-        targets = self.keyspace.targets(prefixes, keys)
+        prefixes, keys = list(prefixes), list(keys)
+        left = self.keyspace.targets(prefixes, keys)
+        if images:
+            left += named(Reach(images).coarse())
         try:
-            return await self._writer.sweep(client, "", (), targets, counters=counters)
+            return await self.invalidate(client, prefixes, keys, counters, images)
         except CacheUnavailableError as error:
-            self.repairs.add(client, targets, barred=False, reason=error)
+            self.repairs.add(client, left, barred=False, reason=error)
             return None
         except asyncio.CancelledError:
-            self.repairs.add(client, targets, barred=False, reason="cancelled")
+            self.repairs.add(client, left, barred=False, reason="cancelled")
             raise
 
     def intent(self, client: Client, counters: Counters | None = None) -> Intent:

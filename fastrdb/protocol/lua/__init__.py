@@ -7,7 +7,7 @@ from fastrdb.transport import Script
 
 def load_script(topology: str, name: str) -> Script:
     """Return `<topology>/<name>.lua` with the shared functions in front; topology "" has none of its own."""
-    paths = ["common", *([f"{topology}/shared", f"{topology}/{name}"] if topology else [name])]
+    paths = ["common", *(["tags", f"{topology}/shared", f"{topology}/{name}"] if topology else [name])]
     folder = resources.files(__name__)
     return Script.of(name, "".join(folder.joinpath(f"{path}.lua").read_text("utf-8") for path in paths))
 

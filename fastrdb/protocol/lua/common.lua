@@ -4,6 +4,7 @@ local SLACK_MS = 1000 -- an index member outlives its entry by this
 local RECHECK_MS = 60000 -- a member whose entry outlived its score (PERSIST by hand) is checked again after this
 local TOKEN_BYTES = 32 -- a barrier is: token, head, newline, filter
 local NO_BARRIER = string.rep('0', TOKEN_BYTES) .. '\0\n' -- covers no key; where it is missing, barriers were lost
+local KEEP = string.rep('0', TOKEN_BYTES) .. '\0keep\n' -- among barriers; its score: so long (ms, below zero) lapsed ones are kept
 local COMPLETE = '\0' -- an index member that says: every key under the head behind it is in the index
 local READER, WRITER = 'r', 'w' -- which kind of caller has a lease
 
@@ -46,9 +47,9 @@ local function sealed(token, kind)
   return token .. '\n' .. (replication_id() or '') .. '\n' .. kind -- mechanism: lease-has-history
 end
 
-local function new_lease(token, kind)
+local function new_lease(token, kind, moment)
   local time = redis.call('TIME')
-  return sealed(token, kind) .. time[1] .. '.' .. time[2]
+  return sealed(token, kind) .. (moment or time[1] .. '.' .. time[2])
 end
 
 local function grant_in(held)
@@ -179,7 +180,9 @@ end
 local function set_barriers(barriers, barrier_ms, first, last)
   if first > last then return end
   local now = now_ms()
-  redis.call('ZREMRANGEBYSCORE', barriers, '-inf', ms(now))
+  -- A load that began before a barrier lapsed may still be under way: for tags, its fill looks at lapsed barriers.
+  local kept = redis.call('ZSCORE', barriers, KEEP) or 0
+  redis.call('ZREMRANGEBYSCORE', barriers, 0, ms(now + kept)) -- mechanism: lapsed-barriers-kept
   for i = first, last do
     redis.call('ZADD', barriers, 'GT', ms(now + barrier_ms), ARGV[i]) -- mechanism: barrier-set
   end

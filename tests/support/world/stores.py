@@ -59,13 +59,13 @@ async def acquire_many(store: Store, client: Any, tokens: dict[str, str], **opti
     return outcomes
 
 
-async def fill(store: Store, client: Any, key: str, token: str, raw: bytes, ttl_ms: int) -> bool:
+async def fill(store: Store, client: Any, key: str, token: str, raw: bytes, ttl_ms: int) -> bool | bytes:
     """Store one entry under the lease that the token was granted."""
     (stored,) = await fill_many(store, client, [(key, token, raw, ttl_ms)])
     return stored
 
 
-async def fill_many(store: Store, client: Any, fills: Sequence[tuple[str, str, bytes, int]]) -> list[bool]:
+async def fill_many(store: Store, client: Any, fills: Sequence[tuple[str, str, bytes, int]]) -> list[bool | bytes]:
     """Store entries under the leases that the tokens were granted."""
     granted = _granted.get(store, {})
     return await store.fill(

@@ -1,17 +1,20 @@
 -- Set barriers, then delete everything in reach with its lease, then take the writer's own leases. In this order: no
 -- caller can take a lease behind the sweep, and the sweep cannot delete the writer's own leases.
 -- KEYS: index, expiry, barriers
--- ARGV: token, barrier ms, budget, prefix of leases, '1' to spare leases of this token (a second begin);
---       then four lists, each as its length and its items:
---       barriers to set; ranges to sweep (start, stop, head, filter each); keys to delete; keys to take the lease of
--- Result: {ranges done, last key looked at, entries deleted, 1 if the index is not complete there, the writer's lease}.
---         Fewer ranges done than sent: the budget of index members is spent, and nothing behind the ranges has been
---         done; call again from that key on. Not complete: what the other ranges reach must be found by search.lua.
+-- ARGV: token, barrier ms, budget, prefix of leases, '1' to spare leases of this token (a second begin), lease ms;
+--       then lists, each as its length and its items: barriers to set; names to stamp, for what is committed already;
+--       tables that are reached by rows (`table:`, and its columns that are named, one a line); ranges to sweep (start,
+--       stop, head, filter each; the filter \0 is for a range of tags); keys to delete; keys to lease, with their tags
+-- Result: {ranges done, last member looked at, entries deleted, what is lost, the writer's lease, names to add, numbers of
+--         ranges of tags with the entries deleted there, entries found by tags}.
+--         Fewer ranges done than sent: the budget of members is spent, and nothing behind the ranges has been done; call
+--         again from that member on. Lost: 1, the index is not complete there, and search.lua finds what the other ranges
+--         reach; 2, tags were lost, and all entries must be deleted. With names to add, nothing has been swept.
 -- Sent twice: deletes and sets the same again.
 local index, expiry, barriers = unpack(KEYS)
-local token, barrier_ms, budget, lease_prefix, spare = unpack(ARGV)
+local token, barrier_ms, budget, lease_prefix, spare, lease_ms = unpack(ARGV)
 budget = tonumber(budget)
-local following = lists(6)
+local following, tag_sets = lists(7), tag_keys(index)
 
 local function delete(key)
   local lease = lease_name(lease_prefix, key)
@@ -20,31 +23,56 @@ local function delete(key)
 end
 
 set_barriers(barriers, barrier_ms, following(1))
+stamp(tag_sets, barriers, tonumber(lease_ms), following(1)) -- mechanism: stamped-before-swept
+local names = unnamed(tag_sets, following(2))
+if #names > 0 then return {0, '', 0, 0, '', names, {}, {}} end
 
-local deleted = 0
+local deleted, counts, found = 0, {}, {}
 local first, last = following(4)
 for at = first, last, 4 do
   local start, stop, head, filter = unpack(ARGV, at, at + 3)
-  local done = (at - first) / 4
-  if not is_complete(index, head) then return {done, '', deleted, 1, ''} end -- mechanism: index-is-whole
-  local keys = redis.call('ZRANGEBYLEX', index, start, stop, 'LIMIT', 0, budget)
-  for _, key in ipairs(keys) do
-    if reaches(head, filter, key) then deleted = deleted + delete(key) end
+  local done, by_tag = (at - first) / 4, filter == '\0'
+  if by_tag then
+    if not tags_are_whole(tag_sets) then -- mechanism: tags-are-whole
+      tags_anew(tag_sets, SEARCHING .. token)
+      return {done, '', deleted, 2, '', {}, counts, found}
+    end
+  elseif not is_complete(index, head) then -- mechanism: index-is-whole
+    return {done, '', deleted, 1, '', {}, counts, found}
+  end
+  local members = redis.call('ZRANGEBYLEX', by_tag and tag_sets.tags or index, start, stop, 'LIMIT', 0, budget)
+  local before = deleted
+  for _, member in ipairs(members) do
+    if by_tag then
+      found[#found + 1] = entry_of(member)
+      deleted = deleted + delete(found[#found])
+    elseif reaches(head, filter, member) then
+      deleted = deleted + delete(member)
+    end
+  end
+  if by_tag and deleted > before then
+    counts[#counts + 1] = done
+    counts[#counts + 1] = deleted - before
   end
   -- As many as asked for: there may be more, and the next range has no budget left in any case.
-  if #keys == budget then return {done, keys[#keys], deleted, 0, ''} end
-  budget = budget - #keys
+  if #members == budget then return {done, members[#members], deleted, 0, '', {}, counts, found} end
+  budget = budget - #members
 end
 local ranges = (last - first + 1) / 4
 
 first, last = following(1)
 for i = first, last do deleted = deleted + delete(ARGV[i]) end
 
-first, last = following(1)
+first, last = following(2)
 local held = new_lease(token, WRITER)
-for i = first, last do
+for i = first, last, 2 do
   redis.call('UNLINK', ARGV[i])
   put_in_index(index, expiry, ARGV[i], tonumber(barrier_ms))
+  forget(index, ARGV[i])
+  if ARGV[i + 1] ~= '' then
+    open_tags(tag_sets)
+    put_tags(tag_sets, ARGV[i], ARGV[i + 1]) -- mechanism: put-is-tagged
+  end
   redis.call('SET', lease_name(lease_prefix, ARGV[i]), held, 'PX', barrier_ms)
 end
-return {ranges, '', deleted, 0, held}
+return {ranges, '', deleted, 0, held, {}, counts, found}

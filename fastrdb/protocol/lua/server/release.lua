@@ -12,5 +12,6 @@ redis.call('DEL', lease)
 if redis.call('EXISTS', entry) == 0 then -- mechanism: release-forgets-missing
   redis.call('ZREM', index, entry)
   redis.call('ZREM', expiry, entry)
+  forget(index, entry)
 end
 return 1

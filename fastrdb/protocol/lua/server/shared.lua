@@ -57,17 +57,36 @@ local function lease_name(prefix, key)
   return prefix .. '{' .. key .. '}'
 end
 
+-- The keys of tags lie beside the index.
+local function tag_keys(index)
+  local head = string.sub(index, 1, -#'index' - 1)
+  return {tags = head .. 'tags', tagged = head .. 'tagged', ended = head .. 'ended', columns = head .. 'columns'}
+end
+
+-- Take the tags of an entry that goes out of the sets. Without any tags in use, one look for each script does.
+local has_tags
+local function forget(index, key)
+  local keys = tag_keys(index)
+  if has_tags == nil then has_tags = redis.call('EXISTS', keys.tagged) == 1 end
+  if has_tags then forget_tags(keys, key) end -- mechanism: tags-forgotten
+end
+
 local function delete_entry(index, expiry, key, lease)
   local deleted = redis.call('UNLINK', key) -- mechanism: sweep-deletes-entries
   redis.call('DEL', lease) -- mechanism: sweep-deletes-leases
   redis.call('ZREM', index, key)
   redis.call('ZREM', expiry, key)
+  forget(index, key)
   return deleted
 end
 
-local function fill(index, expiry, key, lease, held, raw, ttl_ms)
+local function fill(index, expiry, key, lease, held, raw, ttl_ms, tags)
   if not may_fill(lease, held) then return 0 end -- mechanism: lease-check
   enter(index, expiry, key, ms(now_ms() + ttl_ms + SLACK_MS)) -- lowers the score of a lease that would live longer
+  if tags then
+    forget(index, key)
+    put_tags(tag_keys(index), key, tags)
+  end
   redis.call('SET', key, raw, 'PX', ttl_ms)
   redis.call('DEL', lease)
   return 1
@@ -83,6 +102,7 @@ local function remove_dead(index, expiry, lease_prefix, limit)
     if redis.call('EXISTS', key, lease) == 0 then
       redis.call('ZREM', index, key)
       redis.call('ZREM', expiry, key)
+      forget(index, key)
     else
       local life = math.max(redis.call('PTTL', key), redis.call('PTTL', lease), RECHECK_MS)
       redis.call('ZADD', expiry, ms(now + life + SLACK_MS), key)

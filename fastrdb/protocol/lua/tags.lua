@@ -1,0 +1,160 @@
+-- Put in front of every script, behind common.lua: tags, names of what writers reach, and the clock of stamps.
+-- A tag is `table\0` or `table:column=value\0`, a name is a prefix of the tags that it reaches. Functions take the names
+-- of the four keys of tags as a table: `tags` (members: a tag and an entry), `tagged` (entry -> its tags, one a line),
+-- `ended` (name -> when a writer on it ended), `columns` (`table:column`, those that some entry is tagged by).
+-- A barrier over a name has the head \0 and the name: no entry begins so.
+
+local CLOCK, BEGAN = '\0clock', '\0began' -- members of `ended`: the clock; when this set began, below zero
+local STAMPS_FROM = '(1000000000000' -- stamps are microseconds, and greater; the two above are never removed
+local TAGGED_LIST = '[^\n]+'
+
+-- The clock of grants and ends, in microseconds. It goes on when the clock of the machine is set back.
+local function tick(keys)
+  local time = redis.call('TIME')
+  local now, last = time[1] * 1000000 + time[2], redis.call('ZSCORE', keys.ended, CLOCK)
+  if last then
+    now = math.max(now, last + 1) -- mechanism: clock-goes-on
+  else
+    -- A new namespace: nothing can have been lost, unless the server evicts.
+    if redis.call('EXISTS', keys.tags, keys.tagged, keys.columns) == 0 and eviction_policy() == '' then
+      redis.call('ZADD', keys.tags, 0, COMPLETE)
+      redis.call('HSET', keys.tagged, COMPLETE, '')
+      redis.call('ZADD', keys.columns, 0, COMPLETE)
+    end
+    redis.call('ZADD', keys.ended, ms(-now), BEGAN)
+  end
+  redis.call('ZADD', keys.ended, ms(now), CLOCK)
+  return now
+end
+
+local function open_tags(keys)
+  if redis.call('EXISTS', keys.ended) == 0 then tick(keys) end
+end
+
+-- Is each entry with tags in the sets? Each set has a member that is lost with it.
+local function tags_are_whole(keys)
+  open_tags(keys)
+  return redis.call('ZSCORE', keys.tags, COMPLETE)
+    and redis.call('HEXISTS', keys.tagged, COMPLETE) == 1
+    and redis.call('ZSCORE', keys.columns, COMPLETE)
+end
+
+-- Begin the sets anew. The sets are whole when all entries have been deleted since: see tags_complete.
+local function tags_anew(keys, mark)
+  redis.call('UNLINK', keys.tags, keys.tagged, keys.columns)
+  redis.call('ZADD', keys.tags, 0, mark)
+end
+
+local function tags_complete(keys, mark)
+  if redis.call('ZREM', keys.tags, mark) == 0 then return 0 end
+  redis.call('ZADD', keys.tags, 0, COMPLETE)
+  redis.call('HSET', keys.tagged, COMPLETE, '')
+  redis.call('ZADD', keys.columns, 0, COMPLETE)
+  return 1
+end
+
+local function entry_of(member)
+  return string.sub(member, string.find(member, '\0', 1, true) + 1)
+end
+
+local function forget_tags(keys, entry)
+  local known = redis.call('HGET', keys.tagged, entry)
+  if not known then return end
+  for tag in string.gmatch(known, TAGGED_LIST) do redis.call('ZREM', keys.tags, tag .. entry) end
+  redis.call('HDEL', keys.tagged, entry)
+end
+
+local function put_tags(keys, entry, tags)
+  for tag in string.gmatch(tags, TAGGED_LIST) do redis.call('ZADD', keys.tags, 0, tag .. entry) end -- mechanism: tag-indexed
+  redis.call('HSET', keys.tagged, entry, tags)
+end
+
+-- Note that writers on names have ended. Stamps are forgotten after twice the longest lease.
+local function stamp(keys, barriers, lease_ms, first, last)
+  if first > last then return end
+  local now = tick(keys)
+  local keep = math.max(lease_ms, -(redis.call('ZSCORE', barriers, KEEP) or 0))
+  redis.call('ZREMRANGEBYSCORE', keys.ended, STAMPS_FROM, ms(now - 2000 * keep))
+  for i = first, last do redis.call('ZADD', keys.ended, 'GT', ms(now), ARGV[i]) end -- mechanism: stamp-set
+end
+
+-- The columns in use that the writer has not named, as names. A list in ARGV: `table:`, and what it has named, one a line.
+local function unnamed(keys, first, last)
+  local named, found = {}, {}
+  for i = first, last, 2 do
+    for column in string.gmatch(ARGV[i + 1], TAGGED_LIST) do named[column] = true end
+    for _, column in ipairs(redis.call('ZRANGEBYLEX', keys.columns, '[' .. ARGV[i], '(' .. ARGV[i] .. '\255')) do
+      if not named[column] then found[#found + 1] = column .. '=' end -- mechanism: columns-in-use-named
+    end
+  end
+  return found
+end
+
+-- The names of writers whose barriers stand, or have lapsed since; nil if barriers were lost, or if all is barred.
+local function names_barred(barriers, since, before)
+  if not redis.call('ZSCORE', barriers, NO_BARRIER) then return nil end
+  local names = {}
+  -- The clock of stamps may be ahead of the clock of deadlines: what stands now counts in any case.
+  local from = math.min(math.floor(since / 1000), now_ms())
+  for _, barrier in ipairs(redis.call('ZRANGEBYSCORE', barriers, '(' .. ms(from), '+inf')) do -- mechanism: lapsed-barriers
+    local newline = string.find(barrier, '\n', TOKEN_BYTES + 1, true)
+    local head = string.sub(barrier, TOKEN_BYTES + 1, (newline or 0) - 1)
+    if begins(head, '\0') then
+      if barrier ~= NO_BARRIER then names[#names + 1] = string.sub(head, 2) end
+    elseif head == '' or head == before then
+      return nil
+    end
+  end
+  return names
+end
+
+-- Has a writer on this tag ended since, or is one between the begin of its COMMIT and its end?
+local function reached_since(keys, names, tag, since)
+  for _, name in ipairs(names) do
+    if begins(tag, name) then return true end -- mechanism: tag-barriers
+  end
+  local colon, equals = string.find(tag, ':', 1, true), string.find(tag, '=', 1, true)
+  local covering = {tag, ''}
+  if equals then covering = {tag, string.sub(tag, 1, equals), string.sub(tag, 1, colon), ''} end
+  for _, name in ipairs(covering) do
+    local ended = redis.call('ZSCORE', keys.ended, name)
+    if ended and tonumber(ended) > since then return true end -- mechanism: tag-stamps
+  end
+  return false
+end
+
+-- Have all writers whose end may come after the grant named this column? Not those that began before the column was in
+-- use: until the last of their barriers has lapsed, any row of the table counts. That moment lies in `ended`.
+local function is_named(keys, barriers, column, since)
+  if redis.call('ZSCORE', keys.columns, column) then
+    local old = redis.call('ZSCORE', keys.ended, column)
+    return not old or tonumber(old) < since
+  end
+  local latest = redis.call('ZREVRANGEBYSCORE', barriers, '(+inf', 0, 'WITHSCORES', 'LIMIT', 0, 1)[2] or 0
+  local clock = tonumber(redis.call('ZSCORE', keys.ended, CLOCK))
+  redis.call('ZADD', keys.columns, 0, column)
+  redis.call('ZADD', keys.ended, ms(math.max(clock, (latest + 1) * 1000)), column)
+  return false
+end
+
+-- The first of an entry's tags that a writer has reached since the lease was granted, '\0' if that is unknown, else nil.
+local function touched(keys, barriers, before, tags, since)
+  local clock, began = redis.call('ZSCORE', keys.ended, CLOCK), redis.call('ZSCORE', keys.ended, BEGAN)
+  if not clock or not began or tonumber(clock) < since or -began > since then return '\0' end -- mechanism: lost-stamps
+  local names = names_barred(barriers, since, before)
+  if not names then return '\0' end
+  for tag in string.gmatch(tags, TAGGED_LIST) do
+    if reached_since(keys, names, tag, since) then return tag end
+    local equals = string.find(tag, '=', 1, true)
+    local column = equals and string.sub(tag, 1, equals - 1)
+    if column and not is_named(keys, barriers, column, since) then
+      local any = string.sub(tag, 1, string.find(tag, ':', 1, true) - 1) .. '\0'
+      if reached_since(keys, names, any, since) then return tag end -- mechanism: new-column-looks-at-table
+    end
+  end
+end
+
+-- When the lease was granted, by the clock of stamps.
+local function granted_at(held)
+  return tonumber(string.match(grant_in(held), '%d+$'))
+end

@@ -1,0 +1,144 @@
+"""The races of late tags are won on one server and on a cluster, and lost without the mechanism that decides each."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from itertools import combinations
+from typing import Any
+
+import pytest
+
+from fastrdb.keys import Image
+from tests.races.mechanisms import label, without
+from tests.races.scenarios import tags
+from tests.races.scenarios.tags import KEY, OTHER, Tags, row, tag
+from tests.races.seams import Change
+from tests.support.world.stores import is_cluster, keys_of, lapse_barriers, lose, open_store
+
+Race = Callable[[Tags], Awaitable[None]]
+RACES: list[Race] = [
+    tags.written_during_the_load,
+    tags.written_by_hand_during_the_load,
+    tags.writer_stands,
+    tags.writer_died,
+    tags.put_and_found_by_its_tag,
+    tags.two_writers,
+    tags.clock_set_back,
+    tags.one_of_two_tables,
+    tags.found_by_each_tag,
+    tags.column_that_the_writer_does_not_name,
+    tags.column_of_one_of_two_rows,
+    tags.first_entry_of_a_column,
+    tags.stamps_that_were_lost,
+    tags.tags_that_were_lost,
+    tags.stamps_are_bounded,
+]
+# Without each of these, the race is lost on one server and on a cluster.
+MUTANTS: list[tuple[Change, Race]] = [
+    (without("tag-stamps"), tags.written_during_the_load),
+    (without("stamp-set"), tags.written_during_the_load),
+    (without("tag-barriers"), tags.writer_stands),
+    (without("lapsed-barriers"), tags.writer_died),
+    (without("lapsed-barriers-kept"), tags.writer_died),
+    (without("clock-goes-on"), tags.clock_set_back),
+    (without("tag-indexed"), tags.found_by_each_tag),
+    (without("columns-in-use-named"), tags.column_that_the_writer_does_not_name),
+    (without("new-column-looks-at-table"), tags.first_entry_of_a_column),
+    (without("lost-stamps"), tags.stamps_that_were_lost),
+]
+ON_ONE_SERVER: list[tuple[Change, Race]] = [
+    (without("fill-checks-tags"), tags.written_during_the_load),
+    (without("tags-forgotten"), tags.nothing_is_left),
+    (without("stamped-before-swept"), tags.written_by_hand_during_the_load),
+    (without("tags-are-whole"), tags.tags_that_were_lost),
+    (without("put-is-tagged"), tags.put_and_found_by_its_tag),
+]
+ON_A_CLUSTER: list[tuple[Change, Race]] = [
+    (without("shard-checks-tags"), tags.written_during_the_load),
+    (without("shard-stamped-before-swept"), tags.written_by_hand_during_the_load),
+    (without("shard-tags-are-whole"), tags.tags_that_were_lost),
+    (without("shard-put-is-tagged"), tags.put_and_found_by_its_tag),
+]
+PARTS = ("tags", "tagged", "ended", "columns", "barriers", "index", "expiry")
+LOSSES = [*((part,) for part in PARTS), *combinations(PARTS, 2)]
+
+
+@pytest.fixture
+async def w(any_client: Any) -> AsyncIterator[Tags]:
+    """Provide two processes on each kind of server in turn."""
+    async with open_store(any_client) as reads, open_store(any_client) as writes:
+        yield Tags(any_client, reads, writes)
+
+
+@pytest.fixture
+async def on_server(client: Any) -> AsyncIterator[Tags]:
+    """Provide two processes on one server."""
+    async with open_store(client, owned=["user:"]) as reads, open_store(client, owned=["user:"]) as writes:
+        yield Tags(client, reads, writes)
+
+
+@pytest.fixture
+async def on_cluster(cluster: Any, cluster_client: Any) -> AsyncIterator[Tags]:
+    """Provide two processes on a cluster."""
+    async with open_store(cluster_client) as reads, open_store(cluster_client) as writes:
+        yield Tags(cluster_client, reads, writes)
+
+
+@pytest.mark.parametrize("race", RACES, ids=label)
+async def test_race_of_tags_is_won(w: Tags, race: Race) -> None:
+    """Nothing older than what was committed is stored."""
+    await race(w)
+
+
+async def test_tags_go_with_their_entry(on_server: Tags) -> None:
+    """On one server exactly; on a cluster, when the dead entry is removed from the index."""
+    await tags.nothing_is_left(on_server)
+
+
+@pytest.mark.parametrize(("change", "race"), [*MUTANTS, *ON_ONE_SERVER], ids=label)
+async def test_race_on_one_server_is_lost(
+    on_server: Tags, change: Change, race: Race, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the mechanism, an old value is stored and stays."""
+    change.apply(monkeypatch.setattr)
+    with pytest.raises(AssertionError):
+        await race(on_server)
+
+
+@pytest.mark.parametrize(("change", "race"), [*MUTANTS, *ON_A_CLUSTER], ids=label)
+async def test_race_on_a_cluster_is_lost(
+    on_cluster: Tags, change: Change, race: Race, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same on a cluster."""
+    change.apply(monkeypatch.setattr)
+    with pytest.raises(AssertionError):
+        await race(on_cluster)
+
+
+@pytest.mark.parametrize("lost", LOSSES, ids="+".join)
+async def test_lost_keys_leave_nothing_stale(on_server: Tags, lost: tuple[str, ...]) -> None:
+    """Each key alone and each pair is lost, an entry is there and a load is under way, and another caller comes."""
+    w = on_server
+    await w.stored(tag("id", 1), tag("email", "a"))
+    granted = await w.lease(OTHER)
+    await lose(w.client, *lost)
+    await w.reads.acquire(w.client, {"another": "a" * 32}, tagged=True)
+    await w.write(row(id=1))
+    await w.gone()
+    if await w.fill(granted, tag("id", 1), key=OTHER):
+        pytest.fail("a load that began before a write was stored")
+    await lapse_barriers(w.client)  # where barriers were lost, all is barred for a while
+    await w.stored(tag("id", 1))
+    await w.write(Image("users", {"id": frozenset({"1"})}))
+    await w.gone()
+
+
+async def test_keys_without_tags_are_not_touched(w: Tags) -> None:
+    """An entry without tags uses none of the keys of tags, from the lease to the invalidation."""
+    outcome = (await w.reads.acquire(w.client, {KEY: "t" * 32}))[KEY]
+    assert await w.fill(outcome)  # type: ignore[arg-type]
+    await w.writes.invalidate(w.client, keys=[KEY])
+    for part in ("tags", "tagged", "ended", "columns"):
+        for key in keys_of(w.client, part):
+            assert not await w.client.exists(key)
+    assert is_cluster(w.client) or await w.client.dbsize() <= 4
