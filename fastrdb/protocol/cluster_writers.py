@@ -147,10 +147,10 @@ class ClusterWriters(Backend):
         return all(stood) and not self.trust.other_data
 
     def _by_shard(self, targets: Iterable[Target]) -> defaultdict[Shard, list[Target]]:
-        """Return which targets concern which shard: a single key its own, a prefix all of them."""
+        """Return which targets concern which shard."""
         shards: defaultdict[Shard, list[Target]] = defaultdict(list)
         for target in targets:
-            for shard in (self.keyspace.shard(target.head),) if target.exact else self.keyspace.shards:
+            for shard in self.keyspace.places(target):
                 shards[shard].append(target)
         return shards
 

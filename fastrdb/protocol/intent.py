@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, MutableMapping, Sequence
 from time import monotonic
 from types import MappingProxyType
@@ -22,7 +22,7 @@ from fastrdb.near import NearCache
 from fastrdb.transport import Client, Health
 
 from .interface import Backend, Rows, Swept, Write
-from .keyspace import EXACTLY, TAG, Target, divide, named
+from .keyspace import EXACTLY, TAG, Target, common, divide, named, portions
 from .repairs import Repairs
 
 if TYPE_CHECKING:
@@ -63,7 +63,9 @@ class Writer:
         self._insisting, self._near = insisting, near
         self.dropped = Counter[str]()
         self.columns: dict[str, set[str]] = {}
-        self.repairs = Repairs(self._repair, backend.keyspace.everything, health, sleep)
+        self.repairs = Repairs(
+            self._repair, self._unbar, backend.keyspace.everything, health, barrier_s=2 * renewal_s, sleep=sleep
+        )
 
     async def sweep(
         self,
@@ -116,6 +118,17 @@ class Writer:
         names = [target for target in targets if target.filter == TAG]
         others = [target for target in targets if target.filter != TAG]
         await self.sweep(client, token, fence, others, names=names, insist=True)
+
+    async def _unbar(self, client: Client, barred: Iterable[tuple[str, Sequence[Target]]]) -> None:
+        barriers = defaultdict[bytes, list[bytes]](list)
+        for token, targets in barred:
+            for target in targets:
+                # Of tags, readers look at barriers that have lapsed, too.
+                for shard in self.keyspace.places(target) if target.filter != TAG else ():
+                    barriers[shard.barriers].append(target.barrier(token))
+        for name, members in barriers.items():
+            for portion in portions(members, 128):
+                await self._insisting.link.many(client, [("ZREM", name, *portion)])
 
 
 class Intent:
@@ -268,8 +281,8 @@ class Intent:
             return
         self._over = True
         if reached := self._pending():
-            reason = "the outcome of a COMMIT is unknown"
-            self._writer.repairs.add(self._client, reached, barred=True, reason=reason)
+            repairs, reason = self._writer.repairs, "the outcome of a COMMIT is unknown"
+            repairs.add(self._client, reached, barred=True, reason=reason, instead_of=(self.token, [*self._barred]))
 
     def _add(self, target: Target) -> None:
         if target not in self._targets:
@@ -288,9 +301,7 @@ class Intent:
         fence = [*wide, *(Target(key, EXACTLY) for key in single if not key.startswith(heads))]
         if len(fence) <= _MOST_BARRIERS:
             return fence
-        first, last = min(target.head for target in fence), max(target.head for target in fence)
-        same = (at for at, (one, other) in enumerate(zip(first, last, strict=False)) if one != other)
-        return [Target(first[: next(same, len(first))])]  # what the first and the last share, all share
+        return [common(fence)]
 
     def _reached(self) -> list[Target]:
         return [*self._targets, *map(self._writer.keyspace.exactly, self._puts)]

@@ -7,7 +7,7 @@ The lease of an entry lies in the entry's slot, and so does the roster, the list
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from zlib import crc32
@@ -76,6 +76,13 @@ class Target(NamedTuple):
             return Range(b"[" + (self.name or _FIRST_KEY), b"(" + after if after else b"+", self.name, TAG)
         after = _successor(self.head)
         return Range(b"[" + (self.head or _FIRST_KEY), b"(" + after if after else b"+", self.head, self.filter)
+
+
+def common(targets: Collection[Target]) -> Target:
+    """Return the target that is all under the common head of some: the target reaches more, and never less."""
+    first, last = min(target.head for target in targets), max(target.head for target in targets)
+    same = (at for at, (one, other) in enumerate(zip(first, last, strict=False)) if one != other)
+    return Target(first[: next(same, len(first))])  # what the first and the last share, all share
 
 
 def divide(targets: Iterable[Target]) -> tuple[list[Target], list[bytes]]:
@@ -162,6 +169,10 @@ class Keyspace:
     def shard(self, entry: bytes) -> Shard:
         """Return the shard of an entry."""
         return self.shards[0]
+
+    def places(self, target: Target) -> Sequence[Shard]:
+        """Return the shards that a target concerns: a single key its own, a prefix all of them."""
+        return (self.shard(target.head),) if target.exact else self.shards
 
     def under(self, prefix: Prefix) -> Target:
         """Return what `prefix` reaches."""

@@ -8,18 +8,22 @@ import secrets
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from contextvars import Context
+from time import monotonic
 
 from fastrdb.errors import CacheUnavailableError
 from fastrdb.transport import Client, Health, ended
 
-from .keyspace import Target
+from .keyspace import TAG, Target, common
 
 logger = logging.getLogger("fastrdb")
 
 Sweep = Callable[[Client, str, Sequence[Target], Sequence[Target]], Awaitable[None]]
+Unbar = Callable[[Client, Sequence[tuple[str, Sequence[Target]]]], Awaitable[None]]
 
 _MOST_PENDING = 1024
-"""So many targets are remembered one by one. With more, everything is invalidated: memory has a bound."""
+"""So many targets are remembered one by one. More are replaced by all under their common head: memory has a bound."""
+_MOST_BARRIERS = 256
+"""So many barriers of repairs stand at once. One over their common head replaces more: each miss looks at all."""
 _PAUSES_S = (0.05, 0.2)
 """Pause after the first failed attempt, and the longest pause."""
 
@@ -32,19 +36,27 @@ class Repairs:
 
     Args:
         sweep: sets barriers under a token, and deletes what targets reach, whatever the circuit breaker says.
-        everything: the target that stands for more targets than are remembered.
+        unbar: removes barriers, each of a token and its targets.
+        everything: the target that is all of the namespace.
+        barrier_s: seconds for which barriers stand.
     """
 
     def __init__(
         self,
         sweep: Sweep,
+        unbar: Unbar,
         everything: Target,
         health: Health,
+        *,
+        barrier_s: float = 10.0,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
-        self._sweep, self._everything, self._health, self._sleep = sweep, everything, health, sleep
+        self._sweep, self._unbar, self._everything, self._health, self._sleep = sweep, unbar, everything, health, sleep
+        self._barrier_s = barrier_s
         self._pending: dict[Target, bool] = {}
         self._trying: dict[Target, bool] = {}
+        self._standing: dict[Target, float] = {}  # the barriers of repairs, each with the time at which it lapses
+        self._replaced: list[tuple[str, Sequence[Target]]] = []
         self._client: Client | None = None
         self._task: asyncio.Task[None] | None = None
         # The same for all attempts of this process: a barrier that is set again replaces the earlier one.
@@ -55,8 +67,21 @@ class Repairs:
         """Return whether there is something to repair."""
         return bool(self._pending or self._trying)
 
-    def add(self, client: Client, targets: Iterable[Target], *, barred: bool, reason: object) -> None:
-        """Add pending targets, including ones being repaired now: that repair may have run before the COMMIT."""
+    def add(
+        self,
+        client: Client,
+        targets: Iterable[Target],
+        *,
+        barred: bool,
+        reason: object,
+        instead_of: tuple[str, Sequence[Target]] | None = None,
+    ) -> None:
+        """Add pending targets, including ones being repaired now: that repair may have run before the COMMIT.
+
+        `instead_of` are barriers, by token, that the repair's own replace: else each abandoned COMMIT would leave some.
+        """
+        if instead_of is not None and len(self._replaced) < _MOST_PENDING:
+            self._replaced.append(instead_of)
         if not self.has_pending:
             logger.warning("Redis missed an invalidation (%s): reads bypass the cache until it is repaired", reason)
         self._cover([*targets], barred)
@@ -109,7 +134,7 @@ class Repairs:
         pending = self._pending
         if len(pending) >= _MOST_PENDING and target not in pending:
             barred = barred or any(pending.values())
-            target = self._everything
+            target = self._over([*pending, target])
             pending.clear()
         pending[target] = barred or pending.get(target, False)
 
@@ -133,16 +158,36 @@ class Repairs:
     async def _attempt(self, client: Client) -> bool:
         """Try what is pending by now; what comes meanwhile is left to another attempt."""
         self._trying, self._pending = self._pending, {}
+        replaced, self._replaced = self._replaced, []
         done = False
         try:
-            fence = [target for target, barred in self._trying.items() if barred]
+            fence = self._fence(replaced)
             await self._sweep(client, self._token, fence, list(self._trying))
             done = True
+            self._standing |= dict.fromkeys(fence, monotonic() + self._barrier_s)
+            await self._unbar(client, replaced)  # mechanism: barriers-replaced
         except CacheUnavailableError as error:
             logger.debug("repair: %s", error)
         finally:
             tried, self._trying = self._trying, {}
             if not done:
+                self._replaced += replaced
                 for barred in (False, True):
                     self._cover([target for target, bars in tried.items() if bars is barred], barred)
         return done
+
+    def _fence(self, replaced: list[tuple[str, Sequence[Target]]]) -> list[Target]:
+        """Return what to bar now. Add to `replaced` the barriers that stand and are covered by that."""
+        now = monotonic()
+        self._standing = {target: until for target, until in self._standing.items() if until > now}
+        fence = [target for target, barred in self._trying.items() if barred]
+        if not fence or len({*fence, *self._standing}) <= _MOST_BARRIERS:
+            return fence
+        wide = self._over([*fence, *self._standing])
+        replaced.append((self._token, [target for target in self._standing if target != wide]))
+        self._standing.clear()
+        return [wide]
+
+    def _over(self, targets: list[Target]) -> Target:
+        """Return one target for many. What lies under tags may be anywhere."""
+        return self._everything if any(target.filter == TAG for target in targets) else common(targets)

@@ -47,7 +47,8 @@ ACQUIRE, FILL, RELEASE, INSPECT, BEGIN, END, SEARCH, COMPLETE_TAGS, NESTED = (
 )
 _INDEX_LOST, _TAGS_LOST = 1, 2
 _SEARCH_COUNTS = {"leases": 1024, "entries": 256}
-"""How many keys one script looks at, so that it takes about a millisecond: the server itself picks the leases."""
+"""How many keys one script looks at, so that it takes about a millisecond: the server itself picks the leases. A script
+compares each key with each target, so it looks at fewer keys where there are more targets than 16."""
 
 
 class ServerBackend(Backend):
@@ -306,8 +307,9 @@ class ServerBackend(Backend):
                 targets.update(dict.fromkeys((head, b"") for head in known))
                 everything = True
         token, deleted, longest_ms = secrets.token_hex(16), 0, 0
-        for part, count in _SEARCH_COUNTS.items():  # mechanism: leases-before-entries
+        for part, most in _SEARCH_COUNTS.items():  # mechanism: leases-before-entries
             cursor: bytes | int = 0
+            count = max(8, most * 16 // max(16, len(targets)))
             while cursor != b"0":
                 names = (self.keyspace.leases, self.keyspace.before, spared, int(everything), longest_ms)
                 arguments = (token, part, cursor, count, *names, *lists(list(targets)))

@@ -68,6 +68,8 @@ _ON_ONE_SERVER = {
         "an acquire that is sent twice is granted its own lease again", "if reader then return {'busy', reader} end"
     ),
     "dead-holders-noticed": _lua("a lease that its holder does not renew is taken over", "return true"),
+    "looks-bounded": _lua("a script looks at a bounded number of barriers", "if false then"),
+    "steps-bounded": _lua("a script compares a bounded number of letters", "return compare(text, glob)"),
     "lease-indexed": _lua("a lease is in the index, so that a sweep finds it"),
     "barriers-distinguished": _lua(
         "the end of one writer removes its own barriers only",
@@ -170,6 +172,7 @@ _OF_WRITERS = {
         "a server that came back since the deletion began is not taken for healed",
         "await delete_all(); await self.settle(send); seen = self._seen",
     ),
+    "barriers-replaced": _line("the barriers of a repair replace those of the COMMIT that was abandoned"),
     "second-sweep": _line("a writer whose barriers did not stand sweeps once more", "if False:"),
     "greeting-judged": _line("a new connection is asked whose data it gives"),
     "greeting-of-new-connections": _line("a client that sends by itself is greeted behind each read", "if False:"),
@@ -179,7 +182,7 @@ _OF_WRITERS = {
         instead=lambda trust, *_: trust._health.clear(),
     ),
     "leases-before-entries": _line(
-        "a search deletes all leases before it looks at entries", "for part, count in reversed(_SEARCH_COUNTS.items()):"
+        "a search deletes all leases before it looks at entries", "for part, most in reversed(_SEARCH_COUNTS.items()):"
     ),
     "begin-before-commit": _function(
         "a writer begins before its COMMIT is sent", "transactions.listeners:_begin_intents"

@@ -6,6 +6,8 @@ local TOKEN_BYTES = 32 -- a barrier is: token, head, newline, filter
 local NO_BARRIER = string.rep('0', TOKEN_BYTES) .. '\0\n' -- covers no key; where it is missing, barriers were lost
 local KEEP = string.rep('0', TOKEN_BYTES) .. '\0keep\n' -- among barriers; its score: so long (ms, below zero) lapsed ones are kept
 local COMPLETE = '\0' -- an index member that says: every key under the head behind it is in the index
+local MOST_LOOKS = 2048 -- so many barriers one script looks at: with more, its keys count as barred
+local MOST_STEPS = 20000 -- so many letters of globs one script compares: what is left counts as a match
 local READER, WRITER = 'r', 'w' -- which kind of caller has a lease
 
 local function now_ms()
@@ -85,11 +87,16 @@ local function continues(byte)
   return byte and byte >= 128 and byte < 192
 end
 
+-- What is left of MOST_LOOKS and MOST_STEPS. More is then barred or deleted, never less, and no argument of a caller can
+-- hold the server up.
+local looks_left, steps_left = MOST_LOOKS, MOST_STEPS
+
 -- Where `piece`, in which `?` is any one character, ends in `text` if it begins at `from`; nil if it does not stand there.
 local function stands_at(text, piece, from)
   local at = from
   for i = 1, #piece do
     local wanted, found = string.byte(piece, i), string.byte(text, at)
+    steps_left = steps_left - 1
     if not found or (wanted ~= found and wanted ~= 63) then return nil end
     at = at + 1
     while wanted == 63 and continues(string.byte(text, at)) do at = at + 1 end
@@ -99,8 +106,12 @@ end
 
 -- Where `piece` begins and ends first at or behind `from`.
 local function find_piece(text, piece, from)
-  if not string.find(piece, '?', 1, true) then return string.find(text, piece, from, true) end
+  if not string.find(piece, '?', 1, true) then
+    steps_left = steps_left - #text / 16 - 1
+    return string.find(text, piece, from, true)
+  end
   for at = from, #text do
+    if steps_left < 0 then return nil end
     local stop = not continues(string.byte(text, at)) and stands_at(text, piece, at)
     if stop then return at, stop end
   end
@@ -113,7 +124,7 @@ end
 
 -- Does `text` match the glob of a prefix? A glob ends in `*`, or in `$`: what matches last is a whole value then. Each
 -- piece between two `*` is found leftmost in turn: no backtracking, so no glob and no key can hold the server up.
-local function fits(text, glob)
+local function compare(text, glob)
   local at, from, first = 1, 1, true
   while true do
     local star = string.find(glob, '*', from, true)
@@ -135,6 +146,10 @@ local function fits(text, glob)
     if value_ends(text, stop + 1) then return true end
     at = begun + 1
   end
+end
+
+local function fits(text, glob)
+  return compare(text, glob) or steps_left < 0 -- mechanism: steps-bounded
 end
 
 local function may_fill(lease, held)
@@ -167,7 +182,13 @@ end
 -- Does a barrier cover the key? Second result: have barriers been lost?
 local function barred(barriers, key)
   local lost = true
-  for _, barrier in ipairs(redis.call('ZRANGEBYSCORE', barriers, '(' .. ms(now_ms()), '+inf')) do
+  local standing = redis.call('ZRANGEBYSCORE', barriers, '(' .. ms(now_ms()), '+inf', 'LIMIT', 0, looks_left + 1)
+  looks_left = looks_left - #standing
+  if looks_left < 0 then -- mechanism: looks-bounded
+    looks_left = 0
+    return true
+  end
+  for _, barrier in ipairs(standing) do
     if barrier == NO_BARRIER then lost = false end
     local newline = string.find(barrier, '\n', TOKEN_BYTES + 1, true)
     if not newline then return true end
@@ -177,12 +198,18 @@ local function barred(barriers, key)
   return false, lost
 end
 
+-- Remove some members whose score, a moment, has passed: more than are added, so that the set does not grow.
+local function forget_before(set, now, most)
+  local over = redis.call('ZRANGEBYSCORE', set, 0, ms(now), 'LIMIT', 0, most)
+  if #over > 0 then redis.call('ZREM', set, unpack(over)) end
+end
+
 local function set_barriers(barriers, barrier_ms, first, last)
   if first > last then return end
   local now = now_ms()
   -- A load that began before a barrier lapsed may still be under way: for tags, its fill looks at lapsed barriers.
   local kept = redis.call('ZSCORE', barriers, KEEP) or 0
-  redis.call('ZREMRANGEBYSCORE', barriers, 0, ms(now + kept)) -- mechanism: lapsed-barriers-kept
+  forget_before(barriers, now + kept, 2 * (last - first + 1)) -- mechanism: lapsed-barriers-kept
   for i = first, last do
     redis.call('ZADD', barriers, 'GT', ms(now + barrier_ms), ARGV[i]) -- mechanism: barrier-set
   end

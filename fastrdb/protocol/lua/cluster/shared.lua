@@ -10,6 +10,6 @@ end
 -- Note an entry or a lease in the roster of its slot, and forget what has died since.
 local function enlist(roster, name, life_ms)
   local now = now_ms()
-  redis.call('ZREMRANGEBYSCORE', roster, '-inf', ms(now))
+  forget_before(roster, now, 10)
   redis.call('ZADD', roster, 'GT', ms(now + life_ms + SLACK_MS), name)
 end

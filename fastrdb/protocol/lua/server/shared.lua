@@ -38,8 +38,10 @@ local function is_trusted(index, expiry, barriers, trusted, before)
 end
 
 -- Does the index have every key that begins with `head`?
+local marks -- of the index, read once in a script; where there are more, those behind do not count
 local function is_complete(index, head)
-  for _, name in ipairs(redis.call('ZRANGEBYLEX', index, '[' .. COMPLETE, '(\1')) do
+  marks = marks or redis.call('ZRANGEBYLEX', index, '[' .. COMPLETE, '(\1', 'LIMIT', 0, 128)
+  for _, name in ipairs(marks) do
     if begins(name, COMPLETE_FROM) then
       if tonumber(string.sub(name, #COMPLETE_FROM + 1)) <= now_ms() then return true end
     elseif not begins(name, SEARCHING) and begins(head, string.sub(name, #COMPLETE + 1)) then
