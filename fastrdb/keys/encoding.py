@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
-from enum import Enum, ReprEnum
+from enum import Enum
 from functools import cache, cached_property
 from typing import Any, Final, get_args, get_origin
 from uuid import UUID
@@ -119,7 +119,7 @@ def _write_time(value: time) -> tuple[str, str]:
 def _zone(zone: tzinfo | None) -> str:
     """Return what a time zone is beside its offset of the moment; "" for a fixed offset without a name of its own."""
     cls = type(zone)
-    if zone is None or (cls is timezone and str(zone).startswith("UTC")):
+    if zone is None or (cls is timezone and str(zone) == str(timezone(zone.utcoffset(None) or timedelta()))):
         return ""
     if cls.__module__.startswith("pydantic_core"):  # what pydantic reads from text is a fixed offset, too
         return ""
@@ -150,11 +150,8 @@ _PLAIN_UNDECLARED = frozenset((str, bool, int, float, UUID, datetime, date, time
 
 
 def _kind(cls: type, base: type) -> type:
-    """Return the class that values of *cls* count as: itself, or *base* where the two do not differ.
-
-    A StrEnum's member is formatted and compared as its value is; drivers give UUIDs of classes of their own.
-    """
-    return base if base is UUID or issubclass(cls, ReprEnum) else cls
+    """Return the class that values of *cls* count as: itself, but drivers give UUIDs of classes of their own."""
+    return base if base is UUID else cls
 
 
 def _write_scalar(value: Any, base: type, own: type | None) -> str:
@@ -332,8 +329,10 @@ def _state(value: Any, shown: Iterable[str] = ()) -> str:
                 found[name] = getattr(value, name)
     known = {*shown, *(name for name in found if isinstance(getattr(cls, name, None), cached_property))}
     pairs = _pairs(sorted(pair for pair in found.items() if pair[0] not in known))
-    if isinstance(value, defaultdict) and isinstance(value.default_factory, type):
-        pairs.append(f"%f={class_name(value.default_factory)}")
+    if isinstance(value, defaultdict) and (made := value.default_factory) is not None:
+        if not isinstance(made, type):
+            raise KeyValueError("", "", f"{cls.__module__}.{cls.__qualname__}", "give a plain dict")
+        pairs.append(f"%f={class_name(made)}")
     return f"[{'&'.join(pairs)}]" if pairs else ""
 
 

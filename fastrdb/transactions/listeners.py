@@ -22,8 +22,17 @@ from sqlalchemy.util import await_only
 from fastrdb.protocol import Intent
 
 from .finish import abandon, awaitable, finish, undo
-from .rules import autocommits, level_is_set, sqlite_driver, stream_begins
-from .scope import fresh_reads, rollback_begins, session_used, statement_begins, targets_around
+from .rules import (
+    EVENT_SCHEMAS,
+    GIVEN_MAP,
+    autocommits,
+    has_other_schemas,
+    level_is_set,
+    note_schemas,
+    sqlite_driver,
+    stream_begins,
+)
+from .scope import fresh_reads, no_store, rollback_begins, session_used, statement_begins, targets_around
 from .sql import Effect, effect, sets_isolation
 from .state import Phase, Transaction, changed, new_transaction, state_of, take_state, transaction_of
 
@@ -115,7 +124,10 @@ def _on_statement(
     if transaction is None or transaction.ending:
         return
     statement_begins(connection, transaction)
-    if connection.dialect.name == "sqlite" and context is not None and context.execution_options.get("stream_results"):
+    options = {} if context is None else context.execution_options
+    if GIVEN_MAP in options and has_other_schemas(connection, options):
+        no_store(EVENT_SCHEMAS)
+    if connection.dialect.name == "sqlite" and options.get("stream_results"):
         stream_begins(connection, context)
     if context is not None and (context.isinsert or context.isupdate or context.isdelete):
         _on_write(connection, transaction)
@@ -285,12 +297,13 @@ def _on_session_transaction(session: Session, transaction: SessionTransaction) -
         session_used(session)
 
 
-@event.listens_for(Session, "do_orm_execute")
+@event.listens_for(Session, "do_orm_execute", insert=True)  # before listeners that change the statement's options
 def _on_orm_execute(execution: ORMExecuteState) -> None:
     session = execution.session
     session_used(session)
     if not execution.is_select or execution.is_column_load or (load := fresh_reads()) is None:
         return
+    execution.update_execution_options(**note_schemas(execution.execution_options))
     if not changed(session):  # never over unflushed changes
         load.keep_loaded(session)
         execution.update_execution_options(populate_existing=True)

@@ -47,7 +47,9 @@ OTHER_SCHEMAS = "the session's schema_translate_map has changed since its key wa
 _CURRENT = ("READ COMMITTED", "AUTOCOMMIT")  # levels at which a statement sees all that is committed by then
 # SQLSTATE: connection exception, login refused, no such database, insufficient resources, shutting down or not yet up
 _UNREACHABLE = ("08", "28", "3D", "53", "57P")
+EVENT_SCHEMAS = "an event has given a statement a schema_translate_map, which is not in the key"
 _SCHEMA_MAP = "schema_translate_map"
+GIVEN_MAP = "fastrdb_schema_translate_map"
 _BINDS = "binds" if "binds" in vars(Session()) else "_Session__binds"
 """The attribute of `Session(binds=...)`: public since SQLAlchemy 2.1."""
 _LEVEL, _STREAMS = "fastrdb.level", "fastrdb.streams"  # in `Connection.info`, which belongs to the driver's connection
@@ -131,6 +133,22 @@ def schema_map(session: Session) -> str | None:
     places = [each for each in {bind, *binds.values()} if each is not None and each not in used]
     maps = (each.get_execution_options().get(_SCHEMA_MAP) for each in (*connections, *places))
     return "|".join(sorted({_map_text(each) if each else "" for each in maps})) or None
+
+
+def note_schemas(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the option that says which map a statement was given by the function that runs it."""
+    return {GIVEN_MAP: options.get(_SCHEMA_MAP)}
+
+
+def has_other_schemas(connection: Connection, options: Mapping[str, Any]) -> bool:
+    """Return True if a statement has another map than it was given, and than its connection has.
+
+    A listener to `do_orm_execute` has set that map, which is in no key. `options` are those of a statement inside of a
+    load, with what `note_schemas` has put there.
+    """
+    given = options[GIVEN_MAP] or connection.get_execution_options().get(_SCHEMA_MAP) or {}
+    own = options.get(_SCHEMA_MAP) or {}
+    return own != given and _map_text(own) != _map_text(given)
 
 
 def _map_text(schemas: Mapping[str | None, str | None]) -> str:

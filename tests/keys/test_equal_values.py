@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import itertools
 import time as clock
+from collections import defaultdict
 from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta, timezone
 from decimal import Decimal
@@ -13,11 +14,13 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
+from fastrdb import KeyValueError
 from fastrdb.keys import MISSING, CallPlan, Pattern, Prefix
 from fastrdb.keys.prefix import Template
 from tests.keys.texts import encode_value
 
 BERLIN = ZoneInfo("Europe/Berlin")
+EAST = timezone(timedelta(hours=2))
 NOON = datetime(2020, 1, 1, 12, tzinfo=UTC)
 
 
@@ -27,6 +30,26 @@ class Colour(enum.Enum):
 
 class Shade(str, enum.Enum):  # noqa: UP042 - printed otherwise than a StrEnum
     RED = "red"
+
+
+class Tint(enum.StrEnum):
+    RED = "red"
+
+
+class OtherTint(enum.StrEnum):
+    RED = "red"
+
+
+class Level(enum.IntEnum):
+    ONE = 1
+
+
+class OtherLevel(enum.IntEnum):
+    ONE = 1
+
+
+class Bits(enum.IntFlag):
+    ONE = 1
 
 
 class Money(Decimal):
@@ -42,7 +65,8 @@ EQUAL = [
     [5, 5.0, Decimal(5), Decimal("5.00"), Money(5), "5"],
     [1, 1.0, True, Decimal(1)],
     [0, 0.0, -0.0, False],
-    ["red", Colour.RED, Shade.RED],
+    ["red", Colour.RED, Shade.RED, Tint.RED, OtherTint.RED],
+    [1, Level.ONE, OtherLevel.ONE, Bits.ONE],
     [NOON, NOON.astimezone(timezone(timedelta(hours=2))), NOON.astimezone(BERLIN)],
 ]
 
@@ -76,6 +100,9 @@ def test_single_keys_reach_equal_values_and_other_schemas() -> None:
         (time(12, tzinfo=BERLIN), time(12)),
         (datetime(2024, 10, 27, 2, 30), datetime(2024, 10, 27, 2, 30, fold=1)),  # noqa: DTZ001
         ({"name": "asc", "age": "desc"}, {"age": "desc", "name": "asc"}),
+        (NOON.replace(tzinfo=EAST), NOON.replace(tzinfo=timezone(EAST.utcoffset(None), "UTC+1"))),
+        (defaultdict(int, a=1), defaultdict(bool, a=1)),
+        (defaultdict(int, a=1), defaultdict(None, a=1)),
         (Decimal("5.0"), Decimal("5.00")),
     ],
     ids=repr,
@@ -84,6 +111,12 @@ def test_values_that_print_otherwise_have_two_keys(one: Any, other: Any) -> None
     """A function may go by what `==` does not see."""
     for declared in (MISSING, type(one)):
         assert encode_value(one, declared) != encode_value(other, declared)
+
+
+def test_a_factory_that_has_no_name_is_refused() -> None:
+    """Two functions may give other defaults, and cannot be told apart."""
+    with pytest.raises(KeyValueError, match=r"defaultdict.*give a plain dict"):
+        encode_value(defaultdict(lambda: 1, a=1))
 
 
 def test_hidden_state_is_part_of_a_value() -> None:

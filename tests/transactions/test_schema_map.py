@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ConfigDict
 from redis.asyncio import Redis
-from sqlalchemy import select, text
+from sqlalchemy import Connection, event, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, ORMExecuteState, Session, mapped_column
 
 from fastrdb import FastRDB, cached, default_cache, invalidates
 from tests.support.servers.databases import Database
@@ -87,7 +87,70 @@ async def by_get_bind(stack: AsyncExitStack, engine: AsyncEngine, tenant: str) -
     return AsyncSession(sync_session_class=Routed)
 
 
+async def by_update(stack: AsyncExitStack, engine: AsyncEngine, tenant: str) -> AsyncSession:
+    """Set the map on an engine that exists already."""
+    own = engine.execution_options(logging_token=tenant)
+    own.update_execution_options(schema_translate_map={None: tenant})
+    return AsyncSession(own)
+
+
+async def by_sub_engine(stack: AsyncExitStack, engine: AsyncEngine, tenant: str) -> AsyncSession:
+    """Derive an engine with another option from one that has the map."""
+    mapped = engine.execution_options(schema_translate_map={None: tenant})
+    return AsyncSession(mapped.execution_options(isolation_level="AUTOCOMMIT"))
+
+
+async def by_later_binding(stack: AsyncExitStack, engine: AsyncEngine, tenant: str) -> AsyncSession:
+    """Give the model an engine when the session is made already."""
+    db = AsyncSession(engine)
+    db.sync_session.bind_mapper(Note, engine.sync_engine.execution_options(schema_translate_map={None: tenant}))
+    return db
+
+
+async def by_base(stack: AsyncExitStack, engine: AsyncEngine, tenant: str) -> AsyncSession:
+    """Give an engine to the base of all models."""
+    return AsyncSession(engine, binds={Base: engine.execution_options(schema_translate_map={None: tenant})})
+
+
 WAYS = [by_engine, by_session, by_connection, by_own_connection, by_model, by_table, by_get_bind]
+WAYS += [by_update, by_sub_engine, by_later_binding, by_base]
+
+
+async def by_session_event(stack: AsyncExitStack, engine: AsyncEngine, tenant: str) -> AsyncSession:
+    """Set the map for each statement of the session."""
+    db = AsyncSession(engine)
+
+    @event.listens_for(db.sync_session, "do_orm_execute")
+    def mapped(execution: ORMExecuteState) -> None:
+        execution.update_execution_options(schema_translate_map={None: tenant})
+
+    return db
+
+
+async def by_transaction_event(stack: AsyncExitStack, engine: AsyncEngine, tenant: str) -> AsyncSession:
+    """Set the map when the session's transaction begins."""
+    db = AsyncSession(engine)
+
+    @event.listens_for(db.sync_session, "after_begin")
+    def mapped(session: Session, transaction: Any, connection: Connection) -> None:
+        connection.execution_options(schema_translate_map={None: tenant})
+
+    return db
+
+
+async def by_get_bind_of_a_mapper(stack: AsyncExitStack, engine: AsyncEngine, tenant: str) -> AsyncSession:
+    """Choose the engine by the model."""
+    plain, mapped = engine.sync_engine, engine.sync_engine.execution_options(schema_translate_map={None: tenant})
+
+    class Routed(Session):
+        def get_bind(self, mapper: Any = None, **_: Any) -> Any:
+            return plain if mapper is None else mapped
+
+    return AsyncSession(sync_session_class=Routed)
+
+
+UNSEEN = [by_session_event, by_transaction_event, by_get_bind_of_a_mapper]
+"""Ways in which the map is not known when the key is made."""
 
 
 @pytest.fixture
@@ -127,6 +190,33 @@ async def test_tenants_do_not_share_entries(engine: AsyncEngine, client: Redis, 
     for _ in range(2):
         assert await in_each(engine, way, lambda db: body_of(db, client, 1)) == [*TENANTS]
     assert body_of.stats.loads - loads == 2
+
+
+@pytest.mark.parametrize("way", UNSEEN)
+async def test_map_that_is_unknown_when_the_key_is_made_keeps_the_result_out(
+    engine: AsyncEngine, client: Redis, way: Opened
+) -> None:
+    """Each tenant is answered with its own row, and nothing is stored."""
+    for _ in range(2):
+        assert await in_each(engine, way, lambda db: body_of(db, client, 1)) == [*TENANTS]
+    assert await client.keys("note:*") == []
+
+
+async def test_map_that_the_function_gives_its_statement_is_the_functions_own(
+    engine: AsyncEngine, client: Redis
+) -> None:
+    """The tenant is an argument, and so in the key: the result is stored, with an event or without."""
+
+    @cached("given:{tenant}")
+    async def load(db: AsyncSession, redis: Redis, tenant: str) -> str:
+        query = select(Note.body).where(Note.id == 1)
+        options = {"schema_translate_map": {None: tenant}}
+        return (await db.scalars(query, execution_options=options)).one()
+
+    for db in (AsyncSession(engine), await by_engine(AsyncExitStack(), engine, "red")):
+        async with db:
+            assert [await load(db, client, tenant) for tenant in TENANTS] == [*TENANTS]
+    assert load.stats.fills == 4
 
 
 @pytest.mark.parametrize("way", WAYS)
