@@ -204,8 +204,9 @@ SCANS = {
     "search.lua",
     "scan.lua",
     "cluster_scan.py",
+    "inspector.py",
 }  # slots.py has commands without a key
-"""Files that may scan the keyspace: the documented way of servers that evict the index."""
+"""Files that may scan the keyspace: the documented way of servers that evict the index, and what people look with."""
 
 
 def test_nothing_asks_the_server_to_search() -> None:
