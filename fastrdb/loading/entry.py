@@ -153,10 +153,10 @@ class Entries:
 
     def own_value(self, kept: Kept) -> Any:
         """Return the value of an entry that this process keeps; MISS if it is another function's object."""
-        if kept.owner is self.codec:
-            return kept.value
+        if kept.owner is not None:
+            return kept.value if kept.owner is self.codec else MISS
         try:
-            return MISS if kept.owner is not None else self.codec.decode(kept.value)
+            return self.codec.decode(kept.value)
         except DecodeError:
             return MISS
 

@@ -82,12 +82,16 @@ class CachedFunction(Entries):
 
     # --- what the decorated function does
 
+    @property
+    def _way(self) -> Any:
+        return self.get_near if self.near else self.get
+
     def answer(self, function: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the coroutine of one call. Raises at once what is wrong with its arguments."""
         client, session, key = self._located(instance, args, kwargs)
         if client is None:
             return self._uncached(function, args, kwargs)
-        return self.get(client, session, key, function, args, kwargs)
+        return self._way(client, session, key, function, args, kwargs)
 
     def _located(self, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Session | None, str]:
         """Return client, session and key of one call. Raises at once what is wrong with its arguments."""
@@ -100,7 +104,7 @@ class CachedFunction(Entries):
 
     def answering(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return what stands for the function where no instance is bound to it: `answer` by the shortest way."""
-        target, quick, cache, get = getattr(function, "__self__", None), self.plan.quick, self.cache, self.get
+        target, quick, cache, get = getattr(function, "__self__", None), self.plan.quick, self.cache, self._way
         if target is not None or quick is None:
             return lambda *args, **kwargs: self.answer(function, target, args, kwargs)
 
@@ -137,18 +141,31 @@ class CachedFunction(Entries):
                     return value
             except (CacheUnavailableError, DecodeError) as error:
                 failure = error
-        elif free and self.near and (running.get() is None or not is_loading()) and (kept := store.near.lookup(key)):
-            value = kept.value if kept.owner is self.codec else self.own_value(kept)
-            if value is not MISS:
-                if counters.hooks:
-                    counters.tell("near", key)
-                else:
-                    counters.counts["near"] += 1
-                return value
         read = free and not self.aged
         run, budget = partial(function, *args, **kwargs), store.budget(client, (key,), read=read)
         call = CallContext(client, store, session, budget, partial(self._keys_now, run))
         return await self._missed(call, key, run, read=read, raw=raw, failure=failure)
+
+    async def get_near(
+        self, client: Any, session: Session | None, key: str, function: Any, args: tuple[Any, ...], kwargs: Any
+    ) -> Any:
+        """Return the value of one call of a function whose entries this process keeps as well."""
+        store = self.cache.store(client)
+        if (
+            not store.obstacles
+            and (kept := store.near.lookup(key)) is not None
+            and (session is None or not wrote(session))
+            and not disabled.get()
+            and (running.get() is None or not is_loading())
+        ):
+            value = kept.value if kept.owner is self.codec else self.own_value(kept)
+            if value is not MISS:
+                if (counters := self.counters).hooks:
+                    counters.tell("near", key)
+                else:
+                    counters.counts["near"] += 1
+                return value
+        return await self.get(client, session, key, function, args, kwargs)
 
     async def _missed(
         self, call: CallContext, key: str, run: Any, *, read: bool, raw: bytes | None, failure: Exception | None
