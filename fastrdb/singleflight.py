@@ -62,13 +62,14 @@ class Flight:
     `is_connected` returns False if the load may be waiting for a connection to the database.
     """
 
-    __slots__ = ("token", "is_connected", "_flights", "_future", "_tokens")
+    __slots__ = ("token", "is_connected", "_flights", "_followers", "_outcome", "_tokens")
 
     def __init__(self, flights: Flights, token: str) -> None:
         self.token = token
         self.is_connected: Callable[[], bool] = _true
         self._flights = flights
-        self._future: asyncio.Future[FlightOutcome] | None = None  # made by the first follower
+        self._followers: set[asyncio.Future[FlightOutcome | Late]] | None = None
+        self._outcome: FlightOutcome | None = None
         self._tokens = [token]
 
     def __enter__(self) -> Self:
@@ -84,28 +85,37 @@ class Flight:
 
     async def join(self, wait: float) -> FlightOutcome | Late:
         """Return the outcome, after at most `wait` seconds. A cancelled follower changes nothing for the others."""
-        if self._future is None:
-            self._future = asyncio.get_running_loop().create_future()
+        if self._outcome is not None:
+            return self._outcome
+        loop = asyncio.get_running_loop()
+        follower: asyncio.Future[FlightOutcome | Late] = loop.create_future()
+        late = loop.call_later(wait, _answer, follower, Late())
+        self._followers = self._followers or set()
+        self._followers.add(follower)
         try:
-            async with asyncio.timeout(wait):
-                return await asyncio.shield(self._future)
-        except TimeoutError:
-            return Late()
+            return await follower
+        finally:
+            late.cancel()
+            self._followers.discard(follower)
 
     def settle(self, outcome: FlightOutcome) -> None:
         """Answer all followers, later ones too until the flight is closed. Only the first outcome counts."""
-        if self._future is None:
-            self._future = asyncio.get_running_loop().create_future()
-        if not self._future.done():
-            self._future.set_result(outcome)
+        if self._outcome is None:
+            self._outcome = outcome
+            for follower in self._followers or ():
+                _answer(follower, outcome)
 
     def close(self) -> None:
         """End the flight: no caller can join any more, and followers without an outcome start over."""
         for token in self._tokens:
             if self._flights.by_token.get(token) is self:
                 del self._flights.by_token[token]
-        if self._future is not None and not self._future.done():
-            self._future.set_result(Again())
+        self.settle(Again())
+
+
+def _answer(follower: asyncio.Future[FlightOutcome | Late], outcome: FlightOutcome | Late) -> None:
+    if not follower.done():
+        follower.set_result(outcome)
 
 
 class Flights:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections import defaultdict
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from dataclasses import replace
 from time import monotonic
@@ -40,6 +39,9 @@ logger = logging.getLogger("fastrdb")
 
 LOST = "the lease was lost: a write came between"
 BARRED = "a write to it is being committed"
+
+
+_Answers = dict[str, Answer | CacheUnavailableError]
 
 
 class Loader(Protocol):
@@ -159,44 +161,54 @@ class Loading(Reading):
 
     async def reload(self, keys: Sequence[str]) -> None:
         """Replace the entries that were `seen`, where no other caller does: there is the old value until then."""
-        session, tell = self.call.session, self.entries.counters.tell
+        session = self.call.session
         if session is not None and await why_not_stored(session, next_order()) is not None:
             return  # what it loads could not be stored
-        async with self._leased(keys) as (answers, leases):
-            granted = list[str]()
-            for key, answer in answers.items():
-                if isinstance(answer, CacheUnavailableError):
-                    tell("unavailable", key, str(answer))
-                elif isinstance(answer, Hit):
-                    await self._answered(key, answer.raw)
-                elif isinstance(answer, Granted):
-                    granted.append(key)
-                    if key in self.early:
-                        tell("early", key)
-            if granted:
-                await self._lead(granted, leases)
+        await self._leased(keys, self._replace)
+
+    async def _replace(self, answers: _Answers, leases: dict[str, Flight]) -> None:
+        granted, tell = list[str](), self.entries.counters.tell
+        for key, answer in answers.items():
+            if isinstance(answer, CacheUnavailableError):
+                tell("unavailable", key, str(answer))
+            elif isinstance(answer, Hit):
+                await self._answered(key, answer.raw)
+            elif isinstance(answer, Granted):
+                granted.append(key)
+                if key in self.early:
+                    tell("early", key)
+        if granted:
+            await self._lead(granted, leases)
 
     # --- what there is not
 
     async def _round(self, keys: Sequence[str]) -> None:
         """Load what is this caller's to load, then wait for others; what is missing then needs another round."""
-        async with self._leased(keys) as (answers, leases):
-            kinds = defaultdict[type, dict[str, Any]](dict)
-            for key, answer in answers.items():
-                kinds[type(answer)][key] = answer
-                if key in self._watches and not isinstance(answer, Hit | Busy):
-                    self._watches[key].close()
-            for key, hit in kinds[Hit].items():
-                await self._answered(key, hit.raw)
-            if kinds[Granted]:
-                await self._lead([*kinds[Granted], *kinds[Barred]], leases)
-            elif kinds[Barred]:
-                await self.alone("bypass", dict.fromkeys(kinds[Barred], BARRED))
-        if kinds[CacheUnavailableError]:
-            await self.alone("unavailable", {key: str(error) for key, error in kinds[CacheUnavailableError].items()})
-        if kinds[Busy]:
-            late = await Waiting(self, self._flights, self._watches, self._deadline).wait_for(kinds[Busy])
+        answers = await self._leased(keys, self._take_or_lead)
+        if failed := {key: str(each) for key, each in answers.items() if isinstance(each, CacheUnavailableError)}:
+            await self.alone("unavailable", failed)
+        if busy := {key: each for key, each in answers.items() if isinstance(each, Busy)}:
+            late = await Waiting(self, self._flights, self._watches, self._deadline).wait_for(busy)
             await self.alone("bypass", late)
+
+    async def _take_or_lead(self, answers: _Answers, leases: dict[str, Flight]) -> None:
+        granted, barred = list[str](), list[str]()
+        for key, answer in answers.items():
+            if isinstance(answer, Busy):
+                continue
+            if isinstance(answer, Hit):
+                await self._answered(key, answer.raw)
+                continue
+            if key in self._watches:
+                self._watches[key].close()
+            if isinstance(answer, Granted):
+                granted.append(key)
+            elif isinstance(answer, Barred):
+                barred.append(key)
+        if granted:
+            await self._lead([*granted, *barred], leases)
+        elif barred:
+            await self.alone("bypass", dict.fromkeys(barred, BARRED))
 
     async def _answered(self, key: str, raw: bytes) -> None:
         """Take an entry that has come meanwhile."""
@@ -207,11 +219,10 @@ class Loading(Reading):
             self.entries.counters.tell("hit", key)
             self.values[key] = value
 
-    @asynccontextmanager
     async def _leased(
-        self, keys: Sequence[str]
-    ) -> AsyncIterator[tuple[dict[str, Answer | CacheUnavailableError], dict[str, Flight]]]:
-        """Ask for leases; give back what is left of them at the end."""
+        self, keys: Sequence[str], use: Callable[[_Answers, dict[str, Flight]], Coroutine[Any, Any, None]]
+    ) -> _Answers:
+        """Ask for leases, use the answers, and give back what is left of the leases at the end."""
         # Before `acquire`: a caller that finds a lease of this call has to find its flight.
         leases = {key: self._flights.open(secrets.token_hex(16)) for key in keys}
         flights = list(leases.values())
@@ -220,7 +231,8 @@ class Loading(Reading):
             for key, answer in answers.items():
                 if not isinstance(answer, Granted | CacheUnavailableError):
                     del leases[key]
-            yield answers, leases
+            await use(answers, leases)
+            return answers
         finally:  # without an answer, too: the server may have granted them all the same
             for flight in flights:
                 flight.close()
@@ -228,19 +240,21 @@ class Loading(Reading):
                 left = {key: flight.token for key, flight in leases.items()}
                 self.entries.cache.background(self.call.store.release(self.call.client, left))
 
-    async def _acquire(self, tokens: dict[str, str]) -> dict[str, Answer | CacheUnavailableError]:
+    async def _acquire(self, tokens: dict[str, str]) -> _Answers:
         call, seen_ms = self.call, {key: entry.ttl_ms for key, entry in self.seen.items()}
         left = call.budget.left
         try:
-            answers = await call.store.acquire(
-                call.client, tokens, budget=call.budget, refresh=self.refresh, seen_ms=seen_ms
-            )
+            answers: _Answers = {
+                **await call.store.acquire(
+                    call.client, tokens, budget=call.budget, refresh=self.refresh, seen_ms=seen_ms
+                )
+            }
         except CacheUnavailableError as error:
             return dict.fromkeys(tokens, error)
         if any(isinstance(answer, Busy) for answer in answers.values()):  # the call waits for others: `wait` bounds it
             call.budget.left = left  # mechanism: budget-spares-waiting
         self._granted = {key: answer.lease for key, answer in answers.items() if isinstance(answer, Granted)}
-        return {**answers}
+        return answers
 
     async def _lead(self, keys: Sequence[str], leases: dict[str, Flight]) -> None:
         """Load `keys`, those with leases first; answer followers, and store. What is not stored stays in `leases`."""
