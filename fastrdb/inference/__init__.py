@@ -1,18 +1,30 @@
 """The face of `fastrdb.inference`."""
 
+from .catalog import Catalog, asking, catalog_of, forget, is_asking
+from .facts import Spread
+from .look import check, look
 from .names import Names
 from .reads import Dependencies, reads_of, reads_of_text
-from .text import CALLED, HARMLESS
+from .text import CALLED, HARMLESS, functions_in
 from .writes import Change, Writes, changes_of_text, writes_of
 
 __all__ = [
     "CALLED",
     "HARMLESS",
+    "Catalog",
     "Change",
     "Dependencies",
     "Names",
+    "Spread",
     "Writes",
+    "asking",
+    "catalog_of",
     "changes_of_text",
+    "check",
+    "forget",
+    "functions_in",
+    "is_asking",
+    "look",
     "reads_of",
     "reads_of_text",
     "writes_of",

@@ -43,7 +43,7 @@ class Asked(NamedTuple):
     kind: type
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Dependencies:
     """The dependencies of one compiled statement, before its values are known.
 
@@ -237,7 +237,7 @@ class _Reader:
             self._whole(name, why)
             return
         self._tables.add(name)
-        ranks = _ranks(leaf.table)
+        ranks = ranks_of(leaf.table)
         column, places = min(found.items(), key=lambda item: (ranks.get(item[0], 3), len(item[1]), item[0]))
         kind = self._conditions.exact_type(next(each for each in leaf.table.c if each.name == column))
         head = row_tag(name, column, "")
@@ -335,7 +335,7 @@ def _is_given(places: Places) -> bool:
     return Place("null") not in places
 
 
-def _ranks(table: Any) -> dict[str, int]:
+def ranks_of(table: Any) -> dict[str, int]:
     """Return how well each column narrows: primary key 0, unique 1, indexed 2; others are 3."""
     if not isinstance(table, Table):
         return {}

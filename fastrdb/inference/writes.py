@@ -18,9 +18,11 @@ from sqlalchemy import Delete, Insert, Table, Update
 from sqlalchemy.sql import visitors
 
 from fastrdb.keys import Image, value_text
+from fastrdb.orm import exact_type
 
 from .conditions import Conditions, Places, parts_of, texts_at
 from .names import Names, SchemaMap
+from .reads import ranks_of
 from .text import Named, named_in
 
 MOST_ROWS: Final = 64
@@ -40,6 +42,8 @@ class Change:
         new: the values after of each column that is inserted or set, None where one is unknown.
         whole: nothing is known of the rows.
         looked: the values before of all rows, by column, after a look under a lock.
+        rows: how many were looked at, until the statement has said how many it has changed.
+        likely: columns by which an entry may well be tagged: keys, and columns with an index.
     """
 
     kind: Verb
@@ -48,6 +52,15 @@ class Change:
     new: dict[str, Texts | None] = field(default_factory=dict)
     whole: bool = False
     looked: dict[str, Texts] = field(default_factory=dict)
+    rows: int | None = None
+    likely: frozenset[str] = frozenset()
+
+    def take_keys(self, column: Any, values: Sequence[Any], dialect: str) -> None:
+        """Take the primary keys that the database has made for inserted rows."""
+        kind = exact_type(column.type, dialect)
+        texts = {value_text(value) for value in values if type(value) is kind}
+        if texts and len(texts) == len(values) <= MOST_ROWS:
+            self.new[column.name] = frozenset(text for text in texts if text is not None)
 
     def image(self) -> Image:
         """Return what is known of the rows."""
@@ -80,6 +93,7 @@ class Writes:
     sets: Mapping[str, tuple[tuple[str, ...], type | None]]
     whole: bool
     others: tuple[tuple[Verb, str], ...]
+    likely: frozenset[str] = frozenset()
 
     def of(self, parameter_sets: Sequence[Mapping[str, Any]], expanded: Mapping[str, Any]) -> list[Change]:
         """Return the changes of one execution with these parameters."""
@@ -91,7 +105,7 @@ class Writes:
     def _own(self, parameter_sets: Sequence[Mapping[str, Any]], expanded: Mapping[str, Any]) -> Change:
         if self.whole or len(parameter_sets) > MOST_ROWS:
             return Change(self.kind, self.name, whole=True)
-        change = Change(self.kind, self.name)
+        change = Change(self.kind, self.name, likely=self.likely)
         for column, (places, kind) in self.where.items():
             texts = _union(texts_at(places, values, expanded, kind) for values in parameter_sets)
             if texts:
@@ -150,8 +164,11 @@ def _read(compiled: Any, names: Names) -> Writes:
     else:
         where = _pinned(main, conditions)
         sets = _set(main, compiled, conditions) if isinstance(main, Update) else {}
-        others += [("update", names.of(table)) for table in _other_targets(main)]
-    return Writes(_kind(main), main.table, names.of(main.table), where, sets, whole, tuple(dict.fromkeys(others)))
+        others.extend(("update", names.of(table)) for table in _other_targets(main))
+    besides = tuple(dict.fromkeys(others))
+    return Writes(
+        _kind(main), main.table, names.of(main.table), where, sets, whole, besides, frozenset(ranks_of(main.table))
+    )
 
 
 def _kind(statement: Any) -> Verb:

@@ -2,6 +2,7 @@
 
 from . import listeners as listeners  # puts the listeners on SQLAlchemy's classes
 from .finish import drain, leave
+from .follow import add_follower
 from .rules import (
     NO_ROW,
     WROTE,
@@ -28,6 +29,7 @@ __all__ = [
     "RunningCall",
     "RunningLoad",
     "Targets",
+    "add_follower",
     "apart",
     "autocommits",
     "drain",

@@ -19,9 +19,11 @@ from sqlalchemy.engine import Dialect, ExceptionContext
 from sqlalchemy.orm import ORMExecuteState, Session, SessionTransaction
 from sqlalchemy.util import await_only
 
+from fastrdb.inference import is_asking
 from fastrdb.protocol import Intent
 
 from .finish import abandon, awaitable, finish, undo
+from .follow import attach, follow, followers
 from .rules import (
     EVENT_SCHEMAS,
     GIVEN_MAP,
@@ -62,6 +64,7 @@ def _on_rollback(connection: Connection) -> None:
     rollback_begins(connection, transaction)
     _undone(transaction)  # others may go on in it, where a pool gives the same connection to all
     transaction.wrote = transaction.called = False
+    transaction.written = None
     if transaction.phase in (Phase.OPEN, Phase.PREPARED):
         transaction.phase = Phase.UNDONE
         finish(transaction.take_intents(), committed=transaction.published)
@@ -82,7 +85,7 @@ def _on_commit(connection: Connection) -> None:
     if transaction is None:
         return
     try:
-        _begin_intents(transaction)
+        _begin_intents(connection, transaction)
     except BaseException:
         undo(connection, transaction)
         raise
@@ -94,7 +97,7 @@ def _on_prepare_twophase(connection: Connection, xid: Any) -> None:
     """Begin the intents. An error here rolls back; after PREPARE the transaction could only be left with its locks."""
     transaction = transaction_of(connection)
     if transaction is not None:
-        _begin_intents(transaction)
+        _begin_intents(connection, transaction)
         transaction.phase = Phase.PREPARED
 
 
@@ -104,7 +107,7 @@ def _on_commit_twophase(connection: Connection, xid: Any, is_prepared: bool) -> 
     if transaction is None:
         return
     try:
-        _begin_intents(transaction)  # again, for the barriers may be about to lapse
+        _begin_intents(connection, transaction)  # again, for the barriers may be about to lapse
     except BaseException as error:
         if not is_prepared or not isinstance(error, Exception):
             undo(connection, transaction, lambda: connection.dialect.do_rollback_twophase(connection, xid, is_prepared))
@@ -121,7 +124,7 @@ def _on_statement(
     connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool
 ) -> None:
     transaction = transaction_of(connection)
-    if transaction is None or transaction.ending:
+    if transaction is None or transaction.ending or (followers and is_asking(connection)):
         return
     statement_begins(connection, transaction)
     options = {} if context is None else context.execution_options
@@ -129,6 +132,8 @@ def _on_statement(
         no_store(EVENT_SCHEMAS)
     if connection.dialect.name == "sqlite" and options.get("stream_results"):
         stream_begins(connection, context)
+    if followers:
+        follow(connection, transaction, statement, context)
     if context is not None and (context.isinsert or context.isupdate or context.isdelete):
         _on_write(connection, transaction)
         return
@@ -152,10 +157,10 @@ def _on_write(connection: Connection, transaction: Transaction) -> None:
         transaction.phase = Phase.OPEN  # again, where a pool gives the same connection to all, and another has ended it
     for targets in targets_around():
         targets.meet(transaction)
-    if transaction.users or transaction.intents:
+    if transaction.users or transaction.intents or transaction.written:
         transaction.autocommit = transaction.autocommit or autocommits(connection)
         if transaction.autocommit or transaction.loose:
-            _publish(transaction)
+            _publish(connection, transaction)
 
 
 @event.listens_for(Engine, "savepoint")
@@ -172,7 +177,7 @@ def _on_release_savepoint(connection: Connection, name: str, context: None) -> N
     if transaction is not None and transaction.savepoints:
         transaction.savepoints -= 1
         if not transaction.savepoints and transaction.wrote:
-            _publish(transaction)
+            _publish(connection, transaction)
 
 
 @event.listens_for(Engine, "rollback_savepoint")
@@ -214,12 +219,14 @@ def _drop_values(transaction: Transaction) -> None:
         intent.distrust()
 
 
-def _begin_intents(transaction: Transaction) -> None:
+def _begin_intents(connection: Connection, transaction: Transaction) -> None:
     """Invalidate before something that commits is sent."""
     if not transaction.sessions:
         for targets in targets_around():
             targets.meet(transaction)
     transaction.widen()
+    if transaction.written is not None:
+        attach(connection, transaction)
     for intent in awaitable(transaction.all_intents()):
         await_only(intent.begin())
 
@@ -230,9 +237,9 @@ def _send(connection: Connection, transaction: Transaction) -> None:
     _note_sent(transaction)
 
 
-def _publish(transaction: Transaction) -> None:
+def _publish(connection: Connection, transaction: Transaction) -> None:
     """Prepare for a statement that commits by itself."""
-    _begin_intents(transaction)
+    _begin_intents(connection, transaction)
     transaction.published = True
     _note_sent(transaction)
 
@@ -284,6 +291,7 @@ def _on_committed(info: dict[Any, Any]) -> None:
     transaction.phase = Phase.COMMITTED
     transaction.published = True
     transaction.wrote = transaction.called = False
+    transaction.written = None
     if transaction.intents:
         finish(transaction.take_intents(), committed=True)
 

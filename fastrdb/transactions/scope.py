@@ -106,16 +106,28 @@ class RunningLoad(RunningCall):
     Inside, statements are answered by the database, and not by what a session loaded long ago. `unfit` says why the
     result must not be stored or shared, or is None; it is final when the block is left without an error. `notes` are
     the reasons that the function gave by `no_store`. `tokens` are those of the leases. `asking` is the session
-    that was used last, until a statement runs; True before any.
+    that was used last, until a statement runs; True before any. With `follows`, each statement adds its `tags`, and a
+    sentence to `coarse` for each wide one.
     """
 
-    __slots__ = ("tokens", "notes", "unfit", "asking", "_since", "_schemas", "_seen", "_hidden", "_loaded")
+    __slots__ = (
+        *("tokens", "follows", "tags", "coarse", "notes", "unfit", "asking"),
+        *("_since", "_schemas", "_seen", "_hidden", "_loaded"),
+    )
 
     def __init__(
-        self, function: str, parameter: str | None, session: Session | None, tokens: Collection[str] = ()
+        self,
+        function: str,
+        parameter: str | None,
+        session: Session | None,
+        tokens: Collection[str] = (),
+        *,
+        follows: bool = False,
     ) -> None:
         super().__init__(function, parameter, session)
-        self.tokens = tokens
+        self.tokens, self.follows = tokens, follows
+        self.tags = set[str]()
+        self.coarse: dict[str, None] = {}
         self.notes: list[str] = []
         self.unfit: str | None = None
         self.asking: Session | Literal[True] | None = True
@@ -152,6 +164,11 @@ class RunningLoad(RunningCall):
         """Return False if the load may be waiting for a connection to the database."""
         asking = self.session if self.asking is True else self.asking
         return bool(connections_of(asking)) if asking is not None else self.asking is None
+
+    def add(self, tags: Iterable[str], coarse: Iterable[str] = ()) -> None:
+        """Add tags of what is read, and a sentence about each that is wide."""
+        self.tags.update(tags)
+        self.coarse.update(dict.fromkeys(coarse))
 
     def keep_loaded(self, session: Session) -> None:
         """Note what the caller's objects have loaded: populate_existing unloads what its statement does not load."""

@@ -52,18 +52,19 @@ def effect(statement: str, dialect: str) -> Effect:
     """Return the effect of one or several statements on a database of this SQLAlchemy name."""
     if "\\" not in statement:  # databases differ in what that means inside of quotes
         statement = _LITERALS.sub("''", statement)
-    parts = [_effect(_plain(part), dialect) for part in statement.split(";") if part.strip()]
+    parts = [_effect(plain(part), dialect) for part in statement.split(";") if part.strip()]
     return max(parts, default=Effect.NOTHING)
 
 
 @lru_cache(maxsize=512)
 def sets_isolation(statement: str) -> bool:
     """Return True if the isolation level may be another one after it, in this transaction or in all that follow."""
-    text = _plain(statement)
+    text = plain(statement)
     return text.startswith(("SET", *_BEGINS)) and "ISOLATION" in text
 
 
-def _plain(statement: str) -> str:
+def plain(statement: str) -> str:
+    """Return the statement in upper case, without the comments and parentheses in front."""
     start = _IGNORED.match(statement)
     return statement[start.end() if start is not None else 0 :].upper()
 

@@ -6,15 +6,17 @@ Plain records, and the places that hold these. `listeners` fills them in as SQLA
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary, WeakSet, ref
 
 from sqlalchemy import Connection, StaticPool
 from sqlalchemy.orm import Session
 
-from fastrdb.keys import Prefix
+from fastrdb.inference import Change
+from fastrdb.keys import Image, Prefix
 from fastrdb.protocol import Intent
 
 STATE, _UNDONE = "fastrdb", "fastrdb.undone"  # in Session.info: of its open transaction, and of all its transactions
@@ -38,6 +40,54 @@ class Phase(Enum):
     OUTCOME_UNKNOWN = auto()  # a statement that commits was sent, and its outcome will never be known
 
 
+class Follower(Protocol):
+    """A cache that invalidates what the writes of this process change."""
+
+    @property
+    def looks(self) -> bool:
+        """True if rows are looked at before an UPDATE or DELETE."""
+        ...
+
+    @property
+    def effects(self) -> Mapping[str, frozenset[str]]:
+        """The tables that are written besides a table, by name in lower case."""
+        ...
+
+    @property
+    def quiet(self) -> Mapping[str, frozenset[str]]:
+        """For each table the columns whose UPDATE reaches nothing."""
+        ...
+
+    def is_untracked(self) -> bool:
+        """Return True where another program reports the writes."""
+        ...
+
+    def tag_columns(self, table: str) -> Collection[str]:
+        """Return the columns of a table that entries are tagged by, as far as this process has seen."""
+        ...
+
+    def intent(self) -> tuple[Hashable, Callable[[], Intent]] | None:
+        """Return the owner of an intent in this thread, and how it is made; None where no event loop can do it."""
+        ...
+
+
+@dataclass(slots=True)
+class Written:
+    """The writes of one open transaction, as far as caches follow these.
+
+    Attributes:
+        changes: those that no intent has yet, each with the caches that invalidate because of it.
+        counts: for each table how many changes there were.
+        latest: the statement that is running, and its changes.
+        doubtful: functions were called that may have written anywhere.
+    """
+
+    changes: list[tuple[Change | Image, tuple[Follower, ...]]] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+    latest: tuple[Any, list[Change]] | None = None
+    doubtful: bool = False
+
+
 @dataclass(slots=True, eq=False)
 class Transaction:
     """One transaction of one connection."""
@@ -55,6 +105,8 @@ class Transaction:
     users: list[ref[Session]] = field(default_factory=list)
     intents: list[Intent] = field(default_factory=list)  # those that no session ends
     targets: list[Targets] = field(default_factory=list)  # those that have joined it without a session
+    written: Written | None = None  # what caches follow of it: see `follow`
+    followed: dict[Hashable, Intent] = field(default_factory=dict)  # the intents of these caches, by owner
 
     @property
     def sessions(self) -> list[Session]:

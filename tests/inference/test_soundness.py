@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
+from sqlalchemy.exc import DBAPIError
 
 from fastrdb.inference import Change, conditions, reads, reads_of, writes, writes_of
 from fastrdb.keys import Image, value_text
@@ -71,7 +72,7 @@ class Run:
         query = self.statements.query()
         try:
             answer = sorted(map(repr, db.execute(query).all()))
-        except sa.exc.DBAPIError:
+        except DBAPIError:
             return
         context = self.context
         tags, _ = reads_of(context.compiled).of(context.compiled_parameters[0], context._expanded_parameters)
@@ -83,7 +84,7 @@ class Run:
         nested = db.begin_nested()
         try:
             db.execute(statement, parameters)
-        except sa.exc.DBAPIError:
+        except DBAPIError:
             nested.rollback()
             return
         context = self.context

@@ -1,0 +1,153 @@
+"""The catalog of a database, asked once for each table and function of an engine.
+
+A statement does not show that a name is a view, that a table has triggers, or that a function reads tables. Without
+these facts, automatic invalidation would be wrong without a sign. What cannot be found out counts as everything.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Final
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import Connection
+from sqlalchemy.engine import Dialect
+from sqlalchemy.exc import SQLAlchemyError
+
+from fastrdb.keys import ANYTHING, table_tag
+
+from .facts import UNKNOWN_FUNCTION, UNKNOWN_TABLE, Facts, Function, Tables, links_of, tables_in
+from .names import Names
+from .reads import Dependencies
+from .sources import SOURCES
+
+_ASKING: Final = "fastrdb.asking"  # in `Connection.info`: a statement of fastrdb's own is running
+_DDL: Final = re.compile(r"\s*(?:CREATE|ALTER|DROP|RENAME)\b", re.IGNORECASE)
+
+
+class Catalog:
+    """The facts of one engine, as far as these were asked for."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self.names = Names(dialect.default_schema_name)
+        source = SOURCES.get(dialect.name)
+        self._source = source(self) if source is not None else None
+        self.views: Mapping[str, frozenset[str]] = {}  # what users have declared
+        self._besides: WeakKeyDictionary[Dependencies, tuple[frozenset[str], tuple[str, ...]]] = WeakKeyDictionary()
+        self._facts: dict[str, Facts] = {}
+        self._functions: dict[str, Function] = {}
+        self._tables: Mapping[str, list[tuple[str | None, str]]] = {}
+
+    def facts(self, connection: Connection, table: str) -> Facts:
+        """Return what is known of a table. Asks the database in the connection's own transaction, the first time."""
+        key = table.lower()
+        if key not in self._facts:
+            if self._source is None:
+                return Facts()  # another database: SQLAlchemy's metadata is all there is
+            self._facts[key] = Facts()  # a view in a circle, or a table whose trigger writes to the table
+            self._facts[key] = self._ask(connection, UNKNOWN_TABLE, partial(self._source.facts, connection, table))
+        return self._facts[key]
+
+    def known(self, table: str) -> Facts:
+        """Return what was asked before, without asking again."""
+        return self._facts.get(table.lower(), Facts() if self._source is None else UNKNOWN_TABLE)
+
+    def warm(self, connection: Connection, table: str, declared: Any = None) -> None:
+        """Ask for a table, and for all that the database may write because of a write to it.
+
+        Where this database cannot be asked, the metadata of the `declared` table says which foreign keys cascade.
+        """
+        if self._source is None and declared is not None and table.lower() not in self._facts:
+            self._facts[table.lower()] = Facts(links=links_of(declared, self.names.of))
+        waiting, seen = [table], set[str]()
+        while waiting:
+            if (name := waiting.pop()) not in seen:
+                seen.add(name)
+                facts = self.facts(connection, name)
+                waiting += [*(facts.writes or ()), *(link.child for link in facts.links)]
+
+    def besides(self, connection: Connection, found: Dependencies) -> tuple[frozenset[str], tuple[str, ...]]:
+        """Return the tags that a query has besides those of its statement: for views, policies and functions."""
+        if found not in self._besides:
+            self._besides[found] = self._ask_besides(connection, found)
+        return self._besides[found]
+
+    def _ask_besides(self, connection: Connection, found: Dependencies) -> tuple[frozenset[str], tuple[str, ...]]:
+        tags, coarse = set[str](), list[str]()
+        named = [(f"{name}()", self.function(connection, name).reads) for name in sorted(found.functions)]
+        named += [(name, self._reads(connection, name)) for name in sorted(found.tables)]
+        for name, tables in named:
+            if tables is None:
+                tags.add(ANYTHING)
+                coarse.append(f"anything: the tables that {name} reads are not known")
+            else:
+                tags.update(map(table_tag, tables))
+                coarse += [f"{table}: any row, because {name} reads it" for table in sorted(tables)]
+        return frozenset(tags), tuple(coarse)
+
+    def _reads(self, connection: Connection, table: str) -> Tables:
+        declared = self.views.get(table.lower())
+        return self.facts(connection, table).reads if declared is None else declared
+
+    def function(self, connection: Connection, name: str) -> Function:
+        """Return what is known of a function; `name` is its name or `schema.name`."""
+        key = name.lower()
+        if key not in self._functions:
+            if self._source is None:
+                return UNKNOWN_FUNCTION
+            self._functions[key] = Function()  # one that calls itself
+            ask = partial(self._source.function, connection, name)
+            self._functions[key] = self._ask(connection, UNKNOWN_FUNCTION, ask)
+        return self._functions[key]
+
+    def named_in(self, connection: Connection, body: str, homes: Collection[str | None] | None = None) -> Tables:
+        """Return the tables that the text of a view, trigger or function may touch. See `tables_in` for `homes`."""
+        if not self._tables and self._source is not None:
+            found: dict[str, list[tuple[str | None, str]]] = {}
+            for schema, name in self._source.tables(connection):
+                found.setdefault(name.lower(), []).append((schema, self.names.joined(schema, name)))
+            self._tables = found
+        return tables_in(body, self._tables, partial(self.function, connection), homes)
+
+    def _ask(self, connection: Connection, unknown: Any, ask: Any) -> Any:
+        with asking(connection):
+            try:
+                return ask()
+            except SQLAlchemyError:
+                return unknown
+
+
+_catalogs: WeakKeyDictionary[Dialect, Catalog] = WeakKeyDictionary()
+
+
+def catalog_of(connection: Connection) -> Catalog:
+    """Return the catalog of the connection's engine."""
+    found = _catalogs.get(connection.dialect)
+    if found is None:
+        found = _catalogs[connection.dialect] = Catalog(connection.dialect)
+    return found
+
+
+def forget(connection: Connection, statement: str) -> None:
+    """Forget the facts of an engine if this statement may change these."""
+    if _DDL.match(statement):
+        _catalogs.pop(connection.dialect, None)
+
+
+@contextmanager
+def asking(connection: Connection) -> Iterator[None]:
+    """Mark the statements inside of the block as fastrdb's own: no listener follows them."""
+    info = connection.info
+    outer, info[_ASKING] = info.get(_ASKING), True
+    try:
+        yield
+    finally:
+        info[_ASKING] = outer
+
+
+def is_asking(connection: Connection) -> bool:
+    """Return True while a statement of fastrdb's own runs on the connection."""
+    return bool(connection.info.get(_ASKING))

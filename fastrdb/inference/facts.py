@@ -1,0 +1,206 @@
+"""The facts that a database's catalog has of a table or a function, and what follows from these. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from fastrdb.keys import Image, value_text
+
+from .text import functions_in
+from .writes import Change, Verb
+
+Tables = frozenset[str] | None
+"""Names of tables; None where these cannot be known."""
+NO_TABLES: Final[frozenset[str]] = frozenset()
+_NULL: Final = frozenset({value_text(None) or ""})
+_QUOTED: Final = re.compile(r"'(?:[^']|'')*'|--[^\n]*|/\*.*?\*/", re.DOTALL)
+_WORD: Final = re.compile(r"[\w$]+")
+_DYNAMIC: Final = re.compile(r"\b(?:EXECUTE|PREPARE)\b")
+_CONTROL: Final = frozenset({"if", "elseif", "elsif", "while", "until", "return", "raise", "returning", "set", "do"})
+"""Words of the databases' languages that may stand before a parenthesis."""
+_ASSIGNED: Final = re.compile(r"\bNEW\.[\"`]?(\w+)[\"`]?\s*:?=|\bINTO\s+(?:STRICT\s+)?NEW\.(\w+)", re.IGNORECASE)
+_ROW_ASSIGNED: Final = re.compile(r"\bNEW\s*:?=|\bINTO\s+(?:STRICT\s+)?NEW\b(?!\.)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A foreign key with an action: a column of another table that points to this one."""
+
+    child: str
+    child_column: str | None  # None for a key of several columns
+    parent_column: str | None
+    on_delete: str
+    on_update: str
+
+    @classmethod
+    def of(cls, name: str, columns: tuple[str, str | None], size: int, actions: tuple[str, str]) -> Link:
+        """Return the link of a key of `size` columns, the first of which are given."""
+        child, parent = columns if size == 1 else (None, None)
+        return cls(name, child, parent, *actions)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """The facts about one table.
+
+    Attributes:
+        reads: the tables that a query of this one reads besides: those of a view, or of row-level security.
+        writes: the tables that a write to this one writes besides: those of its triggers, or under a view.
+        relatives: the tables that hold the same rows: what it is a partition of, and its partitions.
+        changes: the columns that triggers set before a row is written; None if that may be any.
+        links: the foreign keys that point to it.
+        may_lock: a look under a lock is allowed.
+    """
+
+    reads: Tables = NO_TABLES
+    writes: Tables = NO_TABLES
+    relatives: frozenset[str] = NO_TABLES
+    changes: Tables = NO_TABLES
+    links: tuple[Link, ...] = ()
+    may_lock: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """The tables that a function of the database reads, and those that it writes."""
+
+    reads: Tables = NO_TABLES
+    writes: Tables = NO_TABLES
+
+
+UNKNOWN_TABLE: Final = Facts(reads=None, writes=None, changes=None, may_lock=False)
+UNKNOWN_FUNCTION: Final = Function(None, None)
+
+
+def tables_in(
+    body: str,
+    tables: Mapping[str, Iterable[tuple[str | None, str]]],
+    function: Callable[[str], Function],
+    homes: Collection[str | None] | None = None,
+) -> Tables:
+    """Return the tables that the text of a view, trigger or function may touch: more of them, never fewer.
+
+    Args:
+        body: SQL, or a language around SQL.
+        tables: for each name in lower case, without its schema, the schemas and names of the tables.
+        function: returns what a function touches that the text calls.
+        homes: the schemas that a name without one may be in; None for any.
+    """
+    plain = _QUOTED.sub(" ", body)
+    if _DYNAMIC.search(plain.upper()):
+        return None
+    words = {word.lower() for word in _WORD.findall(plain)}
+    found = {
+        name
+        for word in words & tables.keys()
+        for schema, name in tables[word]
+        if homes is None or schema in homes or (schema or "").lower() in words
+    }
+    for name in functions_in(plain) - _CONTROL:
+        if name.rpartition(".")[2] in tables:  # a table before its columns: INSERT INTO orders (id)
+            continue
+        called = function(name)
+        if called.reads is None or called.writes is None:
+            return None
+        found |= called.reads | called.writes
+    return frozenset(found)
+
+
+def columns_set_in(body: str) -> Tables:
+    """Return the columns that the text of a trigger sets in the row that is about to be written."""
+    plain = _QUOTED.sub(" ", body)
+    if _ROW_ASSIGNED.search(plain) or _DYNAMIC.search(plain.upper()):
+        return None
+    return frozenset(one or other for one, other in _ASSIGNED.findall(plain))
+
+
+def joined(parts: Iterable[Tables]) -> Tables:
+    """Return all tables of these; None if one is unknown."""
+    found = set[str]()
+    for part in parts:
+        if part is None:
+            return None
+        found |= part
+    return frozenset(found)
+
+
+def links_of(table: Any, name_of: Callable[[Any], str]) -> tuple[Link, ...]:
+    """Return the foreign keys with an action that the table's metadata declares."""
+    found = []
+    for child in table.metadata.tables.values():
+        for key in child.foreign_key_constraints:
+            if key.referred_table is table and (key.ondelete or key.onupdate):
+                single = key.elements[0] if len(key.elements) == 1 else None
+                one, other = (single.parent.name, single.column.name) if single is not None else (None, None)
+                found.append(Link(name_of(child), one, other, key.ondelete or "", key.onupdate or ""))
+    return tuple(found)
+
+
+# --- from a change to everything that it reaches
+
+
+class Spread:
+    """The images of one change: its own, and those of all that the database writes because of it.
+
+    Args:
+        facts: returns what the catalog has of a table.
+        effects: the tables that a write to a table writes besides, where the user has declared it.
+    """
+
+    def __init__(self, facts: Callable[[str], Facts], effects: Mapping[str, frozenset[str]]) -> None:
+        self._facts, self._effects = facts, effects
+        self._seen: set[tuple[str, Verb]] = set()
+
+    def of(self, change: Change) -> Iterator[Image]:
+        """Yield the images; one without a table means that anything may have changed."""
+        facts = self._facts(change.table)
+        _distrust(change, facts.changes)
+        yield from self._of(change.image(), change.kind, frozenset(change.new), facts)
+
+    def _of(self, image: Image, kind: Verb, changed: frozenset[str], facts: Facts) -> Iterator[Image]:
+        table = image.table or ""
+        yield image
+        self._seen.add((table, kind))
+        for relative in facts.relatives:
+            yield Image(relative, image.columns)
+        besides: Tables = self._effects.get(table.lower(), facts.writes)
+        if besides is None:
+            yield Image(None)
+            return
+        for name in sorted(besides):
+            if (name, "update") not in self._seen:
+                yield from self._of(Image(name), "update", NO_TABLES, self._facts(name))
+        for link in facts.links if kind != "insert" else ():
+            yield from self._linked(link, image, kind, changed)
+
+    def _linked(self, link: Link, image: Image, kind: Verb, changed: frozenset[str]) -> Iterator[Image]:
+        """Yield what a foreign key carries on to the table that holds it."""
+        action = (link.on_delete if kind == "delete" else link.on_update).upper()
+        parent = link.parent_column
+        follows = kind == "delete" or image.columns is None or parent is None or parent in changed
+        if action not in ("CASCADE", "SET NULL", "SET DEFAULT") or not follows:
+            return
+        deleted = kind == "delete" and action == "CASCADE"
+        below: Verb = "delete" if deleted else "update"
+        if (link.child, below) in self._seen:  # a circle: each further round reaches other rows
+            yield Image(link.child)
+            return
+        texts = (image.columns or {}).get(parent or "")
+        child = Image(link.child)
+        if texts and link.child_column is not None and action != "SET DEFAULT":
+            child = Image(link.child, {link.child_column: texts if action == "CASCADE" else texts | _NULL})
+        changes = NO_TABLES if deleted or link.child_column is None else frozenset({link.child_column})
+        yield from self._of(child, below, changes, self._facts(link.child))
+
+
+def _distrust(change: Change, columns: Tables) -> None:
+    """Forget the new values of columns that a trigger may have set to others."""
+    if change.kind == "delete":
+        return
+    if columns is None:
+        change.whole = True
+    else:
+        change.new.update(dict.fromkeys(columns))

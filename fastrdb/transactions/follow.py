@@ -1,0 +1,324 @@
+"""Follows the statements of SQLAlchemy for caches with `auto=True`: what loads depend on, and what commits change.
+
+One event sees every statement: `before_cursor_execute`, with the compiled form and its parameters. A SELECT inside
+of a load gives the load its tags. A write leaves a `Change` on its transaction. Before the COMMIT, the changes become
+images, and each following cache invalidates what these reach.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+from weakref import WeakSet
+
+from sqlalchemy import Connection, Engine, event
+
+from fastrdb.inference import (
+    Change,
+    Names,
+    Spread,
+    catalog_of,
+    changes_of_text,
+    check,
+    forget,
+    functions_in,
+    look,
+    reads_of,
+    reads_of_text,
+    writes_of,
+)
+from fastrdb.keys import ANYTHING, Image
+from fastrdb.protocol import Intent
+
+from .rules import has_written
+from .scope import loads_around, targets_around
+from .sql import Effect, effect, plain
+from .state import Follower, Transaction, Written, state_of, transaction_of
+
+_MOST_CHANGES = 256
+"""Statements of one transaction that write to one table and are kept apart; with more, the table is meant."""
+_SEARCHES = "fastrdb.searches"  # in `Connection.info`: a statement has chosen where tables are looked for
+_MAP = "schema_translate_map"
+_QUERIES = ("SELECT", "WITH", "VALUES", "TABLE")
+_ROWLESS = (
+    *("SET", "RESET", "SHOW", "USE", "PRAGMA", "LOCK", "UNLOCK", "ANALYZE", "VACUUM", "OPTIMIZE", "EXPLAIN", "DISCARD"),
+    *("BEGIN", "START", "COMMIT", "END", "ROLLBACK", "ABORT", "PREPARE", "XA", "SAVEPOINT", "RELEASE", "DEALLOCATE"),
+    *("CREATE", "DECLARE", "FETCH", "CLOSE", "LISTEN", "UNLISTEN", "NOTIFY", "COMMENT", "GRANT", "REVOKE", "KILL"),
+)
+"""Statements that change no row of a table."""
+_log = logging.getLogger("fastrdb")
+
+
+followers: WeakSet[Follower] = WeakSet()
+"""The caches with `auto=True` that are alive."""
+
+
+def add_follower(cache: Follower) -> None:
+    """Follow all statements of this process for a cache, as long as the cache lives."""
+    if not followers:
+        event.listen(Engine, "after_cursor_execute", _on_executed)
+        event.listen(Engine, "after_execute", _on_result)
+    followers.add(cache)
+
+
+def follow(connection: Connection, transaction: Transaction, statement: str, context: Any) -> None:
+    """Note what a statement that is about to run reads and writes."""
+    if context is None:
+        return
+    if context.isinsert or context.isupdate or context.isdelete:
+        _writes(connection, transaction, statement, context)
+        return
+    if (text := plain(statement)).startswith("USE ") or ("SEARCH_PATH" in text and text.startswith(("SET", "RESET"))):
+        connection.info[_SEARCHES] = True
+    does = effect(statement, connection.dialect.name)
+    if does >= Effect.WRITES:
+        _writes(connection, transaction, statement, context)
+    else:
+        _reads(connection, statement, context)
+    if does is Effect.CALLS:
+        _calls(connection, transaction, statement, context)
+
+
+# --- reads
+
+
+def _reads(connection: Connection, statement: str, context: Any) -> None:
+    """Add the tags of a query to the loads around it."""
+    loads = [load for load in loads_around() if load.follows]
+    if not loads or (context.compiled is None and not plain(statement).startswith(_QUERIES)):
+        return
+    tags, coarse = _tags(connection, statement, context)
+    for load in loads:
+        load.add(tags, coarse)
+
+
+def _tags(connection: Connection, statement: str, context: Any) -> tuple[Iterable[str], Sequence[str]]:
+    declared = context.execution_options.get("fastrdb_reads")
+    if declared is not None:
+        return declared, ()
+    compiled, translated = context.compiled, context.execution_options.get(_MAP)
+    if compiled is None:
+        names = Names(connection.dialect.default_schema_name, translated)
+        found, values = reads_of_text(statement, connection.dialect.name, names), {}
+    else:
+        found, values = reads_of(compiled, translated), context.compiled_parameters[0]
+    tags, coarse = found.of(values, context._expanded_parameters if compiled is not None else {})
+    also, why = catalog_of(connection).besides(connection, found)
+    if connection.info.get(_SEARCHES) and any("." not in table for table in found.tables):
+        return {ANYTHING}, ("anything: the connection has another search_path",)
+    return (tags | also, (*coarse, *why)) if also or why else (tags, coarse)
+
+
+# --- writes
+
+
+def _writes(connection: Connection, transaction: Transaction, statement: str, context: Any) -> None:
+    """Note what a statement is about to change."""
+    following = _following()
+    if not following:
+        return
+    written = _written_of(transaction)
+    if written.latest is not None and written.latest[0] is context:
+        return  # the next batch of an INSERT, whose parameters were seen with the first
+    changes, covered = _changes(connection, statement, context)
+    forget(connection, statement)
+    for image in covered:
+        written.changes.append((image, following))
+    kept = list[Change]()
+    for change, declared in changes:
+        catalog = catalog_of(connection)
+        catalog.warm(connection, change.table, declared)
+        count = written.counts[change.table] = written.counts.get(change.table, 0) + 1
+        if count > _MOST_CHANGES:
+            continue
+        if count == _MOST_CHANGES:
+            change.whole = True
+        concerned = tuple(each for each in following if not _is_quiet(each, change))
+        if context.isupdate or context.isdelete:
+            _look(connection, context, change, concerned)
+        if concerned:
+            written.changes.append((change, concerned))
+            kept.append(change)
+    written.latest = (context, kept)
+
+
+def _following() -> tuple[Follower, ...]:
+    return tuple(each for each in followers if not each.is_untracked())
+
+
+def _calls(connection: Connection, transaction: Transaction, statement: str, context: Any) -> None:
+    """Note the tables that functions of a query may write."""
+    if _is_declared():
+        return
+    following = _following()
+    written, catalog = _written_of(transaction), catalog_of(connection)
+    for name in _functions(statement, context):
+        tables = catalog.function(connection, name).writes
+        written.doubtful |= tables is None
+        for table in sorted(tables or ()):
+            catalog.warm(connection, table)
+            written.changes.append((Change("update", table, whole=True), following))
+
+
+def _functions(statement: str, context: Any) -> Iterable[str]:
+    compiled = context.compiled
+    if compiled is None or context.is_text:
+        return functions_in(statement)
+    return reads_of(compiled, context.execution_options.get(_MAP)).functions
+
+
+def _changes(
+    connection: Connection, statement: str, context: Any
+) -> tuple[list[tuple[Change, Any]], Collection[Image]]:
+    """Return the changes of a statement with their tables, and the images that stand for what cannot be read."""
+    touches = context.execution_options.get("fastrdb_touches")
+    declared: Collection[Image] = () if touches is None else touches
+    translated = context.execution_options.get(_MAP)
+    if context.isddl:
+        return [], () if plain(statement).startswith("CREATE") else (Image(None),)
+    if context.compiled is not None and not context.is_text:
+        found = writes_of(context.compiled, translated)
+        changes = found.of(context.compiled_parameters, context._expanded_parameters or {})
+        if changes:
+            return [(change, found.table if change.table == found.name else None) for change in changes], declared
+    if plain(statement).startswith(_ROWLESS):
+        return [], declared
+    names = Names(connection.dialect.default_schema_name, translated)
+    compiled: Any = context.compiled
+    written = compiled.statement.text if context.is_text and compiled is not None else statement
+    named, text = changes_of_text(written, connection.dialect.name, names)
+    if touches is not None or _is_declared():
+        return [(change, None) for change in named or ()], declared
+    catalog = catalog_of(connection)
+    called = [catalog.function(connection, name).writes for name in sorted(text.functions)]
+    if named is None or None in called:
+        _unread(statement)
+        return [], (Image(None),)
+    named += [Change("update", table, whole=True) for tables in called for table in sorted(tables or ())]
+    return [(change, None) for change in named], ()
+
+
+def _look(connection: Connection, context: Any, change: Change, following: Iterable[Follower]) -> None:
+    wanted = {column for each in following if each.looks for column in each.tag_columns(change.table)}
+    if wanted - change.old.keys() and catalog_of(connection).known(change.table).may_lock:
+        look(connection, context, change, wanted)
+
+
+def _is_quiet(follower: Follower, change: Change) -> bool:
+    quiet = follower.quiet.get(change.table.lower())
+    return quiet is not None and change.kind == "update" and not change.whole and change.new.keys() <= quiet
+
+
+def _is_declared() -> bool:
+    """Return True inside of a call that has said which tables it writes."""
+    return any(getattr(targets, "images", None) for targets in targets_around())
+
+
+_said: set[str] = set()
+
+
+def _unread(statement: str) -> None:
+    """Log once for each beginning of a statement that its tables cannot be read."""
+    begin = " ".join(statement.split()[:3])
+    if begin not in _said and len(_said) < 100:
+        _said.add(begin)
+        _log.warning(
+            "fastrdb: the tables that a statement writes cannot be read from it (%s ...): each commit of it "
+            "invalidates all that is followed; say which tables with execution_options={'fastrdb_touches': [...]}",
+            begin,
+        )
+
+
+def _written_of(transaction: Transaction) -> Written:
+    if transaction.written is None:
+        transaction.written = Written()
+    return transaction.written
+
+
+def _on_executed(
+    connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool
+) -> None:
+    """Compare the count of rows with the count that was looked at."""
+    for change in _latest(connection, context):
+        check(cursor, change)
+
+
+def _on_result(connection: Connection, clause: Any, multiparams: Any, params: Any, options: Any, result: Any) -> None:
+    """Take the keys that the database has made for inserted rows."""
+    context = getattr(result, "context", None)
+    for change in _latest(connection, context):
+        key = _single_key(context)
+        if change.kind != "insert" or key is None or change.new.get(key.name, ()) is not None:
+            continue
+        rows = getattr(context, "inserted_primary_key_rows", None) or ()  # none where the statement has a RETURNING
+        change.take_keys(key, [row[0] for row in rows if row is not None], connection.dialect.name)
+
+
+def _latest(connection: Connection, context: Any) -> list[Change]:
+    """Return the changes of the statement that has just run."""
+    transaction = transaction_of(connection)
+    written = transaction.written if transaction is not None else None
+    if written is None or written.latest is None or written.latest[0] is not context:
+        return []
+    return written.latest[1]
+
+
+def _single_key(context: Any) -> Any:
+    table = getattr(context.compiled.statement, "table", None) if context.compiled is not None else None
+    keys = list(table.primary_key.columns) if table is not None and hasattr(table, "primary_key") else []
+    return keys[0] if len(keys) == 1 else None
+
+
+# --- commits
+
+
+def attach(connection: Connection, transaction: Transaction) -> None:
+    """Before something that commits: add the images of all changes to the intents of the caches that follow."""
+    written = transaction.written
+    if written is None:
+        return
+    if written.doubtful and (connection.dialect.name != "postgresql" or has_written(connection)):
+        written.changes.append((Image(None), tuple(followers)))
+    written.doubtful = False
+    changes, written.changes = written.changes, []
+    images: dict[Follower, list[Image]] = {}
+    for change, following in changes:
+        for follower in following:
+            images.setdefault(follower, []).extend(_images(connection, change, follower))
+    for follower, found in images.items():
+        if (intent := _intent_of(transaction, follower)) is not None:
+            intent.add(images=found)
+
+
+def _images(connection: Connection, change: Change | Image, follower: Follower) -> Iterable[Image]:
+    if isinstance(change, Image):
+        return [change]
+    catalog = catalog_of(connection)
+    found = Spread(catalog.known, follower.effects).of(change)
+    return [_narrowed(image, follower.tag_columns(image.table or "") or change.likely) for image in found]
+
+
+def _narrowed(image: Image, columns: Collection[str]) -> Image:
+    """Return the image without columns by which no entry is tagged, as far as this process has seen.
+
+    Redis has them all, and takes the values of a column that is not named here for unknown.
+    """
+    if not image.columns:
+        return image
+    return Image(image.table, {name: texts for name, texts in image.columns.items() if name in columns})
+
+
+def _intent_of(transaction: Transaction, follower: Follower) -> Intent | None:
+    made = follower.intent()
+    if made is None:
+        return None
+    owner, make = made
+    for session in transaction.sessions:
+        if (found := state_of(session).intents.get(owner)) is not None:
+            return found
+    known = transaction.followed.get(owner)
+    if known is None or known not in transaction.intents:
+        known = transaction.followed[owner] = make()
+        transaction.intents.append(known)
+    return known

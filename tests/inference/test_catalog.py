@@ -1,0 +1,197 @@
+"""The facts that a statement does not show are asked of each database once: views, triggers, partitions, functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import event
+
+from fastrdb.inference import Catalog, Change, Dependencies, Spread
+from fastrdb.keys import ANYTHING, Image, table_tag
+from tests.support.servers.databases import Database
+
+T = TypeVar("T")
+
+TABLES = (
+    "CREATE TABLE orgs (id INTEGER PRIMARY KEY, name VARCHAR(40), score INTEGER)",
+    """CREATE TABLE people (id INTEGER PRIMARY KEY, org_id INTEGER, name VARCHAR(40),
+    FOREIGN KEY (org_id) REFERENCES orgs (id) ON DELETE CASCADE)""",
+    "CREATE TABLE audit (id INTEGER)",
+    "CREATE VIEW org_names AS SELECT id, name FROM orgs",
+    "CREATE VIEW large AS SELECT n.id FROM org_names n JOIN people p ON p.org_id = n.id",
+)
+POSTGRESQL = (
+    """CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN IF (NEW.id > 0) THEN INSERT INTO audit (id) VALUES (NEW.id); END IF; RETURN NEW; END $$""",
+    "CREATE TRIGGER noted AFTER INSERT OR UPDATE ON orgs FOR EACH ROW EXECUTE FUNCTION note()",
+    """CREATE FUNCTION low() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN NEW.name := lower(NEW.name); RETURN NEW; END $$""",
+    "CREATE TRIGGER lowered BEFORE INSERT OR UPDATE ON orgs FOR EACH ROW EXECUTE FUNCTION low()",
+    """CREATE FUNCTION wild() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN EXECUTE 'DELETE FROM ' || TG_ARGV[0]; RETURN NULL; END $$""",
+    "CREATE TRIGGER wild AFTER DELETE ON people FOR EACH ROW EXECUTE FUNCTION wild('audit')",
+    "CREATE FUNCTION total() RETURNS bigint STABLE LANGUAGE sql AS 'SELECT count(*) FROM org_names'",
+    "CREATE FUNCTION close_all() RETURNS void LANGUAGE plpgsql AS $$ BEGIN DELETE FROM people; END $$",
+    "CREATE FUNCTION twice(n integer) RETURNS integer IMMUTABLE LANGUAGE sql AS 'SELECT 2 * n'",
+    "CREATE TABLE days (id INTEGER, day INTEGER) PARTITION BY RANGE (day)",
+    "CREATE TABLE days_1 PARTITION OF days FOR VALUES FROM (0) TO (10)",
+    "CREATE MATERIALIZED VIEW totals AS SELECT count(*) FROM orgs",
+    "CREATE TABLE secrets (id INTEGER, org_id INTEGER)",
+    "ALTER TABLE secrets ENABLE ROW LEVEL SECURITY",
+    "CREATE POLICY own ON secrets USING (org_id IN (SELECT id FROM orgs))",
+)
+MARIADB = (
+    "CREATE TRIGGER noted AFTER UPDATE ON orgs FOR EACH ROW INSERT INTO audit (id) VALUES (NEW.id)",
+    "CREATE TRIGGER lowered BEFORE INSERT ON orgs FOR EACH ROW SET NEW.name = lower(NEW.name)",
+    "CREATE FUNCTION total() RETURNS INTEGER READS SQL DATA RETURN (SELECT count(*) FROM org_names)",
+)
+SQLITE = ("CREATE TRIGGER noted AFTER UPDATE ON orgs BEGIN INSERT INTO audit (id) VALUES (NEW.id); END",)
+ALSO = {"postgresql": POSTGRESQL, "mariadb": MARIADB, "sqlite": SQLITE}
+
+
+@pytest.fixture
+async def made(database: Database) -> Database:
+    """Prepare each database in turn, with views, triggers and functions."""
+    async with database.engine.begin() as connection:
+        for statement in (*TABLES, *ALSO[database.name]):
+            await connection.exec_driver_sql(statement.replace("%", "%%"))
+    return database
+
+
+async def asked(database: Database, ask: Callable[[sa.Connection, Catalog], T]) -> T:
+    """Ask a new catalog, in a transaction."""
+    async with database.engine.connect() as connection:
+        return await connection.run_sync(lambda inner: ask(inner, Catalog(inner.dialect)))
+
+
+def depending(*tables: str, functions: tuple[str, ...] = ()) -> Dependencies:
+    """Return what a statement names."""
+    return Dependencies(frozenset(), (), frozenset(tables), frozenset(functions), ())
+
+
+async def test_a_view_depends_on_its_tables(made: Database) -> None:
+    """A view over a view is followed down to the tables."""
+    tags, coarse = await asked(made, lambda db, catalog: catalog.besides(db, depending("large")))
+    assert {table_tag("orgs"), table_tag("people")} <= tags <= set(map(table_tag, ("orgs", "people", "org_names")))
+    assert "orgs: any row, because large reads it" in coarse
+
+
+async def test_a_trigger_writes_other_tables(made: Database) -> None:
+    """A write to the table reaches what its triggers write."""
+    facts = await asked(made, lambda db, catalog: catalog.facts(db, "orgs"))
+    assert facts.writes == frozenset({"audit"})
+    assert facts.changes == frozenset(() if made.name == "sqlite" else ("name",))
+
+
+async def test_a_foreign_key_carries_a_delete_on(made: Database) -> None:
+    """The database's own foreign keys count, whatever the metadata says."""
+
+    def spread(db: sa.Connection, catalog: Catalog) -> list[Image]:
+        catalog.warm(db, "orgs")
+        change = Change("delete", "orgs", old={"id": frozenset({"1"})})
+        return list(Spread(catalog.known, {}).of(change))
+
+    images = await asked(made, spread)
+    assert Image("people", {"org_id": frozenset({"1"})}) in images
+    assert Image("audit") in images
+    assert (Image(None) in images) is (made.name == "postgresql")  # its trigger on people runs any SQL
+
+
+async def test_a_function_that_reads_tables_is_followed(made: Database) -> None:
+    """A stored function counts with the tables that its text names; the database's own read none."""
+    expected = {"sqlite": set[str]()}.get(made.name, {table_tag("org_names"), table_tag("orgs")})
+    tags, _ = await asked(made, lambda db, catalog: catalog.besides(db, depending(functions=("total", "hex"))))
+    if made.name == "postgresql":  # which has no hex()
+        assert tags == {ANYTHING, *expected}
+    else:
+        assert tags == expected
+
+
+async def test_facts_are_asked_once(made: Database) -> None:
+    """The second question of a table sends nothing, and a statement of DDL makes the catalog forget."""
+    sent = list[str]()
+    event.listen(made.engine.sync_engine, "before_cursor_execute", lambda *args: sent.append(args[2]))
+
+    def ask(db: sa.Connection, catalog: Catalog) -> tuple[int, int]:
+        catalog.warm(db, "orgs")
+        first = len(sent)
+        catalog.warm(db, "orgs")
+        return first, len(sent)
+
+    first, second = await asked(made, ask)
+    assert first == second > 0
+
+
+# --- PostgreSQL alone
+
+
+@pytest.fixture
+async def postgres(postgresql: Database) -> Database:
+    """Prepare PostgreSQL with all of it."""
+    async with postgresql.engine.begin() as connection:
+        for statement in (*TABLES, *POSTGRESQL):
+            await connection.exec_driver_sql(statement)
+    return postgresql
+
+
+async def test_functions_of_postgresql(postgres: Database) -> None:
+    """A volatile function writes what its text names, a stable one only reads, an immutable one does neither."""
+
+    def ask(db: sa.Connection, catalog: Catalog) -> list[Any]:
+        return [catalog.function(db, name) for name in ("close_all", "total", "twice", "lower", "no_such")]
+
+    closes, total, twice, lower, unknown = await asked(postgres, ask)
+    assert closes.writes == {"people"}
+    assert total.writes == set()
+    assert total.reads == {"org_names", "orgs"}
+    assert twice.reads == twice.writes == lower.reads == set()
+    assert unknown.reads is None
+
+
+async def test_a_partition_holds_rows_of_its_table(postgres: Database) -> None:
+    """A write to one reaches the other, in both directions."""
+    facts = await asked(postgres, lambda db, catalog: (catalog.facts(db, "days"), catalog.facts(db, "days_1")))
+    assert [each.relatives for each in facts] == [{"days_1"}, {"days"}]
+
+
+async def test_a_materialized_view_may_hold_anything(postgres: Database) -> None:
+    """It changes by a REFRESH alone, unless the user declares what is enough."""
+    tags, coarse = await asked(postgres, lambda db, catalog: catalog.besides(db, depending("totals")))
+    assert tags == {ANYTHING}
+    assert coarse == ("anything: the tables that totals reads are not known",)
+
+    def declared(db: sa.Connection, catalog: Catalog) -> frozenset[str]:
+        catalog.views = {"totals": frozenset({"orgs"})}
+        return catalog.besides(db, depending("totals"))[0]
+
+    assert await asked(postgres, declared) == {table_tag("orgs")}
+
+
+async def test_a_policy_reads_tables(postgres: Database) -> None:
+    """Row-level security hides rows because of other tables."""
+    facts = await asked(postgres, lambda db, catalog: catalog.facts(db, "secrets"))
+    assert facts.reads == frozenset({"orgs"})
+
+
+async def test_a_user_without_the_right_to_lock_does_not_look(postgres: Database) -> None:
+    """SELECT ... FOR UPDATE needs the right to update; without it the transaction would fail."""
+    async with postgres.engine.begin() as connection:
+        await connection.exec_driver_sql("DROP ROLE IF EXISTS fastrdb_reader")
+        await connection.exec_driver_sql("CREATE ROLE fastrdb_reader")
+        await connection.exec_driver_sql("GRANT USAGE ON SCHEMA public TO fastrdb_reader")
+        await connection.exec_driver_sql("GRANT SELECT, DELETE ON orgs TO fastrdb_reader")
+
+    def ask(db: sa.Connection, catalog: Catalog) -> bool:
+        db.exec_driver_sql("SET LOCAL ROLE fastrdb_reader")
+        return catalog.facts(db, "orgs").may_lock
+
+    try:
+        assert not await asked(postgres, ask)
+        assert await asked(postgres, lambda db, catalog: catalog.facts(db, "orgs").may_lock)
+    finally:
+        async with postgres.engine.begin() as connection:
+            await connection.exec_driver_sql("DROP OWNED BY fastrdb_reader")
+            await connection.exec_driver_sql("DROP ROLE fastrdb_reader")
