@@ -43,7 +43,7 @@ from sqlalchemy.types import UserDefinedType
 
 from fastrdb import Cache, FastRDB, MissingKeyFieldError, PatternError, UnknownFieldError
 from fastrdb.cache import default_cache
-from fastrdb.crud.bindings import cut
+from fastrdb.crud.bindings import as_prefix
 from fastrdb.keys import Pattern
 from tests.support.servers.databases import Database
 
@@ -357,10 +357,10 @@ async def test_no_placeholder_at_all(lite: AsyncSession, client: Redis) -> None:
     assert await entries(client) == set()
 
 
-def test_cut() -> None:
+def test_pattern_as_a_prefix() -> None:
     """A prefix ends at its first placeholder that cannot be filled; braces stay what they were."""
     parsed = {
-        text: cut(Pattern.parse(text, owner="x", kind="prefix"), {"a", "b"})
+        text: as_prefix(Pattern.parse(text, owner="x", kind="prefix"), {"a", "b"})
         for text in ("x:{a}:{c}:{b}", "x:{a}:{b}", "x:{c}", "{c}", "{{t}}:{a}:{c}", "{a.b}:x", "x*")
     }
     assert list(parsed.values()) == ["x:{a}:*", "x:{a}:{b}", "x:*", "*", "{{t}}:{a}:*", "*", "x*"]
