@@ -14,7 +14,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcon
 from dataclasses import replace
 from time import monotonic
 from traceback import format_tb
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from fastrdb.errors import CacheUnavailableError, FastRDBError, OptionError, SessionInUseError
 from fastrdb.events import Counted
@@ -87,7 +87,7 @@ class Loading(Reading):
         self._watches: dict[str, Watch] = {}
         self._deadline = asyncio.get_running_loop().time() + entries.policy.wait
         self._granted: dict[str, bytes] = {}
-        self._begun, self._notes = 0.0, list[str]()
+        self._begun, self._notes = 0.0, cast("Sequence[str]", ())
 
     async def resolve(self, reason: str | None = None, *, look: bool = True) -> list[Any]:
         """Return the values in the order of the keys. With `reason`, go past the cache; with `look`, read it first.
@@ -224,17 +224,15 @@ class Loading(Reading):
     ) -> _Answers:
         """Ask for leases, use the answers, and give back what is left of the leases at the end."""
         # Before `acquire`: a caller that finds a lease of this call has to find its flight.
-        leases = {key: self._flights.open(secrets.token_hex(16)) for key in keys}
-        flights = list(leases.values())
+        flights = {key: self._flights.open(secrets.token_hex(16)) for key in keys}
+        leases = flights
         try:
-            answers = await self._acquire({key: flight.token for key, flight in leases.items()})
-            for key, answer in answers.items():
-                if not isinstance(answer, Granted | CacheUnavailableError):
-                    del leases[key]
+            answers = await self._acquire({key: flight.token for key, flight in flights.items()})
+            leases = {key: flights[key] for key in keys if isinstance(answers[key], Granted | CacheUnavailableError)}
             await use(answers, leases)
             return answers
         finally:  # without an answer, too: the server may have granted them all the same
-            for flight in flights:
+            for flight in flights.values():
                 flight.close()
             if leases:
                 left = {key: flight.token for key, flight in leases.items()}
@@ -253,7 +251,9 @@ class Loading(Reading):
             return dict.fromkeys(tokens, error)
         if any(isinstance(answer, Busy) for answer in answers.values()):  # the call waits for others: `wait` bounds it
             call.budget.left = left  # mechanism: budget-spares-waiting
-        self._granted = {key: answer.lease for key, answer in answers.items() if isinstance(answer, Granted)}
+        for key, answer in answers.items():
+            if isinstance(answer, Granted):
+                self._granted[key] = answer.lease
         return answers
 
     async def _lead(self, keys: Sequence[str], leases: dict[str, Flight]) -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from copy import copy
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -60,12 +59,6 @@ class ClusterBackend(ClusterWriters):
         self._lease_ms, self._fresh_ms, self._barrier_ms, self._chunk = lease_ms, fresh_ms, barrier_ms, chunk
         self._scan = ClusterScan(self.link, self._names, heads)
         self._sweeper = IndexSweeper(self.link, self._names)
-
-    def insisting(self) -> ClusterBackend:
-        """Return the same backend for work that is sent whatever the circuit breaker says."""
-        other = copy(self)
-        other.link = self.link.insisting()
-        return other
 
     def heal(self, client: Client) -> None:
         """Start deleting untrusted data in the background."""

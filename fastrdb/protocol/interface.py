@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from fastrdb.transport import Budget, Client, RedisClient
 
@@ -211,9 +212,11 @@ class Backend(ABC):
         Return whether all barriers stood until now.
         """
 
-    @abstractmethod
-    def insisting(self) -> Backend:
+    def insisting(self) -> Self:
         """Return the same backend for work that is sent whatever the circuit breaker says."""
+        other = copy(self)
+        other.link = self.link.insisting()
+        return other
 
     @abstractmethod
     def heal(self, client: Client) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Collection, Iterable, Mapping, MutableMapping, Sequence
-from copy import copy
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -82,12 +81,6 @@ class ServerBackend(Backend):
         self._chunk, self._heads = chunk, heads
         self._shard = self.keyspace.shards[0]
         self._said_lost = False
-
-    def insisting(self) -> ServerBackend:
-        """Return the same backend for work that is sent whatever the circuit breaker says."""
-        other = copy(self)
-        other.link = self.link.insisting()
-        return other
 
     def heal(self, client: Client) -> None:
         """Start deleting untrusted data in the background."""

@@ -13,7 +13,7 @@ from fastrdb import Cache
 from fastrdb.transport import connection
 from tests.support.source.flows import Flows, by_module
 
-MOST_CALLS = {"hit": 18, "near": 10, "miss": 159, "commit": 192, "update": 275, "many": 248, "stale": 240}
+MOST_CALLS = {"hit": 17, "near": 10, "miss": 158, "commit": 186, "update": 252, "many": 247, "stale": 239}
 
 
 @pytest.fixture
