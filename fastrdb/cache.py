@@ -98,7 +98,7 @@ class Cache(Runtime):
             max_bytes=at_least_one(max_bytes, name="max_bytes", owner=owner),
             publish=publish,
         )
-        self.move(namespace, None if redis is None else checked(redis, owner))
+        self.move(namespace, None if redis is None else checked(redis, f"{owner}: redis"))
 
     # --- the decorators
 
@@ -119,6 +119,7 @@ class Cache(Runtime):
             OptionError: a sync function, one without return type, or an option that cannot be.
             SchemaError: a type whose values would come back from JSON changed.
         """
+        _refuse_function(pattern, "cached", '"user:{email}"')
         return partial(self._cached, "cached", pattern, schema, MISSING, options)
 
     @overload
@@ -127,6 +128,7 @@ class Cache(Runtime):
     def cached_list(self, list_pattern: str, *, schema: type[S], **options: Unpack[Options]) -> ListWithSchema[S]: ...
     def cached_list(self, list_pattern: str, *, schema: Any = None, **options: Unpack[Options]) -> Any:
         """`cached` for functions that give a list: `schema` is that of one item. Raises what `cached` raises."""
+        _refuse_function(list_pattern, "cached_list", '"user:page:{page}:limit:{limit}"')
         return partial(self._cached, "cached_list", list_pattern, schema, list[Any], options)
 
     @overload
@@ -149,6 +151,7 @@ class Cache(Runtime):
             PatternError: no placeholder, or several, that name a list; and what `cached` raises.
             OptionError, SchemaError: what `cached` raises; a return type that is neither mapping nor list.
         """
+        _refuse_function(pattern, "cached_many", '"user:id:{ids}"')
         return partial(self._cached_many, pattern, schema, options)
 
     def invalidates(self, prefix: str | Iterable[str] = (), *, keys: Iterable[str] = ()) -> Callable[[F], F]:
@@ -162,6 +165,7 @@ class Cache(Runtime):
             PatternError: an unknown placeholder.
             OptionError: a sync function, or neither prefix nor keys.
         """
+        _refuse_function(prefix, "invalidates", '"user:*"', what="prefix")
         prefixes = [prefix] if isinstance(prefix, str) else list(prefix)
         return partial(self._invalidates, prefixes, list(keys))
 
@@ -215,7 +219,7 @@ class Cache(Runtime):
         counters, given = self.counters(plan.function), dict(prefix=prefixes, keys=keys)  # noqa: C408
         module, reached = getattr(function, "__module__", ""), plan.templates.patterns
         registered = Registered(plan.function, module, "invalidates", counters, given, prefixes=reached)
-        run = Invalidation(self, plan, self.registry.add(registered)).run
+        run = Invalidation(self, plan, self.registry.add(registered)).named_run
 
         def call(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return run(partial(wrapped, *args, **kwargs), plan.bind(instance, args, kwargs))
@@ -283,6 +287,12 @@ class Cache(Runtime):
 
     async def __aexit__(self, *exc: object) -> None:
         await self.aclose()
+
+
+def _refuse_function(given: object, decorator: str, example: str, what: str = "pattern") -> None:
+    """Raise PatternError for a function in place of a text: the decorator stands there without parentheses."""
+    if callable(given):
+        raise PatternError(f"{decorator} needs a {what}: @{decorator}({example})")
 
 
 def _plain_prefixes(text: str, owner: str) -> list[Prefix]:

@@ -92,6 +92,19 @@ class CacheUnavailableError(FastRDBError):
         return f"the cache is unavailable: {self.operation}: {self.reason}"
 
 
+class NoEventLoopError(FastRDBError, RuntimeError):
+    """No event loop of asyncio runs where `owner` was used: trio's is of another kind."""
+
+    def __init__(self, owner: str) -> None:
+        super().__init__(owner)
+        self.owner = owner
+
+    def __str__(self) -> str:
+        return (
+            f"{self.owner}: no event loop of asyncio is running here; fastrdb works under asyncio, and not under trio"
+        )
+
+
 class SessionInUseError(FastRDBError, RuntimeError):
     """Two tasks use one session at once: `function` was called with it (as `parameter`) while `other` was using it."""
 

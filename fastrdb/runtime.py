@@ -14,10 +14,11 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Hashable, Itera
 from contextlib import contextmanager, suppress
 from contextvars import Context, ContextVar
 from threading import get_ident
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 from weakref import ReferenceType, WeakKeyDictionary, WeakSet, ref
 
-from .errors import CacheUnavailableError, OptionError
+from .errors import CacheUnavailableError, NoEventLoopError, OptionError
 from .events import Counters, Hook
 from .keys import MISSING, BoundCall, BoundMany, CallPlan, Prefix
 from .protocol import OnError, Store, Target, is_cluster
@@ -170,17 +171,20 @@ class Runtime:
             )
         return self.redis
 
-    def store(self, client: Any) -> Store:
-        """Return the store behind `client`: one for each server, so that clients made per request share it."""
+    def store(self, client: Any, plan: CallPlan | None = None) -> Store:
+        """Return the store behind `client`: one for each server, so that clients made per request share it.
+
+        Raises OptionError, naming function and parameter of the `plan`, for what is no client; NoEventLoopError.
+        """
         recent, thread, loop, latest = self._recent
         if recent() is client and thread == get_ident() and (running := loop()) is not None and running.is_running():
             found: Store = latest
             return found
         state = self.here()
-        pool = getattr(client, "connection_pool", None) or checked(client, type(self).__name__)
+        pool = getattr(client, "connection_pool", None) or self._checked(client, plan)
         store = state.by_pool.get(pool)
         if store is None:
-            server = _server(checked(client, type(self).__name__), pool)
+            server = _server(self._checked(client, plan), pool)
             store = state.stores.get(server)
             if store is None:
                 store = state.stores[server] = self._new_store(cluster=is_cluster(client))
@@ -194,6 +198,10 @@ class Runtime:
     def _publish(self, client: Any, publisher: Publisher, store: Store) -> asyncio.Task[None]:
         work = publisher.run(client, self.namespace, lambda: store.has_pending)
         return asyncio.get_running_loop().create_task(work, context=Context())
+
+    def _checked(self, client: Any, plan: CallPlan | None) -> Any:
+        where = f"{type(self).__name__}: its client" if plan is None else plan.where_client
+        return checked(client, where, mocks=self.is_disabled())
 
     def _new_store(self, *, cluster: bool) -> Store:
         store = Store(
@@ -240,7 +248,10 @@ class Runtime:
 
     def here(self) -> LoopState:
         """Return the state of the running event loop."""
-        loop = asyncio.get_running_loop()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise NoEventLoopError(type(self).__name__) from None
         latest, state = self._latest
         if latest() is not loop or state is None:
             state = self._states.get(loop) or self._begin(loop)
@@ -304,6 +315,14 @@ class Runtime:
         self.move(self.namespace, self.redis)
 
 
+def as_coroutine_of(method: Any, name: str) -> Any:
+    """Return a bound method whose coroutines have that name: Python quotes it where a caller has forgotten `await`."""
+    made, own = method.__func__, method.__self__
+    copy = FunctionType(made.__code__, made.__globals__, made.__name__, made.__defaults__, made.__closure__)
+    copy.__kwdefaults__, copy.__qualname__ = made.__kwdefaults__, name
+    return MethodType(copy, own)
+
+
 def _forgive(task: asyncio.Task[Any]) -> None:
     """Retrieve the task's exception, so that asyncio logs nothing for an unwell Redis."""
     error = None if task.cancelled() else task.exception()
@@ -314,20 +333,34 @@ def _forgive(task: asyncio.Task[Any]) -> None:
 _CLUSTERS = ("RedisCluster", "ValkeyCluster")
 
 
-def checked(client: Any, owner: str) -> Any:
-    """Return the client. Raises OptionError for what cannot be one, or reads from replicas."""
+def checked(client: Any, where: str, *, mocks: bool = False) -> Any:
+    """Return the client. Raises OptionError for what cannot be one, or reads from replicas.
+
+    `where` names the function and the parameter. With `mocks`, a mock of a client will do: no call reaches it. No
+    message has the client's own text, which may hold a password.
+    """
+    kind = type(client)
+    bases = {cls.__name__ for cls in kind.__mro__}
+    home = kind.__module__.partition(".")[0]
+    name = kind.__name__ if home == "builtins" else f"{home}.{kind.__name__}"
+    article = "an" if kind.__name__[0] in "AEIOU" else "a"
+    if kind.__module__ == "unittest.mock" and not (mocks and hasattr(client, "execute_command")):
+        instead = "use fastrdb.testing.FaultyClient, redis=None or cache.disabled()"
+        raise OptionError(f"{where} is {article} {kind.__name__}: {instead}")
+    if bases & {"AsyncSession", "async_scoped_session", "Session"}:
+        raise OptionError(f"{where} is {article} {kind.__name__}: are db and redis swapped?")
     if not getattr(getattr(client, "connection_pool", None), "is_master", True):
-        raise OptionError(
-            f"{owner}: redis={client!r} reads from replicas, which may be behind: give it master_for(...)"
-        )
+        raise OptionError(f"{where} reads from replicas, which may be behind: give it master_for(...)")
     for option in ("read_from_replicas", "load_balancing_strategy"):
         if (value := getattr(client, option, None)) not in (None, False):
-            raise OptionError(f"{owner}: redis=... has {option}={value!r}: replicas may be behind, read from masters")
-    if any(cls.__name__ in _CLUSTERS for cls in type(client).__mro__) and not is_cluster(client):
-        raise OptionError(f"{owner}: {type(client).__name__}: not the cluster client of redis.asyncio")
-    execute = getattr(client, "execute_command", None)
-    if not inspect.iscoroutinefunction(execute):
-        raise OptionError(f"{owner}: redis={client!r} must be a redis.asyncio client")
+            raise OptionError(f"{where} has {option}={value!r}: replicas may be behind, read from masters")
+    if not inspect.iscoroutinefunction(getattr(client, "execute_command", None)):
+        instead = "RedisCluster" if bases & set(_CLUSTERS) else "Redis"
+        if bases & {"Redis", "Valkey", *_CLUSTERS}:
+            raise OptionError(f"{where} is a {name}, which is synchronous; use redis.asyncio.{instead}")
+        raise OptionError(f"{where} is a {name}, and must be a client of redis.asyncio")
+    if bases & set(_CLUSTERS) and not is_cluster(client):
+        raise OptionError(f"{where} is a {name}, and not the cluster client of redis.asyncio")
     return client
 
 

@@ -94,6 +94,7 @@ class Bindings(Generic[Response]):
         # No value holds a bare ":", and no pattern a "%": so no other key begins with this.
         table = quote(str(getattr(self.columns.mapper.local_table, "fullname", self.columns.name)))
         self._numbers = f"{_literal(self._list_pattern.head)}%:{table}:"
+        sql.check(schema)
         sql.show({*getattr(schema, "model_fields", ()), *self.item_fields})
         self._bind_reads(schema, {"exp": exp, **settings})
         self._bind_writes(prefixes)
@@ -120,7 +121,7 @@ class Bindings(Generic[Response]):
         rows = await rows_of(db, self.sql.one(asked))
         if not rows and not self.columns.exact_in(dialect_of(db, self.columns.model), self.item_fields):
             no_store("a row whose values only this database takes for equal would not invalidate it")
-        row = only(rows)
+        row = only(rows, self.columns.name, asked)
         if self._key_of(row, asked) != self.item.key(**asked):
             no_store("the row's own key is another: only under that one is it invalidated")
         return row
@@ -170,7 +171,7 @@ class Bindings(Generic[Response]):
         if any([await rows_of(db, part) for part in parts]):
             for key, call in missing.items():
                 rows = await rows_of(db, self.sql.one(call))
-                found[key] = self.convert(only(rows)) if rows else None
+                found[key] = self.convert(only(rows, self.columns.name, call)) if rows else None
 
     def _by_key(self, rows: Iterable[Any], name: str, asked: Mapping[str, Any]) -> dict[str, Any]:
         by_key: dict[str, Any] = {}

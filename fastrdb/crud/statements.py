@@ -20,12 +20,14 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import MultipleResultsFound, NoResultFound
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import InstrumentedAttribute, lazyload, undefer
+from sqlalchemy.orm import InstrumentedAttribute, RelationshipProperty, lazyload, undefer
 from sqlalchemy.sql.base import ExecutableOption
 
+from fastrdb.errors import OptionError
 from fastrdb.orm import Columns
 
 T = TypeVar("T")
+_PLAIN = (str, int, float, bool, type(None))
 _PARAMETERS = 10_000  # values in one IN: PostgreSQL and SQLite take 32,766 parameters
 _EAGER = (False, "joined", "selectin", "subquery", "immediate")
 _DEFERRED_TRIGGERS = "EXISTS (SELECT 1 FROM pg_catalog.pg_trigger WHERE tgdeferrable AND NOT tgisinternal)"
@@ -46,6 +48,29 @@ class Statements:
         """Load these columns in every read from now on, even if the model defers them."""
         wanted = [name for name in self.columns.deferred() if name in names]
         self._loaded = (*(undefer(self.columns.attribute(name)) for name in wanted), *self.options)
+
+    def check(self, schema: Any) -> None:
+        """Raise OptionError for a field of the answers that no row has, or that a row would load only when asked.
+
+        A schema with a validator of its own for the whole row is not checked.
+        """
+        decorators: Any = getattr(schema, "__pydantic_decorators__", None)
+        if decorators is None or any(each.info.mode != "after" for each in decorators.model_validators.values()):
+            return
+        model, name = self.model, self.model.__name__
+        for field, info in schema.model_fields.items():
+            alias = info.validation_alias or field
+            if not isinstance(alias, str):
+                continue
+            source = next((each for each in (alias, field) if hasattr(model, each)), None)
+            if source is None and info.is_required() and not hasattr(model, "__getattr__"):
+                known = ", ".join(self.columns.fields)
+                raise OptionError(f"{schema.__name__}.{field}: {name} has no attribute '{alias}'; its columns: {known}")
+            prop = getattr(getattr(model, source or "", None), "prop", None)
+            if isinstance(prop, RelationshipProperty) and prop.lazy not in _EAGER and not self.options:
+                raise OptionError(
+                    f"{schema.__name__}.{field} is a relationship of {name}: options=[selectinload({name}.{source})]"
+                )
 
     # --- reads
 
@@ -167,10 +192,18 @@ async def rows_of(db: AsyncSession, statement: Select[Any]) -> list[Any]:
     return list((await db.scalars(statement)).unique().all())
 
 
-def only(rows: Sequence[Any]) -> Any:
-    """Return the one row. Raises NoResultFound, MultipleResultsFound."""
-    if not rows:
-        raise NoResultFound("No row was found when one was required")
-    if len(rows) > 1:
-        raise MultipleResultsFound("Multiple rows were found when exactly one was required")
-    return rows[0]
+def only(rows: Sequence[Any], model: str, asked: Mapping[str, Any]) -> Any:
+    """Return the one row.
+
+    Raises:
+        NoResultFound: with the attributes `model`, a name, and `filters`, a dict.
+        MultipleResultsFound: the same.
+    """
+    if len(rows) == 1:
+        return rows[0]
+    given = " and ".join(f"{name}={value!r}" for name, value in asked.items()) or "any values"
+    text = f"several {model} with {given}" if rows else f"no {model} with {given}"
+    error = MultipleResultsFound(text) if rows else NoResultFound(text)
+    plain = {name: value if isinstance(value, _PLAIN) else str(value) for name, value in asked.items()}
+    vars(error).update(model=model, filters=plain)  # of plain values, so that `negative_exp` may store the error
+    raise error

@@ -40,7 +40,7 @@ class RowWrite(Generic[Response]):
 
     async def one(self, asked: Mapping[str, Any]) -> Any:
         """Return the one row, locked. Raises NoResultFound, MultipleResultsFound; then nothing has changed."""
-        row = only(await self._locked(asked, limit=2))
+        row = only(await self._locked(asked, limit=2), self.sql.columns.name, asked)
         await self._invalidate([row])
         return row
 
@@ -149,7 +149,7 @@ class RowWrite(Generic[Response]):
     async def _found(self, key: Mapping[str, Any]) -> list[Any]:
         rows = await self._locked(key, limit=2)
         if rows:
-            only(rows)
+            only(rows, self.sql.columns.name, key)
             await self._invalidate(rows)
         return rows
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from fastrdb.keys import VARIANTS, BoundCall, CallPlan, Prefix
 from fastrdb.registry import Registered
-from fastrdb.runtime import Runtime
+from fastrdb.runtime import Runtime, as_coroutine_of
 from fastrdb.transactions import RunningCall, Targets, has_transaction, leave, sync_session
 
 from .enlist import enlist
@@ -21,13 +21,14 @@ from .enlist import enlist
 class Invalidation:
     """One function that writes: its plan and counters, in one cache."""
 
-    __slots__ = ("cache", "plan", "counters", "registered")
+    __slots__ = ("cache", "plan", "counters", "registered", "named_run")
 
     def __init__(self, cache: Runtime, plan: CallPlan, registered: Registered) -> None:
         self.cache, self.registered = cache, registered
         cache.owned |= plan.templates.heads
         self.plan = plan
         self.counters = registered.counters
+        self.named_run = as_coroutine_of(self.run, plan.function)
 
     async def run(self, function: Callable[[], Awaitable[Any]], call: BoundCall) -> Any:
         """Return the result of `function()`. Once that is committed, nothing older than it is in the cache.
@@ -41,7 +42,7 @@ class Invalidation:
         client = self.cache.client(plan, call)
         if client is None:
             return await function()
-        store, session, templates = self.cache.store(client), sync_session(call.session), plan.templates
+        store, session, templates = self.cache.store(client, plan), sync_session(call.session), plan.templates
         targets = Targets(
             store,
             lambda: store.intent(client, self.counters),

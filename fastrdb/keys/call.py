@@ -49,6 +49,7 @@ class CallPlan:
         function: the function's name.
         return_type: its return annotation, MISSING without one.
         session_name: the parameter that takes its session, or None.
+        where_client: how messages call its client.
         redis_optional: its parameter for Redis has the default None.
         pattern: of its keys, or None.
         variant: what stands behind all of its keys. Settled before the first key is made.
@@ -88,6 +89,9 @@ class CallPlan:
         filled = [self._template(text, "prefix") for text in prefixes if text != ""]
         self.templates = PrefixTemplates(filled, [self._template(text, "pattern") for text in keys])
         by_role = {each.role: each for each in reversed(found.parameters)}
+        self.where_client = f"{found.name}: its Redis client"
+        if "redis" in by_role:
+            self.where_client = f"{found.name}: parameter '{by_role['redis'].name}'"
         self.session_name = by_role["session"].name if "session" in by_role else None
         self.redis_optional = "redis" in by_role and by_role["redis"].default is None
         self.pattern = parsed

@@ -229,9 +229,14 @@ class IdList:
         lists = {each.name: element for each in found.parameters if (element := _element(each.declared)) is not None}
         named = [name for name in lists if name in set(names)]
         if len(named) != 1:
-            what = "none of its placeholders is" if not named else f"{' and '.join(named)} are both"
-            known = ", ".join(f"'{name}'" for name in lists) or "it has none"
-            raise PatternError(f"{start}: {what} a parameter that takes a list; it must be one; there is: {known}")
+            if named:
+                raise PatternError(f"{start}: {' and '.join(named)} are both lists; one of them must be the ids")
+            name = min(names, default="ids")
+            known = ", ".join(f"'{each}'" for each in lists) or "no list"
+            raise PatternError(
+                f"{start}: '{{{name}}}' must be a parameter that is a list of ids, such as {name}: list[int]; "
+                f"the function has {known}"
+            )
         return cls(named[0], lists[named[0]])
 
     def one_of(self, found: Inspected) -> Inspected:

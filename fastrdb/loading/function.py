@@ -18,7 +18,7 @@ from uuid import UUID
 from fastrdb.errors import CacheUnavailableError, OptionError
 from fastrdb.invalidation import Put, enlist
 from fastrdb.keys import MISSING, UNSAID, BoundCall, BoundMany, CallPlan, Prefix, add_pairs, without_variant
-from fastrdb.runtime import Runtime, disabled
+from fastrdb.runtime import Runtime, as_coroutine_of, disabled
 from fastrdb.transactions import (
     has_transaction,
     is_expired,
@@ -62,7 +62,7 @@ class CachedFunction(Entries):
     `returns` is the type of its results where that is not what the function declares, else MISSING.
     """
 
-    __slots__ = ("returns", "_no_session_for_reloads", "_peeks")
+    __slots__ = ("returns", "_no_session_for_reloads", "_peeks", "_named_get", "_named_uncached")
 
     def __init__(self, cache: Runtime, plan: CallPlan, codec: Codec, policy: Policy, *, near: bool = False) -> None:
         """Raise OptionError for reloads in the background that would have no session."""
@@ -79,19 +79,17 @@ class CachedFunction(Entries):
             )
         self._no_session_for_reloads = policy.stale_ms > 0 and plan.session_name is None
         self._peeks = Peeks(self)
+        self._named_get = as_coroutine_of(self.get_near if near else self.get, plan.function)
+        self._named_uncached = as_coroutine_of(self._uncached, plan.function)
 
     # --- what the decorated function does
-
-    @property
-    def _way(self) -> Any:
-        return self.get_near if self.near else self.get
 
     def answer(self, function: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the coroutine of one call. Raises at once what is wrong with its arguments."""
         client, session, key = self._located(instance, args, kwargs)
         if client is None:
-            return self._uncached(function, args, kwargs)
-        return self._way(client, session, key, function, args, kwargs)
+            return self._named_uncached(function, args, kwargs)
+        return self._named_get(client, session, key, function, args, kwargs)
 
     def _located(self, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Session | None, str]:
         """Return client, session and key of one call. Raises at once what is wrong with its arguments."""
@@ -104,7 +102,7 @@ class CachedFunction(Entries):
 
     def answering(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return what stands for the function where no instance is bound to it: `answer` by the shortest way."""
-        target, quick, cache, get = getattr(function, "__self__", None), self.plan.quick, self.cache, self._way
+        target, quick, cache, get = getattr(function, "__self__", None), self.plan.quick, self.cache, self._named_get
         if target is not None or quick is None:
             return lambda *args, **kwargs: self.answer(function, target, args, kwargs)
 
@@ -125,7 +123,7 @@ class CachedFunction(Entries):
         self, client: Any, session: Session | None, key: str, function: Any, args: tuple[Any, ...], kwargs: Any
     ) -> Any:
         """Return the value of one call. A hit does nothing that it need not."""
-        store, counters = self.cache.store(client), self.counters
+        store, counters = self.cache.store(client, self.plan), self.counters
         free = not store.obstacles and not disabled.get() and (session is None or not wrote(session))
         raw, failure = None, None
         if free and not self.aged:
@@ -150,7 +148,7 @@ class CachedFunction(Entries):
         self, client: Any, session: Session | None, key: str, function: Any, args: tuple[Any, ...], kwargs: Any
     ) -> Any:
         """Return the value of one call of a function whose entries this process keeps as well."""
-        store = self.cache.store(client)
+        store = self.cache.store(client, self.plan)
         if (
             not store.obstacles
             and (kept := store.near.lookup(key)) is not None
@@ -227,7 +225,7 @@ class CachedFunction(Entries):
         client = self.cache.client(self.plan, values)
         if client is None:
             return None
-        store = self.cache.store(client)
+        store = self.cache.store(client, self.plan)
         return CallContext(client, store, session_of(values.session), store.budget(client, keys))
 
     def key(self, values: BoundCall, session: Session | None = None) -> str:

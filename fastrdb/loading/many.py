@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastrdb.errors import OptionError, SchemaError
 from fastrdb.keys import BoundCall, BoundMany, CallPlan, ResultShape
-from fastrdb.runtime import Runtime
+from fastrdb.runtime import Runtime, as_coroutine_of
 from fastrdb.transactions import is_expired, session_of
 from fastrdb.values import Codec
 
@@ -40,10 +40,11 @@ async def get_many(function: CachedFunction, arguments: Sequence[BoundCall], loa
 class CachedMany(CachedFunction):
     """One function that takes a list of ids. Its plan, codec and extras are about one of them."""
 
-    __slots__ = ("mapping", "parameter")
+    __slots__ = ("mapping", "parameter", "_named_answer")
     stores_absent = True
     parameter: str
     mapping: bool
+    _named_answer: Callable[..., Coroutine[Any, Any, Any]]
 
     @classmethod
     def of(
@@ -66,6 +67,7 @@ class CachedMany(CachedFunction):
         shape = ResultShape.of(plan.return_type, owner)
         made = cls(cache, plan, Codec(shape.value, schema=schema, owner=plan.function), policy, near=near)
         made.parameter, made.mapping = plan.ids.parameter if plan.ids else "", shape.mapping
+        made._named_answer = as_coroutine_of(made._answer, plan.function)
         if made.codec.converts:
             made.returns = shape.of_values(made.codec.type)
         return made
@@ -95,7 +97,7 @@ class CachedMany(CachedFunction):
         self.refuse_session(session)
         load = partial(self._load, run, ids, type(values.ids))
         keys_now = partial(self._keys_of, run, ids, type(values.ids))
-        return self._answer(values, ids, self.keys(values, session), load, keys_now, refresh)
+        return self._named_answer(values, ids, self.keys(values, session), load, keys_now, refresh)
 
     async def _answer(
         self, values: BoundMany, ids: list[Any], keys: list[str], load: Loader, keys_now: Any, refresh: bool

@@ -73,7 +73,7 @@ class RedisClient:
 
     def __init__(self, timeout: float, greeting: Greeting, health: Health, met: Met | None = None) -> None:
         self._timeout, self._greeting, self._health, self._met = timeout, greeting, health, met
-        self.breaker = Breaker(health)
+        self.breaker = Breaker(health, timeout=timeout)
         self._routes: WeakKeyDictionary[Any, Route] = WeakKeyDictionary()
         self._open: set[Route] = set()  # the same: when this client is dropped, weak references are of no use any more
         # The latest client and its route, because there is nearly always one client.
@@ -214,6 +214,7 @@ class RedisClient:
             # When the pool is gone, its connection is closed. Without this it would stay until it is idle.
             finalize(place, _gone, ref(self), ref(route)).atexit = False
         self._latest, self._route = ref(client), route
+        self.breaker.address = self.breaker.address or _address(client)
         return route
 
     def _made(self, place: Any, plain: bool) -> Route:
@@ -243,6 +244,15 @@ def _gone(client: Callable[[], RedisClient | None], route: Callable[[], Route | 
         found.close()
         if (owner := client()) is not None:
             owner._open.discard(found)
+
+
+def _address(client: Client) -> str:
+    """Return where a client connects to, for logs: no user and no password."""
+    pool: Any = getattr(client, "connection_pool", None)
+    known: dict[str, Any] = getattr(pool, "connection_kwargs", {})
+    if (service := getattr(pool, "service_name", None)) is not None:
+        return f"the Sentinel service {service}"
+    return str(known.get("path") or (f"{known['host']}:{known.get('port', 6379)}" if "host" in known else ""))
 
 
 def _name(command: Call | Command) -> str:

@@ -213,7 +213,7 @@ class ClusterTransport:
             self._met(self._alive(), name, self.refresh_soon)
         node = self._nodes.get(name)
         if node is None:
-            breaker = Breaker(self._health, name, on_silence=self.refresh_soon)
+            breaker = Breaker(self._health, name, on_silence=self.refresh_soon, timeout=self._timeout)
             node = self._nodes[name] = Pipeline(
                 partial(self._settings, name),
                 self._timeout,

@@ -80,8 +80,10 @@ class Breaker:
         node: the name of that node in logs; "" where it is the whole server or cluster.
         on_silence: is called each time that the node does not answer.
         clock: gives the time in seconds.
+        timeout: seconds after which an answer is late, for messages.
 
     Attributes:
+        address: of the server in logs, where there is no node.
         opened: whether the node is left alone.
         node: as given.
         failures: failures in a row; 0 means that an answer changes nothing.
@@ -90,7 +92,7 @@ class Breaker:
 
     __slots__ = (
         *("_clock", "_due", "_health", "_on_silence", "_task", "_tries"),
-        *("failures", "node", "opened", "opens", "trying"),
+        *("address", "failures", "node", "opened", "opens", "timeout", "trying"),
     )
 
     def __init__(
@@ -100,7 +102,9 @@ class Breaker:
         *,
         on_silence: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = monotonic,
+        timeout: float = 0.0,
     ) -> None:
+        self.address, self.timeout = "", timeout
         self._health, self.node, self._on_silence, self._clock = health, node, on_silence, clock
         self.opened = self.trying = False
         self.failures = self.opens = self._tries = 0
@@ -115,12 +119,19 @@ class Breaker:
         self.opened, self.failures = False, FAILURES - 1
         if not self.node:
             self._health.unblock(self, "recovery")
-        logger.info("Redis answers again%s", f" at {self.node}" if self.node else "")
+        logger.info("Redis%s answers again", self._place)
+
+    @property
+    def _place(self) -> str:
+        place = self.node or self.address
+        return f" at {place}" if place else ""
 
     def on_error(self, operation: str, error: Exception) -> CacheUnavailableError:
         """Count a failure, and return the error that its caller is to be given."""
         reason = redacted(error)
         if isinstance(error, _SILENT) and not isinstance(error, MaxConnectionsError):
+            if isinstance(error, TimeoutError | RedisTimeoutError) and reason == type(error).__name__ and self.timeout:
+                reason = f"no answer within {self.timeout:g} s"
             reason = f"{self.node}: {reason}" if self.node else reason
             self._on_silence()
             self._failed(operation, reason)
@@ -170,7 +181,7 @@ class Breaker:
         self._pause()
         if not self.node:
             self._health.block(self, "outage", f"{operation}: {reason}")
-        logger.warning("Redis does not answer (%s: %s): calls go on without it until it does", operation, reason)
+        logger.warning("Redis%s does not answer (%s: %s): calls go on without it", self._place, operation, reason)
 
     def _pause(self) -> None:
         self._due = self._clock() + _PAUSES_S[min(self._tries, len(_PAUSES_S) - 1)]

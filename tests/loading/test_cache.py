@@ -198,7 +198,7 @@ async def test_what_is_no_client_is_refused_when_first_used() -> None:
     async def load(redis: Any, number: int) -> int:
         return number
 
-    with pytest.raises(OptionError, match=r"must be a redis\.asyncio client"):
+    with pytest.raises(OptionError, match=r"must be a client of redis\.asyncio"):
         await load("redis://localhost", 1)
 
 

@@ -78,7 +78,7 @@ async def test_a_wrong_password_costs_no_call(binary: Path, caplog: pytest.LogCa
             for _ in range(5):
                 assert await load() == 1
     assert load.stats.hits == 0
-    assert "Redis does not answer" in caplog.text
+    assert f"Redis at localhost:{server.port} does not answer" in caplog.text
     assert "password-" not in caplog.text.replace("username-password", "")
     assert "another" not in caplog.text
 

@@ -1,0 +1,142 @@
+"""Messages about mistakes in calls and decorators: each names function and parameter, and says what to do."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import warnings
+from typing import Any
+from unittest.mock import AsyncMock, MagicMock
+
+import pytest
+import redis
+import redis.cluster
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from fastrdb import Cache, NoEventLoopError, OptionError, PatternError, cached, cached_list, cached_many, invalidates
+
+own = Cache()
+NOTHING: Any = None
+
+
+@own.cached("user:{number}")
+async def get_user(db: AsyncSession, redis: Redis, number: int) -> int:
+    """Return the number."""
+    return number
+
+
+@own.cached_many("users:{numbers}")
+async def get_users(redis: Redis, numbers: list[int]) -> dict[int, int]:
+    """Return the numbers."""
+    return {number: number for number in numbers}
+
+
+@own.invalidates("user:*")
+async def rename(redis: Redis) -> None:
+    """Do nothing."""
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda client: get_user(AsyncSession(), client, 1), "get_user"),
+        (lambda client: get_user(AsyncSession(), NOTHING, 1), "get_user"),
+        (lambda client: get_users(client, [1]), "get_users"),
+        (rename, "rename"),
+    ],
+)
+async def test_forgotten_await_names_the_function(client: Redis, call: Any, name: str) -> None:
+    """Python's warning quotes the function that was called, and not a part of fastrdb."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        call(client)
+        gc.collect()
+    said = [str(each.message) for each in caught if issubclass(each.category, RuntimeWarning)]
+    assert said == [f"coroutine '{name}' was never awaited"]
+
+
+@pytest.mark.parametrize(
+    ("decorator", "said"),
+    [
+        (cached, 'cached needs a pattern: @cached("user:{email}")'),
+        (cached_list, 'cached_list needs a pattern: @cached_list("user:page:{page}:limit:{limit}")'),
+        (cached_many, 'cached_many needs a pattern: @cached_many("user:id:{ids}")'),
+        (invalidates, 'invalidates needs a prefix: @invalidates("user:*")'),
+    ],
+)
+def test_decorator_without_parentheses_is_refused(decorator: Any, said: str) -> None:
+    """At once, where the decorator stands."""
+
+    async def load(number: int) -> int:
+        return number
+
+    with pytest.raises(PatternError) as caught:
+        decorator(load)
+    assert str(caught.value) == said
+
+
+CLIENTS: list[tuple[Any, str]] = [
+    (redis.Redis(), "is a redis.Redis, which is synchronous; use redis.asyncio.Redis"),
+    (AsyncSession(), "is an AsyncSession: are db and redis swapped?"),
+    (AsyncMock(), "is an AsyncMock: use fastrdb.testing.FaultyClient, redis=None or cache.disabled()"),
+    (MagicMock(), "is a MagicMock: use fastrdb.testing.FaultyClient, redis=None or cache.disabled()"),
+    ("redis://user:secret@host", "is a str, and must be a client of redis.asyncio"),
+]
+
+
+@pytest.mark.parametrize(("given", "said"), CLIENTS, ids=lambda each: type(each).__name__)
+async def test_wrong_client_is_refused(given: Any, said: str) -> None:
+    """Function and parameter are named, or the cache's own option; no client is printed."""
+    for call in (lambda: get_user(AsyncSession(), given, 1), lambda: rename(given)):
+        with pytest.raises(OptionError) as caught:
+            await call()
+        name = "get_user" if call.__code__.co_names[0] == "get_user" else "rename"
+        assert str(caught.value) == f"{name}: parameter 'redis' {said}"
+    with pytest.raises(OptionError) as caught:
+        Cache(given)
+    assert str(caught.value) == f"Cache: redis {said}"
+
+
+async def test_swapped_session_and_client_are_found(client: Redis) -> None:
+    """The usual mistake of a call with two positional arguments."""
+    swapped: Any = get_user
+    with pytest.raises(OptionError, match=r"^get_user: parameter 'redis' is an AsyncSession: are db and redis swapped"):
+        await swapped(client, AsyncSession(), 1)
+
+
+async def test_server_that_is_down_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    """The line says where, and that calls go on."""
+    async with Redis(port=1, retry=Retry(NoBackoff(), 0)) as client, Cache(client) as cache:
+
+        @cache.cached("number")
+        async def load() -> int:
+            return 1
+
+        with caplog.at_level(logging.WARNING, logger="fastrdb"):
+            for _ in range(4):
+                await load()
+    (record,) = caplog.records
+    assert record.getMessage().startswith("Redis at localhost:1 does not answer (GET: ")
+    assert record.getMessage().endswith("): calls go on without it")
+
+
+def test_list_of_ids_is_explained() -> None:
+    """A `cached_many` whose placeholder is one id says what it should be."""
+
+    async def load(id: int) -> dict[int, int]:  # noqa: A002
+        return {id: id}
+
+    with pytest.raises(
+        PatternError, match=r"'\{id\}' must be a parameter that is a list of ids, such as id: list\[int\]"
+    ):
+        cached_many("thing:{id}")(load)
+
+
+def test_other_event_loops_are_named() -> None:
+    """Under trio, or without any loop, the error says that asyncio is needed."""
+    call = get_user(AsyncSession(), Redis(), 1)
+    with pytest.raises(NoEventLoopError, match="fastrdb works under asyncio, and not under trio"):
+        call.send(None)
