@@ -110,6 +110,7 @@ class Entries:
 
     def encoded(self, value: Any) -> tuple[bytes | None, str | None]:
         """Return the entry of a value, and why the entry must not be stored."""
+        raw = b""
         try:
             raw = self.codec.encode(value)
             self.unstorable = self.codec.verify(raw, value)

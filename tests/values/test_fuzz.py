@@ -49,8 +49,9 @@ def reduced(value: Any) -> Any:
         return uuid.UUID, value.bytes
     if isinstance(value, enum.Enum):
         return kind, value.name
-    if isinstance(value, tzinfo) and (offset := value.utcoffset(None)) is not None:
-        return "zone", offset, str(value.tzname(None)).removeprefix("UTC")
+    if isinstance(value, tzinfo):
+        offset = value.utcoffset(None)
+        return ("zone", offset, str(value.tzname(None)).removeprefix("UTC")) if offset is not None else repr(value)
     if isinstance(value, datetime | time):
         return kind, value.replace(tzinfo=None).isoformat(), value.fold, reduced(value.tzinfo)
     if kind in (list, tuple):
@@ -456,9 +457,9 @@ def test_a_value_of_each_type_comes_back_the_same_or_is_not_stored(annotation: A
     assert True in found or annotation in NEVER
 
 
-def of(generic: Any, *parts: Any) -> Any:
+def of(generic: Any, first: Any, *more: Any) -> Any:
     """Return a generic type with its parameters."""
-    return generic[parts if len(parts) > 1 else parts[0]]
+    return generic[(first, *more)] if more else generic[first]
 
 
 def holders(part: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:

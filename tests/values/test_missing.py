@@ -96,6 +96,7 @@ def test_an_error_comes_back_with_its_class_arguments_and_attributes(make: Calla
     assert raw is not None
     assert is_missing(raw)
     found = decode_missing(raw, NoResultFound)
+    assert found is not None
     assert type(found) is type(error)
     assert (str(found), found.args, vars(found)) == (str(error), error.args, vars(error))
 
