@@ -33,6 +33,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--on-error", choices=["bypass", "raise"], default="bypass", help="Cache(on_error=...)")
     made.add_argument("--near", action="store_true", help="with a near cache")
     made.add_argument("--cluster", action="store_true", help="on a cluster of three masters")
+    made.add_argument("--sentinel", action="store_true", help="a master and a replica, found by sentinels")
+    made.add_argument("--pool", type=int, help="connections to the database of each process; enough otherwise")
     made.add_argument("--spread", action="store_true", help="10,000 rows, all alike: for the share of bypassed reads")
     made.add_argument("--readers", type=int, default=2, help="processes that read (2)")
     made.add_argument("--writers", type=int, default=2, help="processes that write (2)")
@@ -43,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--timeout", type=float, default=0.25, help="Cache(timeout=), seconds (0.25)")
     made.add_argument("--seed", type=int, default=0, help="of the random numbers (0)")
     made.add_argument("--seed-bug", metavar="NAME", help="take a mechanism out of fastrdb: the run must catch it")
+    made.add_argument("--all-bugs", action="store_true", help="a run with each bug that can be seeded, and a table")
     made.add_argument("--list-bugs", action="store_true", help="name the bugs that can be seeded")
     made.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     made.add_argument("--plot", type=Path, metavar="FILE", help="draw staleness by age there")
@@ -52,11 +55,11 @@ def parser() -> argparse.ArgumentParser:
 def settings_of(given: argparse.Namespace) -> Settings:
     """Give what the command line says; SettingsError for what cannot be, before anything is started."""
     names = (
-        "seconds protocol database isolation on_error near cluster spread readers writers callers rate style barrier "
-        "timeout seed"
+        "seconds protocol database isolation on_error near cluster sentinel pool spread readers writers callers rate "
+        "style barrier timeout seed"
     )
     try:
-        chosen = faults.chosen(given.faults, given.database)
+        chosen = faults.chosen(given.faults, given.database, sentinel=given.sentinel)
     except ValueError as error:
         raise SettingsError(str(error)) from None
     made = Settings(**{name: getattr(given, name) for name in names.split()}, faults=chosen, bug=given.seed_bug)
@@ -79,6 +82,21 @@ def verdict(outcome: Outcome) -> tuple[str, int]:
     return (f"FAILED: {outcome.wrong:,} wrong answers and keys", 1) if outcome.wrong else ("nothing wrong", 0)
 
 
+def catch_all(given: argparse.Namespace) -> int:
+    """Run with each seeded bug in turn, print a line for each; give 0 if all were caught."""
+    missed = 0
+    print(f"{'bug':<24}{'reads':>9}{'wrong answers':>15}{'keys diverged':>15}{'':>3}")
+    for name in seeded_bugs.BUGS:
+        given.seed_bug = name
+        outcome = run(settings_of(given))
+        caught, _ = verdict(outcome)
+        missed += not outcome.wrong
+        answers, keys = outcome.wrong - len(outcome.diverged), len(outcome.diverged)
+        print(f"{name:<24}{outcome.tally.answers:>9,}{answers:>15,}{keys:>15,}   {caught}", flush=True)
+    print(f"{len(seeded_bugs.BUGS) - missed} of {len(seeded_bugs.BUGS)} were caught")
+    return 1 if missed else 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run, report; give the exit status."""
     given = parser().parse_args(arguments)
@@ -86,6 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name, bug in seeded_bugs.BUGS.items():
             print(f"{name:<22}{bug.what}")
         return 0
+    if given.all_bugs:
+        return catch_all(given)
     try:
         outcome = run(settings_of(given), lambda text: print(f"... {text}", file=sys.stderr, flush=True))
     except (SettingsError, FastRDBError, RunError) as error:

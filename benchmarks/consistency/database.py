@@ -116,13 +116,15 @@ async def made(db: AsyncSession, attempt: int) -> bool:
     return (await db.scalars(select(Past.row).where(Past.attempt == attempt).limit(1))).first() is not None
 
 
-def engine(url: URL, isolation: str | None, *, size: int = 5, slow: bool = False) -> AsyncEngine:
-    """Give an engine for one process; with `slow`, COMMITs of SQLite take their time."""
+def engine(
+    url: URL, isolation: str | None, *, size: int = 5, pool: int | None = None, slow: bool = False
+) -> AsyncEngine:
+    """Give an engine for one process, of `pool` connections at most; with `slow`, COMMITs of SQLite take their time."""
     options: dict[str, Any] = {} if isolation is None else {"isolation_level": isolation}
     sqlite = url.get_backend_name() == "sqlite"
     if sqlite:
         options["connect_args"] = {"timeout": _LIMIT}
-    made = create_async_engine(url, pool_size=size, max_overflow=size, **options)
+    made = create_async_engine(url, pool_size=pool or size, max_overflow=0 if pool else size, **options)
     if sqlite:
         event.listen(made.sync_engine, "connect", _pragmas)
         if slow:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import random
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -24,9 +26,11 @@ from benchmarks.consistency.rules import Outage
 from benchmarks.consistency.servers import NetworkFault, Servers, restart
 from benchmarks.consistency.settings import STALL
 from fastrdb.testing.server import EmbeddedServer
+from tests.support.servers.sentinels import SERVICE
 
 _AWAY = 0.4
 """Seconds that Redis is out of reach: longer than the deadline of an operation."""
+_FAILOVER_LIMIT = 15.0
 _SLOW = ("sqlite", "postgresql")
 _REMOTE = ("postgresql", "mariadb")
 _SNAPSHOT_AGE = 0.7
@@ -93,6 +97,8 @@ class Fault:
     act: Act | None = None
     proxied: bool = False
     default: bool = True
+    sentinel: bool = False
+    """It needs a master and a replica with sentinels; there it is done beside the faults without an act only."""
     databases: tuple[str, ...] = ("sqlite", "postgresql", "mariadb")
     """Where it can be had."""
 
@@ -182,6 +188,48 @@ async def _folder(stage: Stage, server: EmbeddedServer) -> Path:
         return Path(str((await client.config_get("dir"))["dir"]))
 
 
+async def _fail_over(stage: Stage) -> None:
+    """The sentinels make the replica the master, and the master a replica; the next time they change places again."""
+    group = stage.servers.group
+    assert group is not None
+    async with stage.outage(), Redis(port=group.sentinels[0]) as sentinel:
+        await sentinel.execute_command("SENTINEL", "FAILOVER", SERVICE)
+        group.master, group.replica = group.replica, group.master
+        await _settled(stage)
+
+
+async def _kill_master(stage: Stage) -> None:
+    """The master dies while its replica is behind. It comes back empty, and is made a replica."""
+    group = stage.servers.group
+    assert group is not None
+    async with stage.outage():
+        os.kill(group.replica.pid, signal.SIGSTOP)
+        await asyncio.sleep(_AWAY)
+        group.master.kill()
+        os.kill(group.replica.pid, signal.SIGCONT)
+        group.master, group.replica = group.replica, group.master
+        async with Redis(port=group.master.port) as client, asyncio.timeout(_FAILOVER_LIMIT):
+            while (await client.info("replication"))["role"] != "master":  # noqa: ASYNC110  # theirs to say
+                await asyncio.sleep(0.05)
+        group.replica.start()
+        await _settled(stage)
+
+
+async def _settled(stage: Stage) -> None:
+    """Wait until one server is the master, the other follows, and the sentinels say the same."""
+    group = stage.servers.group
+    assert group is not None
+    end = monotonic() + _FAILOVER_LIMIT
+    async with Redis(port=group.replica.port) as client, Redis(port=group.sentinels[0]) as sentinel:
+        while monotonic() < end:
+            with suppress(RedisError, OSError):
+                info = await client.info("replication")
+                address = await sentinel.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)
+                if info.get("master_link_status") == "up" and int(address[1]) == group.master.port:
+                    return
+            await asyncio.sleep(0.05)
+
+
 def _through(fault: NetworkFault) -> Act:
     async def act(stage: Stage) -> None:
         async with stage.outage():
@@ -214,17 +262,21 @@ FAULTS = {
         Fault(
             "delay", "a proxy keeps back what some processes send, and sends it later", _through("hold"), proxied=True
         ),
+        Fault("failover", "the sentinels change master and replica, there and back", _fail_over, sentinel=True),
+        Fault("master-killed", "the master dies while its replica is behind", _kill_master, sentinel=True),
+        Fault("loop-stall", "event loops stand still for longer than the deadline", default=False),
         Fault("cut", "a proxy cuts the connections of some processes", _through("refuse"), proxied=True),
     )
 }
 
 
-def chosen(text: str, database: str) -> tuple[str, ...]:
+def chosen(text: str, database: str, *, sentinel: bool = False) -> tuple[str, ...]:
     """Read `all`, `none` or names with commas between. ValueError names the unknown one."""
     if text == "none":
         return ()
     if text == "all":
-        return tuple(f.name for f in FAULTS.values() if f.default and database in f.databases)
+        fit = (f for f in FAULTS.values() if f.default and database in f.databases)
+        return tuple(f.name for f in fit if f.sentinel == sentinel or (sentinel and f.act is None))
     names = tuple(text.split(","))
     for name in names:
         if name not in FAULTS:

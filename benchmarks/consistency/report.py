@@ -55,6 +55,7 @@ def _headline(settings: Settings) -> str:
     near = " with a near cache" if settings.near else ""
     bug = f", with the bug {settings.bug!r}" if settings.bug else ""
     servers = "a cluster of three" if settings.cluster else "one server"
+    servers = "a master and a replica with sentinels" if settings.sentinel else servers
     where = settings.database + (f" at {settings.isolation}" if settings.isolation else "")
     return (
         f"{settings.protocol}{near}{bug}: {settings.seconds:g} s on {servers} and {where}, {settings.readers} readers "
@@ -80,8 +81,9 @@ def _counted(counts: Any) -> str:
 
 
 def _faults(outcome: Outcome) -> dict[str, int]:
-    cancelled = {name: outcome.counts[name] for name in ("cancel", "cancel-writes") if outcome.counts[name]}
-    return Counter(fault.name for fault in outcome.faults) | cancelled
+    names = ("cancel", "cancel-writes", "loop-stall")
+    counted = {name: outcome.counts[name] for name in names if outcome.counts[name]}
+    return Counter(fault.name for fault in outcome.faults) | counted
 
 
 def _examples(outcome: Outcome) -> Iterator[str]:

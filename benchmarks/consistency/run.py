@@ -159,7 +159,10 @@ def run(settings: Settings, tell: Callable[[str], None] = lambda _: None) -> Out
         folder = Path(name)
         _CONTEXT.set_forkserver_preload(["benchmarks.consistency.workers"])
         workload = Workload.of(settings.seconds, settings.rate, spread=settings.spread)
-        with database.temporary(settings.database, folder) as url, servers.started(cluster=settings.cluster) as running:
+        with (
+            database.temporary(settings.database, folder) as url,
+            servers.started(cluster=settings.cluster, sentinel=settings.sentinel) as running,
+        ):
             tell("preparing the database")
             asyncio.run(database.create(url, workload.total))
             began = monotonic() + _START

@@ -1,4 +1,7 @@
-"""The servers of a run: one, or a cluster of three masters, each a private one; and proxies in front of them."""
+"""The servers of a run, each a private one: one, a cluster of three masters, or a master and a replica with sentinels.
+
+Proxies stand in front of them.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,13 @@ from redis.asyncio import Redis
 
 from benchmarks.consistency.address import HOST, Address
 from fastrdb.testing import EmbeddedServer, EmbeddedServerError, TcpProxy
+from tests.support.servers import sentinels
+from tests.support.servers.sentinels import Group
 
 NetworkFault = Literal["drop", "hold", "refuse"]
 MASTERS = 3
+DOWN_AFTER_MS = 700
+"""Milliseconds of silence after which the sentinels take the master for dead."""
 _SLOTS = 16384
 _CLUSTER = ("--cluster-enabled", "yes", "--cluster-node-timeout", "5000", "--cluster-require-full-coverage", "no")
 _LIMIT = 20.0
@@ -26,13 +33,15 @@ _TRIES = 5
 class Servers:
     """Servers that run, and the proxies in front of each."""
 
-    def __init__(self, servers: list[EmbeddedServer]) -> None:
-        self.servers = servers
+    def __init__(self, servers: list[EmbeddedServer], group: Group | None = None) -> None:
+        self.servers, self.group = servers, group
         self.proxies: list[TcpProxy] = []
 
     @property
     def address(self) -> Address:
         """The way that nothing is in."""
+        if self.group is not None:
+            return Address((), sentinels=tuple(self.group.sentinels))
         return Address(tuple(server.port for server in self.servers), len(self.servers) > 1)
 
     @property
@@ -90,9 +99,16 @@ def restart(server: EmbeddedServer, *, folder: Path | None) -> None:
 
 
 @contextmanager
-def started(*, cluster: bool) -> Iterator[Servers]:
+def started(*, cluster: bool, sentinel: bool = False) -> Iterator[Servers]:
     """Give running servers; they go with the block."""
     with ExitStack() as stack:
+        if sentinel:
+            master, replica = sentinels.pair(stack)
+            asyncio.run(sentinels.follow(replica, master.port))
+            group = sentinels.watched(stack, master, replica, DOWN_AFTER_MS)
+            asyncio.run(group.known())
+            yield Servers([master, replica], group)
+            return
         count = MASTERS if cluster else 1
         made = [_started(stack, cluster=cluster) for _ in range(count)]
         if cluster:

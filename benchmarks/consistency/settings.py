@@ -40,6 +40,10 @@ class Settings:
     """10,000 rows, all alike, instead of hot and cold ones."""
     near: bool = False
     cluster: bool = False
+    sentinel: bool = False
+    """A master and a replica, and three sentinels that watch them."""
+    pool: int | None = None
+    """Connections to the database of each process; None for enough."""
     on_error: Literal["bypass", "raise"] = "bypass"
     timeout: float = 0.25
     barrier: float = 5.0
@@ -56,8 +60,8 @@ class Settings:
         for name in ("seconds", "rate", "timeout", "barrier", "repair"):
             if getattr(self, name) <= 0:
                 raise SettingsError(f"--{name} {getattr(self, name)}: must be more than 0")
-        for name in ("readers", "writers", "callers"):
-            if getattr(self, name) < 1:
+        for name in ("readers", "writers", "callers", "pool"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise SettingsError(f"--{name} {getattr(self, name)}: must be at least 1")
         if self.style not in (None, *STYLES):
             raise SettingsError(f"--style {self.style}: none of {', '.join(STYLES)}")
@@ -73,6 +77,10 @@ class Settings:
             raise SettingsError(f"--faults slow-commit: no COMMIT can be made slow on {self.database}")
         if self.database == "sqlite" and "late-commit" in self.faults:
             raise SettingsError("--faults late-commit: sqlite has no network for a COMMIT to be late on")
+        if self.sentinel and self.cluster:
+            raise SettingsError("--sentinel --cluster: a cluster has no sentinels")
+        if not self.sentinel and (needing := {"failover", "master-killed"} & set(self.faults)):
+            raise SettingsError(f"--faults {', '.join(sorted(needing))}: needs --sentinel")
         if self.barrier < LATE + 1 and "late-commit" in self.faults:
             raise SettingsError(f"--barrier {self.barrier}: must be {LATE + 1} or more, for COMMIT is late by {LATE}")
         if self.barrier <= STALL and {"stall", "lost-barriers"} & set(self.faults):

@@ -106,6 +106,13 @@ class Worker:
             self.counts[fault] += 1
             return None
 
+    async def block_the_loop(self) -> None:
+        """Now and then let nothing else run, for up to three times what a call waits for Redis."""
+        while "loop-stall" in self.settings.faults and not self.over:
+            await asyncio.sleep(0.5 + self.chance.random())
+            sleep(self.chance.random() * 3 * self.settings.timeout)  # noqa: ASYNC251  # what it is for
+            self.counts["loop-stall"] += 1
+
     async def run(self) -> None:
         """Do what the process is there for."""
         raise NotImplementedError
@@ -319,12 +326,14 @@ async def _main(kind: str, orders: Orders) -> None:
             proxy = await stack.enter_async_context(TcpProxy(url.port or 0, url.host or HOST))
             url = url.set(host=HOST, port=proxy.port)
         slow = "slow-commit" in settings.faults
-        engine = database.engine(url, settings.isolation, size=settings.callers + 2, slow=slow)
+        engine = database.engine(url, settings.isolation, size=settings.callers + 2, pool=settings.pool, slow=slow)
         subject = SUBJECTS[settings.protocol](settings, orders.address)
         try:
             with Log(orders.path("reads" if kind == "reader" else "writes"), buffered=kind == "reader") as log:
                 worker = KINDS[kind](orders, engine, subject, log, proxy)
+                blocking = asyncio.create_task(worker.block_the_loop())
                 await worker.run()
+                await blocking
         finally:
             with suppress(*_FAILURES):
                 await subject.aclose(settings.quiet)

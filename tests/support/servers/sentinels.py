@@ -117,12 +117,22 @@ def _sentinel(binary: Path, folder: Path, master: int, down_after: int) -> Itera
 @contextlib.asynccontextmanager
 async def group(down_after: int = 300) -> AsyncIterator[Group]:
     """Give a group; its sentinels take the master for dead after `down_after` ms."""
-    binary = next(iter(find_binaries().values()))
     with contextlib.ExitStack() as stack:
-        master, replica = (stack.enter_context(EmbeddedServer(args=AT_ONCE)) for _ in range(2))
+        master, replica = pair(stack)
         await follow(replica, master.port)
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fastrdb-sentinel-")))
-        ports = [stack.enter_context(_sentinel(binary, folder, master.port, down_after)) for _ in range(3)]
-        made = Group(master, replica, ports)
+        made = watched(stack, master, replica, down_after)
         await made.known()
         yield made
+
+
+def pair(stack: contextlib.ExitStack) -> tuple[EmbeddedServer, EmbeddedServer]:
+    """Start two servers, which end with the stack."""
+    return stack.enter_context(EmbeddedServer(args=AT_ONCE)), stack.enter_context(EmbeddedServer(args=AT_ONCE))
+
+
+def watched(stack: contextlib.ExitStack, master: EmbeddedServer, replica: EmbeddedServer, down_after: int) -> Group:
+    """Start the sentinels of a master and the replica that follows it. Wait for `known` before use."""
+    binary = next(iter(find_binaries().values()))
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fastrdb-sentinel-")))
+    ports = [stack.enter_context(_sentinel(binary, folder, master.port, down_after)) for _ in range(3)]
+    return Group(master, replica, ports)
