@@ -156,7 +156,10 @@ class CachedFunction(Entries):
             and not disabled.get()
             and (running.get() is None or not is_loading())
         ):
-            value = kept.value if kept.owner is self.codec else self.own_value(kept)
+            try:  # here what nearly all entries need, since a call would be felt
+                value = self.codec.decode(kept.value) if kept.owner is None else self.own_value(kept)
+            except DecodeError:
+                value = MISS
             if value is not MISS:
                 if (counters := self.counters).hooks:
                     counters.tell("near", key)
