@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 
 import pytest
@@ -13,6 +12,7 @@ from tests.races.scenarios.fills import LEASE
 from tests.support.programs import processes
 from tests.support.programs.processes import Moment
 from tests.support.servers.databases import Database
+from tests.support.waiting import until
 from tests.support.world.stores import members
 from tests.support.world.world import world
 
@@ -21,11 +21,12 @@ async def lapsed(client: Redis) -> None:
     """Wait until the server's clock has passed the deadline of every barrier."""
     barriers = await members(client, "barriers")
     deadline = max([await client.zscore("fastrdb:barriers", barrier) or 0.0 for barrier in barriers])
-    while True:
+
+    async def over() -> bool:
         seconds, micros = await client.time()
-        if seconds * 1000 + micros // 1000 >= deadline:
-            return
-        await asyncio.sleep(0.005)
+        return bool(seconds * 1000 + micros // 1000 >= deadline)
+
+    await until(over)
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])

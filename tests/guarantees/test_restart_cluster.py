@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
@@ -20,6 +19,7 @@ from tests.races.mechanisms import label, without
 from tests.races.seams import Change
 from tests.support.availability import missing
 from tests.support.servers.cluster import Cluster
+from tests.support.waiting import until
 from tests.support.world.stores import acquire, acquire_many, fill, fill_many
 
 T = TypeVar("T")
@@ -70,17 +70,14 @@ class ClusterProcess:
 
     async def healed(self) -> None:
         """Wait until the cache may be read, and is."""
-        async with asyncio.timeout(30):
-            while True:
-                if not self.store.bypass_reason(self.client):
-                    try:
-                        await self.store.get_many(self.client, [f"any:{n}" for n in range(100)])
-                    except CacheUnavailableError:
-                        pass
-                    else:
-                        if not self.store.obstacles:
-                            return
-                await asyncio.sleep(0.01)
+
+        async def well() -> bool:
+            if self.store.bypass_reason(self.client):
+                return False
+            await self.store.get_many(self.client, [f"any:{n}" for n in range(100)])
+            return not self.store.obstacles
+
+        await until(well)
 
     async def close(self) -> None:
         await self.store.aclose(5)
@@ -100,12 +97,14 @@ async def sides(pair: Cluster) -> AsyncIterator[tuple[ClusterProcess, ClusterPro
 
 async def answered(attempt: Callable[[], Awaitable[T]]) -> T:
     """Try until it is known which server has taken over."""
-    async with asyncio.timeout(30):
-        while True:
-            try:
-                return await attempt()
-            except CacheUnavailableError:
-                await asyncio.sleep(0.01)
+    found: list[T] = []
+
+    async def succeeds() -> bool:
+        found.append(await attempt())
+        return True
+
+    await until(succeeds)
+    return found[0]
 
 
 def key_at(cluster: Cluster, number: int, *, shard_at: int | None = None) -> str:

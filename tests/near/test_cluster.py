@@ -21,8 +21,8 @@ from fastrdb.testing.server import find_binaries
 from fastrdb.transport.slots import slot_of
 from tests.races.mechanisms import without
 from tests.support.availability import missing
-from tests.support.servers.cluster import Cluster, until
-from tests.support.waiting import until as so
+from tests.support.servers.cluster import Cluster
+from tests.support.waiting import until, until_found
 from tests.support.world.near import Observed
 from tests.support.world.stores import get_timed
 
@@ -68,11 +68,13 @@ class Side:
 
     async def warm(self, *keys: str) -> None:
         """Read until the answers come from here."""
-        async with asyncio.timeout(20):
-            while not all(self.near.lookup(key) for key in keys):
-                for key in keys:
-                    await self.read(key)
-                await asyncio.sleep(0.01)
+
+        async def kept() -> bool:
+            for key in keys:
+                await self.read(key)
+            return all(self.near.lookup(key) for key in keys)
+
+        await until(kept)
 
     async def told(self, cluster: Cluster) -> None:
         """Wait until each master has told of all that it has done by now: pushes come in order."""
@@ -272,7 +274,7 @@ async def a_replica_takes_over(pairs: Cluster, *, killed: bool) -> None:
         else:
             replica = pairs.replicas[0]
             replica.ask("CLUSTER", "FAILOVER", "TAKEOVER")
-            await asyncio.to_thread(until, lambda: replica.is_master, "it has not taken over")
+            await asyncio.to_thread(until_found, lambda: replica.is_master, "it has not taken over")
             pairs.masters[0], pairs.replicas[0] = replica, pairs.masters[0]
         async with asyncio.timeout(10):
             await side.near.until(lambda: side.near.lookup(key) is None)
@@ -282,7 +284,7 @@ async def a_replica_takes_over(pairs: Cluster, *, killed: bool) -> None:
         async def healed() -> bool:  # nobody knows the new master's history: all that has been stored is deleted first
             return await side.read(key) == b"again" and not side.store.obstacles
 
-        await so(healed)
+        await until(healed)
         await side.warm(key)
         write(pairs, key, "new")
         await side.told(pairs)

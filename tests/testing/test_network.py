@@ -11,6 +11,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import OutOfMemoryError, RedisError
 
 from fastrdb.testing import EmbeddedServer, TcpProxy
+from tests.support.waiting import until
 
 
 def single(proxy: TcpProxy) -> redis.asyncio.Redis:
@@ -93,8 +94,11 @@ async def test_held_bytes_arrive_although_their_client_is_gone(
             await asyncio.gather(task, return_exceptions=True)
         assert await client.get("key") is None
         proxy.release()
-        while await client.get("key") is None:  # noqa: ASYNC110  # the server sends no word of it
-            await asyncio.sleep(0.01)
+
+        async def arrived() -> bool:
+            return await client.get("key") is not None
+
+        await until(arrived)
 
 
 async def test_stranded_bytes_wait_while_new_connections_pass(

@@ -46,6 +46,7 @@ class Slow:
     cache: Cache
     pace: Pace
     client: Any
+    masters: int = 1
     db: Any = None
     names: Iterator[str] = field(default_factory=lambda: map("f{}".format, count()))
     """What keys of a function begin with: none has to do with what a call that gave up has left behind."""
@@ -63,7 +64,7 @@ class Slow:
 
     async def quiet(self) -> None:
         """Let all come to its end that is still on its way to Redis, until that is well."""
-        await self.pace.clock.nobody_sleeps()
+        await self.pace.clock.all_awake()
         store = self.cache.store(self.client)
 
         async def well() -> bool:
@@ -130,7 +131,7 @@ async def _slow(place: Any, **settings: Any) -> AsyncIterator[Slow]:
         intent.put("warm:2", b"1", 1000)
         await intent.begin()
         await intent.end(committed=True)
-        yield Slow(cache, pace, client)
+        yield Slow(cache, pace, client, len(ports))
 
 
 # --- reads
@@ -286,13 +287,13 @@ async def test_a_commit_waits_for_one_deadline_before_and_one_after(slow: Slow) 
 async def test_much_work_takes_its_time(slow: Slow, by_hand: bool) -> None:
     """As long as each portion is done in time: that is progress, and no silence."""
     store = slow.cache.store(slow.client)
-    tokens = {f"some:{number}": str(number) for number in range(2 * CHUNK)}
+    tokens = {f"some:{number}": str(number) for number in range(4 * CHUNK)}
     await acquire_many(store, slow.client, tokens)
     await fill_many(store, slow.client, [(key, token, b"1", 60_000) for key, token in tokens.items()])
     intent = store.intent(slow.client)
     intent.add([Prefix("some:")])
     work = partial(store.invalidate, slow.client, [Prefix("some:")]) if by_hand else intent.begin
-    _, waited = await slow.waits(work, 0.4)
+    _, waited = await slow.waits(work, 0.3)
     assert waited > MOST
     assert not store.has_pending
     assert await store.get_many(slow.client, list(tokens)) == [None] * len(tokens)

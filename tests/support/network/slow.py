@@ -1,13 +1,15 @@
-"""A server that takes its time, by a clock that goes only while it does: waits are counted, not timed."""
+"""A slow server, and a clock that goes only while the server is waited for: waits are counted, not timed."""
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import hiredis
 import pytest
 from redis.asyncio import Redis
 from redis.asyncio.cluster import ClusterNode, RedisCluster
@@ -15,16 +17,19 @@ from redis.asyncio.cluster import ClusterNode, RedisCluster
 from fastrdb.testing import Direction, TcpProxy
 from tests.support.servers.cluster import Cluster
 
-STEP = 0.005
-"""Seconds that the clock goes at a time: one that jumps tells of a loop that was held up."""
-_TURNS = 12
+STEP = 0.0025
+"""Seconds that the clock goes at a time: a clock that jumps means that the event loop was blocked."""
+_TURNS = 30
 """Turns of the loop in which all that follows from a step of the clock is done."""
 
 
 class LoopClock:
-    """The event loop's own clock. It stands still unless somebody sleeps by it.
+    """The event loop's own clock. It goes only while a task sleeps by it.
 
-    And while something is loaded, or a server has been `asked` and works at it: a busy machine takes its time for that.
+    It stands still while something is loaded, and while a server works: a busy machine takes its time for that.
+
+    Attributes:
+        unanswered: how many commands a server works at, by connection.
     """
 
     def __init__(self) -> None:
@@ -33,11 +38,11 @@ class LoopClock:
         self._sleepers = 0
         self._driver: asyncio.Task[None] | None = None
         self._working = 0
-        self.asked: set[int] = set()
+        self.unanswered: Counter[object] = Counter()
 
     @contextmanager
     def still(self) -> Iterator[None]:
-        """Inside, it stands still."""
+        """Stop the clock inside."""
         self._working += 1
         try:
             yield
@@ -46,7 +51,7 @@ class LoopClock:
 
     @contextmanager
     def put_in(self) -> Iterator[LoopClock]:
-        """Inside, it is the loop's; afterwards, the loop's own goes on from there."""
+        """Put the clock into the event loop; afterwards, the loop's own clock goes on from there."""
         own, loop = self._loop.time, self._loop
         self.now = own()  # back it must not go: there are timers
         with pytest.MonkeyPatch.context() as patched:
@@ -56,19 +61,19 @@ class LoopClock:
         vars(loop)["time"] = lambda: own() + back
 
     async def sleep(self, seconds: float) -> None:
-        """Come back when the clock has gone so far."""
+        """Return when the clock has gone so far."""
         until = self.now + seconds
         self._sleepers += 1
         if self._driver is None or self._driver.done():
             self._driver = asyncio.create_task(self._drive())
         try:
-            while self.now < until:  # noqa: ASYNC110  # one turn for all who sleep: they wake in the order of their times
+            while self.now < until:  # noqa: ASYNC110  # one turn for all: tasks wake in the order of their times
                 await asyncio.sleep(0)
         finally:
             self._sleepers -= 1
 
-    async def nobody_sleeps(self) -> None:
-        """Come back when all have slept enough."""
+    async def all_awake(self) -> None:
+        """Return when all have slept enough."""
         while self._sleepers:  # noqa: ASYNC110  # as above
             await asyncio.sleep(0)
 
@@ -76,24 +81,27 @@ class LoopClock:
         while self._sleepers:
             for _ in range(_TURNS):
                 await asyncio.sleep(0)
-            self.now += 0 if self._working or self.asked else STEP
+            self.now += 0 if self._working or any(self.unanswered.values()) else STEP
 
 
 @dataclass
 class Pace:
-    """How long every answer takes, and how many were asked for since it was set."""
+    """The time that every answer takes, and the number of batches of commands that were sent since it was set."""
 
     clock: LoopClock
     takes: float = 0.0
     asked: int = 0
 
     def set(self, takes: float) -> None:
-        """Let answers take so long from now on."""
+        """Set how long answers take from now on."""
         self.takes, self.asked = takes, 0
 
 
 class SlowProxy(TcpProxy):
-    """Lets nothing through to the server before the pace says so. The time that the server itself takes is none."""
+    """A proxy that passes each batch of commands on after the time that the pace sets.
+
+    The clock stands still from then on until the server has replied to every command, however long that takes.
+    """
 
     pace: Pace
 
@@ -104,42 +112,52 @@ class SlowProxy(TcpProxy):
         direction: Direction,
         back: asyncio.StreamWriter,
     ) -> None:
-        kind = _Late if direction == "up" else _Answering
+        kind = _Commands if direction == "up" else _Replies
         try:
-            await super()._carry(kind(self, source), sink, direction, back)  # type: ignore[arg-type]
+            await super()._carry(kind(self.pace, source, back), sink, direction, back)  # type: ignore[arg-type]
         finally:
-            self.pace.clock.asked.discard(id(self))
+            self.pace.clock.unanswered.pop(back, None)
 
 
-class _Late:
-    """What is on its way to the server."""
+class _Commands:
+    """The bytes from a client, whose connection is `line`: a batch is all that comes while a reply is due."""
 
-    def __init__(self, proxy: SlowProxy, source: asyncio.StreamReader) -> None:
-        self.proxy, self.source = proxy, source
+    def __init__(self, pace: Pace, source: asyncio.StreamReader, line: object) -> None:
+        self.pace, self.source, self.line = pace, source, line
+        self._parser, self._partial = hiredis.Reader(), False
 
     async def read(self, size: int) -> bytes:
         data = await self.source.read(size)
-        pace = self.proxy.pace
-        if data and pace.takes:
-            pace.asked += 1
-            await pace.clock.sleep(pace.takes)
+        unanswered = self.pace.clock.unanswered
+        if data and self.pace.takes and not self._partial and not unanswered[self.line]:
+            self.pace.asked += 1
+            await self.pace.clock.sleep(self.pace.takes)
         if data:
-            pace.clock.asked.add(id(self.proxy))
+            unanswered[self.line] += self._count(data)
         return data
 
+    def _count(self, data: bytes) -> int:
+        """Return how many commands or replies end in `data`. A push is no reply."""
+        self._parser.feed(data)
+        count = 0
+        while (found := self._parser.gets()) is not False:
+            count += not isinstance(found, hiredis.PushNotification)
+        self._partial = self._parser.has_data()
+        return count
 
-class _Answering(_Late):
-    """What comes from it."""
+
+class _Replies(_Commands):
+    """The bytes from the server."""
 
     async def read(self, size: int) -> bytes:
         data = await self.source.read(size)
-        self.proxy.pace.clock.asked.discard(id(self.proxy))
+        self.pace.clock.unanswered[self.line] -= self._count(data)
         return data
 
 
 @asynccontextmanager
 async def slowed(pace: Pace, *ports: int, cluster: bool = False) -> AsyncIterator[Any]:
-    """Give a client of a server, or of all masters of a cluster, by way of proxies that keep a pace."""
+    """Yield a client of a server, or of all masters of a cluster, by way of proxies that keep a pace."""
     async with AsyncExitStack() as stack:
         proxies = {}
         for port in ports:
@@ -157,5 +175,5 @@ async def slowed(pace: Pace, *ports: int, cluster: bool = False) -> AsyncIterato
 
 
 def ports_of(place: Any) -> list[int]:
-    """Where a server listens, or the masters of a cluster."""
+    """Return the port of a server, or those of the masters of a cluster."""
     return [master.port for master in place.masters] if isinstance(place, Cluster) else [place.port]

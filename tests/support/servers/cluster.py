@@ -2,40 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import socket
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import redis
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 
 from fastrdb.testing.server import EmbeddedServer, EmbeddedServerError
-
-T = TypeVar("T")
+from tests.support.waiting import until_found
 
 HOST = "127.0.0.1"
 SLOTS = 16384
-LIMIT = 30.0  # seconds
 NODE_TIMEOUT = 1000  # ms until a server that does not answer is taken for dead
 _TRIES = 5
-
-
-def until(there: Callable[[], T], what: str) -> T:
-    """Wait for something that the servers do by themselves, and give it."""
-    deadline = time.monotonic() + LIMIT
-    while time.monotonic() < deadline:
-        with contextlib.suppress(redis.RedisError, OSError):
-            if found := there():
-                return found
-        time.sleep(0.01)
-    raise TimeoutError(what)
 
 
 @dataclass
@@ -171,7 +156,7 @@ class Cluster:
     def cut_off(self, number: int) -> None:
         """Let a master's replica lag: it gets nothing of what is written from now on."""
         replica = self.replicas[number]
-        until(replica.has_link, "the replica does not follow")
+        until_found(replica.has_link, "the replica does not follow")
         self.masters[number].ask("WAIT", 1, 5000)
         os.kill(replica.server.pid, signal.SIGSTOP)
         self.masters[number].ask("CLIENT", "KILL", "TYPE", "replica")
@@ -181,18 +166,18 @@ class Cluster:
         master, replica = self.masters[number], self.replicas[number]
         master.server.kill()
         os.kill(replica.server.pid, signal.SIGCONT)
-        until(lambda: replica.ask("CLUSTER", "FAILOVER", "TAKEOVER"), "the replica does not take over")
-        until(lambda: replica.is_master, "the replica has not taken over")
+        until_found(lambda: replica.ask("CLUSTER", "FAILOVER", "TAKEOVER"), "the replica does not take over")
+        until_found(lambda: replica.is_master, "the replica has not taken over")
         self.masters[number], self.replicas[number] = replica, master
         for node in self.running:
-            until(partial(self._follows, node, replica), f"{node.name} does not know of the takeover")
-            until(node.is_well, f"{node.name} takes the cluster for broken")
+            until_found(partial(self._follows, node, replica), f"{node.name} does not know of the takeover")
+            until_found(node.is_well, f"{node.name} takes the cluster for broken")
 
     def come_back(self, number: int) -> None:
         """Start a server that was killed; it becomes the replica of who has taken its place."""
         replica = self.replicas[number]
         replica.server.start()
-        until(replica.has_link, "the server that came back does not follow")
+        until_found(replica.has_link, "the server that came back does not follow")
 
     # --- one more
 
@@ -204,8 +189,8 @@ class Cluster:
         for node in self.masters[:-1]:
             node.ask("CLUSTER", "MEET", HOST, joined.port, joined.bus)
         for node in self.masters:
-            until(partial(self._knows_all, node), "the new one is not known")
-        until(lambda: joined.ask("CLUSTER", "SLOTS") and joined.is_well(), "it takes the cluster for broken")
+            until_found(partial(self._knows_all, node), "the new one is not known")
+        until_found(lambda: joined.ask("CLUSTER", "SLOTS") and joined.is_well(), "it takes the cluster for broken")
         return joined
 
     # --- making it
@@ -235,13 +220,13 @@ class Cluster:
             for other in self.nodes[at + 1 :]:
                 one.ask("CLUSTER", "MEET", HOST, other.port, other.bus)
         for node in self.nodes:
-            until(partial(self._knows_all, node), f"{node.name} does not know all others")
+            until_found(partial(self._knows_all, node), f"{node.name} does not know all others")
         for master, replica in zip(self.masters, self.replicas, strict=False):
-            until(partial(replica.ask, "CLUSTER", "REPLICATE", master.id), f"{replica.name} follows nobody")
+            until_found(partial(replica.ask, "CLUSTER", "REPLICATE", master.id), f"{replica.name} follows nobody")
         for replica in self.replicas:
-            until(replica.has_link, f"{replica.name} has no link")
+            until_found(replica.has_link, f"{replica.name} has no link")
         for node in self.nodes:
-            until(node.is_well, f"{node.name} takes the cluster for broken")
+            until_found(node.is_well, f"{node.name} takes the cluster for broken")
 
     def _knows_all(self, node: Node) -> bool:
         known = node.knows()
