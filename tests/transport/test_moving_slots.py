@@ -69,11 +69,11 @@ class Process:
                 raise LookupError(n)
             return truth[n]
 
-        self.read = self.cache.cached("{{t}}:{n}", near=False)(load)
-        self.near = self.cache.cached("{{t}}:{n}", near=True)(load)
-        self.timed = self.cache.cached("{{t}}:{n}", near=False, exp=60, stale=60)(load)
+        self.read = self.cache.cached("{{t}}:{n}", shared=True, near=False)(load)
+        self.near = self.cache.cached("{{t}}:{n}", shared=True, near=True)(load)
+        self.timed = self.cache.cached("{{t}}:{n}", shared=True, near=False, exp=60, stale=60)(load)
 
-        @self.cache.cached_many("{{t}}:{ns}", near=False)
+        @self.cache.cached_many("{{t}}:{ns}", shared=True, near=False)
         async def many(ns: list[int]) -> dict[int, str]:
             return {n: truth[n] for n in ns}
 
