@@ -312,8 +312,7 @@ def _on_orm_execute(execution: ORMExecuteState) -> None:
     if not execution.is_select or execution.is_column_load or (load := fresh_reads()) is None:
         return
     execution.update_execution_options(**note_schemas(execution.execution_options))
-    if not changed(session):  # never over unflushed changes
-        load.keep_loaded(session)
+    if not changed(session) and load.keep_loaded(session):  # never over unflushed changes
         execution.update_execution_options(populate_existing=True)
 
 

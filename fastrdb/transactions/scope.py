@@ -35,6 +35,8 @@ from .rules import (
 )
 from .state import Targets, Transaction, changed, connections_of, next_order
 
+MOST_OBJECTS = 1000
+TOO_MANY_OBJECTS = f"the session holds more than {MOST_OBJECTS:,} objects, any of which may answer the load"
 _CALLS = "fastrdb.calls"  # in Session.info: the calls that use the session
 _calls_on: WeakKeyDictionary[Connection, list[RunningCall]] = WeakKeyDictionary()
 _used: WeakKeyDictionary[asyncio.Task[object], WeakSet[Session]] = WeakKeyDictionary()
@@ -170,12 +172,19 @@ class RunningLoad(RunningCall):
         self.tags.update(tags)
         self.coarse.update(dict.fromkeys(coarse))
 
-    def keep_loaded(self, session: Session) -> None:
-        """Note what the caller's objects have loaded: populate_existing unloads what its statement does not load."""
+    def keep_loaded(self, session: Session) -> bool:
+        """Note what the caller's objects have loaded: populate_existing unloads what its statement does not load.
+
+        Return False for more objects than can be copied in about a millisecond. The result is then not stored.
+        """
         if session not in self._loaded:
             states = session.identity_map.all_states()
+            if len(states) > MOST_OBJECTS:  # mechanism: objects-bounded
+                self.unfit = self.unfit or TOO_MANY_OBJECTS
+                return False
             found = [(state, instance, dict(state.dict)) for state in states if (instance := state.obj()) is not None]
             self._loaded[session] = found
+        return True
 
     def _restore_loaded(self) -> None:
         for session, found in self._loaded.items():

@@ -252,6 +252,7 @@ _OF_WRITERS = {
 }
 
 _OF_LOADS = {
+    "objects-bounded": _line("a load in a session with very many objects copies none of them", "if False:"),
     "last-connection-noticed": _function(
         "a caller that holds the last connection of a pool does not wait for a load that may need one",
         "transactions.rules:holds_last_connection",

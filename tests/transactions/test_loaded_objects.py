@@ -11,6 +11,8 @@ from sqlalchemy import inspect, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import defer, joinedload, undefer
 
+from fastrdb.transactions import scope
+from tests.races.mechanisms import without
 from tests.support.servers.databases import Database
 from tests.support.world.world import Item, Owner, World, world
 
@@ -25,7 +27,7 @@ async def w(sqlite: Database, client: Redis) -> AsyncIterator[World]:
 def cached(w: World, *options: Any, end: bool = False) -> Any:
     """Return a cached function that loads item 1 with these loader options, and may end the transaction."""
 
-    @w.one.cache.cached("item:{item_id}:name")
+    @w.one.cache.cached("item:{item_id}:name", shared=True)
     async def name(db: AsyncSession, redis: Redis, item_id: int) -> str:
         found = (await db.scalars(select(Item).options(*options).where(Item.id == item_id))).one().name
         if end:
@@ -78,3 +80,30 @@ async def test_object_that_the_caller_has_not_loaded_whole_stays_so(w: World) ->
         assert await cached(w)(db, w.one.client, 1) == "old"
         assert inspect(item).unloaded == {"owner"}
         assert inspect(owner).unloaded == set()
+
+
+async def many_objects(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Load in a session that holds more objects than may be copied."""
+    monkeypatch.setattr(scope, "MOST_OBJECTS", 0)
+    name = cached(w)
+    async with w.one.database.sessions() as db:
+        item = (await db.scalars(select(Item).where(Item.id == 1))).one()
+        assert await name(db, w.one.client, 1) == "old"
+        assert name.stats.fills == 0
+        assert item.name == "old"
+
+
+async def test_session_with_very_many_objects_stores_nothing(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of all objects for each miss would take too long. The next call in a session without them stores."""
+    await many_objects(w, monkeypatch)
+    name = cached(w)
+    async with w.one.database.sessions() as db:
+        assert await name(db, w.one.client, 1) == "old"
+    assert name.stats.fills == 1
+
+
+async def test_objects_are_copied_without_the_mechanism(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them, whatever their number."""
+    without("objects-bounded").apply(monkeypatch.setattr)
+    with pytest.raises(AssertionError):
+        await many_objects(w, monkeypatch)
