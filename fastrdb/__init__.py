@@ -4,6 +4,9 @@
 CRUD made of them.
 """
 
+from importlib.metadata import PackageNotFoundError as _NotInstalled
+from importlib.metadata import version as _version
+
 from .cache import Cache, Cached, cached, cached_list, cached_many, default_cache, invalidates
 from .crud import FastRDB, PaginatedResponse
 from .errors import (
@@ -22,8 +25,13 @@ from .errors import (
 from .events import Event, Hook, Stats
 from .loading import Explanation, Stored, no_store
 from .near import Near
-from .protocol import Inspector
+from .protocol import Inspector, Readiness
 from .registry import Finding, FunctionInfo
+
+try:
+    __version__ = _version("fastrdb")
+except _NotInstalled:  # run from a checkout
+    __version__ = "0"
 
 __all__ = [
     "Cache",
@@ -45,11 +53,13 @@ __all__ = [
     "PageOutOfRange",
     "PaginatedResponse",
     "PatternError",
+    "Readiness",
     "SchemaError",
     "SessionInUseError",
     "Stats",
     "Stored",
     "UnknownFieldError",
+    "__version__",
     "cached",
     "cached_list",
     "cached_many",

@@ -18,7 +18,7 @@ from .keys import MISSING, CallPlan, Pattern, Prefix, hashed, inspect_function
 from .loading import CachedFunction, CachedMany, Policy
 from .near import Near
 from .options import Seconds, at_least_one, seconds, synchronous
-from .protocol import OnError
+from .protocol import OnError, Readiness
 from .registry import SHORT_S, Finding, FunctionInfo, Registered
 from .runtime import Runtime, checked
 from .transactions import drain
@@ -270,6 +270,15 @@ class Cache(Runtime):
         no result was ever stored.
         """
         return self.registry.findings()
+
+    async def ready(self, redis: Redis | RedisCluster | None = None) -> Readiness:
+        """Return whether the cache can do its work: a little of it is done, on a key of its own.
+
+        The record is true if it can, so a readiness probe may say `200 if await cache.ready() else 503`. Raises
+        OptionError where there is no client.
+        """
+        client = self.required(f"{type(self).__name__}.ready") if redis is None else redis
+        return await self.store(client).readiness(client)
 
     def __dir__(self) -> list[str]:
         return sorted({*_PUBLIC, *(name for name in vars(Cache) if not name.startswith("_"))})

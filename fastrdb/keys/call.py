@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from fastrdb.errors import KeyValueError, MissingKeyFieldError, OptionError, PatternError
 
 from .compiled import Pair, Recipe, Step, Twin
-from .declared import MISSING, attribute_type
+from .declared import MISSING, attribute_type, lacks
 from .encoding import encode_with, encoder_for
 from .pattern import Part, Pattern, Seal, sealed
 from .prefix import RESULT, PrefixTemplates, Template, attribute, part_encoder, reader
@@ -150,6 +150,7 @@ class CallPlan:
         for part in pattern.parts:
             name = part.root
             if result and name == RESULT:
+                self._check_result(part, pattern.text)
                 continue
             start = f"{self._owner}: {pattern.text!r}: placeholder '{{{part.field}}}'"
             parameter = self._parameters.get(name)
@@ -161,6 +162,14 @@ class CallPlan:
             if name in self._ignored:
                 raise PatternError(f"{start}: parameter '{name}' is ignored, and never part of a key")
         return pattern
+
+    def _check_result(self, part: Part, text: str) -> None:
+        """Raise PatternError for an attribute that the model which the function returns does not have."""
+        declared = self.return_type
+        for name in part.path:
+            if (lacking := lacks(declared, name)) is not None:
+                raise PatternError(f"{self._owner}: {text!r}: {lacking}")
+            declared = attribute_type(declared, (name,))
 
     def _type_at(self, part: Part) -> Any:
         """Return the declared type of what a placeholder stands for, MISSING if it cannot be made out."""

@@ -92,6 +92,20 @@ def attribute_type(declared: Any, path: tuple[str, ...]) -> Any:
     return declared
 
 
+def lacks(declared: Any, name: str) -> str | None:
+    """Return what to say of a model without that attribute; None for one that has it, and for all other types."""
+    owners = [each for each in members(declared) if isinstance(each, type)]
+    owner: Any = owners[0] if len(owners) == 1 else None
+    mapped, fields = getattr(owner, "__mapper__", None), getattr(owner, "__pydantic_fields__", None)
+    if mapped is not None:
+        fields = mapped.columns.keys()
+    elif getattr(owner, "model_config", {}).get("extra") == "allow":
+        fields = None
+    if fields is None or name in fields or hasattr(owner, name):
+        return None
+    return f"{owner.__name__} has no '{name}'; it has: {', '.join(fields)}"
+
+
 def _hint_of(owner: type, name: str) -> Any:
     found = getattr(owner, name, None)
     getter = found.fget if isinstance(found, property) else None

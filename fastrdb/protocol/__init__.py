@@ -7,6 +7,7 @@ from .intent import Intent, OnError
 from .interface import UNKNOWN, Barred, Busy, Entry, Granted, Hit, Outcome, Tagged, Timed
 from .keyspace import Keyspace, Target
 from .lua import scripts
+from .readiness import Readiness
 from .store import Fill, Store
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Keyspace",
     "OnError",
     "Outcome",
+    "Readiness",
     "Store",
     "Tagged",
     "Target",

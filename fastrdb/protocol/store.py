@@ -20,6 +20,7 @@ from .cluster import ClusterBackend
 from .intent import Intent, OnError, Writer, columns_named
 from .interface import GONE, Ask, Backend, Entry, Outcome, Tagged, Timed, Write
 from .keyspace import named
+from .readiness import Readiness, readiness
 from .server import ServerBackend
 
 if TYPE_CHECKING:
@@ -306,6 +307,10 @@ class Store:
     def intent(self, client: Client, counters: Counters | None = None) -> Intent:
         """Return a new record of what one transaction will do to the cache; `counters` count what it deletes."""
         return Intent(self._writer, client, counters)
+
+    async def readiness(self, client: Client) -> Readiness:
+        """Return whether this store can do its work. Raises nothing that Redis causes."""
+        return await readiness(self, client, lambda: self._backend.trust.policy, Fill)
 
     # --- the end of an event loop
 

@@ -70,6 +70,11 @@ class Trust:
         """Return whether a server may evict the index."""
         return bool(self._policy)
 
+    @property
+    def policy(self) -> str:
+        """Return the policy by which a server may evict the index; "" for none."""
+        return self._policy.decode()
+
     # --- greetings
 
     def question(self) -> Command:

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 from redis.asyncio import Redis
 
 from fastrdb import Cache, OptionError, PatternError, SchemaError, cached, cached_list, invalidates
@@ -200,3 +201,26 @@ def test_a_synchronous_client_is_refused() -> None:
 
     with pytest.raises(OptionError, match=r"is synchronous; use redis\.asyncio\.Redis$"):
         Cache(redis.Redis())  # type: ignore[arg-type]
+
+
+class Named(BaseModel):
+    """A result of a function that invalidates."""
+
+    id: int
+
+    @property
+    def title(self) -> str:
+        """Return another attribute."""
+        return str(self.id)
+
+
+@pytest.mark.parametrize("options", [{"prefix": "user:{result.idd}"}, {"keys": ["user:{result.idd}"]}], ids=str)
+def test_attribute_that_the_result_lacks_is_refused(options: Any) -> None:
+    """A placeholder with a typo would cut the prefix, and everything would go."""
+
+    async def write() -> Named | None:
+        return None
+
+    with pytest.raises(PatternError, match=r"write: 'user:\{result\.idd\}': Named has no 'idd'; it has: id$"):
+        Cache().invalidates(**options)(write)
+    assert Cache().invalidates("user:{result.id}:{result.title}")(write) is not write
