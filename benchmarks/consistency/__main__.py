@@ -83,8 +83,12 @@ def verdict(outcome: Outcome) -> tuple[str, int]:
 
 
 def catch_all(given: argparse.Namespace) -> int:
-    """Run with each seeded bug in turn, print a line for each; give 0 if all were caught."""
+    """Run with each seeded bug in turn, print a line for each; give 0 if all were caught.
+
+    Each run has the faults that its bug needs, and no others: these would leave less time for them.
+    """
     missed = 0
+    given.faults = "none" if given.faults == "all" else given.faults
     print(f"{'bug':<24}{'reads':>9}{'wrong answers':>15}{'keys diverged':>15}{'':>3}")
     for name in seeded_bugs.BUGS:
         given.seed_bug = name
