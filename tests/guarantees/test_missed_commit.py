@@ -163,15 +163,11 @@ async def test_call_into_a_black_hole_costs_one_deadline(
         Redis(port=proxy.port, retry=Retry(NoBackoff(), 3)) as own,
         world(sqlite, own, timeout=DEADLINE) as w,
     ):
-        loop = asyncio.get_running_loop()
         await w.fair()
         proxy.drop()
-        started = loop.time()
         assert await w.one.read() == "old"
-        assert loop.time() - started < DEADLINE * 2
-        started = loop.time()
+        assert w.one.cache.stats().unavailable == 1, "one wait"
         await w.one.write("new")
-        assert loop.time() - started < DEADLINE * 2
         before = w.one.cache.stats()
         assert await w.one.read() == "new"
         found = w.one.cache.stats()

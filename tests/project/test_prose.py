@@ -13,7 +13,6 @@ from tests.support.source.prose import faults
 PENDING = [
     "fastrdb/demo",
     "fastrdb/near",
-    "tests/conftest.py",
     "tests/crud",
     "tests/databases",
     "tests/keys",

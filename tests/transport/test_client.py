@@ -419,11 +419,9 @@ async def test_a_black_hole_fails_all_who_wait(server: EmbeddedServer, client: R
         while await get_or_error(store, own) != b"k":  # the machine may be busy
             pass
         proxy.drop()
-        loop = asyncio.get_running_loop()
-        started = loop.time()
         found = await asyncio.gather(*(get_or_error(store, own) for _ in range(200)))
         assert {type(each) for each in found} == {CacheUnavailableError}
-        assert loop.time() - started < 0.2
+        assert store._link.breaker.failures == 1, "one timeout ends all of them"
         proxy.heal()
         before = proxy.connections
 
