@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _EVERY_S = 5.0
 _MOST_DROPS = 50
+_LONGEST_KEY = 500
 _TIMED = {"hit": "redis", "stale": "redis", "fill": "redis", "loaded": "load", "join": "wait"}
 
 
@@ -34,9 +35,9 @@ class Tally:
 
     def __call__(self, event: Event) -> None:
         """Take note of `event`."""
-        if event.kind in ("invalidation", "deleted"):
-            drop = {"at": time(), "function": event.function, "kind": event.kind, "key": event.key[:500]}
-            self._drops.append(drop | {"count": event.count if event.kind == "deleted" else None})
+        if event.kind == "deleted":
+            drop = {"at": time(), "function": event.function, "key": event.key[:_LONGEST_KEY], "count": event.count}
+            self._drops.append(drop)
         if event.seconds is not None and (name := _TIMED.get(event.kind)) is not None:
             times = self._times.setdefault(event.function, {}).setdefault(name, [0, 0.0])
             times[0] += 1

@@ -109,6 +109,25 @@ class Inspector:
         ttl_ms = await self._do("PTTL", self.keyspace.lease(self.keyspace.entry(key)))
         return None if ttl_ms < 0 else ttl_ms / 1000
 
+    # --- what entries depend on
+
+    async def tags(self, key: str) -> list[str]:
+        """Return what an entry depends on: `table`, or `table:column=value`. Empty for a function without tags."""
+        name = self.keyspace.entry(key)
+        found = await self._do("HGET", _beside(self.keyspace.shard(name), b"tagged"), name)
+        return [] if found is None else sorted(line.rstrip("\0") for line in _text(found).split("\n") if line)
+
+    async def tagged(self, tag: str, *, limit: int = 100) -> list[str]:
+        """Return at most `limit` keys of entries that depend on a table, or on `table:column=value`."""
+        found = dict[str, None]()
+        for shard in self.keyspace.shards:
+            for end in (b"\0",) if "=" in tag else (b"\0", b":"):
+                head = tag.encode() + end
+                span = b"[" + head, b"(" + head[:-1] + bytes([head[-1] + 1])
+                rows = await self._do("ZRANGEBYLEX", _beside(shard, b"tags"), *span, "LIMIT", 0, limit)
+                found.update((self._key(_bytes(row).rpartition(b"\0")[2]), None) for row in rows)
+        return [key for key in found if key][:limit]
+
     # --- the state of the namespace
 
     async def index(self) -> IndexInfo:
@@ -150,6 +169,13 @@ class Inspector:
         seconds, micros = next(iter(reply.values())) if isinstance(reply, dict) else reply
         return int(seconds) * 1000 + int(micros) / 1000
 
+    async def trusted(self) -> set[str]:
+        """Return the replication ids of the servers whose data this is, with the marks of each heal."""
+        found = set[str]()
+        for shard in self.keyspace.shards:
+            found |= {_text(each) for each in await self._do("ZRANGEBYSCORE", shard.trusted, "-inf", "+inf")}
+        return found
+
     async def leases(self) -> int:
         """Return how many callers load at the moment, at most 1,000. Goes over all keys of the server, in portions."""
         found = 0
@@ -182,6 +208,11 @@ class Inspector:
             else:
                 found[process] = json.loads(raw)
         return found
+
+
+def _beside(shard: Shard, part: bytes) -> bytes:
+    """Return the name of another key of a shard."""
+    return shard.index.removesuffix(b"index") + part
 
 
 def _bytes(text: bytes | str) -> bytes:

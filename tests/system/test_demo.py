@@ -224,6 +224,7 @@ class TestMissing:
     ) -> None:
         """The message says what is missing and how to install it; there is no traceback."""
         monkeypatch.setattr(cli, "find_spec", lambda name: None if name == "rich" else find_spec(name))
+        monkeypatch.setattr(sys, "argv", ["fastrdb", "demo"])
         with pytest.raises(SystemExit) as ended:
             cli.main()
         assert ended.value.code == 1

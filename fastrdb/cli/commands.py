@@ -1,0 +1,266 @@
+"""The commands: each connects, looks, and prints a table, or JSON with `--json`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from fastrdb import Cache, FastRDBError, Inspector
+
+from . import pages, show
+from .connect import URL, UnreachableError, connected
+from .doctor import Doctor, worst
+from .live import follow
+
+cli = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+Url = Annotated[str, typer.Option("--url", envvar="FASTRDB_URL", help="The address of Redis.")]
+Namespace = Annotated[str, typer.Option("--namespace", "-n", envvar="FASTRDB_NAMESPACE", help="Of the cache.")]
+Key = Annotated[str, typer.Argument(help="Without the namespace.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+UNREACHABLE = 2
+_NO_TAGS = "no tags: no entry, or its function is invalidated by prefixes"
+
+
+@cli.callback()
+def fastrdb() -> None:
+    """Answer async query functions from Redis, never from before the last committed write."""
+
+
+@cli.command(add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+def demo() -> None:
+    """Run the tutorial on an embedded SQLite and a private Redis or Valkey, and show what happens."""
+
+
+@cli.command()
+def doctor(
+    url: Annotated[str, typer.Argument(envvar="FASTRDB_URL", help="The address of Redis.")] = URL,
+    namespace: Namespace = "",
+    as_json: AsJson = False,
+) -> None:
+    """Examine a server or a cluster. Ends with 0 if all is well, with 1 for warnings, with 2 for failures."""
+
+    async def examine(client: Any) -> int:
+        found = []
+        async for each in Doctor(client, namespace).examine():
+            found.append(each)
+            if not as_json:
+                show.diagnosis(console(), each)
+        if as_json:
+            _print([each.as_json() for each in found])
+        return worst(found)
+
+    raise typer.Exit(_run(url, examine, as_json))
+
+
+@cli.command()
+def keys(
+    prefix: Annotated[str, typer.Argument(help="Such as 'user:*'; without one, all entries.")] = "",
+    limit: Annotated[int, typer.Option(min=1, help="The most that are shown.")] = 100,
+    url: Url = URL,
+    namespace: Namespace = "",
+    as_json: AsJson = False,
+) -> None:
+    """List entries under a prefix, with TTL and size."""
+
+    async def find(client: Any) -> int:
+        found = await Inspector(client, namespace).keys(prefix, limit=limit)
+        if as_json:
+            _print([asdict(each) for each in found])
+        else:
+            show.keys(console(), found, limit)
+        return 0
+
+    raise typer.Exit(_run(url, find, as_json))
+
+
+@cli.command()
+def get(
+    key: Key,
+    url: Url = URL,
+    namespace: Namespace = "",
+    as_json: AsJson = False,
+) -> None:
+    """Show an entry: its JSON, TTL and size. Ends with 1 if there is none."""
+
+    async def look(client: Any) -> int:
+        inspector = Inspector(client, namespace)
+        entry, raw = await inspector.entry(key), await inspector.value(key)
+        if entry is None or raw is None:
+            _say(f"no entry under {key}", as_json)
+            return 1
+        if as_json:
+            _print(asdict(entry) | {"value": show.parsed(raw)})
+        else:
+            show.entry(console(), entry, raw)
+        return 0
+
+    raise typer.Exit(_run(url, look, as_json))
+
+
+@cli.command()
+def why(
+    key: Key,
+    url: Url = URL,
+    namespace: Namespace = "",
+    as_json: AsJson = False,
+) -> None:
+    """Say why a key is answered from Redis now, or why not."""
+
+    async def explain(client: Any) -> int:
+        reasons = await show.reasons(Inspector(client, namespace), key)
+        if as_json:
+            _print({"key": key, "reasons": reasons})
+        else:
+            show.lines(console(), reasons)
+        return 0
+
+    raise typer.Exit(_run(url, explain, as_json))
+
+
+@cli.command()
+def deps(key: Key, url: Url = URL, namespace: Namespace = "", as_json: AsJson = False) -> None:
+    """List the tables and rows that an entry depends on, where its function follows them by itself."""
+
+    async def look(client: Any) -> int:
+        found = await Inspector(client, namespace).tags(key)
+        _print(found) if as_json else show.lines(console(), found or [_NO_TAGS])
+        return 0
+
+    raise typer.Exit(_run(url, look, as_json))
+
+
+@cli.command()
+def who(
+    tag: Annotated[str, typer.Argument(help="A table, or 'table:column=value'.")],
+    limit: Annotated[int, typer.Option(min=1, help="The most that are shown.")] = 100,
+    url: Url = URL,
+    namespace: Namespace = "",
+    as_json: AsJson = False,
+) -> None:
+    """List the entries that depend on a table, or on the rows with one value."""
+
+    async def find(client: Any) -> int:
+        found = await Inspector(client, namespace).tagged(tag, limit=limit)
+        _print(found) if as_json else show.lines(console(), found or [f"no entry depends on {tag}"])
+        return 0
+
+    raise typer.Exit(_run(url, find, as_json))
+
+
+@cli.command()
+def invalidate(
+    prefix: Annotated[str, typer.Argument(help="Such as 'user:*'. 'user:1' reaches user:10, too.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    url: Url = URL,
+    namespace: Namespace = "",
+    as_json: AsJson = False,
+) -> None:
+    """Delete what lies under a prefix, after saying how many entries that is and asking."""
+
+    async def delete(client: Any) -> int:
+        count = await Inspector(client, namespace).count(prefix)
+        if not yes:
+            if as_json or not sys.stdin.isatty():
+                _say(f"{count} keys under {prefix}: give --yes to delete them", as_json)
+                return 1
+            if not typer.confirm(f"Delete {count} keys under {prefix}?"):
+                return 1
+        async with Cache(client, namespace=namespace, timeout=10, on_error="raise") as cache:
+            deleted = await cache.invalidate(prefix)
+        _print({"deleted": deleted}) if as_json else show.lines(console(), [f"{deleted} entries deleted"])
+        return 0
+
+    raise typer.Exit(_run(url, delete, as_json))
+
+
+@cli.command()
+def stats(url: Url = URL, namespace: Namespace = "", as_json: AsJson = False) -> None:
+    """Add up the counts of all processes that publish theirs: Cache(publish=True)."""
+
+    async def add_up(client: Any) -> int:
+        published = await Inspector(client, namespace).published()
+        if as_json:
+            _print({"processes": published, "functions": show.totals(published)})
+        else:
+            console().print(show.functions(published))
+        return 0
+
+    raise typer.Exit(_run(url, add_up, as_json))
+
+
+@cli.command()
+def top(
+    url: Url = URL,
+    namespace: Namespace = "",
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 2.0,
+    times: Annotated[int, typer.Option(min=0, help="So many looks; 0 until Ctrl-C.")] = 0,
+) -> None:
+    """Watch functions, hit ratio, loads and what is dropped, of all processes that publish their counts."""
+
+    async def watch(client: Any) -> int:
+        await follow(console(), Inspector(client, namespace), every, times or math.inf)
+        return 0
+
+    raise typer.Exit(_run(url, watch, False))
+
+
+@cli.command()
+def docs(page: Annotated[str, typer.Argument(help="Without one, the list of pages.")] = "") -> None:
+    """Show a page of the documents that come with the package."""
+    if not page:
+        show.lines(console(), pages.names())
+        return
+    if (text := pages.read(page)) is None:
+        typer.echo(f"no page {page}; there are: {', '.join(pages.names())}", err=True)
+        raise typer.Exit(1)
+    pages.show(console(), text)
+
+
+def run() -> None:
+    """Run the command line."""
+    cli(prog_name="fastrdb")
+
+
+def console() -> Console:
+    """Return the terminal, where text is shown as it is: keys are no markup."""
+    return Console(markup=False, emoji=False, highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def _run(url: str, work: Callable[[Any], Awaitable[int]], as_json: bool) -> int:
+    """Do some work with a client. Return the status."""
+
+    async def connect() -> int:
+        async with connected(url) as client:
+            return await work(client)
+
+    try:
+        return asyncio.run(connect())
+    except KeyboardInterrupt:
+        return 0
+    except UnreachableError as error:
+        _say(str(error), as_json)
+        return UNREACHABLE
+    except FastRDBError as error:
+        _say(str(error), as_json)
+        return UNREACHABLE
+
+
+def _print(found: Any) -> None:
+    typer.echo(json.dumps(found, ensure_ascii=False, indent=2))
+
+
+def _say(text: str, as_json: bool) -> None:
+    """Print an error: as JSON where a script reads it, which is on the way of answers."""
+    if as_json:
+        _print({"error": text})
+    else:
+        typer.echo(text, err=True)

@@ -1,0 +1,88 @@
+"""A client for an address: of one server, or of a cluster where the server says that it is a part of one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from redis.asyncio import Redis, RedisCluster
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
+
+URL = "redis://localhost:6379"
+_CONNECT_S = 5.0
+
+
+class UnreachableError(Exception):
+    """A server that cannot be used: what happened, and what to do. Neither has the password of the address."""
+
+    def __init__(self, what: str, advice: str) -> None:
+        super().__init__(what, advice)
+        self.what, self.advice = what, advice
+
+    def __str__(self) -> str:
+        return f"{self.what}. {self.advice}"
+
+
+@asynccontextmanager
+async def connected(url: str) -> AsyncIterator[Any]:
+    """Open a client for an address, and close it. Raises UnreachableError."""
+    try:
+        client: Any = Redis.from_url(
+            url, socket_connect_timeout=_CONNECT_S, socket_timeout=_CONNECT_S, retry=Retry(NoBackoff(), 0)
+        )
+    except ValueError as error:
+        raise UnreachableError(
+            f"Not an address of Redis ({error})", "Such as redis://user:password@host:6379/0"
+        ) from error
+    try:
+        if await _is_cluster(client):
+            await client.aclose()
+            client = RedisCluster.from_url(
+                url.removesuffix("/0"), socket_connect_timeout=_CONNECT_S, socket_timeout=_CONNECT_S
+            )
+            await client.initialize()
+        yield client
+    except (RedisError, OSError) as error:
+        raise _explained(error, url) from error
+    finally:
+        await client.aclose()
+
+
+async def _is_cluster(client: Any) -> bool:
+    await client.execute_command("PING")
+    try:
+        info = await client.execute_command("INFO", "cluster")
+    except (NoPermissionError, ResponseError):  # an ACL without +info; a cluster's own command says it, too
+        try:
+            await client.execute_command("CLUSTER", "INFO")
+        except (NoPermissionError, ResponseError):
+            return False
+        return True
+    return bool(int(info.get("cluster_enabled", 0))) if isinstance(info, dict) else b"cluster_enabled:1" in info
+
+
+def _explained(error: Exception, url: str) -> UnreachableError:
+    text = f"{error} {error.__cause__ or ''} {error.__context__ or ''}".lower()
+    if isinstance(error, AuthenticationError) or "noauth" in text or "wrongpass" in text:
+        return UnreachableError("The server asks for another login", "Write redis://user:password@host:6379")
+    if "noperm" in text:
+        return UnreachableError(f"The user may not do that ({error})", "See docs/security.md for the line of the ACL")
+    if "certificate" in text:
+        advice = "Add ?ssl_ca_certs=/path/to/ca.pem to the address"
+        return UnreachableError("The certificate of the server is not trusted", advice)
+    if "ssl" in text or "wrong_version_number" in text:
+        return UnreachableError("The server does not speak TLS there", "Write redis:// instead of rediss://")
+    if "refused" in text or "error 111" in text:
+        return UnreachableError("Nothing listens there (connection refused)", "Check host and port; is Redis running?")
+    if "closed by server" in text or "reset" in text:
+        advice = "Does it want TLS? Write rediss:// instead of redis://" if url.startswith("redis://") else "Try again"
+        return UnreachableError("The server closes the connection", advice)
+    if isinstance(error, TimeoutError) or "timeout" in text or "timed out" in text:
+        tls = "Does it speak TLS there? Write redis:// if not. " if url.startswith("rediss://") else ""
+        return UnreachableError(
+            f"No answer within {_CONNECT_S:g} s", f"{tls}Check the network, a firewall, the address"
+        )
+    return UnreachableError(f"{type(error).__name__}: {error}", "Check the address and the server's log")

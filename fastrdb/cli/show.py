@@ -1,0 +1,158 @@
+"""Tables for people. Keys and values are shown as text, without markup and control characters."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.json import JSON
+from rich.table import Table
+from rich.text import Text
+
+from fastrdb import Inspector
+from fastrdb.protocol import KeyInfo
+
+from .doctor import Diagnosis, Level
+
+_SIGNS: dict[Level, tuple[str, str]] = {
+    "ok": ("ok  ", "green"),
+    "warning": ("warn", "yellow"),
+    "failure": ("FAIL", "bold red"),
+}
+_ANSWERED = ("near", "hits", "stale")
+
+
+def plain(text: str) -> Text:
+    """Return text without control characters, which a terminal would obey."""
+    return Text("".join(each if each.isprintable() else f"\\x{ord(each):02x}" for each in text))
+
+
+def lines(console: Console, texts: Iterable[str]) -> None:
+    """Print a text in each line."""
+    for text in texts:
+        console.print(plain(text))
+
+
+def diagnosis(console: Console, found: Diagnosis) -> None:
+    """Print one finding, and below it what to do."""
+    sign, style = _SIGNS[found.level]
+    console.print(Text.assemble((sign, style), f" {found.check:<10} ", plain(found.found)))
+    if found.advice:
+        console.print(Text.assemble(" " * 16, ("-> ", style), plain(found.advice)))
+
+
+def keys(console: Console, found: Sequence[KeyInfo], limit: int) -> None:
+    """Print entries."""
+    table = Table("key", "TTL", "size", box=None, header_style="bold", pad_edge=False)
+    table.columns[0].overflow = "fold"
+    for each in found:
+        table.add_row(plain(each.key), life(each.ttl), size(each.size))
+    console.print(table)
+    more = f"the first {limit}; --limit shows more" if len(found) >= limit else f"{len(found)} entries"
+    console.print(Text(more, "dim"))
+
+
+def entry(console: Console, found: KeyInfo, raw: bytes) -> None:
+    """Print one entry."""
+    console.print(Text.assemble(plain(found.key), (f"   {life(found.ttl)}, {size(found.size)}", "dim")))
+    value = parsed(raw)
+    console.print(JSON.from_data(value, ensure_ascii=True) if not isinstance(value, bytes) else plain(repr(raw)))
+
+
+def parsed(raw: bytes) -> Any:
+    """Return the value of an entry, or its text if it is no JSON."""
+    try:
+        return json.loads(raw)
+    except ValueError:
+        return raw.decode("utf-8", "backslashreplace")
+
+
+async def reasons(inspector: Inspector, key: str) -> list[str]:
+    """Return what is to be said of a key."""
+    found, lease = await inspector.entry(key), await inspector.lease(key)
+    barriers, index = await inspector.barriers(key), await inspector.index()
+    said = [f"there is an entry: {size(found.size)}, {life(found.ttl)} left" if found else "there is no entry"]
+    if lease is not None:
+        said.append(f"a caller loads or writes it; others wait for at most {lease:.1f} s")
+    said += [f"a commit on its way reaches it ({each.reach}): nothing is stored for now" for each in barriers]
+    if index.exists and not index.whole:
+        said.append("the index is not whole: the next write of a prefix looks at all keys")
+    for process in (await inspector.published()).values():
+        if process.get("pending"):
+            said.append(f"{process['host']} pid {process['pid']} reads past the cache: an invalidation is pending")
+    if found is None and len(said) == 1:
+        said.append("the next call loads it. `await f.explain(...)` in the application says why it was not stored")
+    return said
+
+
+def totals(published: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the counts of each function over all processes: counts, and times as [how often, seconds]."""
+    found: dict[str, dict[str, Any]] = {}
+    for process in published.values():
+        for each in process["functions"]:
+            total = found.setdefault(each["function"], {"pattern": each["pattern"], "stats": {}, "times": {}})
+            for name, count in each["stats"].items():
+                total["stats"][name] = total["stats"].get(name, 0) + count
+            for name, (count, seconds) in each["times"].items():
+                before = total["times"].get(name, [0, 0.0])
+                total["times"][name] = [before[0] + count, before[1] + seconds]
+    return found
+
+
+def functions(published: Mapping[str, Any]) -> RenderableType:
+    """Return a table of functions, the busiest first."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("function", overflow="fold")
+    for name in ("calls", "hit ratio", "loads", "load", "Redis", "unstored", "dropped"):
+        table.add_column(name, justify="right", no_wrap=True)
+    found = totals(published)
+    for name, each in sorted(found.items(), key=lambda item: -sum(map(item[1]["stats"].get, item[1]["stats"]))):
+        stats = each["stats"].get
+        answered = sum(stats(kind, 0) for kind in _ANSWERED)
+        calls = answered + stats("misses", 0)
+        ratio = f"{answered / calls:.1%}" if calls else "-"
+        times = [_mean(each["times"].get(kind)) for kind in ("load", "redis")]
+        counts = [f"{stats(kind, 0):,}" for kind in ("unstored", "deleted")]
+        table.add_row(plain(name), f"{calls:,}", ratio, f"{stats('loads', 0):,}", *times, *counts)
+    pending = [f"{each['host']} pid {each['pid']}" for each in published.values() if each.get("pending")]
+    foot = Text(
+        f"{len(published)} processes" if published else "no process publishes its counts: Cache(publish=True)", "dim"
+    )
+    if pending:
+        foot.append(f"   an invalidation is pending in {', '.join(pending)}", "bold red")
+    return Group(table, foot)
+
+
+def drops(published: Mapping[str, Any], most: int) -> RenderableType:
+    """Return a table of the latest invalidations, the newest first."""
+    table = Table("dropped", "by", "entries", box=None, header_style="bold", pad_edge=False)
+    every = sorted((drop for each in published.values() for drop in each["drops"]), key=lambda drop: -drop["at"])
+    for drop in every[:most]:
+        table.add_row(
+            plain(drop["key"]), plain(drop["function"]), "" if drop["count"] is None else f"{drop['count']:,}"
+        )
+    return table
+
+
+def life(ttl: float | None) -> str:
+    """Return a TTL in words."""
+    if ttl is None:
+        return "no TTL"
+    return f"{ttl:.0f} s" if ttl < 600 else f"{ttl / 60:.0f} min" if ttl < 36_000 else f"{ttl / 3600:.0f} h"
+
+
+def size(count: int) -> str:
+    """Return a number of bytes in words."""
+    return (
+        f"{count} B"
+        if count < 10_000
+        else f"{count / 1024:.0f} KiB"
+        if count < 10_000_000
+        else f"{count / 1048576:.0f} MiB"
+    )
+
+
+def _mean(times: Sequence[float] | None) -> str:
+    return "-" if not times or not times[0] else f"{times[1] / times[0] * 1000:.1f} ms"

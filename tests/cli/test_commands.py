@@ -1,0 +1,224 @@
+"""The commands on one server and on a cluster, through a pipe and on a terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+from typing import Any
+
+import pyte
+import pytest
+import redis
+from redis.asyncio import Redis, RedisCluster
+from typer.testing import CliRunner, Result
+
+from fastrdb import Cache, Inspector
+from fastrdb import cli as command
+from fastrdb.cli.commands import cli
+from fastrdb.testing import EmbeddedServer
+from tests.support import ROOT
+from tests.support.servers.cluster import Cluster
+
+LIMIT_S = 30.0
+
+
+@pytest.fixture(params=["server", "cluster"])
+def url(request: pytest.FixtureRequest) -> str:
+    """Return the address of each kind in turn: empty but for three entries, of a namespace."""
+    if request.param == "cluster":
+        cluster: Cluster = request.getfixturevalue("cluster")
+        cluster.flush()
+        port = cluster.masters[0].port
+    else:
+        server: EmbeddedServer = request.getfixturevalue("server")
+        port = server.port
+        with redis.Redis(port=port) as admin:
+            admin.flushall()
+    asyncio.run(_fill(port, cluster=request.param == "cluster"))
+    return f"redis://127.0.0.1:{port}"
+
+
+async def _fill(port: int, *, cluster: bool) -> None:
+    client: Any = RedisCluster(host="127.0.0.1", port=port) if cluster else Redis(port=port)
+    async with client, Cache(client, namespace="shop", timeout=5) as cache:
+
+        @cache.cached("user:{number}", exp=60, jitter=0)
+        async def user(number: int) -> dict[str, str]:
+            return {"name": "[red]Ann\x1b[2J"}
+
+        for number in (1, 2, 30):
+            await user(number)
+        record = {"host": "web1", "pid": 7, "pending": False}
+        function = {"function": "user", "pattern": "user:{number}"}
+        stats = {"hits": 3, "misses": 1, "loads": 1}
+        counts = {"functions": [function | {"stats": stats, "times": {"load": [2, 0.5]}}]}
+        drops = [{"at": 1.0, "function": "rename", "key": "user:9", "count": 4}]
+        for process in ("one", "two"):
+            await Inspector(client, "shop").publish(process, record | counts | {"drops": drops})
+
+
+def call(*arguments: str, status: int = 0) -> Result:
+    """Run a command on the namespace; it has to end with this status."""
+    done = CliRunner().invoke(cli, [*arguments], env={"FASTRDB_NAMESPACE": "shop"})
+    assert done.exit_code == status, (done.output, done.exception)
+    return done
+
+
+def found(*arguments: str, status: int = 0) -> Any:
+    """Run a command with `--json`, and return what it prints."""
+    return json.loads(call(*arguments, "--json", status=status).stdout)
+
+
+def test_keys_are_listed(url: str) -> None:
+    """Keys come without the namespace, with TTL and size; a limit is said."""
+    listed = found("keys", "user:*", "--url", url)
+    assert {each["key"] for each in listed} == {"user:1", "user:2", "user:30"}
+    assert all(50 < each["ttl"] <= 60 for each in listed)
+    assert [each["key"] for each in found("keys", "user:3", "--url", url)] == ["user:30"]
+    assert "the first 1; --limit shows more" in call("keys", "--limit", "1", "--url", url).stdout
+    assert "0 entries" in call("keys", "page:*", "--url", url).stdout
+
+
+def test_an_entry_is_shown_without_what_a_terminal_would_obey(url: str) -> None:
+    """The value is JSON; control characters are escaped, and markup is text."""
+    shown = call("get", "user:1", "--url", url).stdout
+    assert "[red]Ann" in shown
+    assert "\x1b[2J" not in shown
+    assert found("get", "user:1", "--url", url)["value"] == {"name": "[red]Ann\x1b[2J"}
+    assert "no entry under user:9" in call("get", "user:9", "--url", url, status=1).stderr
+
+
+def test_why_says_what_there_is(url: str) -> None:
+    """An entry, or none and what to ask then."""
+    assert found("why", "user:1", "--url", url)["reasons"][0].startswith("there is an entry: 28 B")
+    assert "there is no entry" in call("why", "user:9", "--url", url).stdout
+
+
+def test_invalidate_counts_and_asks(url: str) -> None:
+    """Without a terminal to ask on, nothing is deleted unless `--yes` says so."""
+    assert "3 keys under user:*: give --yes" in call("invalidate", "user:*", "--url", url, status=1).stderr
+    assert len(found("keys", "--url", url)) == 3
+    assert found("invalidate", "user:1", "--yes", "--url", url) == {"deleted": 1}
+    assert "2 entries deleted" in call("invalidate", "user:*", "-y", "--url", url).stdout
+    assert found("keys", "--url", url) == []
+
+
+def test_stats_add_up_processes(url: str) -> None:
+    """Two processes have published the same counts; `top` without a terminal prints once."""
+    stats = found("stats", "--url", url)
+    assert stats["functions"]["user"]["stats"] == {"hits": 6, "misses": 2, "loads": 2}
+    assert stats["functions"]["user"]["times"] == {"load": [4, 1.0]}
+    for name in ("stats", "top"):
+        shown = call(name, "--url", url).stdout
+        assert "75.0%" in shown
+        assert "250.0 ms" in shown
+        assert "2 processes" in shown
+    assert "user:9" in shown
+    assert "rename" in shown
+
+
+def test_deps_and_who_read_tags(url: str) -> None:
+    """Of an entry without tags, both say so."""
+    assert "no tags" in call("deps", "user:1", "--url", url).stdout
+    assert found("deps", "user:1", "--url", url) == []
+    assert "no entry depends on orders" in call("who", "orders", "--url", url).stdout
+
+
+def test_docs_show_a_page() -> None:
+    """Without a page, the list; an unknown one is named."""
+    assert "operations" in call("docs").stdout.split()
+    assert call("docs", "keys").stdout.startswith("# Keys")
+    assert "no page nothing; there are: " in call("docs", "nothing", status=1).stderr
+
+
+def test_the_tools_that_are_missing_are_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The message has the extra to install."""
+    monkeypatch.setattr(command, "find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "argv", ["fastrdb", "doctor"])
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == 'Not installed: typer, rich. Install them: pip install "fastrdb[cli]"\n'
+
+
+# --- on a terminal
+
+
+class Terminal:
+    """A terminal of 90 columns and 24 lines, on which the command runs."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.screen = pyte.Screen(90, 24)
+        self._stream = pyte.ByteStream(self.screen)
+        self._own, its = pty.openpty()
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "90", "LINES": "24"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "fastrdb", *arguments], stdin=its, stdout=its, stderr=its, env=environment
+        )
+        os.close(its)
+
+    def until(self, text: str) -> str:
+        """Read until the screen shows `text`; return the whole screen."""
+        while text not in (shown := "\n".join(self.screen.display)):
+            ready, _, _ = select.select([self._own], [], [], LIMIT_S)
+            assert ready, shown
+            try:
+                self._stream.feed(os.read(self._own, 65_536))
+            except OSError as error:  # the command has ended
+                raise AssertionError(shown) from error
+        return shown
+
+    def write(self, text: str) -> None:
+        """Press keys."""
+        os.write(self._own, text.encode())
+
+    def end(self) -> int:
+        """Wait for the end of the command; return its status."""
+        status = self.process.wait(LIMIT_S)
+        os.close(self._own)
+        return status
+
+
+def test_top_renews_its_screen(server: EmbeddedServer) -> None:
+    """It shows what processes publish meanwhile, in place, and ends by Ctrl-C without a traceback."""
+    with redis.Redis(port=server.port) as admin:
+        admin.flushall()
+    terminal = Terminal("top", "--url", server.url, "--namespace", "shop", "--every", "0.1")
+    assert "no process publishes its counts" in terminal.until("no process publishes")
+    asyncio.run(_fill(server.port, cluster=False))
+    shown = terminal.until("2 processes")
+    assert shown.count("hit ratio") == 1
+    assert "75.0%" in shown
+    terminal.process.send_signal(signal.SIGINT)
+    assert terminal.end() == 0
+
+
+def test_invalidate_asks_on_a_terminal(server: EmbeddedServer) -> None:
+    """The answer `n` deletes nothing, `y` deletes."""
+    with redis.Redis(port=server.port) as admin:
+        admin.flushall()
+        asyncio.run(_fill(server.port, cluster=False))
+        for answer, status, left in (("n", 1, 1), ("y", 0, 0)):
+            terminal = Terminal("invalidate", "user:*", "--url", server.url, "-n", "shop")
+            terminal.until("Delete 3 keys under user:*? [y/N]")
+            terminal.write(f"{answer}\n")
+            if answer == "y":
+                terminal.until("3 entries deleted")
+            assert terminal.end() == status
+            assert admin.exists("shop:user:1") == left
+
+
+def test_doctor_fits_a_terminal(server: EmbeddedServer) -> None:
+    """Each finding has a line."""
+    terminal = Terminal("doctor", server.url)
+    shown = terminal.until("processes")
+    assert shown.split()[:2] == ["ok", "version"]
+    assert terminal.end() == 0

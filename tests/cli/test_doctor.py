@@ -1,0 +1,179 @@
+"""`fastrdb doctor` against servers that are well, and servers that are not."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+from typer.testing import CliRunner
+
+from fastrdb.cli import connect
+from fastrdb.cli.commands import cli
+from fastrdb.testing import EmbeddedServer
+from tests.support.servers.certificates import Certificate
+from tests.support.servers.cluster import Cluster
+
+ALL = {
+    *("version", "role", "policy", "rights", "near", "index", "trust", "barriers", "leases", "clock", "latency"),
+    "processes",
+}
+ALLOWED: dict[str, Any] = {"enabled": True, "passwords": "+secret", "keys": ["*"], "categories": ["+@all"]}
+
+
+def doctor(url: str, *options: str) -> tuple[int, dict[str, dict[str, str]]]:
+    """Run the command. Return its status, and the findings by their check: of each the worst."""
+    done = CliRunner().invoke(cli, ["doctor", url, "--json", *options], env={"FASTRDB_URL": None})
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.output
+    found = json.loads(done.stdout)
+    if isinstance(found, dict):
+        return done.exit_code, {"error": {"found": found["error"], "level": "failure"}}
+    levels = ("ok", "warning", "failure")
+    return done.exit_code, {each["check"]: each for each in sorted(found, key=lambda each: levels.index(each["level"]))}
+
+
+@contextlib.contextmanager
+def running(*args: str, **options: Any) -> Iterator[tuple[EmbeddedServer, Redis]]:
+    """Start a server, and a client that administers it."""
+    with EmbeddedServer(args=args, **options) as server, Redis(port=server.port) as admin:
+        yield server, admin
+
+
+def test_a_plain_server_is_well(server: EmbeddedServer) -> None:
+    """Each check is made, and what the command does leaves no entry behind."""
+    with Redis(port=server.port) as admin:
+        admin.flushall()
+        status, found = doctor(server.url, "--namespace", "shop")
+        assert not [key for key in admin.scan_iter() if b"doctor" in key]
+    assert status == 0, found
+    assert set(found) == ALL
+    assert {each["level"] for each in found.values()} == {"ok"}
+
+
+def test_a_server_that_may_evict_the_index_is_a_warning() -> None:
+    """The advice is a command."""
+    with running("--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru") as (server, _):
+        status, found = doctor(server.url)
+    assert status == 1
+    assert found["policy"]["found"] == "allkeys-lru with maxmemory"
+    assert "CONFIG SET maxmemory-policy volatile-lru" in found["policy"]["advice"]
+
+
+def test_a_user_without_info_is_a_warning() -> None:
+    """Everything else works; a restart would not be noticed."""
+    with running() as (server, admin):
+        admin.acl_setuser("shop", **ALLOWED, commands=["-info"])
+        status, found = doctor(f"redis://shop:secret@127.0.0.1:{server.port}")
+    assert status == 1
+    assert found["info"]["level"] == "warning"
+    assert "+info" in found["info"]["advice"]
+    assert found["rights"]["level"] == "ok"
+    assert "secret" not in json.dumps(found)
+
+
+def test_a_user_without_a_right_is_a_failure() -> None:
+    """The command that was refused is named."""
+    with running() as (server, admin):
+        admin.acl_setuser("shop", **ALLOWED, commands=["-zadd"])
+        status, found = doctor(f"redis://shop:secret@127.0.0.1:{server.port}")
+    assert status == 2
+    assert found["rights"]["level"] == "failure"
+    assert found["rights"]["found"] == "refused: ZADD"
+    assert "security.md" in found["rights"]["advice"]
+
+
+def test_a_replica_is_a_failure() -> None:
+    """The advice names its master."""
+    with running() as (master, _), running("--replicaof", "127.0.0.1", str(master.port)) as (replica, _):
+        status, found = doctor(replica.url)
+    assert status == 2
+    assert found["role"]["level"] == "failure"
+    assert f"127.0.0.1:{master.port}" in found["role"]["advice"]
+
+
+def test_what_is_on_its_way_is_shown(server: EmbeddedServer) -> None:
+    """A barrier, a lost index, another server's data and a process with a pending invalidation."""
+    with Redis(port=server.port, decode_responses=True) as admin:
+        admin.flushall()
+        admin.zadd("fastrdb:index", {"user:1": 0})
+        admin.zadd("fastrdb:barriers", {"1" * 32 + "user:\n": (admin.time()[0] + 8) * 1000})
+        admin.zadd("fastrdb:trusted", {"another": 0})
+        record = {"host": "web1", "pid": 7, "pending": True, "functions": [], "drops": []}
+        admin.hset("fastrdb:{stats}:x", "record", json.dumps(record))
+        admin.sadd("fastrdb:{stats}", "x")
+        status, found = doctor(server.url)
+        admin.flushall()
+    assert status == 1
+    assert {name for name, each in found.items() if each["level"] == "warning"} >= {
+        *("index", "barriers", "trust", "processes"),
+    }
+    assert found["barriers"]["found"].startswith("1: user:*")
+    assert "web1 pid 7" in found["processes"]["found"]
+
+
+def test_a_cluster_with_a_slot_that_moves(cluster: Cluster) -> None:
+    """The slot is named; the cluster works all the same, and is well when the move has ended."""
+    cluster.flush()
+    slot, (source, target, _) = 100, cluster.masters
+    url = f"redis://127.0.0.1:{source.port}"
+    assert doctor(url)[0] == 0
+    assert cluster.owner(slot) is source
+    cluster.begin_move(slot, source, target)
+    try:
+        status, found = doctor(url)
+    finally:
+        for node in (source, target):
+            node.ask("CLUSTER", "SETSLOT", slot, "STABLE")
+    assert status == 1
+    assert found["slots"]["found"].endswith(f"127.0.0.1:{source.port}: {slot}")
+    assert found["rights"]["level"] == "ok"
+    assert doctor(url)[1]["slots"]["found"] == "whole, 3 masters, no slot moves"
+
+
+def test_a_dead_port_is_told() -> None:
+    """The command says what to look at, and ends with 2."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        status, found = doctor(f"redis://127.0.0.1:{probe.getsockname()[1]}")
+    assert (status, found["error"]["found"]) == (
+        2,
+        "Nothing listens there (connection refused). Check host and port; is Redis running?",
+    )
+
+
+@pytest.mark.parametrize("login", ["", ":wrong@", "nobody:wrong@"])
+def test_another_password_is_told(login: str) -> None:
+    """The password that was tried is in no message."""
+    with running("--requirepass", "right") as (server, _):
+        status, found = doctor(f"redis://{login}127.0.0.1:{server.port}")
+        assert (status, found["error"]["found"].partition(".")[0]) == (2, "The server asks for another login")
+        assert "wrong" not in found["error"]["found"]
+        assert doctor(f"redis://:right@127.0.0.1:{server.port}")[0] == 0
+
+
+def test_tls_is_spoken_and_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the certificate all is well; without it, and without TLS, the message says how to write the address."""
+    certificate = Certificate.made(tmp_path)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with EmbeddedServer(args=certificate.server_arguments(port)) as server:
+        assert server.running
+        known = f"?ssl_ca_certs={certificate.certificate}"
+        assert doctor(f"rediss://localhost:{port}{known}")[0] == 0
+        assert "ssl_ca_certs" in doctor(f"rediss://localhost:{port}")[1]["error"]["found"]
+        assert "rediss://" in doctor(f"redis://localhost:{port}")[1]["error"]["found"]
+        monkeypatch.setattr(connect, "_CONNECT_S", 1.0)
+        assert " redis://" in doctor(f"rediss://127.0.0.1:{server.port}{known}")[1]["error"]["found"]
+
+
+def test_what_is_no_address_is_told() -> None:
+    """The message says how an address looks."""
+    status, found = doctor("http://localhost")
+    assert status == 2
+    assert "redis://user:password@host:6379/0" in found["error"]["found"]
