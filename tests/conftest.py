@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 TESTS = Path(__file__).parent
 SMOKE = {
+    "cli/test_commands.py",
     *("keys", "values", "databases/test_unreachable.py", "transport/test_client.py", "near/test_functions.py"),
     *("protocol/test_store.py", "transactions/test_retries.py", "invalidation/test_function.py"),
     *("loading/test_decorators.py", "crud/test_repository.py", "testing/test_testing.py", "system/test_loops.py"),

@@ -116,7 +116,7 @@ def why(
     """Say why a key is answered from Redis now, or why not."""
 
     async def explain(client: Any) -> int:
-        reasons = await show.reasons(Inspector(client, namespace), key)
+        reasons = await Inspector(client, namespace).reasons(key)
         if as_json:
             _print({"key": key, "reasons": reasons})
         else:
@@ -189,7 +189,7 @@ def stats(url: Url = URL, namespace: Namespace = "", as_json: AsJson = False) ->
     async def add_up(client: Any) -> int:
         published = await Inspector(client, namespace).published()
         if as_json:
-            _print({"processes": published, "functions": show.totals(published)})
+            _print({"processes": published, "functions": Inspector.totals(published)})
         else:
             console().print(show.functions(published))
         return 0

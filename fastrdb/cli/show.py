@@ -69,45 +69,13 @@ def parsed(raw: bytes) -> Any:
         return raw.decode("utf-8", "backslashreplace")
 
 
-async def reasons(inspector: Inspector, key: str) -> list[str]:
-    """Return what is to be said of a key."""
-    found, lease = await inspector.entry(key), await inspector.lease(key)
-    barriers, index = await inspector.barriers(key), await inspector.index()
-    said = [f"there is an entry: {size(found.size)}, {life(found.ttl)} left" if found else "there is no entry"]
-    if lease is not None:
-        said.append(f"a caller loads or writes it; others wait for at most {lease:.1f} s")
-    said += [f"a commit on its way reaches it ({each.reach}): nothing is stored for now" for each in barriers]
-    if index.exists and not index.whole:
-        said.append("the index is not whole: the next write of a prefix looks at all keys")
-    for process in (await inspector.published()).values():
-        if process.get("pending"):
-            said.append(f"{process['host']} pid {process['pid']} reads past the cache: an invalidation is pending")
-    if found is None and len(said) == 1:
-        said.append("the next call loads it. `await f.explain(...)` in the application says why it was not stored")
-    return said
-
-
-def totals(published: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the counts of each function over all processes: counts, and times as [how often, seconds]."""
-    found: dict[str, dict[str, Any]] = {}
-    for process in published.values():
-        for each in process["functions"]:
-            total = found.setdefault(each["function"], {"pattern": each["pattern"], "stats": {}, "times": {}})
-            for name, count in each["stats"].items():
-                total["stats"][name] = total["stats"].get(name, 0) + count
-            for name, (count, seconds) in each["times"].items():
-                before = total["times"].get(name, [0, 0.0])
-                total["times"][name] = [before[0] + count, before[1] + seconds]
-    return found
-
-
 def functions(published: Mapping[str, Any]) -> RenderableType:
     """Return a table of functions, the busiest first."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("function", overflow="fold")
     for name in ("calls", "hit ratio", "loads", "load", "Redis", "unstored", "dropped"):
         table.add_column(name, justify="right", no_wrap=True)
-    found = totals(published)
+    found = Inspector.totals(published)
     for name, each in sorted(found.items(), key=lambda item: -sum(map(item[1]["stats"].get, item[1]["stats"]))):
         stats = each["stats"].get
         answered = sum(stats(kind, 0) for kind in _ANSWERED)

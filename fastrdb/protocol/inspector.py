@@ -6,7 +6,7 @@ Reads only, by plain commands on the caller's client: no script is run, no lease
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,6 +109,28 @@ class Inspector:
         ttl_ms = await self._do("PTTL", self.keyspace.lease(self.keyspace.entry(key)))
         return None if ttl_ms < 0 else ttl_ms / 1000
 
+    async def reasons(self, key: str) -> list[str]:
+        """Return in words what is there of a key: entry, lease, commits on their way, pending invalidations."""
+        found, lease = await self.entry(key), await self.lease(key)
+        said = ["there is no entry"]
+        if found is not None:
+            left = "which never expires" if found.ttl is None else f"for another {found.ttl:.0f} s"
+            said = [f"there is an entry of {found.size:,} bytes, {left}"]
+        if lease is not None:
+            said.append(f"a caller loads or writes it: others wait for at most {lease:.1f} s")
+        said += [
+            f"a commit on its way reaches it ({each.reach}): nothing is stored" for each in await self.barriers(key)
+        ]
+        index = await self.index()
+        if index.exists and not index.whole:
+            said.append("the index is not whole: the next write of a prefix looks at all keys")
+        for process in (await self.published()).values():
+            if process.get("pending"):
+                said.append(f"{process['host']} pid {process['pid']} reads past the cache: it repeats an invalidation")
+        if found is None and len(said) == 1:
+            said.append("the next call loads it; `await f.explain(...)` in the application says why it was not stored")
+        return said
+
     # --- what entries depend on
 
     async def tags(self, key: str) -> list[str]:
@@ -207,6 +229,19 @@ class Inspector:
                 await self._do("SREM", self._published, process)
             else:
                 found[process] = json.loads(raw)
+        return found
+
+    @staticmethod
+    def totals(published: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """Return the counts of each function over the processes of `published`. Times are [how often, seconds]."""
+        found: dict[str, dict[str, Any]] = {}
+        for each in (function for process in published.values() for function in process["functions"]):
+            total = found.setdefault(each["function"], {"pattern": each["pattern"], "stats": {}, "times": {}})
+            for name, count in each["stats"].items():
+                total["stats"][name] = total["stats"].get(name, 0) + count
+            for name, (count, seconds) in each["times"].items():
+                before = total["times"].get(name, [0, 0.0])
+                total["times"][name] = [before[0] + count, before[1] + seconds]
         return found
 
 
