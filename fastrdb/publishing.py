@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _EVERY_S = 5.0
 _MOST_DROPS = 50
 _LONGEST_KEY = 500
+_SAMPLED = 16
 _TIMED = {"hit": "redis", "stale": "redis", "fill": "redis", "loaded": "load", "join": "wait"}
 
 
@@ -30,11 +31,16 @@ class Tally:
     """The times of each function's loads, waits and round trips, and the latest invalidations of this process."""
 
     def __init__(self) -> None:
+        self._hits = 0
         self._times: dict[str, dict[str, list[float]]] = {}
         self._drops: deque[dict[str, Any]] = deque(maxlen=_MOST_DROPS)
 
     def __call__(self, event: Event) -> None:
-        """Take note of `event`."""
+        """Take note of `event`: of hits one of 16, since it would be felt."""
+        if event.kind == "hit":
+            self._hits += 1
+            if self._hits % _SAMPLED != 1:
+                return
         if event.kind == "deleted":
             drop = {"at": time(), "function": event.function, "key": event.key[:_LONGEST_KEY], "count": event.count}
             self._drops.append(drop)

@@ -5,14 +5,15 @@ With `PROMETHEUS_MULTIPROC_DIR` set, the metrics of all processes add up, as all
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from weakref import WeakKeyDictionary
+import atexit
+from collections.abc import Callable, Iterable
+from weakref import WeakKeyDictionary, ref
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram, Metric
 
-from fastrdb import Cache, Event
+from fastrdb import Cache
 
-from .recording import METRICS, record
+from .recording import METRICS, Recorder
 
 _NAMES = {
     "requests": ("fastrdb_requests", "type"),
@@ -26,7 +27,7 @@ _NAMES = {
 """Names of metrics, and of the label that sets values apart."""
 
 
-class CacheMetrics:
+class CacheMetrics(Recorder):
     """The metrics of all caches of one registry, as a hook.
 
     Args:
@@ -34,8 +35,11 @@ class CacheMetrics:
     """
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        super().__init__()
         self._metrics: dict[str, Counter | Histogram] = {}
         self._children: dict[tuple[str, str, str], Callable[[float], None]] = {}
+        self._noted: dict[tuple[str, str], int] = {}
+        registry.register(self)  # before the metrics: it is collected first
         for name, (text, _, buckets) in METRICS.items():
             called, label = _NAMES[name]
             labels = ["function", *([label] if label else [])]
@@ -44,18 +48,37 @@ class CacheMetrics:
                 if buckets
                 else Counter(called, text, labels, registry=registry)
             )
+        atexit.register(_note, ref(self))  # for the files of the multiprocess mode
 
-    def __call__(self, event: Event) -> None:
-        """Take note of `event`."""
-        record(event, self._into)
+    def collect(self) -> Iterable[Metric]:
+        """Bring the counts up to date. The metrics collect themselves."""
+        self.note_requests()
+        return ()
 
-    def _into(self, name: str, function: str, kind: str, value: float) -> None:
+    def describe(self) -> Iterable[Metric]:
+        """Return no metric."""
+        return ()
+
+    def note_requests(self) -> None:
+        """Add what is new."""
+        for (function, kind), count in list(self.requests.items()):
+            if new := count - self._noted.get((function, kind), 0):
+                self._noted[function, kind] = count
+                self.put("requests", function, kind, new)
+
+    def put(self, name: str, function: str, kind: str, value: float) -> None:
+        """Record a value."""
         child = self._children.get((name, function, kind))
         if child is None:
             metric, labels = self._metrics[name], [function, *([kind] if _NAMES[name][1] else [])]
             found = metric.labels(*labels)
             child = self._children[name, function, kind] = found.inc if isinstance(found, Counter) else found.observe
         child(value)
+
+
+def _note(metrics: Callable[[], CacheMetrics | None]) -> None:
+    if (found := metrics()) is not None:
+        found.note_requests()
 
 
 _known: WeakKeyDictionary[CollectorRegistry, CacheMetrics] = WeakKeyDictionary()

@@ -236,9 +236,8 @@ def test_the_page_in_a_browser(page: tuple[Any, str], tmp_path: Path) -> None:
     assert driver.switch_to.active_element.get_attribute("id") == "entry"
     assert EVIL in text("#value")
     assert "there is an entry" in text("#reasons")
-    assert driver.execute_script("return typeof window.pwned + document.querySelectorAll('main img, main u').length") == (
-        "undefined0"
-    )
+    strangers = "document.querySelectorAll('main img, main u').length"
+    assert driver.execute_script(f"return typeof window.pwned + {strangers}") == "undefined0"
 
     # On a small screen nothing is cut off, and what is asked for is asked twice.
     driver.execute_cdp_cmd(

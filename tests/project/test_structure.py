@@ -27,7 +27,7 @@ MOST_MODULES = 84
 MOST_LINES = 18_380
 MOST_FLOORS = 19
 # Of the rooms beside it, which stand on its public names: modules, lines.
-BESIDE = {"integrations": (6, 1_300), "cli": (8, 1_200)}
+BESIDE = {"integrations": (7, 1_300), "cli": (8, 1_200)}
 LONGEST_FUNCTION = 45
 MOST_DEFINED_TWICE = 0
 MOST_CONTEXT_VARIABLES = 2
