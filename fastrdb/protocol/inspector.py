@@ -13,7 +13,7 @@ from typing import Any
 from fastrdb.keys import Prefix
 from fastrdb.transport import is_cluster
 
-from .keyspace import COMPLETE, NO_BARRIER, ClusterKeyspace, Keyspace, Shard, Target
+from .keyspace import COMPLETE, NO_BARRIER, TAG, ClusterKeyspace, Keyspace, Shard, Target
 
 _AT_ONCE = 512
 _MOST_LEASES = 1_000
@@ -136,7 +136,7 @@ class Inspector:
     async def tags(self, key: str) -> list[str]:
         """Return what an entry depends on: `table`, or `table:column=value`. Empty for a function without tags."""
         name = self.keyspace.entry(key)
-        found = await self._do("HGET", _beside(self.keyspace.shard(name), b"tagged"), name)
+        found = await self._do("HGET", self.keyspace.shard(name).tagged, name)
         return [] if found is None else sorted(line.rstrip("\0") for line in _text(found).split("\n") if line)
 
     async def tagged(self, tag: str, *, limit: int = 100) -> list[str]:
@@ -146,7 +146,7 @@ class Inspector:
             for end in (b"\0",) if "=" in tag else (b"\0", b":"):
                 head = tag.encode() + end
                 span = b"[" + head, b"(" + head[:-1] + bytes([head[-1] + 1])
-                rows = await self._do("ZRANGEBYLEX", _beside(shard, b"tags"), *span, "LIMIT", 0, limit)
+                rows = await self._do("ZRANGEBYLEX", shard.tags, *span, "LIMIT", 0, limit)
                 found.update((self._key(_bytes(row).rpartition(b"\0")[2]), None) for row in rows)
         return [key for key in found if key][:limit]
 
@@ -174,11 +174,18 @@ class Inspector:
             for member, score in _pairs(rows):
                 head, _, glob = member[32:].partition(b"\n")
                 if member != NO_BARRIER and (key is None or self._reaches(Target(head, glob), key)):
-                    reach = self._key(head) + ("" if glob == b"=" else _text(glob) or "*")
+                    reach = self._named(Target(head, glob))
                     found[reach] = BarrierInfo(reach, (float(score) - now_ms) / 1000)
         return [*found.values()]
 
+    def _named(self, target: Target) -> str:
+        if target.filter == TAG:
+            return f"rows {_text(target.head).strip(chr(0))}"
+        return self._key(target.head) + ("" if target.exact else _text(target.filter) or "*")
+
     def _reaches(self, target: Target, key: str) -> bool:
+        if target.filter == TAG:
+            return False  # which entries depend on the rows is known at the end of the commit
         if target.exact:
             return self._key(target.head) == key
         glob = _text(target.filter) or "*"
@@ -243,11 +250,6 @@ class Inspector:
                 before = total["times"].get(name, [0, 0.0])
                 total["times"][name] = [before[0] + count, before[1] + seconds]
         return found
-
-
-def _beside(shard: Shard, part: bytes) -> bytes:
-    """Return the name of another key of a shard."""
-    return shard.index.removesuffix(b"index") + part
 
 
 def _bytes(text: bytes | str) -> bytes:

@@ -96,7 +96,7 @@ def test_an_entry_is_shown_without_what_a_terminal_would_obey(url: str) -> None:
 
 def test_why_says_what_there_is(url: str) -> None:
     """An entry, or none and what to ask then."""
-    assert found("why", "user:1", "--url", url)["reasons"][0].startswith("there is an entry: 28 B")
+    assert found("why", "user:1", "--url", url)["reasons"][0].startswith("there is an entry of 28 bytes")
     assert "there is no entry" in call("why", "user:9", "--url", url).stdout
 
 

@@ -9,6 +9,8 @@ import pytest
 from redis.asyncio import Redis
 
 from fastrdb import Cache, Inspector
+from fastrdb.keys import row_tag, table_tag
+from fastrdb.protocol import Fill, Granted, Store, is_cluster
 from fastrdb.testing import GatedClient
 from tests.support.waiting import until
 
@@ -78,6 +80,26 @@ async def test_leases_and_barriers(client: Redis, gated: GatedClient) -> None:
     assert [each.reach for each in await inspector.barriers("user:12")] == ["user:1*"]
     assert [each.reach for each in await inspector.barriers("page:1:xy")] == ["page:*:x*"]
     assert await inspector.barriers("page:1:y") == []
+
+
+async def test_entries_that_depend_on_rows(any_client: Any, namespace: str) -> None:
+    """The tags of an entry, and the entries of a tag: of a table, or of one value of a column."""
+    store = Store(namespace=namespace, timeout=5, cluster=is_cluster(any_client))
+    tag = row_tag("orders", "id", 5)
+    assert tag is not None
+    for number, tags in ((5, (tag,)), (6, (table_tag("orders"), table_tag("users")))):
+        answers = await store.acquire(any_client, {f"order:{number}": str(number) * 32}, tagged=True)
+        granted = answers[f"order:{number}"]
+        assert isinstance(granted, Granted)
+        fill = Fill(f"order:{number}", granted.lease, b"1", 60_000, tags, granted.since)
+        assert await store.fill(any_client, [fill]) == [True]
+    inspector = Inspector(any_client, namespace)
+    assert await inspector.tags("order:5") == ["orders:id=5"]
+    assert await inspector.tags("order:6") == ["orders", "users"]
+    assert sorted(await inspector.tagged("orders")) == ["order:5", "order:6"]
+    assert await inspector.tagged("orders:id=5") == ["order:5"]
+    assert await inspector.tagged("orders:id=55") == await inspector.tagged("order") == []
+    await store.aclose()
 
 
 async def test_an_index_that_was_lost_is_not_whole(client: Redis) -> None:
