@@ -25,6 +25,7 @@ from .errors import (
 from .events import Event, Hook, Stats
 from .loading import Explanation, Stored, no_store
 from .near import Near
+from .orm import Rows, rows
 from .protocol import Inspector, Readiness
 from .registry import Finding, FunctionInfo
 
@@ -54,6 +55,7 @@ __all__ = [
     "PaginatedResponse",
     "PatternError",
     "Readiness",
+    "Rows",
     "SchemaError",
     "SessionInUseError",
     "Stats",
@@ -66,4 +68,5 @@ __all__ = [
     "default_cache",
     "invalidates",
     "no_store",
+    "rows",
 ]

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, overload
 
@@ -18,6 +18,7 @@ from .keys import MISSING, CallPlan, Pattern, Prefix, hashed, inspect_function
 from .loading import CachedFunction, CachedMany, Policy
 from .near import Near
 from .options import Seconds, at_least_one, seconds, synchronous
+from .orm import Declared, Dependency, Rows, Table, images_of
 from .protocol import OnError, Readiness
 from .registry import SHORT_S, Finding, FunctionInfo, Registered
 from .runtime import Runtime, checked
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
     from redis.asyncio.cluster import RedisCluster
 
-_NOT_OF_POLICY = frozenset({"ignore", "near", "shared", "never_invalidated", "version"})
+_NOT_OF_POLICY = frozenset({"depends_on", "ignore", "near", "shared", "never_invalidated", "version"})
 _PUBLIC = ("disabled", "hooks", "namespace", "redis")
 """What users need of the inside of a cache."""
 F = TypeVar("F", bound=Callable[..., Coroutine[Any, Any, Any]])
@@ -154,20 +155,28 @@ class Cache(Runtime):
         _refuse_function(pattern, "cached_many", '"user:id:{ids}"')
         return partial(self._cached_many, pattern, schema, options)
 
-    def invalidates(self, prefix: str | Iterable[str] = (), *, keys: Iterable[str] = ()) -> Callable[[F], F]:
+    def invalidates(
+        self,
+        prefix: str | Iterable[str] = (),
+        *,
+        keys: Iterable[str] = (),
+        touches: Dependency | Sequence[Dependency] = (),
+    ) -> Callable[[F], F]:
         """After this async function has succeeded and its transaction is committed, nothing older is in the cache.
 
         Args:
             prefix: one or several, such as `"user:*"` or `"user:{user_id}:*"`; `{result.…}` is what the function gives.
             keys: exact patterns.
+            touches: rows that the function writes, so that what depends on them is invalidated: mapped classes, tables,
+                or `rows(User, id="{user_id}")`, which may use `{result.…}`.
 
         Raises:
             PatternError: an unknown placeholder.
-            OptionError: a sync function, or neither prefix nor keys.
+            OptionError: a sync function, or neither prefix, keys nor touches.
         """
         _refuse_function(prefix, "invalidates", '"user:*"', what="prefix")
         prefixes = [prefix] if isinstance(prefix, str) else list(prefix)
-        return partial(self._invalidates, prefixes, list(keys))
+        return partial(self._invalidates, prefixes, list(keys), touches)
 
     def _cached(self, decorator: str, pattern: str, schema: Any, shape: Any, options: Options, function: Any) -> Any:
         ignore = options.get("ignore", ())
@@ -192,6 +201,7 @@ class Cache(Runtime):
         return self._wrapped(decorator, function, query, options)
 
     def _wrapped(self, decorator: str, function: Any, query: CachedFunction, options: Options) -> Any:
+        self._declare(decorator, function, query, options.get("depends_on"))
         policy, plan, module = query.policy, query.plan, getattr(function, "__module__", "")
         shared, version = _flag(plan.function, options, "shared"), _version(query.codec, options.get("version"))
         plan.variant.settle(module, plan.function, version, shared=shared)
@@ -205,21 +215,37 @@ class Cache(Runtime):
                 plan.pattern,
                 query.codec.type,
                 shared=shared,
-                ends=_flag(plan.function, options, "never_invalidated") or policy.exp_ms <= SHORT_S * 1000,
+                ends=query.tagged
+                or _flag(plan.function, options, "never_invalidated")
+                or policy.exp_ms <= SHORT_S * 1000,
             )
         )
         return cached_wrapper(function, query)
 
-    def _invalidates(self, prefixes: list[str], keys: list[str], function: Any) -> Any:
+    def _declare(self, decorator: str, function: Any, query: CachedFunction, given: Any) -> None:
+        """Take what a function says that it depends on."""
+        if given is None:
+            return
+        found = inspect_function(function, decorator)
+        names = ["self", *(each.name for each in found.parameters)]
+        query.depends_on = Declared(given, owner=f"@{decorator} on {found.name}: depends_on", parameters=names)
+        query.tagged = True
+
+    def _invalidates(self, prefixes: list[str], keys: list[str], touches: Any, function: Any) -> Any:
         plan = CallPlan.of(
             function, pattern=None, prefixes=prefixes, keys=keys, decorator="invalidates", seal=self.seal
         )
-        if not prefixes and not keys:
-            raise OptionError(f"{plan.function}: invalidates needs a prefix or keys")
+        if not prefixes and not keys and not touches:
+            raise OptionError(f"{plan.function}: invalidates needs a prefix, keys or touches")
+        written = None
+        if touches:
+            names = ["self", "result", *(each.name for each in inspect_function(function, "invalidates").parameters)]
+            owner = f"@invalidates on {plan.function}: touches"
+            written = Declared(touches, owner=owner, parameters=names)
         counters, given = self.counters(plan.function), dict(prefix=prefixes, keys=keys)  # noqa: C408
         module, reached = getattr(function, "__module__", ""), plan.templates.patterns
         registered = Registered(plan.function, module, "invalidates", counters, given, prefixes=reached)
-        run = Invalidation(self, plan, self.registry.add(registered)).named_run
+        run = Invalidation(self, plan, self.registry.add(registered), written).named_run
 
         def call(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return run(partial(wrapped, *args, **kwargs), plan.bind(instance, args, kwargs))
@@ -229,9 +255,15 @@ class Cache(Runtime):
     # --- by hand, and at the end
 
     async def invalidate(
-        self, prefix: str | Iterable[str] = (), *, keys: Iterable[str] = (), redis: Redis | None = None
+        self,
+        what: str | Dependency | Iterable[str | Dependency] = (),
+        *,
+        keys: Iterable[str] = (),
+        redis: Redis | None = None,
     ) -> int | None:
         """Delete now what lies under each prefix (`"user:*"`; no placeholders) and the exact `keys`.
+
+        A mapped class, a table or `rows(...)` of one deletes what depends on these rows.
 
         For writes that no decorated function made. A key may be given with the namespace, as a function's `key()`
         returns it, or without. With Redis unreachable the deletion is repeated until it succeeds, or raises
@@ -245,12 +277,13 @@ class Cache(Runtime):
             OptionError: no Redis anywhere.
         """
         owner = f"{type(self).__name__}.invalidate"
-        texts = [prefix] if isinstance(prefix, str) else list(prefix)
-        found = [made for text in texts for made in _plain_prefixes(text, owner)]
+        given: list[Any] = [what] if isinstance(what, str | Rows | Table | type) else list(what)
+        found = [made for text in given if isinstance(text, str) for made in _plain_prefixes(text, owner)]
+        images = images_of([each for each in given if not isinstance(each, str)], owner)
         client = self.required(owner) if redis is None else redis
         before = f"{self.namespace}:" if self.namespace else ""
         named = dict.fromkeys(name for key in keys for name in (key, key.removeprefix(before)))
-        return await self.delete(client, [*found, *map(Prefix.variants, named)], list(named))
+        return await self.delete(client, [*found, *map(Prefix.variants, named)], list(named), images=images)
 
     # --- to look at
 

@@ -20,7 +20,7 @@ from weakref import ReferenceType, WeakKeyDictionary, WeakSet, ref
 
 from .errors import CacheUnavailableError, NoEventLoopError, OptionError
 from .events import Counters, Hook
-from .keys import MISSING, BoundCall, BoundMany, CallPlan, Prefix
+from .keys import MISSING, BoundCall, BoundMany, CallPlan, Image, Prefix
 from .protocol import OnError, Store, Target, is_cluster
 from .publishing import Publisher
 from .registry import Registry
@@ -294,7 +294,12 @@ class Runtime:
         task.add_done_callback(done)
 
     async def delete(
-        self, client: Any, prefixes: Sequence[Prefix], keys: Sequence[str], counters: Counters | None = None
+        self,
+        client: Any,
+        prefixes: Sequence[Prefix],
+        keys: Sequence[str],
+        counters: Counters | None = None,
+        images: Sequence[Image] = (),
     ) -> int | None:
         """Invalidate now, with no transaction in sight; go on if the caller is cancelled.
 
@@ -303,9 +308,9 @@ class Runtime:
         store = self.store(client)
         told = counters or self._own_counters
         if self.on_error == "raise":
-            task = asyncio.ensure_future(store.invalidate(client, prefixes, keys, told))
+            task = asyncio.ensure_future(store.invalidate(client, prefixes, keys, told, images))
         else:
-            task = self.background(store.invalidate_soon(client, prefixes, keys, told))
+            task = self.background(store.invalidate_soon(client, prefixes, keys, told, images))
         return await asyncio.shield(task)
 
     def leave(self) -> None:

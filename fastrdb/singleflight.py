@@ -59,14 +59,18 @@ def _true() -> bool:
 class Flight:
     """A load that is going on, or the watch for one in another process. Opened by a `Flights`.
 
-    `is_connected` returns False if the load may be waiting for a connection to the database.
+    `is_connected` returns False if the load may be waiting for a connection to the database. `sent` returns the point
+    at which the load began to read, if the lease does not show a writer that has come since; else None. Callers
+    that asked later than that point are late: only what was stored is theirs.
     """
 
-    __slots__ = ("token", "is_connected", "_flights", "_followers", "_outcome", "_tokens")
+    __slots__ = ("token", "is_connected", "sent", "_flights", "_followers", "_late", "_outcome", "_tokens")
 
     def __init__(self, flights: Flights, token: str) -> None:
         self.token = token
         self.is_connected: Callable[[], bool] = _true
+        self.sent: Callable[[], int | None] | None = None
+        self._late: Flight | None = None
         self._flights = flights
         self._followers: set[asyncio.Future[FlightOutcome | Late]] | None = None
         self._outcome: FlightOutcome | None = None
@@ -83,19 +87,25 @@ class Flight:
         self._tokens.append(token)
         self._flights.by_token[token] = self
 
-    async def join(self, wait: float) -> FlightOutcome | Late:
-        """Return the outcome, after at most `wait` seconds. A cancelled follower changes nothing for the others."""
+    async def join(self, wait: float, asked: int = 0) -> FlightOutcome | Late:
+        """Return the outcome, after at most `wait` seconds. A cancelled follower changes nothing for the others.
+
+        `asked` is the point at which the caller asked: see `sent`.
+        """
+        late = self.sent is not None and (sent := self.sent()) is not None and asked > sent  # mechanism: late-followers
+        if late:
+            return await self._for_late().join(wait)
         if self._outcome is not None:
             return self._outcome
         loop = asyncio.get_running_loop()
         follower: asyncio.Future[FlightOutcome | Late] = loop.create_future()
-        late = loop.call_later(wait, _answer, follower, Late())
+        over = loop.call_later(wait, _answer, follower, Late())
         self._followers = self._followers or set()
         self._followers.add(follower)
         try:
             return await follower
         finally:
-            late.cancel()
+            over.cancel()
             self._followers.discard(follower)
 
     def settle(self, outcome: FlightOutcome) -> None:
@@ -105,12 +115,25 @@ class Flight:
             for follower in self._followers or ():
                 _answer(follower, outcome)
 
+    def stored(self) -> None:
+        """Answer the followers that are late, too: the result was stored."""
+        self.sent = None
+        if self._late is not None and self._outcome is not None:
+            self._late.settle(self._outcome)
+
     def close(self) -> None:
         """End the flight: no caller can join any more, and followers without an outcome start over."""
         for token in self._tokens:
             if self._flights.by_token.get(token) is self:
                 del self._flights.by_token[token]
         self.settle(Again())
+        if self._late is not None:
+            self._late.settle(Again())
+
+    def _for_late(self) -> Flight:
+        if self._late is None:
+            self._late = Flight(self._flights, self.token)
+        return self._late
 
 
 def _answer(follower: asyncio.Future[FlightOutcome | Late], outcome: FlightOutcome | Late) -> None:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Concatenate, ParamSpec, Protocol, TypedDict, T
 from .events import Stats
 from .loading import Explanation, Stored
 from .options import Seconds
+from .orm import Dependency
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -205,5 +206,7 @@ class Options(TypedDict, total=False):
     """Another function, or another class that inherits this method, may use the same keys: each gives the same."""
     never_invalidated: bool
     """Say that no write needs to invalidate the entries, for `Cache.check`."""
+    depends_on: Dependency | Sequence[Dependency]
+    """The rows that the result depends on: mapped classes, tables, or `rows(User, email="{email}")`."""
     near: bool | None
     """Keep entries in this process as well; None as the `Cache` says, whose `near=` has the bounds."""

@@ -6,10 +6,10 @@ Transactions that begin inside of a call of @invalidates are joined by `fastrdb.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fastrdb.keys import Prefix
+from fastrdb.keys import Image, Prefix
 from fastrdb.transactions import has_transaction, intent_on, state_of, wrote
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ class Put(NamedTuple):
     key: str
     raw: bytes
     ttl_ms: int
+    tags: tuple[str, ...] = ()
 
 
 async def enlist(
@@ -37,8 +38,9 @@ async def enlist(
     *,
     writes: bool = False,
     counters: Counters | None = None,
+    images: Sequence[Image] = (),
 ) -> int | None:
-    """Invalidate `prefixes` and `keys`, and store `puts`, when the session's open transaction commits.
+    """Invalidate prefixes, keys and what images reach, and store `puts`, when the open transaction commits.
 
     Nothing is sent until then. Without an open transaction, invalidate all of them now, the keys of `puts` included;
     this goes on if the caller is cancelled, and may raise CacheUnavailableError if the cache has on_error="raise".
@@ -52,13 +54,13 @@ async def enlist(
     """
     keys, puts = list(keys), list(puts)
     if session is None or not has_transaction(session):
-        return await cache.delete(client, list(prefixes), [*keys, *(put.key for put in puts)], counters)
+        return await cache.delete(client, list(prefixes), [*keys, *(put.key for put in puts)], counters, images)
     store, state = cache.store(client), state_of(session)
     state.declared |= writes
     intent = intent_on(session, store, lambda: store.intent(client, counters))
     if puts and (cache.is_disabled() or state.autocommitted or not wrote(session)):
         keys, puts = [*keys, *(put.key for put in puts)], []
-    intent.add(prefixes, keys)
+    intent.add(prefixes, keys, images)
     for put in puts:
         intent.put(*put)
     return None

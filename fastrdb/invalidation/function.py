@@ -7,10 +7,11 @@ stay there until the root transaction ends. What only the result names is covere
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from fastrdb.keys import VARIANTS, BoundCall, CallPlan, Prefix
+from fastrdb.keys import VARIANTS, BoundCall, CallPlan, Image, Prefix
+from fastrdb.orm import Declared
 from fastrdb.registry import Registered
 from fastrdb.runtime import Runtime, as_coroutine_of
 from fastrdb.transactions import RunningCall, Targets, has_transaction, leave, sync_session
@@ -21,9 +22,10 @@ from .enlist import enlist
 class Invalidation:
     """One function that writes: its plan and counters, in one cache."""
 
-    __slots__ = ("cache", "plan", "counters", "registered", "named_run")
+    __slots__ = ("cache", "plan", "counters", "registered", "named_run", "touches")
 
-    def __init__(self, cache: Runtime, plan: CallPlan, registered: Registered) -> None:
+    def __init__(self, cache: Runtime, plan: CallPlan, registered: Registered, touches: Declared | None = None) -> None:
+        self.touches = touches
         self.cache, self.registered = cache, registered
         cache.owned |= plan.templates.heads
         self.plan = plan
@@ -49,6 +51,8 @@ class Invalidation:
             *templates.before(calls),
             templates.before_result(calls),
         )
+        if self.touches is not None:
+            self._touch(targets, self.touches, call.arguments)
         if session is not None and has_transaction(session):
             targets.join(session)
         try:
@@ -58,19 +62,35 @@ class Invalidation:
             ending = leave(targets)
         if ending is not None:
             await asyncio.shield(ending)
-        targets.wide = []  # the result is known
-        await self._follow(targets, session, client, *templates.after(calls, result))
+        targets.wide, targets.wide_images, images = [], [], list[Image]()  # the result is known
+        if self.touches is not None and self.touches.of_result:
+            images = self.touches.images({**call.arguments, "result": result})
+        await self._follow(targets, session, client, *templates.after(calls, result), images)
         return result
 
+    def _touch(self, targets: Targets, touches: Declared, arguments: Mapping[str, Any]) -> None:
+        """Note the rows that the call says it writes; until its result is known, the whole tables if it names them."""
+        if touches.of_result:
+            targets.wide_images = touches.whole()
+        else:
+            targets.images = touches.images(arguments)
+
     async def _follow(
-        self, targets: Targets, session: Any, client: Any, prefixes: list[Prefix], keys: list[str]
+        self,
+        targets: Targets,
+        session: Any,
+        client: Any,
+        prefixes: list[Prefix],
+        keys: list[str],
+        images: list[Image],
     ) -> None:
         """Invalidate what no commit has carried: with the commits that are to come, or now if there are none."""
         single = [*targets.keys, *keys]
         variants = tuple(f"{key}{mark}" for key in single for mark in VARIANTS)  # of single keys: not worth telling
         heads = [each.head for each in (*targets.prefixes, *prefixes) if not each.head.startswith(variants)]
         self.counters.tell("invalidation", ", ".join([*heads, *targets.keys]))
-        added = targets.add(prefixes, keys)
+        added = targets.add(prefixes, keys, images)
         if (session is not None and has_transaction(session)) or not (targets.carried or added):
             every = [*targets.prefixes, *prefixes], [*targets.keys, *keys]
-            await enlist(self.cache, client, session, *every, writes=not targets.carried, counters=self.counters)
+            how: dict[str, Any] = {"writes": not targets.carried, "counters": self.counters}
+            await enlist(self.cache, client, session, *every, images=[*targets.images, *images], **how)

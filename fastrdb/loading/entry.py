@@ -13,12 +13,22 @@ from typing import TYPE_CHECKING, Any
 from fastrdb.errors import CacheUnavailableError
 from fastrdb.events import Counters
 from fastrdb.keys import UNSAID, CallPlan
-from fastrdb.orm import NotPlainError, plain_copy
+from fastrdb.orm import Declared, NotPlainError, plain_copy
 from fastrdb.protocol import Budget, Store, Timed
 from fastrdb.registry import Registered
 from fastrdb.runtime import Runtime
 from fastrdb.singleflight import Absent, Alone, Failed, FlightOutcome, Landed
-from fastrdb.transactions import NO_ROW, WROTE, is_loading, missing_row, session_s_own, wrote
+from fastrdb.transactions import (
+    NO_ROW,
+    WROTE,
+    is_followed,
+    is_loading,
+    loads_around,
+    missing_row,
+    running,
+    session_s_own,
+    wrote,
+)
 from fastrdb.values import ABSENT, Codec, DecodeError, decode_missing, encode_missing, is_mapped, is_missing
 
 from .policy import Decision, Pace, Policy, whole_ms
@@ -37,7 +47,8 @@ class CallContext:
     """One call of a cached function: where its entries are, its session, and how long to wait for Redis.
 
     `keys_now` returns the keys of the call with a session, made from its present arguments; None if these cannot
-    change. Its arguments are whether the load runs in the background, and the session.
+    change. Its arguments are whether the load runs in the background, and the session. `tags_now` returns the tags
+    that the function declares, for each key.
     """
 
     client: Any
@@ -45,6 +56,12 @@ class CallContext:
     session: Session | None
     budget: Budget
     keys_now: Callable[[bool, Session | None], Sequence[str] | None] | None = None
+    tags_now: Callable[[Session | None], Sequence[Sequence[str]]] | None = None
+
+    def declared(self, asked: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """Return the tags that the function declares, by key."""
+        tags = () if self.tags_now is None else self.tags_now(self.session)
+        return {key: tuple(each) for key, each in zip(asked, tags, strict=False)}
 
     def other_keys(self, asked: Sequence[str], *, background: bool) -> str | None:
         """Return why a load with the present arguments and session is not that of the keys; else None.
@@ -76,6 +93,10 @@ class Entries:
         aged: whether an entry is read together with the rest of its life, for `policy.decide` or to keep it.
         registered: its place in the registry, which lasts as long as this object.
         stores_absent: whether a load of many keys stores what it did not find, for as long as `negative_exp` says.
+        depends_on: the rows that the function declares to read, or None.
+        follows: whether the statements of its loads show which rows these read.
+        tagged: whether either holds: then entries have tags.
+        coarse: of the latest load, why tags are wide.
         unstorable: why the latest result has no entry; None if it had one.
     """
 
@@ -90,6 +111,10 @@ class Entries:
         "aged",
         "registered",
         "unstorable",
+        "depends_on",
+        "follows",
+        "tagged",
+        "coarse",
     )
     stores_absent = False
 
@@ -107,6 +132,9 @@ class Entries:
         self.near = near
         self.aged = near or policy.timed
         self.unstorable: str | None = None
+        self.depends_on: Declared | None = None
+        self.follows = self.tagged = False
+        self.coarse: tuple[str, ...] = ()
 
     def encoded(self, value: Any) -> tuple[bytes | None, str | None]:
         """Return the entry of a value, and why the entry must not be stored."""
@@ -172,10 +200,27 @@ class Entries:
     ) -> Sequence[Timed | None]:
         """Return what Redis has under `keys`, in one round trip. Raises CacheUnavailableError."""
         store, client = call.store, call.client
+        if running.get() is not None and is_followed():
+            return await self._read_followed(call, keys)
         if self.aged:
             return await store.get_many(client, keys, timed=True, budget=budget)
         found = await store.get_many(client, keys, budget=budget)
         return [None if raw is None else Timed(raw, _FOREVER_MS) for raw in found]
+
+    async def _read_followed(self, call: CallContext, keys: Sequence[str]) -> Sequence[Timed | None]:
+        """Return entries for a load that is followed, which depends on what each of them depends on.
+
+        An entry without tags does not say what it depends on: then the function runs, and its statements say so.
+        """
+        found = await call.store.get_tagged(call.client, keys)
+        entries = list[Timed | None]()
+        for each in found:
+            tags = each.tags if each is not None and each.raw is not None else None
+            entries.append(None if each is None or each.raw is None or not tags else Timed(each.raw, each.ttl_ms))
+            if tags:
+                for load in loads_around():
+                    load.add(tags.decode().split("\n"))
+        return entries
 
     async def value(self, call: CallContext, key: str, raw: bytes, *, many: bool) -> Any:
         """Return the value of an entry; MISS if it has none, after deleting the entry.

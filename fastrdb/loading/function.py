@@ -18,10 +18,12 @@ from uuid import UUID
 from fastrdb.errors import CacheUnavailableError, OptionError
 from fastrdb.invalidation import Put, enlist
 from fastrdb.keys import MISSING, UNSAID, BoundCall, BoundMany, CallPlan, Prefix, add_pairs, without_variant
+from fastrdb.orm import readable
 from fastrdb.runtime import Runtime, as_coroutine_of, disabled
 from fastrdb.transactions import (
     has_transaction,
     is_expired,
+    is_followed,
     is_loading,
     next_order,
     plain_session,
@@ -37,6 +39,7 @@ from .entry import MISS, CallContext, Entries
 from .load import BARRED, Loading
 from .policy import Decision, Policy
 from .stored import Peeks, Stored
+from .tagging import declared_tags
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -48,12 +51,18 @@ _CLIENTS_AND_SESSIONS = ("redis.", "sqlalchemy.ext.asyncio")  # modules of their
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """The entry that a call would find: its key and state, the TTL left (seconds), and why it may not be a hit."""
+    """The entry that a call would find: its key and state, the TTL left (seconds), and why it may not be a hit.
+
+    `depends_on` names the rows whose writes delete the entry, such as `users where id = 5`. `coarse` says of the latest
+    load in this process why it depends on more rows than it needs.
+    """
 
     key: str
     state: Literal["hit", "stale", "miss", "bypass"]
     ttl: float | None
     reasons: tuple[str, ...]
+    depends_on: tuple[str, ...] = ()
+    coarse: tuple[str, ...] = ()
 
 
 class CachedFunction(Entries):
@@ -126,7 +135,8 @@ class CachedFunction(Entries):
         store, counters = self.cache.store(client, self.plan), self.counters
         free = not store.obstacles and not disabled.get() and (session is None or not wrote(session))
         raw, failure = None, None
-        if free and not self.aged:
+        followed = running.get() is not None and is_followed()  # then an entry is read together with its tags
+        if free and not self.aged and not followed:
             begun = monotonic() if counters.hooks else 0.0
             try:
                 raw = await store.get(client, key)
@@ -139,9 +149,11 @@ class CachedFunction(Entries):
                     return value
             except (CacheUnavailableError, DecodeError) as error:
                 failure = error
-        read = free and not self.aged
+        read = free and not self.aged and not followed
         run, budget = partial(function, *args, **kwargs), store.budget(client, (key,), read=read)
         call = CallContext(client, store, session, budget, partial(self._keys_now, run))
+        if self.depends_on is not None:
+            call.tags_now = partial(self._tags_now, run)
         return await self._missed(call, key, run, read=read, raw=raw, failure=failure)
 
     async def get_near(
@@ -219,6 +231,8 @@ class CachedFunction(Entries):
             return self.codec.convert(await run())
         key = self.key(values, call.session)
         call.keys_now = partial(self._keys_now, run)
+        if self.depends_on is not None:
+            call.tags_now = partial(self._tags_now, run)
         loading = Loading(self, call, (key,), partial(self._run, run), many=False, refresh=True)
         reason = self.bypass_reason(call.store, call.client, call.session)
         return (await loading.resolve(reason, look=False))[0]
@@ -243,6 +257,11 @@ class CachedFunction(Entries):
         if any(map(is_expired, given)):  # to look at it would send a statement
             return None
         return (with_variant(self.plan.locate(target, run.args, run.keywords)[2], session),)
+
+    def _tags_now(self, run: partial[Any], session: Session | None) -> Sequence[Sequence[str]]:
+        """Return the tags that the function declares, made from the present arguments of a call."""
+        bound = self.plan.bind(getattr(run.func, "__self__", None), run.args, run.keywords)
+        return (declared_tags(self.depends_on, bound.arguments, session),)
 
     def keys(self, values: Any, session: Session | None) -> list[str]:
         """Return the keys of all entries that the arguments name."""
@@ -278,15 +297,12 @@ class CachedFunction(Entries):
             await self._drop(call, [key])
             return
         raw, reason = self.encoded(value)
-        if raw is None or reason is not None:
+        if raw is None or reason is not None or self.follows:  # which rows it depends on, only a load shows
             await enlist(self.cache, call.client, call.session, keys=[key])
         else:
-            await enlist(
-                self.cache,
-                call.client,
-                call.session,
-                puts=[Put(key, raw, self.ttl_ms(value))],
-            )
+            tags = declared_tags(self.depends_on, values.arguments, call.session)
+            puts = [Put(key, raw, self.ttl_ms(value), tags)]
+            await enlist(self.cache, call.client, call.session, puts=puts)
 
     async def peek(self, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Stored | None:
         """Return the entry that this call would be answered with now, None without one. Loads and counts nothing."""
@@ -304,10 +320,11 @@ class CachedFunction(Entries):
             return replace(found, reasons=(reason,))
         try:
             entry = await call.store.inspect(call.client, key)
+            tags = await call.store.tags_of(call.client, key) if self.tagged else []
             (timed,) = await call.store.get_many(call.client, (key,), timed=True) if self.policy.timed else (None,)
         except CacheUnavailableError as error:
             return replace(found, reasons=(str(error),))
-        reasons = []
+        found, reasons = replace(found, depends_on=tuple(map(readable, tags)), coarse=self.coarse), []
         if call.session is not None and (old := await why_not_stored(call.session, next_order())) is not None:
             reasons.append(old)
         if entry.leased:

@@ -18,28 +18,30 @@ from typing import Any, Protocol, cast
 
 from fastrdb.errors import CacheUnavailableError, FastRDBError, OptionError, SessionInUseError
 from fastrdb.events import Counted
-from fastrdb.protocol import UNKNOWN, Barred, Busy, Fill, Granted, Hit
+from fastrdb.protocol import Barred, Busy, Fill, Granted, Hit
 from fastrdb.protocol import Outcome as Answer
 from fastrdb.singleflight import Flight, Watch
 from fastrdb.transactions import (
     RunningCall,
     RunningLoad,
     apart,
+    is_followed,
     missing_row,
     next_order,
+    running,
     sync_session,
     unreachable,
     why_not_stored,
 )
 
 from .entry import CACHE_IF, MISS, NOT_THERE, CallContext, Entries, Reading
-from .waiting import Waiting
+from .tagging import Tags, begin_tags, end_tags, hand_on, written
+from .waiting import NESTED, Waiting
 
 logger = logging.getLogger("fastrdb")
 
 LOST = "the lease was lost: a write came between"
 BARRED = "a write to it is being committed"
-
 
 _Answers = dict[str, Answer | CacheUnavailableError]
 
@@ -67,7 +69,7 @@ class Loading(Reading):
 
     __slots__ = (
         *("load", "refresh", "background", "_flights", "_granted", "_watches", "_deadline", "_renewing"),
-        *("_begun", "_notes"),
+        *("_begun", "_notes", "_tags", "asked_at"),
     )
 
     def __init__(
@@ -86,7 +88,9 @@ class Loading(Reading):
         self._flights = entries.cache.here().flights
         self._watches: dict[str, Watch] = {}
         self._deadline = asyncio.get_running_loop().time() + entries.policy.wait
-        self._granted: dict[str, bytes] = {}
+        self._granted: dict[str, Granted] = {}
+        self._tags: Tags = {}
+        self.asked_at = next_order() if entries.tagged else 0
         self._begun, self._notes = 0.0, cast("Sequence[str]", ())
 
     async def resolve(self, reason: str | None = None, *, look: bool = True) -> list[Any]:
@@ -115,6 +119,8 @@ class Loading(Reading):
         for key, reason in why.items():
             self.entries.counters.tell(kind, key, reason)
         plan = self.entries.plan
+        if why and self.call.tags_now is not None:
+            hand_on(self.call.declared(self.asked))
         if why:
             with RunningCall(plan.function, plan.session_name, self.call.session):
                 await self._load(why)
@@ -197,7 +203,10 @@ class Loading(Reading):
             if isinstance(answer, Busy):
                 continue
             if isinstance(answer, Hit):
-                await self._answered(key, answer.raw)
+                if running.get() is not None and is_followed():
+                    await self.alone("bypass", {key: NESTED})
+                else:
+                    await self._answered(key, answer.raw)
                 continue
             if key in self._watches:
                 self._watches[key].close()
@@ -244,7 +253,11 @@ class Loading(Reading):
         try:
             answers: _Answers = {
                 **await call.store.acquire(
-                    call.client, tokens, budget=call.budget, refresh=self.refresh, seen_ms=seen_ms
+                    *(call.client, tokens),
+                    budget=call.budget,
+                    refresh=self.refresh,
+                    seen_ms=seen_ms,
+                    tagged=self.entries.tagged,
                 )
             }
         except CacheUnavailableError as error:
@@ -253,7 +266,7 @@ class Loading(Reading):
             call.budget.left = left  # mechanism: budget-spares-waiting
         for key, answer in answers.items():
             if isinstance(answer, Granted):
-                self._granted[key] = answer.lease
+                self._granted[key] = answer
         return answers
 
     async def _lead(self, keys: Sequence[str], leases: dict[str, Flight]) -> None:
@@ -278,7 +291,9 @@ class Loading(Reading):
                 meant = reason in (CACHE_IF, NOT_THERE) or reason in self._notes
                 entries.counters.unstored(key, reason, meant=meant, size=None if raw is None else len(raw))
             elif raw is not None:
-                fills.append(Fill(key, self._granted[key], raw, entries.ttl_ms(value)))
+                granted = self._granted[key]
+                tags = self._tags.get(key, ())
+                fills.append(Fill(key, granted.lease, raw, entries.ttl_ms(value), tags, granted.since))
         if fills:
             await self._store(fills, leases)
         if leases and (error is None or (missing_row(error) and len(keys) == 1)):
@@ -305,7 +320,11 @@ class Loading(Reading):
             if session is not None:
                 self.call = replace(self.call, session=sync_session(session))
             tokens = [flight.token for flight in leases.values()]
-            async with RunningLoad(plan.function, plan.session_name, self.call.session, tokens) as load:
+            given = (plan.function, plan.session_name, self.call.session, tokens)
+            async with RunningLoad(*given, follows=self.entries.follows) as load:
+                if self.entries.tagged:
+                    self._tags = self.call.declared(self.asked)
+                    begin_tags(self._tags, load, leases.values())
                 other, self._notes = self.call.other_keys(self.asked, background=self.background), load.notes
                 for flight in leases.values():
                     flight.is_connected = load.is_connected
@@ -316,6 +335,8 @@ class Loading(Reading):
                 except Exception as raised:  # noqa: BLE001  # raised again when followers have their answer
                     error = raised
                 other = other or self.call.other_keys(self.asked, background=self.background)
+            if self.entries.tagged:
+                self._tags, self.entries.coarse = end_tags(self.asked, self._tags, load), tuple(load.coarse)
             return error, load.why_not_stored or other
 
     async def _load(self, keys: Collection[str], session: Any = None) -> None:
@@ -337,7 +358,9 @@ class Loading(Reading):
         seconds, slow = monotonic() - begun, begun - self._begun >= lease
         for (key, _, raw, *_), done in zip(fills, stored, strict=True):
             if done is True:
-                del leases[key]
+                flight = leases.pop(key)
+                if self.entries.tagged:
+                    flight.stored()
                 counters.tell("fill", key, seconds=seconds, size=len(raw))
                 counters.latest = None
             elif slow:
@@ -353,15 +376,6 @@ class Loading(Reading):
             elif self.background:
                 for key in left:
                     await self.call.store.discard(self.call.client, key, self.seen[key].raw)
-
-
-def written(tag: bytes) -> str:
-    """Say which table a writer has reached while an entry was loaded."""
-    if tag == UNKNOWN:
-        return "Redis has lost what was written while this was loaded"
-    table, _, row = tag.decode().removesuffix("\0").partition(":")
-    name = f"{table}.{row.partition('=')[0]}" if row else table
-    return "something was written while this was loaded" if name == "*" else f"{name} was written while this was loaded"
 
 
 @asynccontextmanager

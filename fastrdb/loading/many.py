@@ -16,6 +16,7 @@ from fastrdb.values import Codec
 from .function import CachedFunction, count_open, with_argument, with_variant
 from .load import Loader, Loading
 from .policy import Policy
+from .tagging import arguments_of, declared_tags
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -96,12 +97,13 @@ class CachedMany(CachedFunction):
         session = session_of(values.session)
         self.refuse_session(session)
         load = partial(self._load, run, ids, type(values.ids))
-        keys_now = partial(self._keys_of, run, ids, type(values.ids))
-        return self._named_answer(values, ids, self.keys(values, session), load, keys_now, refresh)
+        now = partial(self._keys_of, run, ids, type(values.ids)), partial(self._tags_of, run, ids, type(values.ids))
+        return self._named_answer(values, ids, self.keys(values, session), load, now, refresh)
 
     async def _answer(
-        self, values: BoundMany, ids: list[Any], keys: list[str], load: Loader, keys_now: Any, refresh: bool
+        self, values: BoundMany, ids: list[Any], keys: list[str], load: Loader, now: tuple[Any, Any], refresh: bool
     ) -> Any:
+        keys_now, tags_now = now
         call = self.call(values, keys)
         if not keys:
             found = []
@@ -112,6 +114,8 @@ class CachedMany(CachedFunction):
         else:
             reason = self.bypass_reason(call.store, call.client, call.session)
             call.keys_now = keys_now
+            if self.depends_on is not None:
+                call.tags_now = tags_now
             found = await Loading(self, call, keys, load, refresh=refresh).resolve(reason, look=not refresh)
         if not self.mapping:
             return found
@@ -148,6 +152,12 @@ class CachedMany(CachedFunction):
             return None
         run = with_argument(run, self.parameter, kind(ids))
         return self.keys(self.plan.bind_many(target, run.args, run.keywords), session)
+
+    def _tags_of(self, run: partial[Any], ids: list[Any], kind: type, session: Session | None) -> list[Any]:
+        """Return the tags that the function declares for each id: the parameter stands for one of them."""
+        run = with_argument(run, self.parameter, kind(ids))
+        arguments = arguments_of(run)
+        return [declared_tags(self.depends_on, {**arguments, self.parameter: one}, session) for one in ids]
 
     # --- what it carries
 

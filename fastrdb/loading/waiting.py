@@ -10,9 +10,10 @@ from typing import Any, Protocol
 
 from fastrdb.protocol import Busy
 from fastrdb.singleflight import Absent, Again, Alone, Failed, Flight, FlightOutcome, Flights, Landed, Late, Watch
-from fastrdb.transactions import holds_last_connection, leads, missing_row, used_here
+from fastrdb.transactions import holds_last_connection, is_followed, leads, missing_row, used_here
 
 _LAST_CONNECTION = "another caller's load may be waiting for a connection of the pool, and this caller has the last"
+NESTED = "it is a part of a load that is followed, which needs the tags of what it reads"
 _LATE = "another caller's load took longer than `wait`"
 
 
@@ -23,6 +24,7 @@ class Reads(Protocol):
     call: Any
     many: bool
     values: dict[str, Any]
+    asked_at: int
 
 
 class Waiting:
@@ -42,6 +44,8 @@ class Waiting:
         for key, holder in busy.items():
             if leads(holder.token):
                 late[key] = "it is a part of the load that holds the lease"
+            elif is_followed():
+                late[key] = NESTED
             elif self._reading.entries.unstorable is not None:  # mechanism: unstorable-alone
                 late[key] = self._reading.entries.unstorable
             elif (flight := self._watch(key).other(holder.token)) is None:
@@ -93,7 +97,7 @@ class Waiting:
         sessions = {*used_here(), *([] if self._reading.call.session is None else [self._reading.call.session])}
         while True:
             left = max(0.0, self._left())
-            outcome = await flight.join(min(left, self._reading.entries.cache.timeout))
+            outcome = await flight.join(min(left, self._reading.entries.cache.timeout), self._reading.asked_at)
             if not isinstance(outcome, Late) or left <= self._reading.entries.cache.timeout:
                 return outcome
             if not flight.is_connected() and holds_last_connection(sessions):

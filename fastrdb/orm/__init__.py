@@ -1,11 +1,21 @@
 """The face of `fastrdb.orm`."""
 
+from sqlalchemy import Table
+
 from .columns import Columns, exact_type
-from .rows import NotPlainError, plain_copy
+from .dependency import Declared, Dependency, Rows, images_of, readable, rows
+from .plain import NotPlainError, plain_copy
 
 __all__ = [
     "Columns",
+    "Declared",
+    "Dependency",
     "NotPlainError",
+    "Rows",
+    "Table",
     "exact_type",
+    "images_of",
     "plain_copy",
+    "readable",
+    "rows",
 ]

@@ -19,7 +19,7 @@ from fastrdb.errors import CacheUnavailableError
 from fastrdb.transport import OTHER_DATA, Budget, Call, Client, Command
 
 from .cluster_scan import ClusterScan
-from .interface import Backend, Rows, Swept, Write
+from .interface import Backend, NamedRows, Swept, Write
 from .keyspace import (
     EXACTLY,
     INCOMPLETE,
@@ -49,7 +49,7 @@ class _Job(NamedTuple):
 
     barriers: Sequence[bytes] = ()
     stamps: Sequence[bytes] = ()
-    rows: Rows = ()
+    rows: NamedRows = ()
     ranges: Sequence[Range] = ()
     indexed: Sequence[tuple[bytes, bytes]] = ()
 
@@ -86,7 +86,7 @@ class ClusterWriters(Backend):
         *,
         budget: Budget,
         names: Sequence[Target] = (),
-        rows: Rows = (),
+        rows: NamedRows = (),
         tags: Mapping[bytes, bytes] = MappingProxyType({}),
         again: bool = False,
     ) -> Swept:

@@ -21,7 +21,7 @@ from fastrdb.keys import Reach
 from fastrdb.near import NearCache
 from fastrdb.transport import Client, Health
 
-from .interface import Backend, Rows, Swept, Write
+from .interface import Backend, NamedRows, Swept, Write
 from .keyspace import EXACTLY, TAG, Target, common, divide, named, portions
 from .repairs import Repairs
 
@@ -76,7 +76,7 @@ class Writer:
         leases: MutableMapping[bytes, bytes] | None = None,
         *,
         names: Sequence[Target] = (),
-        rows: Rows = (),
+        rows: NamedRows = (),
         tags: Mapping[bytes, bytes] = MappingProxyType({}),
         again: bool = False,
         insist: bool = False,
@@ -333,6 +333,6 @@ class Intent:
         await self._writer.sweep(self._client, "", (), self._reached(), names=names, rows=rows)
 
 
-def columns_named(reach: Reach) -> Rows:
+def columns_named(reach: Reach) -> NamedRows:
     """Return what the scripts need to find the columns in use that are not named."""
     return [(table.encode(), "\n".join(columns).encode()) for table, columns in reach.rows().items()]

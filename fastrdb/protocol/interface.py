@@ -92,7 +92,7 @@ class Write(NamedTuple):
     since: bytes = b""
 
 
-Rows = Sequence[tuple[bytes, bytes]]
+NamedRows = Sequence[tuple[bytes, bytes]]
 """The tables that a writer reaches by rows: `table:` for each, and the columns of it that the writer has named."""
 
 
@@ -180,7 +180,7 @@ class Backend(ABC):
         *,
         budget: Budget,
         names: Sequence[Target] = (),
-        rows: Rows = (),
+        rows: NamedRows = (),
         tags: Mapping[bytes, bytes] = MappingProxyType({}),
         again: bool = False,
     ) -> Swept:

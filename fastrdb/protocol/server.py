@@ -28,8 +28,8 @@ from .interface import (
     Entry,
     Granted,
     Hit,
+    NamedRows,
     Outcome,
-    Rows,
     Swept,
     Tagged,
     Write,
@@ -183,7 +183,7 @@ class ServerBackend(Backend):
         *,
         budget: Budget,
         names: Sequence[Target] = (),
-        rows: Rows = (),
+        rows: NamedRows = (),
         tags: Mapping[bytes, bytes] = MappingProxyType({}),
         again: bool = False,
     ) -> Swept:

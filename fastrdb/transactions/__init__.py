@@ -20,7 +20,18 @@ from .rules import (
     why_not_stored,
     wrote,
 )
-from .scope import RunningCall, RunningLoad, apart, is_loading, leads, no_store, running, used_here
+from .scope import (
+    RunningCall,
+    RunningLoad,
+    apart,
+    is_followed,
+    is_loading,
+    leads,
+    loads_around,
+    no_store,
+    running,
+    used_here,
+)
 from .state import Targets, intent_on, next_order, state_of
 
 __all__ = [
@@ -37,9 +48,11 @@ __all__ = [
     "holds_last_connection",
     "intent_on",
     "is_expired",
+    "is_followed",
     "is_loading",
     "leads",
     "leave",
+    "loads_around",
     "missing_row",
     "next_order",
     "no_store",

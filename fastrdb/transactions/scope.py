@@ -109,11 +109,11 @@ class RunningLoad(RunningCall):
     result must not be stored or shared, or is None; it is final when the block is left without an error. `notes` are
     the reasons that the function gave by `no_store`. `tokens` are those of the leases. `asking` is the session
     that was used last, until a statement runs; True before any. With `follows`, each statement adds its `tags`, and a
-    sentence to `coarse` for each wide one.
+    sentence to `coarse` for each wide one. `sent` is the point at which the first statement was sent.
     """
 
     __slots__ = (
-        *("tokens", "follows", "tags", "coarse", "notes", "unfit", "asking"),
+        *("tokens", "follows", "tags", "coarse", "sent", "notes", "unfit", "asking"),
         *("_since", "_schemas", "_seen", "_hidden", "_loaded"),
     )
 
@@ -130,6 +130,7 @@ class RunningLoad(RunningCall):
         self.tokens, self.follows = tokens, follows
         self.tags = set[str]()
         self.coarse: dict[str, None] = {}
+        self.sent: int | None = None
         self.notes: list[str] = []
         self.unfit: str | None = None
         self.asking: Session | Literal[True] | None = True
@@ -212,6 +213,8 @@ class RunningLoad(RunningCall):
     def before_statement(self, connection: Connection, transaction: Transaction) -> None:
         """Apply rule 2 to a transaction of a session that the call does not name, before its first statement."""
         super().before_statement(connection, transaction)
+        if self.follows and self.sent is None:
+            self.sent = next_order()
         self.asking = None
         if transaction in self._seen or self.session in transaction.sessions:
             return
@@ -265,6 +268,11 @@ def fresh_reads() -> RunningLoad | None:
 def is_loading() -> bool:
     """Return True inside of a load: its result may be stored for all, so no part of it may be as late as a push."""
     return running.get() is not None and fresh_reads() is not None
+
+
+def is_followed() -> bool:
+    """Return True inside of a load whose statements give it its tags."""
+    return any(load.follows and load.active for load in loads_around())
 
 
 def no_store(reason: str) -> None:

@@ -6,7 +6,7 @@ Plain records, and the places that hold these. `listeners` fills them in as SQLA
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any, Protocol
@@ -135,8 +135,8 @@ class Transaction:
     def widen(self) -> None:
         """Before a commit: add what the calls that have not returned may name by their results."""
         for targets in self.targets:
-            if targets.wide and self in targets.intents:
-                targets.intents[self].add(targets.wide)
+            if (targets.wide or targets.wide_images) and self in targets.intents:
+                targets.intents[self].add(targets.wide, (), targets.wide_images)
         for session in self.sessions:
             state_of(session).widen()
 
@@ -180,8 +180,8 @@ class SessionState:
     def widen(self) -> None:
         """Do so for the calls that have joined the session."""
         for targets in self.targets:
-            if targets.wide:
-                self.intents[targets.owner].add(targets.wide)
+            if targets.wide or targets.wide_images:
+                self.intents[targets.owner].add(targets.wide, (), targets.wide_images)
 
     def outcome(self) -> bool | None:
         """Return whether anything was committed, now that it has ended; None if that will never be known."""
@@ -198,6 +198,7 @@ class Targets:
     `make` returns a new intent, of which `owner` has one in each transaction. Tasks that the call has started carry the
     prefixes and keys even after the call has ended. `carried`: a commit of what was written has carried them.
     `wide` are prefixes for all that the result of the call may name. A commit carries them only while there is none.
+    `images` are rows that the call says it writes, and `wide_images` those that its result may name.
     """
 
     owner: Hashable
@@ -205,6 +206,8 @@ class Targets:
     prefixes: list[Prefix]
     keys: list[str]
     wide: list[Prefix] = field(default_factory=list)
+    images: list[Image] = field(default_factory=list)
+    wide_images: list[Image] = field(default_factory=list)
     carried: bool = False
     intents: dict[Transaction, Intent] = field(default_factory=dict)  # of transactions without a session
     seen: WeakSet[Session] = field(default_factory=WeakSet)  # the sessions that were used or joined
@@ -216,11 +219,11 @@ class Targets:
             return
         self.seen.add(session)
         intent = intent_on(session, self.owner, self.make)
-        intent.add(self.prefixes, self.keys)
+        intent.add(self.prefixes, self.keys, self.images)
         if session.in_transaction():
             state.targets.append(self)
         else:
-            intent.add(self.wide)
+            intent.add(self.wide, (), self.wide_images)
 
     def meet(self, transaction: Transaction) -> None:
         """Join a transaction that writes or commits inside of the call; it may be older than the call."""
@@ -231,18 +234,18 @@ class Targets:
             # Forget what is over: a task that the call has started may go on writing for ever.
             self.intents = {found: intent for found, intent in self.intents.items() if not found.over}
             intent = self.intents[transaction] = self.make()
-            intent.add(self.prefixes, self.keys)
+            intent.add(self.prefixes, self.keys, self.images)
             transaction.intents.append(intent)
             transaction.targets.append(self)
 
-    def add(self, prefixes: Iterable[Prefix], keys: Iterable[str]) -> bool:
+    def add(self, prefixes: Iterable[Prefix], keys: Iterable[str], images: Sequence[Image] = ()) -> bool:
         """Add to each transaction whose COMMIT is to come. Return True if one of them wrote without a session."""
         for session in self.seen:
             if self in state_of(session).targets:
-                intent_on(session, self.owner, self.make).add(prefixes, keys)
+                intent_on(session, self.owner, self.make).add(prefixes, keys, images)
         left = [intent for transaction, intent in self.intents.items() if not transaction.settled]
         for intent in left:
-            intent.add(prefixes, keys)
+            intent.add(prefixes, keys, images)
         return bool(left)
 
 

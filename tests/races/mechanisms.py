@@ -253,6 +253,7 @@ _OF_WRITERS = {
 
 _OF_LOADS = {
     "objects-bounded": _line("a load in a session with very many objects copies none of them", "if False:"),
+    "late-followers": _line("a caller that asked after a load began to read gets only what was stored", "late = False"),
     "last-connection-noticed": _function(
         "a caller that holds the last connection of a pool does not wait for a load that may need one",
         "transactions.rules:holds_last_connection",
