@@ -21,22 +21,22 @@ Race = Callable[[World, Place], Coroutine[Any, Any, None]]
 
 
 def everywhere(place: Place) -> bool:
-    """A race that there is at every level."""
+    """Return True: the race exists at every level."""
     return True
 
 
 def in_transactions(place: Place) -> bool:
-    """A race around a COMMIT that is to come."""
+    """Return whether a race around a later COMMIT exists there."""
     return not place.autocommits
 
 
 def with_savepoints(place: Place) -> bool:
-    """A race around a savepoint."""
+    """Return whether a race around a savepoint exists there."""
     return place.savepoints != "none"
 
 
 def plain(race: Callable[[World], Coroutine[Any, Any, None]]) -> Race:
-    """A race that goes the same way everywhere."""
+    """Return a race that goes the same way everywhere."""
 
     async def run(w: World, place: Place) -> None:
         await race(w)
@@ -88,27 +88,27 @@ TABLE: list[tuple[str, Race, Callable[[Place], bool]]] = [
 
 @pytest.fixture(params=[place.name for place in PLACES])
 def place(request: pytest.FixtureRequest) -> Place:
-    """Give each place in turn."""
+    """Provide each place in turn."""
     return BY_NAME[request.param]
 
 
 @pytest.fixture
 def empty(request: pytest.FixtureRequest, place: Place) -> Database:
-    """Give the empty database of that place."""
+    """Provide the empty database of that place."""
     opened: Database = request.getfixturevalue(place.server)
     return opened
 
 
 @pytest.fixture
 async def w(empty: Database, place: Place, client: Redis) -> AsyncIterator[World]:
-    """Give a world at a place."""
+    """Provide a world at a place."""
     locks = {"connect_args": {"timeout": 0.05}} if place.sees == "locks" else {}
     async with places.opened(place, empty.engine.url, **locks) as database, world(database, client) as made:
         yield made
 
 
 def rows() -> list[Any]:
-    """Each race at each place where there is one."""
+    """Return each race at each place where it exists."""
     return [
         pytest.param(place.name, race, id=f"{name}: {place.name}")
         for name, race, there in TABLE
@@ -119,5 +119,5 @@ def rows() -> list[Any]:
 
 @pytest.mark.parametrize(("place", "race"), rows(), indirect=["place"])
 async def test_races(w: World, place: Place, race: Race) -> None:
-    """Nobody is answered with anything older than what was committed, nor with what never was."""
+    """No caller is answered with anything older than what was committed, nor with what never was."""
     await race(w, place)

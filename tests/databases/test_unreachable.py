@@ -32,7 +32,7 @@ Work = Callable[[AsyncConnection], Awaitable[Any]]
 
 @asynccontextmanager
 async def engine_of(url: Any, **options: Any) -> AsyncIterator[AsyncEngine]:
-    """Give an engine for a while."""
+    """Yield an engine, and dispose of it."""
     engine = create_async_engine(url, **options)
     try:
         yield engine
@@ -41,7 +41,7 @@ async def engine_of(url: Any, **options: Any) -> AsyncIterator[AsyncEngine]:
 
 
 async def error_of(engine: AsyncEngine, work: Work | None = None) -> Exception:
-    """Give what a connection, or what is done on it, raises."""
+    """Return the error that a connection, or work on it, raises."""
     try:
         async with engine.connect() as connection:
             if work is not None:

@@ -14,16 +14,13 @@ PENDING = [
     "fastrdb/demo",
     "fastrdb/near",
     "tests/crud",
-    "tests/databases",
     "tests/keys",
     "tests/near",
     "tests/protocol",
     "tests/support",
     "tests/system",
-    "tests/testing",
     "tests/transactions",
     "tests/transport",
-    "tests/values",
 ]
 
 

@@ -15,7 +15,7 @@ from tests.support.waiting import until
 
 
 def single(proxy: TcpProxy) -> redis.asyncio.Redis:
-    """Give a client through the proxy that does not try again."""
+    """Return a client through the proxy that does not try again."""
     return redis.asyncio.Redis(host=proxy.host, port=proxy.port, retry=Retry(NoBackoff(), 0))
 
 
@@ -28,7 +28,7 @@ async def test_proxy_passes_everything_on(server: EmbeddedServer, client: redis.
 
 
 async def test_proxy_holds_a_reply(server: EmbeddedServer, client: redis.asyncio.Redis) -> None:
-    """What is held arrives when it is released."""
+    """Held bytes arrive when the proxy releases them."""
     async with TcpProxy(server.port) as proxy, single(proxy) as through:
         await through.ping()
         proxy.hold("down")

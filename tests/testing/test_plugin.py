@@ -59,7 +59,7 @@ def run(project: pytest.Pytester, *arguments: str, mark: str = "") -> pytest.Run
     ids=["asyncio-auto", "asyncio-strict", "anyio-beside-asyncio", "anyio"],
 )
 def test_fixtures_work(project: pytest.Pytester, arguments: tuple[str, ...], mark: str) -> None:
-    """Each test has keys of its own on one private server, which nobody flushes, and leaves none behind."""
+    """Each test has keys of its own on one private server, which is never flushed, and leaves none behind."""
     if "anyio" in mark:
         project.makeconftest("import pytest\n@pytest.fixture\ndef anyio_backend():\n    return 'asyncio'")
     run(project, *arguments, mark=mark).assert_outcomes(passed=3)

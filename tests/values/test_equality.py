@@ -55,7 +55,7 @@ class Same(Item):
     ],
 )
 def test_equal_is_not_yet_the_same(left: Any, right: Any) -> None:
-    """Values that differ in type, sign, precision or offset anywhere inside are told apart, either way round."""
+    """Values that differ in type, sign, precision or offset anywhere inside are different, either way round."""
     assert difference(left, right) is not None
     assert difference(right, left) is not None
 
@@ -77,7 +77,7 @@ def test_two_copies_are_the_same(make: Any) -> None:
 @pytest.mark.parametrize("zone", [UTC, ZoneInfo("UTC"), ZoneInfo("Etc/UTC"), EAST, timezone(-timedelta(minutes=30))])
 @pytest.mark.parametrize("value", [NOON, time(12)])
 def test_a_fixed_offset_is_the_same_whatever_its_class(zone: tzinfo, value: Any) -> None:
-    """What pydantic reads from JSON has a class of its own for time zones, which behaves as the others do."""
+    """Pydantic reads time zones from JSON as a class of its own, which behaves as the others do."""
     kind = TypeAdapter(type(value))
     value = value.replace(tzinfo=zone)
     assert difference(kind.validate_json(kind.dump_json(value)), value) is None
@@ -89,7 +89,7 @@ def test_the_place_is_named_without_the_values() -> None:
 
 
 def test_a_drivers_own_uuid_is_a_uuid() -> None:
-    """asyncpg gives UUIDs of a class of its own: they are stored, and come back as the standard library's."""
+    """asyncpg gives UUIDs of a class of its own, which are stored and come back as the standard library's."""
 
     class DriverUUID(UUID):
         pass

@@ -59,5 +59,5 @@ def test_digest_is_the_same_in_every_process() -> None:
     ids=str,
 )
 def test_digest_of_another_type_is_another(one: Any, other: Any) -> None:
-    """What changes the values changes the digest."""
+    """A change that changes the values changes the digest."""
     assert digest(one) != digest(other)

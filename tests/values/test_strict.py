@@ -81,7 +81,7 @@ def test_an_own_init_does_not_loosen_decoding() -> None:
 
 
 def test_allowed_extras_are_kept() -> None:
-    """extra="allow" makes extras a part of the value; they are compared when stored."""
+    """extra="allow" makes extras a part of the value, so that extras are compared when stored."""
 
     class Open(BaseModel):
         model_config = ConfigDict(extra="allow")
