@@ -17,7 +17,7 @@ from .invalidation import Invalidation
 from .keys import MISSING, CallPlan, Pattern, Prefix, hashed, inspect_function
 from .loading import CachedFunction, CachedMany, Policy
 from .near import Near
-from .options import Seconds, at_least_one, seconds, synchronous
+from .options import Seconds, at_least_one, seconds, share, synchronous
 from .orm import Declared, Dependency, Rows, Table, images_of
 from .protocol import OnError, Readiness
 from .registry import SHORT_S, Finding, FunctionInfo, Registered
@@ -58,6 +58,8 @@ class Cache(Runtime):
         hash_keys: a secret; every value in a key is replaced by its hash under the secret, so that key names do
             not show whose data it is. The entries stay as readable as before.
         max_bytes: a larger entry is answered, and not stored: while it travels, others wait.
+        verify: this share of calls (0.001, say) has the entry compared with the database, unless a function says
+            otherwise; `cached_many` does not take part. A function that takes a session needs session_factory=.
         publish: keep the counts of this process in Redis, renewed every 5 seconds. `fastrdb stats`, `fastrdb top`
             and the dashboard add up those of all processes.
 
@@ -79,6 +81,7 @@ class Cache(Runtime):
         hash_keys: bytes | None = None,
         max_bytes: int = 8 * 1024 * 1024,
         publish: bool = False,
+        verify: float = 0.0,
     ) -> None:
         owner = type(self).__name__
         if near is not None and not isinstance(near, bool | Near):
@@ -99,6 +102,7 @@ class Cache(Runtime):
             max_bytes=at_least_one(max_bytes, name="max_bytes", owner=owner),
             publish=publish,
         )
+        self.verify = share(verify, name="verify", owner=owner)
         self.move(namespace, None if redis is None else checked(redis, f"{owner}: redis"))
 
     # --- the decorators
@@ -183,7 +187,7 @@ class Cache(Runtime):
         plan = CallPlan.of(function, pattern=pattern, ignore=ignore, decorator=decorator, seal=self.seal)
         owner = plan.function
         near = _near(owner, options, self.near_by_default)
-        policy = _policy(owner, decorator, options)
+        policy = _policy(owner, decorator, options, self.verify)
         annotation = plan.return_type
         if annotation is MISSING:
             if schema is None:
@@ -345,11 +349,11 @@ def _plain_prefixes(text: str, owner: str) -> list[Prefix]:
     return [] if found is None else [found]
 
 
-def _policy(owner: str, decorator: str, options: Options) -> Policy:
+def _policy(owner: str, decorator: str, options: Options, verify: float = 0.0) -> Policy:
     if unknown := options.keys() - Options.__annotations__.keys():
         raise OptionError(f"{owner}: {decorator} has no option {', '.join(sorted(unknown))}")
     chosen: dict[str, Any] = {name: value for name, value in options.items() if name not in _NOT_OF_POLICY}
-    return Policy.of(owner, **{"exp": 3600.0, **chosen})
+    return Policy.of(owner, **{"exp": 3600.0, "verify": verify, **chosen})
 
 
 def _flag(owner: str, options: Options, name: Literal["shared", "never_invalidated"]) -> bool:

@@ -37,6 +37,8 @@ Counted = Literal[
     "early",  # a load began although `exp` is not over
     "failed",  # a load in the background raised; `reason` says what
     "deleted",  # an invalidation has deleted `count` entries
+    "verified",  # an entry was compared with the database, and is the same
+    "wrong",  # an entry was not what the database says, and was deleted; `reason` says where
 ]
 Kind = Literal[
     Counted,
@@ -99,6 +101,8 @@ class Stats:
     early: int = 0
     failed: int = 0
     deleted: int = 0
+    verified: int = 0
+    wrong: int = 0
 
     def __add__(self, other: Stats) -> Stats:
         return Stats(**{name: getattr(self, name) + getattr(other, name) for name in _FIELDS.values()})

@@ -45,3 +45,10 @@ def at_least_one(value: object, *, name: str, owner: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise OptionError(f"{owner}: {name}={value!r} must be a whole number of at least 1")
     return value
+
+
+def share(value: object, *, name: str, owner: str) -> float:
+    """Return `value`. Raise OptionError naming `owner`, `name` and the value unless 0 <= value <= 1."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise OptionError(f"{owner}: {name}={value!r} must be a share from 0 (none) to 1 (all)")
+    return float(value)

@@ -200,6 +200,8 @@ class Options(TypedDict, total=False):
     """XFetch's beta, usually 1: entries are reloaded before `exp` ends, the sooner the longer a load takes."""
     session_factory: Callable[[], Any]
     """Gives an AsyncSession, or an async context manager of one, for reloads in the background."""
+    verify: float
+    """This share of calls (0.001, say) has the entry compared with the database, in the background."""
     version: str | int | None
     """A part of each key, behind `?%v=`: another version reads and writes other entries; "auto": by the schema."""
     shared: bool

@@ -46,6 +46,7 @@ class Settings(TypedDict, total=False):
     near: bool | None
     shared: bool
     version: str | int | None
+    verify: float
 
 
 class _Unset(enum.Enum):

@@ -36,10 +36,11 @@ from fastrdb.transactions import (
 from fastrdb.values import Codec, DecodeError
 
 from .entry import MISS, CallContext, Entries
-from .load import BARRED, Loading
+from .load import BARRED, Loading, own_session
 from .policy import Decision, Policy
 from .stored import Peeks, Stored
 from .tagging import declared_tags
+from .verifying import Verifying
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -77,18 +78,21 @@ class CachedFunction(Entries):
         """Raise OptionError for reloads in the background that would have no session."""
         super().__init__(cache, plan, codec, policy, near=near)
         self.returns: Any = codec.type if codec.converts else MISSING
-        if policy.stale_ms and plan.session_name is not None and policy.session_factory is None:
+        if (why := self._background) and plan.session_name is not None and policy.session_factory is None:
             raise OptionError(
-                f"{plan.function}: stale={policy.stale_ms / 1000:g}: the reload runs in the background, when the "
-                f"caller's session, parameter '{plan.session_name}', may be closed: give session_factory="
+                f"{plan.function}: {why}: the load runs in the background, when the caller's session, parameter "
+                f"'{plan.session_name}', may be closed: give session_factory="
             )
         if policy.session_factory is not None and plan.session_name is None:
             raise OptionError(
                 f"{plan.function}: session_factory= is of no use to it: it has no parameter for a session"
             )
-        self._no_session_for_reloads = policy.stale_ms > 0 and plan.session_name is None
+        self._no_session_for_reloads = bool(why) and plan.session_name is None
         self._peeks = Peeks(self)
-        self._named_get = as_coroutine_of(self.get_near if near else self.get, plan.function)
+        way = self.get_near if near else self.get
+        if policy.verify:
+            way = Verifying(self, way, with_argument=with_argument, own_session=own_session).get
+        self._named_get = as_coroutine_of(way, plan.function)
         self._named_uncached = as_coroutine_of(self._uncached, plan.function)
 
     # --- what the decorated function does
@@ -151,7 +155,7 @@ class CachedFunction(Entries):
                 failure = error
         read = free and not self.aged and not followed
         run, budget = partial(function, *args, **kwargs), store.budget(client, (key,), read=read)
-        call = CallContext(client, store, session, budget, partial(self._keys_now, run))
+        call = CallContext(client, store, session, budget, partial(self.keys_now, run))
         if self.depends_on is not None:
             call.tags_now = partial(self._tags_now, run)
         return await self._missed(call, key, run, read=read, raw=raw, failure=failure)
@@ -209,13 +213,20 @@ class CachedFunction(Entries):
     async def _uncached(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self.codec.convert(await function(*args, **kwargs))
 
+    @property
+    def _background(self) -> str:
+        """The option because of which loads run in the background; "" for none."""
+        if self.policy.stale_ms:
+            return f"stale={self.policy.stale_ms / 1000:g}"
+        return f"verify={self.policy.verify:g}" if self.policy.verify else ""
+
     def refuse_session(self, session: Session | None) -> None:
-        """Raise OptionError for a session that is no parameter: a reload in the background needs another one."""
+        """Raise OptionError for a session that is no parameter: a load in the background needs another one."""
         if session is not None and self._no_session_for_reloads:
             raise OptionError(
-                f"{self.plan.function}: stale={self.policy.stale_ms / 1000:g}: the reload runs in the background, when "
-                "the session that it finds in its instance or among its keyword arguments may be closed: take it as a "
-                "parameter, and give session_factory="
+                f"{self.plan.function}: {self._background}: the load runs in the background, when the session that it "
+                "finds in its instance or among its keyword arguments may be closed: take it as a parameter, and give "
+                "session_factory="
             )
 
     # --- what it carries
@@ -230,7 +241,7 @@ class CachedFunction(Entries):
         if call is None:
             return self.codec.convert(await run())
         key = self.key(values, call.session)
-        call.keys_now = partial(self._keys_now, run)
+        call.keys_now = partial(self.keys_now, run)
         if self.depends_on is not None:
             call.tags_now = partial(self._tags_now, run)
         loading = Loading(self, call, (key,), partial(self._run, run), many=False, refresh=True)
@@ -249,7 +260,7 @@ class CachedFunction(Entries):
         """Return the key without the namespace."""
         return with_variant(values.key, session)
 
-    def _keys_now(self, run: partial[Any], background: bool, session: Session | None) -> Sequence[str] | None:
+    def keys_now(self, run: partial[Any], background: bool, session: Session | None) -> Sequence[str] | None:
         """Return the keys of a call, made from its present arguments; None if these cannot have changed."""
         target, given = getattr(run.func, "__self__", None), (*run.args, *run.keywords.values())
         if not background and target is None and not count_open(given):

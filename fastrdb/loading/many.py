@@ -65,6 +65,8 @@ class CachedMany(CachedFunction):
         owner = f"@{decorator} on {plan.function}"
         if policy.early:
             raise OptionError(f"{owner}: early={policy.early:g}: {decorator} reloads nothing early")
+        if policy.verify:
+            raise OptionError(f"{owner}: verify={policy.verify:g}: {decorator} verifies nothing")
         shape = ResultShape.of(plan.return_type, owner)
         made = cls(cache, plan, Codec(shape.value, schema=schema, owner=plan.function), policy, near=near)
         made.parameter, made.mapping = plan.ids.parameter if plan.ids else "", shape.mapping

@@ -15,7 +15,7 @@ from enum import Enum, auto
 from typing import Any
 
 from fastrdb.errors import OptionError
-from fastrdb.options import Seconds, seconds, synchronous
+from fastrdb.options import Seconds, seconds, share, synchronous
 
 _WEIGHT = 1 / 8  # of the latest load in the running mean: that of TCP's estimate of round trips (RFC 6298)
 
@@ -46,6 +46,7 @@ class Policy:
     fail_safe_ms: int = 0
     early: float = 0.0
     session_factory: Callable[[], Any] | None = None
+    verify: float = 0.0
 
     @classmethod
     def of(
@@ -61,6 +62,7 @@ class Policy:
         fail_safe: Seconds = 0,
         early: float = 0.0,
         session_factory: Callable[[], Any] | None = None,
+        verify: float = 0.0,
     ) -> Policy:
         """Check the options of `owner`. Raises OptionError."""
         if not _number(jitter) or not 0 <= jitter < 1:
@@ -68,6 +70,7 @@ class Policy:
         if not _number(early) or not 0 <= early < math.inf:
             raise OptionError(f"{owner}: early={early!r} must be a number of at least 0: XFetch's beta, usually 1")
         made = cls(
+            verify=share(verify, name="verify", owner=owner),
             exp_ms=_ms(seconds(exp, name="exp", owner=owner)),
             jitter=float(jitter),
             negative_ms=None if negative_exp is None else _ms(seconds(negative_exp, name="negative_exp", owner=owner)),
@@ -90,9 +93,10 @@ class Policy:
             "or an async generator function under contextlib.asynccontextmanager"
         )
         synchronous(factory, name="session_factory", owner=owner, use=use)
-        if not self.stale_ms and not self.early:
+        if not self.stale_ms and not self.early and not self.verify:
             raise OptionError(
-                f"{owner}: session_factory= is for reloads in the background: there are none without stale= or early="
+                f"{owner}: session_factory= is for loads in the background: there are none without stale=, early= or "
+                "verify="
             )
 
     @property

@@ -1,0 +1,94 @@
+"""`verify=`: a share of calls has the entry compared with the database, in the background.
+
+So a write that no invalidation names is found before a user finds it. The order is: read the entry, load with a session
+of its own, read the entry again. A write in between has deleted the entry before its COMMIT. So an entry is out of date
+if it still stands at the second read, and differs from what was loaded.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from fastrdb.errors import CacheUnavailableError
+from fastrdb.transactions import apart, missing_row, sync_session
+from fastrdb.values import DecodeError, is_missing
+
+if TYPE_CHECKING:
+    from fastrdb.protocol import Store
+
+logger = logging.getLogger("fastrdb")
+
+NO_ROW_LEFT = "the row is not there any more"
+
+
+class Verifying:
+    """The calls of one function, `query`, of which a share is verified, one at a time. `way` answers a call."""
+
+    def __init__(self, query: Any, way: Callable[..., Any], *, with_argument: Any, own_session: Any) -> None:
+        self._query, self._way, self._with_argument, self._own_session = query, way, with_argument, own_session
+        self._busy = self._said = False
+
+    async def get(self, client: Any, session: Any, key: str, function: Any, args: Any, kwargs: Any) -> Any:
+        """Return the value of one call, and perhaps start to verify the entry."""
+        query = self._query
+        if not self._busy and random.random() < query.policy.verify and not query.cache.is_disabled():
+            self._busy = True
+            query.cache.background(self._verify(client, key, partial(function, *args, **kwargs)))
+        return await self._way(client, session, key, function, args, kwargs)
+
+    async def _verify(self, client: Any, key: str, run: partial[Any]) -> None:
+        query = self._query
+        try:
+            # Cached functions inside of this one run, too: an old entry of theirs would confirm an old one here.
+            with apart(), query.cache.disabled():
+                await self._compare(query.cache.store(client, query.plan), client, key, run)
+        except CacheUnavailableError:
+            pass
+        except Exception as error:  # noqa: BLE001  # no caller waits for it
+            query.counters.tell("failed", key, type(error).__name__)
+            logger.debug("%s: an entry could not be verified: %s", query.plan.function, type(error).__name__)
+        finally:
+            self._busy = False
+
+    async def _compare(self, store: Store, client: Any, key: str, run: partial[Any]) -> None:
+        query = self._query
+        raw = await store.get(client, key)
+        if raw is None or is_missing(raw) or not self._is_readable(raw):
+            return
+        async with self._own_session(query) as session:
+            if session is not None:
+                run = self._with_argument(run, str(query.plan.session_name), session)
+            if query.keys_now(run, True, sync_session(session)) != (key,):
+                return  # other tables than the caller's, or a list that has changed
+            try:
+                wrong = query.codec.verify(raw, query.codec.convert(await run()))
+            except Exception as error:
+                if not missing_row(error):
+                    raise
+                wrong = NO_ROW_LEFT
+        if await store.get(client, key) != raw:
+            return
+        if wrong is None:
+            query.counters.tell("verified", key)
+            return
+        await store.discard(client, key, raw)
+        query.counters.tell("wrong", key, wrong)
+        if not self._said:
+            self._said = True
+            logger.warning(
+                "%s: an entry was not what the database says (%s), and is deleted: a write that no invalidation names? "
+                "Further ones are counted; the hook has their keys",
+                query.plan.function,
+                wrong,
+            )
+
+    def _is_readable(self, raw: bytes) -> bool:
+        try:
+            self._query.codec.decode(raw)
+        except DecodeError:
+            return False
+        return True
