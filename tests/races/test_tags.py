@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 
 from fastrdb.keys import Image
+from fastrdb.testing import GatedClient
 from tests.races.mechanisms import label, without
 from tests.races.scenarios import tags
 from tests.races.scenarios.tags import KEY, OTHER, Tags, row, tag
 from tests.races.seams import Change
-from tests.support.world.stores import is_cluster, keys_of, lapse_barriers, lose, open_store
+from tests.support.waiting import until
+from tests.support.world.stores import is_cluster, keys_of, lapse_barriers, lose, members, open_store, put
 
 Race = Callable[[Tags], Awaitable[None]]
 RACES: list[Race] = [
@@ -142,3 +144,37 @@ async def test_keys_without_tags_are_not_touched(w: Tags) -> None:
         for key in keys_of(w.client, part):
             assert not await w.client.exists(key)
     assert is_cluster(w.client) or await w.client.dbsize() <= 4
+
+
+async def test_entries_that_expire_unread_leave_no_tags(on_server: Tags) -> None:
+    """Fills remove the tags of dead entries with these: a hot tag does not grow."""
+    w, keys = on_server, [f"user:{number}" for number in range(30)]
+    for key in keys:
+        await w.stored(tags.USERS, key=key)
+    await w.client.delete(*keys)
+    await put(w.client, "expiry", dict.fromkeys(keys, 1))
+    for number in range(4):
+        await w.stored(key=f"other:{number}")
+    assert await members(w.client, "tags") == set()
+    assert await w.client.hlen(b"fastrdb:tagged") == 1
+
+
+async def test_commit_that_redis_misses_is_repaired_by_its_tags(on_server: Tags, gated: GatedClient) -> None:
+    """Redis is unreachable at begin and end: the repair deletes the entry, and refuses the load under way."""
+    w = on_server
+    await w.stored(tag("id", 1), tag("email", "a"))
+    granted = await w.lease(OTHER)
+    gated.fail_with(ConnectionError)
+    intent = w.writes.intent(gated)
+    intent.add(images=[row(id=1)])
+    await intent.begin()
+    await intent.end(committed=True)
+    assert w.writes.has_pending
+    gated.heal()
+
+    async def is_repaired() -> bool:
+        return not w.writes.has_pending
+
+    await until(is_repaired)
+    await w.gone()
+    assert not await w.fill(granted, tag("id", 1), key=OTHER)
