@@ -16,6 +16,7 @@ from fastrdb.values import Codec
 from .function import CachedFunction, count_open, with_argument, with_variant
 from .load import Loader, Loading
 from .policy import Policy
+from .stored import Stored
 from .tagging import arguments_of, declared_tags
 
 if TYPE_CHECKING:
@@ -89,6 +90,10 @@ class CachedMany(CachedFunction):
         """Return a call of one id, or of *several*."""
         bind = self.plan.bind_many if several else self.plan.bind
         return bind(instance, args, kwargs, partial=True)
+
+    async def peek(self, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Stored | None:
+        """Raise OptionError: there is an entry for each id."""
+        raise OptionError(f"{self.plan.function}: peek is for functions with one entry for each call, not for many ids")
 
     async def refresh(self, run: Any, values: BoundMany) -> Any:
         """Load all now, whatever is in Redis, and store."""
