@@ -78,6 +78,9 @@ class Codec:
         if self._schema is None and types.is_absent(annotation):
             raise SchemaError(f"{self.owner}: no return type; declare it, or give schema=")
         effective = types.effective_type(annotation, self._schema)
+        if (variable := types.left_open(effective)) is not None:
+            start = f"{self.owner}: the type of its value, {variable}, is left open"
+            raise SchemaError(f"{start}; decorate in the subclass, or give schema=")
         if mapped := types.mapped_in(effective):
             raise SchemaError(
                 f"{self.owner}: {mapped.__name__} is a mapped SQLAlchemy class, which has no JSON form of its own; "

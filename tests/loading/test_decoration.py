@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from pydantic import BaseModel
@@ -160,7 +160,7 @@ def test_ignored_parameters_must_exist_and_be_out_of_the_pattern() -> None:
 
 def test_an_invalidation_of_nothing_is_refused() -> None:
     """Neither prefix nor keys: a mistake. An empty prefix is said on purpose."""
-    with pytest.raises(OptionError, match="load: invalidates needs a prefix or keys"):
+    with pytest.raises(OptionError, match="load: invalidates needs a prefix, keys or touches"):
         invalidates()(load)
     invalidates(prefix="")(load)
 
@@ -224,3 +224,23 @@ def test_attribute_that_the_result_lacks_is_refused(options: Any) -> None:
     with pytest.raises(PatternError, match=r"write: 'user:\{result\.idd\}': Named has no 'idd'; it has: id$"):
         Cache().invalidates(**options)(write)
     assert Cache().invalidates("user:{result.id}:{result.title}")(write) is not write
+
+
+S = TypeVar("S")
+Bounded = TypeVar("Bounded", bound=BaseModel)
+
+
+@pytest.mark.parametrize(("kind", "name"), [(S, "S"), (Bounded, "Bounded"), (list[S], "S"), (S | None, "S")], ids=str)  # type: ignore[valid-type]
+def test_type_that_is_left_open_is_refused(kind: Any, name: str) -> None:
+    """A generic repository would load each time: the method belongs into the subclass that knows the type."""
+
+    class Repo:
+        async def get(self, number: int) -> Any:
+            return None
+
+    Repo.get.__annotations__["return"] = kind
+    with pytest.raises(SchemaError) as caught:
+        Cache().cached("item:{number}")(Repo.get)
+    said = f"the type of its value, {name}, is left open; decorate in the subclass, or give schema="
+    assert str(caught.value) == f"{Repo.get.__qualname__}: {said}"
+    assert Cache().cached("item:{number}", schema=Item)(Repo.get) is not Repo.get
