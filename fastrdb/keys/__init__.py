@@ -1,7 +1,7 @@
 """The face of `fastrdb.keys`: from a call to its key, from a template to what it reaches."""
 
 from .call import UNSAID, BoundCall, BoundMany, CallPlan
-from .declared import MISSING
+from .declared import MISSING, members
 from .encoding import quote
 from .pattern import Pattern, add_pairs, hashed
 from .prefix import VARIANTS, Prefix, PrefixTemplates, Reached, fingerprint
@@ -31,6 +31,7 @@ __all__ = [
     "fingerprint",
     "hashed",
     "inspect_function",
+    "members",
     "quote",
     "row_tag",
     "table_tag",

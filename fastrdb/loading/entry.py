@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastrdb.errors import CacheUnavailableError
 from fastrdb.events import Counters
-from fastrdb.keys import UNSAID, CallPlan
+from fastrdb.keys import UNSAID, CallPlan, members
 from fastrdb.orm import Declared, NotPlainError, plain_copy
 from fastrdb.protocol import Budget, Store, Timed
 from fastrdb.registry import Registered
@@ -146,7 +146,8 @@ class Entries:
             self.unstorable = f"the value cannot be written as JSON: {type(error.__cause__ or error).__name__}"
         if self.unstorable is not None:
             if is_mapped(type(value)):
-                kind, wanted = type(value).__name__, getattr(self.codec.type, "__name__", self.codec.type)
+                kind = type(value).__name__
+                wanted = " or ".join(getattr(each, "__name__", str(each)) for each in members(self.codec.type))
                 self.unstorable = f"the function returns a row of {kind}, and declares {wanted}: give schema={wanted}"
             return None, self.unstorable
         if len(raw) > self.cache.max_bytes:
