@@ -133,7 +133,7 @@ async def test_invalidation_reaches_all_versions(client: Redis, way: str) -> Non
     for function in functions:
         await function(1)
         await function(1, kind="x")
-    kinds = {
+    kinds: dict[str, Any] = {
         "prefix": {"prefix": "thing:*"},
         "whole prefix": {"prefix": "thing:{number}"},
         "keys": {"keys": ["thing:1"]},
