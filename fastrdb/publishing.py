@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import secrets
 import socket
@@ -12,13 +13,15 @@ from dataclasses import asdict
 from time import time
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from .protocol import Inspector
 
 if TYPE_CHECKING:
     from .events import Event
     from .registry import Registry
+
+logger = logging.getLogger("fastrdb")
 
 _EVERY_S = 5.0
 _MOST_DROPS = 50
@@ -78,6 +81,7 @@ class Publisher:
         self.tally = Tally()
         self._registry = registry
         self._process = 0, ""
+        self._said = False
 
     async def run(self, client: Any, namespace: str, pending: Any) -> None:
         """Publish until cancelled. A Redis that does not answer is tried again at the next turn."""
@@ -86,5 +90,13 @@ class Publisher:
             self._process = os.getpid(), secrets.token_hex(8)
         while True:
             with suppress(RedisError, OSError, asyncio.TimeoutError):
-                await inspector.publish(self._process[1], self.tally.record(self._registry, pending=pending()))
+                try:
+                    await inspector.publish(self._process[1], self.tally.record(self._registry, pending=pending()))
+                except ResponseError as error:  # Redis answers, and refuses: an ACL, say, or no memory
+                    self._say(error)
             await asyncio.sleep(_EVERY_S)
+
+    def _say(self, error: ResponseError) -> None:
+        if not self._said:
+            self._said = True
+            logger.warning("publish=True: Redis refuses the counts (%s); allow +hset +expire +sadd", error)

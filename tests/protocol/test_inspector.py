@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from fastrdb import Cache, Inspector
 from fastrdb.keys import row_tag, table_tag
 from fastrdb.protocol import Fill, Granted, Store, is_cluster
-from fastrdb.testing import GatedClient
+from fastrdb.testing import EmbeddedServer, GatedClient
 from tests.support.waiting import until
 
 
@@ -132,6 +132,32 @@ async def test_counts_are_published(any_client: Any, namespace: str) -> None:
         assert record["pending"] is False
     await any_client.delete(*[f"{inspector.keyspace.room}{{stats}}:{process}" for process in found])
     assert await inspector.published() == {}
+
+
+async def test_counts_that_redis_refuses_are_said_once(
+    client: Redis, server: EmbeddedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The cache works on; the message has the rights to give."""
+    await client.acl_setuser(
+        "quiet", enabled=True, passwords="+x", keys=["*"], categories=["+@all"], commands=["-hset"]
+    )
+    quiet = Redis(port=server.port, username="quiet", password="x")
+    async with quiet, Cache(quiet, publish=True) as cache:
+
+        @cache.cached("user:{number}")
+        async def user(number: int) -> int:
+            return number
+
+        assert await user(1) == 1
+        await until(lambda: _warned(caplog))
+        assert await user(1) == 1
+    await client.acl_deluser("quiet")
+    (record,) = [each for each in caplog.records if "publish=True" in each.message]
+    assert "+hset +expire +sadd" in record.message
+
+
+async def _warned(caplog: pytest.LogCaptureFixture) -> bool:
+    return any("publish=True" in each.message for each in caplog.records)
 
 
 async def _any_published(inspector: Inspector) -> bool:
