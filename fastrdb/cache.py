@@ -60,6 +60,7 @@ class Cache(Runtime):
         max_bytes: a larger entry is answered, and not stored: while it travels, others wait.
         verify: this share of calls (0.001, say) has the entry compared with the database, unless a function says
             otherwise; `cached_many` does not take part. A function that takes a session needs session_factory=.
+        watched: with `fastrdb watch`: entries are bypassed while the heartbeat of a watcher is older than this.
         publish: keep the counts of this process in Redis, renewed every 5 seconds. `fastrdb stats`, `fastrdb top`
             and the dashboard add up those of all processes.
 
@@ -80,6 +81,7 @@ class Cache(Runtime):
         hook: Hook | None = None,
         hash_keys: bytes | None = None,
         max_bytes: int = 8 * 1024 * 1024,
+        watched: Seconds | None = None,
         publish: bool = False,
         verify: float = 0.0,
     ) -> None:
@@ -100,6 +102,7 @@ class Cache(Runtime):
             hook=synchronous(hook, name="hook", owner=owner, use="a function of an Event"),
             seal=hashed(hash_keys, owner),
             max_bytes=at_least_one(max_bytes, name="max_bytes", owner=owner),
+            watched=None if watched is None else seconds(watched, name="watched", owner=owner),
             publish=publish,
         )
         self.verify = share(verify, name="verify", owner=owner)

@@ -21,8 +21,7 @@ from weakref import ReferenceType, WeakKeyDictionary, WeakSet, ref
 from .errors import CacheUnavailableError, NoEventLoopError, OptionError
 from .events import Counters, Hook
 from .keys import MISSING, BoundCall, BoundMany, CallPlan, Image, Prefix
-from .protocol import OnError, Store, Target, is_cluster
-from .publishing import Publisher
+from .protocol import OnError, Publisher, Store, Target, is_cluster
 from .registry import Registry
 from .singleflight import Flights
 from .transport import ended
@@ -119,6 +118,7 @@ class Runtime:
         hook: Hook | None,
         seal: Any,
         max_bytes: int,
+        watched: float | None,
         publish: bool,
     ) -> None:
         self.near, self.near_by_default = near, near_by_default
@@ -126,6 +126,7 @@ class Runtime:
         self.hooks: list[Hook] = [] if hook is None else [hook]
         self.seal = seal
         self.timeout, self.lease, self.barrier, self.max_bytes = timeout, lease, barrier, max_bytes
+        self.watched = watched
         self.near_heads: set[str] = set()  # the heads of keys that functions keep in this process
         self.owned: set[str] = set()  # the heads of the keys of all functions
         self.counted: list[Counters] = []
@@ -140,10 +141,8 @@ class Runtime:
         """Go on in another namespace, with another client, and forget all else: for tests."""
         self.namespace, self.redis = namespace, redis
         self._states: WeakKeyDictionary[asyncio.AbstractEventLoop, LoopState] = WeakKeyDictionary()
-        # The loop and state of the latest call: there is but one loop nearly always.
         self._latest: _Latest = (_dead, None)
-        # The client of the latest call, its thread, its loop and its store. A thread runs one loop at a time: while
-        # that one runs, the call is in it, and get_running_loop() would cost more than all the rest of `store`.
+        # The client of the latest call, its thread, loop and store: get_running_loop() costs more than all the rest.
         self._recent: _Recent = (_dead, 0, _dead, None)
 
     def counters(self, function: str) -> Counters:
@@ -214,6 +213,7 @@ class Runtime:
             heads=self.near_heads,
             owned=self.owned,
             cluster=cluster,
+            watched=self.watched,
         )
         tell = self._own_counters.tell  # not a method of this cache: its stores may outlive it for a moment
         store.obstacles.listeners.append(lambda kind, reason: tell(kind, "", reason))
@@ -296,8 +296,8 @@ class Runtime:
     async def delete(
         self,
         client: Any,
-        prefixes: Sequence[Prefix],
-        keys: Sequence[str],
+        prefixes: Sequence[Prefix] = (),
+        keys: Sequence[str] = (),
         counters: Counters | None = None,
         images: Sequence[Image] = (),
     ) -> int | None:

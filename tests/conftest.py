@@ -32,7 +32,7 @@ SMOKE = {
     *("keys", "values", "databases/test_unreachable.py", "transport/test_client.py", "near/test_functions.py"),
     *("protocol/test_store.py", "transactions/test_retries.py", "invalidation/test_function.py"),
     *("loading/test_decorators.py", "crud/test_repository.py", "testing/test_testing.py", "system/test_loops.py"),
-    *("system/test_demo.py", "integrations/test_fastapi.py", "inference"),
+    *("system/test_demo.py", "integrations/test_fastapi.py", "inference", "watch/test_sources.py"),
 }
 """Packages and modules of tests that notice a version of a dependency which does not do: pure ones, and one for each
 package."""

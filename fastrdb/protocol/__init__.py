@@ -7,6 +7,7 @@ from .intent import Intent, OnError
 from .interface import UNKNOWN, Barred, Busy, Entry, Granted, Hit, Outcome, Tagged, Timed
 from .keyspace import Keyspace, Target
 from .lua import scripts
+from .publishing import Publisher
 from .readiness import Readiness
 from .store import Fill, Store
 
@@ -27,6 +28,7 @@ __all__ = [
     "Keyspace",
     "OnError",
     "Outcome",
+    "Publisher",
     "Readiness",
     "Store",
     "Tagged",

@@ -150,12 +150,14 @@ class Keyspace:
         leases: what names of leases begin with.
         shards: the one shard.
         healing: name of the lock of the process that deletes untrusted data.
+        watch: name of the hash of positions and heartbeats of watchers.
     """
 
     def __init__(self, namespace: str) -> None:
         self.room = f"fastrdb:{namespace}:" if namespace else "fastrdb:"
         self.before = f"{namespace}:".encode() if namespace else b""
         self.leases, self.healing = f"{self.room}lease:".encode(), f"{self.room}healing".encode()
+        self.watch = f"{self.room}watch".encode()
         self.shards: Sequence[Shard] = [Shard.under(self.room)]
 
     def entry(self, key: str) -> bytes:

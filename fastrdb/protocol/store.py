@@ -22,6 +22,7 @@ from .interface import GONE, Ask, Backend, Entry, Outcome, Tagged, Timed, Write
 from .keyspace import named
 from .readiness import Readiness, readiness
 from .server import ServerBackend
+from .watched import WatchedBound
 
 if TYPE_CHECKING:
     from fastrdb.events import Counters
@@ -64,6 +65,7 @@ class Store:
         heads: what keys begin with that may be kept in this process; may grow.
         owned: what all keys of the cache's functions begin with; may grow.
         cluster: whether clients are those of a cluster.
+        watched: seconds; entries are bypassed while the heartbeat of a watcher is older. None: without a watcher.
         sleep: for tests.
     """
 
@@ -80,6 +82,7 @@ class Store:
         heads: Collection[str] = (),
         owned: Collection[str] = (),
         cluster: bool = False,
+        watched: float | None = None,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         # All reasons not to read entries, in one place: on a hit one look has to do.
@@ -106,6 +109,9 @@ class Store:
             self._backend, self.near, self.obstacles, on_error=on_error, renewal_s=barrier / 2, sleep=sleep
         )
         self.repairs = self._writer.repairs
+        self.watched = (
+            None if watched is None else WatchedBound(self._backend, self.obstacles, bound=watched, sleep=sleep)
+        )
 
     @property
     def has_pending(self) -> bool:
@@ -125,6 +131,8 @@ class Store:
         if self.repairs.has_pending:
             self.repairs.start()
             return "a commit that Redis has missed is being repaired"
+        if self.watched is not None and self.watched in self.obstacles:
+            return self.watched.start(client)
         return None
 
     def name(self, key: str) -> str:
@@ -328,6 +336,8 @@ class Store:
     async def aclose(self, limit: float = 1.0) -> None:
         """Wait at most `limit` seconds for repairs, then stop them; close all connections."""
         await self.repairs.aclose(limit)
+        if self.watched is not None:
+            await self.watched.aclose()
         await self._backend.aclose()
         await self._tracking.aclose()
         await self._link.aclose()

@@ -23,11 +23,11 @@ from tests.support.source.modules import (
 LONGEST_MODULE = 400
 MOST_NAMES = 25
 # Of the library itself. These come down as packages are rebuilt: to 62, 11,600, 14, 45, none and 2.
-MOST_MODULES = 87
-MOST_LINES = 19_120
+MOST_MODULES = 88
+MOST_LINES = 19_230
 MOST_FLOORS = 19
 # Of the rooms beside it, which stand on its public names: modules, lines.
-BESIDE = {"integrations": (7, 1_300), "cli": (8, 1_200)}
+BESIDE = {"integrations": (7, 1_300), "cli": (8, 1_200), "watch": (7, 1_050)}
 LONGEST_FUNCTION = 45
 MOST_DEFINED_TWICE = 0
 MOST_CONTEXT_VARIABLES = 2
@@ -36,15 +36,15 @@ MOST_CONTEXT_VARIABLES = 2
 ORDER = [
     *("errors", "events", "options", "singleflight"),
     *("keys", "registry", "values", "orm", "inference", "transport", "near", "protocol", "transactions"),
-    *("publishing", "runtime", "invalidation", "loading", "typing", "wrappers", "cache", "crud"),
+    *("runtime", "invalidation", "loading", "typing", "wrappers", "cache", "crud", "watch"),
     *("__init__", "integrations", "testing", "demo", "cli", "__main__"),
 ]
 HOMES = {
-    "redis": {"transport", "near", "protocol", "publishing", "integrations", "testing", "demo", "cli"},
+    "redis": {"transport", "near", "protocol", "watch", "integrations", "testing", "demo", "cli"},
     "cachebox": {"near"},
     "wrapt": {"wrappers"},
     "sqlglot": {"inference"},
-    "sqlalchemy": {"orm", "inference", "transactions", "crud", "integrations", "demo"},
+    "sqlalchemy": {"orm", "inference", "transactions", "crud", "watch", "integrations", "demo"},
 }
 
 

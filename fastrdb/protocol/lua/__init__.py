@@ -14,7 +14,7 @@ def load_script(topology: str, name: str) -> Script:
 
 def scripts() -> list[Script]:
     """Return all scripts, each as it is sent. Some of the two topologies share a name."""
-    found = [load_script("", name) for name in ("discard", "renew")]
+    found = [load_script("", name) for name in ("discard", "renew", "watched")]
     for topology in ("server", "cluster"):
         stems = sorted(each.name.removesuffix(".lua") for each in (resources.files(__name__) / topology).iterdir())
         found += [load_script(topology, stem) for stem in stems if stem != "shared"]

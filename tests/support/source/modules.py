@@ -13,7 +13,7 @@ import fastrdb
 
 PACKAGE = Path(fastrdb.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
-BESIDE = {"integrations", "cli"}
+BESIDE = {"integrations", "cli", "watch"}
 """Rooms that stand on the library's public names: code of the project that the library does without."""
 APART = {"demo", "testing", "docs", *BESIDE}
 """Folders that are shipped beside the library and not a part of it."""

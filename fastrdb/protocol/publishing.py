@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError, ResponseError
 
-from .protocol import Inspector
+from .inspector import Inspector
 
 if TYPE_CHECKING:
-    from .events import Event
-    from .registry import Registry
+    from fastrdb.events import Event
+    from fastrdb.registry import Registry
 
 logger = logging.getLogger("fastrdb")
 

@@ -1,0 +1,88 @@
+"""The bound on what writes from outside may leave stale: without a watcher's heartbeat, entries are bypassed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from contextvars import Context
+from typing import TYPE_CHECKING, Final
+
+from fastrdb.errors import CacheUnavailableError
+from fastrdb.transport import Call, Client, Health, ended
+
+from .lua import load_script
+
+if TYPE_CHECKING:
+    from .interface import Backend
+
+logger = logging.getLogger("fastrdb")
+WATCHED: Final = load_script("", "watched")
+SILENT: Final = "the watcher of writes from outside is silent"
+_CHECKS: Final = 4  # in each `bound`
+
+
+class WatchedBound:
+    """A check, several times in each `bound`, that watchers are alive; a reason to bypass entries while one is not.
+
+    Until the first check, and while Redis does not answer the check, entries are bypassed too. The age of a heartbeat
+    grows between two checks, which counts towards the bound.
+
+    Args:
+        bound: seconds.
+        sleep: for tests.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        health: Health,
+        *,
+        bound: float,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+    ) -> None:
+        self._backend, self._health, self._bound, self._sleep = backend, health, bound, sleep
+        self._pause = bound / _CHECKS
+        self._client: Client | None = None
+        self._task: asyncio.Task[None] | None = None
+        self.age: float | None = None
+        """Seconds since the heartbeat, at the last check; None if there was none."""
+        self._said = False
+        health.add(self)
+
+    def start(self, client: Client) -> str:
+        """Check from now on, with this client in place of an earlier one. Return why entries are bypassed."""
+        self._client = client
+        if self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(self._run(), context=Context())
+        return SILENT
+
+    async def check(self, client: Client) -> None:
+        """Check once, and bypass entries or allow reading them."""
+        age_ms = -1
+        with suppress(CacheUnavailableError):
+            call = Call(WATCHED, (self._backend.keyspace.watch,), ())
+            (age_ms,) = await self._backend.link.many(client, (call,))
+        self.age = None if age_ms < 0 else age_ms / 1000
+        if self.age is not None and self.age + self._pause <= self._bound:
+            self._health.discard(self)
+            if self._said:
+                logger.info("The watcher of writes from outside is back: entries are read again")
+            self._said = False
+        else:
+            self._health.add(self)
+            if not self._said:
+                self._said = True
+                logger.warning("%s: entries are bypassed until it is back", SILENT)
+
+    async def _run(self) -> None:
+        while self._client is not None:
+            await self.check(self._client)
+            await self._sleep(self._pause)
+
+    async def aclose(self) -> None:
+        """End the checks."""
+        task, self._task, self._client = self._task, None, None
+        if task is not None:
+            await ended([task])

@@ -1,0 +1,10 @@
+"""Writes from outside: a watcher invalidates what any program commits to the database."""
+
+from .databases import source_of as source_of
+from .journal import Journal as Journal
+from .journal import ages as ages
+from .journal import columns_in_use as columns_in_use
+from .source import ChangeSource as ChangeSource
+from .source import Poll as Poll
+from .source import Status as Status
+from .watcher import Watcher as Watcher

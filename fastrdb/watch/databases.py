@@ -1,0 +1,25 @@
+"""The source of changes for a database, by its dialect."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastrdb.errors import OptionError
+
+from .postgres import PostgresSource
+from .source import ChangeSource
+from .sqlite import SQLiteSource
+
+
+def source_of(engine: Any) -> ChangeSource:
+    """Return the source for an `AsyncEngine`, by its dialect.
+
+    Raises:
+        OptionError: there is none for this database.
+    """
+    dialect = engine.dialect.name
+    if dialect == "postgresql":
+        return PostgresSource(engine)
+    if dialect == "sqlite":
+        return SQLiteSource(engine)
+    raise OptionError(f"watch: databases are PostgreSQL and SQLite, and this is {dialect}")

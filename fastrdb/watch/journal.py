@@ -1,0 +1,79 @@
+"""What a watcher leaves in Redis: the position behind the last change that reached Redis, and a heartbeat.
+
+One hash for each namespace, with two fields for each database. The heartbeat is Redis' own clock, so that clocks of
+machines do not matter.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from fastrdb.cache import Cache
+    from fastrdb.protocol import Store
+
+_SAVE: Final = """
+local now = redis.call('TIME')
+redis.call('HSET', KEYS[1], ARGV[1] .. '\\0alive', now[1] * 1000 + math.floor(now[2] / 1000))
+if ARGV[2] ~= '' then redis.call('HSET', KEYS[1], ARGV[1] .. '\\0position', ARGV[2]) end
+return 1
+"""
+_READ: Final = """
+local now = redis.call('TIME')
+return {now[1] * 1000 + math.floor(now[2] / 1000), redis.call('HGETALL', KEYS[1])}
+"""
+
+
+class Journal:
+    """The fields of one database in the hash of a cache's namespace. Used in an event loop."""
+
+    def __init__(self, cache: Cache, name: str) -> None:
+        self._cache, self._name = cache, name
+        self._client: Any = cache.redis
+
+    @property
+    def _key(self) -> bytes:
+        return _store(self._cache).keyspace.watch
+
+    async def position(self) -> str | None:
+        """Return the position that the last poll reached; None if no poll has."""
+        found = await self._client.hget(self._key, f"{self._name}\0position")
+        return found.decode() if isinstance(found, bytes) else found
+
+    async def save(self, position: str) -> None:
+        """Store the position and the heartbeat. May be repeated."""
+        await self._client.eval(_SAVE, 1, self._key, self._name, position)
+
+    async def forget(self) -> None:
+        """Delete the fields of this database: the next watcher begins with invalidating everything."""
+        await self._client.hdel(self._key, f"{self._name}\0position", f"{self._name}\0alive")
+
+
+async def ages(cache: Cache) -> dict[str, float]:
+    """Return for each database the seconds since its watcher's heartbeat, by Redis' clock."""
+    client: Any = cache.redis
+    now, raw = await client.eval(_READ, 1, _store(cache).keyspace.watch)
+    fields = dict(zip(map(_text, raw[::2]), map(_text, raw[1::2]), strict=True))
+    suffix = "\0alive"
+    return {
+        name.removesuffix(suffix): max(0.0, (int(now) - int(value)) / 1000)
+        for name, value in fields.items()
+        if name.endswith(suffix)
+    }
+
+
+async def columns_in_use(cache: Cache) -> list[str]:
+    """Return the columns that entries in Redis are tagged by, as `table:column`."""
+    client: Any = cache.redis
+    found = set[str]()
+    for shard in _store(cache).keyspace.shards:
+        found.update(map(_text, await client.zrange(shard.columns, 0, -1)))
+    return sorted(name for name in found if ":" in name)
+
+
+def _store(cache: Cache) -> Store:
+    return cache.store(cache.redis)
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)

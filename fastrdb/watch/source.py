@@ -1,0 +1,141 @@
+"""The interface between the watcher and a database, whose writes come from any program."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+from uuid import UUID
+
+from fastrdb.keys import Image, value_text
+
+Images = Callable[[Sequence[Image]], Awaitable[None]]
+ROWS_NAMED: Final = 64
+"""More rows of one statement are reported as any row of the table."""
+COLUMNS_NAMED: Final = 40
+_PLAIN_UUID = re.compile(r"[0-9a-f]{32}")
+
+
+@dataclass(frozen=True, slots=True)
+class Poll:
+    """The result of one poll.
+
+    Attributes:
+        position: where the next poll begins.
+        found: the number of changes.
+        lost: why earlier changes may be missing, so that everything is invalidated; empty if none is.
+    """
+
+    position: str
+    found: int = 0
+    lost: str = ""
+
+
+@dataclass(slots=True)
+class Status:
+    """The state of watching: the tables, and how far the watcher is behind.
+
+    Attributes:
+        installed: whether the tables of the watcher are there.
+        watched: the tables that have triggers.
+        unwatched: the tables that have none, or whose triggers do not fire, each with the reason.
+        missing_columns: columns that entries are tagged by and that triggers do not report; such a change counts as
+            one of any value.
+        waiting: the number of changes that no poll has read yet; None where that is unknown.
+        leader: a description of the watcher that leads, None if there is none.
+        notes: other findings, each with what to do.
+    """
+
+    installed: bool = False
+    watched: list[str] = field(default_factory=list)
+    unwatched: dict[str, str] = field(default_factory=dict)
+    missing_columns: list[str] = field(default_factory=list)
+    waiting: int | None = None
+    leader: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+class ChangeSource(ABC):
+    """A database whose changes are read by position. One watcher leads; others wait."""
+
+    name: str
+    """The database, as the watcher's keys in Redis name it."""
+
+    @abstractmethod
+    async def install_sql(self, tables: Collection[str] = (), columns: Iterable[str] = ()) -> list[str]:
+        """Return the statements that make the database record its changes. All may be run again.
+
+        Args:
+            tables: `name` or `schema.name`; all tables of the default schema if empty.
+            columns: `table:column` for the columns that entries are tagged by, besides keys and indexed columns.
+
+        Raises:
+            OptionError: a table that does not exist, or a setting of the database that permits no watching.
+        """
+
+    @abstractmethod
+    async def uninstall_sql(self) -> list[str]:
+        """Return the statements that take away what `install_sql` made."""
+
+    @abstractmethod
+    async def run(self, statements: Sequence[str]) -> None:
+        """Execute statements of `install_sql` or `uninstall_sql` in one transaction, where the database has such."""
+
+    @abstractmethod
+    async def lead(self) -> bool:
+        """Return whether this watcher leads now. A watcher that leads does so until `close`, or a lost connection.
+
+        Raises:
+            OptionError: nothing is installed, or a setting permits no watching.
+        """
+
+    @abstractmethod
+    async def poll(self, position: str | None, images: Images) -> Poll:
+        """Hand all changes that are committed since `position` to `images`, and return the position behind them.
+
+        At least once: a change whose `images` raised is handed again by the next poll from the same position.
+
+        Args:
+            position: what the last poll returned; None to begin now.
+            images: called with some changes at a time.
+        """
+
+    async def mark(self) -> None:  # noqa: B027  # only an outbox that can be emptied has a mark
+        """Mark the record of changes as whole, after everything was invalidated because it was not."""
+
+    @abstractmethod
+    async def clean(self, position: str) -> None:
+        """Delete what is before the position and not needed any more."""
+
+    @abstractmethod
+    async def status(self, position: str | None, columns: Iterable[str] = ()) -> Status:
+        """Return what is watched; arguments as of `poll` and `install_sql`."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Close the connection, which ends the lead."""
+
+
+def image(table: str, values: Mapping[str, Iterable[Any]] | None) -> Image:
+    """Return the image of a change, with `values` before and after the change by column; None: any row."""
+    if values is None:
+        return Image(table)
+    return Image(table, {column: texts(each) for column, each in values.items()})
+
+
+def texts(values: Iterable[Any]) -> frozenset[str] | None:
+    """Return the texts of values as readers write them; None if a value has no text.
+
+    A UUID may be stored as 32 digits, where a reader has the text with dashes: both are returned.
+    """
+    found = set[str]()
+    for value in values:
+        text = value_text(value)
+        if text is None:
+            return None
+        found.add(text)
+        if isinstance(value, str) and _PLAIN_UUID.fullmatch(value):
+            found.add(str(UUID(value)))
+    return frozenset(found)

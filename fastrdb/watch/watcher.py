@@ -1,0 +1,155 @@
+"""The watcher: hands each committed change of a database to a cache, at least once, from wherever the change came."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, Self
+
+from redis.exceptions import RedisError
+from sqlalchemy.exc import SQLAlchemyError
+
+from fastrdb.errors import CacheUnavailableError, OptionError
+from fastrdb.keys import Image
+from fastrdb.options import Seconds, seconds
+
+from .databases import source_of
+from .journal import Journal
+from .source import ChangeSource, Poll
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from fastrdb.cache import Cache
+
+logger = logging.getLogger("fastrdb")
+_BUSY_S: Final = 0.005
+"""The pause after a poll that has found changes."""
+_BEAT_S: Final = 0.5
+"""The longest time between two heartbeats of a watcher that finds nothing."""
+_CLEAN_S: Final = 1.0
+_RETRY_S: Final = 1.0
+_TROUBLE: Final = (OSError, SQLAlchemyError, RedisError, CacheUnavailableError)
+
+
+class Watcher:
+    """Invalidates what writes of any program change: psql, a migration, another service, a trigger.
+
+    Any number of watchers may run for one database: one leads, and the others take over when it ends. Use it in a
+    process of its own (`fastrdb watch run`), or inside an application:
+
+        async with Watcher(engine, cache):
+            ...
+
+    A change is in Redis when it has been handed over, and is handed over again if the watcher dies in between. If
+    changes may have been lost, everything is invalidated once.
+
+    Args:
+        engine: an `AsyncEngine` of the database, where `fastrdb watch install` was run.
+        cache: a `Cache` with a client of its own.
+        every: the pause between polls that find nothing, in seconds or as a timedelta.
+
+    Raises:
+        OptionError: naming the parameter.
+    """
+
+    def __init__(self, engine: AsyncEngine | ChangeSource, cache: Cache, *, every: Seconds = 0.02) -> None:
+        if cache.redis is None:
+            raise OptionError("Watcher: the cache needs a client of its own: Cache(redis)")
+        self.source: ChangeSource = engine if isinstance(engine, ChangeSource) else source_of(engine)
+        self.cache = cache
+        self.every = seconds(every, name="every", owner="Watcher")
+        self.journal = Journal(cache, self.source.name)
+        self.leads = False
+        self.found = 0
+        """The number of changes that this watcher has handed over."""
+        self._position: str | None = None
+        self._beaten = self._cleaned = 0.0
+        self._task: asyncio.Task[None] | None = None
+        self._troubled = ""
+
+    # --- one step
+
+    async def poll(self) -> Poll | None:
+        """Poll once, and bring what was found to Redis. Return None while another watcher leads.
+
+        Raises the errors of database and Redis; the position stays, and the call may be repeated.
+        """
+        if not self.leads:
+            if not await self.source.lead():
+                return None
+            self._position = await self.journal.position()
+            self.leads = True
+            logger.info("fastrdb watch: leads for %s", self.source.name)
+        poll = await self.source.poll(self._position, self._invalidate)
+        if poll.lost:
+            logger.warning("fastrdb watch: %s: %s: everything is invalidated", self.source.name, poll.lost)
+            await self._invalidate([Image(None)])
+        await self._record(poll)
+        self.found += poll.found
+        return poll
+
+    async def _record(self, poll: Poll) -> None:
+        now = asyncio.get_running_loop().time()
+        if poll.position != self._position or poll.lost or now - self._beaten >= _BEAT_S:
+            await self.journal.save(poll.position)
+            self._beaten = now
+        self._position = poll.position
+        if poll.lost:
+            await self.source.mark()
+        if now - self._cleaned >= _CLEAN_S:
+            self._cleaned = now
+            await self.source.clean(poll.position)
+
+    async def _invalidate(self, images: Sequence[Image]) -> None:
+        if await self.cache.delete(self.cache.redis, images=images) is None:
+            raise ConnectionError("Redis has missed an invalidation")
+
+    # --- a life
+
+    async def run(self) -> None:
+        """Poll until the task is cancelled. Troubles of database and Redis are logged once, and tried again.
+
+        Raises:
+            OptionError: nothing is installed, or a setting of the database permits no watching.
+        """
+        try:
+            pause = 0.0
+            while True:
+                await asyncio.sleep(pause)
+                pause = await self._step()
+        finally:
+            self.leads = False
+            await asyncio.shield(self.source.close())
+
+    async def _step(self) -> float:
+        """Poll once; return the pause before the next poll, in seconds."""
+        try:
+            poll = await self.poll()
+        except _TROUBLE as error:
+            name = type(error).__name__
+            if name != self._troubled:
+                logger.warning("fastrdb watch: %s: %s; it is tried again", self.source.name, name)
+            self._troubled, self.leads = name, False
+            with suppress(*_TROUBLE):
+                await self.source.close()
+            return _RETRY_S
+        if self._troubled:
+            logger.info("fastrdb watch: %s: works again", self.source.name)
+            self._troubled = ""
+        if poll is None:
+            return _RETRY_S
+        return _BUSY_S if poll.found else self.every
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self.run())
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task

@@ -1,0 +1,175 @@
+"""What only PostgreSQL has: slow transactions, partitions, TRUNCATE, several watchers, an outbox that is emptied."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+
+from fastrdb.keys import Image
+from fastrdb.watch import source_of
+from tests.support.availability import missing
+from tests.support.servers import databases
+from tests.support.servers import postgresql as private_postgresql
+from tests.support.waiting import until
+from tests.watch.conftest import TABLES, Watched
+
+pytestmark = pytest.mark.parametrize("watchable", ["postgresql"], indirect=True)
+
+
+async def test_a_slow_transaction_is_not_skipped(watched: Watched) -> None:
+    """Its row has the lower id, and is committed after the poll that has read a higher one."""
+    await watched.install()
+    async with watched.database.engine.connect() as slow, slow.begin():
+        await slow.execute(text("UPDATE users SET bio = 'slow' WHERE id = 1"))
+        await watched.write("UPDATE users SET bio = 'fast' WHERE id = 2")
+        assert (await watched.changes())["users"]["id"] == {"2"}
+        assert await watched.changes() == {}
+    assert (await watched.changes())["users"]["id"] == {"1"}
+    await watched.source.clean(str(watched.position))
+    assert await watched.changes() == {}
+
+
+async def test_truncate_is_any_row(watched: Watched) -> None:
+    """It has a trigger of its own; CASCADE truncates the tables that refer to the first, and is reported for each."""
+    await watched.install()
+    await watched.write("TRUNCATE orgs CASCADE")
+    assert await watched.changes() == {"orgs": None, "users": None}
+
+
+async def test_a_partition_and_its_parent_stand_for_each_other(watched: Watched) -> None:
+    """A statement fires the triggers of the table that it names; readers may have named the other one."""
+    await watched.write(
+        "CREATE TABLE events (id INTEGER, org_id INTEGER, PRIMARY KEY (id, org_id)) PARTITION BY LIST (org_id)",
+        "CREATE TABLE events_1 PARTITION OF events FOR VALUES IN (1)",
+    )
+    await watched.install()
+    row = {"id": {"7"}, "org_id": {"1"}}
+    await watched.write("INSERT INTO events VALUES (7, 1)")
+    assert await watched.changes() == {"events": row, "events_1": row}
+    await watched.write("DELETE FROM events_1 WHERE id = 7")
+    assert await watched.changes() == {"events": row, "events_1": row}
+
+
+async def test_one_watcher_leads_and_another_takes_over(watched: Watched) -> None:
+    """The lead is a lock of the session, which ends with its connection."""
+    await watched.install()
+    second = source_of(watched.database.engine)
+    try:
+        assert not await second.lead()
+        assert (await second.status(None)).leader is not None
+        await watched.source.close()
+        assert await second.lead()
+    finally:
+        await second.close()
+
+
+async def test_an_emptied_outbox_is_noticed_until_it_is_marked(watched: Watched) -> None:
+    """A watcher that dies between the loss and the mark leaves the loss to the next one."""
+    await watched.install()
+    await watched.write("UPDATE users SET bio = 'x' WHERE id = 1", "TRUNCATE fastrdb.outbox")
+    for _ in range(2):
+        assert "emptied" in (await watched.poll())[0].lost
+    assert any("emptied" in note for note in (await watched.source.status(watched.position)).notes)
+    await watched.source.mark()
+    await watched.write("UPDATE users SET bio = 'y' WHERE id = 2")
+    poll, images = await watched.poll()
+    assert (poll.lost, [image.table for image in images]) == ("", ["users"])
+
+
+async def test_a_position_of_a_newer_database_is_lost(watched: Watched) -> None:
+    """As after a restore from a backup: the changes since then are not in the outbox."""
+    await watched.install()
+    watched.position = "99999999:99999999:"
+    assert "older" in (await watched.poll())[0].lost
+
+
+@pytest.mark.parametrize("writes", [240, pytest.param(10_000, marks=pytest.mark.slow)])
+async def test_each_commit_is_reported_exactly_once(watched: Watched, writes: int) -> None:
+    """Six writers whose transactions overlap and end in any order, some in a rollback; one is open all the time."""
+    await watched.write("CREATE TABLE notes (id INTEGER PRIMARY KEY)")
+    await watched.install()
+    chance, committed, heard = random.Random(1), set[str](), Counter[str]()
+    numbers = iter(range(writes))
+    done = asyncio.Event()
+
+    async def writer() -> None:
+        async with watched.database.engine.connect() as connection:
+            for number in numbers:
+                transaction = await connection.begin()
+                await connection.exec_driver_sql(f"INSERT INTO notes VALUES ({number})")
+                for _ in range(chance.randrange(8)):
+                    await asyncio.sleep(0)
+                    await connection.exec_driver_sql("SELECT 1")
+                if chance.random() < 0.1:
+                    await transaction.rollback()
+                else:
+                    await transaction.commit()
+                    committed.add(str(number))
+
+    async def note(images: Sequence[Image]) -> None:
+        for image in images:
+            heard.update((image.columns or {})["id"] or ())
+
+    async def poll() -> None:
+        watched.position = (await watched.source.poll(watched.position, note)).position
+
+    async def poller() -> None:
+        while not done.is_set():
+            await poll()
+            await watched.source.clean(str(watched.position))
+
+    async with watched.database.engine.connect() as slow, slow.begin():
+        await slow.exec_driver_sql("INSERT INTO notes SELECT generate_series(1000000, 1000009)")
+        polling = asyncio.create_task(poller())
+        await asyncio.gather(*(writer() for _ in range(6)))
+        done.set()
+        await polling
+    await poll()
+    await poll()
+    expected = committed | {str(number) for number in range(1_000_000, 1_000_010)}
+    assert set(heard) == expected
+    assert set(heard.values()) == {1}
+
+
+async def _answers(database: databases.Database) -> bool:
+    """Return whether a server takes connections again."""
+    try:
+        async with database.engine.connect():
+            return True
+    except (DBAPIError, OSError):
+        return False
+
+
+async def test_a_crash_of_the_server_loses_nothing_unnoticed(watchable: object) -> None:
+    """kill -9 empties the unlogged outbox, and the mark goes with it."""
+    if (binaries := private_postgresql.find_binaries()) is None:
+        missing("no initdb and pg_ctl")
+    with private_postgresql.started(binaries) as url:
+        async with databases.opened(url) as database:
+            watched = Watched(database, source_of(database.engine))
+            await watched.write(*TABLES)
+            await watched.install()
+            await watched.write("UPDATE users SET bio = 'x' WHERE id = 1")
+            async with database.engine.connect() as victim:
+                pid = await victim.scalar(text("SELECT pg_backend_pid()"))
+                os.kill(pid, signal.SIGKILL)  # the server restarts all of its processes, as after a loss of power
+                with contextlib.suppress(DBAPIError):
+                    await victim.scalar(text("SELECT 1"))
+            await watched.source.close()
+            await until(partial(_answers, database))
+            assert await watched.source.lead()
+            assert "emptied" in (await watched.poll())[0].lost
+            await watched.source.mark()
+            await watched.write("UPDATE users SET bio = 'y' WHERE id = 1")
+            assert (await watched.changes())["users"]["id"] == {"1"}
+            await watched.source.close()

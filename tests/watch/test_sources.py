@@ -1,0 +1,118 @@
+"""What each database reports of writes: tables, and values before and after."""
+
+from __future__ import annotations
+
+import pytest
+
+from fastrdb import OptionError
+from tests.watch.conftest import Watched
+
+
+async def test_each_kind_of_write_is_reported_with_old_and_new_values(watched: Watched) -> None:
+    """INSERT, UPDATE and DELETE name keys, foreign keys and unique columns, and no others."""
+    await watched.install()
+    await watched.write("INSERT INTO users VALUES (4, 2, 'd@x', 'long')")
+    assert await watched.changes() == {"users": {"id": {"4"}, "org_id": {"2"}, "email": {"d@x"}}}
+    await watched.write("UPDATE users SET org_id = 1 WHERE id = 4")
+    assert await watched.changes() == {"users": {"id": {"4"}, "org_id": {"1", "2"}, "email": {"d@x"}}}
+    await watched.write("DELETE FROM users WHERE id = 4")
+    assert await watched.changes() == {"users": {"id": {"4"}, "org_id": {"1"}, "email": {"d@x"}}}
+    assert await watched.changes() == {}
+
+
+async def test_a_cascade_is_reported(watched: Watched) -> None:
+    """The rows that the database deletes by itself are reported like others."""
+    await watched.install()
+    await watched.write("DELETE FROM orgs WHERE id = 1")
+    found = await watched.changes()
+    assert found["orgs"] == {"id": {"1"}}
+    assert found["users"] == {"id": {"1", "2"}, "org_id": {"1"}, "email": {"a@x", "b@x"}}
+
+
+async def test_a_statement_that_changes_nothing_is_not_reported(watched: Watched) -> None:
+    """Nor is a transaction that is rolled back."""
+    await watched.install()
+    await watched.write("UPDATE users SET bio = 'x' WHERE id = 99")
+    async with watched.database.engine.connect() as connection:
+        await connection.exec_driver_sql("UPDATE users SET bio = 'x' WHERE id = 1")
+        await connection.rollback()
+    assert await watched.changes() == {}
+
+
+async def test_many_rows_count_as_any_row(watched: Watched) -> None:
+    """So a change of a million rows is one small message."""
+    await watched.install()
+    rows = ", ".join(f"({number}, 1, 'n{number}@x', '')" for number in range(100, 250))
+    await watched.write(f"INSERT INTO users VALUES {rows}")
+    assert await watched.changes() == {"users": None}
+
+
+async def test_null_is_a_value(watched: Watched) -> None:
+    """A row without an organisation is reached under NULL."""
+    await watched.install()
+    await watched.write("UPDATE users SET org_id = NULL WHERE id = 1")
+    _, images = await watched.poll()
+    reached = {name for image in images for name in image.names()}
+    assert {"users:org_id=1\0", "users:org_id=%none\0", "users:id=1\0"} <= reached
+
+
+async def test_a_change_that_was_not_taken_is_handed_over_again(watched: Watched) -> None:
+    """The position moves when all changes of a poll are in Redis."""
+    await watched.install()
+    await watched.write("UPDATE users SET bio = 'x' WHERE id = 1")
+
+    async def refuse(images: object) -> None:
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        await watched.source.poll(watched.position, refuse)
+    assert (await watched.changes())["users"]["id"] == {"1"}
+
+
+async def test_a_missing_table_is_named(watched: Watched) -> None:
+    """And the tables that there are."""
+    with pytest.raises(OptionError, match=r"no table userz; there are: .*users"):
+        await watched.source.install_sql(["userz"])
+
+
+async def test_without_installation_nobody_leads(watched: Watched) -> None:
+    """The error names the command."""
+    with pytest.raises(OptionError, match="fastrdb watch install"):
+        await watched.source.lead()
+
+
+async def test_status_names_what_is_not_watched(watched: Watched) -> None:
+    """Tables made later, columns that came into use later, and the number of changes that wait."""
+    await watched.install("users")
+    await watched.write("CREATE TABLE later (id INTEGER PRIMARY KEY)", "UPDATE users SET bio = 'x' WHERE id = 1")
+    status = await watched.source.status(watched.position, ["users:bio", "users:id"])
+    assert (status.installed, status.watched, status.missing_columns) == (True, ["users"], ["users:bio"])
+    assert set(status.unwatched) == {"orgs", "later"}
+    assert status.waiting == 1
+    assert not (await watched.source.status(None)).notes
+
+
+async def test_uninstalled_triggers_leave_nothing(watched: Watched) -> None:
+    """Writes go on, and the status says that nothing is installed."""
+    await watched.install()
+    await watched.source.run(await watched.source.uninstall_sql())
+    await watched.write("UPDATE users SET bio = 'x' WHERE id = 1")
+    assert not (await watched.source.status(None)).installed
+    await watched.source.run(await watched.source.install_sql())
+
+
+async def test_installing_again_changes_nothing(watched: Watched) -> None:
+    """It may be a step of each deploy; changes that wait stay."""
+    await watched.install()
+    await watched.write("UPDATE users SET bio = 'x' WHERE id = 1")
+    await watched.source.run(await watched.source.install_sql())
+    assert (await watched.changes())["users"]["id"] == {"1"}
+    assert watched.lost == []
+
+
+@pytest.mark.parametrize("watchable", ["sqlite"], indirect=True)
+async def test_an_insert_that_replaces_reports_the_row_that_goes(watched: Watched) -> None:
+    """INSERT OR REPLACE deletes rows with the same unique value, and fires no trigger for that."""
+    await watched.install()
+    await watched.write("INSERT OR REPLACE INTO users VALUES (9, 2, 'a@x', '')")
+    assert (await watched.changes())["users"] == {"id": {"1", "9"}, "org_id": {"1", "2"}, "email": {"a@x"}}

@@ -1,0 +1,194 @@
+"""The watcher: what it makes of changes in Redis, and what its death leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from fastrdb import Cache, OptionError
+from fastrdb.keys import row_tag, table_tag
+from fastrdb.protocol import Fill, Store
+from fastrdb.testing import FaultyClient
+from fastrdb.watch import Journal, Watcher, ages, columns_in_use
+from tests.support.waiting import until
+from tests.watch.conftest import Watched
+
+Entries = dict[str, tuple[str, ...]]
+
+
+async def store_entries(client: Redis, entries: Entries, cache: Cache) -> None:
+    """Store entries with tags, as loads do."""
+    store: Store = cache.store(client)
+    granted: dict[str, Any] = await store.acquire(client, dict.fromkeys(entries, "t" * 32), tagged=True)
+    fills = [Fill(key, granted[key].lease, b"1", 60_000, tags, granted[key].since) for key, tags in entries.items()]
+    assert await store.fill(client, fills) == [True] * len(fills)
+
+
+def tag(table: str, column: str, value: Any) -> str:
+    """Return a tag that there must be."""
+    found = row_tag(table, column, value)
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def cache(client: Redis) -> Cache:
+    """Return the cache of an application."""
+    return Cache(client, on_error="raise")
+
+
+async def test_a_change_deletes_what_depends_on_it_and_nothing_else(
+    watched: Watched, client: Redis, cache: Cache
+) -> None:
+    """Where the triggers report values, the reach is that of rows."""
+    await watched.install()
+    watcher = Watcher(watched.source, cache)
+    await watcher.poll()
+    await store_entries(
+        client,
+        {
+            "user:1": (tag("users", "id", 1),),
+            "user:3": (tag("users", "id", 3),),
+            "org:1": (tag("users", "org_id", 1),),
+            "all": (table_tag("users"),),
+            "orgs": (table_tag("orgs"),),
+        },
+        cache,
+    )
+    await watched.write("UPDATE users SET bio = 'new' WHERE id = 1")
+    poll = await watcher.poll()
+    assert poll is not None
+    assert poll.found == 1
+    assert sorted(await client.keys("[uoa]*")) == [b"orgs", b"user:3"]
+    assert set(await columns_in_use(cache)) == {"users:id", "users:org_id"}
+
+
+async def test_the_first_watcher_invalidates_everything_and_the_next_goes_on(
+    watched: Watched, client: Redis, cache: Cache
+) -> None:
+    """Changes before the first are not in the outbox; the second begins where the first ended, however long ago."""
+    await watched.install()
+    await store_entries(client, {"user:1": (tag("users", "id", 1),), "user:2": (tag("users", "id", 2),)}, cache)
+    first = Watcher(watched.source, cache)
+    assert (await first.poll()).lost  # type: ignore[union-attr]
+    assert await client.keys("user:*") == []
+    await watched.source.close()
+    await store_entries(client, {"user:1": (tag("users", "id", 1),), "user:2": (tag("users", "id", 2),)}, cache)
+    await watched.write("UPDATE users SET bio = 'while nobody watches' WHERE id = 1")
+    second = Watcher(watched.source, cache)
+    poll = await second.poll()
+    assert poll is not None
+    assert (poll.lost, poll.found) == ("", 1)
+    assert await client.keys("user:*") == [b"user:2"]
+
+
+async def test_a_watcher_killed_before_its_position_is_stored_repeats_the_change(
+    watched: Watched, client: Redis, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between Redis and its own bookkeeping: the change is handed over twice, and never not at all."""
+    await watched.install()
+    watcher = Watcher(watched.source, cache)
+    await watcher.poll()
+    await watched.write("UPDATE users SET bio = 'x' WHERE id = 1")
+    with monkeypatch.context() as patch:
+
+        async def killed(self: Journal, position: str) -> None:
+            raise asyncio.CancelledError
+
+        patch.setattr(Journal, "save", killed)
+        with pytest.raises(asyncio.CancelledError):
+            await watcher.poll()
+    await watched.source.close()
+    await store_entries(client, {"user:1": (tag("users", "id", 1),)}, cache)
+    poll = await Watcher(watched.source, cache).poll()
+    assert poll is not None
+    assert poll.found == 1
+    assert await client.keys("user:*") == []
+
+
+async def test_without_redis_the_position_stays(watched: Watched, client: Redis, cache: Cache) -> None:
+    """The change waits in the outbox until Redis has taken it."""
+    await watched.install()
+    faulty = FaultyClient(client)
+    async with Cache(faulty) as own:
+        watcher = Watcher(watched.source, own)
+        await watcher.poll()
+        before = await watcher.journal.position()
+        await watched.write("UPDATE users SET bio = 'x' WHERE id = 1")
+        faulty.fail_with(on="begin")
+        with pytest.raises(ConnectionError, match="Redis has missed"):
+            await watcher.poll()
+        assert await watcher.journal.position() == before
+        faulty.heal()
+        poll = await watcher.poll()
+        assert poll is not None
+        assert poll.found == 1
+
+
+async def _began(watcher: Watcher) -> bool:
+    """Return whether a first poll is in Redis."""
+    return await watcher.journal.position() is not None
+
+
+async def test_a_watcher_runs_in_an_application_until_the_block_ends(
+    watched: Watched, client: Redis, cache: Cache
+) -> None:
+    """Its heartbeat is in Redis, and the next watcher may lead at once."""
+    await watched.install()
+    watcher = Watcher(watched.source, cache, every=0.01)
+    async with watcher:
+        await until(partial(_began, watcher))
+        assert list(await ages(cache)) == [watched.source.name]
+    assert await Watcher(watched.source, cache).poll() is not None
+
+
+async def test_entries_are_bypassed_while_no_watcher_is_alive(watched: Watched, client: Redis) -> None:
+    """`watched` bounds how old an answer may be, also with the watcher dead."""
+    cache, calls = Cache(client, watched=60), list[int]()
+
+    @cache.cached("number:{number}")
+    async def number(number: int) -> int:
+        calls.append(number)
+        return number
+
+    store = cache.store(client)
+    bound = store.watched
+    assert bound is not None
+
+    async def ask() -> bool:
+        before = len(calls)
+        assert await number(1) == 1
+        return len(calls) > before
+
+    await bound.check(client)
+    assert await ask()
+    assert (await number.explain(1)).reasons != ()
+    await Journal(cache, "db").save("1")
+    await bound.check(client)
+    await ask()
+    assert not await ask()
+    assert bound.age is not None
+    await client.hset(store.keyspace.watch, "db\0alive", "0")
+    await bound.check(client)
+    assert await ask()
+    await cache.aclose()
+
+
+async def test_a_cache_without_a_client_cannot_watch(watched: Watched) -> None:
+    """The error says what is missing."""
+    with pytest.raises(OptionError, match="client of its own"):
+        Watcher(watched.database.engine, Cache())
+
+
+async def test_two_databases_have_a_position_each(client: Redis, cache: Cache) -> None:
+    """One namespace may have watchers of several databases; the slowest bounds what is read."""
+    for name, position in (("a", "1"), ("b", "2")):
+        await Journal(cache, name).save(position)
+    assert (await Journal(cache, "a").position(), await Journal(cache, "b").position()) == ("1", "2")
+    assert sorted(await ages(cache)) == ["a", "b"]
+    await Journal(cache, "a").forget()
+    assert list(await ages(cache)) == ["b"]
