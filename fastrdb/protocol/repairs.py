@@ -105,11 +105,12 @@ class Repairs:
         return {target: barred or self._trying.get(target, False) for target, barred in both.items()}
 
     async def aclose(self, limit: float) -> None:
-        """Wait at most `limit` seconds for what is pending, then stop."""
+        """Wait at most `limit` seconds for what is pending, or the `close_limit` of its client, then stop."""
         self.start()  # it may have been cancelled, with all that ran in the loop
         task = self._task
         if task is None:
             return
+        limit = min(limit, getattr(self._client, "close_limit", limit))
         _, late = await asyncio.wait({task}, timeout=limit)
         if late:
             logger.warning(

@@ -63,6 +63,9 @@ class FaultyClient(redis.asyncio.Redis):
         sleep: awaited with the seconds of each delay.
     """
 
+    close_limit = 0.25
+    """The longest that closing a cache waits for this client, in seconds: a client that fails is not soon well."""
+
     def __init__(
         self,
         client: redis.asyncio.Redis,

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 AnyCache = TypeVar("AnyCache", bound=Cache)
 _ANSWER_LIMIT_S = 1.0
 """Longest wait for the server at the end: the client's own retries of a dead port take five seconds."""
-_CLOSE_LIMIT_S = 0.25
-"""Longest wait for background work at the end: nothing that an emptied cache still has to invalidate is of use."""
+_CLOSE_LIMIT_S = FaultyClient.close_limit
+"""Longest wait for background work at both ends: nothing that a test's cache still has to invalidate is of use."""
 
 
 def new_namespace() -> str:
@@ -51,7 +51,7 @@ async def isolated(*caches: Cache, redis: Redis | None = None) -> AsyncIterator[
 @asynccontextmanager
 async def _moved(cache: Cache, namespace: str, redis: Redis | None) -> AsyncIterator[None]:
     kept = cache.namespace, cache.redis
-    await cache.aclose()
+    await cache.aclose(_CLOSE_LIMIT_S)
     cache.move(namespace, cache.redis if redis is None else redis)
     try:
         async with emptied(cache):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import subprocess
 import sys
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -250,6 +253,42 @@ async def test_emptying_a_server_that_does_not_answer_ends(server: EmbeddedServe
             else:
                 await proxy.refuse()
                 proxy.cut()
+
+
+@contextlib.asynccontextmanager
+async def _as_it_is(cache: Cache) -> AsyncIterator[None]:
+    """Close a cache of the application's own, as a lifespan does."""
+    async with cache:
+        yield
+
+
+@contextlib.asynccontextmanager
+async def _isolated_afterwards(cache: Cache) -> AsyncIterator[None]:
+    """Leave to the next test what a test has left behind."""
+    yield
+    async with isolated(cache):
+        pass
+
+
+@pytest.mark.parametrize("ending", [_as_it_is, _isolated_afterwards, isolated, emptied])
+async def test_client_that_still_fails_is_not_waited_for(
+    client: Redis, monkeypatch: pytest.MonkeyPatch, ending: Callable[[Cache], Any]
+) -> None:
+    """A test may end with its faults: what Redis has missed is of no use, and costs a quarter of a second at most."""
+    waits: list[float | None] = []
+    wait = asyncio.wait
+
+    async def noted(tasks: Any, *, timeout: float | None = None, **options: Any) -> Any:
+        waits.append(timeout)
+        return await wait(tasks, timeout=timeout, **options)
+
+    monkeypatch.setattr(asyncio, "wait", noted)
+    faulty = FaultyClient(client)
+    cache = Cache(faulty, namespace="faulty")
+    async with ending(cache):
+        faulty.fail_with()
+        assert await cache.invalidate("item:*") is None
+    assert 0 < max(limit for limit in waits if limit is not None) <= 0.25
 
 
 # --- fresh interpreters
