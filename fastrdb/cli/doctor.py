@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from time import monotonic, time
@@ -26,7 +26,11 @@ _MOST_KEYS = 1_000_000
 _COMMANDS = (
     *("GET key", "MGET key", "SET key 1 PX 1", "DEL key", "UNLINK key", "EXISTS key", "PTTL key", "STRLEN key"),
     *("ZADD key 0 a", "ZCARD key", "ZSCORE key a", "ZREM key a", "ZRANGEBYLEX key - +", "ZRANGEBYSCORE key 0 1"),
-    *("ZREMRANGEBYSCORE key 0 1", "SCAN 0 COUNT 1", "TIME", "EVAL return(1) 1 key", "DEL key"),
+    *("SCAN 0 COUNT 1", "TIME", "EVAL return(1) 1 key", "DEL key"),
+)
+_TAG_COMMANDS = (
+    *("HSET key a 1", "HGET key a", "HEXISTS key a", "HDEL key a"),
+    *("ZREVRANGEBYSCORE key 1 0", "ZREMRANGEBYSCORE key 0 1"),
 )
 STATUS = {"ok": 0, "warning": 1, "failure": 2}
 
@@ -63,15 +67,27 @@ class Doctor:
     async def examine(self) -> AsyncIterator[Diagnosis]:
         """Yield each finding as it is made. A check that the server refuses is a finding, too."""
         checks: list[Callable[[], Awaitable[list[Diagnosis]]]] = [
-            *(self.info, self.version, self.role, self.slots, self.policy, self.trust, self.rights, self.near),
+            *(
+                self.info,
+                self.version,
+                self.role,
+                self.slots,
+                self.policy,
+                self.trust,
+                self.rights,
+                self.near,
+                self.tags,
+            ),
             *(self.index, self.barriers, self.leases, self.clock, self.latency, self.processes),
         ]
         for check in checks:
             try:
                 for found in await check():
                     yield found
+            except NoPermissionError as error:  # a cache itself does not look
+                yield ok(check.__name__, f"not looked at, the user may not: {error}")
             except RedisError as error:
-                yield Diagnosis(check.__name__, "warning", f"not known: {error}", "Ask as a user that may see this")
+                yield Diagnosis(check.__name__, "warning", f"not known: {error}", "Run this again")
 
     async def _each(self, *command: Any) -> dict[str, Any]:
         """Return the reply of each master, by its address."""
@@ -187,10 +203,10 @@ class Doctor:
         text = f"refused: {', '.join(refused)}" if refused else ready.refused or ready.unreachable
         return [Diagnosis("rights", "failure", text, advice)]
 
-    async def _refused(self) -> list[str]:
+    async def _refused(self, commands: Sequence[str] = _COMMANDS) -> list[str]:
         """Return which single commands the user may not run, each tried on a key that does not exist."""
         key, found = f"fastrdb:doctor:{{{secrets.token_hex(8)}}}", list[str]()
-        for name, *arguments in (each.split() for each in _COMMANDS):
+        for name, *arguments in (each.split() for each in commands):
             try:
                 await self._client.execute_command(name, *(key if each == "key" else each for each in arguments))
             except NoPermissionError:
@@ -201,12 +217,18 @@ class Doctor:
 
     async def near(self) -> list[Diagnosis]:
         """Ask for the rights that a near cache needs besides."""
-        advice = "Only for near caches: allow +client|tracking, on a cluster +role, too"
         try:
             await self._each("CLIENT", "TRACKING", "OFF")
-        except RedisError as error:
-            return [Diagnosis("near", "warning", f"tracking is refused ({error})", advice)]
+        except NoPermissionError:
+            return [ok("near", "tracking is refused: near caches need +client|tracking, on a cluster +role")]
         return [ok("near", "tracking is allowed")]
+
+    async def tags(self) -> list[Diagnosis]:
+        """Ask for the rights of functions with depends_on= or auto=."""
+        refused = await self._refused(_TAG_COMMANDS)
+        if refused:
+            return [ok("tags", f"functions with depends_on= or auto= need besides: {', '.join(refused)}")]
+        return [ok("tags", "functions may have depends_on= and auto=")]
 
     # --- the namespace
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,11 +17,25 @@ from typer.testing import CliRunner
 from fastrdb.cli import connect
 from fastrdb.cli.commands import cli
 from fastrdb.testing import EmbeddedServer
+from tests.support import ROOT
 from tests.support.servers.certificates import Certificate
 from tests.support.servers.cluster import Cluster
 
 ALL = {
-    *("version", "role", "policy", "rights", "near", "index", "trust", "barriers", "leases", "clock", "latency"),
+    *(
+        "version",
+        "role",
+        "policy",
+        "rights",
+        "near",
+        "tags",
+        "index",
+        "trust",
+        "barriers",
+        "leases",
+        "clock",
+        "latency",
+    ),
     "processes",
 }
 ALLOWED: dict[str, Any] = {"enabled": True, "passwords": "+secret", "keys": ["*"], "categories": ["+@all"]}
@@ -74,6 +89,19 @@ def test_a_user_without_info_is_a_warning() -> None:
     assert "+info" in found["info"]["advice"]
     assert found["rights"]["level"] == "ok"
     assert "secret" not in json.dumps(found)
+
+
+def test_the_documented_user_is_well() -> None:
+    """The checks that the user may not make say so; a cache does not need them."""
+    text = (ROOT / "fastrdb" / "docs" / "security.md").read_text("utf-8")
+    [line] = re.findall(r"^ACL SETUSER shop (.*)$", text, re.MULTILINE)
+    with running() as (server, admin):
+        admin.execute_command("ACL", "SETUSER", "shop", *line.split())
+        status, found = doctor(f"redis://shop:password@127.0.0.1:{server.port}")
+    assert status == 0, found
+    assert "HSET" in found["tags"]["found"]
+    assert "+client|tracking" in found["near"]["found"]
+    assert found["processes"]["found"].startswith("not looked at, the user may not")
 
 
 def test_a_user_without_a_right_is_a_failure() -> None:

@@ -13,8 +13,9 @@ import pytest
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from fastrdb import Cache, cached
+from fastrdb import Cache, cached, rows
 from fastrdb.testing.server import EmbeddedServer, find_binaries
 from tests.support.availability import missing
 from tests.support.servers.certificates import Certificate
@@ -163,6 +164,39 @@ async def denials(admin: Redis) -> list[tuple[str, str]]:
     log: list[dict[str, Any]] = await admin.acl_log()
     found = [(str(each["reason"]), str(each["object"])) for each in log]
     return [each for each in found if "setinfo" not in each[1]]
+
+
+async def test_functions_that_follow_what_they_read_need_a_few_commands_more(server: EmbeddedServer) -> None:
+    """The documents name these; with them nothing is denied, and without them a load is not stored."""
+    sentence = next(line for line in SECURITY.splitlines() if line.startswith("Functions that follow what they read"))
+    for more, stored in ((re.findall(r"\+[a-z]+", sentence), True), ([], False)):
+        async with restricted(server, "~item:*", *more) as (client, admin), Cache(client, timeout=PATIENT) as cache:
+            await admin.flushall()
+            await admin.acl_log_reset()
+
+            @cache.cached("item:{number}", depends_on=rows(Thing, id="{number}"))
+            async def load(number: int) -> int:
+                return number
+
+            @cache.invalidates(touches=rows(Thing, id="{number}"))
+            async def write(number: int) -> None: ...
+
+            assert [await load(1), await load(1)] == [1, 1]
+            assert await admin.exists("item:1") == stored
+            assert (await denials(admin) == []) is stored
+            if stored:
+                await write(1)
+                assert await admin.exists("item:1") == 0
+                assert await denials(admin) == []
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Thing(Base):
+    __tablename__ = "things"
+    id: Mapped[int] = mapped_column(primary_key=True)
 
 
 async def test_the_readmes_user_may_do_precisely_what_is_needed(sqlite: Database, server: EmbeddedServer) -> None:
