@@ -49,13 +49,13 @@ async def read_users(
     order_by: str | None = None,
     ascending: bool = True,
 ) -> PaginatedResponse[UserResponse]:
-    """One page of all users."""
+    """Return one page of all users."""
     return await user_crud.get_page(db=db, redis=redis, limit=limit, page=page, order_by=order_by, ascending=ascending)
 
 
 @users.get("/{email}")
 async def read_user(email: EmailStr, redis: Client, db: Database) -> UserResponse:
-    """One user."""
+    """Return one user."""
     return await user_crud.get(db=db, redis=redis, email=email)
 
 

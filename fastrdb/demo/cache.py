@@ -33,7 +33,7 @@ async def open_redis(url: str) -> AsyncIterator[Redis]:
 
 @resource
 async def get_redis() -> AsyncGenerator[Redis, None]:
-    """The application's client: for `Depends(get_redis)` and for `async with get_redis() as redis`."""
+    """Yield the application's client: for `Depends(get_redis)` and for `async with get_redis() as redis`."""
     if _application.client is None:
         raise RuntimeError("open_redis(url) comes first")
     yield _application.client

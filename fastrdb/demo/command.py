@@ -57,7 +57,7 @@ def run() -> None:
 
 @contextmanager
 def _servers() -> Iterator[tuple[str, str]]:
-    """The addresses of a database and a Redis of this run's own, both empty; they are gone afterwards."""
+    """Yield the addresses of a database and a Redis for this run alone: both empty, and removed afterwards."""
     with TemporaryDirectory(prefix="fastrdb-demo-") as directory, EmbeddedServer() as server:
         yield f"sqlite+aiosqlite:///{Path(directory).as_posix()}/demo.sqlite", server.url
 

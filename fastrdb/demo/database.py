@@ -20,7 +20,7 @@ local_session = async_sessionmaker(class_=AsyncSession, expire_on_commit=False, 
 
 @asynccontextmanager
 async def open_database(url: str) -> AsyncIterator[AsyncEngine]:
-    """Inside, sessions are on the database at `url`; its tables are made if they are missing."""
+    """Open sessions on the database at `url` for the block; missing tables are made."""
     async_engine = create_async_engine(url)
     before = local_session.kw.get("bind")
     try:
@@ -35,6 +35,6 @@ async def open_database(url: str) -> AsyncIterator[AsyncEngine]:
 
 @resource
 async def async_get_db() -> AsyncGenerator[AsyncSession, None]:
-    """A session, closed in the end: for `Depends(async_get_db)` and for `async with async_get_db() as db`."""
+    """Yield a session, closed in the end: for `Depends(async_get_db)` and for `async with async_get_db() as db`."""
     async with local_session() as session:
         yield session

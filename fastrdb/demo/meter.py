@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Measured(Generic[T]):
-    """What the work gave, and what it took: seconds, SQL statements, events of the cache."""
+    """Result and cost of some work: seconds, SQL statements, events of the cache."""
 
     value: T
     seconds: float
@@ -62,7 +62,7 @@ class Meter:
     async def compare(
         self, one: Callable[[], Awaitable[Any]], other: Callable[[], Awaitable[Any]], *, repeats: int
     ) -> tuple[float, float]:
-        """The median seconds of each, done in turns, so that both meet the same machine."""
+        """Return the median seconds of each, measured in turns, so that both meet the same machine."""
         pairs = [((await self.measure(one)).seconds, (await self.measure(other)).seconds) for _ in range(repeats)]
         first, second = zip(*pairs, strict=True)
         return statistics.median(first), statistics.median(second)
@@ -72,6 +72,6 @@ class Meter:
 
 
 def difference(after: Stats, before: Stats) -> Stats:
-    """What was counted in between."""
+    """Return the growth of each count from one reading to the next."""
     pairs = zip(dataclasses.astuple(after), dataclasses.astuple(before), strict=True)
     return Stats(*(new - old for new, old in pairs))

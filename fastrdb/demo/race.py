@@ -19,7 +19,7 @@ from fastrdb.demo.schemas import UserResponse
 
 @dataclass(slots=True)
 class Race:
-    """What happened, in order, as (who, what); and in the end what a later reader got and what the database holds."""
+    """Steps of a race in order, as (actor, step); then a later reader's answer and the row in the database."""
 
     moments: list[tuple[str, str]] = field(default_factory=list)
     served: str = ""
@@ -44,7 +44,7 @@ class Pause:
         self._go = asyncio.Event()
 
     async def hold(self, name: str) -> None:
-        """Where the reader waits, with the name it has loaded."""
+        """Wait with the name that the reader has loaded."""
         self._loaded.set_result(name)
         await self._go.wait()
 
@@ -53,12 +53,12 @@ class Pause:
         return await self._loaded
 
     def end(self) -> None:
-        """Let the reader go on."""
+        """Release the reader."""
         self._go.set()
 
 
 async def by_hand(redis: Redis, email: str, *, new: str) -> Race:
-    """The race with a cache of GET, SET and DEL."""
+    """Run the race with a cache of GET, SET and DEL."""
     race, key = Race(), f"by-hand:user:{email}"
     await redis.delete(key)
     found = await redis.get(key)
@@ -76,7 +76,7 @@ async def by_hand(redis: Redis, email: str, *, new: str) -> Race:
 
 
 async def with_fastrdb(redis: Redis, email: str, *, new: str) -> Race:
-    """The same steps in the same order, with a cached function."""
+    """Run the same steps in the same order, with a cached function."""
     race, events = Race(), list[Event]()
     cache = Cache(hook=events.append)
     pause = Pause()

@@ -19,11 +19,11 @@ class Opened(AsyncGenerator[T, None]):
         self._manager = asynccontextmanager(lambda: generator)()
 
     def asend(self, value: None, /) -> Any:
-        """As of the generator: FastAPI goes this way."""
+        """Pass a value to the generator: FastAPI goes this way."""
         return self._generator.asend(value)
 
     def athrow(self, *error: Any) -> Any:
-        """As of the generator."""
+        """Raise an error in the generator."""
         return self._generator.athrow(*error)
 
     async def __aenter__(self) -> T:
@@ -46,5 +46,5 @@ class resource(Generic[T]):  # noqa: N801  # a decorator
         self.__defaults__ = self.__kwdefaults__ = None
 
     def __call__(self) -> Opened[T]:
-        """A value that is not opened yet."""
+        """Return a value that is not opened yet."""
         return Opened(self._function())

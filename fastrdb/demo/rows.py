@@ -16,12 +16,12 @@ _BIOS = (None, "Reads more than writes.", "Likes short functions.", "Counts from
 
 
 def generated(rows: int, *, first: int = 1) -> list[dict[str, Any]]:
-    """The values of so many users, numbered from `first`."""
+    """Return the values of so many users, numbered from `first`."""
     return [_user(number) for number in range(first, first + rows)]
 
 
 async def insert_users(db: AsyncSession, rows: int) -> None:
-    """Put generated users into the table, past the cache: as if they had been there before."""
+    """Put generated users into the table, past the cache: as if the rows had been there before."""
     if rows:
         await db.execute(insert(User), generated(rows))
         await db.commit()

@@ -17,7 +17,7 @@ class UserCreate(BaseModel):
 
 
 class UserUpdate(BaseModel):
-    """What changes; what is not given stays."""
+    """Fields to change; a field that is not given stays."""
 
     email: EmailStr | None = None
     name: str | None = None

@@ -26,7 +26,7 @@ _NARROW = 72  # columns: below, tables of five do not fit
 
 
 async def show(console: Console, database_url: str, redis_url: str, *, rows: int = ROWS) -> None:
-    """The whole demo, on an empty database and an empty Redis; `rows` (at least 30) users are there at the start."""
+    """Run the whole demo on an empty database and an empty Redis; `rows` (at least 30) users are there at the start."""
     async with open_database(database_url) as engine, open_redis(redis_url) as redis, user_crud.cache:
         with Meter(engine, user_crud.cache).listening() as meter:
             await _machine(console, redis)
@@ -152,7 +152,7 @@ def _race(console: Console, one: race.Race) -> None:
 
 
 def _table(console: Console, *columns: str) -> Table:
-    """Figures stay whole where there is room; in a narrow terminal all columns fold."""
+    """Return a table whose figures stay whole where there is room; in a narrow terminal all columns fold."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for column in columns:
         if column in {"SQL", "time", "bytes", "TTL", "Redis", "database", "ratio"}:

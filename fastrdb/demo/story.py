@@ -43,7 +43,7 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What became of the entries between two looks at the server."""
+    """Fate of the entries between two looks at the server."""
 
     gone: list[str]
     replaced: list[str]
@@ -61,7 +61,7 @@ class Comparison:
 
 
 async def tutorial(meter: Meter) -> AsyncIterator[Step]:
-    """The tutorial's calls, one after the other; each has a session of its own, like a request."""
+    """Run the tutorial's calls, one after the other; each has a session of its own, like a request."""
     email = generated(1)[0]["email"]
     steps: list[tuple[str, Work]] = [
         ("create 25 users", _create_many),
@@ -84,12 +84,12 @@ async def tutorial(meter: Meter) -> AsyncIterator[Step]:
 
 
 async def update(meter: Meter) -> Step:
-    """The update of one user."""
+    """Update one user."""
     return await _step(meter, "update a user", _update)
 
 
 async def after_update(meter: Meter) -> AsyncIterator[Step]:
-    """Reads that must show the update, and the delete."""
+    """Read what must show the update and the delete."""
     steps: list[tuple[str, Work]] = [
         ("get the updated user", lambda db, redis: _get(db, redis, ADA)),
         ("list the newest users", _newest),
@@ -104,7 +104,7 @@ async def after_update(meter: Meter) -> AsyncIterator[Step]:
 
 
 async def comparisons(meter: Meter, *, repeats: int) -> list[Comparison]:
-    """How long an answer takes from Redis and from the database (`redis=None`): medians of so many calls."""
+    """Measure the time of an answer from Redis and from the database (`redis=None`): medians of so many calls."""
     email = generated(1)[0]["email"]
     works: dict[str, Work] = {
         "get one user": lambda db, redis: _get(db, redis, email),
@@ -120,7 +120,7 @@ async def comparisons(meter: Meter, *, repeats: int) -> list[Comparison]:
 
 
 async def keys_on(redis: Redis) -> list[Key]:
-    """All keys on the server, with what they hold."""
+    """Return all keys on the server, with their values."""
     found = []
     for name in sorted([str(name) async for name in redis.scan_iter()]):
         kind, ttl = str(await redis.type(name)), int(await redis.ttl(name))
@@ -130,7 +130,7 @@ async def keys_on(redis: Redis) -> list[Key]:
 
 
 def change(before: list[Key], after: list[Key]) -> Change:
-    """What became of the entries that were there before."""
+    """Return the fate of the entries that were there before."""
     now, entries = _entries(after), _entries(before)
     return Change(
         gone=[name for name in entries if name not in now],
@@ -141,7 +141,7 @@ def change(before: list[Key], after: list[Key]) -> Change:
 
 
 def is_own(key: Key) -> bool:
-    """True for the keys that fastrdb keeps for itself."""
+    """Return True for the keys that fastrdb keeps for itself."""
     return key.name.startswith("fastrdb:")
 
 

@@ -1,9 +1,9 @@
-"""The near cache: entries kept in this process, and whether they may still be believed. Pure: no I/O, no task.
+"""The near cache: entries kept in this process, and until when each may answer. Pure: no I/O, no task.
 
 1. An entry is kept only with the token that was put down before its value was asked for. Whatever changes the key
    takes entry and token away, so a value that was on its way meanwhile is not kept.
-2. Nothing is believed but while every channel that tells of changes is known to be alive, and nothing is kept that one
-   of them would not tell of. When one is lost, all that was kept is dropped: nobody knows what it did not tell.
+2. An entry answers only while every channel of changes is known to be alive. An entry is kept only if every channel
+   would report its changes. When a channel is lost, all entries are dropped: its last reports may be missing.
 3. What this process invalidates goes before it is sent, and nothing is kept under it until it has been. Its own echo is
    a push like any other.
 
@@ -34,14 +34,14 @@ _OVERHEAD = 256
 
 @dataclass(frozen=True)
 class Near:
-    """Bounds of a near cache: how much a process keeps of each server, and how long it believes it.
+    """Bounds of a near cache: how much a process keeps of each server, and how long an entry may answer.
 
     Args:
         entries: how many.
         bytes: how many of keys and JSON; the object of a frozen model, which is kept instead, may take more.
         ttl: seconds after which an entry is read from Redis again, even if it has not changed.
-        heartbeat: the longest, in seconds, that an entry may be out of date when the connection that tells of changes
-            has died without a word. The server is asked for a sign of life three times as often.
+        heartbeat: the longest, in seconds, that an entry may be out of date when the tracking connection has died
+            without a word. The server is asked for a sign of life three times as often.
 
     Raises:
         OptionError: naming the option.
@@ -64,7 +64,7 @@ class Near:
 class Kept:
     """An entry: its JSON, or the object itself, which is `owner`'s alone.
 
-    Two functions can share a key and not the type that they make of it: an object is for the owner that made it.
+    Two functions can share a key and differ in the type of their results: an object is for the owner that made it.
     """
 
     __slots__ = ("head", "owner", "size", "until", "value")
@@ -89,7 +89,7 @@ class Token:
 
 
 class Channel:
-    """Something that would tell of a change: what it tells of, and until when it is known to be alive."""
+    """A source of reports about changed keys: which keys, and until when the source is known to be alive."""
 
     __slots__ = ("_near", "heads", "until")
 
@@ -99,30 +99,30 @@ class Channel:
         self.until = -math.inf
 
     def open(self, until: float, heads: Iterable[str] = ("",)) -> None:
-        """From now on it tells of all keys that begin with one of `heads`."""
+        """Report, from now on, all keys that begin with one of `heads`."""
         self.heads = tuple(heads)
         self.alive(until)
 
     def alive(self, until: float) -> None:
-        """What it tells of can be believed until then, by the near cache's clock."""
+        """Extend the time until which reports are complete, by the near cache's clock."""
         self.until = until
         self._near.settle()
 
     def lost(self) -> None:
-        """It may have kept silent about a change."""
+        """Drop all entries, because a change may not have been reported."""
         self.heads = ()
         self.alive(-math.inf)
         self._near.clear()  # mechanism: near-dropped-on-loss
 
 
 class NearCache:
-    """What one process keeps of the entries of one namespace on one server (or cluster), for one event loop.
+    """Entries that one process keeps of one namespace on one server (or cluster), for one event loop.
 
     Attributes:
         before: the namespace with its colon: names in Redis begin with it, keys here are without it.
-        heartbeat: seconds that a channel is believed after a sign of life.
+        heartbeat: seconds that a channel counts as alive after a sign of life.
         clock: gives the time in seconds.
-        valid_until: until when entries can be believed, by `clock`.
+        valid_until: until when entries may answer, by `clock`.
     """
 
     __slots__ = (
@@ -151,7 +151,7 @@ class NearCache:
     # --- reading
 
     def lookup(self, key: str) -> Kept | None:
-        """Give the entry of `key`, if there is one that can be believed now."""
+        """Return the entry of `key`, if there is one that may answer now."""
         kept: Kept | None = self._kept.get(key)
         if kept is not None:
             now = self.clock()
@@ -160,7 +160,7 @@ class NearCache:
         return None
 
     def begin(self, key: str, head: str = "") -> Token | None:
-        """Give the token to `keep` what will be read; None if it could not be kept. To be called before it is sent.
+        """Return the token for `keep`, or None if the value could not be kept. Call this before the command is sent.
 
         Of several readers of a key it is the last one's that counts. `head` is what the key's pattern begins with.
         """
@@ -176,11 +176,11 @@ class NearCache:
         return token
 
     def keep(self, token: Token, value: Any, owner: object | None = None, *, size: int, ttl_ms: int) -> bool:
-        """Keep what was read, unless it may have changed since `begin`; tell whether it is kept.
+        """Keep what was read, unless it may have changed since `begin`; return True if it is kept.
 
         Args:
             token: what `begin` gave.
-            value: the entry's JSON; or with `owner` the object made of it, which nobody may change.
+            value: the entry's JSON; or with `owner` the object made of it, which no caller may change.
             owner: whose object it is.
             size: bytes of the JSON.
             ttl_ms: what PTTL said with the value: milliseconds, -1 for an entry that does not expire.
@@ -204,7 +204,7 @@ class NearCache:
     # --- changes
 
     def pushed(self, names: Iterable[bytes] | None) -> None:
-        """The server says that these have changed, by their names in Redis; None: everything has."""
+        """Drop the entries of these names in Redis, which the server reports as changed; None: all entries."""
         if names is None:
             self.clear()  # mechanism: near-flush
             return
@@ -239,23 +239,26 @@ class NearCache:
     # --- channels
 
     def channel(self) -> Channel:
-        """Give one more channel, on which everything here depends: nothing is believed until it is open."""
+        """Add a channel, on which all entries depend: none answers until it is open."""
         made = Channel(self)
         self._channels.append(made)
         made.lost()
         return made
 
     def part(self, channel: Channel) -> None:
-        """Do without a channel; what it would have told of must be gone."""
+        """Remove a channel whose entries are dropped already."""
         self._channels.remove(channel)
         self.settle()
 
     def settle(self) -> None:
-        """Work out anew until when entries can be believed."""
+        """Compute anew until when entries may answer."""
         self.valid_until = min((channel.until for channel in self._channels), default=-math.inf)
 
     def _key(self, name: bytes) -> str:
-        """Give the key of a name in Redis. What is no UTF-8 is no key of ours, nor a part of one."""
+        """Return the key of a name in Redis.
+
+        A name that is no UTF-8 is neither a key of the cache nor a part of one.
+        """
         return name.decode("utf-8", "surrogateescape")[self._cut :]
 
     def _drop(self, key: str) -> None:
@@ -265,7 +268,7 @@ class NearCache:
         self._tokens.pop(key, None)  # mechanism: near-change-takes-token
 
     def _account(self, key: str, kept: Kept) -> None:
-        """It is kept no more."""
+        """Subtract an entry that is no longer kept from the counts."""
         self._groups[kept.head].discard(key)
         self._size -= kept.size
 
@@ -278,7 +281,7 @@ class NearCache:
                 self._drop(key)
 
     def _under(self, heads: tuple[str, ...]) -> Iterator[set[str]]:
-        """Groups that may hold keys under one of `heads`: one of the two heads begins with the other."""
+        """Return the groups that may hold keys under one of `heads`: one of the two heads begins with the other."""
         for group, keys in self._groups.items():
             if group.startswith(heads) or any(head.startswith(group) for head in heads):
                 yield keys
@@ -288,9 +291,9 @@ _of_this_process: WeakSet[NearCache] = WeakSet()
 
 
 def _forked() -> None:
-    """In a child process: the pushes are the parent's. What is left of its loops must never be believed here."""
+    """Drop all entries in a child process, whose parent gets the pushes. No loop of the parent's may use these here."""
     for near in list(_of_this_process):
-        near.channel()  # that nobody opens
+        near.channel()  # that is never opened
 
 
 if hasattr(os, "register_at_fork"):

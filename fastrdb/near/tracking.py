@@ -1,12 +1,12 @@
-"""The connections on which servers tell what has changed: one of our own to each, by the settings of the user's client.
+"""The connections on which servers report changes: one for each server, by the settings of the user's client.
 
 It broadcasts (CLIENT TRACKING ON BCAST) every key under the heads in use, whichever client changes it. It speaks RESP3,
 whatever the client speaks: pushes and the answer to a PING come on one connection and in order. So after the answer,
 every push for what happened before the PING has been applied.
 
-On a cluster each master tells of its own keys only. No master is asked for an entry before there is a channel to it. A
+On a cluster each master reports its own keys only. No master is asked for an entry before there is a channel to it. A
 new one turns the near cache off, and takes what is on its way, until its channel is open: so what is kept was read from
-masters that tell of changes. A key that moves is deleted where it was, and written where it comes to: both tell.
+masters that report changes. A key that moves is deleted where it was, and written where it comes to: both report.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Tracking:
     """A channel to each server, open from `follow` to `aclose` or the end of the event loop: one, or each master.
 
     Args:
-        near: the near cache to which changes are told.
+        near: the near cache to which changes are reported.
         wanted: the heads (without the namespace) of the patterns in use; may grow at any time.
         cluster: its clients are those of a cluster.
         sleep: for tests.
@@ -86,7 +86,7 @@ class Tracking:
             self._add("")
 
     def covers(self, client: Any) -> bool:
-        """Return True if changes of all that this client reads are told: not where it finds the masters by itself."""
+        """Return True if changes of all keys that this client reads are reported; False if it finds masters by itself."""
         return not self._cluster or client in self._refreshes
 
     def met(self, client: Any, name: str, refresh: Callable[[], None]) -> None:
@@ -120,7 +120,7 @@ class Tracking:
         await ended(self._ending)
 
     def _go_by_map(self) -> None:
-        """Have a channel to each master of the new topology, and to no other server.
+        """Open a channel to each master of the new topology, and to no other server.
 
         A server that is asked all the same, because a slot has moved there since, is met again first.
         """
@@ -140,7 +140,7 @@ class Tracking:
         )
 
     def _refresh(self) -> None:
-        """Refresh the topology: a master that does not tell may be none any more, or may be gone."""
+        """Refresh the topology: a master that does not report may be none any more, or may be gone."""
         for refresh in list(self._refreshes.values()):
             refresh()
 
@@ -251,7 +251,7 @@ class ServerTracking:
         await _ask(connection, "CLIENT", "TRACKING", "ON", "BCAST", *prefixes)
 
     async def _on_push(self, message: list[Any]) -> None:
-        """Apply a push, from parsers that tell pushes from replies."""
+        """Apply a push, from parsers that separate pushes from replies."""
         self._near.pushed(message[1])
 
     async def _listen(self, connection: Any) -> None:
@@ -269,13 +269,13 @@ class ServerTracking:
             await self._sleep(self._near.heartbeat / _PINGS)
             if covering(self._wanted) != heads:
                 raise _OutgrownError
-            # Only a pool of Sentinel's knows it. The old master may be alive and tell of nothing that the new one does.
+            # Only a pool of Sentinel's knows it. The old master may be alive and report nothing that the new one does.
             master = getattr(self._pool, "master_address", None)
             if master is not None and master != (connection.host, connection.port):
                 raise RedisConnectionError("the master is another one now")
             if self._asked is None:
                 self._asked = self._near.clock()
-                # A master that has become a replica answers a PING, too, and may be behind with what it tells of.
+                # A master that has become a replica answers a PING, too, and its reports may be behind.
                 await connection.send_command("ROLE" if self._master else "PING", check_health=False)
             elif self._near.clock() - self._asked > self._near.heartbeat * _DEAD:
                 raise RedisConnectionError("no answer to a PING")

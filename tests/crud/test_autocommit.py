@@ -21,14 +21,14 @@ from tests.support.world.world import PATIENT, Item, ItemOut, Owner, World, spaw
 
 @pytest.fixture
 async def w(database: Database, client: Redis) -> AsyncIterator[World]:
-    """Give a world on each database in which each statement commits by itself."""
+    """Yield a world on each database in which each statement commits by itself."""
     level = {"sqlite": "sqlite DELETE AUTOCOMMIT"}.get(database.name, f"{database.name} AUTOCOMMIT")
     async with places.opened(BY_NAME[level], database.engine.url) as opened, world(opened, client) as made:
         yield made
 
 
 def crud(w: World) -> FastRDB[Item, Any, Any, ItemOut]:
-    """Give the class under test, in a cache of its own."""
+    """Return the class under test, in a cache of its own."""
     return FastRDB(Item, ItemOut, "item:{id}", "items:{owner_id}:{page}", cache=Cache(timeout=PATIENT))
 
 
@@ -45,7 +45,7 @@ def after(w: World, verb: str) -> Gate:
 
 
 async def inserted(w: World) -> None:
-    """A list is read when the row is committed, and the method has not returned."""
+    """Read a list when the row is committed, and the method has not returned."""
     items = crud(w)
 
     async def names() -> list[str]:
@@ -68,7 +68,7 @@ async def inserted(w: World) -> None:
 
 
 async def updated(w: World) -> None:
-    """A row goes into another list."""
+    """Move a row into another list."""
     items = crud(w)
 
     async def ids() -> list[int]:
@@ -94,13 +94,13 @@ async def updated(w: World) -> None:
 
 @pytest.mark.parametrize("race", [inserted, updated], ids=lambda race: str(race.__name__))
 async def test_lists(w: World, race: Any) -> None:
-    """They are told of before the statement."""
+    """Lists are invalidated before the statement."""
     await race(w)
 
 
 @pytest.mark.parametrize("race", [inserted, updated], ids=lambda race: str(race.__name__))
 async def test_lists_told_afterwards(w: World, monkeypatch: pytest.MonkeyPatch, race: Any) -> None:
-    """Told when the row is known as the database has it, they are behind."""
+    """Invalidated when the row is known as the database has it, the lists are behind."""
 
     without("crud-lists-before-flush").apply(monkeypatch.setattr)
     with pytest.raises(AssertionError):
@@ -108,7 +108,7 @@ async def test_lists_told_afterwards(w: World, monkeypatch: pytest.MonkeyPatch, 
 
 
 async def upserted(w: World, *, opened: bool = False) -> None:
-    """A new row, the same again, and one that somebody else inserts just before: without a savepoint."""
+    """Upsert a new row, the same again, and one that another writer inserts just before: without a savepoint."""
     items = crud(w)
 
     async def upsert(name: str, number: int = 3) -> str:
@@ -129,7 +129,7 @@ async def upserted(w: World, *, opened: bool = False) -> None:
 
 
 async def overtaken(w: World) -> None:
-    """Somebody else inserts the row when `upsert` has found none: it is changed."""
+    """Insert the row from another writer when `upsert` has found none: it is changed."""
     items = crud(w)
     gate = before_insert(w)
 
@@ -149,7 +149,7 @@ async def overtaken(w: World) -> None:
 
 
 def before_insert(w: World) -> Gate:
-    """Hold whoever is about to insert by way of the ORM, once."""
+    """Hold the caller that is about to insert by way of the ORM, once."""
     gate = Gate()
 
     def hold(c: Connection, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool) -> None:

@@ -22,7 +22,7 @@ from tests.support.servers.databases import Database
 
 
 class Secret(str):
-    """Prints as what does not tell it."""
+    """Value whose text hides its content."""
 
     __slots__ = ()
 
@@ -31,7 +31,7 @@ class Secret(str):
 
 
 class Kind(enum.Enum):
-    """Likewise."""
+    """Kind of a row, whose text hides its content too."""
 
     NEW = "new"
     OLD = "old"

@@ -237,7 +237,7 @@ class BookResponse(BookTitle):
 
 @pytest.fixture
 async def db(database: Database) -> AsyncIterator[AsyncSession]:
-    """Give a session on each database in turn, with all tables in it."""
+    """Yield a session on each database in turn, with all tables in it."""
     await database.create(Base)
     async with database.sessions() as session:
         yield session
@@ -245,7 +245,7 @@ async def db(database: Database) -> AsyncIterator[AsyncSession]:
 
 @pytest.fixture
 async def lite(sqlite: Database) -> AsyncIterator[AsyncSession]:
-    """Give a session on SQLite, with all tables in it."""
+    """Yield a session on SQLite, with all tables in it."""
     await sqlite.create(Base)
     async with sqlite.sessions() as session:
         yield session
@@ -253,20 +253,20 @@ async def lite(sqlite: Database) -> AsyncIterator[AsyncSession]:
 
 @pytest.fixture(autouse=True)
 async def settled(client: Redis) -> AsyncIterator[None]:
-    """Let what runs in the background end before the client closes."""
+    """Wait for what runs in the background before the client closes."""
     yield
     await default_cache.aclose()
 
 
 def crud_of(model: type[Any], schema: type[Any], key: str, **settings: Any) -> FastRDB[Any, Any, Any, Any]:
-    """Give a `FastRDB` whose keys are made of one column."""
+    """Return a `FastRDB` whose keys are made of one column."""
     name = model.__name__.lower()
     patterns: dict[str, Any] = {"pattern": f"{name}:{key}:{{{key}}}", "list_pattern": f"{name}s:{{page}}:{{limit}}"}
     return FastRDB(model, schema, **{**patterns, **settings})
 
 
 def verses(prefix: str = "verse:chapter_id:{chapter_id}:*", **settings: Any) -> FastRDB[Verse, Any, Any, VerseResponse]:
-    """Give the tutorial's second example."""
+    """Return the tutorial's second example."""
     return FastRDB(
         Verse,
         VerseResponse,
@@ -279,7 +279,7 @@ def verses(prefix: str = "verse:chapter_id:{chapter_id}:*", **settings: Any) -> 
 
 
 async def entries(client: Redis) -> set[str]:
-    """Give the keys of entries."""
+    """Return the keys of entries."""
     keys: list[Any] = await client.keys()
     return {key.decode() for key in keys if not key.startswith(b"fastrdb:")}
 
@@ -358,7 +358,7 @@ async def test_no_placeholder_at_all(lite: AsyncSession, client: Redis) -> None:
 
 
 def test_pattern_as_a_prefix() -> None:
-    """A prefix ends at its first placeholder that cannot be filled; braces stay what they were."""
+    """A prefix ends at its first placeholder that cannot be filled; braces stay as written."""
     parsed = {
         text: as_prefix(Pattern.parse(text, owner="x", kind="prefix"), {"a", "b"})
         for text in ("x:{a}:{c}:{b}", "x:{a}:{b}", "x:{c}", "{c}", "{{t}}:{a}:{c}", "{a.b}:x", "x*")
@@ -386,7 +386,7 @@ async def test_uuid_key_and_other_attributes(db: AsyncSession, client: Redis) ->
 
 
 async def test_answers_are_what_the_database_keeps(db: AsyncSession, client: Redis) -> None:
-    """What the database rounds, or a type changes, is answered and stored as a read would give it."""
+    """A value that the database rounds, or a type changes, is answered and stored as a read would return it."""
     crud = crud_of(Thing, ThingResponse, "token")
     made = await crud.create(db, client, {"label": "box", "code": "abc", "price": Decimal("2.50")})
     assert made.code == "ABC"

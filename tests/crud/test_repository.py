@@ -71,7 +71,7 @@ Crud = FastRDB[User, UserCreate, UserUpdate, UserResponse]
 
 
 def make_crud(**changes: Any) -> Crud:
-    """Give the tutorial's `user_crud`, with changes."""
+    """Return the tutorial's `user_crud`, with changes."""
     settings: dict[str, Any] = {
         "pattern": "user:email:{email}",
         "list_pattern": "user:page:{page}:limit:{limit}",
@@ -82,13 +82,13 @@ def make_crud(**changes: Any) -> Crud:
 
 
 def user(name: str = "ann", /, **changes: object) -> UserCreate:
-    """Give a user to create."""
+    """Return a user to create."""
     return UserCreate.model_validate({"email": f"{name}@example.com", "name": name, **changes})
 
 
 @pytest.fixture
 async def db(database: Database) -> AsyncIterator[AsyncSession]:
-    """Give a session on each database in turn, with the table in it."""
+    """Yield a session on each database in turn, with the table in it."""
     await database.create(Base)
     async with database.sessions() as session:
         yield session
@@ -96,14 +96,14 @@ async def db(database: Database) -> AsyncIterator[AsyncSession]:
 
 @pytest.fixture(params=["postgresql", "mariadb"])
 def concurrent(request: pytest.FixtureRequest) -> Database:
-    """Give each database in turn in which two transactions can write at once: SQLite has one writer."""
+    """Yield each database in turn in which two transactions can write at once: SQLite has one writer."""
     opened: Database = request.getfixturevalue(request.param)
     return opened
 
 
 @pytest.fixture
 async def lite(sqlite: Database) -> AsyncIterator[AsyncSession]:
-    """Give a session on SQLite, with the table in it: for what no database does differently."""
+    """Yield a session on SQLite, with the table in it: for facts that are the same on each database."""
     await sqlite.create(Base)
     async with sqlite.sessions() as session:
         yield session
@@ -111,14 +111,14 @@ async def lite(sqlite: Database) -> AsyncIterator[AsyncSession]:
 
 @pytest.fixture(autouse=True)
 async def settled(client: Redis) -> AsyncIterator[None]:
-    """Let what runs in the background end before the client closes."""
+    """Wait for what runs in the background before the client closes."""
     yield
     await default_cache.aclose()
 
 
 @contextmanager
 def statements(database: Database) -> Iterator[list[str]]:
-    """Give a list to which every statement that reaches the database is added."""
+    """Yield a list to which every statement that reaches the database is added."""
     seen: list[str] = []
 
     def note(_c: object, _k: object, statement: str, *_: object) -> None:
@@ -132,18 +132,18 @@ def statements(database: Database) -> Iterator[list[str]]:
 
 
 async def in_database(database: Database, **filters: Any) -> list[User]:
-    """Give the rows that are committed."""
+    """Return the rows that are committed."""
     async with database.sessions() as session:
         return list(await session.scalars(select(User).filter_by(**filters).order_by(User.id)))
 
 
 async def entries(client: Redis) -> set[str]:
-    """Give the keys of entries."""
+    """Return the keys of entries."""
     return {key.decode() for key in await names_in(client) if not key.startswith(b"fastrdb:")}
 
 
 async def stored(client: Redis, key: str) -> UserResponse:
-    """Give the entry of that key."""
+    """Return the entry of that key."""
     raw = await client.get(key)
     assert raw is not None
     return UserResponse.model_validate_json(raw)
@@ -268,7 +268,7 @@ async def test_upsert(db: AsyncSession, database: Database, client: Redis) -> No
 
 
 async def test_concurrent_upserts(database: Database, client: Redis) -> None:
-    """Many upserts of one new key at once: one row, and nobody fails."""
+    """Many upserts of one new key at once: one row, and no caller fails."""
     await database.create(Base)
     crud = make_crud()
 
@@ -324,7 +324,7 @@ async def test_upsert_that_cannot_be(db: AsyncSession, database: Database, clien
 
 
 async def test_create_multi(db: AsyncSession, database: Database, client: Redis) -> None:
-    """Rows are created in one transaction, and answered in the order in which they were given."""
+    """Rows are created in one transaction, and answered in the order of the arguments."""
     crud = make_crud()
     names = [f"user{number:02}" for number in reversed(range(40))]
     made = await crud.create_multi(db, client, [user(name) for name in names], bio="one of many")
@@ -529,7 +529,7 @@ async def test_count_without_redis(db: AsyncSession) -> None:
     "method", ["get", "get_or_none", "update", "delete", "get_multi", "get_page", "count", "exists"]
 )
 async def test_unknown_filters(lite: AsyncSession, sqlite: Database, client: Redis, method: str) -> None:
-    """What is no column is refused by name before any I/O, attributes and relationships among it."""
+    """A name that is no column is refused before any I/O, attributes and relationships among it."""
     crud = make_crud()
     more = {"obj_in": {"bio": "x"}} if method == "update" else {}
     with statements(sqlite) as seen:
@@ -629,7 +629,7 @@ def test_wrong_patterns(changes: dict[str, str], message: str) -> None:
 
 
 def test_wrong_options() -> None:
-    """What cannot be is refused when the class is made."""
+    """An impossible option is refused when the class is made."""
     for changes in ({"exp": 0}, {"jitter": 2}, {"stale": 5}, {"nonsense": 1}):
         with pytest.raises(OptionError):
             make_crud(**changes)
@@ -637,7 +637,7 @@ def test_wrong_options() -> None:
         FastRDB(UserCreate, UserResponse, "user:{id}", "users:{page}")
 
 
-# --- who commits
+# --- commits by the method or by the caller
 
 
 async def test_inside_the_callers_transaction(db: AsyncSession, database: Database, client: Redis) -> None:
@@ -657,7 +657,7 @@ async def test_inside_the_callers_transaction(db: AsyncSession, database: Databa
 
 
 async def test_the_callers_rollback(db: AsyncSession, database: Database, client: Redis) -> None:
-    """What the caller rolls back was never there, in the database or in the cache."""
+    """A row that the caller rolls back was never there, in the database or in the cache."""
     crud = make_crud()
     made = await crud.create(db, client, user())
     await db.begin()
@@ -856,7 +856,7 @@ async def test_update_of_what_the_session_loaded_long_ago(db: AsyncSession, data
 
 
 async def test_sqlite_locks_before_it_looks(lite: AsyncSession, sqlite: Database) -> None:
-    """Between the look at a row and its change nobody else can write, in SQLite, too."""
+    """Between the look at a row and its change no other writer can write, in SQLite, too."""
     crud = make_crud()
     await crud.create(lite, None, user())
     refused: list[str] = []

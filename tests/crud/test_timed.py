@@ -17,13 +17,13 @@ from tests.support.world.items import Base, Item, Row
 
 
 def crud_of(cache: Cache, **settings: Any) -> FastRDB[Row, Any, Any, Item]:
-    """Give a FastRDB of the rows."""
+    """Return a FastRDB of the rows."""
     return FastRDB(Row, Item, pattern="row:{id}", list_pattern="rows:{page}:{limit}", exp=600, cache=cache, **settings)
 
 
 @pytest.fixture
 async def rows(sqlite: Database) -> Database:
-    """Give a database with two rows."""
+    """Yield a database with two rows."""
     await sqlite.create(Base)
     async with sqlite.sessions() as db:
         db.add_all([Row(id=1, name="a"), Row(id=2, name="a")])
@@ -33,19 +33,19 @@ async def rows(sqlite: Database) -> Database:
 
 @pytest.fixture
 async def cache(client: Redis) -> AsyncIterator[Cache]:
-    """Give a cache on an empty server."""
+    """Yield a cache on an empty server."""
     async with Cache(client) as made:
         yield made
 
 
 async def unseen(rows: Database, name: str) -> None:
-    """A write that fastrdb knows nothing of."""
+    """Write past fastrdb."""
     async with rows.engine.begin() as connection:
         await connection.execute(text("UPDATE items SET name = :name"), {"name": name})
 
 
 async def age(client: Redis, left_ms: int) -> None:
-    """Let time pass until all entries have so much left."""
+    """Shorten the time of all entries until so much is left."""
     for key in await client.keys("row*"):
         assert await client.pexpire(key, left_ms)
 

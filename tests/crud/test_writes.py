@@ -29,7 +29,7 @@ def name(way: Any) -> str:
 
 @pytest.fixture
 async def on_postgresql(postgresql: Database, client: Redis) -> AsyncIterator[World]:
-    """Give a world on PostgreSQL with a procedure, a function and a trigger that write."""
+    """Yield a world on PostgreSQL with a procedure, a function and a trigger that write."""
     async with world(postgresql, client) as made:
         async with postgresql.engine.begin() as connection:
             for statement in ways.POSTGRESQL_SET_UP:
@@ -39,7 +39,7 @@ async def on_postgresql(postgresql: Database, client: Redis) -> AsyncIterator[Wo
 
 @pytest.fixture
 async def on_sqlite(sqlite: Database, client: Redis) -> AsyncIterator[World]:
-    """Give a world on SQLite."""
+    """Yield a world on SQLite."""
     async with world(sqlite, client) as made:
         yield made
 
@@ -59,7 +59,7 @@ async def test_on_sqlite(on_sqlite: World, way: Way, course: Course) -> None:
 
 
 async def test_a_task_that_outlives_its_call(on_sqlite: World) -> None:
-    """What it writes is followed for as long as it goes on, and what is over is not kept."""
+    """A task's writes are followed for as long as the task goes on, and what is over is not kept."""
     w, going = on_sqlite, asyncio.Event()
     found: list[Targets] = []
 
@@ -84,5 +84,5 @@ async def test_a_task_that_outlives_its_call(on_sqlite: World) -> None:
 
 
 async def test_by_the_driver(on_postgresql: World) -> None:
-    """What SQLAlchemy does not see is followed all the same, because the function has said that it writes."""
+    """A write that SQLAlchemy does not see is followed all the same, because the function has declared its writes."""
     await scenarios_writes.committed(on_postgresql, ways.copied)

@@ -36,7 +36,7 @@ class Row(BaseModel):
 
 
 async def get_user(db: AsyncSession, redis: Redis, email: str) -> Any:
-    """The documented one."""
+    """Return a user, as in the documents."""
 
 
 async def list_users(
@@ -47,16 +47,16 @@ async def list_users(
     order_by: str | None = None,
     ascending: bool = True,
 ) -> Any:
-    """The documented one."""
+    """Return a page of users, as in the documents."""
 
 
 def plan_of(fn: Any, pattern: str | None = None, **options: Any) -> CallPlan:
-    """The plan as `cached` makes it."""
+    """Return the plan as `cached` makes it."""
     return CallPlan.of(fn, pattern=pattern, decorator="cached", **options)
 
 
 def key_of(plan: CallPlan, *args: Any, **kwargs: Any) -> str:
-    """The key of a call that need not be complete."""
+    """Return the key of a call that need not be complete."""
     return plan.locate(None, args, kwargs, partial=True)[2]
 
 
@@ -82,7 +82,7 @@ keys: list[str] = []
 
 
 def recorded(pattern: str) -> Callable[[Any], Any]:
-    """A decorator that writes down the keys of calls, none so far."""
+    """Return a decorator that writes down the keys of calls, none so far."""
     keys.clear()
     return lambda wrapped: Recorder(wrapped, pattern)
 
@@ -118,17 +118,20 @@ ARGUMENT = st.one_of(
 
 
 async def anything(a: int, b: Any = 1, /, c: str = "a", *rest: int, d: bool | None = None, **more: Any) -> Any:
-    """Every kind of parameter."""
+    """Take every kind of parameter."""
     return locals()
 
 
 async def narrow(a: int, b: int = 2, *, c: int, d: int = 4) -> Any:
-    """The common kinds of parameter."""
+    """Take the common kinds of parameter."""
     return locals()
 
 
 def arguments(function: Any, args: list[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """What Python binds: the function's own locals. (`inspect.Signature.bind` refuses more than Python 3.11 does.)"""
+    """Return the function's own locals, as Python binds them.
+
+    (`inspect.Signature.bind` refuses more than Python 3.11 does.)
+    """
     with pytest.raises(StopIteration) as ended:
         function(*args, **kwargs).send(None)
     found: dict[str, Any] = ended.value.value
@@ -143,7 +146,7 @@ CALL = st.tuples(
 
 
 def meaning(args: list[Any], kwargs: dict[str, Any]) -> str:
-    """What a call means to the function itself, with every value's type."""
+    """Return the meaning of a call to the function itself, with every value's type."""
     found = arguments(anything, args, kwargs)
     return repr([*sorted(found.pop("more").items(), key=lambda pair: str(pair[0])), *found.items()])
 
@@ -194,7 +197,7 @@ def test_a_default_is_left_out_only_if_it_is_the_same() -> None:
 
 
 def test_extra_pairs_join_the_query() -> None:
-    """What the caller adds is escaped, and no argument can have such a name."""
+    """A pair that the caller adds is escaped, and no argument can have such a name."""
     plan = plan_of(list_users, "k")
     assert add_pairs(key_of(plan, page=2), {"%schema": "a:b"}) == "k?page=2&%schema=a%3Ab"
     assert add_pairs(key_of(plan), {"%schema": "a:b"}) == "k?%schema=a%3Ab"
@@ -325,7 +328,7 @@ async def test_stacked_decorators_see_the_function() -> None:
 
 
 async def test_bound_methods_can_be_decorated() -> None:
-    """What is bound already has its instance: it is neither asked for nor in the key."""
+    """A bound method has its instance already: it is neither asked for nor in the key."""
 
     class Repo:
         async def method(self, a: int) -> int:
@@ -375,7 +378,7 @@ class Holder:
     [Redis, "Redis", "Redis | None", RedisCluster, "Annotated[Redis, 1]", "Unknown[Redis]", "Redis[bytes]"],
 )
 def test_redis_is_found_by_its_annotation(annotation: Any) -> None:
-    """By class, in unions and Annotated, and in annotations that cannot be evaluated."""
+    """The client is found by class, in unions and Annotated, and in annotations that cannot be evaluated."""
 
     async def function(client, a: int = 0) -> Any: ...  # type: ignore[no-untyped-def]
 
@@ -404,7 +407,7 @@ def test_the_session_is_found_by_its_annotation(annotation: Any) -> None:
 
 
 def test_names_count_where_annotations_do_not() -> None:
-    """`redis`, `db` and `session` without a type are what they are called; a str named `session` is a value."""
+    """`redis`, `db` and `session` without a type mean what their names say; a str named `session` is a value."""
 
     async def unannotated(db, redis, a=0): ...  # type: ignore[no-untyped-def]
 
@@ -451,7 +454,7 @@ def test_where_the_session_comes_from() -> None:
 
 
 def test_prefixes_of_arguments_and_of_results() -> None:
-    """What arguments say is known before the call, what the result says after it; the empty prefix says nothing."""
+    """Prefixes of arguments are known before the call, those of the result after it; the empty prefix adds nothing."""
 
     async def rename(db: AsyncSession, email: str) -> Row:
         raise AssertionError
@@ -472,7 +475,7 @@ def test_prefixes_of_arguments_and_of_results() -> None:
 
 
 def test_several_calls_reach_what_each_of_them_reaches() -> None:
-    """What they say alike is said once."""
+    """A prefix that several calls share is sent once."""
 
     async def write(a: Any, b: int) -> None: ...
 

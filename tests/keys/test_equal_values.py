@@ -114,7 +114,7 @@ def test_values_that_print_otherwise_have_two_keys(one: Any, other: Any) -> None
 
 
 def test_a_factory_that_has_no_name_is_refused() -> None:
-    """Two functions may give other defaults, and cannot be told apart."""
+    """Two functions may return other defaults, and nothing in the key would differ."""
     with pytest.raises(KeyValueError, match=r"defaultdict.*give a plain dict"):
         encode_value(defaultdict(lambda: 1, a=1))
 

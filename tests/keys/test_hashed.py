@@ -26,13 +26,13 @@ class User:
 
 @pytest.fixture
 async def cache(client: Redis) -> AsyncIterator[Cache]:
-    """Give a cache that hides values."""
+    """Yield a cache that hides values."""
     async with Cache(client, hash_keys=SECRET, timeout=5) as made:
         yield made
 
 
 def mail_reader(cache: Cache) -> Any:
-    """Give a cached function of one personal value, and of others."""
+    """Return a cached function of one personal value, and of others."""
 
     @cache.cached("user:{email}:page:{page}")
     async def load(email: str, page: int = 1, order: str | None = None, **more: Any) -> str:
@@ -69,7 +69,7 @@ def test_one_call_has_one_key(cache: Cache) -> None:
 
 
 def test_another_secret_is_another_key(cache: Cache) -> None:
-    """Without the secret nobody can tell which value a key stands for; with the same one everybody has the same key."""
+    """Without the secret no one can find the value of a key; with the same one every process has the same key."""
     same, other, plain = (Cache(hash_keys=secret) for secret in (SECRET, SECRET + b"!", None))
     keys = [mail_reader(each).key("a") for each in (cache, same, other, plain)]
     assert keys[0] == keys[1]
@@ -84,7 +84,7 @@ def test_without_a_secret_nothing_is_in_the_way() -> None:
 
 
 async def test_writes_reach_what_is_hidden(cache: Cache, client: Redis) -> None:
-    """By the value, by an attribute of it, by the result, by an exact key; whatever type is declared."""
+    """Writes reach hidden values by value, attribute, result or exact key; whatever type is declared."""
     load = mail_reader(cache)
 
     @cache.invalidates("user:{email}")
@@ -164,5 +164,5 @@ async def test_what_is_left_tells_nobody(sqlite: Database, client: Redis) -> Non
 
 
 def text(value: Any) -> str:
-    """An argument as text."""
+    """Return an argument as text."""
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

@@ -30,17 +30,17 @@ FORBIDDEN = re.compile(r"[*?\[\]{}\\\s\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 async def call(a: Any, b: str = "x", *rest: int, c: str | None = None, **more: Any) -> int:
-    """A function with arguments of every kind."""
+    """Take arguments of every kind."""
     return 0
 
 
 def plan_of(pattern: str, seal: Any = None) -> CallPlan:
-    """The plan of `call` under a pattern."""
+    """Return the plan of `call` under a pattern."""
     return CallPlan.of(call, pattern=pattern, decorator="cached", seal=seal)
 
 
 def key_of(plan: CallPlan, *args: Any, **kwargs: Any) -> str:
-    """The key of one call."""
+    """Return the key of one call."""
     return plan.locate(None, args, kwargs)[2]
 
 
@@ -106,7 +106,7 @@ def test_a_prefix_with_a_value_reaches_that_value_alone(seal: Any) -> None:
 
 @pytest.fixture(scope="module")
 def lua(redis_server: Any) -> Iterator[redis.Redis]:
-    """Give a client whose server runs Lua."""
+    """Yield a client whose server runs Lua."""
     with redis.Redis.from_url(redis_server.url) as client:
         yield client
 
@@ -220,7 +220,7 @@ def test_nothing_asks_the_server_to_search() -> None:
 
 
 def searches(tree: ast.AST) -> Iterator[str]:
-    """The ways to search that stand in a module: as a command, or as a method of a client."""
+    """Return the ways to search that stand in a module: as a command, or as a method of a client."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.upper() in ("KEYS", "SCAN"):
             yield node.value

@@ -129,7 +129,10 @@ DECLARED = st.sampled_from(
 
 
 def identity(value: Any) -> Any:
-    """What makes two values the same: type and content, all the way down. Shares nothing with the code under test."""
+    """Return what makes two values the same: type and content, all the way down.
+
+    This shares no code with the package.
+    """
     if isinstance(value, (list, tuple)):
         return (type(value), tuple(identity(each) for each in value))
     if isinstance(value, (set, frozenset)):
@@ -144,7 +147,7 @@ def identity(value: Any) -> Any:
 @settings(max_examples=500, deadline=None)
 @given(VALUES, VALUES, DECLARED)
 def test_equal_text_means_equal_value(first: Any, second: Any, declared: Any) -> None:
-    """Whatever is declared, two values are written alike if and only if they are the same value of the same type."""
+    """Whatever is declared, two texts are equal if and only if their values are equal and of the same type."""
     alike = encode_value(first, declared) == encode_value(second, declared)
     assert (identity(first) == identity(second)) == alike
 
@@ -246,7 +249,7 @@ def test_what_holds_itself_is_refused() -> None:
 
 
 def test_recursive_and_strange_declarations_count_as_none() -> None:
-    """What cannot be made out of a declaration is left undeclared."""
+    """A declaration that cannot be read counts as none."""
     assert encode_value("1", "SomewhereElse") == encode_value("1") == "1%as"
     assert encode_value("1", list[str] | dict[str, str] | None) == "1%as"
 
@@ -322,7 +325,7 @@ SEPARATORS = ["-", ":", "x-", "-x", "::", "_", ".", "@", "a:b", "&b=", "→", "-
 @settings(max_examples=500, deadline=None)
 @given(st.data(), st.sampled_from(SEPARATORS), st.sampled_from(SEPARATORS))
 def test_separators_keep_placeholders_apart(data: st.DataObject, first: str, second: str) -> None:
-    """Whatever separates them, three values in one key can be told apart."""
+    """Three values in one key stay apart, whatever separates them."""
     template = Pattern.parse(f"k:{{a}}{first}{{b}}{second}{{c}}", owner="f", kind="pattern")
     values = st.one_of(
         st.text(alphabet=f"x1:{first}{second}", max_size=4), st.integers(-1, 1), st.lists(TEXT, max_size=2)

@@ -39,30 +39,30 @@ VALUES = st.one_of(
 
 
 def filled(text: str, declared: list[Any] | None = None, **values: Any) -> list[Prefix]:
-    """The prefixes that *text* means for *values*."""
+    """Return the prefixes that *text* means for *values*."""
     return Template(Pattern.parse(text, owner="f", kind="prefix"), declared, "f").prefixes(values)
 
 
 def reached(text: str, *keys: str, **values: Any) -> list[str]:
-    """Those of *keys* that are reached."""
+    """Return those of *keys* that are reached."""
     return [key for key in keys if any(prefix.matches(key) for prefix in filled(text, **values))]
 
 
 def key_of(pattern: str, **values: Any) -> str:
-    """The key that *pattern* makes of *values*."""
+    """Return the key that *pattern* makes of *values*."""
     template = Pattern.parse(pattern, owner="f", kind="pattern")
     return fit(template.join([encode_value(values[part.field], also=part.also) for part in template.parts]))
 
 
 @pytest.fixture(scope="module")
 def lua(server: EmbeddedServer) -> Iterator[redis.Redis]:
-    """A client whose server runs Lua."""
+    """Yield a client whose server runs Lua."""
     with redis.Redis.from_url(server.url) as client:
         yield client
 
 
 def found_by_lua(client: redis.Redis, prefix: Prefix, keys: list[str]) -> list[bool]:
-    """For each of *keys* whether the server's Lua finds it."""
+    """Return for each of *keys* whether the server's Lua finds it."""
     reply: Any = client.eval(REACHES, len(keys), *keys, prefix.head, prefix.filter)
     return [int(each) == 1 for each in reply]
 
@@ -219,7 +219,7 @@ def test_lua_and_python_agree(lua: redis.Redis, text: str, keys: list[str], valu
 @pytest.mark.parametrize(("given_to_writer", "given_to_reader"), [(1, 1), (1, "1"), ("1", 1), ("1", "1")])
 @pytest.mark.parametrize("declared", [int, str, MISSING])
 def test_a_call_against_the_declared_type_is_reached(given_to_writer: Any, given_to_reader: Any, declared: Any) -> None:
-    """Whoever passes `1` where `"1"` is declared, or the reverse, has an entry that the writer reaches all the same."""
+    """A writer reaches the entry of a caller that passes `1` where `"1"` is declared, or the reverse."""
     key = f"user:{encode_value(given_to_reader, declared)}"
     filling = Template(Pattern.parse("user:{x}", owner="f", kind="prefix"), [declared])
     assert any(prefix.matches(key) for prefix in filling.prefixes({"x": given_to_writer}))

@@ -11,10 +11,6 @@ from tests.support.source.prose import faults
 
 # What is to be rewritten yet. At the end this is empty.
 PENDING = [
-    "fastrdb/demo",
-    "fastrdb/near",
-    "tests/crud",
-    "tests/keys",
     "tests/near",
     "tests/protocol",
     "tests/support",
