@@ -86,7 +86,7 @@ class Tracking:
             self._add("")
 
     def covers(self, client: Any) -> bool:
-        """Return True if changes of all keys that this client reads are reported; False if it finds masters by itself."""
+        """Return True if changes of all keys that this client reads are reported; False if it finds masters itself."""
         return not self._cluster or client in self._refreshes
 
     def met(self, client: Any, name: str, refresh: Callable[[], None]) -> None:
