@@ -19,6 +19,7 @@ from . import pages, show
 from .connect import URL, UnreachableError, connected
 from .doctor import Doctor, worst
 from .live import follow
+from .watching import watch
 
 cli = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -223,6 +224,9 @@ def docs(page: Annotated[str, typer.Argument(help="Without one, the list of page
         typer.echo(f"no page {page}; there are: {', '.join(pages.names())}", err=True)
         raise typer.Exit(1)
     pages.show(console(), text)
+
+
+cli.add_typer(watch, name="watch")
 
 
 def run() -> None:

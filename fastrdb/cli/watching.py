@@ -1,0 +1,181 @@
+"""`fastrdb watch`: install triggers, run a watcher, show its state."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from fastrdb import Cache, OptionError
+from fastrdb.watch import ChangeSource, Journal, Watcher, ages, columns_in_use, source_of
+
+from .connect import URL, UnreachableError, connected
+
+watch = typer.Typer(no_args_is_help=True, help="Invalidate what other programs write to the database.")
+
+Database = Annotated[str, typer.Option("--database", envvar="FASTRDB_DATABASE", help="Address, with an async driver.")]
+Url = Annotated[str, typer.Option("--redis", envvar="FASTRDB_URL", help="The address of Redis.")]
+Namespace = Annotated[str, typer.Option("--namespace", "-n", envvar="FASTRDB_NAMESPACE", help="Of the cache.")]
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|)")
+
+
+def duration(text: str) -> float:
+    """Return the seconds of a text such as `20ms`, `0.5s` or `1`."""
+    found = _DURATION.fullmatch(text.strip())
+    if found is None or float(found[1]) == 0:
+        raise typer.BadParameter(f"{text!r} is no duration: write 20ms, 0.5s or 1")
+    return float(found[1]) / (1000 if found[2] == "ms" else 1)
+
+
+@watch.command()
+def install(
+    database: Database,
+    table: Annotated[list[str], typer.Option("--table", help="Only these; may be repeated.")] = [],  # noqa: B006
+    shown: Annotated[bool, typer.Option("--print", help="Print the SQL, for a migration.")] = False,
+    redis: Annotated[str, typer.Option("--redis", envvar="FASTRDB_URL", help="Adds the columns in use there.")] = "",
+    namespace: Namespace = "",
+) -> None:
+    """Make the database record its changes: triggers and an outbox. May be repeated, such as in each deploy."""
+
+    async def work(source: ChangeSource) -> None:
+        columns: list[str] = []
+        if redis:
+            async with connected(redis) as client:
+                columns = await columns_in_use(Cache(client, namespace=namespace))
+        statements = await source.install_sql(table, columns)
+        if shown:
+            print("\n".join(f"{statement};" for statement in statements))
+            return
+        await source.run(statements)
+        status = await source.status(None)
+        Console().print(f"Watched: {', '.join(status.watched)}")
+
+    _run(database, work)
+
+
+@watch.command()
+def uninstall(
+    database: Database, shown: Annotated[bool, typer.Option("--print", help="Print the SQL.")] = False
+) -> None:
+    """Take away triggers and outbox."""
+
+    async def work(source: ChangeSource) -> None:
+        statements = await source.uninstall_sql()
+        if shown:
+            print("\n".join(f"{statement};" for statement in statements))
+        else:
+            await source.run(statements)
+
+    _run(database, work)
+
+
+@watch.command()
+def run(
+    database: Database,
+    redis: Url = URL,
+    namespace: Namespace = "",
+    every: Annotated[str, typer.Option(help="The pause between polls: 20ms, 1s.")] = "20ms",
+    once: Annotated[bool, typer.Option("--once", help="Poll once, and end.")] = False,
+) -> None:
+    """Run a watcher until SIGTERM. Of several, one leads and the others wait."""
+    pause = duration(every)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+
+    async def work(source: ChangeSource) -> None:
+        async with (
+            connected(redis) as client,
+            Cache(client, namespace=namespace, on_error="raise", timeout=5) as cache,
+        ):
+            watcher = Watcher(source, cache, every=pause)
+            if once:
+                await watcher.poll()
+                await source.close()
+                return
+            task = asyncio.ensure_future(watcher.run())
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, task.cancel)
+            await asyncio.wait([task])
+            if not task.cancelled():
+                task.result()
+
+    _run(database, work)
+
+
+@watch.command()
+def status(
+    database: Database,
+    redis: Url = URL,
+    namespace: Namespace = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
+) -> None:
+    """Show what is watched and how far the watcher is behind. Ends with 1 where something is to be done."""
+    found: list[Any] = []
+
+    async def work(source: ChangeSource) -> None:
+        async with connected(redis) as client:
+            cache = Cache(client, namespace=namespace)
+            beats = await ages(cache)
+            state = await source.status(await Journal(cache, source.name).position(), await columns_in_use(cache))
+        found.extend((state, beats.get(source.name), [name for name in beats if name != source.name]))
+
+    _run(database, work)
+    state, heartbeat, others = found
+    if as_json:
+        print(json.dumps(asdict(state) | {"heartbeat": heartbeat, "others": others}))
+    else:
+        console = Console(highlight=False)
+        console.print(f"installed: {'yes' if state.installed else 'no'}")
+        console.print(f"leader: {state.leader or 'none'}")
+        console.print(f"heartbeat: {'never' if heartbeat is None else f'{heartbeat:.1f} s ago'}")
+        console.print(f"changes that wait: {'unknown' if state.waiting is None else state.waiting}")
+        console.print(f"watched: {', '.join(state.watched) or 'nothing'}")
+        for name, reason in state.unwatched.items():
+            console.print(f"not watched: {name}: {reason}")
+        for column in state.missing_columns:
+            console.print(f"not reported: {column}: run `fastrdb watch install --redis ...` again")
+        for other in others:
+            console.print(f"another database is watched: {other}")
+        for note in state.notes:
+            console.print(note)
+    raise typer.Exit(int(bool(state.unwatched or state.missing_columns or state.notes or heartbeat is None)))
+
+
+def _run(database: str, work: Callable[[ChangeSource], Awaitable[None]]) -> None:
+    """Open the database, and do the work. Say in one line what went wrong, and end with 2."""
+
+    async def opened() -> None:
+        async with _engine(database) as engine:
+            await work(source_of(engine))
+
+    try:
+        asyncio.run(opened())
+    except (OptionError, UnreachableError) as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(2) from None
+    except (SQLAlchemyError, OSError) as error:
+        typer.echo(f"The database refuses: {type(error).__name__}: {str(error).splitlines()[0]}", err=True)
+        raise typer.Exit(2) from None
+
+
+@asynccontextmanager
+async def _engine(database: str) -> AsyncIterator[AsyncEngine]:
+    try:
+        engine = create_async_engine(database)
+    except (ArgumentError, ModuleNotFoundError) as error:
+        raise OptionError(f"--database: {error}; such as postgresql+asyncpg://user@host/name") from None
+    try:
+        yield engine
+    finally:
+        await engine.dispose()

@@ -1,0 +1,117 @@
+"""`fastrdb watch`: from installing to the end by SIGTERM, each command in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+from asyncio.subprocess import PIPE, STDOUT, Process
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import MetaData, Table, text
+
+from fastrdb import Cache
+from fastrdb.cli.watching import duration
+from fastrdb.watch import ages
+from tests.support.servers.databases import Database, opened
+from tests.support.waiting import until
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from redis.asyncio import Redis
+
+    from fastrdb.testing.server import EmbeddedServer
+
+USERS = Table("users", MetaData())
+
+
+@pytest.fixture
+async def shop(tmp_path: Path) -> AsyncIterator[Database]:
+    """Create a database with one table."""
+    async with opened(f"sqlite+aiosqlite:///{tmp_path / 'shop.db'}") as database:
+        async with database.engine.begin() as connection:
+            await connection.execute(text("CREATE TABLE users (id INTEGER PRIMARY KEY, name TEXT)"))
+            await connection.execute(text("INSERT INTO users VALUES (1, 'Ann')"))
+        yield database
+
+
+async def start(*arguments: str) -> Process:
+    """Start a command."""
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "fastrdb", "watch", *arguments, stdout=PIPE, stderr=STDOUT
+    )
+
+
+async def command(*arguments: str) -> tuple[int | None, str]:
+    """Run a command; return its status and what it prints."""
+    process = await start(*arguments)
+    output, _ = await process.communicate()
+    return process.returncode, output.decode()
+
+
+async def test_the_commands_from_installing_to_uninstalling(
+    shop: Database, server: EmbeddedServer, client: Redis
+) -> None:
+    """A write of another program deletes the entry, the status says so, and SIGTERM ends the watcher cleanly."""
+    database = ("--database", shop.engine.url.render_as_string(hide_password=False))
+    redis = ("--redis", server.url)
+    assert await command("run", *database, *redis) == (2, _missing(shop))
+    code, printed = await command("install", *database, "--print")
+    assert code == 0
+    assert "CREATE TRIGGER" in printed
+    assert (await command("status", *database, *redis))[0] == 1
+    assert await command("install", *database) == (0, "Watched: users\n")
+    cache = Cache(client)
+
+    @cache.cached("user:{user_id}", depends_on=[USERS])
+    async def name_of(user_id: int) -> str:
+        async with shop.engine.connect() as connection:
+            return str(await connection.scalar(text("SELECT name FROM users WHERE id = :id"), {"id": user_id}))
+
+    process = await start("run", *database, *redis, "--every", "10ms")
+    try:
+        await until(partial(_alive, cache))
+        assert await name_of(1) == "Ann"
+        async with shop.engine.begin() as connection:
+            await connection.execute(text("UPDATE users SET name = 'Anna' WHERE id = 1"))
+        await until(partial(_gone, client, name_of.key(user_id=1)))
+        assert await name_of(1) == "Anna"
+        state = json.loads((await command("status", *database, *redis, "--json"))[1])
+        assert (state["watched"], state["waiting"], state["unwatched"]) == (["users"], 0, {})
+    finally:
+        process.send_signal(signal.SIGTERM)
+        output, _ = await process.communicate()
+    assert (process.returncode, b"Traceback" in output) == (0, False)
+    assert await command("uninstall", *database) == (0, "")
+    await cache.aclose()
+
+
+def _missing(shop: Database) -> str:
+    name = shop.engine.url.database
+    return f"watch: sqlite:{name} has no fastrdb_outbox: run `fastrdb watch install` first\n"
+
+
+async def _alive(cache: Cache) -> bool:
+    return bool(await ages(cache))
+
+
+async def _gone(client: Redis, key: str) -> bool:
+    return not await client.exists(key)
+
+
+async def test_wrong_input_is_said_in_one_line(tmp_path: Path) -> None:
+    """Without a traceback, and with what to write."""
+    for address in ("nonsense", "postgresql+asyncpg://127.0.0.1:1/none", "oracle+oracledb://x/y"):
+        code, printed = await command("status", "--database", address)
+        assert (code, len(printed.splitlines()), "Traceback" in printed) == (2, 1, False), printed
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("20ms", 0.02), ("1", 1.0), ("0.5s", 0.5)])
+def test_durations(text: str, seconds: float) -> None:
+    """The unit is written behind the number; without one, seconds."""
+    assert duration(text) == seconds
