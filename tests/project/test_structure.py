@@ -44,7 +44,7 @@ HOMES = {
     "cachebox": {"near"},
     "wrapt": {"wrappers"},
     "sqlglot": {"inference"},
-    "sqlalchemy": {"orm", "inference", "transactions", "crud", "watch", "integrations", "demo"},
+    "sqlalchemy": {"orm", "inference", "transactions", "crud", "watch", "integrations", "demo", "cli"},
 }
 
 
