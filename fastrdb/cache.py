@@ -7,17 +7,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, overload
 
 from .errors import OptionError, PatternError
 from .events import Counters, Hook, Stats
-from .invalidation import Invalidation
-from .keys import MISSING, CallPlan, Pattern, Prefix, hashed, inspect_function
+from .invalidation import Invalidation, follow_with, follows, untracked
+from .keys import MISSING, CallPlan, Prefix, hashed, inspect_function
 from .loading import CachedFunction, CachedMany, Policy
 from .near import Near
-from .options import Seconds, at_least_one, seconds, share, synchronous
+from .options import Seconds, at_least_one, flag, seconds, share, synchronous
 from .orm import Declared, Dependency, Rows, Table, images_of
 from .protocol import OnError, Readiness
 from .registry import SHORT_S, Finding, FunctionInfo, Registered
@@ -32,7 +34,8 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
     from redis.asyncio.cluster import RedisCluster
 
-_NOT_OF_POLICY = frozenset({"depends_on", "ignore", "near", "shared", "never_invalidated", "version"})
+_NOT_OF_POLICY = frozenset({"auto", "depends_on", "ignore", "near", "shared", "never_invalidated", "version"})
+_NONE: Mapping[Any, Any] = MappingProxyType({})
 _PUBLIC = ("disabled", "hooks", "namespace", "redis")
 """What users need of the inside of a cache."""
 F = TypeVar("F", bound=Callable[..., Coroutine[Any, Any, Any]])
@@ -61,6 +64,13 @@ class Cache(Runtime):
         verify: this share of calls (0.001, say) has the entry compared with the database, unless a function says
             otherwise; `cached_many` does not take part. A function that takes a session needs session_factory=.
         watched: with `fastrdb watch`: entries are bypassed while the heartbeat of a watcher is older than this.
+        auto: invalidate by what SQLAlchemy sends. Each cached function depends on the rows that its statements read.
+            Each commit of this process drops what depends on the rows that it has changed. Needs `redis`.
+        precision: with auto, "rows" looks at rows before an UPDATE or DELETE where entries depend on their other
+            columns; "tables" never looks, and drops more.
+        effects: with auto, the tables that are written whenever another one is: `{Order: [Invoice]}`.
+        quiet: with auto, columns whose UPDATE drops nothing: `{User: ["last_seen"]}`.
+        views: with auto, the tables that a view is made of, where the database's catalog does not say.
         publish: keep the counts of this process in Redis, renewed every 5 seconds. `fastrdb stats`, `fastrdb top`
             and the dashboard add up those of all processes.
 
@@ -84,6 +94,11 @@ class Cache(Runtime):
         watched: Seconds | None = None,
         publish: bool = False,
         verify: float = 0.0,
+        auto: bool = False,
+        precision: Literal["rows", "tables"] = "rows",
+        effects: Mapping[type[Any] | Table, Sequence[type[Any] | Table]] = _NONE,
+        quiet: Mapping[type[Any] | Table, Sequence[str]] = _NONE,
+        views: Mapping[str, Sequence[type[Any] | Table]] = _NONE,
     ) -> None:
         owner = type(self).__name__
         if near is not None and not isinstance(near, bool | Near):
@@ -107,6 +122,7 @@ class Cache(Runtime):
         )
         self.verify = share(verify, name="verify", owner=owner)
         self.move(namespace, None if redis is None else checked(redis, f"{owner}: redis"))
+        self.follower = follow_with(self, owner, auto, precision, effects, quiet, views)
 
     # --- the decorators
 
@@ -209,8 +225,13 @@ class Cache(Runtime):
 
     def _wrapped(self, decorator: str, function: Any, query: CachedFunction, options: Options) -> Any:
         self._declare(decorator, function, query, options.get("depends_on"))
+        query.follows = follows(self.follower, inspect_function(function, decorator), decorator, options.get("auto"))
+        query.tagged = query.tagged or query.follows
         policy, plan, module = query.policy, query.plan, getattr(function, "__module__", "")
-        shared, version = _flag(plan.function, options, "shared"), _version(query.codec, options.get("version"))
+        shared, version = (
+            flag(options.get("shared", False), name="shared", owner=plan.function),
+            query.codec.version(options.get("version")),
+        )
         plan.variant.settle(module, plan.function, version, shared=shared)
         query.registered = self.registry.add(
             Registered(
@@ -223,7 +244,7 @@ class Cache(Runtime):
                 query.codec.type,
                 shared=shared,
                 ends=query.tagged
-                or _flag(plan.function, options, "never_invalidated")
+                or flag(options.get("never_invalidated", False), name="never_invalidated", owner=plan.function)
                 or policy.exp_ms <= SHORT_S * 1000,
             )
         )
@@ -285,7 +306,7 @@ class Cache(Runtime):
         """
         owner = f"{type(self).__name__}.invalidate"
         given: list[Any] = [what] if isinstance(what, str | Rows | Table | type) else list(what)
-        found = [made for text in given if isinstance(text, str) for made in _plain_prefixes(text, owner)]
+        found = [made for text in given if isinstance(text, str) for made in Prefix.plain(text, owner)]
         images = images_of([each for each in given if not isinstance(each, str)], owner)
         client = self.required(owner) if redis is None else redis
         before = f"{self.namespace}:" if self.namespace else ""
@@ -320,6 +341,16 @@ class Cache(Runtime):
         client = self.required(f"{type(self).__name__}.ready") if redis is None else redis
         return await self.store(client).readiness(client)
 
+    def seen(self) -> dict[str, list[str]]:
+        """Return the followed functions of this process with the tables that their loads have read; `*` is any."""
+        return {info.function: sorted(info.reads) for info in self.registry if info.reads}
+
+    @contextmanager
+    def untracked(self) -> Iterator[None]:
+        """Follow no writes inside of the block, as for migrations and seeds."""
+        with untracked(self.follower):
+            yield
+
     def __dir__(self) -> list[str]:
         return sorted({*_PUBLIC, *(name for name in vars(Cache) if not name.startswith("_"))})
 
@@ -344,35 +375,11 @@ def _refuse_function(given: object, decorator: str, example: str, what: str = "p
         raise PatternError(f"{decorator} needs a {what}: @{decorator}({example})")
 
 
-def _plain_prefixes(text: str, owner: str) -> list[Prefix]:
-    pattern = Pattern.parse(text, owner=owner, kind="prefix")
-    if pattern.fields:
-        raise PatternError(f"{owner}: prefix {text!r} has placeholders, and nothing here fills them")
-    found = Prefix.of(pattern.tail)
-    return [] if found is None else [found]
-
-
 def _policy(owner: str, decorator: str, options: Options, verify: float = 0.0) -> Policy:
     if unknown := options.keys() - Options.__annotations__.keys():
         raise OptionError(f"{owner}: {decorator} has no option {', '.join(sorted(unknown))}")
     chosen: dict[str, Any] = {name: value for name, value in options.items() if name not in _NOT_OF_POLICY}
     return Policy.of(owner, **{"exp": 3600.0, "verify": verify, **chosen})
-
-
-def _flag(owner: str, options: Options, name: Literal["shared", "never_invalidated"]) -> bool:
-    value = options.get(name, False)
-    if not isinstance(value, bool):
-        raise OptionError(f"{owner}: {name}={value!r} must be True or False")
-    return value
-
-
-def _version(codec: Codec, version: object) -> str:
-    """Return the version as it stands in keys; "" without one. Raises OptionError."""
-    if version is None:
-        return ""
-    if isinstance(version, bool) or not isinstance(version, str | int) or version == "":
-        raise OptionError(f'{codec.owner}: version={version!r} must be a text, a whole number, or "auto"')
-    return codec.fingerprint() if version == "auto" else str(version)
 
 
 def _near(owner: str, options: Options, default: bool) -> bool:

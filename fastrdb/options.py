@@ -40,6 +40,13 @@ def synchronous(value: T, *, name: str, owner: str, use: str) -> T:
     return value
 
 
+def flag(value: object, *, name: str, owner: str) -> bool:
+    """`value`. OptionError naming `owner`, `name` and the value unless it is True or False."""
+    if not isinstance(value, bool):
+        raise OptionError(f"{owner}: {name}={value!r} must be True or False")
+    return value
+
+
 def at_least_one(value: object, *, name: str, owner: str) -> int:
     """`value`. OptionError naming `owner`, `name` and the value unless it is a whole number of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:

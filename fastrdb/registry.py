@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import NoneType
 from typing import Any, get_args
 from weakref import WeakValueDictionary
@@ -66,6 +66,7 @@ class Registered:
         ends: entries end by time, or never: nothing needs to invalidate them.
         prefixes: what the function invalidates.
         wide: prefixes that delete all entries of the function's own class at each write.
+        reads: the tables that its loads have read, where these are followed.
     """
 
     function: str
@@ -80,6 +81,7 @@ class Registered:
     prefixes: Sequence[Pattern] = ()
     wide: Sequence[str] = ()
     written: bool = False
+    reads: set[str] = field(default_factory=set)
 
     @property
     def owner(self) -> str:

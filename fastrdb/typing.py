@@ -210,5 +210,7 @@ class Options(TypedDict, total=False):
     """Say that no write needs to invalidate the entries, for `Cache.check`."""
     depends_on: Dependency | Sequence[Dependency]
     """The rows that the result depends on: mapped classes, tables, or `rows(User, email="{email}")`."""
+    auto: bool | None
+    """Whether statements show what the result depends on; None as the `Cache` says. False: prefixes and TTL only."""
     near: bool | None
     """Keep entries in this process as well; None as the `Cache` says, whose `near=` has the bounds."""

@@ -1,10 +1,10 @@
 """The face of `fastrdb.inference`."""
 
-from .catalog import Catalog, asking, catalog_of, forget, is_asking
+from .catalog import Catalog, asking, catalog_of, declare_views, forget, is_asking
 from .facts import Spread
 from .look import check, look
 from .names import Names
-from .reads import Dependencies, reads_of, reads_of_text
+from .reads import ReadRows, reads_of, reads_of_text
 from .text import CALLED, HARMLESS, functions_in
 from .writes import Change, Writes, changes_of_text, writes_of
 
@@ -13,14 +13,15 @@ __all__ = [
     "HARMLESS",
     "Catalog",
     "Change",
-    "Dependencies",
     "Names",
+    "ReadRows",
     "Spread",
     "Writes",
     "asking",
     "catalog_of",
     "changes_of_text",
     "check",
+    "declare_views",
     "forget",
     "functions_in",
     "is_asking",

@@ -21,7 +21,7 @@ from fastrdb.keys import ANYTHING, table_tag
 
 from .facts import UNKNOWN_FUNCTION, UNKNOWN_TABLE, Facts, Function, Tables, links_of, tables_in
 from .names import Names
-from .reads import Dependencies
+from .reads import ReadRows
 from .sources import SOURCES
 
 _ASKING: Final = "fastrdb.asking"  # in `Connection.info`: a statement of fastrdb's own is running
@@ -35,8 +35,7 @@ class Catalog:
         self.names = Names(dialect.default_schema_name)
         source = SOURCES.get(dialect.name)
         self._source = source(self) if source is not None else None
-        self.views: Mapping[str, frozenset[str]] = {}  # what users have declared
-        self._besides: WeakKeyDictionary[Dependencies, tuple[frozenset[str], tuple[str, ...]]] = WeakKeyDictionary()
+        self._besides: WeakKeyDictionary[ReadRows, tuple[frozenset[str], tuple[str, ...]]] = WeakKeyDictionary()
         self._facts: dict[str, Facts] = {}
         self._functions: dict[str, Function] = {}
         self._tables: Mapping[str, list[tuple[str | None, str]]] = {}
@@ -69,13 +68,17 @@ class Catalog:
                 facts = self.facts(connection, name)
                 waiting += [*(facts.writes or ()), *(link.child for link in facts.links)]
 
-    def besides(self, connection: Connection, found: Dependencies) -> tuple[frozenset[str], tuple[str, ...]]:
+    def besides(self, connection: Connection, found: ReadRows) -> tuple[frozenset[str], tuple[str, ...]]:
         """Return the tags that a query has besides those of its statement: for views, policies and functions."""
         if found not in self._besides:
             self._besides[found] = self._ask_besides(connection, found)
         return self._besides[found]
 
-    def _ask_besides(self, connection: Connection, found: Dependencies) -> tuple[frozenset[str], tuple[str, ...]]:
+    def forget_queries(self) -> None:
+        """Forget what was found out for queries."""
+        self._besides.clear()
+
+    def _ask_besides(self, connection: Connection, found: ReadRows) -> tuple[frozenset[str], tuple[str, ...]]:
         tags, coarse = set[str](), list[str]()
         named = [(f"{name}()", self.function(connection, name).reads) for name in sorted(found.functions)]
         named += [(name, self._reads(connection, name)) for name in sorted(found.tables)]
@@ -89,7 +92,7 @@ class Catalog:
         return frozenset(tags), tuple(coarse)
 
     def _reads(self, connection: Connection, table: str) -> Tables:
-        declared = self.views.get(table.lower())
+        declared = _views.get(table.lower())
         return self.facts(connection, table).reads if declared is None else declared
 
     def function(self, connection: Connection, name: str) -> Function:
@@ -118,6 +121,16 @@ class Catalog:
                 return ask()
             except SQLAlchemyError:
                 return unknown
+
+
+_views: dict[str, frozenset[str]] = {}
+
+
+def declare_views(views: Mapping[str, frozenset[str]]) -> None:
+    """Take what users say of views that the catalog does not know: the tables that each is made of, in lower case."""
+    _views.update(views)
+    for catalog in _catalogs.values():
+        catalog.forget_queries()
 
 
 _catalogs: WeakKeyDictionary[Dialect, Catalog] = WeakKeyDictionary()

@@ -5,7 +5,7 @@ that value, now or later, are what the answer depends on. Without such an equali
 Each nested SELECT, each arm of a UNION and each CTE is read by itself: only rows that satisfy its own conditions can
 matter, whatever is made of its result. HAVING, GROUP BY, LIMIT and ORDER BY never narrow.
 
-A statement is read once for each compiled form, into a `Dependencies`. Each execution fills in its values.
+A statement is read once for each compiled form, into a `ReadRows`. Each execution fills in its values.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Asked(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
-class Dependencies:
+class ReadRows:
     """The dependencies of one compiled statement, before its values are known.
 
     Attributes:
@@ -75,13 +75,13 @@ class Dependencies:
         return found, coarse
 
 
-NOTHING_KNOWN: Final = Dependencies(
+NOTHING_KNOWN: Final = ReadRows(
     frozenset({ANYTHING}), (), frozenset(), frozenset(), ("anything: the statement is text",)
 )
-_known: WeakKeyDictionary[Any, dict[Any, Dependencies]] = WeakKeyDictionary()
+_known: WeakKeyDictionary[Any, dict[Any, ReadRows]] = WeakKeyDictionary()
 
 
-def reads_of(compiled: Any, translated: SchemaMap | None = None) -> Dependencies:
+def reads_of(compiled: Any, translated: SchemaMap | None = None) -> ReadRows:
     """Return the dependencies of a compiled statement, which is read once for each schema_translate_map."""
     forms = _known.get(compiled)
     if forms is None:
@@ -93,14 +93,14 @@ def reads_of(compiled: Any, translated: SchemaMap | None = None) -> Dependencies
     return found
 
 
-def reads_of_text(text: str, dialect: str, names: Names) -> Dependencies:
+def reads_of_text(text: str, dialect: str, names: Names) -> ReadRows:
     """Return the dependencies of a whole statement of hand-written SQL."""
     named = named_in(text, dialect)
     if not named.sure or named.writes:
         return NOTHING_KNOWN
     tables = frozenset(names.plain(name) for name in named.reads)
     coarse = tuple(f"{table}: any row, because the statement is text" for table in sorted(tables))
-    return Dependencies(frozenset(map(table_tag, tables)), (), tables, named.functions, coarse)
+    return ReadRows(frozenset(map(table_tag, tables)), (), tables, named.functions, coarse)
 
 
 class _Around(NamedTuple):
@@ -142,7 +142,7 @@ class _Reader:
         self._seen = set[int]()  # the CTEs that were read
         self._has_nested_orm = False
 
-    def result(self) -> Dependencies:
+    def result(self) -> ReadRows:
         state = getattr(self._compiled, "compile_state", None)
         # The final form: with the joins of `joinedload` and of inheritance, which the user's own form lacks.
         statement = getattr(state, "statement", None)
@@ -154,7 +154,7 @@ class _Reader:
             self._read_criteria(getattr(state, "select_statement", None))
         if ANYTHING in self._tags:
             self._tags, self._asked = {ANYTHING}, []
-        return Dependencies(
+        return ReadRows(
             frozenset(self._tags),
             tuple(self._asked),
             frozenset(self._tables),

@@ -1,10 +1,15 @@
 """The face of `fastrdb.invalidation`."""
 
 from .enlist import Put, enlist
+from .follower import Following, follow_with, follows, untracked
 from .function import Invalidation
 
 __all__ = [
+    "Following",
     "Invalidation",
     "Put",
     "enlist",
+    "follow_with",
+    "follows",
+    "untracked",
 ]

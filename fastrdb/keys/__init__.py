@@ -5,7 +5,7 @@ from .declared import MISSING, members
 from .encoding import quote
 from .pattern import Pattern, add_pairs, hashed
 from .prefix import VARIANTS, Prefix, PrefixTemplates, Reached, fingerprint
-from .signature import ResultShape, inspect_function
+from .signature import Inspected, ResultShape, inspect_function
 from .tag import ANYTHING, END, EVERYTHING, Image, Reach, bounded, row_tag, table_tag, value_text
 from .variant import without_variant
 
@@ -20,6 +20,7 @@ __all__ = [
     "BoundMany",
     "CallPlan",
     "Image",
+    "Inspected",
     "Pattern",
     "Prefix",
     "PrefixTemplates",

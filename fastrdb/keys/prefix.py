@@ -13,7 +13,7 @@ from types import NoneType
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from fastrdb.errors import KeyValueError, MissingKeyFieldError
+from fastrdb.errors import KeyValueError, MissingKeyFieldError, PatternError
 
 from .declared import MISSING
 from .encoding import MARK, Encoder, encode_with, encoder_for, forms_of
@@ -42,6 +42,15 @@ class Prefix:
     head: str
     glob: str = "*"
     whole: bool = False
+
+    @classmethod
+    def plain(cls, text: str, owner: str) -> list[Prefix]:
+        """Return the prefix of a text without placeholders. Raises PatternError, naming the owner."""
+        pattern = Pattern.parse(text, owner=owner, kind="prefix")
+        if pattern.fields:
+            raise PatternError(f"{owner}: prefix {text!r} has placeholders, and nothing here fills them")
+        found = cls.of(pattern.tail)
+        return [] if found is None else [found]
 
     @classmethod
     def of(cls, text: str, *, whole: bool = False) -> Prefix | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastrdb.errors import CacheUnavailableError
 from fastrdb.events import Counters
-from fastrdb.keys import UNSAID, CallPlan, members
+from fastrdb.keys import ANYTHING, END, UNSAID, CallPlan, members
 from fastrdb.orm import Declared, NotPlainError, plain_copy
 from fastrdb.protocol import Budget, Store, Timed
 from fastrdb.registry import Registered
@@ -21,6 +22,7 @@ from fastrdb.singleflight import Absent, Alone, Failed, FlightOutcome, Landed
 from fastrdb.transactions import (
     NO_ROW,
     WROTE,
+    RunningLoad,
     is_followed,
     is_loading,
     loads_around,
@@ -80,6 +82,8 @@ class CallContext:
         return None if keys is None or list(keys) == list(asked) else OTHER_KEYS
 
 
+logger = logging.getLogger("fastrdb")
+OTHER_CLIENT = "its client is not the one of the cache, which auto=True needs"
 CACHE_IF, NOT_THERE = "cache_if", "it is not there"
 MISS: Any = object()
 """The mark of a key without a value: None is a value."""
@@ -97,6 +101,7 @@ class Entries:
         follows: whether the statements of its loads show which rows these read.
         tagged: whether either holds: then entries have tags.
         coarse: of the latest load, why tags are wide.
+        says_anything: the log has it that a load may have read anything.
         unstorable: why the latest result has no entry; None if it had one.
     """
 
@@ -113,6 +118,7 @@ class Entries:
         "unstorable",
         "depends_on",
         "follows",
+        "says_anything",
         "tagged",
         "coarse",
     )
@@ -133,8 +139,30 @@ class Entries:
         self.aged = near or policy.timed
         self.unstorable: str | None = None
         self.depends_on: Declared | None = None
-        self.follows = self.tagged = False
+        self.follows = self.tagged = self.says_anything = False
         self.coarse: tuple[str, ...] = ()
+
+    def note_reads(self, client: Any, load: RunningLoad) -> None:
+        """Note which tables a followed load has read, and say once if that may be any.
+
+        What a function declares stands for all that cannot be read from its statements.
+        """
+        if not self.follows:
+            return
+        if client is not self.cache.redis:  # no commit reaches the server of another client
+            load.notes.append(OTHER_CLIENT)
+        if self.depends_on is not None:
+            load.tags.discard(ANYTHING)
+        if self.registered is not None:
+            self.registered.reads.update(tag.removesuffix(END).partition(":")[0] for tag in load.tags)
+        if ANYTHING in load.tags and not self.says_anything:
+            self.says_anything = True
+            why = next((each for each in load.coarse if each.startswith("anything")), "a statement cannot be read")
+            logger.warning(
+                "%s: each followed commit drops its entries, because it may read %s; depends_on= says what it reads",
+                self.plan.function,
+                why,
+            )
 
     def encoded(self, value: Any) -> tuple[bytes | None, str | None]:
         """Return the entry of a value, and why the entry must not be stored."""

@@ -336,6 +336,7 @@ class Loading(Reading):
                     error = raised
                 other = other or self.call.other_keys(self.asked, background=self.background)
             if self.entries.tagged:
+                self.entries.note_reads(self.call.client, load)
                 self._tags, self.entries.coarse = end_tags(self.asked, self._tags, load), tuple(load.coarse)
             return error, load.why_not_stored or other
 

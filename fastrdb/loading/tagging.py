@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from fastrdb.orm import Declared
     from fastrdb.singleflight import Flight
 
-
 _MOST_TAGS = 64
 """An entry with more tags has those of the whole tables instead."""
 Tags = Mapping[str, tuple[str, ...]]

@@ -3,7 +3,7 @@
 from sqlalchemy import Table
 
 from .columns import Columns, exact_type
-from .dependency import Declared, Dependency, Rows, images_of, readable, rows
+from .dependency import Declared, Dependency, Rows, images_of, readable, rows, table_names
 from .plain import NotPlainError, plain_copy
 
 __all__ = [
@@ -18,4 +18,5 @@ __all__ = [
     "plain_copy",
     "readable",
     "rows",
+    "table_names",
 ]

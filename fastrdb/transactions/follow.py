@@ -21,6 +21,7 @@ from fastrdb.inference import (
     catalog_of,
     changes_of_text,
     check,
+    declare_views,
     forget,
     functions_in,
     look,
@@ -29,8 +30,10 @@ from fastrdb.inference import (
     writes_of,
 )
 from fastrdb.keys import ANYTHING, Image
+from fastrdb.orm import Declared, images_of
 from fastrdb.protocol import Intent
 
+from .finish import finish
 from .rules import has_written
 from .scope import loads_around, targets_around
 from .sql import Effect, effect, plain
@@ -60,6 +63,7 @@ def add_follower(cache: Follower) -> None:
         event.listen(Engine, "after_cursor_execute", _on_executed)
         event.listen(Engine, "after_execute", _on_result)
     followers.add(cache)
+    declare_views(cache.views)
 
 
 def follow(connection: Connection, transaction: Transaction, statement: str, context: Any) -> None:
@@ -96,7 +100,7 @@ def _reads(connection: Connection, statement: str, context: Any) -> None:
 def _tags(connection: Connection, statement: str, context: Any) -> tuple[Iterable[str], Sequence[str]]:
     declared = context.execution_options.get("fastrdb_reads")
     if declared is not None:
-        return declared, ()
+        return Declared(declared, owner="fastrdb_reads").tags({}, connection.dialect.name), ()
     compiled, translated = context.compiled, context.execution_options.get(_MAP)
     if compiled is None:
         names = Names(connection.dialect.default_schema_name, translated)
@@ -173,7 +177,7 @@ def _changes(
 ) -> tuple[list[tuple[Change, Any]], Collection[Image]]:
     """Return the changes of a statement with their tables, and the images that stand for what cannot be read."""
     touches = context.execution_options.get("fastrdb_touches")
-    declared: Collection[Image] = () if touches is None else touches
+    declared: Collection[Image] = () if touches is None else images_of(touches, "fastrdb_touches")
     translated = context.execution_options.get(_MAP)
     if context.isddl:
         return [], () if plain(statement).startswith("CREATE") else (Image(None),)
@@ -188,7 +192,9 @@ def _changes(
     compiled: Any = context.compiled
     written = compiled.statement.text if context.is_text and compiled is not None else statement
     named, text = changes_of_text(written, connection.dialect.name, names)
-    if touches is not None or _is_declared():
+    if touches is not None:
+        return [], declared
+    if _is_declared():
         return [(change, None) for change in named or ()], declared
     catalog = catalog_of(connection)
     called = [catalog.function(connection, name).writes for name in sorted(text.functions)]
@@ -212,7 +218,7 @@ def _is_quiet(follower: Follower, change: Change) -> bool:
 
 def _is_declared() -> bool:
     """Return True inside of a call that has said which tables it writes."""
-    return any(getattr(targets, "images", None) for targets in targets_around())
+    return any(targets.images or targets.wide_images for targets in targets_around())
 
 
 _said: set[str] = set()
@@ -239,9 +245,15 @@ def _written_of(transaction: Transaction) -> Written:
 def _on_executed(
     connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool
 ) -> None:
-    """Compare the count of rows with the count that was looked at."""
+    """Compare the count of rows with the count that was looked at; end what has committed by itself."""
     for change in _latest(connection, context):
         check(cursor, change)
+    transaction = transaction_of(connection)
+    if transaction is not None and transaction.autocommit and transaction.followed:
+        over = [each for each in transaction.followed.values() if each in transaction.intents]
+        transaction.intents = [each for each in transaction.intents if each not in over]
+        transaction.followed.clear()
+        finish(over, committed=True)
 
 
 def _on_result(connection: Connection, clause: Any, multiparams: Any, params: Any, options: Any, result: Any) -> None:

@@ -54,6 +54,11 @@ class Follower(Protocol):
         ...
 
     @property
+    def views(self) -> Mapping[str, frozenset[str]]:
+        """The tables that a view is made of, where the catalog does not say, by name in lower case."""
+        ...
+
+    @property
     def quiet(self) -> Mapping[str, frozenset[str]]:
         """For each table the columns whose UPDATE reaches nothing."""
         ...

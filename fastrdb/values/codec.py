@@ -15,7 +15,7 @@ from typing import Any, Final, get_args
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core.core_schema import ErrorType
 
-from fastrdb.errors import SchemaError
+from fastrdb.errors import OptionError, SchemaError
 
 from . import strict, types
 from .equality import difference
@@ -97,6 +97,14 @@ class Codec:
     @property
     def _core(self) -> strict.Schema:
         return dict(self._adapter.core_schema)
+
+    def version(self, version: object) -> str:
+        """Return the version as it stands in keys; "" without one. Raises OptionError."""
+        if version is None:
+            return ""
+        if isinstance(version, bool) or not isinstance(version, str | int) or version == "":
+            raise OptionError(f'{self.owner}: version={version!r} must be a text, a whole number, or "auto"')
+        return self.fingerprint() if version == "auto" else str(version)
 
     def fingerprint(self) -> str:
         """Return a short digest of the form of the values: see `version="auto"`."""

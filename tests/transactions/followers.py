@@ -42,6 +42,7 @@ class NotingFollower:
         self.columns = columns
         self.looks = True
         self.effects: dict[str, frozenset[str]] = {}
+        self.views: dict[str, frozenset[str]] = {}
         self.quiet: dict[str, frozenset[str]] = {}
         self.images: list[Image] = []
         self.tracked = True

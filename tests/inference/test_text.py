@@ -1,0 +1,119 @@
+"""The tables and functions that hand-written SQL names, with sqlglot and without."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from fastrdb.inference import text as texts
+from fastrdb.inference.text import Named, functions_in, named_in, reads_nothing
+
+QUERIES: dict[str, tuple[set[str], set[str], bool]] = {
+    "SELECT * FROM users WHERE id = :id": ({"users"}, set(), True),
+    "SELECT u.x FROM app.users u LEFT JOIN orders o ON o.user_id = u.id": ({"app.users", "orders"}, set(), True),
+    "WITH recent AS (SELECT * FROM orders) SELECT * FROM recent JOIN users USING (id)": (
+        {"orders", "users"},
+        set(),
+        True,
+    ),
+    "WITH users AS (SELECT 1 AS id) SELECT * FROM users": (set(), set(), True),
+    "SELECT (SELECT max(x) FROM prices) FROM t WHERE id IN (SELECT id FROM bans)": (
+        {"prices", "t", "bans"},
+        set(),
+        True,
+    ),
+    "SELECT updated_at FROM notebook": ({"notebook"}, set(), True),
+    "UPDATE users SET name = :n FROM orgs WHERE orgs.id = users.org_id": ({"orgs"}, {"users"}, True),
+    "INSERT INTO archive SELECT * FROM users": ({"users"}, {"archive"}, True),
+    "INSERT INTO users (id, name) VALUES (1, 'x')": (set(), {"users"}, True),
+    "WITH gone AS (DELETE FROM queue RETURNING *) INSERT INTO done SELECT * FROM gone": (
+        set(),
+        {"queue", "done"},
+        True,
+    ),
+    "MERGE INTO t USING s ON t.id = s.id WHEN MATCHED THEN UPDATE SET x = s.x": ({"s"}, {"t"}, True),
+    "UPDATE a SET x = 1; DELETE FROM b": (set(), {"a", "b"}, True),
+    "CALL refresh_all()": (set(), set(), False),
+    "COPY users FROM STDIN": (set(), set(), False),
+    "TRUNCATE users": (set(), set(), False),
+}
+
+
+@pytest.mark.parametrize("text", QUERIES)
+def test_sqlglot_takes_a_text_apart(text: str) -> None:
+    """Names of CTEs are no tables, nor are words inside of names; what it does not know is not sure."""
+    pytest.importorskip("sqlglot")
+    reads, writes, sure = QUERIES[text]
+    found = named_in(text, "postgresql")
+    assert found.sure is sure
+    if sure:
+        assert (found.reads, found.writes) == (reads, writes)
+
+
+def test_functions_of_a_text_are_named() -> None:
+    """The catalog says what these read."""
+    pytest.importorskip("sqlglot")
+    assert named_in("SELECT * FROM monthly_report(:m)", "postgresql").functions == {"monthly_report"}
+
+
+# --- without sqlglot
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Take sqlglot away."""
+    named_in.cache_clear()
+    monkeypatch.setattr(texts, "_parser", lambda: None)
+    yield
+    named_in.cache_clear()
+
+
+TARGETS = {
+    "UPDATE users SET name = 'x'": "users",
+    'update only "App"."Users" u set name = 1': "App.Users",
+    "INSERT INTO users (id, name) VALUES (1, lower('X'))": "users",
+    "INSERT OR REPLACE INTO users VALUES (1)": "users",
+    "REPLACE INTO `users` VALUES (1)": "users",
+    "DELETE FROM app.users WHERE id = 1;": "app.users",
+    "DELETE FROM users USING orgs WHERE orgs.id = users.org_id": "users",
+}
+
+
+@pytest.mark.parametrize("text", TARGETS)
+@pytest.mark.usefixtures("plain")
+def test_a_plain_target_is_found(text: str) -> None:
+    """The first words of a write name its table."""
+    assert named_in(text, "postgresql") == Named(writes=frozenset({TARGETS[text]}))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "SELECT * FROM users",
+        "UPDATE users, orgs SET users.name = orgs.name",
+        "UPDATE users JOIN orgs ON true SET users.name = 1",
+        "UPDATE users SET name = 1; DELETE FROM orgs",
+        "UPDATE users SET name = 1 -- and more",
+        "WITH x AS (DELETE FROM a RETURNING 1) DELETE FROM b",
+        "DELETE a, b FROM a JOIN b",
+        "CALL f()",
+    ],
+)
+@pytest.mark.usefixtures("plain")
+def test_what_is_not_plain_is_not_sure(text: str) -> None:
+    """It may touch anything."""
+    assert not named_in(text, "postgresql").sure
+
+
+@pytest.mark.usefixtures("plain")
+def test_functions_of_a_plain_write_are_named() -> None:
+    """A function may write as well."""
+    assert named_in("INSERT INTO users (id) SELECT make_user(1)", "postgresql").functions == {"make_user"}
+
+
+def test_fragments() -> None:
+    """A fragment of an expression reads no table unless it has a SELECT; a text inside of quotes is no word."""
+    assert reads_nothing("id = 5 AND name = 'from here'")
+    assert not reads_nothing("(SELECT max(id) FROM users)")
+    assert functions_in("coalesce(a, f(b), 'g(')") == {"f"}

@@ -1,0 +1,117 @@
+"""Statements that change rows in other ways than by their own table: CTEs, functions, savepoints, foreign keys."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import text
+
+from fastrdb.inference import Change, Spread, check, writes_of
+from fastrdb.inference.facts import Facts, Link
+from fastrdb.keys import Image
+from fastrdb.transactions import add_follower
+from tests.support.servers.databases import Database
+
+from .followers import NotingFollower
+from .test_followed_writes import Person, fill, known
+
+
+@pytest.fixture
+def follower() -> Iterator[NotingFollower]:
+    """Return a follower that knows of no column in use; afterwards nothing is followed."""
+    made = NotingFollower({})
+    add_follower(made)
+    yield made
+    made.tracked = False
+    del made
+    gc.collect()
+
+
+@pytest.fixture
+async def people(postgresql: Database, follower: NotingFollower) -> Database:
+    """Prepare PostgreSQL with rows."""
+    await fill(postgresql)
+    follower.images.clear()
+    return postgresql
+
+
+async def test_a_write_inside_of_a_select_is_followed(people: Database, follower: NotingFollower) -> None:
+    """DML in a CTE of a SELECT is no DML for SQLAlchemy."""
+    gone = sa.delete(Person).where(Person.id == 2).returning(Person.id).cte("gone")
+    async with people.sessions() as db:
+        assert (await db.execute(sa.select(gone.c.id))).scalars().all() == [2]
+        await db.commit()
+    assert Image("people") in follower.images
+
+
+async def test_a_function_that_writes_is_followed(people: Database, follower: NotingFollower) -> None:
+    """A SELECT of a volatile function reaches the tables that its text names, and no others."""
+    async with people.engine.begin() as connection:
+        await connection.exec_driver_sql(
+            "CREATE FUNCTION wipe() RETURNS void LANGUAGE plpgsql AS $$ BEGIN DELETE FROM stamps; END $$"
+        )
+    follower.images.clear()
+    async with people.sessions() as db:
+        await db.execute(sa.select(sa.func.wipe()))
+        await db.commit()
+    assert {image.table for image in follower.images} == {"stamps"}
+
+
+async def test_a_savepoint_that_is_rolled_back_reaches_more(people: Database, follower: NotingFollower) -> None:
+    """Its images stay: more is invalidated, never less."""
+    async with people.sessions() as db:
+        savepoint = await db.begin_nested()
+        await db.execute(sa.update(Person).where(Person.id == 1).values(score=1))
+        await savepoint.rollback()
+        await db.execute(sa.update(Person).where(Person.id == 2).values(score=1))
+        await db.commit()
+    assert [known(image, "id") for image in follower.images] == [{"1"}, {"2"}]
+
+
+async def test_a_statement_that_cannot_be_read_reaches_everything(
+    people: Database, follower: NotingFollower, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log says so once for each kind of statement."""
+    with caplog.at_level(logging.WARNING, "fastrdb"):
+        for _ in range(2):
+            async with people.sessions() as db:
+                await db.execute(text("TRUNCATE stamps"))
+                await db.commit()
+    assert follower.images == [Image(None), Image(None)]
+    assert len([each for each in caplog.messages if "TRUNCATE stamps" in each]) == 1
+
+
+def test_another_count_of_rows_makes_the_look_worthless() -> None:
+    """A row has come in between the look and the statement: its old values are unknown."""
+    for count, looked in ((1, {"org_id": frozenset({"5"})}), (2, {})):
+        change = Change("update", "people", looked={"org_id": frozenset({"5"})}, rows=1)
+        check(SimpleNamespace(rowcount=count), change)
+        assert change.looked == looked
+
+
+def test_on_update_cascade_reaches_the_child_by_both_keys() -> None:
+    """The child's rows had the old key, and have the new one."""
+    link = Link("letters", "person_id", "id", "NO ACTION", "CASCADE")
+    spread = Spread({"people": Facts(links=(link,)), "letters": Facts()}.__getitem__, {})
+    change = Change("update", "people", old={"id": frozenset({"1"})}, new={"id": frozenset({"9"})})
+    assert [*spread.of(change)][1:] == [Image("letters", {"person_id": frozenset({"1", "9"})})]
+
+
+def test_a_computed_column_is_unknown() -> None:
+    """The database changes it with any other column."""
+    table = sa.Table(
+        "t",
+        sa.MetaData(),
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("a", sa.Integer),
+        sa.Column("b", sa.Integer, sa.Computed("a + 1")),
+    )
+    compiled = sa.update(table).where(table.c.b == 1).values(a=2).compile(dialect=sa.create_engine("sqlite://").dialect)
+    (change,) = writes_of(compiled).of([compiled.params], {})
+    assert change.old == {"b": frozenset({"1"})}
+    assert (change.image().columns or {})["b"] is None
