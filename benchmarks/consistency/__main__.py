@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.consistency import faults, report, seeded_bugs
 from benchmarks.consistency.address import Address
-from benchmarks.consistency.peers import SUBJECTS
+from benchmarks.consistency.peers import SUBJECTS, subject_of
 from benchmarks.consistency.run import Outcome, RunError, run
 from benchmarks.consistency.settings import Settings, SettingsError
 from benchmarks.consistency.workload import STYLES
@@ -31,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--database", choices=["sqlite", "postgresql", "mariadb"], default="postgresql")
     made.add_argument("--isolation", help='of the engine, e.g. "REPEATABLE READ"; the database\'s default otherwise')
     made.add_argument("--on-error", choices=["bypass", "raise"], default="bypass", help="Cache(on_error=...)")
+    made.add_argument("--auto", action="store_true", help="Cache(auto=True): writers that invalidate nothing by hand")
     made.add_argument("--near", action="store_true", help="with a near cache")
     made.add_argument("--cluster", action="store_true", help="on a cluster of three masters")
     made.add_argument("--sentinel", action="store_true", help="a master and a replica, found by sentinels")
@@ -40,8 +41,13 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--writers", type=int, default=2, help="processes that write (2)")
     made.add_argument("--callers", type=int, default=8, help="callers at once in each process that reads (8)")
     made.add_argument("--rate", type=float, default=120.0, help="writes a second, of all together (120; spread 100)")
-    made.add_argument("--style", choices=STYLES, help="the one way to write; all of them otherwise")
-    made.add_argument("--barrier", type=float, default=5.0, help="Cache(barrier=, lease=), seconds (5)")
+    made.add_argument(
+        "--style",
+        choices=[style for styles in STYLES.values() for style in styles],
+        help="the one way to write; all of them otherwise",
+    )
+    made.add_argument("--barrier", type=float, default=5.0, help="Cache(barrier=), seconds (5)")
+    made.add_argument("--lease", type=float, default=5.0, help="Cache(lease=), seconds (5)")
     made.add_argument("--timeout", type=float, default=0.25, help="Cache(timeout=), seconds (0.25)")
     made.add_argument("--seed", type=int, default=0, help="of the random numbers (0)")
     made.add_argument("--seed-bug", metavar="NAME", help="take a mechanism out of fastrdb: the run must catch it")
@@ -55,8 +61,8 @@ def parser() -> argparse.ArgumentParser:
 def settings_of(given: argparse.Namespace) -> Settings:
     """Give what the command line says; SettingsError for what cannot be, before anything is started."""
     names = (
-        "seconds protocol database isolation on_error near cluster sentinel pool spread readers writers callers rate "
-        "style barrier timeout seed"
+        "seconds protocol auto database isolation on_error near cluster sentinel pool spread readers writers callers "
+        "rate style barrier lease timeout seed"
     )
     try:
         chosen = faults.chosen(given.faults, given.database, sentinel=given.sentinel)
@@ -69,7 +75,7 @@ def settings_of(given: argparse.Namespace) -> Settings:
         needs = dict(seeded_bugs.BUGS[made.bug].needs)
         needs["faults"] = tuple(dict.fromkeys([*made.faults, *needs.get("faults", ())]))
         made = replace(made, **needs)
-    SUBJECTS[made.protocol](made, Address((1,), made.cluster))  # what this version refuses, it refuses now
+    subject_of(made)(made, Address((1,), made.cluster))  # what this version refuses, it refuses now
     return made
 
 

@@ -26,6 +26,8 @@ from tests.support.servers import databases
 _LIMIT = 5.0
 SLOW, SLOW_SECONDS = 0.2, 0.04
 """The share of loads and of COMMITs that are slow, and how long they take at most, where the faults say so."""
+LONG, LONG_SECONDS = 0.1, 2.5
+"""The share of loads that outlast a barrier, and how long they take at most, where the faults say so."""
 _SLOW_COMMIT = text("SELECT set_config('commit_delay', :micros, true), set_config('commit_siblings', '0', true)")
 """PostgreSQL: this transaction's COMMIT waits before others see it. Superusers may do that."""
 
@@ -48,8 +50,10 @@ class Past(Base):
 
     __tablename__ = "row_past"
     attempt: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
-    row: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    row: Mapped[int] = mapped_column(primary_key=True, autoincrement=False, index=True)
     version: Mapped[int]
+    place: Mapped[int | None]
+    """Where the row is from then on, with `--auto`."""
 
 
 class RowOut(BaseModel, from_attributes=True, frozen=True):
@@ -81,32 +85,39 @@ class Table:
 
     def __init__(self, faults: Collection[str]) -> None:
         self._slow_load, self._slow_commit = "slow-load" in faults, "slow-commit" in faults
+        self._long_load = "long-load" in faults
         self._chance = Random()
 
     async def row(self, db: AsyncSession, row: int) -> Row:
         """Load one row."""
         found = await load(db, row)
-        await self._linger()
+        await self.linger()
         return found
 
     async def block(self, db: AsyncSession, block: int) -> list[RowOut]:
         """Load a block."""
         found = await load_block(db, block)
-        await self._linger()
+        await self.linger()
         return found
+
+    async def slow_down(self, db: AsyncSession) -> None:
+        """Let the COMMIT of this transaction take its time, where the faults and the database say so."""
+        if self._slow_commit and db.get_bind().dialect.name == "postgresql" and self._chance.random() < SLOW:
+            await db.execute(_SLOW_COMMIT, {"micros": str(round(self._chance.random() * SLOW_SECONDS * 1e6))})
 
     async def change(self, db: AsyncSession, rows: Sequence[int], attempt: int) -> None:
         """Make a new version of each row, always in the same order, and put it into the history."""
-        if self._slow_commit and db.get_bind().dialect.name == "postgresql" and self._chance.random() < SLOW:
-            await db.execute(_SLOW_COMMIT, {"micros": str(round(self._chance.random() * SLOW_SECONDS * 1e6))})
+        await self.slow_down(db)
         chosen = Row.id.in_(sorted(rows))
         table: Any = Row.__table__
         await db.execute(update(table).where(chosen).values(version=Row.version + 1, attempt=attempt))
         news = select(Row.attempt, Row.id, Row.version).where(chosen)
         await db.execute(insert(Past).from_select(["attempt", "row", "version"], news))
 
-    async def _linger(self) -> None:
+    async def linger(self) -> None:
         """Do something else after the query."""
+        if self._long_load and self._chance.random() < LONG:
+            await asyncio.sleep(self._chance.random() * LONG_SECONDS)
         if self._slow_load and self._chance.random() < SLOW:
             await asyncio.sleep(self._chance.random() * SLOW_SECONDS)
 
@@ -134,7 +145,7 @@ def engine(
 
 def _pragmas(connection: Any, _: object) -> None:
     cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL"):
+    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 
@@ -163,15 +174,8 @@ async def create(url: str, rows: int) -> None:
 async def committed(url: str) -> list[Committed]:
     """Give the history."""
     async with databases.opened(url) as made, made.engine.connect() as connection:
-        found = await connection.execute(select(Past.row, Past.version, Past.attempt))
+        found = await connection.execute(select(Past.row, Past.version, Past.attempt, Past.place))
         return [Committed(*each) for each in found]
-
-
-async def latest(url: str) -> dict[int, int]:
-    """Give the attempt that each row is at."""
-    async with databases.opened(url) as made, made.engine.connect() as connection:
-        found = await connection.execute(select(Row.id, Row.attempt))
-        return dict(found.tuples().all())
 
 
 @contextmanager

@@ -13,20 +13,22 @@ from typing import Literal, NamedTuple, Self
 
 from benchmarks.consistency.rules import Read, Write
 
-_READ = struct.Struct("<BBIIQQQ")  # source, part, row, version, attempt, started, ended
+_READ = struct.Struct("<BBBIIQQQ")  # source, kind, part, row, version, attempt, started, ended
 _STEP = struct.Struct("<BQQ")  # step, attempt, moment
 _CHUNK = 64 * 1024
 
 SOURCES = ("hit", "near", "join", "load", "bypass", "unavailable", "audit")
+KINDS = ("row", "block", "place", "labels", "labelled", "card")
+"""What an answer can be of."""
 Step = Literal["begun", "told", "committed", "acked"]
 STEPS: tuple[Step, ...] = ("begun", "told", "committed", "acked")
 
 
 class Answer(NamedTuple):
-    """The rows of one answer, where it came from, and whether it was a whole block of rows."""
+    """The rows of one answer, where it came from, and what it is of."""
 
     source: str
-    block: bool
+    kind: str
     reads: list[Read]
 
 
@@ -37,6 +39,7 @@ class Committed:
     row: int
     version: int
     attempt: int
+    place: int | None = None
 
 
 class Said(NamedTuple):
@@ -70,11 +73,11 @@ class Log:
     def __init__(self, path: Path, *, buffered: bool) -> None:
         self._file = path.open("ab", buffering=_CHUNK if buffered else 0)
 
-    def answer(self, source: str, block: bool, rows: Sequence[tuple[int, int, int]], started: int, ended: int) -> None:
+    def answer(self, source: str, kind: str, rows: Sequence[tuple[int, int, int]], started: int, ended: int) -> None:
         """Append an answer: (row, version, attempt) each, moments in ns."""
-        code = SOURCES.index(source)
-        for part, row in enumerate(rows, start=block):
-            self._file.write(_READ.pack(code, part, *row, started, ended))
+        codes = SOURCES.index(source), KINDS.index(kind)
+        for part, row in enumerate(rows):
+            self._file.write(_READ.pack(*codes, part, *row, started, ended))
 
     def step(self, step: Step, attempt: int, moment: int) -> None:
         """Append how far a write has come."""
@@ -94,13 +97,13 @@ class Log:
 def answers(path: Path, process: int) -> Iterator[Answer]:
     """Give the answers of a process, one after the other."""
     current: Answer | None = None
-    for code, part, *fields in _records(path, _READ):
+    for source, kind, part, *fields in _records(path, _READ):
         row, version, attempt, started, ended = fields
         read = Read(row, version, attempt, started, ended, process)
-        if part <= 1 or current is None:  # a single row is part 0, a block's first is 1
+        if part == 0 or current is None:
             if current is not None:
                 yield current
-            current = Answer(SOURCES[code], part > 0, [read])
+            current = Answer(SOURCES[source], KINDS[kind], [read])
         else:
             current.reads.append(read)
     if current is not None:
@@ -115,7 +118,9 @@ def writes(paths: Iterable[Path], committed: Iterable[Committed]) -> Iterator[Wr
             steps.setdefault(attempt, {}).setdefault(STEPS[step], moment)
     for each in committed:
         known = steps.get(each.attempt, {})
-        yield Write(each.row, each.version, each.attempt, known.pop("begun", 0), **known)
+        begun = known.get("begun", 0)
+        others = {step: moment for step, moment in known.items() if step != "begun"}  # a write may have many rows
+        yield Write(each.row, each.version, each.attempt, begun, place=each.place, **others)
 
 
 def _records(path: Path, record: struct.Struct) -> Iterator[tuple[int, ...]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib import import_module
 from typing import Any
@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from benchmarks.consistency.address import HOST, Address
 from benchmarks.consistency.database import RowOut, Table
+from benchmarks.consistency.followed import FollowedSubject
 from benchmarks.consistency.settings import Settings, SettingsError
 from benchmarks.consistency.subjects import LIFE, Attempt, FastRDBSubject, Subject, note
 from benchmarks.consistency.workload import Style, block_of
@@ -139,6 +140,11 @@ async def _changed(table: Table, db: AsyncSession, attempt: Attempt, rows: Seque
         return False
     await attempt.commit(db)
     return True
+
+
+def subject_of(settings: Settings) -> Callable[[Settings, Address], Subject]:
+    """Give what is under test."""
+    return FollowedSubject if settings.auto else SUBJECTS[settings.protocol]
 
 
 SUBJECTS: dict[str, type[FastRDBSubject | Naive | Cashews]] = {

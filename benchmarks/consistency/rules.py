@@ -4,18 +4,23 @@ Moments are nanoseconds of CLOCK_MONOTONIC, which all processes of one machine s
 committed from the moment when COMMIT was answered, and acknowledged from the moment when the writer's call returned.
 An answer is stale if a newer version of its row had been acknowledged before it was asked for. It is behind if a newer
 one was only known to be committed by then: the contract's C1 forbids that too.
+
+With `--auto` rows move, go and come back. A version says where its row is then, and an answer may say no more than that
+a row is in a place, or is not: it is judged as the newest version that it fits.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import accumulate
 from typing import NamedTuple
 
 PROCESS_BITS = 32
+PRESENT, ABSENT = (1 << 64) - 2, (1 << 64) - 1
+"""In place of an attempt: the answer says that the row is in a place, or is not, and nothing else."""
 
 
 def process_of(attempt: int) -> int:
@@ -38,6 +43,13 @@ class Write:
     told: int | None = None
     committed: int | None = None
     acked: int | None = None
+    place: int | None = None
+    """Where the row is from then on, with `--auto`."""
+
+    @property
+    def says(self) -> int:
+        """Give what an answer has beside the attempt."""
+        return self.version if self.place is None else self.place
 
     @property
     def known(self) -> int | None:
@@ -46,7 +58,10 @@ class Write:
 
 
 class Read(NamedTuple):
-    """One row of an answer. `started`: nothing that it may be made of was asked for before."""
+    """One row of an answer. `started`: nothing that it may be made of was asked for before.
+
+    `version`: with `--auto` the place that the answer says the row is in, or is not.
+    """
 
     row: int
     version: int
@@ -125,6 +140,20 @@ class Rules:
     notice: int = 0
 
 
+class Fitting:
+    """The versions of one row that fit an answer without an attempt."""
+
+    def __init__(self, writes: Iterable[Write]) -> None:
+        self._writes = sorted(writes, key=lambda write: write.version)
+        begun = accumulate((write.begun for write in reversed(self._writes)), min)
+        self._begun = list(begun)[::-1]  # the first of each version and of all that are newer
+
+    def newest(self, moment: int) -> Write | None:
+        """Give the newest one that may have been seen at a moment."""
+        place = bisect_right(self._begun, moment)
+        return self._writes[place - 1] if place else None
+
+
 class History:
     """All that was committed, and what was said of it."""
 
@@ -135,18 +164,19 @@ class History:
         for write in writes:
             self._rows.setdefault(write.row, []).append(write)
             self._attempts[write.row, write.attempt] = write
+        self._fitting: dict[tuple[int, int, int], Fitting] = {}
         self._acked = {row: Timeline((w.acked, w.version) for w in of if w.acked) for row, of in self._rows.items()}
         self._known = {row: Timeline((w.known, w.version) for w in of if w.known) for row, of in self._rows.items()}
 
     def judge(self, read: Read, *, near: bool = False) -> Verdict:
         """Say what is wrong with one row of an answer; `near`: the process has it from its own near cache."""
-        write = self._attempts.get((read.row, read.attempt))
-        if write is None or write.version != read.version or read.ended < write.begun:
+        write = self._meant(read)
+        if write is None:
             return Verdict(Kind.FUTURE)
-        known = self._known[read.row].outdated(read.version, read.started)
+        known = self._known[read.row].outdated(write.version, read.started)
         if known is None:
             return FINE
-        acked = self._acked[read.row].outdated(read.version, read.started)
+        acked = self._acked[read.row].outdated(write.version, read.started)
         age = read.started - (known if acked is None else acked)
         if near and self._rules.heartbeat and age <= self._rules.heartbeat and not self._own(read):
             return Verdict(Kind.NEAR, age)
@@ -158,6 +188,29 @@ class History:
         """Say what is wrong with an answer of several rows: the worst of them counts, then the oldest."""
         verdicts = (self.judge(read, near=near) for read in reads)
         return min(verdicts, key=lambda verdict: (ORDER[verdict.kind], -verdict.age), default=FINE)
+
+    def diverges(self, read: Read) -> bool:
+        """Tell whether a row of an answer differs from its last version."""
+        last = max(self._rows[read.row], key=lambda write: write.version)
+        if read.attempt in (PRESENT, ABSENT):
+            return (last.says == read.version) is (read.attempt == ABSENT)
+        return last.attempt != read.attempt
+
+    def _meant(self, read: Read) -> Write | None:
+        """Give the version that an answer has of a row; None if there was none like it by then."""
+        if read.attempt in (PRESENT, ABSENT):
+            kind = (read.row, read.version, read.attempt)
+            if kind not in self._fitting:
+                self._fitting[kind] = Fitting(self._like(read))
+            return self._fitting[kind].newest(read.ended)
+        write = self._attempts.get((read.row, read.attempt))
+        return write if write and write.says == read.version and write.begun <= read.ended else None
+
+    def _like(self, read: Read) -> Iterator[Write]:
+        """Give the versions of a row that are in a place, or are not."""
+        for write in self._rows.get(read.row, ()):
+            if (write.says == read.version) is (read.attempt == PRESENT):
+                yield write
 
     def _missed(self, read: Read) -> bool:
         """Tell whether Redis may have missed each newer commit known by then, and may have missed it still.
@@ -173,7 +226,10 @@ class History:
 
     def newer(self, read: Read) -> list[Write]:
         """Give the newer commits known by then."""
-        return [w for w in self._rows[read.row] if w.version > read.version and w.known and w.known <= read.started]
+        meant = self._meant(read)
+        rows = self._rows.get(read.row, ())
+        version = meant.version if meant else read.version
+        return [w for w in rows if w.version > version and w.known and w.known <= read.started]
 
     def _unheard(self, write: Write, moment: int) -> bool:
         told = write.told or write.acked or write.known or write.begun

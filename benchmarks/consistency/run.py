@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 from time import monotonic
 from typing import Any
 
-from benchmarks.consistency import database, logs, servers, workers
+from benchmarks.consistency import database, followed, logs, servers, workers
 from benchmarks.consistency.control import Control, Orders, Plan, Sentence
 from benchmarks.consistency.faults import FAULTS, Happened, Stage, play
 from benchmarks.consistency.rules import History, Outage, Rules
@@ -164,7 +164,7 @@ def run(settings: Settings, tell: Callable[[str], None] = lambda _: None) -> Out
             servers.started(cluster=settings.cluster, sentinel=settings.sentinel) as running,
         ):
             tell("preparing the database")
-            asyncio.run(database.create(url, workload.total))
+            asyncio.run((followed if settings.auto else database).create(url, workload.total))
             began = monotonic() + _START
             ends = began + settings.seconds
             plan = Plan(settings, workload, url, folder, began, ends, ends + settings.quiet)
@@ -202,7 +202,6 @@ async def _checked(plan: Plan, done: list[Happened], outages: list[Outage], tell
     tell("checking")
     settings = plan.settings
     committed = await database.committed(plan.url)
-    latest = await database.latest(plan.url)
     rules = Rules(
         outages if settings.on_error == "bypass" else (),
         round(settings.repair * 1e9),
@@ -212,17 +211,17 @@ async def _checked(plan: Plan, done: list[Happened], outages: list[Outage], tell
     if not any(plan.folder.glob("*.reads")):
         raise RunError("nobody has read anything")
     history = History(logs.writes(sorted(plan.folder.glob("*.writes")), committed), rules)
-    outcome = Outcome(settings, Tally(), done, outages, committed=len(committed) - plan.workload.total)
+    outcome = Outcome(settings, Tally(), done, outages, committed=sum(each.attempt > 0 for each in committed))
     diverged: set[str] = set()
     seen: set[str] = set()
     for path in sorted(plan.folder.glob("*.reads")):
-        for source, block, reads in logs.answers(path, int(path.stem)):
+        for source, kind, reads in logs.answers(path, int(path.stem)):
             if source != "audit":
                 outcome.tally.take(history, reads, source)
                 continue
-            key = f"block {reads[0].row // BLOCK}" if block else f"row {reads[0].row}"
+            key = f"{kind} {reads[0].row // BLOCK if kind == 'block' else reads[0].row}"
             seen.add(key)
-            if any(latest[read.row] != read.attempt for read in reads):
+            if any(history.diverges(read) for read in reads):
                 diverged.add(key)
     outcome.diverged, outcome.keys = sorted(diverged), len(seen)
     for path in plan.folder.glob("*.json"):

@@ -6,11 +6,15 @@ They are seeded in the processes of a run only. Which mechanisms there are, and 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from sqlalchemy import inspect
+from sqlalchemy.orm import attributes
+
 from fastrdb.protocol import Busy
+from fastrdb.transactions.state import transaction_of
 from tests.races.mechanisms import original, without
 from tests.races.seams import Change, Put
 
@@ -32,6 +36,7 @@ def seed(name: str, put: Put = setattr) -> None:
 
 _acquire = original("join-by-token")
 _bypass_reason = original("blockers-respected")
+_look = original("look-before-write")
 _latest: dict[str, str] = {}
 _ending = set[asyncio.Task[None]]()
 
@@ -61,7 +66,35 @@ def _read_while_owed(store: Any, client: Any) -> str | None:
     return None if store.has_pending else reason
 
 
+def _forget_old_values(connection: Any, context: Any, change: Any, following: Iterable[Any]) -> None:
+    """Take it that the rows had no other values before than those that WHERE and SET say."""
+    for column in _columns(change, following):
+        change.looked[column] = change.new.get(column) or frozenset(["-1"])
+
+
+def _believe_the_session(connection: Any, context: Any, change: Any, following: Iterable[Any]) -> None:
+    """Take the values before from the objects of the session; look only where it has none."""
+    following = list(following)
+    transaction = transaction_of(connection)
+    sessions = transaction.sessions if transaction is not None else ()
+    for found in [each for session in sessions for each in session.identity_map.values()]:
+        table, key = inspect(found).mapper.local_table.name, inspect(found).identity
+        if table == change.table and {str(key[0])} == change.old.get("id"):
+            for column in _columns(change, following):
+                gone = attributes.get_history(found, column).deleted
+                change.looked[column] = frozenset([str(gone[0] if gone else getattr(found, column))])
+            return
+    _look(connection, context, change, following)
+
+
+def _columns(change: Any, following: Iterable[Any]) -> set[str]:
+    """Give the columns of which the statement does not say the values before."""
+    columns = {str(column) for each in following for column in each.tag_columns(change.table)}
+    return columns - set(change.old)
+
+
 _RACY = {"faults": ("slow-load", "slow-commit")}
+_AUTO: dict[str, Any] = {"auto": True, **_RACY}
 _SNAPSHOT = {"database": "postgresql", "isolation": "REPEATABLE READ"}
 
 BUGS: dict[str, Bug] = {
@@ -124,6 +157,36 @@ BUGS: dict[str, Bug] = {
         {"faults": ("snapshot",)},
     ),
     "no-repair": Bug("what Redis missed is never made up for", (without("repairs"),), {"faults": ("black-hole",)}),
+    "no-stamp": Bug("a writer that ends leaves no stamp on its tags", (without("stamp-set"),), _AUTO),
+    "stamps-unasked": Bug("a fill looks at no stamp of its tags", (without("tag-stamps"),), _AUTO),
+    "tags-unbarred": Bug("a fill looks at no barrier on its tags", (without("tag-barriers"),), _AUTO),
+    "tags-not-indexed": Bug("an entry is not found by its tags", (without("tag-indexed"),), _AUTO),
+    "columns-unnamed": Bug(
+        "a writer names only the columns that its process has seen in use", (without("columns-in-use-named"),), _AUTO
+    ),
+    "lapsed-forgotten": Bug(
+        "a fill does not look at barriers that have lapsed since its grant",
+        (without("lapsed-barriers"),),
+        {"auto": True, "faults": ("kill", "long-load"), "barrier": 1.0},
+    ),
+    "told-early": Bug(
+        "callers that asked late get what a load has read, although it was not stored",
+        (without("late-followers"),),
+        _AUTO,
+    ),
+    "no-look": Bug(
+        "what rows were before a statement counts only as far as the statement says it",
+        (without("look-before-write", _forget_old_values),),
+        _AUTO,
+    ),
+    "history-trusted": Bug(
+        "the session is asked what rows were before a statement, and not the database",
+        (without("look-before-write", _believe_the_session),),
+        {"auto": True, "style": "kept"},
+    ),
+    "nested-without-tags": Bug(
+        "what is found in the cache by a load gives it no tags", (without("nested-hits-tagged"),), _AUTO
+    ),
     "read-while-owed": Bug(
         "a process that owes Redis an invalidation reads the cache all the same",
         (without("blockers-respected", _read_while_owed),),

@@ -36,6 +36,8 @@ class Settings:
     """Readers at once in each process."""
     rate: float = 120.0
     """Writes a second, of all processes together."""
+    auto: bool = False
+    """A cache that follows, and writers that invalidate nothing by hand."""
     spread: bool = False
     """10,000 rows, all alike, instead of hot and cold ones."""
     near: bool = False
@@ -47,7 +49,9 @@ class Settings:
     on_error: Literal["bypass", "raise"] = "bypass"
     timeout: float = 0.25
     barrier: float = 5.0
-    """Longest COMMIT and longest load that are covered: `barrier` and `lease` of the cache."""
+    """Longest COMMIT that is covered."""
+    lease: float = 5.0
+    """Longest load that is covered."""
     repair: float = 2.0
     """So long after an outage what it made Redis miss must be in force again."""
     style: Style | None = None
@@ -63,8 +67,11 @@ class Settings:
         for name in ("readers", "writers", "callers", "pool"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise SettingsError(f"--{name} {getattr(self, name)}: must be at least 1")
-        if self.style not in (None, *STYLES):
-            raise SettingsError(f"--style {self.style}: none of {', '.join(STYLES)}")
+        styles = tuple(STYLES["auto" if self.auto else "by hand"])
+        if self.style not in (None, *styles):
+            raise SettingsError(f"--style {self.style}: none of {', '.join(styles)}")
+        if self.auto and (self.protocol != "fastrdb" or self.spread):
+            raise SettingsError("--auto: is of fastrdb alone, and without --spread")
         self._check_faults()
         if self.protocol != "fastrdb" and self.bug is not None:
             raise SettingsError(f"--seed-bug {self.bug}: bugs are seeded into fastrdb, not into {self.protocol}")

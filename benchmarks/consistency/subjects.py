@@ -6,14 +6,14 @@ A subject says where its latest answer came from by what it notes on the way.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict
 from typing import Any
 
 from redis.asyncio import Redis
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from benchmarks.consistency import database
 from benchmarks.consistency.address import Address
@@ -25,6 +25,8 @@ from fastrdb import Cache, Event
 
 LIFE = 3600
 """Seconds that an entry lives: longer than any run, so that what is not invalidated stays."""
+Fields = tuple[int, int, int]
+"""A row of an answer, as the log wants it: row, version or place, attempt."""
 _notes: ContextVar[set[str] | None] = ContextVar("notes", default=None)
 
 
@@ -67,6 +69,26 @@ class Attempt:
 class Subject(ABC):
     """A cache in front of the rows, in one process."""
 
+    model: type[Any] = Row
+    """The class of the objects that a user may hold."""
+    kinds: Mapping[str, int] = {"row": 3, "block": 1}
+    """What can be asked for, and how often it is."""
+
+    async def ask(self, db: AsyncSession, kind: str, row: int) -> list[Fields]:
+        """Read something of a row through the cache."""
+        if kind == "block":
+            return [each.fields for each in await self.block(db, block_of(row))]
+        return [(await self.row(db, row)).fields]
+
+    @asynccontextmanager
+    async def session(self, engine: AsyncEngine, style: Style) -> AsyncIterator[AsyncSession]:
+        """Give a session to write in, as a request has one."""
+        async with AsyncSession(engine, expire_on_commit=False) as db:
+            yield db
+
+    async def ready(self) -> None:  # noqa: B027  # not each has something to connect
+        """Connect to what is needed, as a process does before it takes requests."""
+
     @abstractmethod
     async def row(self, db: AsyncSession, row: int) -> RowOut:
         """Read one row through the cache."""
@@ -93,7 +115,7 @@ class FastRDBSubject(Subject):
 
     def __init__(self, settings: Settings, address: Address) -> None:
         self.client = address.connect()
-        self.cache = cache_of(settings, self.client, hook=_hook)
+        self.cache = cache_of(settings, self.client, hook=hook)
         self._table = Table(settings.faults)
         self._row, self._block = _reads(self.cache, self._table)
         self._inside, self._outside, self._lists = _writes(self.cache, self._table)
@@ -134,6 +156,10 @@ class FastRDBSubject(Subject):
             await self._row.put(value, db=db, redis=self.client, row=row)
         await attempt.commit(db)
 
+    async def ready(self) -> None:
+        """As a readiness probe asks for it."""
+        await self.cache.ready()
+
     def stats(self) -> dict[str, int]:
         """As `cache.stats()` has them."""
         return asdict(self.cache.stats())
@@ -151,13 +177,14 @@ def cache_of(settings: Settings, client: Any, **options: Any) -> Cache:
         near=settings.near or None,
         on_error=settings.on_error,
         timeout=settings.timeout,
-        lease=settings.barrier,
+        lease=settings.lease,
         barrier=settings.barrier,
         **options,
     )
 
 
-def _hook(event: Event) -> None:
+def hook(event: Event) -> None:
+    """Note what a cache says of a call."""
     note(event.kind)
 
 

@@ -25,11 +25,11 @@ from benchmarks.consistency import database, seeded_bugs
 from benchmarks.consistency.address import HOST
 from benchmarks.consistency.control import Orders
 from benchmarks.consistency.logs import Formatter, Log, Step
-from benchmarks.consistency.peers import SUBJECTS
+from benchmarks.consistency.peers import subject_of
 from benchmarks.consistency.rules import PROCESS_BITS
 from benchmarks.consistency.settings import LATE, STALL
 from benchmarks.consistency.subjects import Attempt, Subject, noting, source_of
-from benchmarks.consistency.workload import BLOCK, block_of
+from benchmarks.consistency.workload import BLOCK
 from fastrdb import CacheUnavailableError, FastRDBError
 from fastrdb.testing import TcpProxy
 
@@ -72,24 +72,21 @@ class Worker:
         return AsyncSession(self.engine, expire_on_commit=False)
 
     async def ask(
-        self, db: AsyncSession, row: int, *, block: bool, opened: int | None = None, audit: bool = False
+        self, db: AsyncSession, row: int, kind: str, *, opened: int | None = None, audit: bool = False
     ) -> None:
-        """Read a row, or the block that it is in, and write down what the answer was.
+        """Read a row, or something that it is part of, and write down what the answer was.
 
         `opened` is when the session may have taken its snapshot, and loaded the objects that it holds. What is loaded
         may be as old as the snapshot; and past the cache as old as the objects: so does the function without a cache.
         """
         started = monotonic_ns()
         with noting() as notes:
-            if block:
-                answer = await self.subject.block(db, block_of(row))
-            else:
-                answer = [await self.subject.row(db, row)]
+            answer = await self.subject.ask(db, kind, row)
         ended = monotonic_ns()
         source = "audit" if audit else source_of(notes)
         if opened is not None and "load" in notes and (self.snapshots or source in ("bypass", "unavailable")):
             started = opened
-        self.log.answer(source, block, [each.fields for each in answer], started, ended)
+        self.log.answer(source, kind, answer, started, ended)
 
     def unlucky(self, fault: str) -> bool:
         """Tell whether this call is to be cancelled: one in so many, if that is one of the faults."""
@@ -158,29 +155,36 @@ class Reader(Worker):
 
     async def _one(self, db: AsyncSession) -> None:
         row = self.workload.read(self.chance, self.elapsed)
-        await self.ask(db, row, block=self.chance.random() < 0.25)
+        kinds = self.subject.kinds
+        await self.ask(db, row, self.chance.choices(list(kinds), list(kinds.values()))[0])
 
     async def _long(self) -> None:
         """A few reads of the same rows in one open transaction: of its snapshot, and with its identity map."""
         rows = [self.workload.read(self.chance, self.elapsed) for _ in range(2)]
         async with self.session() as db:
             opened = monotonic_ns()
-            held = [await database.load(db, row) for row in rows]  # a user's objects, which the session gives again
+            held = [
+                await db.get(self.subject.model, row) for row in rows
+            ]  # a user's objects, which the session gives again
             for _ in range(3):
                 for row in rows:
-                    await self.ask(db, row, block=False, opened=opened)
+                    await self.ask(db, row, "row", opened=opened)
                 await asyncio.sleep(self.chance.random() * 0.06)
             del held
 
     async def _audit(self) -> None:
-        numbers = iter([(row, False) for row in range(self.workload.total)])
-        blocks = iter([(block * BLOCK, True) for block in self.workload.blocks()])
+        rows = iter(
+            [
+                (row, kind)
+                for kind in self.subject.kinds
+                for row in range(0, self.workload.total, BLOCK if kind == "block" else 1)
+            ]
+        )
 
         async def caller() -> None:
-            for each in (numbers, blocks):
-                for row, block in each:
-                    async with self.session() as db:
-                        await self.ask(db, row, block=block, audit=True)
+            for row, kind in rows:
+                async with self.session() as db:
+                    await self.ask(db, row, kind, audit=True)
 
         await asyncio.gather(*(caller() for _ in range(self.settings.callers)))
 
@@ -235,7 +239,8 @@ class Writer(Worker):
             return None
 
     async def _write(self, number: int) -> list[int]:
-        style = self.settings.style or self.workload.style(self.chance)
+        world = "auto" if self.settings.auto else "by hand"
+        style = self.settings.style or self.workload.style(self.chance, world)
         row = self.workload.write(self.chance, self.elapsed)
         rows = [row]
         if style == "together":
@@ -247,9 +252,9 @@ class Writer(Worker):
         if self.settings.protocol == "fastrdb":  # the others tell Redis when they have committed
             _told.set(step("told"))
 
-        async with self.session() as db:
-            event.listen(db.sync_session, "after_commit", step("committed"))
-            event.listen(db.sync_session, "after_commit", self._after_commit)
+        async with self.subject.session(self.engine, style) as db:
+            event.listen(db.sync_session, "after_commit", step("committed"), once=True)
+            event.listen(db.sync_session, "after_commit", self._after_commit, once=True)
             await self.subject.write(db, Attempt(number, step("begun")), rows, style)
             if style != "undone":
                 step("acked")()
@@ -267,8 +272,8 @@ class Writer(Worker):
         started = monotonic_ns()
         async with self.session() as db:
             with noting() as notes:
-                answer = await self.subject.row(db, row)
-        self._reads.answer(source_of(notes), False, [answer.fields], started, monotonic_ns())
+                answer = await self.subject.ask(db, "row", row)
+        self._reads.answer(source_of(notes), "row", answer, started, monotonic_ns())
 
     def _before_commit(self, _: Connection) -> None:
         """fastrdb has told Redis of the COMMIT that comes next, the database knows nothing yet."""
@@ -327,7 +332,8 @@ async def _main(kind: str, orders: Orders) -> None:
             url = url.set(host=HOST, port=proxy.port)
         slow = "slow-commit" in settings.faults
         engine = database.engine(url, settings.isolation, size=settings.callers + 2, pool=settings.pool, slow=slow)
-        subject = SUBJECTS[settings.protocol](settings, orders.address)
+        subject = subject_of(settings)(settings, orders.address)
+        await subject.ready()
         try:
             with Log(orders.path("reads" if kind == "reader" else "writes"), buffered=kind == "reader") as log:
                 worker = KINDS[kind](orders, engine, subject, log, proxy)

@@ -12,9 +12,24 @@ from typing import Literal
 
 BLOCK = 8
 """Rows of a block: they are also read together, as a list."""
-Style = Literal["inside", "outside", "through", "together", "undone"]
-STYLES: tuple[Style, ...] = ("inside", "outside", "through", "together", "undone")
-_WEIGHTS = (35, 30, 20, 10, 5)
+ByHand = Literal["inside", "outside", "through", "together", "undone"]
+Followed = Literal["undone", "flush", "kept", "come-or-go", "label", "bulk", "sweep", "upsert", "text"]
+Style = ByHand | Followed
+STYLES: dict[str, dict[Style, int]] = {
+    "by hand": {"inside": 35, "outside": 30, "through": 20, "together": 10, "undone": 5},
+    "auto": {
+        "flush": 15,
+        "kept": 25,
+        "come-or-go": 15,
+        "label": 15,
+        "bulk": 10,
+        "sweep": 3,
+        "upsert": 6,
+        "text": 6,
+        "undone": 5,
+    },
+}
+"""The ways to write, and how often each is taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +66,9 @@ class Workload:
             return self._young(chance, elapsed)
         return chance.randrange(self.hot, max(self.hot, self._first(elapsed)) + 1)
 
-    def style(self, chance: Random) -> Style:
+    def style(self, chance: Random, world: str = "by hand") -> Style:
         """Give a way to write."""
-        return chance.choices(STYLES, _WEIGHTS)[0]
+        return chance.choices(list(STYLES[world]), list(STYLES[world].values()))[0]
 
     def blocks(self) -> range:
         """Give the numbers of all blocks."""

@@ -306,6 +306,16 @@ _OF_LOADS = {
     ),
 }
 
+_OF_FOLLOWING = {
+    "look-before-write": _function(
+        "the rows of a statement are looked at, under its lock, before it changes them", "transactions.follow:_look"
+    ),
+    "nested-hits-tagged": _function(
+        "what a load finds in the cache gives the load its tags",
+        "loading.entry:Entries._read_followed",
+    ),
+}
+
 _OF_THE_NEAR_CACHE = {
     "near-token-check": _line("a value is kept only under the token that its reader put down", "if False:"),
     "near-change-takes-token": _line("a change takes the token of a value that is on its way"),
@@ -376,6 +386,7 @@ MECHANISMS: dict[str, Mechanism] = {
     **_OF_TAGS,
     **_OF_WRITERS,
     **_OF_LOADS,
+    **_OF_FOLLOWING,
     **_OF_THE_NEAR_CACHE,
     **_OF_THE_TRANSPORT,
 }

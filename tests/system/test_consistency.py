@@ -17,7 +17,7 @@ from benchmarks.consistency.__main__ import main, verdict
 from benchmarks.consistency.address import HOST, Address
 from benchmarks.consistency.logs import Answer, Committed, Log, answers, writes
 from benchmarks.consistency.peers import SUBJECTS
-from benchmarks.consistency.rules import PROCESS_BITS, History, Kind, Outage, Read, Rules, Write
+from benchmarks.consistency.rules import ABSENT, PRESENT, PROCESS_BITS, History, Kind, Outage, Read, Rules, Write
 from benchmarks.consistency.run import Outcome
 from benchmarks.consistency.settings import Settings, SettingsError
 from benchmarks.consistency.subjects import noting, source_of
@@ -114,6 +114,39 @@ def test_the_worst_row_counts_for_the_answer() -> None:
     assert history.answer([stale, read(5, 5, 300)]).kind is Kind.FUTURE
 
 
+HERE, AWAY = 4, 5
+"""Two places."""
+MOVES = [replace(ZERO, place=HERE), replace(FIRST, place=AWAY), replace(SECOND, place=HERE)]
+
+
+@pytest.mark.parametrize(
+    ("seen", "found"),
+    [
+        pytest.param(read(HERE, 0, 119), Kind.FINE, id="in its place"),
+        pytest.param(read(AWAY, ONE, 230), Kind.STALE, id="in a place that it has left"),
+        pytest.param(read(AWAY, TWO, 230), Kind.FUTURE, id="in a place where this version is not"),
+        pytest.param(read(HERE, ABSENT, 130), Kind.FINE, id="not where it is no more"),
+        pytest.param(read(HERE, ABSENT, 0, 99), Kind.FUTURE, id="gone before its COMMIT was sent"),
+        pytest.param(read(HERE, ABSENT, 230), Kind.STALE, id="not where it has come back"),
+        pytest.param(read(HERE, PRESENT, 130, 199), Kind.STALE, id="still where it is no more"),
+        pytest.param(read(HERE, PRESENT, 130, 200), Kind.FINE, id="back, perhaps, when COMMIT was sent"),
+        pytest.param(read(AWAY, PRESENT, 230), Kind.STALE, id="where it was once"),
+        pytest.param(read(9, PRESENT, 230), Kind.FUTURE, id="where it never was"),
+    ],
+)
+def test_rows_that_move(seen: Read, found: Kind) -> None:
+    """An answer that says only where a row is, or is not, means the newest version that it fits."""
+    assert kind(History(MOVES), seen) is found
+
+
+def test_the_end_of_rows_that_move() -> None:
+    """Compared with the last version of all."""
+    history = History(MOVES)
+    right = read(HERE, TWO, 0), read(HERE, PRESENT, 0), read(AWAY, ABSENT, 0)
+    wrong = read(AWAY, ONE, 0), read(HERE, ABSENT, 0), read(AWAY, PRESENT, 0)
+    assert [history.diverges(each) for each in (*right, *wrong)] == [False] * 3 + [True] * 3
+
+
 OUTAGE = Rules(outages=[Outage(105, 150)], repair=50)
 
 
@@ -189,16 +222,16 @@ def test_answers_come_back_as_they_were_written(tmp_path: Path) -> None:
     path = tmp_path / "3.reads"
     rows = [(row, 1, ONE) for row in range(BLOCK)]
     with Log(path, buffered=True) as log:
-        log.answer("hit", True, rows, 10, 20)
-        log.answer("load", False, [(1, 2, TWO)], 30, 40)
-        log.answer("join", False, [(2, 2, TWO)], 50, 60)
-        log.answer("hit", True, rows, 70, 80)
+        log.answer("hit", "block", rows, 10, 20)
+        log.answer("load", "row", [(1, 2, TWO)], 30, 40)
+        log.answer("join", "row", [(2, 2, TWO)], 50, 60)
+        log.answer("hit", "block", rows, 70, 80)
     whole = [Read(*row, 10, 20, 3) for row in rows], [Read(*row, 70, 80, 3) for row in rows]
     assert list(answers(path, 3)) == [
-        Answer("hit", True, whole[0]),
-        Answer("load", False, [Read(1, 2, TWO, 30, 40, 3)]),
-        Answer("join", False, [Read(2, 2, TWO, 50, 60, 3)]),
-        Answer("hit", True, whole[1]),
+        Answer("hit", "block", whole[0]),
+        Answer("load", "row", [Read(1, 2, TWO, 30, 40, 3)]),
+        Answer("join", "row", [Read(2, 2, TWO, 50, 60, 3)]),
+        Answer("hit", "block", whole[1]),
     ]
 
 
@@ -247,7 +280,8 @@ def test_spread_rows_are_all_alike() -> None:
     workload, chance = Workload.of(60, 100, spread=True), Random(1)
     for pick in (workload.read, workload.write):
         assert len({pick(chance, 3.0) // 100 for _ in range(5_000)}) == 100
-    assert {workload.style(chance) for _ in range(500)} == set(STYLES)
+    for world, styles in STYLES.items():
+        assert {workload.style(chance, world) for _ in range(500)} == set(styles)
 
 
 # --- settings, faults and bugs
