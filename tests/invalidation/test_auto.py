@@ -320,6 +320,23 @@ async def test_a_statement_that_cannot_be_read_is_said_once(
     assert [each.message for each in caplog.records if "may read anything" in each.message] == [caplog.messages[0]]
 
 
+async def test_a_search_path_makes_names_doubtful(postgresql: Database, cache: Cache) -> None:
+    """After SET search_path a table without a schema may be another one: each commit drops the entry."""
+    await postgresql.create(Base)
+
+    @cache.cached("auto:clubs")
+    async def clubs(db: AsyncSession) -> int:
+        return len((await db.scalars(select(Club.id).where(Club.id == 1))).all())
+
+    async with postgresql.engine.connect() as connection:
+        await connection.execute(text("SET search_path TO public"))
+        await connection.commit()
+        async with AsyncSession(connection) as db:
+            assert await clubs(db) == 0
+            await db.commit()
+            assert (await clubs.explain(db)).depends_on == ("anything",)
+
+
 def test_auto_needs_a_client() -> None:
     """A commit invalidates there."""
     with pytest.raises(OptionError, match=r"Cache: auto=True needs redis=\.\.\."):

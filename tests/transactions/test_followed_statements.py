@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import text
+from sqlalchemy.dialects.postgresql import insert as upsert
 
 from fastrdb.inference import Change, Spread, check, writes_of
 from fastrdb.inference.facts import Facts, Link
@@ -84,6 +85,28 @@ async def test_a_statement_that_cannot_be_read_reaches_everything(
                 await db.commit()
     assert follower.images == [Image(None), Image(None)]
     assert len([each for each in caplog.messages if "TRUNCATE stamps" in each]) == 1
+
+
+async def test_an_upsert_reaches_the_values_of_its_conflict(people: Database, follower: NotingFollower) -> None:
+    """The row that was there has the same value in the conflict's column; its others are unknown."""
+    row = upsert(Person).values(org_id=1, number=102, score=0)
+    async with people.sessions() as db:
+        await db.execute(row.on_conflict_do_update(index_elements=["number"], set_={"org_id": 5}))
+        await db.commit()
+    (image,) = follower.images
+    assert known(image, "number") == {"102"}
+    assert known(image, "org_id") is None
+
+
+async def test_a_commit_reaches_each_cache_that_follows(people: Database, follower: NotingFollower) -> None:
+    """Two caches in one process are each given the images."""
+    other = NotingFollower({})
+    add_follower(other)
+    async with people.sessions() as db:
+        await db.execute(sa.update(Person).where(Person.id == 1).values(score=1))
+        await db.commit()
+    other.tracked = False
+    assert other.images == follower.images != []
 
 
 def test_another_count_of_rows_makes_the_look_worthless() -> None:
