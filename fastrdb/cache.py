@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, overload
 from .errors import OptionError, PatternError
 from .events import Counters, Hook, Stats
 from .invalidation import Invalidation, follow_with, follows, untracked
-from .keys import MISSING, CallPlan, Prefix, hashed, inspect_function
+from .keys import MISSING, CallPlan, Inspected, Prefix, hashed, inspect_function
 from .loading import CachedFunction, CachedMany, Policy
 from .near import Near
 from .options import Seconds, at_least_one, flag, seconds, share, synchronous
@@ -28,7 +28,7 @@ from .transactions import drain
 from .typing import Cached as Cached
 from .typing import ListWithSchema, ManyWithSchema, Options, S, WithoutSchema, WithSchema
 from .values import Codec
-from .wrappers import cached_wrapper, invalidating_wrapper
+from .wrappers import by_class, cached_wrapper, invalidating_wrapper
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -202,37 +202,49 @@ class Cache(Runtime):
         return partial(self._invalidates, prefixes, list(keys), touches)
 
     def _cached(self, decorator: str, pattern: str, schema: Any, shape: Any, options: Options, function: Any) -> Any:
-        ignore = options.get("ignore", ())
-        plan = CallPlan.of(function, pattern=pattern, ignore=ignore, decorator=decorator, seal=self.seal)
-        owner = plan.function
-        near = _near(owner, options, self.near_by_default)
-        policy = _policy(owner, decorator, options, self.verify)
-        annotation = plan.return_type
-        if annotation is MISSING:
-            if schema is None:
-                raise OptionError(f"{owner}: declare what it returns, or give schema=: its values must be read back")
-            annotation = shape
-        codec = Codec(annotation, schema=schema, owner=owner)
-        return self._wrapped(decorator, function, CachedFunction(self, plan, codec, policy, near=near), options)
+        def made(found: Inspected) -> CachedFunction:
+            ignore = options.get("ignore", ())
+            plan = CallPlan.of(found, pattern=pattern, ignore=ignore, decorator=decorator, seal=self.seal)
+            owner = plan.function
+            near = _near(owner, options, self.near_by_default)
+            policy = _policy(owner, decorator, options, self.verify)
+            annotation = plan.return_type
+            if annotation is MISSING:
+                if schema is None:
+                    raise OptionError(f"{owner}: declare what it returns, or give schema=: values must be read back")
+                annotation = shape
+            codec = Codec(annotation, schema=schema, owner=owner)
+            return CachedFunction(self, plan, codec, policy, near=near)
+
+        return self._decorated(decorator, function, schema, made, options)
 
     def _cached_many(self, pattern: str, schema: Any, options: Options, function: Any) -> Any:
         decorator = "cached_many"
-        found = inspect_function(function, decorator)
-        policy = _policy(found.name, decorator, options)
-        near, ignore = _near(found.name, options, self.near_by_default), options.get("ignore", ())
-        query = CachedMany.of(self, found, pattern, policy, schema=schema, ignore=ignore, near=near)
-        return self._wrapped(decorator, function, query, options)
 
-    def _wrapped(self, decorator: str, function: Any, query: CachedFunction, options: Options) -> Any:
-        self._declare(decorator, function, query, options.get("depends_on"))
-        query.follows = follows(self.follower, inspect_function(function, decorator), decorator, options.get("auto"))
+        def made(found: Inspected) -> CachedFunction:
+            policy = _policy(found.name, decorator, options)
+            near, ignore = _near(found.name, options, self.near_by_default), options.get("ignore", ())
+            return CachedMany.of(self, found, pattern, policy, schema=schema, ignore=ignore, near=near)
+
+        return self._decorated(decorator, function, schema, made, options)
+
+    def _decorated(self, decorator: str, function: Any, schema: Any, made: Any, options: Options) -> Any:
+        found = inspect_function(function, decorator)
+        registered = partial(self._registered, decorator, function, found, options)
+        return by_class(function, found, made, registered) if schema is None else registered(made(found))
+
+    def _registered(
+        self, decorator: str, function: Any, found: Inspected, options: Options, query: CachedFunction
+    ) -> Any:
+        """Return the wrapper of a cached function, which gets its place in the registry."""
+        query.declare(options.get("depends_on"), found, decorator)
+        query.follows = follows(self.follower, found, decorator, options.get("auto"))
         query.tagged = query.tagged or query.follows
-        policy, plan, module = query.policy, query.plan, getattr(function, "__module__", "")
-        shared, version = (
-            flag(options.get("shared", False), name="shared", owner=plan.function),
-            query.codec.version(options.get("version")),
-        )
-        plan.variant.settle(module, plan.function, version, shared=shared)
+        plan, module = query.plan, getattr(function, "__module__", "")
+        version = query.codec.version(options.get("version"))
+        shared = flag(options.get("shared", False), name="shared", owner=plan.function)
+        endless = flag(options.get("never_invalidated", False), name="never_invalidated", owner=plan.function)
+        plan.variant.settle(module, found.name, version, shared=shared)
         query.registered = self.registry.add(
             Registered(
                 plan.function,
@@ -242,22 +254,12 @@ class Cache(Runtime):
                 {**options},
                 plan.pattern,
                 query.codec.type,
+                of_subclass=plan.function != found.name,
                 shared=shared,
-                ends=query.tagged
-                or flag(options.get("never_invalidated", False), name="never_invalidated", owner=plan.function)
-                or policy.exp_ms <= SHORT_S * 1000,
+                ends=query.tagged or endless or query.policy.exp_ms <= SHORT_S * 1000,
             )
         )
         return cached_wrapper(function, query)
-
-    def _declare(self, decorator: str, function: Any, query: CachedFunction, given: Any) -> None:
-        """Take what a function says that it depends on."""
-        if given is None:
-            return
-        found = inspect_function(function, decorator)
-        names = ["self", *(each.name for each in found.parameters)]
-        query.depends_on = Declared(given, owner=f"@{decorator} on {found.name}: depends_on", parameters=names)
-        query.tagged = True
 
     def _invalidates(self, prefixes: list[str], keys: list[str], touches: Any, function: Any) -> Any:
         plan = CallPlan.of(

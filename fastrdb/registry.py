@@ -67,6 +67,8 @@ class Registered:
         prefixes: what the function invalidates.
         wide: prefixes that delete all entries of the function's own class at each write.
         reads: the tables that its loads have read, where these are followed.
+        of_subclass: a method of a generic class, in a subclass. Its keys are those of the method, which has a place
+            of its own.
     """
 
     function: str
@@ -82,6 +84,7 @@ class Registered:
     wide: Sequence[str] = ()
     written: bool = False
     reads: set[str] = field(default_factory=set)
+    of_subclass: bool = False
 
     @property
     def owner(self) -> str:
@@ -117,7 +120,9 @@ class Registry:
         return new
 
     def _refusal(self, new: Registered) -> PatternError | None:
-        others = (each for each in self if new.pattern is not None and each.pattern is not None)
+        if new.of_subclass:
+            return None
+        others = (each for each in self if None not in (new.pattern, each.pattern) and not each.of_subclass)
         return next((found for each in others if (found := _same_keys(new, each)) is not None), None)
 
     def infos(self) -> list[FunctionInfo]:

@@ -8,18 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from inspect import Signature, signature
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Self
+from weakref import WeakKeyDictionary
 
 import wrapt
+from pydantic import JsonValue
 
-from .keys import MISSING
+from .errors import OptionError, SchemaError
+from .keys import MISSING, filled, open_in, type_in, variables
 from .loading import CachedFunction, Explanation, Stored
+from .values import left_open
 
 if TYPE_CHECKING:
     from .events import Stats
+    from .keys import Inspected
 
 
 class _Bound(wrapt.BoundFunctionWrapper):  # type: ignore[type-arg]
@@ -135,6 +141,81 @@ class _CachedCallable(_Extras, _Function):
         self.query.plan.variant.belongs_to(owner)
         if (inner := getattr(type(self.__wrapped__), "__set_name__", None)) is not None:
             inner(self.__wrapped__, owner, name)
+
+
+class _GenericMethod(_Extras, _Function):
+    """A cached method of a generic class: each subclass has a cached function of its own, made at its first use."""
+
+    def __init__(self, function: Any, found: Inspected, made: Callable[[Inspected], Any]) -> None:
+        super().__init__(function, _unused)
+        self._self_found, self._self_made = found, made
+        self._self_by_class: WeakKeyDictionary[type, Any] = WeakKeyDictionary()
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        for variable in open_in(owner, self._self_found.return_type):
+            raise SchemaError(left_open(self._self_found.name, variable))
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        cls = type(instance) if owner is None else owner
+        if instance is None and variables(self._self_type(cls)):
+            return self  # the instance comes with the call
+        return self._self_of(cls).__get__(instance, owner)
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        if not args:
+            return self.__wrapped__(**kwargs)  # says what is missing
+        cls = args[0] if isinstance(args[0], type) else type(args[0])
+        return self._self_of(cls).__get__(args[0], cls)(*args[1:], **kwargs)
+
+    @property
+    def query(self) -> CachedFunction:
+        found = self._self_found
+        raise SchemaError(left_open(found.name, variables(found.return_type)[0].__name__))
+
+    def _self_keep(self, registered: Any) -> None:
+        """Keep the place of the function in the registry for as long as the function lives."""
+        self._self_registered = registered
+
+    def _self_of(self, cls: type) -> Any:
+        made = self._self_by_class.get(cls)
+        if made is None:
+            found = self._self_found
+            name = f"{cls.__qualname__}.{found.name.rpartition('.')[2]}"
+            made = self._self_made(replace(found, name=name, return_type=self._self_type(cls)))
+            self._self_by_class[cls] = made
+        return made
+
+    def _self_type(self, cls: type) -> Any:
+        """Return the type of the values in a subclass, as far as the classes say it."""
+        home = self.__module__, self._self_found.name.rpartition(".")[0]
+        defining = next((each for each in cls.__mro__ if (each.__module__, each.__qualname__) == home), cls)
+        return type_in(cls, defining, self._self_found.return_type)
+
+
+def by_class(function: Any, found: Inspected, made: Callable[[Inspected], Any], registered: Callable[..., Any]) -> Any:
+    """Return the wrapper of a function: where type variables leave its type open, one for each subclass.
+
+    `made` returns the cached function of what was inspected, and `registered` the wrapper of that.
+    """
+    names = variables(found.return_type)
+    if not names or not found.takes_instance:
+        return registered(made(found))
+    # All but the types is checked and registered here: a prefix that reaches the pattern is no mistake.
+    kept = made(replace(found, return_type=filled(found.return_type, dict.fromkeys(names, JsonValue))))
+    wrapper = _GenericMethod(function, found, lambda inspected: registered(made(inspected)))
+    wrapper._self_keep(registered(kept))
+    _refuse_one_key(kept, found)
+    return wrapper
+
+
+def _refuse_one_key(query: CachedFunction, found: Inspected) -> None:
+    """Raise OptionError for subclasses that would store values of several types under one key."""
+    instance, plan = found.parameters[0].name, query.plan
+    if plan.variant.shared and plan.pattern is not None and instance not in plan.pattern.names:
+        raise OptionError(
+            f"{found.name}: shared=True gives all subclasses the same keys, and each has values of another type: name "
+            f"what makes the difference in the pattern, such as {{{instance}.name}}"
+        )
 
 
 def cached_wrapper(function: Any, query: CachedFunction) -> Any:

@@ -3,6 +3,7 @@
 from .call import UNSAID, BoundCall, BoundMany, CallPlan
 from .declared import MISSING, members
 from .encoding import quote
+from .generic import filled, open_in, type_in, variables
 from .pattern import Pattern, add_pairs, hashed
 from .prefix import VARIANTS, Prefix, PrefixTemplates, Reached, fingerprint
 from .signature import Inspected, ResultShape, inspect_function
@@ -29,13 +30,17 @@ __all__ = [
     "ResultShape",
     "add_pairs",
     "bounded",
+    "filled",
     "fingerprint",
     "hashed",
     "inspect_function",
     "members",
+    "open_in",
     "quote",
     "row_tag",
     "table_tag",
+    "type_in",
     "value_text",
+    "variables",
     "without_variant",
 ]

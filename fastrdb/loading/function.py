@@ -17,8 +17,8 @@ from uuid import UUID
 
 from fastrdb.errors import CacheUnavailableError, OptionError
 from fastrdb.invalidation import Put, enlist
-from fastrdb.keys import MISSING, UNSAID, BoundCall, BoundMany, CallPlan, Prefix, add_pairs, without_variant
-from fastrdb.orm import readable
+from fastrdb.keys import MISSING, UNSAID, BoundCall, BoundMany, CallPlan, Inspected, Prefix, add_pairs, without_variant
+from fastrdb.orm import Declared, readable
 from fastrdb.runtime import Runtime, as_coroutine_of, disabled
 from fastrdb.transactions import (
     has_transaction,
@@ -94,6 +94,13 @@ class CachedFunction(Entries):
             way = Verifying(self, way, with_argument=with_argument, own_session=own_session).get
         self._named_get = as_coroutine_of(way, plan.function)
         self._named_uncached = as_coroutine_of(self._uncached, plan.function)
+
+    def declare(self, given: Any, found: Inspected, decorator: str) -> None:
+        """Take what a function says that it depends on, if it says so."""
+        if given is not None:
+            names = ["self", *(each.name for each in found.parameters)]
+            self.depends_on = Declared(given, owner=f"@{decorator} on {found.name}: depends_on", parameters=names)
+            self.tagged = True
 
     # --- what the decorated function does
 

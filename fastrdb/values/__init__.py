@@ -1,6 +1,6 @@
 """The face of `fastrdb.values`."""
 
-from .codec import ABSENT, Codec, DecodeError, decode_missing, encode_missing, is_missing
+from .codec import ABSENT, Codec, DecodeError, decode_missing, encode_missing, is_missing, left_open
 from .types import is_mapped
 
 __all__ = [
@@ -11,4 +11,5 @@ __all__ = [
     "encode_missing",
     "is_mapped",
     "is_missing",
+    "left_open",
 ]

@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core.core_schema import ErrorType
 
 from fastrdb.errors import OptionError, SchemaError
+from fastrdb.keys import variables
 
 from . import strict, types
 from .equality import difference
@@ -25,6 +26,11 @@ from .response import unlike_response
 _KNOWN_ERRORS: Final = frozenset(get_args(ErrorType))  # a validator of the user's has types and texts of its own
 _QUOTING: Final = {"error", "tag", "encoding_error"}  # what a text of pydantic's quotes: another text, or the value
 _SPACE = 0x20  # no JSON that encode() writes begins with it; a negative entry does
+
+
+def left_open(owner: str, variable: str) -> str:
+    """Return what is wrong with a type that a type variable leaves open."""
+    return f"{owner}: the type of its value, {variable}, is left open; decorate in the subclass, or give schema="
 
 
 class DecodeError(ValueError):
@@ -78,9 +84,8 @@ class Codec:
         if self._schema is None and types.is_absent(annotation):
             raise SchemaError(f"{self.owner}: no return type; declare it, or give schema=")
         effective = types.effective_type(annotation, self._schema)
-        if (variable := types.left_open(effective)) is not None:
-            start = f"{self.owner}: the type of its value, {variable}, is left open"
-            raise SchemaError(f"{start}; decorate in the subclass, or give schema=")
+        for each in variables(effective):
+            raise SchemaError(left_open(self.owner, each.__name__))
         if mapped := types.mapped_in(effective):
             raise SchemaError(
                 f"{self.owner}: {mapped.__name__} is a mapped SQLAlchemy class, which has no JSON form of its own; "

@@ -7,7 +7,7 @@ import functools
 import inspect
 from collections.abc import Collection, Iterable, Iterator, MutableSequence, Sequence
 from types import NoneType, UnionType
-from typing import Annotated, Any, Optional, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Optional, Union, get_args, get_origin
 
 from fastrdb.errors import SchemaError
 
@@ -70,15 +70,6 @@ def _bare(annotation: Any) -> Any:
             annotation = annotation.__value__
         else:
             return annotation
-
-
-def left_open(annotation: Any) -> str | None:
-    """Return the name of the first type variable that an annotation mentions."""
-    annotation = _bare(annotation)
-    if isinstance(annotation, TypeVar):
-        return annotation.__name__
-    generic = getattr(annotation, "__pydantic_generic_metadata__", {}).get("args", ())
-    return next((found for arg in (*get_args(annotation), *generic) if (found := left_open(arg))), None)
 
 
 def mapped_in(annotation: Any) -> type | None:

@@ -12,6 +12,7 @@ from fastrdb import Explanation, PaginatedResponse, Stats
 from tests.typing.shop import (
     Item,
     ItemChange,
+    Items,
     Labels,
     NewItem,
     Point,
@@ -108,6 +109,16 @@ async def methods_lose_their_first_parameter(redis: Redis, shop: Shop) -> None:
     assert_type(await shop.item.refresh(1), Item)
     assert_type(await shop.item.explain(1), Explanation)
     assert_type(shop.row.stats, Stats)
+
+
+async def a_generic_method_returns_what_the_subclass_says(found: Items) -> None:
+    """Check each shape, and the extras."""
+    assert_type(await found.get(1), Item)
+    assert_type(await found.maybe(no=1), Item | None)
+    assert_type(await found.all(), list[Item])
+    assert_type(await found.many([1]), dict[int, Item])
+    assert_type(await found.get.refresh(1), Item)
+    assert_type(found.get.key(1), str)
 
 
 async def static_and_class_methods_keep_theirs(redis: Redis, shop: Shop) -> None:

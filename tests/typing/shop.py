@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypedDict
+from typing import Generic, TypedDict, TypeVar
 
 from pydantic import BaseModel
 from redis.asyncio import Redis
@@ -15,6 +15,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from fastrdb import Cache, FastRDB, cached, cached_list, cached_many, invalidates
 
 cache = Cache()
+RowT = TypeVar("RowT")
+OutT = TypeVar("OutT")
 
 
 class Base(DeclarativeBase):
@@ -251,6 +253,34 @@ class Shop:
     async def rename(self, no: int, name: str) -> Item:
         """Write."""
         raise NotFoundError
+
+
+class Repository(Generic[RowT, OutT]):
+    """A generic repository, of which each subclass says what its methods return."""
+
+    @cache.cached("generic:{no}")
+    async def get(self, no: int) -> OutT:
+        """Look one up."""
+        raise NotFoundError
+
+    @cache.cached("generic:maybe:{no}")
+    async def maybe(self, no: int) -> OutT | None:
+        """Look one up, or return None."""
+        raise NotFoundError
+
+    @cache.cached_list("generic:all")
+    async def all(self) -> list[OutT]:
+        """Look all up."""
+        raise NotFoundError
+
+    @cache.cached_many("generic:many:{nos}")
+    async def many(self, nos: list[int]) -> dict[int, OutT]:
+        """Look several up."""
+        raise NotFoundError
+
+
+class Items(Repository[Row, Item]):
+    """The subclass for items."""
 
 
 class NotFoundError(Exception):
