@@ -102,7 +102,7 @@ async def test_blocks_of_a_page_run_in_order(page: Path, names: dict[str, Any], 
 async def test_the_first_program_prints_the_same_twice(server: EmbeddedServer, client: Redis, tmp_path: Path) -> None:
     """The second run finds the first one's row and entry, and shows none of them old."""
     program = tmp_path / "first.py"
-    program.write_text(blocks(README, "python")[0].replace("redis://localhost:6379", server.url), "utf-8")
+    program.write_text(blocks(README, "python")[0].replace("Redis()", f"Redis(port={server.port})"), "utf-8")
     for _ in range(2):
         process = await asyncio.create_subprocess_exec(
             sys.executable, str(program), cwd=tmp_path, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
