@@ -32,6 +32,9 @@ async def flows(client: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 async def test_each_flow_takes_few_calls(flows: Flows) -> None:
     """A hit, a near hit, a miss, a commit, an update, a read of many ids and a stale answer have a limit each."""
     found = await flows.traced()
+    for _ in range(2):  # what comes between on a busy machine, such as a renewal, is not a part of the flow
+        again = await flows.traced()
+        found = {name: min(calls, again[name], key=len) for name, calls in found.items()}
     assert found.keys() == MOST_CALLS.keys()
     over = {
         name: f"{len(calls)} calls, at most {MOST_CALLS[name]}: {by_module(calls)}"
