@@ -16,6 +16,7 @@ from benchmarks.questions import (
     bulk,
     concurrent,
     endpoint,
+    followed,
     hit,
     invalidation,
     lists,
@@ -47,6 +48,7 @@ QUESTIONS: dict[str, Question] = {
     "response": response.rows,
     "outage": outage.rows,
     "loops": loops.rows,
+    "followed": followed.rows,
 }
 FOLDER = Path("build") / "benchmarks"
 

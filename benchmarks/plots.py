@@ -14,7 +14,7 @@ from benchmarks.report import Row
 OURS, OTHERS = "#c2410c", "#94a3b8"
 LINES = ("#c2410c", "#334155", "#0e7490", "#7c3aed", "#65a30d", "#a16207")
 KINDS = ("svg", "png")
-AXES = {"s": "time", "/s": "calls a second", "B": "bytes", "loads": "loads", "calls": "calls"}
+AXES = {unit: unit for unit in ("loads", "calls", "entries")} | {"s": "time", "/s": "calls a second", "B": "bytes"}
 
 
 def draw(rows: Sequence[Row], folder: Path) -> list[Path]:

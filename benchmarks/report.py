@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from benchmarks.contestants.field import KINDS
 
-Unit = Literal["s", "/s", "B", "loads", "calls"]
+Unit = Literal["s", "/s", "B", "loads", "calls", "entries"]
 
 
 class Ratio(NamedTuple):

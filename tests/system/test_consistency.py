@@ -422,11 +422,12 @@ SHORT = ("--database", "sqlite", "--barrier", "1.5", "--timeout", "2")
 
 
 @pytest.mark.timeout(120)
-def test_a_short_run_is_clean(tmp_path: Path) -> None:
+@pytest.mark.parametrize("world", [[], ["--auto"]], ids=["by hand", "followed"])
+def test_a_short_run_is_clean(world: list[str], tmp_path: Path) -> None:
     """A few seconds on SQLite, writers killed, keys evicted, reads cancelled: nothing is wrong."""
     file = tmp_path / "run.json"
     chosen = "cancel,cancel-writes,kill,stall,evict,script-flush,slow-load"
-    status, said = consistency("--seconds", "6", "--faults", chosen, "--json", str(file), *SHORT)
+    status, said = consistency("--seconds", "6", "--faults", chosen, "--json", str(file), *SHORT, *world)
     assert status == 0, said
     facts = json.loads(file.read_text())
     assert facts["verdict"] == "nothing wrong"
@@ -450,13 +451,14 @@ def test_a_short_run_catches_a_bug() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(200)
+@pytest.mark.parametrize("world", [[], ["--auto"], ["--auto", "--cluster"]], ids=" ".join)
 @pytest.mark.parametrize("database", ["sqlite", "postgresql", "mariadb"])
-def test_a_long_run_with_all_faults_is_clean(database: str, request: pytest.FixtureRequest) -> None:
+def test_a_long_run_with_all_faults_is_clean(database: str, world: list[str], request: pytest.FixtureRequest) -> None:
     """A minute on each database, one with its default level and one with snapshots."""
     if database != "sqlite":
         made: ServerDatabase = request.getfixturevalue(f"{database}_server")
         assert made.url
-    status, said = consistency("--seconds", "60", "--database", database)
+    status, said = consistency("--seconds", "60", "--database", database, *world)
     assert status == 0, said
 
 
