@@ -24,7 +24,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from fastrdb.errors import CacheUnavailableError
 
 from .connection import Greeting
-from .health import Breaker, Health, ended, redacted
+from .health import OTHER_DATA, Breaker, Health, ended, redacted
 from .pipeline import Pipeline
 from .scripts import Command
 from .slots import key_of, redirected, slot_of
@@ -339,6 +339,9 @@ class ClusterTransport:
         return self._value(reply)
 
     def _value(self, reply: Any) -> bytes | None:
+        """Return the value in a reply to a GET, unless the greeting of its master has found other data."""
+        if self._greeting.other_data:  # mechanism: first-get-judged
+            raise CacheUnavailableError("GET", OTHER_DATA)
         if isinstance(reply, CacheUnavailableError):
             raise reply
         if isinstance(reply, Exception):
