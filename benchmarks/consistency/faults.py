@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, monotonic_ns
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -224,7 +224,7 @@ async def _settled(stage: Stage) -> None:
         while monotonic() < end:
             with suppress(RedisError, OSError):
                 info = await client.info("replication")
-                address = await sentinel.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)
+                address: Any = await sentinel.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)
                 if info.get("master_link_status") == "up" and int(address[1]) == group.master.port:
                     return
             await asyncio.sleep(0.05)

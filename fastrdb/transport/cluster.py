@@ -339,7 +339,7 @@ class ClusterTransport:
         return self._value(reply)
 
     def _value(self, reply: Any) -> bytes | None:
-        """Return the value in a reply to a GET, unless the greeting of its master has found other data."""
+        """Return the value in a reply to a GET, unless a greeting has found other data just before."""
         if self._greeting.other_data:  # mechanism: first-get-judged
             raise CacheUnavailableError("GET", OTHER_DATA)
         if isinstance(reply, CacheUnavailableError):

@@ -718,7 +718,11 @@ def test_before_related_classes_exist() -> None:
         late_id: Mapped[int] = mapped_column(ForeignKey("late.id"))
         late: Mapped[Any] = relationship("Late")
 
-    crud_of(Early, AuthorName, "id")
+    class EarlyResponse(Schema):
+        id: int
+        late_id: int
+
+    crud_of(Early, EarlyResponse, "id")
 
     class Late(Base2):
         __tablename__ = "late"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,11 +9,11 @@ import redis
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-import fastrdb
 from fastrdb.errors import KeyValueError, MissingKeyFieldError
 from fastrdb.keys import MISSING, Pattern, Prefix
 from fastrdb.keys.pattern import fit
 from fastrdb.keys.prefix import Template
+from fastrdb.protocol.lua import read
 from tests.keys.texts import encode_value
 
 if TYPE_CHECKING:
@@ -22,8 +21,7 @@ if TYPE_CHECKING:
 
     from fastrdb.testing.server import EmbeddedServer
 
-COMMON = Path(fastrdb.__file__).parent / "protocol" / "lua" / "common.lua"
-REACHES = f"""{COMMON.read_text("utf-8")}
+REACHES = f"""{read()}
 local all = {{}}
 for i, key in ipairs(KEYS) do all[i] = reaches(ARGV[1], ARGV[2], key) and 1 or 0 end
 return all

@@ -200,7 +200,7 @@ def test_what_is_no_entity_is_refused(wrong: object) -> None:
         return 1
 
     with pytest.raises(OptionError, match=r"cached on .*read: depends_on"):
-        cache.cached("wrong", depends_on=wrong)(read)  # type: ignore[arg-type]
+        cache.cached("wrong", depends_on=wrong)(read)  # type: ignore[call-overload]
 
 
 def test_unknown_column_and_placeholder_are_refused() -> None:

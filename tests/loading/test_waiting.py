@@ -57,7 +57,7 @@ class Caller:
 
     def count(self, kind: str) -> int:
         """Return how many events of a kind there were."""
-        return [event.kind for event in self.events].count(kind)
+        return sum(event.kind == kind for event in self.events)
 
     async def until(self, kind: str, count: int = 1) -> None:
         """Wait for so many events of a kind."""
@@ -138,7 +138,7 @@ async def test_load_with_a_connection_is_waited_for(caller: Caller) -> None:
         await caller.until("miss", 2)
         await asyncio.sleep(0.12)  # longer than the timeout, after which a caller looks
         gate.open()
-        assert await asyncio.gather(other, follower) == [1, 1]
+        assert list(await asyncio.gather(other, follower)) == [1, 1]
     assert (caller.count("load"), caller.count("join")) == (1, 1)
 
 

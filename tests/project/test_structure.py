@@ -6,6 +6,7 @@ import importlib
 
 import pytest
 
+from fastrdb.protocol.lua import IN_FRONT
 from tests.support.source.modules import (
     FILES,
     PACKAGE,
@@ -151,7 +152,7 @@ def test_typed_and_scripted_files_are_in_the_package() -> None:
     """The wheel carries the marker of types and the Lua scripts; each script states its keys, arguments and result."""
     assert (PACKAGE / "py.typed").is_file()
     folder = PACKAGE / "protocol" / "lua"
-    in_front = ("common", "shared", "tags")
+    in_front = (*IN_FRONT, "shared")
     scripts = {path.stem: path.read_text() for path in folder.rglob("*.lua") if path.stem not in in_front}
     assert scripts
     for name, text in scripts.items():

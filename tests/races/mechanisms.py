@@ -112,6 +112,7 @@ _ON_A_CLUSTER = {
     "search-finds-names": _lua("a search finds the keys that begin as entries do", "if false then"),
     "lease-has-history": _lua("a lease is of one history of its server", "return token .. '\\n\\n' .. kind"),
     "lease-enlisted": _lua("a lease is in the list of its slot, by which a healer finds it"),
+    "first-get-judged": _line("a first GET is not answered by data that its greeting does not trust", "if False:"),
     "look-for-leases": _line("a healer that looks at all keys deletes the leases, too"),
     "look-by-current-map": _line("a healer asks for the map of the slots before it looks at each master"),
     "look-where-evicted": _line(

@@ -100,7 +100,7 @@ async def _row_without_schema(scene: Scene) -> object:
 
     @Cache(scene.client).cached("user:{number}")
     async def get_user(db: AsyncSession, number: int) -> UserResponse | None:
-        return await db.get(User, number)  # type: ignore[return-value]
+        return await db.get(User, number)  # type: ignore[arg-type]
 
     async with scene.session() as db:
         return await reasons(get_user, db, 1)
@@ -202,7 +202,8 @@ async def _other_argument(scene: Scene) -> object:
     for minute in range(2):
         await list_items(1, datetime(2026, 1, 1, 12, minute, tzinfo=UTC))
     assert (list_items.stats.fills, list_items.stats.hits) == (2, 0)
-    return [key.decode() for key in await scene.client.keys("page:*")]
+    found: Any = await scene.client.keys("page:*")
+    return [key.decode() for key in found]
 
 
 @says("each write deletes all that lies under 'item:*', which is every entry of its own pattern")

@@ -65,7 +65,7 @@ class Watched:
         _, images = await self.poll()
         result: dict[str, Any] = {}
         for image in images:
-            columns = image.columns and {name: set(texts or ()) for name, texts in image.columns.items()}
+            columns: Any = image.columns and {name: set(texts or ()) for name, texts in image.columns.items()}
             known = result.setdefault(str(image.table), columns)
             if known is not columns and known and columns:
                 for name, texts in columns.items():

@@ -1,4 +1,4 @@
--- Put in front of every script, behind common.lua: tags, names of what writers reach, and the clock of stamps.
+-- Put in front of the scripts of the protocol, behind barriers.lua: tags, names that writers reach, and the clock of stamps.
 -- A tag is `table\0` or `table:column=value\0`, a name is a prefix of the tags that it reaches. Functions take the names
 -- of the four keys of tags as a table: `tags` (members: a tag and an entry), `tagged` (entry -> its tags, one a line),
 -- `ended` (name -> when a writer on it ended), `columns` (`table:column`, those that some entry is tagged by).
@@ -57,7 +57,11 @@ local function entry_of(member)
   return string.sub(member, string.find(member, '\0', 1, true) + 1)
 end
 
+-- Take the tags of an entry that goes out of the sets. Where no tags are in use, one look does for the whole script.
+local has_tags
 local function forget_tags(keys, entry)
+  if has_tags == nil then has_tags = redis.call('EXISTS', keys.tagged) == 1 end
+  if not has_tags then return end
   local known = redis.call('HGET', keys.tagged, entry)
   if not known then return end
   for tag in string.gmatch(known, TAGGED_LIST) do redis.call('ZREM', keys.tags, tag .. entry) end
@@ -72,6 +76,7 @@ end
 -- Note that writers on names have ended. Stamps are forgotten after twice the longest lease.
 local function stamp(keys, barriers, lease_ms, first, last)
   if first > last then return end
+  insist(barriers)
   local now = tick(keys)
   local keep = math.max(lease_ms, -(redis.call('ZSCORE', barriers, KEEP) or 0))
   redis.call('ZREMRANGEBYSCORE', keys.ended, STAMPS_FROM, ms(now - 2000 * keep))

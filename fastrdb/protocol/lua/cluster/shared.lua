@@ -1,4 +1,4 @@
--- Put in front of the scripts for a cluster, behind common.lua. Each script works on one slot: that of an entry, its
+-- Put in front of the scripts for a cluster, behind tags.lua. Each script works on one slot: that of an entry, its
 -- lease and its roster, or that of one shard of index, expiry, barriers and trusted ids.
 
 -- The keys of tags, which stand in KEYS from `at` on; nil without these keys.

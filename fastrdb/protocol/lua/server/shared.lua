@@ -1,4 +1,4 @@
--- Put in front of the scripts for one server, behind common.lua. Keys found in the index are not declared in KEYS, which
+-- Put in front of the scripts for one server, behind tags.lua. Keys found in the index are not declared in KEYS, which
 -- one server allows.
 
 -- Index members that are no keys: COMPLETE and a head; COMPLETE_FROM and the ms from when on the index is complete
@@ -65,12 +65,8 @@ local function tag_keys(index)
   return {tags = head .. 'tags', tagged = head .. 'tagged', ended = head .. 'ended', columns = head .. 'columns'}
 end
 
--- Take the tags of an entry that goes out of the sets. Without any tags in use, one look for each script does.
-local has_tags
 local function forget(index, key)
-  local keys = tag_keys(index)
-  if has_tags == nil then has_tags = redis.call('EXISTS', keys.tagged) == 1 end
-  if has_tags then forget_tags(keys, key) end -- mechanism: tags-forgotten
+  forget_tags(tag_keys(index), key) -- mechanism: tags-forgotten
 end
 
 local function delete_entry(index, expiry, key, lease)
