@@ -124,9 +124,9 @@ class Wire(asyncio.Protocol):
         except (InvalidResponse, IndexError) as error:
             self.lose(RedisConnectionError(f"the server does not speak Redis's protocol: {type(error).__name__}"))
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
         """Fail the exchanges without a reply."""
-        self.lose(RedisConnectionError(str(error) if error else "the server has closed the connection"))
+        self.lose(RedisConnectionError(str(exc) if exc else "the server has closed the connection"))
 
     def lose(self, error: Exception) -> None:
         """Close the socket at once, and fail the exchanges without a reply.

@@ -49,7 +49,7 @@ class SQLiteSource(ChangeSource):
             found = list((await connection.scalars(_TABLES)).all())
             if missing := [name for name in tables if name not in found]:
                 raise OptionError(f"watch: no table {', '.join(missing)}; there are: {', '.join(found)}")
-            statements = list(_OUTBOX)
+            statements: list[str] = list(_OUTBOX)
             for table in tables or found:
                 statements += _trigger_sql(table, *await _columns(connection, table, wanted))
         return statements

@@ -90,7 +90,7 @@ async def names(server: EmbeddedServer, client: Redis, tmp_path: Path) -> AsyncI
 
 
 @pytest.mark.parametrize(
-    "page", [*filter(lambda page: blocks(page, "python"), [README, *PAGES])], ids=lambda page: page.stem
+    "page", [page for page in (README, *PAGES) if blocks(page, "python")], ids=lambda page: page.stem
 )
 async def test_blocks_of_a_page_run_in_order(page: Path, names: dict[str, Any], monkeypatch: Any) -> None:
     """A page is one program. Its own assertions say what comes out."""

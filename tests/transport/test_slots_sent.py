@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from fastrdb import Cache
+from fastrdb.keys import Image
 from fastrdb.keys.prefix import Prefix
-from fastrdb.protocol import scripts
+from fastrdb.protocol import Fill, Granted, Store, scripts
 from fastrdb.protocol.keyspace import Target
 from tests.support.network.recorder import tapped
 from tests.support.servers.cluster import Cluster
@@ -22,7 +23,9 @@ from tests.support.world.stores import lose, members, put
 from tests.support.world.walkthrough import Whole
 from tests.transport.test_moving_slots import OfItsOwn
 
-IN_SLOTS = {script.name for script in scripts()} - {"acquire", "begin", "end", "inspect", "search"}
+OF_TAGS = {"tag", "retag", "complete_tags"}
+IN_SLOTS = {script.name for script in scripts()} - OF_TAGS
+IN_SLOTS -= {"acquire", "begin", "end", "inspect", "nested", "search", "watched"}  # watched: of one key, and read only
 PLAIN = {"GET", "PTTL", "DEL", "UNLINK", "STRLEN", "EXISTS", "ZRANGEBYSCORE", "ZADD", "SET"}
 
 
@@ -177,6 +180,27 @@ async def test_all_of_the_api(
     named = {key: script.name for script in scripts() for key in (script.text, script.sha)}
     assert {named[words[1].decode()] for _, words in tap.sent if words[0] in (b"EVALSHA", b"EVAL")} == IN_SLOTS
     assert {named[run.words[1].decode()] for run in tap.runs if run.inside} == IN_SLOTS
+
+
+async def test_tags_in_slots(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scripts of tags touch the keys in their KEYS only, and these are in one slot."""
+    cluster.flush()
+    async with tapped(cluster, monkeypatch) as tap, cluster.client() as client:
+        store = Store(timeout=5, cluster=True)
+        for round_, tags in enumerate([("person:team=1\0",), ("person:team=2\0",)]):
+            for number in range(40):
+                key, token = f"one:}}{number}{{", f"{round_:032}"
+                outcome = (await store.acquire(client, {key: token}, tagged=True, refresh=True))[key]
+                assert isinstance(outcome, Granted)
+                await store.fill(client, [Fill(key, outcome.lease, b"1", 60_000, tags, outcome.since)])
+        assert await store.invalidate(client, images=[Image("person", {"team": frozenset(["2"])})]) > 0
+        await lose(client, "tagged")
+        await store.invalidate(client, images=[Image("person")])
+        await store.aclose()
+    assert [*tap.misplaced()] == []
+    assert [*tap.undeclared()] == []
+    named = {key: script.name for script in scripts() for key in (script.text, script.sha)}
+    assert {named[run.words[1].decode()] for run in tap.runs if run.inside} >= OF_TAGS
 
 
 async def test_a_client_that_is_asked_itself(
