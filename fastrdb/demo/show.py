@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from fastrdb.demo import race, story
 from fastrdb.demo.cache import open_redis
@@ -34,6 +35,7 @@ async def show(console: Console, database_url: str, redis_url: str, *, rows: int
             await _tutorial(console, meter, redis)
             await _times(console, meter)
             await _races(console, redis)
+        await _followed(console, engine, redis)
 
 
 async def _machine(console: Console, redis: Redis) -> None:
@@ -88,6 +90,12 @@ async def _races(console: Console, redis: Redis) -> None:
         _race(console, races[0])
         stale = sum(one.stale for one in races)
         console.print(f"{RACES} such races: the later reader was given a stale row in {stale} of them.")
+
+
+async def _followed(console: Console, engine: AsyncEngine, redis: Redis) -> None:
+    _chapter(console, "A write without a decorator: Cache(redis, auto=True)")
+    for part in [each async for each in story.followed(engine, redis)]:
+        _print_steps(console, [part]) if isinstance(part, story.Step) else _change(console, part)
 
 
 # --- parts

@@ -8,15 +8,18 @@ from dataclasses import dataclass
 from functools import partial
 
 from redis.asyncio import Redis
+from sqlalchemy import select
 from sqlalchemy.exc import NoResultFound
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
+from fastrdb import Cache
 from fastrdb.demo.cache import get_redis
 from fastrdb.demo.crud import user_crud
 from fastrdb.demo.database import async_get_db
 from fastrdb.demo.meter import Measured, Meter
+from fastrdb.demo.models import User
 from fastrdb.demo.rows import generated
-from fastrdb.demo.schemas import UserCreate, UserUpdate
+from fastrdb.demo.schemas import UserCreate, UserResponse, UserUpdate
 
 ADA = "ada@example.com"
 CALLERS = 50
@@ -138,6 +141,36 @@ def change(before: list[Key], after: list[Key]) -> Change:
         kept=[name for name, value in entries.items() if name in now and now[name] == value],
         new=[name for name in now if name not in entries],
     )
+
+
+async def followed(engine: AsyncEngine, redis: Redis) -> AsyncIterator[Step | Change]:
+    """Read two users, rename one by plain SQLAlchemy, and read them again; yield the change of the keys after that."""
+    first, second = (user["email"] for user in generated(6)[4:])
+    cache = Cache(redis, auto=True)
+
+    @cache.cached("followed:user:{email}", exp=600, schema=UserResponse)
+    async def get(db: AsyncSession, email: str) -> User:
+        return (await db.scalars(select(User).where(User.email == email))).one()
+
+    async def read(db: AsyncSession, client: Redis | None) -> str:
+        return ", ".join([(await get(db, email)).name for email in (first, second)])
+
+    async def rename(db: AsyncSession, client: Redis | None) -> str:
+        user = (await db.scalars(select(User).where(User.email == first))).one()
+        user.name = "Ida"
+        await db.commit()
+        return user.name
+
+    async def entries() -> list[Key]:
+        return [key for key in await keys_on(redis) if key.name.startswith("followed:")]
+
+    async with cache:
+        with Meter(engine, cache).listening() as meter:
+            yield await _step(meter, "get two users", read)
+            before = await entries()
+            yield await _step(meter, "user.name = ...; commit", rename)
+            yield change(before, await entries())
+            yield await _step(meter, "get them again", read)
 
 
 def is_own(key: Key) -> bool:

@@ -100,6 +100,13 @@ class TestRun:
         assert re.search(r"^user:page:1:limit:10 +invalidated", output, re.MULTILINE)
         assert re.search(r"^user:email:ada@example.com +replaced", output, re.MULTILINE)
 
+    def test_a_write_without_a_decorator_drops_its_row_and_no_other(self, output: str) -> None:
+        """The last chapter: the renamed user is loaded again, and the other one comes from Redis."""
+        chapter = output.split("A write without a decorator")[1]
+        assert "1 invalidated, 1 as before" in chapter
+        assert re.search(r"^get two users .* database ", chapter, re.MULTILINE)
+        assert re.search(r"^get them again +Ida, .* Redis \+ database +1 ", chapter, re.MULTILINE)
+
     def test_the_keys_are_the_documented_ones(self, output: str) -> None:
         """Entries have a TTL, and fastrdb's own keys are listed too."""
         assert re.search(r"^user:page:1:limit:10 +string +\d+ +\d{4} s", output, re.MULTILINE)
@@ -124,7 +131,7 @@ class TestRun:
             for part in re.split(r"\n\n", done.stdout)
             if re.search(r"^ *(call|who|key) +", part, re.MULTILINE)
         ]
-        assert len(tables) == 6
+        assert len(tables) == 7
         assert [line for table in tables for line in table if line.startswith("    ") and "who" not in line] == []
 
     def test_a_narrow_terminal_without_unicode_will_do(self, tmp_path: Path) -> None:
