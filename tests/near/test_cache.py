@@ -1,4 +1,4 @@
-"""The near cache by itself: what it keeps, for how long, and when it believes nothing."""
+"""The near cache by itself: what it keeps, for how long, and when no entry answers."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ FOREVER = 10**9
 
 @pytest.fixture
 def clock() -> ManualClock:
-    """Give a clock that stands."""
+    """Return a clock that stands."""
     return ManualClock()
 
 
 def opened(near: NearCache, *heads: str) -> Channel:
-    """Give a channel that tells of everything (or of these heads) and never dies."""
+    """Return a channel that reports everything (or these heads) and never dies."""
     channel = near.channel()
     channel.open(float("inf"), heads or ("",))
     return channel
 
 
 def made(clock: ManualClock, near: Near | None = None, before: bytes = b"") -> NearCache:
-    """Give a near cache whose only channel is open."""
+    """Return a near cache whose only channel is open."""
     cache = NearCache(near or Near(), before=before, clock=clock)
     opened(cache)
     return cache
 
 
 def keep(near: NearCache, key: str, value: Any = b"1", **options: Any) -> bool:
-    """Keep an entry as a reader does to whom nothing happens between."""
+    """Keep an entry as a reader does when nothing happens between the steps."""
     token = near.begin(key)
     assert token is not None
     return near.keep(token, value, **{"size": 1, "ttl_ms": FOREVER, **options})
 
 
 def value(near: NearCache, key: str) -> Any:
-    """Give what is kept, or None."""
+    """Return the value that is kept, or None."""
     kept = near.lookup(key)
     return None if kept is None else kept.value
 
@@ -64,14 +64,14 @@ def value(near: NearCache, key: str) -> Any:
     ],
 )
 def test_settings_are_checked(option: str, wrong: Any) -> None:
-    """When they are made, by name and value."""
+    """Settings are checked when made, by name and value."""
     with pytest.raises(OptionError, match=f"Near: {option}=") as caught:
         Near(**{option: wrong})
     assert repr(wrong) in str(caught.value)
 
 
 def test_durations_may_be_timedeltas() -> None:
-    """They are seconds afterwards."""
+    """Durations as timedeltas are seconds afterwards."""
     assert Near(ttl=timedelta(minutes=1), heartbeat=timedelta(seconds=2)) == Near(ttl=60.0, heartbeat=2.0)
 
 
@@ -238,7 +238,7 @@ def test_everything_has_changed(clock: ManualClock) -> None:
 
 
 def test_pushes_bear_the_names_of_redis(clock: ManualClock) -> None:
-    """With the namespace in front, in UTF-8; what is no UTF-8 is nobody's."""
+    """A pushed name has the namespace in front, in UTF-8; a name that is no UTF-8 is no key of the cache."""
     near = made(clock, before="früh:".encode())
     keep(near, "é")
     near.pushed([b"\xff\xfe", b"fr\xc3\xbch:\xff", "früh:e".encode()])
@@ -278,7 +278,7 @@ def test_nothing_is_kept_under_an_invalidation_that_is_being_sent(clock: ManualC
 
 
 def test_an_invalidation_that_fails_is_over_too(clock: ManualClock) -> None:
-    """What becomes of it is its caller's affair."""
+    """A failed invalidation opens the near cache again; the caller handles the error."""
     near = made(clock)
     with pytest.raises(ZeroDivisionError), near.shut(names=[b"a"]):
         raise ZeroDivisionError
@@ -332,7 +332,10 @@ def test_it_is_a_dictionary_with_losses(steps: list[tuple[str, str, str, int]]) 
 
 
 def test_a_channel_is_believed_until_its_time(clock: ManualClock) -> None:
-    """Not for a moment longer; with a new sign of life what was kept is believed again, since it has told all."""
+    """A channel counts as alive until its time and no longer.
+
+    A new sign of life makes the kept entries answer again.
+    """
     near = NearCache(Near(), clock=clock)
     channel = near.channel()
     channel.open(clock.now + 1.0)
@@ -347,7 +350,7 @@ def test_a_channel_is_believed_until_its_time(clock: ManualClock) -> None:
 
 
 def test_a_lost_channel_takes_all_along(clock: ManualClock) -> None:
-    """What it would have told of is not known: nothing comes back when it is open again."""
+    """A lost channel may have missed reports: nothing comes back when it is open again."""
     near = NearCache(Near(), clock=clock)
     channel = opened(near)
     keep(near, "a")

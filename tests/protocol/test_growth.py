@@ -24,7 +24,7 @@ DEADLINE = 5.0
 
 @pytest.fixture(params=["redis", "valkey"])
 async def client(request: pytest.FixtureRequest) -> Any:
-    """Give a client of each kind of server in turn, which is empty."""
+    """Yield a client of each kind of server in turn, which is empty."""
     server: EmbeddedServer = request.getfixturevalue(f"{request.param}_server")
     async with Redis(port=server.port) as made:
         await made.flushall()
@@ -32,19 +32,19 @@ async def client(request: pytest.FixtureRequest) -> Any:
 
 
 def batches(number: int, head: str = "user") -> Iterator[list[str]]:
-    """As many ids as that, no two the same."""
+    """Yield as many ids as that, no two the same."""
     for start in range(0, number, BATCH):
         yield [f"{head}:{n}" for n in range(start, start + BATCH)]
 
 
 async def used(client: Redis) -> tuple[int, int]:
-    """How many members the index has, and how many bytes it and the list of deaths take."""
+    """Return how many members the index has, and how many bytes it and the list of deaths take."""
     sizes = [await client.memory_usage(f"fastrdb:{part}") or 0 for part in ("index", "expiry")]
     return await client.zcard("fastrdb:index"), sum(sizes)
 
 
 async def alive(client: Redis) -> int:
-    """How many members stand for what lives, or has died just now."""
+    """Return how many members stand for what lives, or has died just now."""
     seconds, micros = await client.time()
     return await client.zcount("fastrdb:expiry", seconds * 1000 + micros // 1000, "+inf")
 
@@ -62,7 +62,7 @@ async def stored(client: Redis, number: int) -> int:
 
 
 async def swept(client: Redis, number: int) -> None:
-    """When all have died, a tenth as many fills clear them away."""
+    """Check that fills clear dead members away: a tenth as many fills do."""
     store = Store(timeout=DEADLINE)
     await asyncio.sleep((TTL + SLACK) / 1000)  # by the server's clock
     for keys in batches(number // DEAD_PER_FILL + BATCH, "post"):
@@ -90,7 +90,7 @@ async def test_ids_that_are_not_there(client: Redis) -> None:
 
 
 async def test_a_lease_given_back_beside_an_entry(client: Redis) -> None:
-    """What was loaded for a refresh and not stored takes nothing out of the index: the entry is still there."""
+    """A refresh that stores nothing takes nothing out of the index: the entry is still there."""
     store = Store(timeout=DEADLINE)
     await acquire(store, client, "k", "t")
     await fill(store, client, "k", "t", b"1", 60_000)
@@ -102,7 +102,7 @@ async def test_a_lease_given_back_beside_an_entry(client: Redis) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 async def test_a_million_ids(client: Redis) -> None:
-    """Memory stays as it was after the first tenth; as fast as they come, a second's worth of them is there."""
+    """Memory stays as it was after the first tenth; however fast ids come, one second's worth of them is there."""
     first = await stored(client, 100_000)
     assert await stored(client, 1_000_000) < 2 * first
     await swept(client, 1_000_000)

@@ -23,14 +23,14 @@ USERS = prefix("user:*")
 
 @pytest.fixture
 async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
-    """Give a store with a deadline that a busy machine keeps, on what the test runs on."""
+    """Yield a store with a deadline that a busy machine keeps, on what the test runs on."""
     made = store_on(request.getfixturevalue("any_client") if "any_client" in request.fixturenames else None)
     yield made
     await made.aclose()
 
 
 def name_of(gated: GatedClient, script: str) -> str:
-    """Give the name by which the gates know a script."""
+    """Return the name by which the gates know a script."""
     return gated.name_of(("EVALSHA", load_script("server", script).sha))
 
 
@@ -244,7 +244,7 @@ async def test_a_later_add_drops_what_was_put_before(any_client: Redis, store: S
 
 
 async def test_a_second_begin_covers_what_was_added(any_client: Redis, store: Store) -> None:
-    """What is added after begin is pending until the next; the leases taken before survive its sweep."""
+    """A target that is added after begin is pending until the next; leases that were taken before survive its sweep."""
     await stored(any_client, store, ["page:1", "user:1"])
     intent = store.intent(any_client)
     intent.add([prefix("user:*")])
@@ -361,7 +361,7 @@ async def test_a_cancelled_begin_is_taken_back(gated: GatedClient, store: Store)
 
 
 async def test_an_unknown_outcome_leaves_the_barrier(any_client: Redis, store: Store) -> None:
-    """Nobody knows whether it committed: nothing is stored, and the keys stay barred; a later end changes nothing."""
+    """After an unknown outcome nothing is stored, and the keys stay barred; a later end changes nothing."""
     intent = store.intent(any_client)
     intent.add([USERS])
     intent.put("user:1", b"maybe", 60_000)
@@ -421,7 +421,7 @@ async def test_a_begin_that_arrives_twice(any_client: Redis, store: Store) -> No
 
 
 async def test_a_barrier_that_was_down_before_the_end(any_client: Redis, store: Store) -> None:
-    """Redis came back without it between begin and COMMIT, and somebody stored what was committed before: it goes."""
+    """Redis lost the barrier between begin and COMMIT, and a reader stored the old row: that entry is deleted."""
     intent = store.intent(any_client)
     intent.add([USERS])
     await intent.begin()
@@ -458,7 +458,7 @@ async def test_a_lease_that_came_back_is_not_written_through(client: Redis, stor
 
 
 async def test_a_barrier_that_stood_leaves_what_was_filled(any_client: Redis, store: Store) -> None:
-    """What was put is there after the end, and nothing is swept twice; a rollback needs no second sweep at all."""
+    """A value that was put is there after the end, and nothing is swept twice; a rollback needs no second sweep."""
     for committed in (True, False):
         intent = store.intent(any_client)
         intent.add([USERS])
@@ -472,7 +472,7 @@ async def test_a_barrier_that_stood_leaves_what_was_filled(any_client: Redis, st
 
 
 async def test_raise_aborts_the_commit(gated: GatedClient) -> None:
-    """With on_error="raise", begin fails and nothing is owed, for nothing will be committed."""
+    """With on_error="raise", begin fails and nothing is pending, for nothing will be committed."""
     store = Store(timeout=5, on_error="raise")
     gated.fail_with(ConnectionError("gone"))
     intent = store.intent(gated)

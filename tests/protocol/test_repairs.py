@@ -1,4 +1,4 @@
-"""Invalidations that Redis missed: owed, tried again, and ordered after the commit they belong to."""
+"""Invalidations that Redis missed: pending, tried again, and ordered after their commits."""
 
 from __future__ import annotations
 
@@ -43,36 +43,36 @@ class Pauses:
         self._begun.clear()
 
     def end(self) -> None:
-        """Let it try again."""
+        """Release the repair for another try."""
         self._over.set()
 
 
 @pytest.fixture
 def pauses() -> Pauses:
-    """Give the pauses of the store."""
+    """Return the pauses of the store."""
     return Pauses()
 
 
 @pytest.fixture
 def make_store(pauses: Pauses) -> Callable[..., Store]:
-    """Give what makes stores whose repairs pause as the test says."""
+    """Yield what makes stores whose repairs pause as the test says."""
     return partial(Store, timeout=5, sleep=pauses.sleep)
 
 
 @pytest.fixture
 def make_client(server: EmbeddedServer) -> Callable[[], Any]:
-    """Give what makes clients."""
+    """Yield what makes clients."""
     return partial(Redis, port=server.port)
 
 
 @pytest.fixture
 async def store(make_store: Callable[..., Store]) -> Store:
-    """Give a store."""
+    """Yield a store."""
     return make_store()
 
 
 async def repaired(store: Store) -> None:
-    """Wait until nothing is owed."""
+    """Wait until nothing is pending."""
     await store.aclose(10)
     assert not store.has_pending
 
@@ -175,7 +175,7 @@ async def test_what_is_owed_during_an_attempt_is_another_attempts(gated: GatedCl
 
 
 async def test_invalidate_soon_never_loses_anything(gated: GatedClient, store: Store) -> None:
-    """A failure is owed and not raised; a cancellation is owed and passes through."""
+    """A failure is pending and not raised; a cancellation is pending and passes through."""
     await stored(gated, store, ["user:1", "page:1"])
     gated.fail_with(ConnectionError("a moment"), times=1)
     await store.invalidate_soon(gated, [USERS])
@@ -193,7 +193,7 @@ async def test_invalidate_soon_never_loses_anything(gated: GatedClient, store: S
 
 
 async def test_what_is_owed_is_bounded(gated: GatedClient, make_store: Callable[..., Store], pauses: Pauses) -> None:
-    """The same target is owed once; more targets than can be remembered become everything, of the namespace."""
+    """The same target is pending once; more targets than can be remembered become everything, of the namespace."""
     store = make_store(namespace="ns")
     await stored(gated, store, ["user:1"])
     await gated.set("beside", b"1")
@@ -213,7 +213,7 @@ async def test_what_is_owed_is_bounded(gated: GatedClient, make_store: Callable[
 async def test_one_message_per_change_of_state(
     gated: GatedClient, store: Store, pauses: Pauses, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One warning and one message of what is owed, one of each of the breaker, however many commits there were."""
+    """One warning and one message of what is pending, one of each of the breaker, however many commits there were."""
     caplog.set_level(logging.INFO, "fastrdb")
     gated.fail_with(ConnectionError("gone"))
     for _ in range(3):
@@ -232,7 +232,7 @@ async def test_one_message_per_change_of_state(
 
 
 async def test_closing_gives_up_at_its_limit(gated: GatedClient, store: Store, pauses: Pauses) -> None:
-    """What Redis has not taken by then is dropped with the process: no task is left behind."""
+    """A target that Redis has not taken by then is dropped with the process: no task is left behind."""
     gated.fail_with(ConnectionError("gone"))
     await store.invalidate_soon(gated, [USERS])
     await pauses.begun()
@@ -251,7 +251,7 @@ async def test_no_client_is_held_when_nothing_is_owed(gated: GatedClient, store:
 
 
 def test_what_is_owed_outside_of_a_loop_waits_for_one(make_client: Callable[[], Any], store: Store) -> None:
-    """A transaction dropped outside of any loop is repaired by the next who asks whether the cache may be read."""
+    """A transaction dropped outside of any loop is repaired by the next caller that asks for a bypass reason."""
     client = make_client()
     intent = store.intent(client)
     intent.add([USERS])
@@ -266,7 +266,7 @@ def test_what_is_owed_outside_of_a_loop_waits_for_one(make_client: Callable[[], 
 
 
 async def test_a_wider_target_covers_narrower_ones(gated: GatedClient, store: Store, pauses: Pauses) -> None:
-    """What lies under a prefix that is owed is not owed besides, whichever came first; a barrier is not given up."""
+    """A target under a pending prefix is not pending besides, whichever came first; a barrier is not given up."""
     gated.fail_with(ConnectionError("gone"))
     await store.invalidate_soon(gated, keys=["user:1", "page:1"])
     await pauses.begun()
@@ -283,7 +283,7 @@ async def test_a_wider_target_covers_narrower_ones(gated: GatedClient, store: St
 
 
 async def test_a_wider_target_covers_what_was_being_tried(gated: GatedClient, store: Store, pauses: Pauses) -> None:
-    """A narrower one whose repair has failed meanwhile is not owed once more."""
+    """A narrower target whose repair has failed meanwhile is not pending once more."""
     await store.invalidate(gated, [USERS])
     gate = gated.before("begin")
     store.repairs.add(gated, [Target(b"user:1:")], barred=False, reason="a test")
@@ -307,7 +307,7 @@ class Deaf(Pauses):
 
 
 async def test_closing_insists(gated: GatedClient, make_store: Callable[..., Store]) -> None:
-    """A repair tries until it succeeds: one that has not heard of its end at first ends all the same."""
+    """A repair tries until it succeeds: one that has missed its end at first ends all the same."""
     pauses = Deaf()
     store = make_store(sleep=pauses.sleep)
     gated.fail_with(ConnectionError("gone"))

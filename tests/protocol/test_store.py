@@ -36,7 +36,7 @@ SHORT = 20  # ms
 
 
 def prefix(text: str) -> Prefix:
-    """Give the prefix that `text` means."""
+    """Return the prefix that `text` means."""
     made = Prefix.of(text)
     assert made is not None
     return made
@@ -44,19 +44,19 @@ def prefix(text: str) -> Prefix:
 
 @pytest.fixture
 async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
-    """Give a store with a deadline that a busy machine keeps, on what the test runs on."""
+    """Yield a store with a deadline that a busy machine keeps, on what the test runs on."""
     made = store_on(request.getfixturevalue("any_client") if "any_client" in request.fixturenames else None)
     yield made
     await made.aclose()
 
 
 async def lapse(client: Redis, name: str) -> None:
-    """Let a key's time be over."""
+    """End the life of a key."""
     await client.pexpire(name, 0)
 
 
 async def test_a_round_of_miss_fill_hit(any_client: Redis, store: Store) -> None:
-    """Who is granted the lease may fill, and then everybody is answered; the entry is plain bytes under its key."""
+    """The holder of the lease may fill, and then every caller is answered; the entry is plain bytes under its key."""
     assert await store.get(any_client, "user:1") is None
     assert await acquire(store, any_client, "user:1", "me") == Granted()
     assert await fill(store, any_client, "user:1", "me", b'{"id":1}', 60_000)
@@ -67,7 +67,7 @@ async def test_a_round_of_miss_fill_hit(any_client: Redis, store: Store) -> None
 
 
 async def test_every_protocol_and_decoding(resp: Redis, store: Store) -> None:
-    """What comes back is bytes for RESP2 and RESP3, whatever the client was told to decode."""
+    """The answer is bytes for RESP2 and RESP3, whatever the client decodes."""
     raw = b"\xff\x00 not text"
     assert await acquire(store, resp, "k:é", "me") == Granted()
     assert await acquire(store, resp, "k:é", "other") == Busy("me")
@@ -114,7 +114,7 @@ async def test_an_entry_with_its_life(resp: Redis, store: Store) -> None:
 
 
 async def test_an_entry_that_goes_while_it_is_read_is_none(gated: GatedClient, store: Store) -> None:
-    """A value without a life is not there: it ran out, or somebody has deleted it."""
+    """A value without a life is not there: it ran out, or another client has deleted it."""
 
     class Late(GatedClient):
         def pipeline(self, *args: Any, **options: Any) -> Any:
@@ -134,7 +134,7 @@ async def test_an_entry_that_goes_while_it_is_read_is_none(gated: GatedClient, s
 
 
 async def test_an_entry_that_was_seen_does_not_answer(any_client: Redis, store: Store) -> None:
-    """Who has seen it wants to load, or what came after it: that lives longer, or for ever."""
+    """A caller that has seen the entry wants to load, or what came after it: that lives longer, or for ever."""
     await acquire(store, any_client, "k", "a")
     await fill(store, any_client, "k", "a", b"1", 10_000)
     seen = await get_timed(store, any_client, "k")
@@ -151,7 +151,7 @@ async def test_an_entry_that_was_seen_does_not_answer(any_client: Redis, store: 
 
 
 async def test_busy_names_the_holder(any_client: Redis, store: Store) -> None:
-    """The second to ask hears the token of the first, until that one releases; a stranger cannot release it."""
+    """The second caller gets the token of the first, until that one releases; a stranger cannot release it."""
     await acquire(store, any_client, "k", "first")
     await release(store, any_client, "k", "second")
     assert await acquire(store, any_client, "k", "second") == Busy("first")
@@ -169,7 +169,7 @@ async def test_a_lost_reply_of_acquire_is_granted_again(gated: GatedClient, stor
 
 
 async def test_a_cancelled_acquire_can_be_released(gated: GatedClient, store: Store) -> None:
-    """Who is cancelled when the server has granted already gives the lease back by its token."""
+    """A caller that is cancelled after the grant gives the lease back by its token."""
     gate = gated.after(gated.name_of(("EVALSHA", load_script("server", "acquire").sha)))
     await acquire(store, Redis(connection_pool=gated.connection_pool), "other", "loads the script")
     task = asyncio.create_task(acquire(store, gated, "k", "me"))
@@ -222,7 +222,7 @@ async def test_discard_spares_a_better_entry(any_client: Redis, store: Store) ->
 
 
 async def test_inspect(any_client: Redis, store: Store) -> None:
-    """TTL, size, lease and barrier are told without changing any of them."""
+    """TTL, size, lease and barrier are returned without a change of any of them."""
     await any_client.set("forever", b"12345")
     await acquire(store, any_client, "leased", "me")
     intent = store.intent(any_client)

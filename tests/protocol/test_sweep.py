@@ -54,7 +54,7 @@ def test_a_range_ends_behind_its_last_key(head: bytes, first: bytes, last: bytes
 
 
 async def test_a_filter_takes_only_what_it_matches(any_client: Redis) -> None:
-    """What lies in the range and does not match the filter stays, under a namespace too."""
+    """A key in the range that does not match the filter stays, under a namespace too."""
     for namespace in ("", "ns"):
         store = store_on(any_client, namespace=namespace, chunk=3)
         keys = [f"user:{n}:{part}" for n in range(9) for part in ("name", "mail")] + ["user:4", "user:42", "user:4?a=1"]

@@ -55,7 +55,7 @@ async def test_who_could_not_go_on_need_not_wait_for_itself(
 
 
 async def test_a_server_that_was_only_new_to_this_process(cluster_client: RedisCluster) -> None:
-    """What others have noted as good is good: the writer that meets it first tells Redis of its commit."""
+    """A server that others have noted as good is good: the writer that meets it first has Redis note its commit."""
     store = store_on(cluster_client, on_error="raise")
     await store.get(cluster_client, "k")
     trust = store._backend.trust
@@ -105,14 +105,14 @@ async def test_failover_and_back_to_a_master_that_was_not_restarted_is_noticed()
 
 
 async def test_failback_is_lost_without_the_comparison_of_notes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that believes each server's own note reads the old entry."""
+    """A process that trusts each server's own note reads the old entry."""
     without("note-has-all-seen").apply(monkeypatch.setattr)
     with pytest.raises((AssertionError, pytest.fail.Exception)):
         await test_failover_and_back_to_a_master_that_was_not_restarted_is_noticed()
 
 
 async def test_lease_that_is_no_text_is_another_callers(client: Redis) -> None:
-    """Whoever plants bytes that are no UTF-8 in a lease neither fails a call nor keeps it from loading."""
+    """A lease of bytes that are no UTF-8 neither fails a call nor keeps a caller from loading."""
     store = store_on(client)
     await client.set("fastrdb:lease:{user:1}", b"\xff\xfe", px=60_000)
     await acquire(store, client, "user:1", "t")

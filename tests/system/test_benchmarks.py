@@ -227,7 +227,7 @@ async def test_a_wrong_answer_is_not_timed(server: EmbeddedServer, client: Redis
 async def test_peers_that_are_not_installed_are_said_to_be(
     server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They have a row with the reason, and the others are measured."""
+    """Missing peers have a row with the reason, and the others are measured."""
     monkeypatch.setattr(fields_of, "installed", lambda package: None if package == "cashews" else "1")
     async with opened(server.port, ["fastrdb", "cashews"]) as field:
         assert list(field.contestants) == ["fastrdb"]
@@ -282,7 +282,7 @@ async def test_a_near_cache_that_asks_the_server_is_void(
 
 
 async def test_copied_entries_are_entries(server: EmbeddedServer) -> None:
-    """What fastrdb left for one key is copied so that it finds the copies for its own: a prefix takes them all."""
+    """An entry that fastrdb stored for one key is copied for others: a prefix takes all copies."""
     async with opened(server.port, ["fastrdb"]) as field, idle_sessions(1) as [db]:
         [entrant] = enter(field, "copied", one_user)
         await entrant.call(db, field.client, 0)

@@ -32,7 +32,7 @@ class Card(BaseModel):
 
 
 class Row:
-    """What a database gives for a card."""
+    """Row that a database returns for a card."""
 
     def __init__(self, number: str) -> None:
         self.number = number
@@ -63,7 +63,7 @@ async def aged(client: Redis, key: str) -> None:
 
 
 async def reload_that_fails(world: World) -> None:
-    """Have the database refuse the statement of a reload in the background."""
+    """Refuse the statement of a reload in the background."""
     loads = 0
 
     @world.cache.cached("reload:{number}", stale=60)
@@ -80,7 +80,7 @@ async def reload_that_fails(world: World) -> None:
 
 
 async def reload_that_does_not_fit(world: World) -> None:
-    """Have a reload in the background give what its schema refuses, and quotes."""
+    """Return from a reload in the background what its schema refuses, and quotes."""
     rows = iter([Row(CANARY), Row(f"{CANARY}?")])
 
     @world.cache.cached("schema:{number}", stale=60, schema=Card)
@@ -113,7 +113,7 @@ async def database_that_is_away(world: World) -> None:
 
 
 async def entry_that_is_corrupt(world: World) -> None:
-    """Read what somebody else has put there, of a value's and of a negative entry's form."""
+    """Read what another program has put there, of a value's and of a negative entry's form."""
 
     @world.cache.cached("corrupt:{number}", negative_exp=5)
     async def load(number: str) -> Card:
@@ -150,7 +150,7 @@ async def many_of_which_one_fails(world: World) -> None:
 
 
 async def hook_that_fails(world: World) -> None:
-    """Have a hook raise an error that quotes the key."""
+    """Raise an error from a hook that quotes the key."""
 
     def quote(event: Event) -> None:
         raise ValueError(event.key)

@@ -1,4 +1,4 @@
-"""No clock of a client decides anything: what lasts is timed by the server, or by a clock that nobody sets."""
+"""No clock of a client decides anything: times are kept by the server, or by a clock that is never set."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ RACES: list[Scenario] = [
 
 
 def asks_the_wall(text: str) -> list[int]:
-    """The lines that ask a clock that can be set. (A loop's own `time()` is monotonic.)"""
+    """Return the lines that ask a clock that can be set. (A loop's own `time()` is monotonic.)"""
     found = []
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Attribute) and node.attr in WALL and isinstance(node.value, ast.Name):
@@ -56,7 +56,7 @@ def test_it_would_be_found() -> None:
 
 @pytest.fixture
 async def w(sqlite: Database, client: Redis) -> AsyncIterator[World]:
-    """Give a world on SQLite."""
+    """Yield a world on SQLite."""
     async with world(sqlite, client) as made:
         yield made
 

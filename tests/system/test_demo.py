@@ -41,18 +41,18 @@ COMMAND = [sys.executable, "-m", "fastrdb", "demo"]
 
 
 def environment(directory: Path, **more: str) -> dict[str, str]:
-    """Give the environment of a run that keeps its files in this directory."""
+    """Return the environment of a run that keeps its files in this directory."""
     return {**os.environ, "TMPDIR": str(directory), "PYTHONUNBUFFERED": "1", **more}
 
 
 def row(output: str, start: str) -> str:
-    """Give the one line of the output that begins so."""
+    """Return the one line of the output that begins so."""
     [line] = [line for line in output.splitlines() if line.startswith(f"{start}  ")]
     return line
 
 
 def statements(line: str) -> int:
-    """Give the number of SQL statements in a line of the table of calls."""
+    """Return the number of SQL statements in a line of the table of calls."""
     found = re.search(r"(\d+) +[\d.]+ ms$", line)
     assert found is not None
     return int(found[1])
@@ -83,7 +83,7 @@ class TestRun:
             assert (" Redis " in line, " database " in line, statements(line)) == (False, True, 1)
 
     def test_many_callers_share_one_load(self, output: str) -> None:
-        """Fifty callers who find nothing cached cost one statement; past the cache they cost fifty."""
+        """Fifty callers that find nothing cached cost one statement; past the cache, fifty."""
         for how, cost in (("not cached", 1), ("redis=None", story.CALLERS)):
             line = row(output, f"{story.CALLERS} callers, {how}")
             assert (f"{story.CALLERS} times" in line, statements(line)) == (True, cost)
@@ -224,7 +224,7 @@ class TestServe:
 
 
 class TestMissing:
-    """What the command says where something is not installed."""
+    """Messages of the command where something is not installed."""
 
     def test_a_missing_extra_is_named(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -261,7 +261,7 @@ class TestMissing:
 
 @pytest.fixture
 def database_url(tmp_path: Path) -> str:
-    """Give the address of a SQLite file that is not there yet."""
+    """Return the address of a SQLite file that is not there yet."""
     return f"sqlite+aiosqlite:///{tmp_path / 'demo.sqlite'}"
 
 
@@ -275,7 +275,7 @@ async def engine(database_url: str, server: EmbeddedServer, client: Redis) -> As
 
 
 class TestFigures:
-    """What is printed is what was measured."""
+    """Printed figures are the measured ones."""
 
     async def test_the_whole_demo_runs_where_it_is_told_to(
         self, database_url: str, server: EmbeddedServer, client: Redis
@@ -288,7 +288,7 @@ class TestFigures:
         assert re.findall(r"count the users +(\d+) users", printed.getvalue()) == ["76", "75"]
 
     async def test_statements_and_hits_are_counted(self, engine: AsyncEngine) -> None:
-        """What a piece of work sent to the database while it was measured, and nothing else."""
+        """A piece of work counts the statements that it sent to the database, and nothing else."""
 
         async def work() -> str:
             async with engine.connect() as connection:
@@ -314,7 +314,7 @@ class TestFigures:
         ],
     )
     def test_the_source_follows_from_the_counts(self, statements: int, stats: Stats, sources: str) -> None:
-        """Nobody says where an answer came from; it is counted."""
+        """The source of an answer is counted, not claimed."""
         assert Measured("", 0.0, statements, stats).sources == sources
 
     async def test_medians_are_of_calls_in_turns(self, engine: AsyncEngine) -> None:
@@ -329,7 +329,7 @@ class TestFigures:
         assert all(seconds > 0 for seconds in medians)
 
     def test_what_became_of_the_entries(self) -> None:
-        """Gone, replaced, kept and new are told apart by the keys' values; fastrdb's own keys are left out."""
+        """Gone, replaced, kept and new entries differ by the keys' values; fastrdb's own keys are left out."""
 
         def keys(**values: str) -> list[story.Key]:
             own = story.Key("fastrdb:index", "zset", None, None)

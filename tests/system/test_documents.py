@@ -70,7 +70,7 @@ async def run(code: str, name: str, names: dict[str, Any]) -> None:
 
 @pytest.fixture
 async def names(server: EmbeddedServer, client: Redis, tmp_path: Path) -> AsyncIterator[dict[str, Any]]:
-    """Give what the pages take for granted: the demo's models, a session, a client."""
+    """Yield the names that the pages take for granted: the demo's models, a session, a client."""
     async with (
         open_database(f"sqlite+aiosqlite:///{tmp_path / 'documents.db'}"),
         open_redis(server.url),
@@ -115,7 +115,7 @@ async def test_the_first_program_prints_the_same_twice(server: EmbeddedServer, c
 @pytest.mark.parametrize("mode", ["strict", "auto"])
 @pytest.mark.parametrize("page", pages_with("python pytest"), ids=name_of)
 def test_files_of_tests_run_as_shown(project: pytest.Pytester, page: Path, mode: str) -> None:
-    """In a project of somebody's own, with the plugin that comes with the package."""
+    """The files run in a project of a user's own, with the plugin that comes with the package."""
     for number, code in enumerate(blocks(page, "python pytest")):
         project.makepyfile(**{f"test_block_{number}": code})
     outcomes = run_file(project, f"--asyncio-mode={mode}").parseoutcomes()

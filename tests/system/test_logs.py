@@ -1,4 +1,4 @@
-"""What is logged when things go wrong: that they do, and never a value or a key."""
+"""The log of failures: each failure is there, and never a value or a key."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Broken = Callable[[], AbstractAsyncContextManager[int]]
 
 @pytest.fixture(scope="module", autouse=True)
 def _no_server_comes_back() -> Iterator[None]:
-    """Let an event loop end at once, though there is a server that has yet to be told of something."""
+    """End an event loop at once, though a server lacks something still."""
     with pytest.MonkeyPatch.context() as patch:  # of the module: loops end after the fixtures of the test
         patch.setattr(runtime, "_LOOP_END_S", 0.0)
         yield
@@ -34,7 +34,7 @@ def _no_server_comes_back() -> Iterator[None]:
 
 @asynccontextmanager
 async def dead() -> AsyncIterator[int]:
-    """Nobody listens."""
+    """Yield a port without a server."""
     async with TcpProxy(1) as proxy:
         await proxy.refuse()
         yield proxy.port
@@ -42,7 +42,7 @@ async def dead() -> AsyncIterator[int]:
 
 @asynccontextmanager
 async def mute() -> AsyncIterator[int]:
-    """Somebody listens, and never answers."""
+    """Yield a server that never answers."""
     with EmbeddedServer() as server:
         async with TcpProxy(server.port) as proxy:
             proxy.drop()
@@ -50,7 +50,7 @@ async def mute() -> AsyncIterator[int]:
 
 
 def refusing(*arguments: str) -> Broken:
-    """A server that does not do what it is told."""
+    """Yield a server that refuses commands."""
 
     @asynccontextmanager
     async def server() -> AsyncIterator[int]:
@@ -62,7 +62,7 @@ def refusing(*arguments: str) -> Broken:
 
 @asynccontextmanager
 async def wrong_type() -> AsyncIterator[int]:
-    """Where entries and index should be, there is something else."""
+    """Put something else where entries and index should be."""
     with EmbeddedServer() as server:
         async with Redis(port=server.port) as admin:
             for key in (f"known:{EMAIL}", "fastrdb:index", "fastrdb:barriers"):
@@ -72,7 +72,7 @@ async def wrong_type() -> AsyncIterator[int]:
 
 @asynccontextmanager
 async def babbling() -> AsyncIterator[int]:
-    """Somebody answers, and not in the language of Redis: with what may be a value."""
+    """Yield a server that does not speak the protocol of Redis: its answers may be values."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
@@ -102,19 +102,19 @@ BROKEN: dict[str, Broken] = {
 
 
 def told(caplog: pytest.LogCaptureFixture) -> str:
-    """Give all that was logged above DEBUG, tracebacks too, as a file would have it."""
+    """Return all that was logged above DEBUG, tracebacks too, as a file would have it."""
     formatter = logging.Formatter("%(levelname)s %(name)s %(message)s")
     return "\n".join(formatter.format(record) for record in caplog.records if record.levelno > logging.DEBUG)
 
 
 def client_of(port: int) -> Redis:
-    """Give a client that does not try again by itself, with the parser that quotes what it does not understand."""
+    """Return a client that does not try again by itself, with the parser that quotes what it cannot read."""
     options: dict[str, Any] = {"port": port, "protocol": 2, "retry": Retry(NoBackoff(), 0)}
     return Redis.from_pool(ConnectionPool(parser_class=_AsyncRESP2Parser, **options))
 
 
 async def use(whole: Whole, on_error: str) -> None:
-    """Reads, writes, and writes whose commit the cache learns of late."""
+    """Read, write, and write in a session that the cache meets late."""
     failing = contextlib.suppress(CacheUnavailableError) if on_error == "raise" else contextlib.nullcontext()
     for attempt in range(4):
         assert (await whole.read()).email == EMAIL
@@ -123,7 +123,7 @@ async def use(whole: Whole, on_error: str) -> None:
                 await whole.rename(db, whole.client, EMAIL, f"{NAME}-{attempt}")
                 await db.commit()
         with failing:
-            async with whole.session() as db, db.begin():  # nothing is written, so no COMMIT tells the cache before
+            async with whole.session() as db, db.begin():  # nothing is written, so no COMMIT reaches the cache before
                 await whole.known.invalidate(db=db, redis=whole.client, email=EMAIL)
         with failing:
             await whole.cache.invalidate("known:*", keys=[f"person:email:{EMAIL}"], redis=whole.client)
@@ -139,7 +139,7 @@ async def use(whole: Whole, on_error: str) -> None:
 async def test_no_failure_puts_a_key_or_a_value_into_the_log(
     sqlite: Database, caplog: pytest.LogCaptureFixture, broken: Broken, on_error: Any
 ) -> None:
-    """Whatever is wrong with Redis, every read is answered, and the log says so in words that give nobody away."""
+    """Whatever is wrong with Redis, every read is answered, and no log line has a key or a value."""
     caplog.set_level(logging.DEBUG)
     caplog.set_level(logging.INFO, "aiosqlite")
     await sqlite.create(Base)

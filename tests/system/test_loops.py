@@ -20,7 +20,7 @@ LOADS: list[int] = []
 
 @cached("loops:{number}")
 async def double(redis: Redis, number: int) -> int:
-    """A function at module level, with the cache that comes with the package."""
+    """Double a number: a function at module level, with the cache that comes with the package."""
     LOADS.append(number)
     return number * 2
 
@@ -31,7 +31,7 @@ async def forget(redis: Redis, number: int) -> None:
 
 
 async def rounds(port: int, meet: Barrier | None = None) -> list[int]:
-    """Misses, hits and invalidations in one loop, with a client of its own."""
+    """Run misses, hits and invalidations in one loop, with a client of its own."""
     async with Redis(port=port) as client:
         if meet is not None:
             await asyncio.to_thread(meet.wait, 10)
@@ -48,13 +48,13 @@ EXPECTED = [n * 2 for n in range(5) for _ in range(3)] * 20
 
 
 def test_one_loop_after_the_other(server: EmbeddedServer) -> None:
-    """What a decorated function has kept of a loop that is closed does not get into the way of the next."""
+    """A decorated function works in a new loop, whatever it kept of a closed one."""
     for _ in range(3):
         assert asyncio.run(rounds(server.port)) == EXPECTED
 
 
 def test_two_loops_at_once(server: EmbeddedServer) -> None:
-    """Two threads, each with a loop: they share Redis and nothing else."""
+    """Two threads, each with a loop, share Redis and nothing else."""
     meet = Barrier(2)
     with ThreadPoolExecutor(2) as threads:
         running = [threads.submit(lambda: asyncio.run(rounds(server.port, meet))) for _ in range(2)]

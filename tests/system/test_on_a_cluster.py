@@ -23,7 +23,7 @@ from tests.system.test_tutorial import *  # noqa: F403
 
 @pytest.fixture
 def client(cluster: Cluster, cluster_client: RedisCluster, monkeypatch: pytest.MonkeyPatch) -> RedisCluster:
-    """Give a client of the cluster in the place of that of one server; the tutorial opens one of its own."""
+    """Yield a client of the cluster in the place of that of one server; the tutorial opens one of its own."""
 
     class Opens:
         @staticmethod
@@ -36,32 +36,32 @@ def client(cluster: Cluster, cluster_client: RedisCluster, monkeypatch: pytest.M
 
 @pytest.fixture(params=["sqlite"])
 def database(request: pytest.FixtureRequest) -> object:
-    """Give one database: the others have been tested with one server."""
+    """Yield one database: the others have been tested with one server."""
     return request.getfixturevalue("sqlite")
 
 
 @pytest.fixture
 def gated(cluster: Cluster, cluster_client: RedisCluster) -> GatedCluster:
-    """Give a client whose commands stop at gates; the cluster knows all scripts."""
+    """Yield a client whose commands stop at gates; the cluster has all scripts."""
     cluster.load(script_texts())
     return GatedCluster(cluster_client)
 
 
 @pytest.fixture  # type: ignore[no-redef]
 def make_store(pauses: Pauses) -> Callable[..., Store]:  # noqa: F405
-    """Give what makes stores whose repairs pause as the test says."""
+    """Yield what makes stores whose repairs pause as the test says."""
     return partial(Store, timeout=5, cluster=True, sleep=pauses.sleep)
 
 
 @pytest.fixture  # type: ignore[no-redef]
 def make_client(cluster: Cluster) -> Callable[[], RedisCluster]:
-    """Give what makes clients."""
+    """Yield what makes clients."""
     return cluster.client
 
 
 @pytest.fixture  # type: ignore[no-redef]
 async def store(make_store: Callable[..., Store], cluster_client: RedisCluster) -> Store:
-    """Give a store, used already."""
+    """Yield a store, used already."""
     made = make_store()
     assert await made.get(cluster_client, "k") is None
     return made

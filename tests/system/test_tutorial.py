@@ -76,7 +76,7 @@ class VerseResponse(BaseModel):
 
 
 class Out:
-    """How many connections are out of the pool, and how many were at most."""
+    """Counter of the connections that are out of the pool, and of the most at a time."""
 
     def __init__(self) -> None:
         self.now = self.most = 0
@@ -102,7 +102,7 @@ def checked_out(engine: AsyncEngine) -> Iterator[Out]:
 
 @pytest.fixture
 def database_url(tmp_path: Path) -> str:
-    """Give the address of a SQLite file that is not there yet."""
+    """Return the address of a SQLite file that is not there yet."""
     return f"sqlite+aiosqlite:///{tmp_path / 'tutorial.sqlite'}"
 
 
@@ -115,7 +115,7 @@ async def engine(database_url: str, server: EmbeddedServer, client: Redis) -> As
 
 @pytest.fixture
 def application(database_url: str, server: EmbeddedServer, client: Redis) -> FastAPI:
-    """Give the tutorial's FastAPI application on an empty database and an empty Redis, not started yet."""
+    """Yield the tutorial's FastAPI application on an empty database and an empty Redis, not started yet."""
     return create_app(database_url, server.url)
 
 
@@ -146,7 +146,7 @@ class TestWithFastAPI:
         assert {(method.upper(), path) for path, methods in paths for method in methods} == SIX
 
     async def test_a_created_user_is_read_back(self, http: httpx.AsyncClient, client: Redis) -> None:
-        """What POST answers, GET answers too, and it lies in Redis under the documented key."""
+        """GET answers as POST did, and the entry lies in Redis under the documented key."""
         created = await http.post("/users/", json=JOHN)
         assert created.status_code == 201
         assert created.json().items() >= JOHN.items()

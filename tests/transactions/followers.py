@@ -23,16 +23,16 @@ class NotingIntent:
         self.images += images
 
     def distrust(self) -> None:
-        """Nothing was put."""
+        """Distrust nothing: nothing was put."""
 
     async def begin(self) -> None:
-        """There is nothing to bar."""
+        """Bar nothing."""
 
     async def end(self, committed: bool) -> None:
-        """There is nothing to end."""
+        """End nothing."""
 
     def abandon(self) -> None:
-        """There is nothing to repair."""
+        """Repair nothing."""
 
 
 class NotingFollower:

@@ -25,28 +25,28 @@ from tests.support.world.world import Item, ItemOut, World, spawn, world
 
 @pytest.fixture
 async def w(database: Database, client: Redis) -> AsyncIterator[World]:
-    """Give a world on each database."""
+    """Yield a world on each database."""
     async with world(database, client) as made:
         yield made
 
 
 @pytest.fixture
 async def pg(postgresql: Database, client: Redis) -> AsyncIterator[World]:
-    """Give a world on PostgreSQL."""
+    """Yield a world on PostgreSQL."""
     async with world(postgresql, client) as made:
         yield made
 
 
 @pytest.fixture
 async def maria(mariadb: Database, client: Redis) -> AsyncIterator[World]:
-    """Give a world on MariaDB."""
+    """Yield a world on MariaDB."""
     async with world(mariadb, client) as made:
         yield made
 
 
 @asynccontextmanager
 async def reading_old(w: World) -> AsyncIterator[Gate]:
-    """A reader has loaded the old row, and goes on when all is done: it must not have stored it then."""
+    """Load the old row as a reader, and go on when all is done: the row must not have been stored then."""
     gate = w.one.gates.after("load")
     reader = spawn(w.one.read())
     await gate.reached()
@@ -59,7 +59,7 @@ async def reading_old(w: World) -> AsyncIterator[Gate]:
 
 
 async def committed_by_text(w: World, how: str) -> None:
-    """What is written is committed by text: a reader from before stores nothing, though the session goes on."""
+    """Commit a write by text: a reader from before stores nothing, though the session goes on."""
     async with reading_old(w) as gate, w.two.database.sessions() as db:
         await w.two.rename(db, w.two.client, 1, "new")
         await db.execute(text(how))
@@ -84,7 +84,7 @@ async def test_implicit_commit(maria: World, how: str) -> None:
 
 
 async def statements_after(w: World) -> None:
-    """When COMMIT was sent by hand, PostgreSQL commits what follows statement by statement."""
+    """Write after a COMMIT that was sent by hand: PostgreSQL commits what follows statement by statement."""
     async with w.two.database.sessions() as db:
         await db.execute(text("COMMIT"))
         async with reading_old(w):
@@ -97,12 +97,12 @@ async def statements_after(w: World) -> None:
 
 
 async def test_statements_after_it(pg: World) -> None:
-    """Each of them is told of before it is sent."""
+    """Each statement after it is followed before it is sent."""
     await statements_after(pg)
 
 
 async def undone_by_text(w: World) -> None:
-    """What was put after a savepoint is undone by text: it is not stored when the rest is committed."""
+    """Undo by text what was put after a savepoint: it is not stored when the rest is committed."""
     async with w.two.database.sessions() as db:
         await db.execute(NEW.values(name="first"))
         await db.execute(text("SAVEPOINT here"))
@@ -117,7 +117,7 @@ async def undone_by_text(w: World) -> None:
 
 
 async def test_undone_by_text(w: World) -> None:
-    """ROLLBACK TO is one, whoever sends it."""
+    """ROLLBACK TO undoes, by way of each client."""
     await undone_by_text(w)
 
 
@@ -126,7 +126,7 @@ async def test_undone_by_text(w: World) -> None:
 
 @asynccontextmanager
 async def one_connection(url: Any, client: Redis, **options: Any) -> AsyncIterator[World]:
-    """Give a world whose first process has one connection, which keeps what is set on it."""
+    """Yield a world whose first process has one connection, which keeps what is set on it."""
     engine = create_async_engine(url, poolclass=AsyncAdaptedQueuePool, pool_size=1, max_overflow=0, **options)
     others = create_async_engine(url, poolclass=NullPool)
     try:
@@ -142,7 +142,7 @@ SESSION_LEVEL = "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL REPE
 
 
 async def level_of_the_connection(w: World) -> None:
-    """A level set for the connection outlives the transaction that set it: a later one has an old snapshot."""
+    """Set a level for the connection, which outlives the transaction that set it: a later one has an old snapshot."""
     assert await w.one.read() == "old"  # and the engine's level is known
     async with w.one.database.sessions() as db:
         await db.execute(text(SESSION_LEVEL))
@@ -165,7 +165,7 @@ async def test_level_of_the_connection(postgresql: Database, client: Redis) -> N
 
 
 async def level_of_the_transaction(w: World, how: str) -> None:
-    """The level is chosen for one transaction, in one of SQLAlchemy's ways or by text."""
+    """Choose the level for one transaction, in one of SQLAlchemy's ways or by text."""
     assert await w.one.read() == "old"
     async with w.one.database.sessions() as db:
         if how == "text":
@@ -204,7 +204,7 @@ async def test_autocommit_for_one_transaction(pg: World) -> None:
 
 @asynccontextmanager
 async def driver_autocommits(server: ServerDatabase, client: Redis) -> AsyncIterator[World]:
-    """Give a world on MariaDB whose driver was told to commit each statement, and SQLAlchemy was not."""
+    """Yield a world on MariaDB whose driver commits each statement, unlike SQLAlchemy's settings."""
     await server.clear()
     place = BY_NAME["mariadb REPEATABLE READ"]
     options = {"connect_args": {"autocommit": True}}
@@ -218,7 +218,7 @@ async def driver_autocommits(server: ServerDatabase, client: Redis) -> AsyncIter
 
 
 async def set_at_the_driver(w: World) -> None:
-    """A statement commits itself; the session is rolled back, which changes nothing."""
+    """Write where a statement commits itself; the session is rolled back, which changes nothing."""
     async with reading_old(w), w.two.database.sessions() as db:
         await w.two.rename(db, w.two.client, 1, "new")
         assert await w.truth() == "new"
@@ -237,7 +237,7 @@ async def test_autocommit_of_the_driver(mariadb_server: ServerDatabase, client: 
 
 
 async def streaming(w: World, later: bool) -> None:
-    """A result of which more is to be read holds an old snapshot, for its session and the next on its connection."""
+    """Hold a result with more to be read: its snapshot is old, for its session and the next on its connection."""
     async with w.one.database.sessions() as db:
         db.add_all([Item(id=n, name="more", owner_id=1) for n in range(10, 3000)])
         await db.commit()
@@ -256,7 +256,7 @@ async def streaming(w: World, later: bool) -> None:
 
 @asynccontextmanager
 async def write_ahead(sqlite: Database, client: Redis) -> AsyncIterator[World]:
-    """Give a world on SQLite with a write-ahead log, whose first process has one connection."""
+    """Yield a world on SQLite with a write-ahead log, whose first process has one connection."""
     async with (
         places.opened(BY_NAME["sqlite WAL"], sqlite.engine.url),
         one_connection(sqlite.engine.url, client) as w,
@@ -266,7 +266,7 @@ async def write_ahead(sqlite: Database, client: Redis) -> AsyncIterator[World]:
 
 @pytest.mark.parametrize("later", [False, True])
 async def test_streaming(sqlite: Database, client: Redis, later: bool) -> None:
-    """What is read meanwhile is not stored."""
+    """A row that is read meanwhile is not stored."""
     async with write_ahead(sqlite, client) as w:
         await streaming(w, later)
 
@@ -276,7 +276,7 @@ async def test_streaming(sqlite: Database, client: Redis, later: bool) -> None:
 
 @asynccontextmanager
 async def in_memory(client: Redis) -> AsyncIterator[World]:
-    """Give a world on SQLite in memory, whose pool gives the same connection to all."""
+    """Yield a world on SQLite in memory, whose pool gives the same connection to all."""
     engine = create_async_engine("sqlite+aiosqlite://")
     try:
         async with world(Database(engine, async_sessionmaker(engine, expire_on_commit=False)), client) as w:
@@ -286,7 +286,7 @@ async def in_memory(client: Redis) -> AsyncIterator[World]:
 
 
 async def shared_and_rolled_back(w: World) -> None:
-    """A session sees what another one has not committed: it stores nothing of it."""
+    """Read what another session has not committed: nothing of it is stored."""
     async with w.two.database.sessions() as db:
         await db.execute(NEW)
         assert await w.one.read() == "new"
@@ -296,7 +296,7 @@ async def shared_and_rolled_back(w: World) -> None:
 
 
 async def shared_and_committed(w: World) -> None:
-    """A session's commit is that of another one, whose prefixes it carries."""
+    """Commit a session, and with it another one, whose prefixes it carries."""
     assert await w.one.read() == "old"
     async with w.two.database.sessions() as db, w.one.database.sessions() as other:
         await w.two.rename(db, w.two.client, 1, "new")
@@ -319,7 +319,7 @@ async def test_in_memory(client: Redis, race: Any) -> None:
 
 @pytest.mark.parametrize("how", ["rollback", "savepoint"])
 async def test_forgetting_what_was_undone(pg: World, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
-    """When the load is over, nothing tells any more that it wrote."""
+    """When the load is over, no state shows any more that it wrote."""
     without("undone-remembered").apply(monkeypatch.setattr)
     with pytest.raises(AssertionError):
         await scenarios_sessions.undone_in_the_load(pg, how)
@@ -337,14 +337,14 @@ async def test_taking_text_for_any_write(pg: World, monkeypatch: pytest.MonkeyPa
 
 
 async def test_taking_ddl_for_any_write(maria: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What MariaDB commits implicitly counts as a write, and no more."""
+    """MariaDB's implicit commit counts as a write, and no more."""
     without("statements-classified", _never_controls).apply(monkeypatch.setattr)
     with pytest.raises(AssertionError):
         await committed_by_text(maria, "CREATE TABLE other (id int)")
 
 
 async def test_taking_them_for_a_transaction(pg: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What follows a COMMIT by hand is taken for a transaction."""
+    """Statements after a COMMIT by hand are taken for a transaction."""
     without("loose-transactions").apply(monkeypatch.setattr)
     with pytest.raises(AssertionError):
         await statements_after(pg)

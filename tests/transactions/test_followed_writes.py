@@ -65,7 +65,7 @@ class Stamp(Base):
 
 @pytest.fixture
 def follower() -> Iterator[NotingFollower]:
-    """Give a follower whose entries are tagged by three columns of one table; afterwards nothing is followed."""
+    """Yield a follower whose entries are tagged by three columns of one table; afterwards nothing is followed."""
     made = NotingFollower({"people": COLUMNS, "members": ("person_id", "club_id"), "letters": ("person_id", "id")})
     add_follower(made)
     yield made
@@ -89,7 +89,7 @@ async def fill(database: Database) -> None:
 
 @pytest.fixture
 async def filled(database: Database, follower: NotingFollower) -> Database:
-    """Give each database in turn, with rows."""
+    """Yield each database in turn, with rows."""
     await fill(database)
     follower.images.clear()
     return database
@@ -121,7 +121,7 @@ async def flush_deleted(db: AsyncSession) -> None:
 
 
 async def flush_new(db: AsyncSession) -> None:
-    """Let the database make the keys of two rows."""
+    """Flush two rows, whose keys the database makes."""
     db.add_all([Person(org_id=4, number=500), Person(org_id=5, number=501)])
 
 

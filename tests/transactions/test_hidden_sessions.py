@@ -29,7 +29,7 @@ def name(scenario: Scenario) -> str:
 
 @asynccontextmanager
 async def on(server: ServerDatabase, client: Redis, **options: Any) -> AsyncIterator[World]:
-    """Give a world on a server, with an engine of its own."""
+    """Yield a world on a server, with an engine of its own."""
     await server.clear()
     async with databases.opened(server.url, **options) as database, world(database, client) as made:
         yield made
@@ -37,13 +37,13 @@ async def on(server: ServerDatabase, client: Redis, **options: Any) -> AsyncIter
 
 @pytest.fixture
 async def on_sqlite(sqlite: Database, client: Redis) -> AsyncIterator[World]:
-    """Give a world on SQLite."""
+    """Yield a world on SQLite."""
     async with world(sqlite, client) as made:
         yield made
 
 
 async def lost(race: Coroutine[Any, Any, None]) -> None:
-    """The race ends with somebody being answered wrongly."""
+    """Check that the race ends with a wrong answer."""
     with pytest.raises(AssertionError):
         await race
 
@@ -103,7 +103,7 @@ async def test_a_level_that_sees_what_may_never_be_committed(mariadb_server: Ser
 async def test_functions_of_the_database(
     postgresql_server: ServerDatabase, client: Redis, writes: bool, fills: int
 ) -> None:
-    """Whether a function of unknown name has written is asked before the transaction is rolled back."""
+    """A function of unknown name counts as a write, if a look before the rollback says so."""
     body = "UPDATE item SET name = 'never' WHERE id = 1 RETURNING name" if writes else "SELECT name FROM item LIMIT 1"
     async with on(postgresql_server, client) as w:
         async with w.database.engine.begin() as connection:
@@ -163,7 +163,7 @@ async def test_without_the_rules_for_connections(
 async def test_looking_only_after_the_load(
     mariadb_server: ServerDatabase, client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By then the connection may be another's, or nobody's."""
+    """After the load the connection may be another session's, or no session's."""
     older = fastrdb.transactions.rules.older
 
     async def check(load: Any) -> None:
@@ -185,7 +185,7 @@ async def test_looking_only_after_the_load(
 async def test_without_the_look_at_what_was_written(
     on_sqlite: World, monkeypatch: pytest.MonkeyPatch, race: Scenario
 ) -> None:
-    """What the load has written and rolled back is stored."""
+    """Rows that the load has written and rolled back are stored."""
 
     without("rule-1-statements").apply(monkeypatch.setattr)
     await lost(race(on_sqlite))
@@ -208,6 +208,6 @@ async def test_without_asking_before_a_rollback(on_sqlite: World, monkeypatch: p
 
 
 async def test_without_rule_3(on_sqlite: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The identity map of a session that nobody names answers the load."""
+    """The identity map of a session that is no argument answers the load."""
     without("rule-3-used-sessions").apply(monkeypatch.setattr)
     await lost(hidden.identity_map(on_sqlite))

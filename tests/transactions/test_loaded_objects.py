@@ -1,4 +1,4 @@
-"""A load leaves the caller's objects as they were: what they had loaded stays loaded."""
+"""A load leaves the caller's objects as before: loaded attributes stay loaded."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def test_column_of_the_caller_s_object_stays_loaded_on_a_miss(w: World) ->
 
 
 async def test_object_of_the_caller_has_what_the_load_has_read(w: World) -> None:
-    """What the load does read is as new as the load."""
+    """An attribute that the load reads is as new as the load."""
     async with w.one.database.sessions() as db:
         item = (await db.scalars(select(Item).options(joinedload(Item.owner)).where(Item.id == 1))).one()
         await db.commit()

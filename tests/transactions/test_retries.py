@@ -1,4 +1,4 @@
-"""Commits that fail, for good or until they are tried again, and transactions that end without one."""
+"""Commits that fail, for good or until the next try, and transactions that end without one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.world.world import Item, ItemOut, Owner, World, spawn, world
 
 @pytest.fixture(params=["REPEATABLE READ", "SERIALIZABLE"])
 async def strict(request: pytest.FixtureRequest, postgresql: Database, client: Redis) -> AsyncIterator[World]:
-    """Give a world on PostgreSQL at each level at which transactions fail to be serialized."""
+    """Yield a world on PostgreSQL at each level at which transactions fail to be serialized."""
     place = BY_NAME[f"postgresql {request.param}"]
     async with places.opened(place, postgresql.engine.url) as database, world(database, client) as made:
         yield made
@@ -44,7 +44,7 @@ async def retried(work: Callable[[], Awaitable[None]]) -> int:
 
 
 async def save(w: World, db: AsyncSession, name: str) -> None:
-    """A write whose value is stored at its commit."""
+    """Write a row whose value is stored at its commit."""
     await w.two.rename(db, w.two.client, 1, name)
     await w.two.get.put(ItemOut(id=1, name=name), db=db, redis=w.two.client, item_id=1)
 
@@ -125,7 +125,7 @@ async def test_a_deadlock(mariadb: Database, client: Redis) -> None:
 
 
 async def test_trusting_after_an_error(mariadb: Database, client: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was put before an error is stored all the same."""
+    """A value that was put before an error is stored all the same."""
     without("undone-puts-dropped").apply(monkeypatch.setattr)
     async with world(mariadb, client) as w:
         with pytest.raises(AssertionError):
@@ -133,7 +133,7 @@ async def test_trusting_after_an_error(mariadb: Database, client: Redis, monkeyp
 
 
 async def test_taking_a_refusal_for_silence(strict: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A writer whose work is given up as if nobody knew: its barrier stays."""
+    """A writer's refused commit counts as unknown: its barrier stays."""
     without("outcome-known").apply(monkeypatch.setattr)
     with pytest.raises(AssertionError):
         await test_a_statement_that_fails(strict)
@@ -144,7 +144,7 @@ async def test_taking_a_refusal_for_silence(strict: World, monkeypatch: pytest.M
 
 @asynccontextmanager
 async def impatient(server: ServerDatabase, client: Redis, limit: str) -> AsyncIterator[World]:
-    """Give a world whose writer's transactions PostgreSQL ends when they are idle for so long (in milliseconds)."""
+    """Yield a world whose writer's transactions PostgreSQL ends when idle for so long (in milliseconds)."""
     await server.clear()
     place = BY_NAME["postgresql READ COMMITTED"]
     settings = {"connect_args": {"server_settings": {"idle_in_transaction_session_timeout": limit}}}
@@ -158,7 +158,7 @@ async def impatient(server: ServerDatabase, client: Redis, limit: str) -> AsyncI
 
 
 async def stopped_at_commit(w: World) -> None:
-    """C4: a writer is stopped after Redis was told, until its barrier has lapsed; its COMMIT comes then."""
+    """Stop a writer after Redis has its barrier, until that has lapsed; its COMMIT comes then (C4)."""
     assert await w.one.read() == "old"
     gate = w.two.client.after("begin")
     writer = spawn(w.two.write("new"))
@@ -198,7 +198,7 @@ async def test_stopped_without_a_limit(postgresql_server: ServerDatabase, client
 
 
 async def test_redis_dies_before_the_end(database: Database, client: Redis) -> None:
-    """C21: the row is committed, so `commit()` returns, and nobody is told to write it again."""
+    """C21: the row is committed, so `commit()` returns, and no caller is asked to write it again."""
     async with world(database, client) as w:
         assert await w.one.read() == "old"
         w.two.client.fail_with(ConnectionError("gone"), on="end")
@@ -229,17 +229,17 @@ async def test_the_end_raises(database: Database, client: Redis, monkeypatch: py
 
 
 async def closed(db: AsyncSession) -> None:
-    """In the middle."""
+    """Close the session in the middle."""
     await db.close()
 
 
 async def invalidated(db: AsyncSession) -> None:
-    """With its connection."""
+    """Invalidate the session with its connection."""
     await db.invalidate()
 
 
 async def begun_anew(db: AsyncSession) -> None:
-    """As if it were new."""
+    """Begin the session anew."""
     await db.reset()
 
 

@@ -61,18 +61,18 @@ async def by_connection(stack: AsyncExitStack, engine: AsyncEngine, tenant: str)
 
 
 async def by_own_connection(stack: AsyncExitStack, engine: AsyncEngine, tenant: str) -> AsyncSession:
-    """Give the session a connection that has the map."""
+    """Bind the session to a connection that has the map."""
     connection = await stack.enter_async_context(engine.connect())
     return AsyncSession(await connection.execution_options(schema_translate_map={None: tenant}))
 
 
 async def by_model(stack: AsyncExitStack, engine: AsyncEngine, tenant: str) -> AsyncSession:
-    """Give the model an engine of its own."""
+    """Bind the model to an engine of its own."""
     return AsyncSession(engine, binds={Note: engine.execution_options(schema_translate_map={None: tenant})})
 
 
 async def by_table(stack: AsyncExitStack, engine: AsyncEngine, tenant: str) -> AsyncSession:
-    """Give the table an engine of its own, and the session no other."""
+    """Bind the table to an engine of its own, and the session to no other."""
     return AsyncSession(binds={Note.__table__: engine.execution_options(schema_translate_map={None: tenant})})  # type: ignore[dict-item]
 
 
@@ -101,14 +101,14 @@ async def by_sub_engine(stack: AsyncExitStack, engine: AsyncEngine, tenant: str)
 
 
 async def by_later_binding(stack: AsyncExitStack, engine: AsyncEngine, tenant: str) -> AsyncSession:
-    """Give the model an engine when the session is made already."""
+    """Bind the model to an engine when the session is made already."""
     db = AsyncSession(engine)
     db.sync_session.bind_mapper(Note, engine.sync_engine.execution_options(schema_translate_map={None: tenant}))
     return db
 
 
 async def by_base(stack: AsyncExitStack, engine: AsyncEngine, tenant: str) -> AsyncSession:
-    """Give an engine to the base of all models."""
+    """Bind the base of all models to an engine."""
     return AsyncSession(engine, binds={Base: engine.execution_options(schema_translate_map={None: tenant})})
 
 
@@ -221,7 +221,7 @@ async def test_map_that_the_function_gives_its_statement_is_the_functions_own(
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_crud_of_tenants_is_apart(engine: AsyncEngine, client: Redis, way: Opened) -> None:
-    """What one tenant writes, is invalidated and stored for that one; the other's rows and answers stay."""
+    """A tenant's writes, invalidations and entries are its own; the other's rows and answers stay."""
     notes: FastRDB[Note, Any, Any, NoteOut] = FastRDB(Note, NoteOut, "crud:{id}", "cruds:{page}:{limit}")
 
     async def read(db: AsyncSession) -> tuple[str, int]:

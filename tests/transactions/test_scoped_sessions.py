@@ -20,14 +20,14 @@ Scoped = async_scoped_session[AsyncSession]
 
 @pytest.fixture
 async def w(sqlite: Database, client: Redis) -> AsyncIterator[World]:
-    """Give a world on SQLite."""
+    """Yield a world on SQLite."""
     async with world(sqlite, client) as made:
         yield made
 
 
 @pytest.fixture
 async def scoped(w: World) -> AsyncIterator[Scoped]:
-    """Give the session of the request: the only one, in these tests."""
+    """Yield the session of the request: the only one, in these tests."""
     made = async_scoped_session(w.database.sessions, lambda: "request")
     yield made
     await made.remove()
@@ -44,7 +44,7 @@ async def test_reads(w: World, scoped: Scoped) -> None:
 
 
 async def test_commit_through_the_proxy(w: World, scoped: Scoped) -> None:
-    """What was written is seen by its task alone until then, and by all afterwards; the barrier stands before it."""
+    """Its own task sees a write until the commit, and all tasks see it afterwards; the barrier stands before it."""
     assert await w.two.read() == "old"
     await w.one.rename(scoped, w.one.client, 1, "new")
     assert (await w.one.get(scoped, w.one.client, 1)).name == "new"
@@ -68,7 +68,7 @@ async def test_commit_through_the_proxy(w: World, scoped: Scoped) -> None:
 
 
 async def test_rollback_through_the_proxy(w: World, scoped: Scoped) -> None:
-    """Nothing is told to Redis, and nothing of it is stored."""
+    """Nothing is sent to Redis, and nothing of it is stored."""
     await w.one.rename(scoped, w.one.client, 1, "never")
     assert (await w.one.get(scoped, w.one.client, 1)).name == "never"
     await scoped.rollback()
@@ -132,7 +132,7 @@ async def test_an_instance_that_has_one(w: World, scoped: Scoped) -> None:
 
 
 async def test_tasks_at_once(w: World) -> None:
-    """Each has its own, so nobody is in the other's way."""
+    """Each task has its own session, so no task is in the other's way."""
     scoped = async_scoped_session(w.database.sessions, asyncio.current_task)
 
     async def one(number: int) -> str:

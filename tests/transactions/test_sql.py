@@ -1,4 +1,4 @@
-"""What a statement does is told from its text, wrong only on the careful side."""
+"""The effect of a statement is found from its text, wrong only on the careful side."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_what_reads(statement: str) -> None:
 
 @pytest.mark.parametrize("statement", WRITES)
 def test_what_writes(statement: str) -> None:
-    """Nor do they hide one; what is not known is one."""
+    """None of these hides a write; an unknown statement is a write."""
     assert effect(statement, "postgresql") is Effect.WRITES
 
 
@@ -71,7 +71,7 @@ def test_what_calls(statement: str) -> None:
     ],
 )
 def test_setting_that_changes_no_row_is_no_write(statement: str) -> None:
-    """How long a statement may take, or how it is planned, has nothing to do with what is stored."""
+    """A setting of how long a statement may take, or how it is planned, has no effect on what is stored."""
     assert effect(statement, "postgresql") is Effect.NOTHING
     assert effect(statement, "mysql") is Effect.NOTHING
 

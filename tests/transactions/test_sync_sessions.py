@@ -21,38 +21,38 @@ from tests.support.world.world import PATIENT, Item, World, world
 
 @pytest.fixture
 async def w(sqlite: Database, client: Redis) -> AsyncIterator[World]:
-    """Give a world on SQLite."""
+    """Yield a world on SQLite."""
     async with world(sqlite, client) as made:
         yield made
 
 
 @pytest.fixture
 def engine(w: World) -> Iterator[Engine]:
-    """Give a synchronous engine on the same database."""
+    """Yield a synchronous engine on the same database."""
     made = create_engine(w.database.engine.url.set(drivername="sqlite"))
     yield made
     made.dispose()
 
 
 def change(engine: Engine, name: str) -> None:
-    """A write in a synchronous session, committed."""
+    """Write in a synchronous session, and commit."""
     with Session(engine) as db:
         db.execute(update(Item).values(name=name))
         db.commit()
 
 
 async def in_this_thread(engine: Engine, name: str) -> None:
-    """Nothing else runs meanwhile."""
+    """Run in this thread; nothing else runs meanwhile."""
     change(engine, name)
 
 
 async def in_a_thread(engine: Engine, name: str) -> None:
-    """It has no event loop."""
+    """Run in a thread, which has no event loop."""
     await asyncio.to_thread(change, engine, name)
 
 
 async def in_a_loop_of_its_own(engine: Engine, name: str) -> None:
-    """An asynchronous session, in a thread with another event loop."""
+    """Run an asynchronous session, in a thread with another event loop."""
 
     async def run() -> None:
         own = create_async_engine(engine.url.set(drivername="sqlite+aiosqlite"))
@@ -68,7 +68,7 @@ async def in_a_loop_of_its_own(engine: Engine, name: str) -> None:
 async def test_a_write_that_is_acknowledged(
     w: World, engine: Engine, write: Callable[[Engine, str], Awaitable[None]]
 ) -> None:
-    """When the function has returned, the other processes read what it has written, and nothing is owed."""
+    """When the function has returned, the other processes read what it has written, and nothing is pending."""
 
     @w.one.cache.invalidates("item:*")
     async def rename(redis: Any, name: str) -> None:
@@ -83,7 +83,7 @@ async def test_a_write_that_is_acknowledged(
 
 
 async def test_a_commit_in_a_thread_after_the_call(w: World, engine: Engine) -> None:
-    """The event loop of the cache is told by itself: nobody has to ask it for anything first."""
+    """The commit reaches the event loop of the cache by itself: no call has to come first."""
     with Session(engine) as db:
 
         @w.one.cache.invalidates("item:*")
@@ -101,7 +101,7 @@ async def test_a_commit_in_a_thread_after_the_call(w: World, engine: Engine) -> 
 
 
 def test_transactions_of_other_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that a thread begins while another thread ends its own gets into nobody's way."""
+    """A transaction that a thread begins while another thread ends its own is in no thread's way."""
     engine = create_engine(f"sqlite:///{tmp_path / 'threads.sqlite'}")
     settled: Any = Transaction.settled
     begun: list[Connection] = []

@@ -47,7 +47,7 @@ RACES: list[Scenario] = [
 
 @asynccontextmanager
 async def two_phase(server: ServerDatabase) -> AsyncIterator[Database]:
-    """Give an empty database whose sessions all commit in two phases."""
+    """Yield an empty database whose sessions all commit in two phases."""
     await server.clear()
     engine = create_async_engine(server.url, poolclass=NullPool)
     gids: list[str] = []
@@ -67,27 +67,27 @@ async def two_phase(server: ServerDatabase) -> AsyncIterator[Database]:
 
 @pytest.fixture(params=["preparing_server", "mariadb_server"])
 def preparing(request: pytest.FixtureRequest) -> ServerDatabase:
-    """Give a PostgreSQL that can prepare, and a MariaDB."""
+    """Yield a PostgreSQL that can prepare, and a MariaDB."""
     found: ServerDatabase = request.getfixturevalue(request.param)
     return found
 
 
 @pytest.fixture
 async def w(preparing: ServerDatabase, client: Redis) -> AsyncIterator[World]:
-    """Give a world in which all sessions commit in two phases."""
+    """Yield a world in which all sessions commit in two phases."""
     async with two_phase(preparing) as database, world(database, client) as made:
         yield made
 
 
 @pytest.fixture
 async def strict(preparing_server: ServerDatabase, client: Redis) -> AsyncIterator[World]:
-    """Give one on PostgreSQL, in which a commit fails that Redis cannot be told of."""
+    """Yield one on PostgreSQL, in which a commit fails that Redis misses."""
     async with two_phase(preparing_server) as database, world(database, client, on_error="raise") as made:
         yield made
 
 
 async def prepared(w: World) -> list[str]:
-    """What is prepared in PostgreSQL, and neither committed nor rolled back."""
+    """Return what is prepared in PostgreSQL, and neither committed nor rolled back."""
     async with w.database.engine.connect() as connection:
         found = await connection.execute(text("SELECT gid FROM pg_prepared_xacts WHERE database = current_database()"))
         return [str(gid) for gid in found.scalars()]
@@ -101,7 +101,7 @@ async def resolve(engine: AsyncEngine, how: Literal["COMMIT", "ROLLBACK"], gid: 
 
 @pytest.mark.parametrize("race", RACES, ids=label)
 async def test_races(w: World, race: Scenario) -> None:
-    """Nobody is answered wrongly, and what is read is stored."""
+    """No caller is answered wrongly, and rows that are read are stored."""
     await race(w)
 
 
@@ -117,7 +117,7 @@ async def test_nothing_is_left(w: World) -> None:
 
 
 async def test_redis_fails_before_it_is_prepared(strict: World) -> None:
-    """Told before PREPARE: what fails then is rolled back, and holds no locks."""
+    """Redis gets its barriers before PREPARE: what fails then is rolled back, and holds no locks."""
     w = strict
     assert await w.one.read() == "old"
     w.two.client.fail_with(ConnectionError("gone"), on="begin")
@@ -132,7 +132,7 @@ async def test_redis_fails_before_it_is_prepared(strict: World) -> None:
 
 
 async def test_cancelled_before_it_is_prepared(strict: World) -> None:
-    """The same where the writer is cancelled while Redis is told."""
+    """The same where the writer is cancelled while Redis gets its barriers."""
     w = strict
     gate = w.two.client.before("begin")
     writer = spawn(w.two.write("never"))
@@ -182,7 +182,7 @@ async def test_the_outcome_is_unknown(w: World, monkeypatch: pytest.MonkeyPatch)
 async def both(
     preparing_server: ServerDatabase, mariadb_server: ServerDatabase, client: Redis
 ) -> AsyncIterator[tuple[World, async_sessionmaker[AsyncSession]]]:
-    """Give a world on PostgreSQL, and sessions for which owners are in MariaDB."""
+    """Yield a world on PostgreSQL, and sessions for which owners are in MariaDB."""
     async with two_phase(preparing_server) as first, two_phase(mariadb_server) as second, world(first, client) as made:
         await second.create(Base)
         async with second.sessions() as db:
@@ -199,7 +199,7 @@ async def write_both(w: World, db: AsyncSession) -> None:
 
 
 async def test_two_databases(both: tuple[World, async_sessionmaker[AsyncSession]]) -> None:
-    """Redis is told before the first of them commits, and again when both have."""
+    """Redis has the barriers before the first of the databases commits, and the end when both have."""
     w, sessions = both
     assert await w.one.read() == "old"
     async with sessions() as db:
@@ -224,7 +224,7 @@ async def test_two_databases_rolled_back(both: tuple[World, async_sessionmaker[A
 
 
 async def test_one_of_two_databases_fails(both: tuple[World, async_sessionmaker[AsyncSession]]) -> None:
-    """What was prepared is gone when it is to be committed: who knows what a third party did, so the barrier stays."""
+    """The prepared part is gone when it is to be committed, by an unknown third party: so the barrier stays."""
     w, sessions = both
     assert await w.one.read() == "old"
     gate = w.at_commit()
@@ -249,7 +249,7 @@ async def test_one_of_two_databases_fails(both: tuple[World, async_sessionmaker[
 
 @pytest.mark.parametrize("race", [scenarios.refill_before_commit, scenarios_commits.hidden_session], ids=label)
 async def test_without_their_begin(strict: World, race: Scenario) -> None:
-    """A transaction of which nobody has said that it began is not followed: the race is lost."""
+    """A transaction whose begin was not seen is not followed: the race is lost."""
     event.remove(Engine, "begin_twophase", transactions._on_begin_twophase)
     try:
         with pytest.raises(AssertionError):
@@ -259,7 +259,7 @@ async def test_without_their_begin(strict: World, race: Scenario) -> None:
 
 
 async def test_told_when_it_is_prepared(strict: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Too late to fail: the commit goes on, and Redis is owed what it was not told."""
+    """After PREPARE a failure is too late: the commit goes on, and the invalidation is pending."""
     without("statements-classified", lambda statement, dialect: Effect.NOTHING).apply(
         monkeypatch.setattr
     )  # PREPARE TRANSACTION
@@ -269,4 +269,4 @@ async def test_told_when_it_is_prepared(strict: World, monkeypatch: pytest.Monke
             await test_redis_fails_before_it_is_prepared(strict)
     finally:
         event.listen(Engine, "prepare_twophase", transactions._on_prepare_twophase)
-        strict.two.client.heal()  # what is owed to Redis is made up for before the world ends
+        strict.two.client.heal()  # what is pending is repaired before the world ends

@@ -1,4 +1,4 @@
-"""The way to a real server: over one connection for everybody, whatever the client, and whoever gives up."""
+"""The way to a real server: over one connection for all callers, whatever the client, and whichever caller gives up."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from tests.support.world.world import PATIENT, spawn
 
 @pytest.fixture
 async def store() -> Store:
-    """Give a store with a deadline that a busy machine keeps."""
+    """Yield a store with a deadline that a busy machine keeps."""
     return Store(timeout=PATIENT)
 
 
 @pytest.fixture
 def exchanges(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """Give the names of what was sent together, a list for each round trip of any wire."""
+    """Yield the names of what was sent together, a list for each round trip of any wire."""
     made: list[list[str]] = []
     exchange = Connection.exchange
 
@@ -52,12 +52,12 @@ def exchanges(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 
 def closed(store: Store, client: Redis) -> bool:
-    """Whether the connection of the client's pipeline is closed."""
+    """Return True if the connection of the client's pipeline is closed."""
     return route(store, client).connection._wire is None
 
 
 def route(store: Store, client: Redis) -> Any:
-    """How commands of the client go."""
+    """Return the route of the client's commands."""
     return store._link._find(client)
 
 
@@ -119,14 +119,14 @@ class Own(Redis):
 
 
 def own(server: EmbeddedServer) -> Redis:
-    """A client that sees what it is asked."""
+    """Yield a client that records what it is asked."""
     made = Own(port=server.port)
     made.seen = []
     return made
 
 
 def python_parser(protocol: int) -> Callable[[EmbeddedServer], Redis]:
-    """A client without hiredis."""
+    """Yield a client without hiredis."""
 
     def made(server: EmbeddedServer) -> Redis:
         parser = _AsyncRESP2Parser if protocol == 2 else _AsyncRESP3Parser
@@ -137,32 +137,32 @@ def python_parser(protocol: int) -> Callable[[EmbeddedServer], Redis]:
 
 
 def small(server: EmbeddedServer) -> Redis:
-    """A client with one connection."""
+    """Yield a client with one connection."""
     return Redis.from_pool(ConnectionPool(port=server.port, max_connections=1))
 
 
 def small_blocking(server: EmbeddedServer) -> Redis:
-    """A client with two connections, which waits for one."""
+    """Yield a client with two connections, which waits for one."""
     return Redis.from_pool(BlockingConnectionPool(port=server.port, max_connections=2))
 
 
 def blocking(server: EmbeddedServer) -> Redis:
-    """A client that waits for a connection."""
+    """Yield a client that waits for a connection."""
     return Redis.from_pool(BlockingConnectionPool(port=server.port))
 
 
 def single(server: EmbeddedServer) -> Redis:
-    """A client that has one connection for itself."""
+    """Yield a client that has one connection for itself."""
     return Redis(port=server.port, single_connection_client=True)
 
 
 def decoding(server: EmbeddedServer) -> Redis:
-    """A client that decodes, checks health, and has a timeout."""
+    """Yield a client that decodes, checks health, and has a timeout."""
     return Redis(port=server.port, decode_responses=True, health_check_interval=1, socket_timeout=5)
 
 
 def unix(server: EmbeddedServer) -> Redis:
-    """A client of a Unix socket."""
+    """Yield a client of a Unix socket."""
     return Redis.from_pool(ConnectionPool(UnixDomainSocketConnection, path=f"/tmp/fastrdb-{server.port}.sock"))
 
 
@@ -172,7 +172,7 @@ ITSELF = {own}
 
 @pytest.fixture(params=KINDS, ids=label)
 async def kind(request: pytest.FixtureRequest, server: EmbeddedServer) -> AsyncIterator[tuple[Any, Redis]]:
-    """Give each kind of client in turn, and what made it."""
+    """Yield each kind of client in turn, and what made it."""
     make = request.param
     if make is unix:
         path = f"/tmp/fastrdb-{server.port}.sock"
@@ -234,7 +234,7 @@ async def test_a_client_of_ones_own_sees_every_command(server: EmbeddedServer, c
 
 
 class Wrapper:
-    """What an instrumentation puts in the place of a function."""
+    """Wrapper that an instrumentation puts in the place of a function."""
 
     def __init__(self, wrapped: Any) -> None:
         self.__wrapped__ = wrapped
@@ -331,7 +331,7 @@ async def test_a_client_for_each_request(server: EmbeddedServer, client: Redis) 
 
 
 async def test_a_client_that_is_closed_while_it_is_used(server: EmbeddedServer, client: Redis, store: Store) -> None:
-    """Who waits is answered; the connection is closed with the store."""
+    """Waiting callers are answered; the connection is closed with the store."""
     await put_entries(client, store, ["k"])
     async with TcpProxy(server.port) as proxy, Redis(port=proxy.port) as own:
         assert await store.get(own, "k") == b"k"
@@ -346,12 +346,12 @@ async def test_a_client_that_is_closed_while_it_is_used(server: EmbeddedServer, 
 
 
 async def get(store: Store, client: Redis, key: str = "k") -> bytes | None:
-    """What a caller does."""
+    """Get a value as a caller does."""
     return await store.get(client, key)
 
 
 async def test_a_pool_that_is_gone(client: Redis, server: EmbeddedServer, store: Store) -> None:
-    """Its connection is closed; what asks for more is told."""
+    """The connection of a lost pool is closed; later callers get an error."""
     own = Redis(port=server.port)
     await store.get(own, "k")
     pipeline = route(store, own)
@@ -377,7 +377,7 @@ async def test_a_store_that_is_dropped(client: Redis) -> None:
 
 @pytest.mark.parametrize("callers", [1, 50])
 async def test_killed_between_batches(client: Redis, store: Store, callers: int) -> None:
-    """CLIENT KILL: nobody notices."""
+    """After CLIENT KILL between batches no caller gets an error."""
     await put_entries(client, store, ["k"])
     async with Redis.from_pool(ConnectionPool(**client.connection_pool.connection_kwargs)) as admin:
         for _ in range(5):
@@ -388,7 +388,7 @@ async def test_killed_between_batches(client: Redis, store: Store, callers: int)
 
 
 async def test_killed_during_batches(client: Redis, server: EmbeddedServer, store: Store) -> None:
-    """At any moment, again and again: what was on its way is sent once more, and nobody notices."""
+    """At any moment, again and again: commands in flight are sent once more, and no caller gets an error."""
     keys = [f"k:{n}" for n in range(20)]
     await put_entries(client, store, keys)
     answers, killed = 0, 0
@@ -403,7 +403,7 @@ async def test_killed_during_batches(client: Redis, server: EmbeddedServer, stor
             for _ in range(200):
                 assert await store.get(client, key) == key.encode()
                 answers += 1
-                if answers % 199 == 0:  # beside the reads: wherever they are by then
+                if answers % 199 == 0:  # beside the reads: wherever those are by then
                     spawn(kill())
 
         await asyncio.gather(*(read(key) for key in keys))
@@ -412,7 +412,7 @@ async def test_killed_during_batches(client: Redis, server: EmbeddedServer, stor
 
 
 async def test_a_black_hole_fails_all_who_wait(server: EmbeddedServer, client: Redis) -> None:
-    """At once, when the first one's time is over; whoever comes when it is gone is answered on a new connection."""
+    """All waiting callers fail when the first one's time is over; later callers are answered on a new connection."""
     store = Store(timeout=0.1)
     await put_entries(client, Store(timeout=PATIENT), ["k"])
     async with TcpProxy(server.port) as proxy, Redis(port=proxy.port) as own:
@@ -434,7 +434,7 @@ async def test_a_black_hole_fails_all_who_wait(server: EmbeddedServer, client: R
 
 
 async def get_or_error(store: Store, client: Redis) -> bytes | Exception | None:
-    """What a caller is answered, or told."""
+    """Return a caller's answer, or its error."""
     try:
         return await store.get(client, "k")
     except CacheUnavailableError as error:
@@ -445,7 +445,7 @@ async def get_or_error(store: Store, client: Redis) -> bytes | Exception | None:
 
 
 async def operation(client: Redis, store: Store, chance: random.Random) -> None:  # six in one
-    """One of all that a caller may ask for, with an answer that belongs to its question."""
+    """Run one of all operations of a caller, with an answer that belongs to its question."""
     key, token = f"k:{chance.randrange(50)}", secrets.token_hex(16)
     other = f"k:{chance.randrange(50)}"
     match chance.randrange(6):
@@ -517,7 +517,7 @@ async def test_a_lease_is_given_back_by_who_was_cancelled(server: EmbeddedServer
 
 
 async def test_scripts_are_dropped_all_the_time(client: Redis, server: EmbeddedServer, store: Store) -> None:
-    """SCRIPT FLUSH: what is not known is brought along, and nobody notices."""
+    """After SCRIPT FLUSH an unknown script is sent along, and no caller gets an error."""
     over = False
 
     async def flush() -> int:
@@ -558,7 +558,7 @@ async def test_a_password_that_was_changed(server: EmbeddedServer, client: Redis
     passwords = ["first"]
 
     class Provider(CredentialProvider):
-        """Gives the password of the moment."""
+        """Source of the password of the moment."""
 
         def get_credentials(self) -> tuple[str, str]:
             return "rotated", passwords[-1]
@@ -577,7 +577,7 @@ async def test_a_password_that_was_changed(server: EmbeddedServer, client: Redis
 async def test_a_writer_that_must_be_heard_tries_a_server_that_has_not_answered_lately(
     client: Redis, on_error: Literal["raise", "bypass"]
 ) -> None:
-    """It may be back. Readers leave it alone, and so do writers that may: their commit is owed."""
+    """The server may be back. Readers leave it alone, and so do writers that may: their commit is pending."""
     store = Store(timeout=PATIENT, on_error=on_error)
     await acquire(store, client, "user:1", "t")
     assert await fill(store, client, "user:1", "t", b"old", 60_000)

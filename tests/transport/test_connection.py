@@ -26,7 +26,7 @@ GET = ("GET", b"k")
 
 @pytest.fixture
 def server() -> Server:
-    """Give a server in memory with one key."""
+    """Yield a server in memory with one key."""
     made = Server()
     made.data[b"k"] = b"v"
     return made
@@ -34,19 +34,19 @@ def server() -> Server:
 
 @pytest.fixture
 def asks() -> Asks:
-    """Give a greeting."""
+    """Return a greeting."""
     return Asks()
 
 
 @pytest.fixture
 def pool(server: Server) -> Pool:
-    """Give the settings of connections to it."""
+    """Return the settings of connections to it."""
     return Pool(server)
 
 
 @pytest.fixture
 async def line(pool: Pool, asks: Asks) -> AsyncIterator[Connection]:
-    """Give a connection with a timeout that a busy machine keeps."""
+    """Yield a connection with a timeout that a busy machine keeps."""
     made = Connection(lambda: pool, asks, 60)
     yield made
     await made.aclose()
@@ -95,7 +95,7 @@ async def test_a_greeting_is_heard_before_any_reply_is_given(line: Connection, s
 async def test_a_greeting_that_was_cancelled_is_said_again(
     line: Connection, server: Server, asks: Asks, at: str
 ) -> None:
-    """Who comes next does not use a connection of which nothing is known."""
+    """The next caller does not use a connection in an unknown state."""
     gate = server.gates.before(at)
     first = spawn(line.exchange([GET]))
     await gate.reached()
@@ -132,7 +132,7 @@ async def test_the_wrong_server_is_left(line: Connection, server: Server, asks: 
 
 
 async def test_the_replies_of_who_was_cancelled_are_skipped(line: Connection, server: Server) -> None:
-    """Nobody gets another's reply, and the connection stays."""
+    """No caller gets another's reply, and the connection stays."""
     await line.exchange([GET])
     server.data[b"other"] = b"not yours"
     gate = server.gates.before("read")
@@ -147,7 +147,7 @@ async def test_the_replies_of_who_was_cancelled_are_skipped(line: Connection, se
 
 
 async def test_nobody_gets_the_reply_of_who_was_cancelled_while_sending(line: Connection, server: Server) -> None:
-    """What was written as a whole is answered as a whole: the connection stays."""
+    """A command that was written as a whole is answered as a whole: the connection stays."""
     await line.exchange([GET])
     server.data[b"other"] = b"not yours"
     gate = server.gates.after("send")
@@ -293,7 +293,7 @@ TIMEOUT = 20 * STEP
 
 @pytest.fixture
 async def clock() -> AsyncIterator[LoopClock]:
-    """Give the clock of the event loop, which goes on by small steps."""
+    """Return the clock of the event loop, which goes on by small steps."""
     made = LoopClock()
     with made.put_in():
         going = spawn(made.sleep(3600))
@@ -351,7 +351,7 @@ async def test_exchanges_one_after_the_other_are_not_silent(
 
 
 async def held_up(line: Connection, server: Server, time: Passing, *stalls: float) -> list[Any]:
-    """An exchange whose reply is there when the event loop has stood still for so long, each time."""
+    """Exchange while the event loop stands still for so long before each reply."""
     gate = server.gates.before("read")
     asking = spawn(line.exchange([GET]))
     await gate.reached()

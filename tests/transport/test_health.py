@@ -24,33 +24,33 @@ class Clock:
 
 @pytest.fixture
 def clock() -> Clock:
-    """Give the clock."""
+    """Return the clock."""
     return Clock()
 
 
 def fails(breaker: Breaker) -> bool:
-    """Let it count a failure; whether it has opened for it."""
+    """Count a failure, and return True if it opened the breaker."""
     before = breaker.opens
     breaker.on_error("GET", ConnectionError("gone"))
     return breaker.opens > before
 
 
 def answers(breaker: Breaker) -> bool:
-    """Let it count an answer; whether it has closed for it."""
+    """Count an answer, and return True if it closed the breaker."""
     before = breaker.opened
     breaker.on_reply()
     return before and not breaker.opened
 
 
 def opened(clock: Clock) -> Breaker:
-    """Give a breaker that has just opened."""
+    """Return a breaker that has just opened."""
     breaker = Breaker(Health(), clock=clock)
     assert [fails(breaker) for _ in range(FAILURES)] == [False] * (FAILURES - 1) + [True]
     return breaker
 
 
 def test_it_takes_failures_in_a_row(clock: Clock) -> None:
-    """One answer in between, and they are counted anew."""
+    """One answer in between, and failures are counted anew."""
     breaker = Breaker(Health(), clock=clock)
     for _ in range(10):
         for _ in range(FAILURES - 1):
@@ -77,7 +77,7 @@ def test_it_says_once_that_it_has_closed(clock: Clock) -> None:
 
 
 def test_one_at_a_time_tries_when_it_is_time(clock: Clock) -> None:
-    """Not at once, and nobody else until the try is over."""
+    """One caller tries, not at once, and no other until the try is over."""
     breaker = opened(clock)
     assert not breaker.due()
     clock.now += 0.1
@@ -138,7 +138,7 @@ def test_closed_it_is_never_tried(clock: Clock) -> None:
 def test_a_breaker_blocks_reading_unless_it_is_one_nodes(
     clock: Clock, node: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each change is logged once, and told to those who listen."""
+    """Each change is logged once, and reported to each listener."""
     caplog.set_level("INFO", "fastrdb")
     health, events = Health(), list[str]()
     health.listeners.append(lambda kind, detail: events.append(kind))
@@ -200,7 +200,7 @@ async def test_one_try_at_a_time(clock: Clock) -> None:
 
 
 def test_reasons_not_to_read() -> None:
-    """Each is told once when it is added and once when it is removed."""
+    """Each reason is reported once when it is added and once when it is removed."""
     health, events, one, two = Health(), list[tuple[str, str]](), object(), object()
     health.listeners.append(lambda kind, detail: events.append((kind, detail)))
     assert not health

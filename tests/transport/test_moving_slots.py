@@ -34,7 +34,7 @@ SLOTS = {"entries": slot_of(b"{t}"), "shard": slot_of(SHARD.index)}
 
 
 def own(name: str) -> bool:
-    """Leases and rosters; of a shard all but the index."""
+    """Return leases and rosters; of a shard all but the index."""
     return name.startswith("fastrdb:") and not name.endswith(":index")
 
 
@@ -42,7 +42,7 @@ class OfItsOwn(RedisCluster):
     """A client that must see what is sent."""
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
-        """As any other."""
+        """Execute a command as any other client does."""
         return await super().execute_command(*args, **options)
 
 
@@ -85,7 +85,7 @@ class Process:
         return self.cache.store(self.client)
 
     async def stored(self, *ns: int) -> None:
-        """Have entries."""
+        """Store entries."""
         for n in ns:
             assert await self.read(n) == self.truth[n]
             hits = self.read.stats.hits
@@ -93,7 +93,7 @@ class Process:
             assert self.read.stats.hits == hits + 1
 
     def write(self, n: int) -> Any:
-        """A transaction that changes a row."""
+        """Change a row in a transaction."""
         intent = self.store.intent(self.client)
         intent.add([Prefix(f"{{t}}:{n}")])
         return intent
@@ -108,7 +108,7 @@ Operation = Callable[[Process, Process, int], AsyncIterator[None]]
 
 
 async def hit(one: Process, other: Process, n: int) -> AsyncIterator[None]:
-    """A GET finds the entry wherever it is."""
+    """Read by a GET, which finds the entry wherever it is."""
     await one.stored(n)
     yield
     hits = one.read.stats.hits
@@ -117,7 +117,7 @@ async def hit(one: Process, other: Process, n: int) -> AsyncIterator[None]:
 
 
 async def timed_hit(one: Process, other: Process, n: int) -> AsyncIterator[None]:
-    """So do GET and PTTL."""
+    """Read by GET and PTTL, which find the entry, too."""
     await one.stored(n)
     yield
     hits = one.timed.stats.hits
@@ -126,7 +126,7 @@ async def timed_hit(one: Process, other: Process, n: int) -> AsyncIterator[None]
 
 
 async def near_hit(one: Process, other: Process, n: int) -> AsyncIterator[None]:
-    """And what is to be kept near; the rest of the world changes it afterwards."""
+    """Read what is to be kept near; another client changes it afterwards."""
     await other.stored(n)
     yield
     for _ in range(3):
@@ -134,27 +134,27 @@ async def near_hit(one: Process, other: Process, n: int) -> AsyncIterator[None]:
 
 
 async def several(one: Process, other: Process, n: int) -> AsyncIterator[None]:
-    """Many at once, of which some are stored, and one lies in another slot."""
+    """Read many at once, of which some are stored, and one lies in another slot."""
     await one.stored(n)
     yield
     assert await one.many([n, n + 100_000]) == {at: one.truth[at] for at in (n, n + 100_000)}
 
 
 async def miss(one: Process, other: Process, n: int) -> AsyncIterator[None]:
-    """What is not there is loaded."""
+    """Load a key that is not there."""
     yield
     assert await one.read(n) == one.truth[n]
 
 
 async def refresh(one: Process, other: Process, n: int) -> AsyncIterator[None]:
-    """What is there is loaded all the same."""
+    """Load a key although it is there."""
     await one.stored(n)
     yield
     assert await one.read.refresh(n) == one.truth[n]
 
 
 async def fill(one: Process, other: Process, n: int) -> AsyncIterator[None]:
-    """A load that began before."""
+    """Fill after a load that began before."""
     gate = one.gates.before(f"load {n}")
     task = spawn(one.read(n))
     await gate.reached()
@@ -164,7 +164,7 @@ async def fill(one: Process, other: Process, n: int) -> AsyncIterator[None]:
 
 
 async def release(one: Process, other: Process, n: int) -> AsyncIterator[None]:
-    """A load that began before, and fails: its lease is given back."""
+    """Fail a load that began before: its lease is given back."""
     gate = one.gates.before(f"load {n}")
     task = spawn(one.read(n))
     await gate.reached()
@@ -177,21 +177,21 @@ async def release(one: Process, other: Process, n: int) -> AsyncIterator[None]:
 
 
 async def inspect(one: Process, other: Process, n: int) -> AsyncIterator[None]:
-    """A look."""
+    """Look at a key."""
     await one.stored(n)
     yield
     assert (await one.read.explain(n)).key == f"{{t}}:{n}"
 
 
 async def discard(one: Process, other: Process, n: int) -> AsyncIterator[None]:
-    """An entry that nobody can read."""
+    """Discard an entry that is no JSON."""
     await one.client.set(f"{{t}}:{n}", b"\x80", px=600_000)
     yield
     assert await one.read(n) == one.truth[n]
 
 
 async def slow(one: Process, other: Process, n: int) -> AsyncIterator[None]:
-    """A load from before the COMMIT, which ends when the move is over: it is not stored."""
+    """Load from before the COMMIT until the move is over: the result is not stored."""
     gate = one.gates.after(f"load {n}")
     task = spawn(one.read(n))
     await asyncio.sleep(0)
@@ -206,7 +206,7 @@ async def slow(one: Process, other: Process, n: int) -> AsyncIterator[None]:
 
 
 async def write(one: Process, other: Process, n: int) -> AsyncIterator[None]:
-    """All of a commit."""
+    """Run all of a commit."""
     await other.stored(n)
     yield
     intent = one.write(n)
@@ -216,7 +216,7 @@ async def write(one: Process, other: Process, n: int) -> AsyncIterator[None]:
 
 
 async def end(one: Process, other: Process, n: int) -> AsyncIterator[None]:
-    """The end of a commit."""
+    """Run the end of a commit."""
     await other.stored(n)
     intent = one.write(n)
     await intent.begin()
@@ -226,7 +226,7 @@ async def end(one: Process, other: Process, n: int) -> AsyncIterator[None]:
 
 
 async def begin(one: Process, other: Process, n: int) -> AsyncIterator[None]:
-    """The beginning of a commit, whose end comes when the move is over."""
+    """Run the beginning of a commit, whose end comes when the move is over."""
     await other.stored(n)
     yield
     intent = one.write(n)
@@ -237,7 +237,7 @@ async def begin(one: Process, other: Process, n: int) -> AsyncIterator[None]:
 
 
 async def put(one: Process, other: Process, n: int) -> AsyncIterator[None]:
-    """A commit that writes through."""
+    """Write through in a commit."""
     await other.stored(n)
     yield
     intent = one.write(n)
@@ -248,7 +248,7 @@ async def put(one: Process, other: Process, n: int) -> AsyncIterator[None]:
 
 
 async def put_before(one: Process, other: Process, n: int) -> AsyncIterator[None]:
-    """Its end."""
+    """Run its end."""
     await other.stored(n)
     intent = one.write(n)
     intent.put(f"{{t}}:{n}", f'"{one.truth[n]}\'"'.encode(), 60_000)
@@ -259,7 +259,7 @@ async def put_before(one: Process, other: Process, n: int) -> AsyncIterator[None
 
 
 async def rollback(one: Process, other: Process, n: int) -> AsyncIterator[None]:
-    """A transaction that is rolled back."""
+    """Roll a transaction back."""
     await other.stored(n)
     intent = one.write(n)
     intent.put(f"{{t}}:{n}", b'"never"', 60_000)
@@ -269,7 +269,7 @@ async def rollback(one: Process, other: Process, n: int) -> AsyncIterator[None]:
 
 
 async def by_prefix(one: Process, other: Process, n: int) -> AsyncIterator[None]:
-    """An invalidation by hand."""
+    """Invalidate by hand, by prefix."""
     await other.stored(n)
     yield
     one.commit(n)
@@ -277,7 +277,7 @@ async def by_prefix(one: Process, other: Process, n: int) -> AsyncIterator[None]
 
 
 async def by_key(one: Process, other: Process, n: int) -> AsyncIterator[None]:
-    """Of one key."""
+    """Invalidate one key by hand."""
     await other.stored(n)
     yield
     one.commit(n)
@@ -291,7 +291,7 @@ OPERATIONS: list[Operation] = [
 
 
 async def settled(process: Process) -> None:
-    """Wait until Redis has been told of all that it has missed."""
+    """Wait until Redis has all that it has missed."""
 
     async def open_again() -> bool:
         return process.store.bypass_reason(process.client) is None
@@ -300,7 +300,7 @@ async def settled(process: Process) -> None:
 
 
 async def all_go_on(works: list[AsyncIterator[None]]) -> None:
-    """Let each do its next part."""
+    """Run the next part of each."""
     for work in works:
         with suppress(StopAsyncIteration):
             await anext(work)
@@ -323,7 +323,7 @@ def moved(move: Move, gone: Callable[[str], bool]) -> None:
     ],
 )
 async def test_while_a_slot_is_moved(cluster: Cluster, moving: str, gone: str, kind: type[RedisCluster]) -> None:
-    """Nobody sees an exception, or anything old; and nothing stays away from the cache."""
+    """No caller sees an exception, or an old answer; and no key stays out of the cache."""
     cluster.flush()
     truth: defaultdict[int, str] = defaultdict(lambda: "v")
     async with cluster.client(kind, protocol=3) as first, cluster.client(protocol=3) as second:
@@ -335,7 +335,7 @@ async def test_while_a_slot_is_moved(cluster: Cluster, moving: str, gone: str, k
             moved(move, GONE[gone])
             await all_go_on(works)
             assert [await one.read(n) for n in rows] == [truth[n] for n in rows]
-            if moving == "entries" and kind is not OfItsOwn:  # else a write may be one that Redis could not be told of
+            if moving == "entries" and kind is not OfItsOwn:  # else Redis may have missed a write
                 assert not one.store.has_pending
                 assert [await other.read(n) for n in rows] == [truth[n] for n in rows]
         await all_go_on(works)
@@ -344,7 +344,7 @@ async def test_while_a_slot_is_moved(cluster: Cluster, moving: str, gone: str, k
         for process in (one, other):
             assert [await process.read(n) for n in rows] == [truth[n] for n in rows]
             assert [await process.near(n) for n in rows] == [truth[n] for n in rows]
-        if moving == "shard" or kind is OfItsOwn:  # what Redis was told of later stands under barriers until they lapse
+        if moving == "shard" or kind is OfItsOwn:  # a late repair leaves barriers until these lapse
             await lapse_barriers(first)
         await one.stored(*rows)
         for process in (one, other):

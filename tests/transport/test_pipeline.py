@@ -1,4 +1,4 @@
-"""What is sent when: alone at once, else in the next batch; and who is harmed by whom: nobody."""
+"""The moment at which each command is sent: alone at once, else in the next batch; and no caller harms another."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ TIMEOUT = 20 * STEP
 
 @pytest.fixture(autouse=True)
 def _a_busy_machine_is_not_idle(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no connection be greeted anew because the test stood still for a moment."""
+    """Prevent that a connection is greeted anew because the test stood still for a moment."""
     monkeypatch.setattr(connections, "_GREETING_S", 1e9)
 
 
 @pytest.fixture
 async def server() -> AsyncIterator[Server]:
-    """Give a server in memory with a thousand keys and more."""
+    """Yield a server in memory with a thousand keys and more."""
     made = Server()
     made.data.update({b"%d" % n: b"value %d" % n for n in range(5000)})
     yield made
@@ -44,7 +44,7 @@ async def server() -> AsyncIterator[Server]:
 
 @pytest.fixture
 def pool(server: Server) -> Pool:
-    """Give the settings of connections to it."""
+    """Return the settings of connections to it."""
     return Pool(server)
 
 
@@ -59,7 +59,7 @@ class Node(Pipeline):
 
 @pytest.fixture
 async def wire(pool: Pool, server: Server) -> AsyncIterator[Node]:
-    """Give a pipeline that is connected and greeted; its log begins behind that."""
+    """Yield a pipeline that is connected and greeted; its log begins behind that."""
     made = Node(pool)
     await made.get(b"0")
     server.log.clear()
@@ -71,7 +71,7 @@ async def wire(pool: Pool, server: Server) -> AsyncIterator[Node]:
 
 @pytest.fixture
 async def clock() -> AsyncIterator[LoopClock]:
-    """Give the clock of the event loop, which goes on by small steps."""
+    """Return the clock of the event loop, which goes on by small steps."""
     with LoopClock().put_in() as made:
         going = spawn(made.sleep(3600))
         yield made
@@ -79,7 +79,7 @@ async def clock() -> AsyncIterator[LoopClock]:
 
 
 async def held(wire: Node, server: Server, name: bytes = b"0", at: str = "read") -> tuple[asyncio.Task[Any], Gate]:
-    """A lone GET that stands at a gate."""
+    """Hold a lone GET at a gate."""
     gate = server.gates.before(at)
     task = spawn(get(wire, name))
     await gate.reached()
@@ -87,7 +87,7 @@ async def held(wire: Node, server: Server, name: bytes = b"0", at: str = "read")
 
 
 async def get(wire: Node, name: bytes) -> bytes | None:
-    """What a caller does."""
+    """Get a value as a caller does."""
     return await wire.get(name)
 
 
@@ -99,11 +99,11 @@ async def cancelled(task: asyncio.Task[Any]) -> None:
 
 
 def gets(*numbers: int) -> Told:
-    """The command that asks for these together."""
+    """Return the command that asks for these together."""
     return (b"MGET", *(b"%d" % number for number in numbers))
 
 
-# --- who goes alone, who in a batch
+# --- which callers go alone, which in a batch
 
 
 async def test_a_lone_get_goes_out_at_once(wire: Node, server: Server) -> None:
@@ -122,7 +122,7 @@ async def test_a_lone_send_goes_out_at_once(wire: Node, server: Server) -> None:
 
 
 async def test_who_comes_meanwhile_joins_the_next_batch(wire: Node, server: Server) -> None:
-    """Not the one in flight, which may have been answered already: also who asks for the very same key."""
+    """A caller does not join the batch in flight, whose read may be done already: not even for the very same key."""
     first, gate = await held(wire, server, b"1")
     server.data[b"1"] = b"newer"
     later = [spawn(get(wire, b"%d" % number)) for number in (1, 2, 1, 3, 1)]
@@ -152,7 +152,7 @@ async def test_who_comes_during_a_batch_joins_the_next(wire: Node, server: Serve
 
 @pytest.mark.skipif(not hasattr(asyncio, "eager_task_factory"), reason="Python 3.12 has it")
 async def test_eager_tasks(wire: Node, server: Server) -> None:
-    """Where tasks begin as they are made, a batch goes out when what it is for has queued, and is waited for."""
+    """Where tasks begin as made, a batch goes out when its callers have queued, and is waited for."""
     asyncio.get_running_loop().set_task_factory(getattr(asyncio, "eager_task_factory"))  # noqa: B009  # not in 3.11
     for _ in range(3):
         assert await asyncio.gather(*(get(wire, b"%d" % number) for number in range(4))) == [
@@ -178,7 +178,7 @@ async def test_a_task_factory_has_no_say_in_batches(wire: Node) -> None:
 
 
 async def test_scripts_and_reads_travel_together(wire: Node, server: Server) -> None:
-    """What changes something keeps its order, and is one round trip with the reads that wait beside it."""
+    """Writes keep their order, and are one round trip with the reads that wait beside these."""
     first, gate = await held(wire, server)
     sends = [spawn(wire.send([("SET", b"a", b"%d" % n), ("GET", b"a")])) for n in range(3)]
     read = spawn(get(wire, b"1"))
@@ -193,7 +193,7 @@ async def test_scripts_and_reads_travel_together(wire: Node, server: Server) -> 
 
 
 async def test_a_crowd_comes_along(wire: Node, server: Server) -> None:
-    """Many who ask in one turn of the loop: one goes ahead, all others follow in one batch, and next time in one."""
+    """Of many callers in one turn of the loop one goes ahead, all others follow in one batch, and next time in one."""
     for expected in ([1, 63], [64]):
         server.log.clear()
         assert await asyncio.gather(*(wire.get(b"%d" % n) for n in range(64))) == [b"value %d" % n for n in range(64)]
@@ -218,7 +218,7 @@ async def test_five_thousand_callers(wire: Node, server: Server, pool: Pool) -> 
 
 
 async def test_many_commands_are_several_batches(wire: Node, server: Server) -> None:
-    """What belongs together stays together, and in order."""
+    """Commands that belong together stay together, and in order."""
     first, gate = await held(wire, server)
     sends = [spawn(wire.send([("SET", b"a", b"%d" % n)] * 100)) for n in range(5)]
     await turns()
@@ -238,7 +238,7 @@ async def test_a_value_that_is_not_there(wire: Node, server: Server) -> None:
 
 
 async def test_who_is_alone_and_cancelled(wire: Node, server: Server, pool: Pool) -> None:
-    """Who waits behind it gets its own answer, on the same connection."""
+    """A caller behind it gets its own answer, on the same connection."""
     first, gate = await held(wire, server, b"1")
     later = [spawn(get(wire, b"2")), spawn(get(wire, b"3"))]
     await turns()
@@ -250,7 +250,7 @@ async def test_who_is_alone_and_cancelled(wire: Node, server: Server, pool: Pool
 
 
 async def test_who_queues_and_is_cancelled(wire: Node, server: Server) -> None:
-    """The others get what they asked for, those who wait for the same key too."""
+    """The others get their answers, also those that wait for the same key."""
     first, gate = await held(wire, server)
     later = [spawn(get(wire, b"%d" % n)) for n in (1, 1, 2)]
     await turns()
@@ -310,7 +310,7 @@ async def everything(tasks: set[asyncio.Task[Any]]) -> None:
 
 @pytest.mark.parametrize("begun", [True, False])
 async def test_a_batch_that_is_cancelled(wire: Node, server: Server, begun: bool) -> None:
-    """All tasks are cancelled, and the loop goes on: nobody waits for ever, and the next caller is answered."""
+    """All tasks are cancelled, and the loop goes on: no caller waits for ever, and the next one is answered."""
     first, gate = await held(wire, server)
     later = [spawn(get(wire, b"1")), spawn(wire.send([("GET", b"2")]))]
     await turns()
@@ -473,7 +473,7 @@ async def test_a_crowd_before_a_silent_server(pool: Pool, server: Server, clock:
 
 
 async def test_no_connection_to_be_had(wire: Node, server: Server) -> None:
-    """All callers get the error, and who comes when the server is there again is answered."""
+    """All callers get the error, and callers that come when the server is there again are answered."""
     server.refuses = True
     await wire.connection.aclose()
     with pytest.raises(CacheUnavailableError, match="refused"):
@@ -484,7 +484,10 @@ async def test_no_connection_to_be_had(wire: Node, server: Server) -> None:
 
 
 async def test_an_open_breaker(wire: Node, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No caller waits; one of them has the server tried, and its answer closes the breaker. Who insists may ask."""
+    """No caller waits; one of them has the server tried, and its answer closes the breaker.
+
+    An insisting caller may ask.
+    """
     time = Passing(monkeypatch)
     wire.breaker._clock = asyncio.get_running_loop().time
     for _ in range(3):

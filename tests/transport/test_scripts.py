@@ -22,7 +22,7 @@ from tests.support.world.stores import acquire, acquire_many, fill, release
 
 @contextlib.asynccontextmanager
 async def black_hole() -> AsyncIterator[Redis]:
-    """Give a client of a server that accepts everything and answers nothing; not even the handshake."""
+    """Yield a client of a server that accepts everything and answers nothing; not even the handshake."""
     held: list[asyncio.StreamWriter] = []
     listener = await asyncio.start_server(lambda _, writer: held.append(writer), "127.0.0.1", 0)
     try:
@@ -88,7 +88,7 @@ async def test_a_server_that_never_answers_costs_the_deadline() -> None:
 
 
 async def test_a_cancellation_is_not_taken_for_a_deadline(gated: GatedClient) -> None:
-    """Who is cancelled while waiting for Redis is cancelled, though a deadline is running."""
+    """A caller that is cancelled while it waits for Redis is cancelled, though a deadline is running."""
     gate = gated.before("GET")
     task = asyncio.ensure_future(Store(timeout=60).get(gated, "k"))
     await gate.reached()
@@ -98,7 +98,7 @@ async def test_a_cancellation_is_not_taken_for_a_deadline(gated: GatedClient) ->
 
 
 async def test_a_cancelled_read_leaves_no_reply_to_others(client: Redis) -> None:
-    """The replies of cancelled reads reach nobody else."""
+    """The replies of cancelled reads reach no other caller."""
     store = Store(timeout=5)
     await client.mset({f"k:{n}": n for n in range(20)})
 
@@ -116,7 +116,7 @@ async def test_a_cancelled_read_leaves_no_reply_to_others(client: Redis) -> None
 
 
 async def test_a_server_without_memory(client: Redis) -> None:
-    """Out of memory, nothing is stored and nobody fails otherwise; invalidating by hand still works."""
+    """Out of memory, nothing is stored and no call fails otherwise; invalidating by hand still works."""
     store = Store(timeout=5)
     await acquire(store, client, "k", "t")
     await fill(store, client, "k", "t", b"1", 60_000)

@@ -42,7 +42,7 @@ class WholeInSlots(Whole):
         self.one = one
 
     async def everything(self, values: list[str]) -> None:
-        """All that there is to be done."""
+        """Do all that there is to be done."""
         await self.run()
         await self.harmful(values)
         await self.begun_twice()
@@ -50,7 +50,7 @@ class WholeInSlots(Whole):
         await self.dead()
 
     async def harmful(self, values: list[str]) -> None:
-        """Arguments in keys with and without a hash tag, one by one, many at once, kept near, stale and early."""
+        """Use arguments in keys with and without a hash tag, one by one, many at once, kept near, stale and early."""
         cache, client = self.cache, self.client
 
         @cache.cached_many("many:{{{tenant}}}:{values}", negative_exp=5)
@@ -84,7 +84,7 @@ class WholeInSlots(Whole):
             await change(client, value)
 
     async def begun_twice(self) -> None:
-        """A transaction that writes on after its COMMIT has begun."""
+        """Write on in a transaction after its COMMIT has begun."""
         intent = self.cache.store(self.client).intent(self.client)
         intent.put("one:}{", b'"}{"', 60_000)
         await intent.begin()
@@ -94,7 +94,7 @@ class WholeInSlots(Whole):
         await intent.end(committed=True)
 
     async def owed(self) -> None:
-        """Redis has missed an invalidation."""
+        """Repair an invalidation that Redis has missed."""
         store = self.cache.store(self.client)
         await store.renew(self.client, {"one:}{": "token", "one:{}": "token"})  # as in a load that lasts
         store.add_pending(self.client, {Target(b"timed:"): True, Target(b"near:{a", b"="): False})
@@ -102,7 +102,7 @@ class WholeInSlots(Whole):
             await self.read()
 
     async def dead(self) -> None:
-        """Members of the index whose entries are gone."""
+        """Remove members of the index whose entries are gone."""
         await put(self.admin, "index", dict.fromkeys(("one:a}{b", "one:gone"), 0))
         await put(self.admin, "expiry", dict.fromkeys(("one:a}{b", "one:gone"), 1))
         for number in range(60):
@@ -111,13 +111,13 @@ class WholeInSlots(Whole):
         assert not {b"one:a}{b", b"one:gone"} & await members(self.admin, "index")
 
     async def restarted(self) -> None:
-        """A master's history is one that nobody knows."""
+        """Change a master's history to one that is not trusted."""
         store = self.cache.store(self.client)
         trust = store._backend.trust
         await lose(self.admin, "trusted")
         trust._seen, trust._noted = set(), set()
         await store._link.aclose()
-        store._link._routes.clear()  # as after a second without use: the next who reads asks again
+        store._link._routes.clear()  # as after a second without use: the next reader asks again
         store._link._latest = lambda: None
         await self.read()
         assert store.obstacles
@@ -125,7 +125,7 @@ class WholeInSlots(Whole):
             await self.read()
 
     async def evicted(self) -> None:
-        """Shards of the index are lost."""
+        """Delete shards of the index."""
         await lose(self.admin, "index")
         await self.cache.invalidate(["known:*"], redis=self.client)
 
@@ -135,7 +135,7 @@ HEADS = ("person", "people", "known", "one", "many", "near", "timed")
 
 @pytest.fixture
 def user(cluster: Cluster) -> Iterator[dict[str, Any]]:
-    """Give the documented user, for the keys of this test: with what it needs on a cluster besides, and no more."""
+    """Yield the documented user, for the keys of this test: with what it needs on a cluster besides, and no more."""
     page = (Path(__file__).parents[2] / "fastrdb" / "docs" / "security.md").read_text("utf-8")
     [line] = re.findall(r"^ACL SETUSER (.*)$", page, re.MULTILINE)
     [(besides, near)] = re.findall(r"^On a cluster it needs besides, .*?`(.*?)`.*?`(.*?)`", page, re.MULTILINE)
@@ -160,7 +160,7 @@ async def test_all_of_the_api(
 ) -> None:
     """No command has keys in two slots or goes to another master; no script touches a key that is not in its KEYS.
 
-    It is done by the documented user, who may do all of it.
+    The documented user does it, and may do all of it.
     """
     cluster.flush()
     async with (

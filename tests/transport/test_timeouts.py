@@ -1,4 +1,4 @@
-"""What one call waits for Redis in all is one deadline, however many answers it needs, and however slow they are."""
+"""All waits of one call for Redis share one deadline, however many answers it needs, and however slow each is."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Slow:
     """What keys of a function begin with: none has to do with what a call that gave up has left behind."""
 
     async def waits(self, call: Callable[[], Awaitable[Any]], takes: float) -> tuple[Any, float]:
-        """What a call gives, and how long it takes, when each answer takes so many deadlines."""
+        """Return the result of a call, and its time, when each answer takes so many deadlines."""
         clock = self.pace.clock
         with clock.put_in():
             self.pace.set(takes * TIMEOUT)
@@ -63,7 +63,7 @@ class Slow:
         return result, waited
 
     async def quiet(self) -> None:
-        """Let all come to its end that is still on its way to Redis, until that is well."""
+        """Wait for the end of all that is still on its way to Redis, until that is well."""
         await self.pace.clock.all_awake()
         store = self.cache.store(self.client)
 
@@ -81,7 +81,7 @@ class Slow:
 async def slow(
     request: pytest.FixtureRequest, sqlite: Database, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Slow]:
-    """Give a cache by way of slow proxies, that is connected and knows its scripts; and two rows."""
+    """Yield a cache by way of slow proxies, that is connected and has its scripts there; and two rows."""
     place: Any = request.getfixturevalue(request.param)
     if isinstance(place, Cluster):
         place.flush()
@@ -141,7 +141,7 @@ Call = Callable[[], Awaitable[Any]]
 
 
 def one(slow: Slow, **options: Any) -> tuple[Call, Any]:
-    """A cached function."""
+    """Return a cached function."""
 
     async def function(number: int) -> Item:
         return Item(id=number, name="a")
@@ -151,7 +151,7 @@ def one(slow: Slow, **options: Any) -> tuple[Call, Any]:
 
 
 def listed(slow: Slow) -> tuple[Call, Any]:
-    """A cached list."""
+    """Return a cached list."""
 
     @slow.cache.cached_list(f"{next(slow.names)}:{{page}}")
     async def function(page: int) -> list[int]:
@@ -161,7 +161,7 @@ def listed(slow: Slow) -> tuple[Call, Any]:
 
 
 def many(slow: Slow, **options: Any) -> tuple[Call, Any]:
-    """A function of many ids."""
+    """Return a function of many ids."""
 
     async def function(ids: list[int]) -> dict[int, int]:
         return {number: number for number in ids}
@@ -171,27 +171,27 @@ def many(slow: Slow, **options: Any) -> tuple[Call, Any]:
 
 
 def stale(slow: Slow) -> tuple[Call, Any]:
-    """A function with `stale` and `early`."""
+    """Return a function with `stale` and `early`."""
     return one(slow, stale=60, early=1)
 
 
 def many_stale(slow: Slow) -> tuple[Call, Any]:
-    """A function of many ids, with `stale`."""
+    """Return a function of many ids, with `stale`."""
     return many(slow, stale=60)
 
 
 def near(slow: Slow) -> tuple[Call, Any]:
-    """A function whose entries are kept here as well."""
+    """Return a function whose entries are kept here as well."""
     return one(slow, near=True)
 
 
 def crud_get(slow: Slow) -> tuple[Call, Any]:
-    """A row."""
+    """Return a reader of a row."""
     return _crud(slow, lambda crud, db: crud.get(db, id=1)), Item(id=1, name="a")
 
 
 def crud_get_multi(slow: Slow) -> tuple[Call, Any]:
-    """A page of rows."""
+    """Return a reader of a page of rows."""
     return _crud(slow, lambda crud, db: crud.get_multi(db)), [Item(id=1, name="a"), Item(id=2, name="b")]
 
 
@@ -221,7 +221,7 @@ async def test_a_miss_waits_for_one_deadline(slow: Slow) -> None:
 
 @pytest.mark.parametrize("slow", ["cluster"], indirect=True)
 async def test_a_redirection_is_a_part_of_its_read(slow: Slow) -> None:
-    """Who asks the wrong master of a cluster first has what is left for the right one, and for the miss."""
+    """A caller that asks the wrong master of a cluster first has the rest for the right one, and for the miss."""
     (masters,) = slow.cache.store(slow.client)._link._routes.values()
     assert isinstance(masters, ClusterTransport)
     for takes, key in (0.3, b"f0:1"), (0.7, b"f1:1"):
@@ -300,7 +300,7 @@ async def test_much_work_takes_its_time(slow: Slow, by_hand: bool) -> None:
 
 
 async def test_many_ids_take_a_deadline_for_each_portion(slow: Slow) -> None:
-    """So many keys are asked for in one go, and no more; nobody would be cached who asks for more otherwise."""
+    """So many keys are asked for in one go, and no more; a request for more would never be cached otherwise."""
     store, keys = slow.cache.store(slow.client), [f"some:{number}" for number in range(2 * CHUNK + 1)]
     assert store.budget(slow.client, keys).left == 3 * TIMEOUT
 
@@ -349,7 +349,7 @@ MUTANTS = [
 async def test_mutants(
     slow: Slow, monkeypatch: pytest.MonkeyPatch, change: Change, race: Callable[..., Awaitable[None]]
 ) -> None:
-    """With the mechanism taken out, somebody waits too long, or not long enough."""
+    """With the mechanism taken out, a caller waits too long, or not long enough."""
     change.apply(monkeypatch.setattr)
     arguments = {"slow": slow, "monkeypatch": monkeypatch, "by_hand": False}
     with pytest.raises(AssertionError):

@@ -24,7 +24,7 @@ class ManualClock:
         await future
 
     async def asleep(self) -> None:
-        """Wait until somebody waits for the clock."""
+        """Wait until a task waits for the clock."""
         while not any(not future.done() for _, future in self._sleepers):
             self._asleep.clear()
             await self._asleep.wait()

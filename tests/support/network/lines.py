@@ -24,12 +24,12 @@ class Waiting(Gates):
     """Gates that can be asked whether one is set."""
 
     def waits(self, name: str) -> bool:
-        """Tell whether the next one of this name is held."""
+        """Return True if the next one of this name is held."""
         return bool(self._before[name])
 
 
 class Server:
-    """What all connections lead to. `log` is what arrived, a list for each time that something was sent."""
+    """Far end of all connections. `log` has what arrived, a list for each time that something was sent."""
 
     def __init__(self) -> None:
         self.gates = Waiting()  # "connect", "send" and "read"
@@ -42,7 +42,7 @@ class Server:
         self.refuses = False
 
     def answer(self, name: bytes, *replies: Any) -> None:
-        """Give these replies to the next commands of a name."""
+        """Set the replies to the next commands of a name."""
         self.replies.setdefault(name, deque()).extend(replies)
 
     def handle(self, command: Told) -> Any:
@@ -61,7 +61,7 @@ class Server:
 
     @property
     def told(self) -> list[Told]:
-        """What arrived, one by one."""
+        """All commands that arrived, one by one."""
         return [command for batch in self.log for command in batch]
 
 
@@ -107,7 +107,7 @@ class Wired:
                 asyncio.get_running_loop().call_soon(self._protocol.connection_lost, None)
 
     async def reply(self) -> None:
-        """Let one more reply through."""
+        """Send one more reply."""
         await self.server.gates.arrive("read")
 
     async def _work(self) -> None:
@@ -137,7 +137,7 @@ class Pool:
 
 
 class Asks:
-    """A greeting; what it heard is written down, and what it is to say to it comes from the test."""
+    """Greeting that records the replies; the test sets its question and its answer."""
 
     def __init__(self) -> None:
         self.heards: list[Any] = []
@@ -168,12 +168,12 @@ class Passing:
         monkeypatch.setattr(loop, "time", lambda: time() + self._passed)
 
     def passes(self, seconds: float) -> None:
-        """Let so much time pass at once."""
+        """Add so much to the time at once."""
         self._passed += seconds
 
 
 async def turns(count: int = 20) -> None:
-    """Let every task that can go on do so."""
+    """Run every task that can go on."""
     for _ in range(count):
         await asyncio.sleep(0)
 
@@ -191,7 +191,7 @@ def written(reply: Any) -> bytes:
 
 
 def parsed(data: bytes) -> Iterator[Told]:
-    """Read commands as they are on the wire."""
+    """Return commands as read from the wire."""
     at = 0
 
     def line() -> bytes:

@@ -35,7 +35,7 @@ class Run:
 
 
 class Tap:
-    """What this process has sent to each server (`sent`, by port), and which scripts have run there (`runs`)."""
+    """Record of what this process has sent to each server (`sent`, by port), and which scripts ran there (`runs`)."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.sent: list[tuple[int, Words]] = []
@@ -47,7 +47,7 @@ class Tap:
             self._owners[first : last + 1] = [port] * (last + 1 - first)
 
     def keys(self, words: Words) -> list[bytes]:
-        """The keys of a command, as the server finds them."""
+        """Return the keys of a command, as the server finds them."""
         name = words[0].upper()
         if name in {b"EVAL", b"EVALSHA"}:
             return list(words[3 : 3 + int(words[2])])
@@ -58,14 +58,14 @@ class Tap:
         return list(words[first : last + 1 if last >= 0 else None : step]) if first else []
 
     def misplaced(self) -> Iterator[tuple[int, Words]]:
-        """What had keys in several slots, or went to a server that has not their slot."""
+        """Yield the commands whose keys are in several slots, or that went to a server without their slot."""
         for port, words in self.sent:
             slots = {key_slot(key) for key in self.keys(words)}
             if len(slots) > 1 or any(self._owners[slot] != port for slot in slots):
                 yield port, words
 
     def undeclared(self) -> Iterator[tuple[bytes, Words]]:
-        """Keys that scripts have touched without having them in their KEYS."""
+        """Yield keys that scripts have touched without having them in their KEYS."""
         for run in self.runs:
             declared = {*self.keys(run.words)}
             yield from ((key, run.words) for words in run.inside for key in self.keys(words) if key not in declared)
@@ -73,7 +73,7 @@ class Tap:
 
 @asynccontextmanager
 async def tapped(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Tap]:
-    """Note what is sent, and what MONITOR tells, until the block is left."""
+    """Note what is sent, and what MONITOR prints, until the block is left."""
     tap, send, ours = Tap(cluster), AbstractConnection.send_packed_command, Wire.send
 
     def note(port: int, parts: Iterable[bytes]) -> None:

@@ -30,7 +30,7 @@ async def read(redis: Redis, number: int) -> int:
 
 @cache.invalidates("n:{number}")
 async def write(redis: Redis, number: int) -> None:
-    """A write without a database."""
+    """Write without a database."""
 
 
 def ends(*how: str) -> None:
@@ -72,7 +72,7 @@ async def _loop(count: int, closing: str) -> None:
 
 
 def owes(_: str) -> None:
-    """A commit in a loop that ends before Redis is back; the next loop makes up for it."""
+    """Commit in a loop that ends before Redis is back; the next loop repairs."""
     gone = Redis(port=1, retry=Retry(NoBackoff(), 0))
     asyncio.run(_miss(client, gone))
     store = asyncio.run(_made_up_for(client))

@@ -29,7 +29,7 @@ def die() -> NoReturn:
 
 
 def write_and_die(url: str, port: int, barrier: float, moment: Moment) -> None:
-    """Write item 1, and be killed before the COMMIT, when Redis has been told of it, or after it."""
+    """Write item 1, and be killed before the COMMIT, when Redis has the barrier, or after the COMMIT."""
     asyncio.run(_write_and_die(url, port, barrier, moment))
 
 
@@ -76,7 +76,7 @@ async def _call_together(port: int, callers: int, barrier: Barrier) -> None:
 
 
 async def run(target: Any, *arguments: Any, count: int = 1) -> list[int | None]:
-    """Run `target(*arguments)` in so many new processes, and give how they ended."""
+    """Run `target(*arguments)` in so many new processes, and return their exit codes."""
     context = get_context("spawn")
     processes = [context.Process(target=target, args=arguments, daemon=True) for _ in range(count)]
     for process in processes:
@@ -90,5 +90,5 @@ async def run(target: Any, *arguments: Any, count: int = 1) -> list[int | None]:
 
 
 def together(parties: int) -> Barrier:
-    """What processes wait at for each other."""
+    """Return the barrier at which processes wait for each other."""
     return get_context("spawn").Barrier(parties)

@@ -1,4 +1,4 @@
-"""Projects of somebody else's, whose tests run in a process of their own with the pytest plugin."""
+"""Projects of users, whose tests run in a process of their own with the pytest plugin."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PLUGIN = "fastrdb.testing.plugin"
 
 @pytest.fixture
 def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
-    """Give a project of somebody else's, which sees this fastrdb, and makes errors of warnings."""
+    """Write a user's project, which sees this fastrdb, and makes errors of warnings."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
     pytester.makeini("[pytest]\nfilterwarnings =\n    error\n    ignore::pytest.PytestDeprecationWarning")
     return pytester

@@ -1,4 +1,4 @@
-"""Reads that are cancelled at random, checked against what had been answered when they began."""
+"""Reads that are cancelled at random, checked against what was committed when each began."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class Versions:
         return read, write
 
     async def steps(self, most: int) -> None:
-        """Let others go on, a few times."""
+        """Yield to other tasks, a few times."""
         for _ in range(self.chance.randrange(most)):
             await asyncio.sleep(0)
 
     async def read_and_cancel(self) -> str:
-        """One read, cancelled after some steps, and what came of it."""
+        """Read once, cancel after some steps, and check the outcome."""
         (read, _), key = self.chance.choice(self.functions), self.chance.randrange(5)
         known = self.answered[key]
         task = asyncio.create_task(read(self.client, key))
@@ -55,14 +55,14 @@ class Versions:
         return "right" if known <= found <= self.written[key] else f"wrong: {found}, {known} was answered"
 
     async def read(self) -> str:
-        """One read, and what came of it."""
+        """Read once, and check the answer."""
         (read, _), key = self.chance.choice(self.functions), self.chance.randrange(5)
         known = self.answered[key]
         found = await read(self.client, key)
         return "right" if known <= found <= self.written[key] else f"wrong: {found}, {known} was answered"
 
     async def write(self, key: int | None = None) -> None:
-        """One write, and its answer."""
+        """Write once, and note the answer."""
         _, write = self.chance.choice(self.functions)
         key = self.chance.randrange(5) if key is None else key
         self.answered[key] = max(self.answered[key], await write(self.client, key))

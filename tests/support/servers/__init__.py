@@ -1,1 +1,1 @@
-"""Servers of the tests' own: clusters, sentinels, databases, and what they need to start."""
+"""Servers for tests: clusters, sentinels, databases, and what these need to start."""

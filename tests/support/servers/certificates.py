@@ -36,7 +36,7 @@ class Certificate:
         return made
 
     def server_arguments(self, port: int) -> tuple[str, ...]:
-        """What a server is started with to speak TLS on a port, besides its plain one."""
+        """Return the arguments with which a server speaks TLS on a port, besides its plain one."""
         files = (
             "--tls-cert-file",
             self.certificate,
@@ -49,7 +49,7 @@ class Certificate:
 
     @asynccontextmanager
     async def terminator(self, target: int) -> AsyncIterator[int]:
-        """A proxy that speaks TLS, in front of a port that does not; gives its port."""
+        """Run a proxy that speaks TLS, in front of a port that does not; yield its port."""
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(self.certificate, self.key)
         tasks: set[asyncio.Task[None]] = set()

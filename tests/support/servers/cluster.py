@@ -38,12 +38,12 @@ class Node:
 
     @property
     def name(self) -> str:
-        """What redis-py calls it."""
+        """The name by which redis-py calls the server."""
         return f"{HOST}:{self.port}"
 
     @property
     def is_master(self) -> bool:
-        """Whether it is a master by now."""
+        """True if the server is a master by now."""
         return bool(self.info("replication")["role"] == "master")
 
     def ask(self, *command: Any) -> Any:
@@ -52,21 +52,21 @@ class Node:
             return client.execute_command(*command)
 
     def info(self, section: str) -> dict[str, Any]:
-        """Give a section of INFO."""
+        """Return a section of INFO."""
         found: dict[str, Any] = self.ask("INFO", section)
         return found
 
     def knows(self) -> dict[str, tuple[str, str]]:
-        """Give the servers that it knows by their ids: flags, and id of the master if it has one."""
+        """Return the servers that this one has in its map by their ids: flags, and id of the master if it has one."""
         lines = [line.split() for line in self.ask("CLUSTER", "NODES").splitlines()]
         return {line[0]: (line[2], line[3]) for line in lines}
 
     def is_well(self) -> bool:
-        """Whether it takes the cluster for whole."""
+        """Return True if the server takes the cluster for whole."""
         return "cluster_state:ok" in str(self.ask("CLUSTER", "INFO")).replace("': '", ":")
 
     def has_link(self) -> bool:
-        """Whether it is a replica, and follows its master."""
+        """Return True if the server is a replica, and follows its master."""
         return bool(self.info("replication").get("master_link_status") == "up")
 
 
@@ -106,7 +106,7 @@ class Cluster:
         return [node for node in self.nodes if node.server.running]
 
     def client(self, kind: type[RedisCluster] = RedisCluster, **options: Any) -> RedisCluster:
-        """Give a client."""
+        """Return a client."""
         return kind(startup_nodes=[ClusterNode(HOST, node.port) for node in self.running], **options)
 
     def close(self) -> None:
@@ -117,7 +117,7 @@ class Cluster:
             node.server.close()
 
     def load(self, scripts: Iterable[str]) -> None:
-        """Let every server know these scripts, so that a call is one command."""
+        """Load these scripts into every server, so that a call is one command."""
         for script in scripts:
             for node in self.masters:
                 node.ask("SCRIPT", "LOAD", script)
@@ -128,7 +128,7 @@ class Cluster:
             node.ask("FLUSHALL")
 
     def owner(self, slot: int) -> Node:
-        """Give the master that has a slot."""
+        """Return the master that has a slot."""
         for first, last, (_, port, *_), *_ in self.masters[0].ask("CLUSTER", "SLOTS"):
             if int(first) <= slot <= int(last):
                 return next(node for node in self.nodes if node.port == int(port))
@@ -137,7 +137,7 @@ class Cluster:
     # --- a slot that moves
 
     def begin_move(self, slot: int, source: Node, target: Node) -> None:
-        """Let a slot be on its way: what is not there any more is asked for at the target."""
+        """Begin to move a slot: what is not there any more is asked for at the target."""
         target.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", source.id)
         source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", target.id)
 
@@ -147,14 +147,14 @@ class Cluster:
             source.ask("MIGRATE", HOST, target.port, "", 0, 5000, "KEYS", *keys)
 
     def end_move(self, slot: int, target: Node) -> None:
-        """Let the target have the slot."""
+        """Assign the slot to the target."""
         for node in (target, *(node for node in self.masters if node is not target)):
             node.ask("CLUSTER", "SETSLOT", slot, "NODE", target.id)
 
     # --- faults
 
     def cut_off(self, number: int) -> None:
-        """Let a master's replica lag: it gets nothing of what is written from now on."""
+        """Cut a master's replica off: nothing reaches it of what is written from now on."""
         replica = self.replicas[number]
         until_found(replica.has_link, "the replica does not follow")
         self.masters[number].ask("WAIT", 1, 5000)
@@ -174,7 +174,7 @@ class Cluster:
             until_found(node.is_well, f"{node.name} takes the cluster for broken")
 
     def come_back(self, number: int) -> None:
-        """Start a server that was killed; it becomes the replica of who has taken its place."""
+        """Start a server that was killed; it becomes the replica of the one in its place."""
         replica = self.replicas[number]
         replica.server.start()
         until_found(replica.has_link, "the server that came back does not follow")

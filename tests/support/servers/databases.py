@@ -64,7 +64,7 @@ class Database:
 
 @contextlib.asynccontextmanager
 async def opened(url: URL | str, **options: Any) -> AsyncIterator[Database]:
-    """Give the database at *url*; its engine is disposed of afterwards."""
+    """Open the database at *url* for the block; its engine is disposed of afterwards."""
     engine = create_async_engine(url, poolclass=NullPool, **options)
     try:
         yield Database(engine, async_sessionmaker(engine, expire_on_commit=False))
@@ -84,7 +84,7 @@ class ServerDatabase:
         await execute(self.admin, f"CREATE DATABASE {self.url.database}")
 
     def setting(self, name: str) -> str:
-        """What PostgreSQL's SHOW says."""
+        """Return the value of PostgreSQL's SHOW."""
 
         async def ask() -> str:
             async with opened(self.admin) as database, database.engine.connect() as connection:
@@ -101,7 +101,7 @@ class ServerDatabase:
             await self.create()
 
     async def drop(self) -> None:
-        """Remove it from the server, and whoever is still connected to it."""
+        """Drop the database, with all connections to it."""
         name = self.url.database
         if self.admin.get_backend_name() == "postgresql":
             await execute(self.admin, f"DROP DATABASE {name} WITH (FORCE)")

@@ -24,7 +24,7 @@ _SETTINGS = {
 
 
 def find_binaries() -> Path | None:
-    """Give the directory of `initdb` and `pg_ctl`, the newest that is installed."""
+    """Return the directory of `initdb` and `pg_ctl`, the newest that is installed."""
     on_path = shutil.which("initdb")
     if on_path is not None and shutil.which("pg_ctl") is not None:
         return Path(on_path).parent
@@ -52,7 +52,7 @@ def started(binaries: Path) -> Iterator[URL]:
 
 
 def _unprivileged() -> str | None:
-    """The user to run as: PostgreSQL refuses to run as root."""
+    """Return the user to run as: PostgreSQL refuses to run as root."""
     if os.geteuid() != 0:
         return None
     names = {entry.pw_name for entry in pwd.getpwall()}

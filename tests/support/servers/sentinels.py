@@ -28,14 +28,14 @@ async def synced(master: Redis) -> None:
 
 
 async def service(client: Redis) -> dict[str, Any]:
-    """What a sentinel says of the service."""
+    """Return a sentinel's report on the service."""
     masters: Any = await client.sentinel_masters()
     found: dict[str, Any] = masters[SERVICE]
     return found
 
 
 async def replication(client: Redis) -> dict[str, str]:
-    """What a server says of its part in replication."""
+    """Return a server's report on its part in replication."""
     found = await client.info("replication")
     return {str(name): str(value) for name, value in found.items()}
 
@@ -49,7 +49,7 @@ class Group:
     sentinels: list[int]  # ports
 
     def sentinel(self) -> Sentinel:
-        """A client of the sentinels."""
+        """Return a client of the sentinels."""
         return Sentinel([("127.0.0.1", port) for port in self.sentinels], socket_timeout=1.0)
 
     async def known(self) -> None:
@@ -82,7 +82,7 @@ class Group:
 
 
 async def follow(replica: EmbeddedServer, port: int) -> None:
-    """Let a server follow the one on a port, and wait until it has all of its data."""
+    """Make a server follow the one on a port, and wait until it has all of its data."""
     async with Redis(port=replica.port) as client:
         await client.replicaof("127.0.0.1", str(port))
 
@@ -116,7 +116,7 @@ def _sentinel(binary: Path, folder: Path, master: int, down_after: int) -> Itera
 
 @contextlib.asynccontextmanager
 async def group(down_after: int = 300) -> AsyncIterator[Group]:
-    """Give a group; its sentinels take the master for dead after `down_after` ms."""
+    """Run a group; its sentinels take the master for dead after `down_after` ms."""
     with contextlib.ExitStack() as stack:
         master, replica = pair(stack)
         await follow(replica, master.port)

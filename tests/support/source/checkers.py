@@ -1,4 +1,4 @@
-"""Runs mypy, pyright and ruff from the tests' own interpreter, and reads what they say."""
+"""Runs mypy, pyright and ruff from the tests' own interpreter, and reads their reports."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
 
 
 def mypy(*files: str) -> list[Complaint]:
-    """Give what mypy, strict, has to say about these files, or about all of the project."""
+    """Return the complaints of mypy, strict, about these files, or about all of the project."""
     done = run("mypy", "--strict", "--no-error-summary", "--no-color-output", *files)
     assert done.returncode in {0, 1}, done.stdout + done.stderr
     lines = _MYPY_LINE.finditer(done.stdout)
@@ -38,7 +38,7 @@ def mypy(*files: str) -> list[Complaint]:
 
 
 def pyright(*files: str) -> list[Complaint]:
-    """Give what pyright has to say about these files, or about all of the project."""
+    """Return the complaints of pyright about these files, or about all of the project."""
     done = run("pyright", "--pythonpath", sys.executable, "--outputjson", *files)
     assert done.returncode in {0, 1}, done.stdout + done.stderr
     report = json.loads(done.stdout[done.stdout.index("{") :])

@@ -1,6 +1,6 @@
-"""Values that mean harm: made of all that means something in keys, globs, Lua patterns, JSON and Redis' own protocol.
+"""Harmful values: made of all that means something in keys, globs, Lua patterns, JSON and Redis' own protocol.
 
-Plain seeded randomness, because there are many: a hundred thousand take seconds. What fails tells its seed.
+Plain seeded randomness, because there are many: a hundred thousand take seconds. A failure shows its seed.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ PIECES = (*_SIGNS.split(" "), *_WORDS.split(" "), *_VALUES.split(" "), *_BLANKS,
 
 
 def text(random: Random) -> str:
-    """A str of up to five pieces."""
+    """Return a str of up to five pieces."""
     return "".join(random.choices(PIECES, k=random.randint(0, 5)))
 
 
 def scalar(random: Random) -> Any:
-    """A str mostly, else what may be written like one."""
+    """Return a str mostly, else what may be written like one."""
     if random.random() < 0.7:
         return text(random)
     number = random.randint(-2, 2)
@@ -47,7 +47,7 @@ def scalar(random: Random) -> Any:
 
 
 def value(random: Random, depth: int = 2) -> Any:
-    """A scalar mostly, else a container of such."""
+    """Return a scalar mostly, else a container of such."""
     if depth == 0 or random.random() < 0.85:
         return scalar(random)
     several = [value(random, depth - 1) for _ in range(random.randint(0, 3))]
@@ -56,7 +56,10 @@ def value(random: Random, depth: int = 2) -> Any:
 
 
 def identity(given: Any) -> Any:
-    """What makes two values the same: type and content, all the way down. Shares nothing with the code under test."""
+    """Return what makes two values the same: type and content, all the way down.
+
+    This shares no code with the package.
+    """
     if isinstance(given, (list, tuple)):
         return (type(given), tuple(identity(each) for each in given))
     if isinstance(given, dict):
@@ -65,7 +68,7 @@ def identity(given: Any) -> Any:
 
 
 class Exploit:
-    """What runs when it is unpickled; `ran` says whether it has."""
+    """Code that runs when unpickled; `ran` is True if it has."""
 
     ran = False
 
@@ -78,7 +81,7 @@ def _run() -> None:
 
 
 def entry(random: Random, valid: bytes) -> bytes:
-    """Bytes where an entry should be: noise, a damaged entry, other JSON, a pickle, something packed."""
+    """Return bytes in the place of an entry: noise, a damaged entry, other JSON, a pickle, something packed."""
     match random.randrange(6):
         case 0:
             return random.randbytes(random.randint(0, 40))
@@ -136,6 +139,6 @@ def _planted(random: Random) -> bytes:
 
 
 def many(make: Any, count: int, seed: int) -> Iterator[Any]:
-    """So many of them."""
+    """Yield so many of them."""
     random = Random(seed)
     return (make(random) for _ in range(count))

@@ -15,12 +15,12 @@ _NAMES = {"fence": "begin", "fill": "end", "unbar": "end", "lease": "acquire"}
 
 
 def gated(client: Any) -> Any:
-    """Give a client with gates over the connections of another."""
+    """Return a client with gates over the connections of another."""
     return GatedCluster(client) if is_cluster(client) else GatedClient(client)
 
 
 class GatedCluster(RedisCluster):
-    """A client over another's connections whose commands stop at gates, fail when told to, and are written down."""
+    """Client over another's connections whose commands stop at gates, fail on demand, and are written down."""
 
     def __init__(self, client: RedisCluster) -> None:
         for name in {slot for cls in type(client).__mro__ for slot in getattr(cls, "__slots__", ())} | {*vars(client)}:
@@ -33,7 +33,7 @@ class GatedCluster(RedisCluster):
             self.gated.knows(sha, _NAMES.get(name, name))
 
     def __del__(self, *_: object) -> None:
-        """It has nothing of its own to close."""
+        """Close nothing: the connections are another's."""
 
     def before(self, name: str) -> Gate:
         """Hold the next `name` before it is sent."""
@@ -51,7 +51,7 @@ class GatedCluster(RedisCluster):
         *,
         sent: bool = False,
     ) -> None:
-        """Let commands fail."""
+        """Make commands fail."""
         self.gated.fail_with(error, times, on, sent=sent)
 
     def heal(self) -> None:
@@ -59,15 +59,15 @@ class GatedCluster(RedisCluster):
         self.gated.heal()
 
     def names(self) -> list[str]:
-        """Give the names of what was sent so far, in order."""
+        """Return the names of what was sent so far, in order."""
         return self.gated.names()
 
     def name_of(self, args: tuple[Any, ...]) -> str:
-        """Give the name by which gates, faults and log know a command."""
+        """Return the name by which gates, faults and log refer to a command."""
         return self.gated.name_of(args)
 
     def knows(self, sha: str, name: str) -> None:
-        """Give a script of a test's own a name."""
+        """Name a script of a test's own."""
         self.gated.knows(sha, _NAMES.get(name, name))
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
@@ -81,7 +81,7 @@ class GatedCluster(RedisCluster):
         return reply
 
     def pipeline(self, transaction: Any = None, shard_hint: Any = None) -> ClusterPipeline:
-        """Give a pipeline whose commands pass the same gates and faults."""
+        """Return a pipeline whose commands pass the same gates and faults."""
         return _GatedPipeline(self)  # type: ignore[abstract]
 
 

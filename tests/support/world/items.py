@@ -11,7 +11,7 @@ class Base(DeclarativeBase):
 
 
 class Row(Base):
-    """What the database holds."""
+    """Row in the database."""
 
     __tablename__ = "items"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -19,14 +19,14 @@ class Row(Base):
 
 
 class Item(BaseModel):
-    """What a caller gets."""
+    """Result for a caller."""
 
     id: int
     name: str
 
 
 class Frozen(BaseModel, frozen=True):
-    """What many callers may share."""
+    """Result that many callers may share."""
 
     id: int
 
@@ -39,6 +39,6 @@ class Loader:
         self.name = "a"
 
     def item(self, number: int) -> Item:
-        """Give the item as it is now."""
+        """Return the item as it is now."""
         self.calls += 1
         return Item(id=number, name=self.name)

@@ -41,7 +41,7 @@ class Place:
 
     @property
     def autocommits(self) -> bool:
-        """Whether each statement commits by itself."""
+        """Return True if each statement commits by itself."""
         return self.level == "AUTOCOMMIT"
 
 
@@ -65,7 +65,7 @@ BY_NAME = {place.name: place for place in PLACES}
 
 @asynccontextmanager
 async def opened(place: Place, url: Any, **options: Any) -> AsyncIterator[Database]:
-    """Give the database at `url`, which is empty, as it is run in `place`."""
+    """Open the database at `url`, which is empty, as it is run in `place`."""
     if place.level is not None:
         options["isolation_level"] = place.level
     async with databases.opened(url, **options) as database:
@@ -78,7 +78,7 @@ async def opened(place: Place, url: Any, **options: Any) -> AsyncIterator[Databa
 
 
 def _send_begin(database: Database) -> None:
-    """Do as SQLAlchemy's documentation tells those who want real transactions and savepoints of SQLite."""
+    """Send BEGIN, as SQLAlchemy's documentation advises for real transactions and savepoints of SQLite."""
 
     @event.listens_for(database.engine.sync_engine, "connect")
     def connect(dbapi_connection: Any, record: object) -> None:

@@ -74,15 +74,15 @@ class Nearby:
 
     @property
     def on(self) -> bool:
-        """Whether the near cache is believed now."""
+        """True if the near cache may answer now."""
         return self.clock() < self.near.valid_until
 
     async def opened(self) -> None:
-        """Wait until the near cache is believed."""
+        """Wait until the near cache may answer."""
         await self.near.until(lambda: self.on)
 
     def local(self, key: str) -> Any:
-        """What is kept, or None."""
+        """Return the value that is kept, or None."""
         kept = self.near.lookup(key)
         return None if kept is None else kept.value
 
@@ -102,7 +102,7 @@ class Nearby:
         return self.near.keep(token, raw, size=len(raw), ttl_ms=ttl_ms)
 
     async def read(self, key: str) -> bytes | None:
-        """A read as the store does it: from the near cache, else from Redis, and kept if that is allowed."""
+        """Read as the store does: from the near cache, else from Redis, and keep the value if that is allowed."""
         kept = self.near.lookup(key)
         if kept is not None:
             found: bytes = kept.value
@@ -113,19 +113,19 @@ class Nearby:
         return fetched[0]
 
     async def write(self, values: dict[str, bytes]) -> None:
-        """A write of this process: a SET for each key, sent together."""
+        """Write in this process: a SET for each key, sent together."""
         with self.near.shut(names=[key.encode() for key in values]):
             await set_each(self.client, values)
 
     async def told(self) -> None:
-        """Wait until the server has told of all that has been done by now: pushes come in order."""
+        """Wait until the server has reported all that has been done by now: pushes come in order."""
         self._marks += 1
         mark = f"{min(self.heads)}mark:{self._marks}"
         await self.foreign.set(mark, b"")
         await self.near.until(lambda: mark.encode() in self.near.heard)
 
     async def beat(self) -> None:
-        """Let one PING be sent and answered."""
+        """Send one PING and wait for its answer."""
         await self.near.until(lambda: self.tracking._asked is None)
         await self.clock.asleep()
         self.clock.advance(self.heartbeat / 3)
@@ -144,7 +144,7 @@ async def set_each(client: Redis, values: dict[str, bytes]) -> None:
 async def nearby(
     server: EmbeddedServer, *, heartbeat: float = 1.0, parser: Any = None, **options: Any
 ) -> AsyncIterator[Nearby]:
-    """Give a near cache that is on; `options` are those of its client, `parser` that of its tracking connection."""
+    """Run a near cache that is on; `options` are those of its client, `parser` that of its tracking connection."""
     heads: set[str] = set(HEADS)
     async with (
         TcpProxy(server.port) as proxy,

@@ -19,18 +19,18 @@ NOBODY = b"0" * 32 + b"\0\n"
 
 
 def is_cluster(client: Any) -> bool:
-    """Whether it is the client of a cluster."""
+    """Return True for the client of a cluster."""
     return isinstance(client, RedisCluster)
 
 
 def store_on(client: Any, **settings: Any) -> Store:
-    """Give a store with a deadline that a busy machine keeps."""
+    """Return a store with a deadline that a busy machine keeps."""
     return Store(**{"timeout": 5, "cluster": is_cluster(client), **settings})
 
 
 @asynccontextmanager
 async def open_store(client: Any, **settings: Any) -> AsyncIterator[Store]:
-    """Give a store, and close it, however the block is left."""
+    """Open a store, and close it, however the block is left."""
     made = store_on(client, **settings)
     try:
         yield made
@@ -74,7 +74,7 @@ async def fill_many(store: Store, client: Any, fills: Sequence[tuple[str, str, b
 
 
 async def release(store: Store, client: Any, key: str, token: str) -> None:
-    """Give one lease back."""
+    """Release one lease."""
     await store.release(client, {key: token})
 
 
@@ -85,14 +85,14 @@ async def get_timed(store: Store, client: Any, key: str) -> Timed | None:
 
 
 def keys_of(client: Any, part: str, namespace: str = "") -> list[bytes]:
-    """Give the keys that hold a part of the store's own: its index, expiry or barriers."""
+    """Return the keys that hold a part of the store's own: its index, expiry or barriers."""
     if not is_cluster(client):
         return [f"fastrdb:{namespace + ':' if namespace else ''}{part}".encode()]
     return [getattr(shard, part) for shard in ClusterKeyspace(namespace).shards]
 
 
 def key_of(client: Any, part: str, entry: str) -> bytes:
-    """Give the key of a part of the store's own that concerns an entry."""
+    """Return the key of a part of the store's own that concerns an entry."""
     if not is_cluster(client):
         return f"fastrdb:{part}".encode()
     found: bytes = getattr(ClusterKeyspace("").shard(entry.encode()), part)
@@ -100,7 +100,7 @@ def key_of(client: Any, part: str, entry: str) -> bytes:
 
 
 async def members(client: Any, part: str, namespace: str = "") -> set[bytes]:
-    """Give what is in a part."""
+    """Return the members of a part."""
     found: set[bytes] = set()
     for key in keys_of(client, part, namespace):
         found.update(await client.zrange(key, 0, -1))
@@ -117,20 +117,20 @@ async def put(client: Any, part: str, scores: dict[Any, float]) -> None:
 
 
 async def lose(client: Any, *parts: str) -> None:
-    """Let parts be gone."""
+    """Delete parts."""
     for part in parts:
         for key in keys_of(client, part):
             await client.delete(key)
 
 
 async def lapse_barriers(client: Any) -> None:
-    """Let all barriers be gone, as when their time is over."""
+    """Delete all barriers, as when their time is over."""
     for key in keys_of(client, "barriers"):
         await client.zremrangebyscore(key, "-inf", "(+inf")
 
 
 async def names_in(client: Any, pattern: str = "*") -> set[bytes]:
-    """Give all keys that match, wherever they are."""
+    """Return all keys that match, wherever these are."""
     if not is_cluster(client):
         return set(await client.keys(pattern))
     return set(await client.keys(pattern, target_nodes=RedisCluster.PRIMARIES))

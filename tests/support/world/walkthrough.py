@@ -91,7 +91,7 @@ class Whole:
         await self.cache.aclose()
 
     async def unwell(self) -> None:
-        """Redis does not answer for so long that it is left alone, and then asked whether it is back."""
+        """Pause Redis for so long that it is left alone, and then asked for a sign of life."""
         await self.read()
         store = self.cache.store(self.client)
         await self.admin.client_pause(int(4000 * self.cache.timeout))
@@ -103,17 +103,17 @@ class Whole:
         await self.read()
 
     def session(self) -> Any:
-        """A session of its own."""
+        """Return a session of its own."""
         return self.database.sessions()
 
     async def read(self, email: str = EMAIL, **arguments: Any) -> PersonOut:
-        """A cached read with a session of its own."""
+        """Read from the cache with a session of its own."""
         async with self.session() as db:
             found: PersonOut = await self.known(db, self.client, email, **arguments)
             return found
 
     async def crud_class(self) -> None:
-        """Each method of `FastRDB`, twice where the second is a hit."""
+        """Call each method of `FastRDB`, twice where the second is a hit."""
         crud, redis = self.crud, self.client
         async with self.session() as db:
             ada = await crud.create(db=db, redis=redis, obj_in=PersonIn(email=EMAIL, name=NAME))
@@ -137,7 +137,7 @@ class Whole:
             assert await crud.count(db=db, redis=redis) == 1
 
     async def decorators(self) -> None:
-        """Misses, hits and joined loads; writes that commit, that roll back, and that have no session."""
+        """Make misses, hits and joined loads; writes that commit, that roll back, and that have no session."""
         first = await asyncio.gather(*(self.read() for _ in range(3)))
         assert {person.name for person in first} == {NAME}
         for name, publish in ((f"{NAME}-a", True), (f"{NAME}-b", False)):
@@ -153,7 +153,7 @@ class Whole:
         assert self.loads == loads + 2
 
     async def extras(self) -> None:
-        """What a cached function carries, and what a cache does by hand."""
+        """Use what a cached function carries, and what a cache does by hand."""
         known, redis = self.known, self.client
         async with self.session() as db:
             assert (await known.explain(db=db, redis=redis, email=EMAIL)).state == "hit"
@@ -171,13 +171,13 @@ class Whole:
         await self.read()
 
     async def corrupted(self) -> None:
-        """An entry that cannot be read."""
+        """Read an entry that is no JSON."""
         await self.admin.set(self.known.key(email=EMAIL), b"\x80\x04.")
         assert (await self.read()).email == EMAIL
         assert self.known.stats.corrupt == 1
 
     async def restarted(self) -> None:
-        """Redis has come back with other data: everything is deleted before it is used again."""
+        """Bring Redis back with other data: everything is deleted before it is used again."""
         names = Keyspace(self.cache.namespace)
         trusted = names.shards[0].trusted
         await self.admin.delete(trusted)
@@ -191,7 +191,7 @@ class Whole:
         await self.read()
 
     async def evicted(self) -> None:
-        """The index is lost: the next write looks at all keys."""
+        """Delete the index: the next write looks at all keys."""
         await self.admin.delete(Keyspace(self.cache.namespace).shards[0].index)
         await self.cache.invalidate(["known:*"], redis=self.client)
         loads = self.loads

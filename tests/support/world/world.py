@@ -1,6 +1,6 @@
-"""A small world for races: one database, one Redis, two processes with a cache each, and gates where they can be held.
+"""A small world for races: one database, one Redis, two processes with a cache each, and gates that can hold each.
 
-The two processes are two `Cache` objects in one event loop: they share nothing but the server, as processes do.
+The two processes are two `Cache` objects in one event loop. As processes do, the two share nothing but the server.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def spawn(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
 
 
 def _reads(cache: Cache, gates: Gates) -> Any:
-    """The cached functions of a process."""
+    """Make the cached functions of a process."""
 
     @cache.cached("item:{item_id}", schema=ItemOut, wait=PATIENT, shared=True)
     async def get(db: AsyncSession, redis: Redis, item_id: int) -> Item:
@@ -97,7 +97,7 @@ def _reads(cache: Cache, gates: Gates) -> Any:
 
 
 def _writes(cache: Cache) -> Any:
-    """The functions of a process that write."""
+    """Make the functions of a process that write."""
 
     @cache.invalidates(["item*:{item_id}", "item:{item_id}:*"])
     async def rename(db: AsyncSession, redis: Redis, item_id: int, name: str) -> None:
@@ -133,26 +133,26 @@ class Process:
         return self.cache.store(self.client)
 
     async def read(self, item_id: int = 1) -> str:
-        """What a caller with a session of its own is answered."""
+        """Return the answer to a caller with a session of its own."""
         async with self.database.sessions() as db:
             found: ItemOut = await self.get(db, self.client, item_id)
             return found.name
 
     async def write(self, name: str, item_id: int = 1) -> None:
-        """A write with a session of its own, committed."""
+        """Write with a session of its own, and commit."""
         async with self.database.sessions() as db:
             await self.rename(db, self.client, item_id, name)
             await db.commit()
 
     async def save(self, name: str, item_id: int = 1) -> None:
-        """A write whose value is stored at its commit."""
+        """Write a row whose value is stored at its commit."""
         async with self.database.sessions() as db:
             await db.execute(update(Item).where(Item.id == item_id).values(name=name))
             await self.get.put(ItemOut(id=item_id, name=name), db=db, redis=self.client, item_id=item_id)
             await db.commit()
 
     async def by_text(self, db: AsyncSession | AsyncConnection, name: str) -> None:
-        """A write that SQLAlchemy takes for nothing in particular."""
+        """Write by text that SQLAlchemy takes for nothing in particular."""
         await db.execute(text("UPDATE item SET name = :name WHERE id = 1"), {"name": name})
 
 
@@ -166,11 +166,11 @@ class World:
         self._commits = Gates()
 
     def at_commit(self) -> Gate:
-        """Hold the next COMMIT: the cache has been told that it comes, the database not."""
+        """Hold the next COMMIT: the cache has its barrier, the database has nothing yet."""
         return self._commits.before("COMMIT")
 
     async def end(self) -> None:
-        """Let everybody go on; who was waiting for something that did not come is cancelled."""
+        """Release every caller; one that waits for something that did not come is cancelled."""
         for gates in (self._commits, *(each for p in (self.one, self.two) for each in (p.gates, p.client.gates))):
             gates.open_all()
         left = [task for task in _spawned if task.get_loop() is asyncio.get_running_loop()]
@@ -179,24 +179,24 @@ class World:
         await asyncio.gather(*left, return_exceptions=True)
 
     async def truth(self, item_id: int = 1) -> str:
-        """What is committed."""
+        """Return the committed row."""
         async with self.database.sessions() as db:
             return (await db.scalars(select(Item.name).where(Item.id == item_id))).one()
 
     async def keys(self, pattern: str = "*") -> set[str]:
-        """The keys in Redis."""
+        """Return the keys in Redis."""
         return {_text(key) for key in await names_in(self.client, pattern)}
 
     async def value(self, key: str) -> str:
-        """What is under a key in Redis."""
+        """Return the value of a key in Redis."""
         return _text(await self.client.get(key))
 
     async def lapse(self, name: str) -> None:
-        """Let the time of one key in Redis be over."""
+        """End the life of one key in Redis."""
         assert await self.client.pexpire(name, 0)
 
     async def lapse_barriers(self) -> None:
-        """Let the time of all barriers be over."""
+        """End the time of all barriers."""
         await put(self.client, "barriers", dict.fromkeys(await members(self.client, "barriers"), 1))
 
     def change(self, change: Change, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +206,7 @@ class World:
                 process.client.knows(script.sha, script.name)
 
     async def fair(self, item_id: int = 1) -> None:
-        """Nobody is answered with anything but what is committed."""
+        """Check that every answer is what is committed."""
         truth = await self.truth(item_id)
         assert await self.one.read(item_id) == truth
         assert await self.two.read(item_id) == truth
@@ -222,7 +222,7 @@ class World:
 
 @asynccontextmanager
 async def world(database: Database, client: Any, **settings: Any) -> AsyncIterator[World]:
-    """Give the world; what still runs at its end is waited for."""
+    """Run the world; what still runs at its end is waited for."""
     await database.create(Base)
     async with database.sessions() as db:
         db.add_all([Owner(id=1, name="old"), *(Item(id=n, name="old", owner_id=1) for n in (1, 2))])
@@ -253,7 +253,7 @@ Scenario = Callable[[World], Coroutine[Any, Any, None]]
 
 @asynccontextmanager
 async def pooled(database: Database) -> AsyncIterator[Database]:
-    """Give the database with one connection for all, which shows what is left on it."""
+    """Run the database with one connection for all, which shows what is left on it."""
     engine = create_async_engine(database.engine.url, pool_size=1, max_overflow=0)
     try:
         yield Database(engine, async_sessionmaker(engine, expire_on_commit=False))

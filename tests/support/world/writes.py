@@ -1,4 +1,4 @@
-"""The ways in which SQLAlchemy's users write, and in which they end a transaction without committing it."""
+"""The ways in which SQLAlchemy's users write, and in which a transaction ends without a COMMIT."""
 
 from __future__ import annotations
 
@@ -16,41 +16,41 @@ TO_NEW = update(Item).where(Item.id == 1).values(name="new")
 
 
 async def attribute(db: AsyncSession) -> None:
-    """An attribute is set, and flushed by nobody yet."""
+    """Set an attribute, without a flush."""
     (await db.get_one(Item, 1)).name = "new"
 
 
 async def without_autoflush(db: AsyncSession) -> None:
-    """The same in a session that does not flush before it reads."""
+    """Do the same in a session that does not flush before a read."""
     with db.no_autoflush:
         (await db.get_one(Item, 1)).name = "new"
         await db.flush()
 
 
 async def merge(db: AsyncSession) -> None:
-    """An object from elsewhere is merged."""
+    """Merge an object from elsewhere."""
     await db.merge(Item(id=1, name="new", owner_id=1))
 
 
 async def bulk_update(db: AsyncSession) -> None:
-    """Many rows by primary key."""
+    """Update many rows by primary key."""
     await db.execute(update(Item), [{"id": 1, "name": "new"}, {"id": 2, "name": "old"}])
 
 
 async def bulk_mappings(db: AsyncSession) -> None:
-    """The older way to do so, in synchronous code."""
+    """Update many rows in the older way, in synchronous code."""
     await db.run_sync(lambda session: session.bulk_update_mappings(Item, [{"id": 1, "name": "new"}]))
 
 
 async def bulk_insert(db: AsyncSession) -> None:
-    """The row is deleted, and many are inserted."""
+    """Delete the row, and insert many."""
     await db.execute(delete(Item).where(Item.id == 1))
     await db.execute(insert(Item), [{"id": n, "name": "new", "owner_id": 1} for n in (1, 11, 12)])
     await db.execute(delete(Item).where(Item.id > 10))
 
 
 async def replaced(db: AsyncSession) -> None:
-    """An object is deleted, and another one added."""
+    """Delete an object, and add another one."""
     await db.delete(await db.get_one(Item, 1))
     await db.flush()
     db.add(Item(id=1, name="new", owner_id=1))
@@ -58,7 +58,7 @@ async def replaced(db: AsyncSession) -> None:
 
 
 async def synchronous(db: AsyncSession) -> None:
-    """By code that knows nothing of asyncio."""
+    """Write by code without asyncio."""
 
     def write(session: Session) -> None:
         item = session.query(Item).filter_by(id=1).with_for_update().one()
@@ -69,7 +69,7 @@ async def synchronous(db: AsyncSession) -> None:
 
 
 async def only_a_savepoint(db: AsyncSession) -> None:
-    """In a savepoint, which is the only context that is opened by hand."""
+    """Write in a savepoint, which is the only context that is opened by hand."""
     async with db.begin_nested():
         await db.execute(TO_NEW)
 
@@ -80,50 +80,50 @@ async def by_connection(db: AsyncSession) -> None:
 
 
 async def commented(db: AsyncSession) -> None:
-    """By text that begins with a comment."""
+    """Write by text that begins with a comment."""
     await db.execute(text("/* who */ -- why\n UPDATE item SET name = 'new' WHERE id = 1"))
 
 
 async def locked(db: AsyncSession) -> None:
-    """The row is locked first."""
+    """Lock the row first."""
     await db.execute(select(Item).where(Item.id == 1).with_for_update())
     await db.execute(TO_NEW)
 
 
 async def cte(db: AsyncSession) -> None:
-    """By a query that writes on its way."""
+    """Write by a query that writes on its way."""
     await db.execute(text("WITH x AS (UPDATE item SET name = 'new' WHERE id = 1 RETURNING id) SELECT count(*) FROM x"))
 
 
 async def core_cte(db: AsyncSession) -> None:
-    """The same, built by SQLAlchemy."""
+    """Do the same, built by SQLAlchemy."""
     changed = TO_NEW.returning(Item.id).cte("changed")
     (await db.execute(select(func.count()).select_from(changed))).all()
 
 
 async def call(db: AsyncSession) -> None:
-    """By a stored procedure."""
+    """Write by a stored procedure."""
     await db.execute(text("CALL rename_item()"))
 
 
 async def function(db: AsyncSession) -> None:
-    """By a SELECT of a function that writes."""
+    """Write by a SELECT of a function that writes."""
     await db.execute(text("SELECT rename_item_too()"))
 
 
 async def core_function(db: AsyncSession) -> None:
-    """The same, built by SQLAlchemy."""
+    """Do the same, built by SQLAlchemy."""
     await db.scalar(select(func.rename_item_too()))
 
 
 async def locked_table(db: AsyncSession) -> None:
-    """The table is locked first."""
+    """Lock the table first."""
     await db.execute(text("LOCK TABLE item IN SHARE ROW EXCLUSIVE MODE"))
     await db.execute(TO_NEW)
 
 
 async def copied(db: AsyncSession) -> None:
-    """By COPY, which only the driver itself has, and of which SQLAlchemy knows nothing."""
+    """Write by COPY, which only the driver itself has, unseen by SQLAlchemy."""
     connection = await db.connection()
     await connection.execute(select(Item.id))  # begins the driver's transaction
     driver: Any = (await connection.get_raw_connection()).driver_connection
@@ -132,7 +132,7 @@ async def copied(db: AsyncSession) -> None:
 
 
 async def trigger(db: AsyncSession) -> None:
-    """By a trigger of another table."""
+    """Write by a trigger of another table."""
     await db.execute(update(Owner).where(Owner.id == 1).values(name="new"))
 
 
