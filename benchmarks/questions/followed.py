@@ -115,11 +115,12 @@ class Application:
 
 async def rows(sizes: Sizes) -> list[Row]:
     """The precision, then the costs."""
-    users = max(2 * PER_ORG, min(USERS, sizes.calls * 20))
+    users = min(USERS, 100 * sizes.calls)
     with EmbeddedServer() as server:
         async with _filled(users) as engine, Redis(host=HOST, port=server.port) as client:
-            found = await _precision(engine, client, users, max(1, sizes.rounds // 4))
+            found = await _precision(engine, client, users, max(2, sizes.rounds // 4))
             found += await _reads(engine, client, sizes)
+            collect()
             return found + await _writes(engine, client, users, sizes)
 
 
@@ -134,18 +135,26 @@ async def _precision(engine: AsyncEngine, client: Redis, users: int, writes: int
     }
     for name, (options, depends_on, limit) in makers.items():
         collect()  # a cache follows for as long as it lives
-        async with Cache(client, **options) as cache:
-            application = Application(cache, f"precise{len(found)}", users, depends_on)
-            async with AsyncSession(engine, expire_on_commit=False) as db:
-                await application.read(db)
-                assert await application.read(db) == 0, f"{name} has stored too little"
-                dropped = 0
-                for number in range(writes):
-                    await _change(db, 7 * number % users, moved=number % MOVES == MOVES - 1)
-                    dropped += await application.read(db)
-        case = f"one user changed, of {application.entries:,} entries"
+        entries, dropped = await _dropped(engine, Cache(client, **options), depends_on, users, writes)
+        case = f"one user changed, of {entries:,} entries"
         found.append(Row("followed", case, name, dropped / writes, "entries", limit=limit, note="dropped per write"))
+    collect()
     return found
+
+
+async def _dropped(
+    engine: AsyncEngine, following: Cache, depends_on: Sequence[type[Any]], users: int, writes: int
+) -> tuple[int, int]:
+    """Give how many entries there were, and how many the writes have dropped."""
+    dropped = 0
+    async with following as cache, AsyncSession(engine, expire_on_commit=False) as db:
+        application = Application(cache, f"precise{id(cache)}", users, depends_on)
+        await application.read(db)
+        assert await application.read(db) == 0, "too little is stored"
+        for number in range(writes):
+            await _change(db, 7 * number % users, moved=number % MOVES == MOVES - 1)
+            dropped += await application.read(db)
+        return application.entries, dropped
 
 
 async def _change(db: AsyncSession, number: int, *, moved: bool = False) -> None:
