@@ -6,7 +6,7 @@ from .look import check, look
 from .names import Names
 from .reads import ReadRows, reads_of, reads_of_text
 from .text import CALLED, HARMLESS, functions_in
-from .writes import Change, Writes, changes_of_text, writes_of
+from .writes import Change, Verb, Writes, changes_of_text, writes_of
 
 __all__ = [
     "CALLED",
@@ -16,6 +16,7 @@ __all__ = [
     "Names",
     "ReadRows",
     "Spread",
+    "Verb",
     "Writes",
     "asking",
     "catalog_of",

@@ -6,6 +6,7 @@ from typing import Any
 
 from fastrdb.errors import OptionError
 
+from .mysql import MySQLSource
 from .postgres import PostgresSource
 from .source import ChangeSource
 from .sqlite import SQLiteSource
@@ -22,4 +23,6 @@ def source_of(engine: Any) -> ChangeSource:
         return PostgresSource(engine)
     if dialect == "sqlite":
         return SQLiteSource(engine)
-    raise OptionError(f"watch: databases are PostgreSQL and SQLite, and this is {dialect}")
+    if dialect in ("mysql", "mariadb"):
+        return MySQLSource(engine)
+    raise OptionError(f"watch: databases are PostgreSQL, MariaDB, MySQL and SQLite, and this is {dialect}")

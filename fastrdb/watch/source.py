@@ -43,6 +43,7 @@ class Status:
         unwatched: the tables that have none, or whose triggers do not fire, each with the reason.
         missing_columns: columns that entries are tagged by and that triggers do not report; such a change counts as
             one of any value.
+        way: how changes are read.
         waiting: the number of changes that no poll has read yet; None where that is unknown.
         leader: a description of the watcher that leads, None if there is none.
         notes: other findings, each with what to do.
@@ -52,6 +53,7 @@ class Status:
     watched: list[str] = field(default_factory=list)
     unwatched: dict[str, str] = field(default_factory=dict)
     missing_columns: list[str] = field(default_factory=list)
+    way: str = ""
     waiting: int | None = None
     leader: str | None = None
     notes: list[str] = field(default_factory=list)

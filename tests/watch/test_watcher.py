@@ -86,6 +86,7 @@ async def test_the_first_watcher_invalidates_everything_and_the_next_goes_on(
     assert await client.keys("user:*") == [b"user:2"]
 
 
+@pytest.mark.parametrize("watchable", ["sqlite", "postgresql", "binlog"], indirect=True)  # an outbox is read once
 async def test_a_watcher_killed_before_its_position_is_stored_repeats_the_change(
     watched: Watched, client: Redis, cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:

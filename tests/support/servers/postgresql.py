@@ -36,7 +36,7 @@ def find_binaries() -> Path | None:
 def started(binaries: Path) -> Iterator[URL]:
     """Start a server on a free port with everything in a directory that goes with it, and give its address."""
     user = _unprivileged()
-    port = _free_port()
+    port = free_port()
     with tempfile.TemporaryDirectory(prefix="fastrdb-postgresql-") as directory:
         if user is not None:
             shutil.chown(directory, user)
@@ -74,7 +74,8 @@ def _run(user: str | None, *command: str) -> None:
     assert done.returncode == 0, f"{command}: {done.stdout}"
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port that no program listens on."""
     with socket.socket() as made:
         made.bind(("127.0.0.1", 0))
         port: int = made.getsockname()[1]

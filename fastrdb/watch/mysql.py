@@ -1,0 +1,91 @@
+"""Changes of MariaDB and MySQL: by the binary log where the server permits it, by an outbox where one is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from fastrdb.errors import OptionError
+
+from .binlog import BinlogSource, refusal
+from .mysql_outbox import MySQLOutbox, is_installed
+from .source import ChangeSource, Images, Poll, Status
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+
+class MySQLSource(ChangeSource):
+    """The changes of one database, by an outbox if there is one, and by the server's binary log if not."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self.engine = engine
+        self.name = f"mysql:{engine.url.database}"
+        self._way: ChangeSource | None = None
+        self._refusal = ""
+
+    async def install_sql(self, tables: Collection[str] = (), columns: Iterable[str] = ()) -> list[str]:
+        """See `ChangeSource`. None where the binary log can be read, unless there is an outbox already."""
+        return await (await self._chosen() or self._outbox()).install_sql(tables, columns)
+
+    async def uninstall_sql(self) -> list[str]:
+        """See `ChangeSource`."""
+        return await self._outbox().uninstall_sql()
+
+    async def run(self, statements: Sequence[str]) -> None:
+        """See `ChangeSource`."""
+        await self._outbox().run(statements)
+
+    async def lead(self) -> bool:
+        """See `ChangeSource`."""
+        if self._way is None:
+            self._way = await self._chosen()
+        if self._way is None:
+            raise OptionError(
+                f"watch: {self.name} has no fastrdb_outbox, and its binary log cannot be read: {self._refusal}."
+                " Change that, or run `fastrdb watch install`"
+            )
+        return await self._way.lead()
+
+    async def poll(self, position: str | None, images: Images) -> Poll:
+        """See `ChangeSource`. A position of the other way is none."""
+        if self._way is None:
+            raise OptionError("watch: lead() comes before poll()")
+        kind = "outbox" if isinstance(self._way, MySQLOutbox) else "log"
+        given, _, since = (position or "").partition(" ")
+        poll = await self._way.poll(since if given == kind else None, images)
+        return Poll(f"{kind} {poll.position}", poll.found, poll.lost)
+
+    async def mark(self) -> None:
+        """See `ChangeSource`."""
+        if self._way is not None:
+            await self._way.mark()
+
+    async def clean(self, position: str) -> None:
+        """See `ChangeSource`."""
+        if self._way is not None:
+            await self._way.clean(position.partition(" ")[2])
+
+    async def status(self, position: str | None, columns: Iterable[str] = ()) -> Status:
+        """See `ChangeSource`."""
+        way = await self._chosen()
+        if way is None:
+            return Status(notes=[f"nothing is installed: run `fastrdb watch install`, or: {self._refusal}"])
+        return await way.status((position or "").partition(" ")[2] or None, columns)
+
+    async def close(self) -> None:
+        """See `ChangeSource`."""
+        way, self._way = self._way, None
+        if way is not None:
+            await way.close()
+
+    def _outbox(self) -> MySQLOutbox:
+        return MySQLOutbox(self.engine, self.name)
+
+    async def _chosen(self) -> ChangeSource | None:
+        """Return the way of this database as it is now; None if there is none."""
+        async with self.engine.connect() as connection:
+            if await is_installed(connection):
+                return self._outbox()
+            self._refusal = await refusal(connection)
+        return None if self._refusal else BinlogSource(self.engine, self.name)

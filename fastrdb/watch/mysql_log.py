@@ -1,0 +1,226 @@
+"""The binary log of MariaDB, read by python-mysql-replication. Used in a thread.
+
+What the library does not decode, or this module does not understand, counts as any row of its table, or as everything.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import date
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+from .cascades import Row
+from .source import ROWS_NAMED
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from fastrdb.inference import Verb
+
+_BEAT_S: Final = 0.25
+"""The pause after which the server sends a heartbeat: the last events of a poll may be of kinds that are left out."""
+_READ_TIMEOUT_S: Final = 30
+_GONE: Final = 1236  # the server's error for a place that its log does not have
+_UNREAD: Final = (*range(39, 43), *range(165, 172))
+"""Types of events that may hold rows and that the library does not decode: partial, packed, compressed."""
+_HARMLESS: Final = re.compile(
+    r"BEGIN|COMMIT|ROLLBACK|SAVEPOINT|RELEASE|XA|SET|GRANT|REVOKE|ANALYZE|FLUSH|#|CREATE (?!OR REPLACE)"
+    r"|(?:CREATE OR REPLACE|DROP|ALTER) (?:DEFINER\S+ )?(?:/\*!\d+ )?(?:TEMPORARY|USER|ROLE|TRIGGER|EVENT|INDEX)\b",
+    re.IGNORECASE,
+)
+_WORDS: Final = r"TRUNCATE(?: TABLE)?|ALTER (?:ONLINE |IGNORE )*TABLE|DROP TABLE(?: IF EXISTS)?|CREATE OR REPLACE TABLE"
+_TARGET: Final = re.compile(rf"(?:{_WORDS}) (?:(`[^`]+`|\w+) ?\. ?)?(`[^`]+`|\w+)(?!\w| ?[,.])", re.IGNORECASE)
+_DEFINES: Final = re.compile(r"CREATE|ALTER|DROP|RENAME", re.IGNORECASE)
+_HEX: Final = re.compile(r"[0-9a-fA-F]{32}")
+_OPTIONS: Final = ("host", "port", "user", "password", "passwd", "unix_socket", "ssl")
+
+
+class GoneError(Exception):
+    """A place that the log of the server does not have any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A file of the log, and an offset in it."""
+
+    file: str
+    offset: int
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Return what sorts places: files are numbered."""
+        return int(self.file.rpartition(".")[2]), self.offset
+
+
+def place_of(file: Any, offset: Any) -> Place:
+    """Return the place of what a server tells."""
+    return Place(str(file), int(offset))
+
+
+def is_available() -> bool:
+    """Return whether the library is installed."""
+    return find_spec("pymysqlreplication") is not None
+
+
+@dataclass(slots=True)
+class Found:
+    """The changes between two places.
+
+    Attributes:
+        rows: the changed rows, and for a table of which too many have changed one that stands for all.
+        count: the number of changes.
+        everything: something may have changed that was not understood.
+        defined: tables were made or altered.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    count: int = 0
+    everything: bool = False
+    defined: bool = False
+    _counts: dict[tuple[str, Verb], int] = field(default_factory=dict)
+
+    def add(self, row: Row) -> None:
+        """Add a row. Those beyond what is named are only counted."""
+        self.count += 1
+        key = row.table, row.kind
+        self._counts[key] = self._counts.get(key, 0) + 1
+        if self._counts[key] <= ROWS_NAMED + 1 or row.before is row.after is None:
+            self.rows.append(row)
+
+
+class Log:
+    """A connection that reads the log of one database from a place on.
+
+    Args:
+        engine: for the address.
+        place: the end of a transaction.
+        columns: the columns of each table whose values are reported.
+    """
+
+    def __init__(self, engine: Engine, place: Place, columns: Mapping[str, frozenset[str]]) -> None:
+        from pymysqlreplication import BinLogStreamReader  # noqa: PLC0415  # an extra
+
+        self.place, self._columns, self._reads = place, columns, False
+        self._database = str(engine.url.database)
+        _, options = engine.dialect.create_connect_args(engine.url)
+        settings = {name: options[name] for name in _OPTIONS if name in options}
+        # Not `is_mariadb`: with it, the library begins at the first event of all.
+        self._stream: Any = BinLogStreamReader(
+            settings | {"read_timeout": _READ_TIMEOUT_S},
+            server_id=2**31 + secrets.randbelow(2**31 - 1),  # two readers with one number end each other
+            log_file=place.file,
+            log_pos=place.offset,
+            resume_stream=True,
+            blocking=True,
+            slave_heartbeat=_BEAT_S,
+            filter_non_implemented_events=False,
+            enable_logging=False,
+            pymysql_wrapper=_connect,
+        )
+
+    def read(self, end: Place) -> Found:
+        """Return the changes up to `end`, which the log has.
+
+        Raises:
+            GoneError: the server has no such place any more.
+            OSError: the server does not answer.
+        """
+        import pymysql  # noqa: PLC0415
+
+        found = Found()
+        while self.place.order < end.order:
+            try:
+                event = self._stream.fetchone()
+            except pymysql.MySQLError as error:
+                if error.args and error.args[0] == _GONE:
+                    raise GoneError from None
+                raise ConnectionError("the server has ended the reading of its binary log") from error
+            except (OSError, EOFError):
+                raise
+            except Exception as error:  # an event that the library cannot decode, of any kind
+                if not self._reads:
+                    raise ConnectionError("the binary log cannot be opened") from error
+                found.everything = True
+                continue
+            self._reads = True
+            self.place = place_of(self._stream.log_file, self._stream.log_pos)
+            self._take(event, found)
+        return found
+
+    def _take(self, event: Any, found: Found) -> None:
+        if hasattr(event, "query") and hasattr(event, "schema"):
+            self._take_statement(" ".join(event.query.split()), event.schema.decode(), found)
+        elif type(event).__name__ in ("WriteRowsEvent", "UpdateRowsEvent", "DeleteRowsEvent"):
+            if not hasattr(event, "table"):  # the event that names the table was not decoded
+                found.everything = True
+            elif event.schema == self._database:
+                for row in self._rows(event):
+                    found.add(row)
+        elif event.event_type in _UNREAD:
+            found.everything = True
+
+    def _take_statement(self, statement: str, schema: str, found: Found) -> None:
+        if _HARMLESS.match(statement):
+            found.defined |= statement[:6].upper() == "CREATE"
+            return
+        target = _TARGET.match(statement)
+        if target is not None:
+            schema = target[1].strip("`") if target[1] else schema
+        elif schema != self._database and self._database not in statement:
+            return
+        if target is None:
+            found.everything = found.defined = True
+        elif schema == self._database:
+            found.defined |= _DEFINES.match(statement) is not None  # foreign keys carry on none of these
+            found.add(Row("insert", target[2].strip("`"), None, None))
+
+    def _rows(self, event: Any) -> Iterator[Row]:
+        kind: Verb = {"W": "insert", "U": "update", "D": "delete"}[type(event).__name__[0]]  # type: ignore[assignment]
+        columns = self._columns.get(event.table, frozenset())
+        try:
+            rows = list(event.rows)
+        except Exception:  # noqa: BLE001  # a value of a kind that the library cannot decode
+            yield Row(kind, event.table, None, None)
+            return
+        if not rows:
+            yield Row(kind, event.table, None, None)
+        for row in rows:
+            if kind == "update":
+                before = _values(row["before_values"], row["before_none_sources"], columns)
+                after = _values(row["after_values"], row["after_none_sources"], columns)
+            else:
+                before = after = _values(row["values"], row["none_sources"], columns)
+            yield Row(kind, event.table, before, after)
+
+    def close(self) -> None:
+        """Close the connection. A `read` in another thread ends with an error."""
+        self._stream.close()
+
+
+def _connect(**options: Any) -> Any:
+    """Connect, with options under the names that PyMySQL has now: the library uses an older one."""
+    import pymysql  # noqa: PLC0415
+
+    if "db" in options:
+        options["database"] = options.pop("db")
+    if "passwd" in options:
+        options["password"] = options.pop("passwd")
+    return pymysql.connect(**options)
+
+
+def _values(values: Mapping[str, Any], missing: Mapping[str, str], columns: frozenset[str]) -> dict[str, Any]:
+    """Return the values that readers tag by. A None whose reason is not NULL is unknown."""
+    found = dict[str, Any]()
+    for name, value in values.items():
+        if name not in columns:
+            continue
+        if type(value) in (int, date) or (value is None and missing.get(name) == "null"):
+            found[name] = value
+        elif isinstance(value, str) and _HEX.fullmatch(value):
+            found[name] = UUID(value)
+    return found

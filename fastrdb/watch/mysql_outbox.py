@@ -1,0 +1,198 @@
+"""Changes of MariaDB and MySQL without a binary log: triggers for each row write them into a table.
+
+A row's id is drawn before its transaction commits, so reading behind the last id would lose slow transactions. A poll
+takes what is committed (`FOR UPDATE SKIP LOCKED`), and deletes it in the same transaction, which commits after Redis
+has the changes. One row marks the outbox as whole, and holds the number of the last poll that took something.
+
+Foreign keys change rows without a trigger: these changes are worked out. TRUNCATE has no trigger and is not seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import bindparam, text
+
+from fastrdb.errors import OptionError
+
+from .cascades import Cascades, Row
+from .mysql_tables import OUTBOX, columns_of, leader, quoted, tables_of, take_lead
+from .source import ChangeSource, Images, Poll, Status
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+    from fastrdb.inference import Verb
+
+_PAGE: Final = 1000
+_MOST_WAITING: Final = 100_000
+"""With more rows waiting, everything is invalidated at once."""
+_KINDS: Final[dict[str, Verb]] = {"i": "insert", "u": "update", "d": "delete"}
+_CREATED: Final = (
+    f"CREATE TABLE IF NOT EXISTS {OUTBOX} (id BIGINT NOT NULL AUTO_INCREMENT PRIMARY KEY, kind CHAR(1) NOT NULL,"
+    " tbl VARCHAR(64) NOT NULL, image JSON) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4"
+    " COMMENT='Changes for fastrdb watch. The row with the id -1 marks it as whole.'"
+)
+_MARK: Final = f"INSERT IGNORE INTO {OUTBOX} (id, kind, tbl, image) VALUES (-1, '', '', '0')"
+_MARKED = text(f"SELECT image FROM {OUTBOX} WHERE id = -1")
+_COUNT = text(f"SELECT count(*) FROM (SELECT 1 FROM {OUTBOX} WHERE id > 0 LIMIT {_MOST_WAITING}) AS waiting")
+_NEW = text(f"SELECT id, kind, tbl, image FROM {OUTBOX} WHERE id > 0 ORDER BY id LIMIT {_PAGE} FOR UPDATE SKIP LOCKED")
+_DELETE = text(f"DELETE FROM {OUTBOX} WHERE id IN :ids").bindparams(bindparam("ids", expanding=True))
+_COUNTED = text(f"UPDATE {OUTBOX} SET image = :count WHERE id = -1")
+_INSTALLED = text("SELECT 1 FROM information_schema.tables WHERE table_schema = database() AND table_name = :name")
+_TRIGGERS = text(
+    "SELECT trigger_name AS name, event_object_table AS tbl, action_statement AS body FROM information_schema.triggers"
+    " WHERE trigger_schema = database() AND trigger_name LIKE 'fastrdb\\_%'"
+)
+
+
+async def is_installed(connection: AsyncConnection) -> bool:
+    """Return whether the database has an outbox."""
+    return bool(await connection.scalar(_INSTALLED, {"name": OUTBOX}))
+
+
+class MySQLOutbox(ChangeSource):
+    """The outbox of one database, over an `AsyncEngine`. Made by `MySQLSource`."""
+
+    def __init__(self, engine: AsyncEngine, name: str) -> None:
+        self.engine, self.name = engine, name
+        self._connection: AsyncConnection | None = None
+        self._cascades = Cascades(engine.sync_engine.dialect)
+
+    async def install_sql(self, tables: Collection[str] = (), columns: Iterable[str] = ()) -> list[str]:
+        """See `ChangeSource`. Needs CREATE and TRIGGER on the database.
+
+        A trigger's name follows from what it does. It is made before an older one is dropped, so no write is lost.
+        """
+        async with self.engine.connect() as connection:
+            found = await tables_of(connection)
+            if missing := [name for name in tables if name not in found]:
+                raise OptionError(f"watch: no table {', '.join(missing)}; there are: {', '.join(found)}")
+            reported = await columns_of(connection, columns)
+            old = (await connection.execute(_TRIGGERS)).all()
+        statements = [_CREATED, _MARK]
+        for table in tables or found:
+            made = _trigger_sql(table, reported.get(table, ()))
+            statements += made.values()
+            statements += [
+                f"DROP TRIGGER IF EXISTS {quoted(row.name)}" for row in old if row.tbl == table and row.name not in made
+            ]
+        return statements
+
+    async def uninstall_sql(self) -> list[str]:
+        """See `ChangeSource`."""
+        async with self.engine.connect() as connection:
+            names = [row.name for row in await connection.execute(_TRIGGERS)]
+        return [*(f"DROP TRIGGER IF EXISTS {quoted(name)}" for name in names), f"DROP TABLE IF EXISTS {OUTBOX}"]
+
+    async def run(self, statements: Sequence[str]) -> None:
+        """See `ChangeSource`. Each statement commits by itself."""
+        async with self.engine.begin() as connection:
+            for statement in statements:
+                await connection.exec_driver_sql(statement.replace("%", "%%"))
+
+    async def lead(self) -> bool:
+        """See `ChangeSource`. READ COMMITTED, so that reading takes no locks of gaps, for which writers would wait."""
+        if self._connection is None:
+            connection = await self.engine.connect()
+            self._connection = await connection.execution_options(isolation_level="READ COMMITTED")
+        async with self._connection.begin():
+            return await take_lead(self._connection)
+
+    async def poll(self, position: str | None, images: Images) -> Poll:
+        """See `ChangeSource`. Deletes in each page what it has handed over."""
+        connection = self._connection
+        if connection is None:
+            raise OptionError("watch: lead() comes before poll()")
+        async with connection.begin():
+            marked = await connection.scalar(_MARKED)
+        if position is None:
+            return Poll(str(int(marked or 0)), lost="there is no position of an earlier poll")
+        if marked is None:
+            return Poll("0", lost="the outbox was emptied (TRUNCATE, or a restore without it)")
+        count, total = int(marked), 0
+        if count < int(position):
+            return Poll(str(count), lost="the database is older than at the last poll")
+        while True:
+            async with connection.begin():
+                rows = (await connection.execute(_NEW)).all()
+                if rows:
+                    await images(await connection.run_sync(self._cascades.images, map(_row, rows)))
+                    count += 1
+                    await connection.execute(_DELETE, {"ids": [row.id for row in rows]})
+                    await connection.execute(_COUNTED, {"count": str(count)})
+            total += len(rows)
+            if len(rows) < _PAGE:
+                return Poll(str(count), total)
+
+    async def mark(self) -> None:
+        """See `ChangeSource`."""
+        await self.run([_MARK])
+
+    async def clean(self, position: str) -> None:
+        """See `ChangeSource`. Only foreign keys are forgotten: rows are deleted when they are read."""
+        self._cascades.forget()
+
+    async def status(self, position: str | None, columns: Iterable[str] = ()) -> Status:
+        """See `ChangeSource`."""
+        async with self.engine.connect() as connection:
+            status = Status(installed=True, way="outbox, filled by a trigger for each row; TRUNCATE is not seen")
+            bodies: dict[str, str] = {}
+            for row in await connection.execute(_TRIGGERS):
+                bodies[row.tbl] = bodies.get(row.tbl, "") + row.body
+            reported: dict[str, set[str]] = {}
+            for table in await tables_of(connection):
+                if table in bodies:
+                    status.watched.append(table)
+                    reported[table] = {word for word in bodies[table].split("'") if word}
+                else:
+                    status.unwatched[table] = "no trigger: made after `install`, or left out"
+            for table, names in (await columns_of(connection, columns)).items():
+                lacking = set(names) - reported.get(table, set(names))
+                asked = {name.lower() for name in columns}
+                status.missing_columns += [
+                    f"{table}:{name}" for name in names if name in lacking and f"{table}:{name}".lower() in asked
+                ]
+            status.waiting = int(await connection.scalar(_COUNT) or 0)
+            if await connection.scalar(_MARKED) is None:
+                status.notes.append("the outbox was emptied: the next poll invalidates everything")
+            status.leader = await leader(connection)
+        return status
+
+    async def close(self) -> None:
+        """See `ChangeSource`."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.invalidate()  # the lock ends with the session, which a pool would keep
+            await connection.close()
+
+
+def _row(found: Any) -> Row:
+    values: dict[str, list[Any]] = json.loads(found.image)
+    before = {column: each[0] for column, each in values.items()}
+    after = {column: each[-1] for column, each in values.items()}
+    return Row(_KINDS[found.kind], found.tbl, before, after)
+
+
+def _trigger_sql(table: str, columns: Sequence[str]) -> dict[str, str]:
+    """Return the triggers of one table by name."""
+    found = {}
+    for event, rows in (("INSERT", ("NEW",)), ("UPDATE", ("OLD", "NEW")), ("DELETE", ("OLD",))):
+        pairs = [
+            f"{_literal(column)}, JSON_ARRAY({', '.join(f'{row}.{quoted(column)}' for row in rows)})"
+            for column in columns
+        ]
+        action = (
+            f"ON {quoted(table)} FOR EACH ROW INSERT INTO {OUTBOX} (kind, tbl, image)"
+            f" VALUES ('{event[0].lower()}', {_literal(table)}, JSON_OBJECT({', '.join(pairs)}))"
+        )
+        name = f"fastrdb_{event.lower()}_{hashlib.sha256(action.encode()).hexdigest()[:24]}"
+        found[name] = f"CREATE TRIGGER IF NOT EXISTS {quoted(name)} AFTER {event} {action}"
+    return found
+
+
+def _literal(value: str) -> str:
+    return "'" + value.replace("\\", "\\\\").replace("'", "''") + "'"

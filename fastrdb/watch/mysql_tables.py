@@ -1,0 +1,67 @@
+"""What MariaDB and MySQL tell of their tables: the names, and the columns that readers tag entries by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final
+
+from sqlalchemy import text
+
+from .source import COLUMNS_NAMED
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+OUTBOX: Final = "fastrdb_outbox"
+_TABLES = text(
+    "SELECT table_name FROM information_schema.tables WHERE table_schema = database() AND table_type = 'BASE TABLE'"
+    " AND table_name <> :outbox ORDER BY table_name"
+)
+# Integers (booleans among them), dates and UUIDs. Readers tag by no text: its collation may take different ones for
+# equal. SQLAlchemy stores UUIDs as CHAR(32) where there is no type of its own.
+_COLUMNS = text("""
+SELECT c.table_name AS tbl, c.column_name AS name, EXISTS (
+    SELECT 1 FROM information_schema.statistics s
+    WHERE s.table_schema = c.table_schema AND s.table_name = c.table_name AND s.column_name = c.column_name
+) AS indexed
+FROM information_schema.columns c
+WHERE c.table_schema = database() AND (c.data_type IN ('tinyint', 'smallint', 'mediumint', 'int', 'bigint', 'date',
+    'uuid') OR c.column_type = 'char(32)')
+ORDER BY c.table_name, c.ordinal_position
+""")
+
+_LOCK: Final = "left(concat('fastrdb watch ', database()), 64)"
+_TAKE = text(f"SELECT GET_LOCK({_LOCK}, 0)")
+_LEADER = text(f"SELECT IS_USED_LOCK({_LOCK})")
+
+
+async def tables_of(connection: AsyncConnection) -> list[str]:
+    """Return the tables of the connection's database, but for the outbox."""
+    return list((await connection.scalars(_TABLES, {"outbox": OUTBOX})).all())
+
+
+async def columns_of(connection: AsyncConnection, wanted: Iterable[str]) -> dict[str, list[str]]:
+    """Return the columns to report of each table: those with an index, and `table:column` that are wanted."""
+    asked = {name.lower() for name in wanted}
+    found: dict[str, list[str]] = {}
+    for row in await connection.execute(_COLUMNS):
+        columns = found.setdefault(row.tbl, [])
+        if (row.indexed or f"{row.tbl}:{row.name}".lower() in asked) and len(columns) < COLUMNS_NAMED:
+            columns.append(row.name)
+    return found
+
+
+async def take_lead(connection: AsyncConnection) -> bool:
+    """Return whether this session has the lock of the watcher that leads."""
+    return bool(await connection.scalar(_TAKE))
+
+
+async def leader(connection: AsyncConnection) -> str | None:
+    """Return a description of the session that leads."""
+    found = await connection.scalar(_LEADER)
+    return None if found is None else f"connection {found}"
+
+
+def quoted(name: str) -> str:
+    """Return a name as statements have it."""
+    return "`" + name.replace("`", "``") + "`"

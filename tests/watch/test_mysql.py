@@ -1,0 +1,259 @@
+"""What only MariaDB has: an outbox that is read under locks, and a binary log that runs ahead of what is visible."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+from sqlalchemy import text
+
+from fastrdb import OptionError
+from fastrdb.keys import Image
+from fastrdb.watch import source_of
+from tests.support.availability import missing
+from tests.support.servers import databases
+from tests.support.servers import mariadb as private_mariadb
+from tests.support.waiting import until
+from tests.watch.conftest import TABLES, Watched
+
+outbox = pytest.mark.parametrize("watchable", ["mariadb"], indirect=True)
+binlog = pytest.mark.parametrize("watchable", ["binlog"], indirect=True)
+both = pytest.mark.parametrize("watchable", ["mariadb", "binlog"], indirect=True)
+
+
+@both
+async def test_a_slow_transaction_is_not_skipped(watched: Watched) -> None:
+    """Its row has the lower id, and is committed after the poll that has read a higher one."""
+    await watched.install()
+    async with watched.database.engine.connect() as slow, slow.begin():
+        await slow.execute(text("UPDATE users SET bio = 'slow' WHERE id = 1"))
+        await watched.write("UPDATE users SET bio = 'fast' WHERE id = 2")
+        assert (await watched.changes())["users"]["id"] == {"2"}
+        assert await watched.changes() == {}
+    assert (await watched.changes())["users"]["id"] == {"1"}
+    assert await watched.changes() == {}
+
+
+@both
+async def test_one_watcher_leads_and_another_takes_over(watched: Watched) -> None:
+    """The lead is a lock of the session, which ends with its connection."""
+    await watched.install()
+    second = source_of(watched.database.engine)
+    try:
+        assert not await second.lead()
+        assert (await second.status(None)).leader is not None
+        await watched.source.close()
+        await until(second.lead)
+    finally:
+        await second.close()
+
+
+@both
+async def test_foreign_keys_are_followed_over_tables(watched: Watched) -> None:
+    """SET NULL names the old value and NULL; below a row that is deleted, the rows are unknown."""
+    await watched.write(
+        "CREATE TABLE posts (id INTEGER PRIMARY KEY, user_id INTEGER, editor_id INTEGER,"
+        " FOREIGN KEY (user_id) REFERENCES users (id) ON DELETE CASCADE ON UPDATE CASCADE,"
+        " FOREIGN KEY (editor_id) REFERENCES users (id) ON DELETE SET NULL)",
+        "INSERT INTO posts VALUES (1, 1, 2)",
+    )
+    await watched.install()
+    await watched.write("DELETE FROM users WHERE id = 2")
+    _, images = await watched.poll()
+    assert Image("posts", {"editor_id": frozenset({"2", "%none"})}) in images
+    await watched.write("UPDATE users SET id = 9 WHERE id = 1")
+    assert (await watched.changes())["posts"] == {"user_id": {"1", "9"}}
+    await watched.write("UPDATE users SET bio = 'x' WHERE id = 9")
+    assert (await watched.changes()).keys() == {"users"}
+    await watched.write("DELETE FROM orgs WHERE id = 1")
+    found = await watched.changes()
+    assert (found["users"], found["posts"]) == ({"org_id": {"1"}}, None)
+
+
+# --- the outbox
+
+
+@outbox
+async def test_writers_do_not_wait_for_a_poll(watched: Watched) -> None:
+    """While Redis takes the changes, the rows that are read are locked, and no gap beside them."""
+    await watched.install()
+    await watched.write("UPDATE users SET bio = 'x' WHERE id = 1")
+
+    async def slow(images: Sequence[Image]) -> None:
+        await watched.write("SET innodb_lock_wait_timeout = 1", "UPDATE users SET bio = 'y' WHERE id = 2")
+
+    watched.position = (await watched.source.poll(watched.position, slow)).position
+    assert (await watched.changes())["users"]["id"] == {"2"}
+
+
+@outbox
+async def test_an_emptied_outbox_is_noticed_until_it_is_marked(watched: Watched) -> None:
+    """A watcher that dies between the loss and the mark leaves the loss to the next one."""
+    await watched.install()
+    await watched.write("UPDATE users SET bio = 'x' WHERE id = 1", "TRUNCATE fastrdb_outbox")
+    for _ in range(2):
+        assert "emptied" in (await watched.poll())[0].lost
+    assert any("emptied" in note for note in (await watched.source.status(watched.position)).notes)
+    await watched.source.mark()
+    await watched.write("UPDATE users SET bio = 'y' WHERE id = 2")
+    assert (await watched.changes())["users"]["id"] == {"2"}
+
+
+@outbox
+async def test_a_database_that_is_older_than_the_position_is_lost(watched: Watched) -> None:
+    """As after a restore from a backup: the rows are older, and so is the count of polls in the outbox."""
+    await watched.install()
+    watched.position = "outbox 9"
+    assert "older" in (await watched.poll())[0].lost
+
+
+@outbox
+async def test_triggers_made_anew_leave_no_gap(watched: Watched) -> None:
+    """A trigger that reports another column is made before the old one is dropped."""
+    await watched.write("ALTER TABLE users ADD COLUMN age INTEGER")
+    await watched.install()
+    statements = await watched.source.install_sql(["users"], ["users:age"])
+    made = [number for number, each in enumerate(statements) if each.startswith("CREATE TRIGGER")]
+    dropped = [number for number, each in enumerate(statements) if each.startswith("DROP TRIGGER")]
+    assert len(made) == len(dropped) == 3
+    assert max(made) < min(dropped)
+    await watched.source.run(statements)
+    await watched.write("UPDATE users SET age = 7 WHERE id = 1")
+    assert (await watched.changes())["users"]["age"] == {"%none", "7"}
+
+
+# --- the binary log
+
+
+@asynccontextmanager
+async def setting(watched: Watched, name: str, value: str) -> AsyncIterator[None]:
+    """Change a global setting of the server."""
+    async with watched.database.engine.connect() as connection:
+        before = await connection.scalar(text(f"SELECT @@global.{name}"))
+    await watched.write(f"SET GLOBAL {name} = {value}")
+    try:
+        yield
+    finally:
+        await watched.write(
+            f"SET GLOBAL {name} = '{before}'" if isinstance(before, str) else f"SET GLOBAL {name} = {before}"
+        )
+
+
+@binlog
+@pytest.mark.parametrize(("name", "value"), [("binlog_format", "MIXED"), ("binlog_row_metadata", "NO_LOG")])
+async def test_a_setting_that_permits_no_watching_is_named(watched: Watched, name: str, value: str) -> None:
+    """With what it has to be, and the other way."""
+    async with setting(watched, name, value):
+        with pytest.raises(OptionError, match=f"{name} is {value}, and has to be .*fastrdb watch install"):
+            await watched.source.lead()
+
+
+@binlog
+@pytest.mark.parametrize("right", ["REPLICATION SLAVE", "BINLOG MONITOR"])
+async def test_a_right_that_is_missing_is_named(watched: Watched, right: str) -> None:
+    """Either of the two."""
+    await watched.write(
+        "CREATE OR REPLACE USER watcher@127.0.0.1",
+        "GRANT SELECT ON *.* TO watcher@127.0.0.1",
+        f"GRANT {right} ON *.* TO watcher@127.0.0.1",
+    )
+    lacking = "REPLICATION CLIENT" if right == "REPLICATION SLAVE" else "REPLICATION SLAVE"
+    async with databases.opened(watched.database.engine.url.set(username="watcher", host="127.0.0.1")) as database:
+        with pytest.raises(OptionError, match=f"lacks a right: GRANT {lacking}"):
+            await source_of(database.engine).lead()
+
+
+@binlog
+async def test_truncate_and_definitions_are_any_row(watched: Watched) -> None:
+    """Those of other databases are none of ours."""
+    await watched.install()
+    await watched.write("TRUNCATE users")
+    assert await watched.changes() == {"users": None}
+    await watched.write("ALTER TABLE orgs ADD COLUMN age INTEGER")
+    assert await watched.changes() == {"orgs": None}
+    await watched.write("CREATE DATABASE IF NOT EXISTS besides", "CREATE TABLE besides.users (id INTEGER)")
+    await watched.write("INSERT INTO besides.users VALUES (1)", "TRUNCATE besides.users", "DROP TABLE besides.users")
+    assert await watched.changes() == {}
+    await watched.write("SET SESSION binlog_format = 'STATEMENT'", "UPDATE orgs SET name = 'x' WHERE id = 1")
+    assert await watched.changes() == {"None": None}
+
+
+@binlog
+async def test_a_purged_position_is_lost(watched: Watched) -> None:
+    """What happened behind it is unknown."""
+    await watched.install()
+    await watched.write("UPDATE users SET bio = 'x' WHERE id = 1", "FLUSH BINARY LOGS")
+    async with watched.database.engine.connect() as connection:
+        last = (await connection.execute(text("SHOW MASTER STATUS"))).one()[0]
+
+        async def purged() -> bool:
+            await connection.execute(text(f"PURGE BINARY LOGS TO '{last}'"))  # not while a reader has not left yet
+            return len((await connection.execute(text("SHOW BINARY LOGS"))).all()) == 1
+
+        await until(purged)
+    await watched.write("UPDATE users SET bio = 'y' WHERE id = 2")
+    assert "purged" in (await watched.poll())[0].lost
+    await watched.write("UPDATE users SET bio = 'z' WHERE id = 2")
+    assert (await watched.changes())["users"]["id"] == {"2"}
+
+
+@binlog
+async def test_a_log_of_another_server_is_lost(watched: Watched) -> None:
+    """As after a failover: a file of the same name holds other changes."""
+    await watched.install()
+    way, server, file, offset = str(watched.position).split(" ")
+    watched.position = f"{way} x{server} {file} {offset}"
+    assert "another one" in (await watched.poll())[0].lost
+
+
+async def test_a_change_is_reported_when_it_is_visible() -> None:
+    """Its COMMIT is in the log, and waits for a replica that there is not: readers still see the old row."""
+    if (binaries := private_mariadb.find_binaries()) is None:
+        missing("no mariadbd and mariadb-install-db")
+    waits = {"rpl_semi_sync_master_wait_point": "AFTER_SYNC", "rpl_semi_sync_master_timeout": "600000"}
+    with private_mariadb.started(binaries, **waits) as url:
+        await databases.execute(url, "CREATE DATABASE shop")
+        async with databases.opened(url.set(database="shop")) as database:
+            watched = Watched(database, source_of(database.engine))
+            await watched.write(*TABLES)
+            await watched.install()
+            async with database.engine.connect() as reader:
+                await reader.execute(text("SET GLOBAL rpl_semi_sync_master_enabled = 1"))
+                before = (await reader.execute(text("SHOW MASTER STATUS"))).one()
+                writing = asyncio.create_task(watched.write("UPDATE users SET bio = 'new' WHERE id = 1"))
+
+                async def written() -> bool:
+                    return (await reader.execute(text("SHOW MASTER STATUS"))).one() != before
+
+                await until(written)
+                assert await reader.scalar(text("SELECT bio FROM users WHERE id = 1")) == ""
+                assert await watched.changes() == {}
+                await reader.execute(text("SET GLOBAL rpl_semi_sync_master_enabled = 0"))
+                await writing
+            assert (await watched.changes())["users"]["id"] == {"1"}
+            await watched.source.close()
+
+
+@binlog
+async def test_values_that_the_log_lacks_are_unknown(watched: Watched) -> None:
+    """With a row image of the key alone, any value of the other columns may have changed."""
+    await watched.install()
+    await watched.write("SET SESSION binlog_row_image = 'MINIMAL'", "UPDATE users SET bio = 'x' WHERE id = 1")
+    found = await watched.changes()
+    assert found == {"users": None}
+
+
+@binlog
+async def test_a_row_that_is_not_decoded_is_any_row(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library has no decoder for some types; the changes behind it are read."""
+    row_event = pytest.importorskip("pymysqlreplication.row_event")
+    await watched.install()
+
+    def fail(self: object) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr(row_event.UpdateRowsEvent, "_fetch_one_row", fail)
+    await watched.write("UPDATE users SET bio = 'x' WHERE id = 1", "INSERT INTO orgs VALUES (3, 'three')")
+    assert await watched.changes() == {"users": None, "orgs": {"id": {"3"}}}
