@@ -1,7 +1,7 @@
 """Changes of MariaDB by its binary log, which costs writers nothing and shows TRUNCATE.
 
 The log is written before a commit is visible. An entry that is invalidated in between would be loaded with the old row
-once more. So a poll reads as far as a consistent snapshot sees, which MariaDB and Percona Server can tell.
+once more. So a poll reads as far as a consistent snapshot sees, a place that MariaDB and Percona Server report.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ async def refusal(connection: AsyncConnection) -> str:
     if not is_available():
         return "python-mysql-replication is missing: pip install 'fastrdb[watch-mysql]'"
     if await _visible(connection) is None:
-        return "the server does not tell which part of its log a snapshot sees (binlog_snapshot_position)"
+        return "the server does not report which part of its log a snapshot sees (binlog_snapshot_position)"
     try:
         await connection.execute(_WRITTEN)
     except DBAPIError:
@@ -103,7 +103,7 @@ class BinlogSource(ChangeSource):
             return Poll(str(position))
         end = await _visible(connection)
         if end is None:
-            raise OptionError("watch: the server does not tell binlog_snapshot_position any more")
+            raise OptionError("watch: the server does not report binlog_snapshot_position any more")
         now = f"{self._server} {end.file} {end.offset}"
         if since is None:
             return Poll(now, lost="there is no position of an earlier poll")
@@ -169,7 +169,7 @@ class BinlogSource(ChangeSource):
 
 
 async def _visible(connection: AsyncConnection) -> Place | None:
-    """Return how far in the log a snapshot sees that is taken now; None if the server cannot tell."""
+    """Return how far in the log a snapshot sees that is taken now; None if the server does not report it."""
     await connection.exec_driver_sql("START TRANSACTION WITH CONSISTENT SNAPSHOT")
     try:
         found = {name.lower(): value for name, value in await connection.execute(_SNAPSHOT)}

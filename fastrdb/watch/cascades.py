@@ -40,7 +40,7 @@ class Cascades:
         self._catalog = Catalog(dialect)
 
     def forget(self) -> None:
-        """Ask for the foreign keys again: they may have changed."""
+        """Ask for the foreign keys again, which may have changed."""
         self._catalog = Catalog(self._dialect)
 
     def images(self, connection: Connection, rows: Iterable[Row]) -> list[Image]:

@@ -58,7 +58,7 @@ class Place:
 
 
 def place_of(file: Any, offset: Any) -> Place:
-    """Return the place of what a server tells."""
+    """Return the place that a server reports."""
     return Place(str(file), int(offset))
 
 

@@ -133,7 +133,7 @@ class MySQLOutbox(ChangeSource):
         await self.run([_MARK])
 
     async def clean(self, position: str) -> None:
-        """See `ChangeSource`. Only foreign keys are forgotten: rows are deleted when they are read."""
+        """See `ChangeSource`. Only foreign keys are forgotten: a poll deletes what was read."""
         self._cascades.forget()
 
     async def status(self, position: str | None, columns: Iterable[str] = ()) -> Status:

@@ -1,4 +1,4 @@
-"""What MariaDB and MySQL tell of their tables: the names, and the columns that readers tag entries by."""
+"""The tables of MariaDB and MySQL: the names, and the columns that readers tag entries by."""
 
 from __future__ import annotations
 

@@ -182,7 +182,7 @@ async def test_truncate_and_definitions_are_any_row(watched: Watched) -> None:
 
 @binlog
 async def test_a_purged_position_is_lost(watched: Watched) -> None:
-    """What happened behind it is unknown."""
+    """The changes behind it are unknown, so everything is invalidated."""
     await watched.install()
     await watched.write("UPDATE users SET bio = 'x' WHERE id = 1", "FLUSH BINARY LOGS")
     async with watched.database.engine.connect() as connection:

@@ -8,15 +8,15 @@ import pwd
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from sqlalchemy import URL
 
+from tests.support.waiting import until_found
+
 from .postgresql import free_port
 
-_START_LIMIT_S = 60
 _SETTINGS = {
     "log-bin": "binlog",
     "binlog-format": "ROW",
@@ -54,11 +54,8 @@ def started(binaries: tuple[str, str], **settings: str) -> Iterator[URL]:
         with Path(directory, "log").open("wb") as log:
             process = subprocess.Popen([server, *base, *options, *places], user=user, cwd="/", stdout=log, stderr=log)
         try:
-            limit = time.monotonic() + _START_LIMIT_S
-            while not Path(directory, "pid").exists():  # written when connections are taken
-                assert process.poll() is None, Path(directory, "log").read_text()
-                assert time.monotonic() < limit, Path(directory, "log").read_text()
-                time.sleep(0.05)
+            # The file is written when connections are taken.
+            until_found(lambda: Path(directory, "pid").exists() or None, "a MariaDB that has started")
             yield URL.create("mariadb+aiomysql", "root", host="127.0.0.1", port=int(port))
         finally:
             process.kill()
