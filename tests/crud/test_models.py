@@ -46,6 +46,7 @@ from fastrdb.cache import default_cache
 from fastrdb.crud.bindings import as_prefix
 from fastrdb.keys import Pattern
 from tests.support.servers.databases import Database
+from tests.support.world.stores import entries
 
 Redis = redis.asyncio.Redis
 
@@ -276,12 +277,6 @@ def verses(prefix: str = "verse:chapter_id:{chapter_id}:*", **settings: Any) -> 
         invalidate_pattern_prefix=prefix,
         **settings,
     )
-
-
-async def entries(client: Redis) -> set[str]:
-    """Return the keys of entries."""
-    keys: list[Any] = await client.keys()
-    return {key.decode() for key in keys if not key.startswith(b"fastrdb:")}
 
 
 # --- composite keys, and lists narrowed by what a row has

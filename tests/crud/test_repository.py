@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Any
 
@@ -19,8 +18,8 @@ from sqlalchemy.util import await_only
 
 from fastrdb import Cache, FastRDB, MissingKeyFieldError, OptionError, PageOutOfRange, PatternError, UnknownFieldError
 from fastrdb.cache import default_cache
-from tests.support.servers.databases import Database, opened
-from tests.support.world.stores import names_in
+from tests.support.servers.databases import Database, opened, statements
+from tests.support.world.stores import entries
 
 Redis = redis.asyncio.Redis
 
@@ -116,30 +115,10 @@ async def settled(client: Redis) -> AsyncIterator[None]:
     await default_cache.aclose()
 
 
-@contextmanager
-def statements(database: Database) -> Iterator[list[str]]:
-    """Yield a list to which every statement that reaches the database is added."""
-    seen: list[str] = []
-
-    def note(_c: object, _k: object, statement: str, *_: object) -> None:
-        seen.append(statement)
-
-    event.listen(database.engine.sync_engine, "before_cursor_execute", note)
-    try:
-        yield seen
-    finally:
-        event.remove(database.engine.sync_engine, "before_cursor_execute", note)
-
-
 async def in_database(database: Database, **filters: Any) -> list[User]:
     """Return the rows that are committed."""
     async with database.sessions() as session:
         return list(await session.scalars(select(User).filter_by(**filters).order_by(User.id)))
-
-
-async def entries(client: Redis) -> set[str]:
-    """Return the keys of entries."""
-    return {key.decode() for key in await names_in(client) if not key.startswith(b"fastrdb:")}
 
 
 async def stored(client: Redis, key: str) -> UserResponse:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
 from redis.asyncio import Redis
-from sqlalchemy import Connection, event, select, update
+from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from fastrdb import Cache, FastRDB, SessionInUseError
 from tests.races.mechanisms import without
-from tests.support.servers.databases import Database
+from tests.support.servers.databases import Database, statements
 from tests.support.world.world import Item, ItemOut, World, spawn, world
 
 
@@ -30,21 +29,6 @@ async def w(sqlite: Database, client: Redis) -> AsyncIterator[World]:
     """Provide a world on SQLite."""
     async with world(sqlite, client) as made:
         yield made
-
-
-@contextmanager
-def statements(database: Database) -> Iterator[list[str]]:
-    """Record the statements that the database is asked to execute meanwhile."""
-    seen: list[str] = []
-
-    def note(connection: Connection, cursor: Any, statement: str, *_: Any) -> None:
-        seen.append(statement)
-
-    event.listen(database.engine.sync_engine, "before_cursor_execute", note)
-    try:
-        yield seen
-    finally:
-        event.remove(database.engine.sync_engine, "before_cursor_execute", note)
 
 
 def refusal(function: str, other: str, parameter: str | None = "db") -> Any:

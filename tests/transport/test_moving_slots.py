@@ -335,7 +335,9 @@ async def test_while_a_slot_is_moved(cluster: Cluster, moving: str, gone: str, k
             moved(move, GONE[gone])
             await all_go_on(works)
             assert [await one.read(n) for n in rows] == [truth[n] for n in rows]
-            if moving == "entries" and kind is not OfItsOwn:  # else Redis may have missed a write
+            # A client with methods of its own is asked itself. While a slot moves, redis-py refuses some commands,
+            # so a commit stays pending until the move is over, and the process bypasses its entries for so long.
+            if moving == "entries" and kind is not OfItsOwn:
                 assert not one.store.has_pending
                 assert [await other.read(n) for n in rows] == [truth[n] for n in rows]
         await all_go_on(works)

@@ -134,3 +134,8 @@ async def names_in(client: Any, pattern: str = "*") -> set[bytes]:
     if not is_cluster(client):
         return set(await client.keys(pattern))
     return set(await client.keys(pattern, target_nodes=RedisCluster.PRIMARIES))
+
+
+async def entries(client: Any) -> set[str]:
+    """Return the keys of entries."""
+    return {key.decode() for key in await names_in(client) if not key.startswith(b"fastrdb:")}
