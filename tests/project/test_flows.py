@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from weakref import WeakSet
 
 import pytest
 from redis.asyncio import Redis
+from sqlalchemy import Engine, event
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from fastrdb import Cache
+from fastrdb.transactions import follow, listeners
 from fastrdb.transport import connection
 from tests.support.source.flows import Flows, by_module
 
@@ -17,7 +20,23 @@ MOST_CALLS = {"hit": 17, "near": 10, "miss": 158, "commit": 186, "update": 252, 
 
 
 @pytest.fixture
-async def flows(client: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Flows]:
+def unfollowed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Take away what caches with `auto=True` of other tests have left: each statement is looked at for them."""
+    heard = {"after_cursor_execute": follow._on_executed, "after_execute": follow._on_result}
+    left = {name: listener for name, listener in heard.items() if event.contains(Engine, name, listener)}
+    for module in (follow, listeners):
+        monkeypatch.setattr(module, "followers", WeakSet())
+    for name, listener in left.items():
+        event.remove(Engine, name, listener)
+    yield
+    for name, listener in left.items():
+        event.listen(Engine, name, listener)
+
+
+@pytest.fixture
+async def flows(
+    unfollowed: None, client: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Flows]:
     """Prepare the flows on the private server and a SQLite file. What a timer does in between is in no flow."""
     monkeypatch.setattr(connection, "_GREETING_S", 3600)
     monkeypatch.setattr(connection, "_LOOK", 3600)
