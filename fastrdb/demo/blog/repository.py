@@ -1,4 +1,7 @@
-"""A generic repository: `class Authors(Repo[Author, AuthorOut])` has typed, cached reads of one tenant's rows."""
+"""A generic repository: `class Authors(Repo[Author, AuthorOut])` has typed, cached reads of one tenant's rows.
+
+The reads are decorated once. Each subclass fills in the type variables, and has functions of its own: `Authors.get`.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +32,8 @@ class Repo(Generic[Row, Out]):
 
     model: ClassVar[type[Any]]
     schema: ClassVar[type[Any]]
+    table: ClassVar[str]
+    """A part of every key, as the tenant is."""
     options: ClassVar[Sequence[ORMOption]] = ()
     """What the answers show of other rows, such as `selectinload(Post.author)`."""
 
@@ -36,33 +41,28 @@ class Repo(Generic[Row, Out]):
         self.db, self.tenant = db, tenant
 
     def __init_subclass__(cls) -> None:
-        """Decorate the reads, now that the type of their values is certain."""
+        """Take the model and its answer from `Repo[...]`."""
         cls.model, cls.schema = get_args(cls.__orig_bases__[0])  # type: ignore[attr-defined]
-        head = f"{{self.tenant}}:{cls.model.__tablename__}"
-        one: dict[str, Any] = {"exp": 600, "negative_exp": 30, "schema": cls.schema, "shared": True}
-        reads = {
-            "get": cache.cached(f"{head}:{{key}}", **one)(cls.get),
-            "get_many": cache.cached_many(f"{head}:{{keys}}", **one)(cls.get_many),
-            "page": cache.cached_list(f"{head}:page:{{page}}", exp=600, schema=cls.schema)(cls.page),
-            "count": cache.cached(f"{head}:count", exp=600)(cls.count),
-        }
-        for name, read in reads.items():
-            setattr(cls, name, read)
+        cls.table = cls.model.__tablename__
 
+    @cache.cached("{self.tenant}:{self.table}:{key}", exp=600, negative_exp=30, shared=True)
     async def get(self, key: int) -> Out:
         """Return what is answered of a row. Raises NoResultFound; that there is none is cached for 30 seconds."""
         return self._answer(await self.row(key, *self.options))
 
+    @cache.cached_many("{self.tenant}:{self.table}:{keys}", exp=600, negative_exp=30, shared=True)
     async def get_many(self, keys: list[int]) -> dict[int, Out]:
         """Return what is there, by key. One round trip reads what is cached, one query loads the rest."""
         found = await self.db.scalars(self._mine().where(self.model.id.in_(keys)).options(*self.options))
         return {row.id: self._answer(row) for row in found}
 
+    @cache.cached_list("{self.tenant}:{self.table}:page:{page}", exp=600)
     async def page(self, page: int = 1) -> list[Out]:
         """Return one page of the rows, the newest first."""
         query = self._mine().order_by(self.model.id.desc()).limit(PAGE).offset(PAGE * (page - 1))
         return [self._answer(row) for row in await self.db.scalars(query.options(*self.options))]
 
+    @cache.cached("{self.tenant}:{self.table}:count", exp=600)
     async def count(self) -> int:
         """Return the number of rows."""
         query = select(func.count()).select_from(self.model).where(self.model.tenant_id == self.tenant)
