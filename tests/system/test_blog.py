@@ -186,7 +186,7 @@ a whole.
 
 @pytest.fixture
 async def town(client: Redis, database: Database) -> AsyncIterator[Town]:
-    """Give the blog on a database, in a process that has written before: it has met the columns in use."""
+    """Provide the blog on a database, in a process that has written before: it has met the columns in use."""
     await api.create_tables(database.engine)
     async with isolated(cache, redis=client) as namespace:
         made = Town(database, namespace)
@@ -244,7 +244,7 @@ class Reader:
 
 @pytest.fixture
 async def reader(town: Town) -> AsyncIterator[Reader]:
-    """Give a caller of tenant one."""
+    """Provide a caller of tenant one."""
     app = api.create_app(town.database.engine)
     transport = httpx.ASGITransport(app)
     async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://test") as http:
@@ -256,7 +256,7 @@ only_sqlite = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 
 @only_sqlite
 async def test_page_is_stored_json_until_a_part_of_it_changes(reader: Reader) -> None:
-    """The page is made of cached parts, and depends on what they depend on."""
+    """The page is made of cached parts, and depends on what these depend on."""
     page = "/posts/{post_of_ann}"
     first, second = await reader.ask("GET", page), await reader.ask("GET", page)
     assert first.json() == second.json()
@@ -326,7 +326,7 @@ async def test_row_that_is_not_there_is_a_hit_until_it_comes(reader: Reader) -> 
 
 @only_sqlite
 async def test_several_authors_are_read_at_once(reader: Reader) -> None:
-    """What is cached is read in one round trip, and only the rest is loaded."""
+    """Only those that are not cached are loaded; the others come in one round trip."""
     ann, bob = (reader.town.ids[1, name] for name in ("ann", "bob"))
     await reader.ask("GET", "/authors/{ann}")
     reader.town.loaded.clear()

@@ -46,13 +46,13 @@ Mine = Annotated[Blog, Depends(get_blog)]
 
 @routes.get("/authors/{author_id}")
 async def read_author(blog: Mine, author_id: int) -> AuthorOut:
-    """One author."""
+    """Return an author."""
     return await blog.authors.get(author_id)
 
 
 @routes.get("/authors")
 async def read_authors(blog: Mine, ids: Annotated[list[int], Query(alias="id", max_length=100)]) -> list[AuthorOut]:
-    """Several authors, in one round trip to Redis."""
+    """Return several authors, in one round trip to Redis."""
     return list((await blog.authors.get_many(ids)).values())
 
 
@@ -76,7 +76,7 @@ async def delete_author(blog: Mine, author_id: int) -> None:
 
 @routes.get("/authors/{author_id}/posts")
 async def read_posts(blog: Mine, author_id: int, page: Page = 1) -> list[Headline]:
-    """One page of an author's posts."""
+    """Return one page of an author's posts."""
     return await blog.posts_of(author_id, page)
 
 
@@ -85,7 +85,7 @@ async def read_posts(blog: Mine, author_id: int, page: Page = 1) -> list[Headlin
 
 @routes.get("/tags/{tag}/posts")
 async def read_tag(blog: Mine, tag: str, page: Page = 1) -> list[Headline]:
-    """One page of the posts with a tag."""
+    """Return one page of the posts with a tag."""
     return await blog.posts_with(tag, page)
 
 
@@ -93,7 +93,7 @@ async def read_tag(blog: Mine, tag: str, page: Page = 1) -> list[Headline]:
 @cached_response(max_age=0)
 @cache.cached("{tenant}:post:{post_id}:page", exp=600, negative_exp=30)
 async def read_post(db: Session, tenant: Tenant, post_id: int) -> PostPage:
-    """All about one post. A hit is the stored JSON, with an `ETag`; a write to any part of it makes a miss."""
+    """Return all about one post. A hit is the stored JSON, with an `ETag`; a write to any part of it makes a miss."""
     blog = Blog(db, tenant)
     post = await blog.posts.get(post_id)
     comments, count = await blog.comments_on(post_id), await blog.count_of(post.author.id)

@@ -69,7 +69,7 @@ class Post(Owned):
 
 
 class Comment(Owned):
-    """What a reader says about a post. A comment goes with its post."""
+    """A reader's words about a post. A comment goes with its post."""
 
     __tablename__ = "comments"
 

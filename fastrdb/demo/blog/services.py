@@ -110,7 +110,7 @@ class Blog:
         return PostOut.model_validate(post)
 
     async def hand_over(self, author_id: int, to: int) -> int:
-        """Give all posts of an author to another one, in one statement. Return their number. Raises NoResultFound."""
+        """Hand all posts of an author to another one, in one statement. Return their number. Raises NoResultFound."""
         await self.authors.row(to)
         mine = update(Post).where(Post.author_id == author_id, Post.tenant_id == self.tenant)
         changed = await self.db.execute(mine.values(author_id=to))
