@@ -92,13 +92,14 @@ def repositories(cache: Cache) -> Any:
 async def test_each_subclass_gets_values_of_its_type(client: Redis) -> None:
     """On a miss as on a hit, with keys apart, whichever way the method is found."""
     repo, *subclasses = repositories(Cache(client))
+    page: Any = Page
     for cls in subclasses:
         own, one = cls(), cls.out(id=1)
         for _ in range(2):
             assert [await own.get(1), await repo.get(own, 1), await cls.get(own, 1)] == [one, one, one]
             assert [await own.maybe(1), await own.maybe(-1)] == [one, None]
             assert [await own.several(1), await own.many([1, 2])] == [[one], {1: one, 2: cls.out(id=2)}]
-            assert [await own.page(1), await cls.inner(1), await cls.outer(1)] == [Page[cls.out](rows=[one]), one, one]
+            assert [await own.page(1), await cls.inner(1), await cls.outer(1)] == [page[cls.out](rows=[one]), one, one]
         assert own.get.stats.loads == 1
         assert own.get.stats.hits == 6
         assert f"?%class={cls.__module__}." in own.get.key(1)
@@ -144,7 +145,7 @@ async def test_type_that_no_class_fills_is_refused(client: Redis, way: str) -> N
     """The message says where to decorate instead."""
     repo, *_ = repositories(Cache(client))
 
-    class Loose(repo):  # type: ignore[misc]
+    class Loose(repo):  # type: ignore[misc, valid-type]
         out = Author
 
     calls = {
@@ -166,7 +167,7 @@ def test_variable_that_the_class_does_not_have_is_refused_with_the_class() -> No
 
         class Repo(Generic[Model]):
             @Cache().cached("one:{number}")
-            async def get(self, number: int) -> Out:  # type: ignore[type-var]
+            async def get(self, number: int) -> Out:
                 raise NotImplementedError
 
     error = caught.value if isinstance(caught.value, SchemaError) else caught.value.__cause__

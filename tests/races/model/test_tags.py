@@ -84,7 +84,7 @@ def test_mutants_are_refuted(layout: Layout, mutant: Mutant) -> None:
     assert Model(setup_of(layout, mutant)).explore().rule is not None
 
 
-@pytest.mark.parametrize("mutant", sorted(SPARED, key=lambda mutant: mutant.name), ids=name)
+@pytest.mark.parametrize("mutant", [mutant for mutant in Mutant if mutant in SPARED], ids=name)
 def test_one_server_does_without_leases(mutant: Mutant) -> None:
     """Where the look and the fill are one step, stamps and barriers alone are enough."""
     outcome = Model(Setup(Layout.SERVER, 1, 2, faults=WITHOUT_CANCEL, mutant=mutant)).explore()
