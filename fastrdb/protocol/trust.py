@@ -5,9 +5,9 @@ back that had been invalidated. A server is known by its replication id, which c
 promotion. The ids whose data is trusted are noted beside the index, in each shard. Where a server has another id, one
 process deletes everything, and notes the id.
 
-A former master that was not restarted has its old id, and an old note. So each healing notes a new mark besides. A
-process trusts a note only if the note has all ids and marks that the process has seen before. A note grows by two
-members with each restart.
+A former master that was not restarted has its old id, and an old note. So each healing notes a new mark besides. The
+marks are numbered, and a process remembers the newest one: a note with that mark has all that was noted before. The
+latest healings stay in a note. A process that has slept through more of them finds that its mark is missing, and heals.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from contextvars import Context
 from typing import Any
@@ -38,6 +38,8 @@ GREET_SERVER, GREET_CLUSTER = load_script("server", "greet"), load_script("clust
 _HEALING_MS = 2_000
 """A healing process that does not renew its lock for so long is taken for dead."""
 _PAUSE_S = 0.05
+_HEALINGS_KEPT = 16
+"""So many healings a process may sleep through, and still find its mark in the note."""
 
 
 class Trust:
@@ -51,8 +53,10 @@ class Trust:
         self._on_cluster = isinstance(keyspace, ClusterKeyspace)
         keys = () if self._on_cluster else keyspace.shards[0].all
         self._greeting = Call(GREET_CLUSTER if self._on_cluster else GREET_SERVER, keys, (keyspace.before,))
-        self._seen: set[bytes] = set()  # ids and marks
-        self._noted: set[bytes] = set()
+        self._newest: set[bytes] = set()  # the mark with the highest number, of all trusted notes
+        self._met: set[bytes] = set()  # ids: on a cluster all since the beginning, else the latest
+        self._unknown: set[bytes] = set()  # of these, the ids that no trusted note had
+        self._noted: dict[bytes, float] = {}  # the latest note, with its numbers
         self._policies: dict[bytes, bytes] = {}  # by id: servers need not evict by the same policy
         self._policy = b""
         self._without_entries = True
@@ -101,14 +105,15 @@ class Trust:
             raise RedisConnectionError("the server is a replica, which may be behind: it is not used")
         else:
             self._note_policy(replication_id, more[0])
-            self._seen.add(replication_id)
-            self._judge(more[1])  # mechanism: greeting-judged
+            self._met = self._unknown = {replication_id}
+            self._judge(_numbered(more[1]))  # mechanism: greeting-judged
         return None
 
     def saw(self, replication_id: bytes) -> None:
         """Take the id of a server of a cluster. A new one blocks reads until its note has been read."""
         if replication_id and replication_id not in self._noted:
-            self._seen.add(replication_id)
+            self._met.add(replication_id)
+            self._unknown.add(replication_id)
             self.distrust()
 
     def distrust(self) -> None:
@@ -125,22 +130,27 @@ class Trust:
         looks = [
             look
             for shard in shards
-            for look in (("ZRANGEBYSCORE", shard.trusted, "-inf", "+inf"), ("EXISTS", shard.index))
+            for look in (("ZRANGEBYSCORE", shard.trusted, "-inf", "+inf", "WITHSCORES"), ("EXISTS", shard.index))
         ]
         replies = await send(looks)
-        noted = {each for reply in replies[::2] if not isinstance(reply, Exception) for each in reply}
+        noted = dict[bytes, float]()
+        for reply in replies[::2]:
+            for each, number in ({} if isinstance(reply, Exception) else _numbered(reply)).items():
+                noted[each] = max(number, noted.get(each, 0.0))
         if not noted and all(reply == 0 for reply in replies[1::2]):
-            noted = set(self._seen)
+            noted = dict.fromkeys(self._newest | self._met, 0.0)
             await self._note(send, noted, complete=self._without_entries)
         self._judge(noted)
         return not self.other_data
 
-    def _judge(self, noted: Iterable[bytes]) -> None:
-        self._noted = set(noted)
-        if not self._seen <= self._noted:  # mechanism: note-has-all-seen
+    def _judge(self, noted: dict[bytes, float]) -> None:
+        self._noted = noted
+        if not self._newest | self._unknown <= noted.keys():  # mechanism: note-has-all-seen
             self.distrust()
             return
-        self._seen |= self._noted
+        newest = max(noted.values(), default=0.0)
+        self._newest = {each for each, number in noted.items() if number == newest}  # mechanism: newest-mark-remembered
+        self._unknown = set()
         self._health.unblock(self, "healing")
 
     def _cannot_know(self, why: bytes) -> None:
@@ -200,11 +210,13 @@ class Trust:
     async def _take_turn(self, send: Send, delete_all: DeleteAll) -> None:
         renewing = asyncio.get_running_loop().create_task(self._renew_lock(send))
         try:
-            seen = set(self._seen)  # a server that is met from now on has not been deleted from the beginning
+            seen = self._newest | self._met  # a server that is met from now on has not been deleted from the beginning
             await delete_all()  # mechanism: healed-life
-            mark = secrets.token_hex(16).encode()
+            number = max(self._noted.values(), default=0.0) + 1
+            # The mark has a number of its own: an id may be in an older note, too.
+            noted = {**dict.fromkeys(seen, number), secrets.token_hex(16).encode(): number + 1}
             # Where an index may have been evicted, and entries not, the first writer has to look for them.
-            await self._note(send, {*seen, mark}, complete=not self.evicts)
+            await self._note(send, noted, complete=not self.evicts)
         finally:  # after a failure, too: another process may be able to
             await ended((renewing,))
             await send((("DEL", self._keyspace.healing),))
@@ -215,12 +227,16 @@ class Trust:
             with suppress(CacheUnavailableError):
                 await send((("PEXPIRE", self._keyspace.healing, _HEALING_MS),))
 
-    async def _note(self, send: Send, trusted: set[bytes], *, complete: bool) -> None:
-        """Note in every shard what is trusted; on a cluster also that there is an index, and if it is complete."""
+    async def _note(self, send: Send, trusted: dict[bytes, float], *, complete: bool) -> None:
+        """Note in every shard what is trusted, and drop the oldest.
+
+        On a cluster, note also that there is an index, and if it is complete.
+        """
         if not trusted:
             return
         commands: list[Command] = []
         member = COMPLETE if complete else INCOMPLETE  # mechanism: evicted-is-not-whole
+        oldest = max(trusted.values()) - 2 * _HEALINGS_KEPT
         for shard in self._keyspace.shards:
             if self._on_cluster:
                 # A member that stays in each key: while a slot is being moved, a script is refused whose keys are
@@ -230,8 +246,16 @@ class Trust:
                     ("ZADD", shard.barriers, "+inf", NO_BARRIER),
                     ("ZADD", shard.index, 0, member),
                 ]
-            commands.append(("ZADD", shard.trusted, *(part for each in sorted(trusted) for part in (0, each))))
+            members = (part for each in sorted(trusted) for part in (f"{trusted[each]:.0f}", each))
+            commands.append(("ZADD", shard.trusted, *members))
+            commands.append(("ZREMRANGEBYSCORE", shard.trusted, "-inf", f"({oldest:.0f}"))
         _raised(await send(commands))
+
+
+def _numbered(reply: Sequence[Any]) -> dict[bytes, float]:
+    """Return the members of a note with their numbers, of a script's reply or of a command's in RESP2 or RESP3."""
+    pairs = reply if reply and isinstance(reply[0], list | tuple) else zip(reply[::2], reply[1::2], strict=True)
+    return {each: float(number) for each, number in pairs}
 
 
 def _raised(replies: list[Any]) -> list[Any]:

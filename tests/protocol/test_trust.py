@@ -15,10 +15,11 @@ from fastrdb.errors import CacheUnavailableError
 from fastrdb.keys.prefix import Prefix
 from fastrdb.protocol import Busy, Store
 from fastrdb.protocol import trust as trust_module
-from fastrdb.protocol.keyspace import ClusterKeyspace
+from fastrdb.protocol.keyspace import ClusterKeyspace, Keyspace
 from fastrdb.testing import EmbeddedServer
 from fastrdb.transport.scripts import Call, Command
-from tests.races.mechanisms import without
+from tests.races.mechanisms import label, without
+from tests.races.seams import Change
 from tests.support.servers.sentinels import AT_ONCE, follow, synced
 from tests.support.waiting import until
 from tests.support.world.stores import acquire, fill, release, store_on
@@ -104,11 +105,40 @@ async def test_failover_and_back_to_a_master_that_was_not_restarted_is_noticed()
             await store.aclose()
 
 
-async def test_failback_is_lost_without_the_comparison_of_notes(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("mutant", [without("note-has-all-seen"), without("newest-mark-remembered")], ids=label)
+async def test_failback_is_lost_without_the_comparison_of_notes(
+    monkeypatch: pytest.MonkeyPatch, mutant: Change
+) -> None:
     """A process that trusts each server's own note reads the old entry."""
-    without("note-has-all-seen").apply(monkeypatch.setattr)
+    mutant.apply(monkeypatch.setattr)
     with pytest.raises((AssertionError, pytest.fail.Exception)):
         await test_failover_and_back_to_a_master_that_was_not_restarted_is_noticed()
+
+
+async def test_notes_of_restarts_are_pruned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The latest heals stay. A process that was away for more heals once, and the others still trust the note."""
+    monkeypatch.setattr(trust_module, "_HEALINGS_KEPT", kept := 3)
+    name = Keyspace("").shards[0].trusted
+    with EmbeddedServer(args=("--enable-debug-command", "yes")) as server:
+        async with Redis(port=server.port) as client:
+            worker, sleeper, late = (store_on(client) for _ in range(3))
+            for store in (worker, sleeper):
+                assert await store.get(client, "user:1") is None
+            for _ in range(4 * kept):
+                await client.execute_command("DEBUG", "CHANGE-REPL-ID")  # as after a restart
+                await healed(worker, client)
+            assert await client.zcard(name) <= 3 * (kept + 1)
+            before = await client.zrange(name, 0, -1)
+            assert await late.get(client, "user:1") is None
+            assert await client.zrange(name, 0, -1) == before
+            await healed(sleeper, client)
+            after = await client.zrange(name, 0, -1)
+            assert after != before
+            await worker._link.aclose()
+            assert await worker.get(client, "user:1") is None
+            assert await client.zrange(name, 0, -1) == after
+            for store in (worker, sleeper, late):
+                await store.aclose()
 
 
 async def test_lease_that_is_no_text_is_another_callers(client: Redis) -> None:

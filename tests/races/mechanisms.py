@@ -167,12 +167,13 @@ _OF_TAGS = {
 
 _OF_WRITERS = {
     "note-has-all-seen": _line(
-        "a note is trusted only if it has all that the process has seen of ids and marks", "if False:"
+        "a note is trusted only if it has the newest mark and the ids that the process has seen", "if False:"
     ),
     "healed-life": _line(
         "a server that came back since the deletion began is not taken for healed",
-        "await delete_all(); await self.settle(send); seen = self._seen",
+        "await delete_all(); await self.settle(send); seen = self._newest | self._met",
     ),
+    "newest-mark-remembered": _line("a process remembers the newest mark that it has seen", "self._newest = set()"),
     "barriers-replaced": _line("the barriers of a repair replace those of the COMMIT that was abandoned"),
     "second-sweep": _line("a writer whose barriers did not stand sweeps once more", "if False:"),
     "greeting-judged": _line("a new connection is asked whose data it gives"),

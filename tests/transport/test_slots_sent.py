@@ -115,7 +115,7 @@ class WholeInSlots(Whole):
         store = self.cache.store(self.client)
         trust = store._backend.trust
         await lose(self.admin, "trusted")
-        trust._seen, trust._noted = set(), set()
+        trust._newest, trust._met, trust._unknown, trust._noted = set(), set(), set(), {}
         await store._link.aclose()
         store._link._routes.clear()  # as after a second without use: the next reader asks again
         store._link._latest = lambda: None
