@@ -137,6 +137,7 @@ def status(
     else:
         console = Console(highlight=False)
         console.print(f"installed: {'yes' if state.installed else 'no'}")
+        console.print(f"read by: {state.way or 'triggers and an outbox'}")
         console.print(f"leader: {state.leader or 'none'}")
         console.print(f"heartbeat: {'never' if heartbeat is None else f'{heartbeat:.1f} s ago'}")
         console.print(f"changes that wait: {'unknown' if state.waiting is None else state.waiting}")

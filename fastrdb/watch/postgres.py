@@ -149,9 +149,10 @@ class PostgresSource(ChangeSource):
         """See `ChangeSource`. Needs CREATE on the database, and TRIGGER on the tables."""
         async with self.engine.connect() as connection:
             found = _chosen(await _tables(connection, columns), tables)
+            there = {(row.tgrelid, row.tgname) for row in await connection.execute(_TRIGGERS) if row.tgenabled != "D"}
         statements = list(_OUTBOX)
         for table in found:
-            statements += _trigger_sql(table)
+            statements += _trigger_sql(table, there)
         return [*statements, _MARK]
 
     async def uninstall_sql(self) -> list[str]:
@@ -315,8 +316,11 @@ async def _kin(connection: AsyncConnection) -> dict[str, tuple[str, ...]]:
     return {name: tuple(kin) for name, kin in found.items()}
 
 
-def _trigger_sql(table: _Table) -> list[str]:
-    """Return the statements that make one table record its changes."""
+def _trigger_sql(table: _Table, there: Collection[tuple[int, str]]) -> list[str]:
+    """Return the statements that make one table record its changes.
+
+    A trigger that is `there` stays, since making one locks the table. What it does stands in the function.
+    """
     name, columns = _literal(table.known_as), table.columns
     aggregates = ", ".join(f"{_literal(each)}, jsonb_agg(DISTINCT {_quoted(each)})" for each in columns)
     picked = ", ".join(map(_quoted, columns))
@@ -347,6 +351,8 @@ END $fastrdb$"""
         ("TRUNCATE", ""),
     ):
         trigger = f"fastrdb_{event.lower()}"
+        if (table.oid, trigger) in there:
+            continue
         action = f"fastrdb.truncated({name})" if event == "TRUNCATE" else f"{table.function}()"
         made += [
             f"DROP TRIGGER IF EXISTS {trigger} ON {table.quoted}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Self
 
@@ -31,6 +31,8 @@ _BEAT_S: Final = 0.5
 """The longest time between two heartbeats of a watcher that finds nothing."""
 _CLEAN_S: Final = 1.0
 _RETRY_S: Final = 1.0
+_NAMES: Final = 64
+"""An invalidation of more names drops whole tables."""
 _TROUBLE: Final = (OSError, SQLAlchemyError, RedisError, CacheUnavailableError)
 
 
@@ -104,8 +106,9 @@ class Watcher:
             await self.source.clean(poll.position)
 
     async def _invalidate(self, images: Sequence[Image]) -> None:
-        if await self.cache.delete(self.cache.redis, images=images) is None:
-            raise ConnectionError("Redis has missed an invalidation")
+        for part in _portions(images):
+            if await self.cache.delete(self.cache.redis, images=part) is None:
+                raise ConnectionError("Redis has missed an invalidation")
 
     # --- a life
 
@@ -153,3 +156,17 @@ class Watcher:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
+
+
+def _portions(images: Sequence[Image]) -> Iterator[list[Image]]:
+    """Yield the images in order, in portions of so few names that rows are named and not their tables."""
+    part, names = list[Image](), set[str]()
+    for image in images:
+        more = names.union(image.names())
+        if part and len(more) > _NAMES:
+            yield part
+            part, more = [], set(image.names())
+        part.append(image)
+        names = more
+    if part:
+        yield part

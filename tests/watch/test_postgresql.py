@@ -39,6 +39,25 @@ async def test_a_slow_transaction_is_not_skipped(watched: Watched) -> None:
     assert await watched.changes() == {}
 
 
+async def test_a_long_snapshot_keeps_no_change_back(watched: Watched) -> None:
+    """Rows that were read cannot be removed under it, and are not read again."""
+    await watched.install()
+    async with watched.database.engine.connect() as old:
+        reader = await old.execution_options(isolation_level="REPEATABLE READ")
+        assert await reader.scalar(text("SELECT count(*) FROM users")) == 3
+        for number in ("1", "2", "3"):
+            await watched.write(f"UPDATE users SET bio = 'x' WHERE id = {number}")
+            assert (await watched.changes())["users"]["id"] == {number}
+            await watched.source.clean(str(watched.position))
+
+
+async def test_installing_again_waits_for_no_reader(watched: Watched) -> None:
+    """A trigger that is there is left alone: making it again would lock the table, in each deploy."""
+    await watched.install()
+    statements = await watched.source.install_sql()
+    assert [each for each in statements if " ON " in each and "TRIGGER" in each.split("(")[0]] == []
+
+
 async def test_truncate_is_any_row(watched: Watched) -> None:
     """It has a trigger of its own; CASCADE truncates the tables that refer to the first, and is reported for each."""
     await watched.install()

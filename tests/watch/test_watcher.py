@@ -13,7 +13,7 @@ from fastrdb import Cache, OptionError
 from fastrdb.keys import row_tag, table_tag
 from fastrdb.protocol import Fill, Store
 from fastrdb.testing import FaultyClient
-from fastrdb.watch import Journal, Watcher, ages, columns_in_use
+from fastrdb.watch import Journal, Poll, Watcher, ages, columns_in_use, source_of
 from tests.support.waiting import until
 from tests.watch.conftest import Watched
 
@@ -65,6 +65,40 @@ async def test_a_change_deletes_what_depends_on_it_and_nothing_else(
     assert poll.found == 1
     assert sorted(await client.keys("[uoa]*")) == [b"orgs", b"user:3"]
     assert set(await columns_in_use(cache)) == {"users:id", "users:org_id"}
+
+
+@pytest.mark.parametrize("watchable", ["postgresql"], indirect=True)
+async def test_many_changes_of_one_poll_name_their_rows(watched: Watched, client: Redis, cache: Cache) -> None:
+    """One invalidation of too many names would drop what depends on any row of the table."""
+    await watched.install()
+    watcher = Watcher(watched.source, cache)
+    await watcher.poll()
+    tags = {f"user:{number}": (tag("users", "id", number),) for number in (150, 999)}
+    await store_entries(client, tags, cache)
+    await watched.write(*(f"INSERT INTO users VALUES ({number}, 1, 'n{number}@x', '')" for number in range(100, 200)))
+    await watcher.poll()
+    assert await client.keys("user:*") == [b"user:999"]
+
+
+@pytest.mark.parametrize("watchable", ["postgresql", "mariadb", "binlog"], indirect=True)
+async def test_of_two_watchers_one_leads_and_the_other_goes_on(watched: Watched, client: Redis, cache: Cache) -> None:
+    """The second begins at the position of the first, so nothing is lost or invalidated twice."""
+    await watched.install()
+    first, second = Watcher(watched.source, cache), Watcher(source_of(watched.database.engine), cache)
+    await first.poll()
+    assert await second.poll() is None
+    await watched.source.close()
+    await watched.write("UPDATE users SET bio = 'x' WHERE id = 1")
+    polls = list[Poll]()
+
+    async def taken() -> bool:
+        if (poll := await second.poll()) is not None:
+            polls.append(poll)
+        return bool(polls)
+
+    await until(taken)
+    await second.source.close()
+    assert [(poll.lost, poll.found) for poll in polls] == [("", 1)]
 
 
 async def test_the_first_watcher_invalidates_everything_and_the_next_goes_on(
