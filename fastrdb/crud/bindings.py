@@ -47,6 +47,7 @@ class Settings(TypedDict, total=False):
     shared: bool
     version: str | int | None
     verify: float
+    auto: bool
 
 
 class _Unset(enum.Enum):
@@ -86,6 +87,7 @@ class Bindings(Generic[Response]):
         self.cache = cache
         self.typed = {n: f.python_type for n, f in self.columns.fields.items() if n not in _TAKEN}
         self.owner = f"FastRDB[{self.columns.name}]"
+        self.follows = settings.get("auto", cache.follower is not None)
         self.convert = Codec(Any, schema=schema, owner=self.owner).convert
         self._pattern = self._template("pattern", pattern)
         self._list_pattern = self._template("list_pattern", list_pattern, _PAGING)
@@ -97,7 +99,8 @@ class Bindings(Generic[Response]):
         self._numbers = f"{_literal(self._list_pattern.head)}%:{table}:"
         sql.check(schema)
         sql.show({*getattr(schema, "model_fields", ()), *self.item_fields})
-        self._bind_reads(schema, {"exp": exp, **settings})
+        followed = {"auto": True} if self.follows else {}
+        self._bind_reads(schema, {"exp": exp, **settings, **followed})
         self._bind_writes(prefixes)
 
     # --- reads
@@ -190,11 +193,12 @@ class Bindings(Generic[Response]):
 
     def _bind_writes(self, prefixes: Sequence[str]) -> None:
         exact = {name for name in self.typed if self.columns.fields[name].exactness == "everywhere"}
-        texts = [
+        own = [
             as_prefix(self._pattern, self.typed),
             as_prefix(self._list_pattern, exact - set(_PAGING)),
             f"{self._numbers}*",
         ]
+        texts = [] if self.follows else own  # the statements of a write say which entries it reaches
         templates = [Pattern.parse(text, owner=self.owner, kind="prefix") for text in prefixes if text]
         always, by_row = self._narrowed([*texts, *(as_prefix(template, self.typed) for template in templates)])
         self._used = tuple(sorted({field for template in by_row for field in template.fields}))
@@ -258,7 +262,8 @@ class Bindings(Generic[Response]):
             return
         prefixes = [*(() if done else self._always), *self._by_row.before(new).prefixes]
         done.update(known)
-        self._counters.tell("invalidation", ", ".join(prefix.head for prefix in prefixes))
+        if prefixes:
+            self._counters.tell("invalidation", ", ".join(prefix.head for prefix in prefixes))
         await enlist(self.cache, redis, db.sync_session, prefixes, writes=True, counters=self._counters)
 
     async def store(self, db: AsyncSession, redis: Any, answers: Iterable[tuple[Any, Response]]) -> None:
@@ -266,7 +271,7 @@ class Bindings(Generic[Response]):
 
         Nothing is stored if several rows may have one key, or if an answer shows more than its row, which is locked.
         """
-        if redis is None or not self._writes_through:
+        if redis is None or not self._writes_through or self.follows:
             return
         keys, puts, item = [], [], self._item
         own_tables = schema_map(db.sync_session) is not None

@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 
 from sqlalchemy import Delete, Insert, Table, Update
 from sqlalchemy.sql import visitors
+from sqlalchemy.sql.elements import False_
 
 from fastrdb.keys import Image, value_text
 from fastrdb.orm import exact_type
@@ -84,6 +85,7 @@ class Writes:
         where: columns that WHERE pins, with the Python type of their values.
         sets: for each column that is inserted or set the names of its parameters, none for an expression.
         others: the tables that are written besides, in CTEs.
+        nothing: its WHERE is false, as where `FastRDB` takes SQLite's lock by an UPDATE of no row.
     """
 
     kind: Verb
@@ -94,6 +96,7 @@ class Writes:
     whole: bool
     others: tuple[tuple[Verb, str], ...]
     likely: frozenset[str] = frozenset()
+    nothing: bool = False
 
     def of(self, parameter_sets: Sequence[Mapping[str, Any]], expanded: Mapping[str, Any]) -> list[Change]:
         """Return the changes of one execution with these parameters."""
@@ -156,6 +159,8 @@ def _read(compiled: Any, names: Names) -> Writes:
             others.append((_kind(element), names.of(element.table)))
     if main is None:
         return Writes("update", None, "", {}, {}, False, tuple(dict.fromkeys(others)))
+    if not others and any(isinstance(part, False_) for part in parts_of(getattr(main, "_where_criteria", ()))):
+        return Writes(_kind(main), None, "", {}, {}, False, (), nothing=True)
     conditions, sets = Conditions(compiled), dict[str, tuple[tuple[str, ...], type | None]]()
     where: dict[str, tuple[Places, type]] = {}
     whole = _is_whole(main)

@@ -110,10 +110,10 @@ def follows(follower: Following | None, function: Inspected, decorator: str, aut
         if auto:
             raise OptionError(f"{owner}: auto=True needs a Cache(redis, auto=True)")
         return False
-    if auto is not False and any(each.role == "redis" for each in function.parameters):
+    if auto is None and any(each.role == "redis" for each in function.parameters):
         raise OptionError(
             f"{owner}: a cache with auto=True reaches its own client only: take the function's Redis parameter away, "
-            "or give it auto=False"
+            "or give it auto=True (results of another client are not stored) or auto=False"
         )
     return auto is not False
 

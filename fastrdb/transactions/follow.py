@@ -184,7 +184,7 @@ def _changes(
     if context.compiled is not None and not context.is_text:
         found = writes_of(context.compiled, translated)
         changes = found.of(context.compiled_parameters, context._expanded_parameters or {})
-        if changes:
+        if changes or found.nothing:
             return [(change, found.table if change.table == found.name else None) for change in changes], declared
     if plain(statement).startswith(_ROWLESS):
         return [], declared
