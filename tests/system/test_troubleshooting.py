@@ -249,6 +249,19 @@ async def _other_type(scene: Scene) -> object:
     return events
 
 
+@says("items: any row, because no value is asked for")
+async def _coarse(scene: Scene) -> object:
+    async with Cache(scene.client, auto=True) as cache:
+
+        @cache.cached("names")
+        async def names(db: AsyncSession) -> list[str]:
+            return list(await db.scalars(select(Row.name).order_by(Row.id)))
+
+        async with scene.session() as db:
+            await names(db)
+            return (await names.explain(db)).coarse
+
+
 # --- nothing is stored at all
 
 
