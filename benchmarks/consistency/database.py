@@ -26,7 +26,7 @@ from tests.support.servers import databases
 _LIMIT = 5.0
 SLOW, SLOW_SECONDS = 0.2, 0.04
 """The share of loads and of COMMITs that are slow, and how long they take at most, where the faults say so."""
-LONG, LONG_SECONDS = 0.5, 4.0
+LONG, LONG_SECONDS = 0.2, 4.0
 """The share of loads that outlast a barrier, and how long they take at most, where the faults say so."""
 _SLOW_COMMIT = text("SELECT set_config('commit_delay', :micros, true), set_config('commit_siblings', '0', true)")
 """PostgreSQL: this transaction's COMMIT waits before others see it. Superusers may do that."""

@@ -248,7 +248,7 @@ FAULTS = {
         Fault("kill", "a writer is killed before COMMIT, or between COMMIT and end", _kill),
         Fault("stall", "a writer stands still before COMMIT, or between COMMIT and end", _stall),
         Fault("slow-load", "one load in five does something else after its query"),
-        Fault("long-load", "one load in two may take longer than a short barrier", default=False),
+        Fault("long-load", "one load in five may take longer than a short barrier", default=False),
         Fault("slow-commit", "one COMMIT in five takes its time (not on MariaDB)", databases=_SLOW),
         Fault("late-commit", "a COMMIT is cancelled, and arrives all the same", _delay_a_commit, databases=_REMOTE),
         Fault("client-kill", "CLIENT KILL of all connections", _kill_clients),

@@ -170,11 +170,6 @@ BUGS: dict[str, Bug] = {
     "columns-unnamed": Bug(
         "a writer names only the columns that its process has seen in use", (without("columns-in-use-named"),), _AUTO
     ),
-    "lapsed-forgotten": Bug(
-        "a fill does not look at barriers that have lapsed since its grant",
-        (without("lapsed-barriers"),),
-        {"auto": True, "faults": ("kill", "long-load"), "barrier": 1.0, "readers": 4, "callers": 32, "rate": 8.0},
-    ),
     "told-early": Bug(
         "callers that asked late get what a load has read, although it was not stored",
         (without("late-followers"),),
