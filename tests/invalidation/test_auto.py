@@ -376,3 +376,51 @@ async def test_a_function_with_another_client_is_refused(cache: Cache) -> None:
     cache.cached("auto:other", auto=False)(other)
     with pytest.raises(OptionError, match=r"auto=True needs a Cache\(redis, auto=True\)"):
         Cache().cached("auto:other", auto=True)(other)
+
+
+class Animal(Base):
+    __tablename__ = "animals"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(sa.String(10))
+    name: Mapped[str] = mapped_column(sa.String(40))
+    __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "animal"}  # noqa: RUF012
+
+
+class Dog(Animal):
+    __tablename__ = "dogs"
+    id: Mapped[int] = mapped_column(sa.ForeignKey("animals.id"), primary_key=True)
+    trick: Mapped[str] = mapped_column(sa.String(40))
+    __mapper_args__ = {"polymorphic_identity": "dog"}  # noqa: RUF012
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+async def test_both_tables_of_an_inheriting_class_are_followed(filled: Database, cache: Cache, client: Redis) -> None:
+    """A write to either table drops the answer, also after the engine has made its connections anew."""
+    async with Cache(client, auto=True, namespace="second") as second:
+
+        @cache.cached("auto:dog:{dog_id}")
+        async def dog(db: AsyncSession, dog_id: int) -> list[str]:
+            found = await db.get_one(Dog, dog_id)
+            return [found.name, found.trick]
+
+        @second.cached("auto:animal:{animal_id}")
+        async def animal(db: AsyncSession, animal_id: int) -> str:
+            return (await db.get_one(Animal, animal_id)).name
+
+        async with filled.sessions() as db:
+            db.add(Dog(id=1, name="Rex", trick="sit"))
+            await db.commit()
+        for statement, expected in (
+            (update(Animal).where(Animal.id == 1).values(name="Max"), ["Max", "sit"]),
+            (sa.update(Dog.__table__).where(Dog.__table__.c.id == 1).values(trick="roll"), ["Max", "roll"]),
+        ):
+            async with filled.sessions() as db:
+                await dog(db, 1)
+                await animal(db, 1)
+            await filled.engine.dispose()
+            async with filled.sessions() as db:
+                await db.execute(statement)
+                await db.commit()
+            async with filled.sessions() as db:
+                assert await dog(db, 1) == expected
+                assert await animal(db, 1) == expected[0]
