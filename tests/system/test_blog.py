@@ -270,6 +270,7 @@ async def test_page_is_stored_json_until_a_part_of_it_changes(reader: Reader) ->
         ("PUT", "/posts/{post_of_ann}/tags", {"json": ["sun"]}),
         ("POST", "/posts", {"json": {"author_id": reader.town.ids[1, "ann"], "title": "more", "body": "..."}}),
     ]
+    changed = first
     for method, path, body in writes:
         assert (await reader.ask(method, path, **body)).is_success
         changed = await reader.ask("GET", page, headers=known)
