@@ -214,6 +214,7 @@ class Runtime:
             owned=self.owned,
             cluster=cluster,
             watched=self.watched,
+            seal=self.seal,
         )
         tell = self._own_counters.tell  # not a method of this cache: its stores may outlive it for a moment
         store.obstacles.listeners.append(lambda kind, reason: tell(kind, "", reason))
@@ -305,8 +306,7 @@ class Runtime:
 
         Return the number of entries deleted; None if Redis has missed it, and the invalidation is pending.
         """
-        store = self.store(client)
-        told = counters or self._own_counters
+        store, told = self.store(client), counters or self._own_counters
         if self.on_error == "raise":
             task = asyncio.ensure_future(store.invalidate(client, prefixes, keys, told, images))
         else:

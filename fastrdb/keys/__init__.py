@@ -4,10 +4,10 @@ from .call import UNSAID, BoundCall, BoundMany, CallPlan
 from .declared import MISSING, members
 from .encoding import quote
 from .generic import filled, open_in, type_in, variables
-from .pattern import Pattern, add_pairs, hashed
+from .pattern import Pattern, Seal, add_pairs, hashed
 from .prefix import VARIANTS, Prefix, PrefixTemplates, Reached, fingerprint
 from .signature import Inspected, ResultShape, inspect_function
-from .tag import ANYTHING, END, EVERYTHING, Image, Reach, bounded, row_tag, table_tag, value_text
+from .tag import ANYTHING, END, EVERYTHING, Image, Reach, bounded, hiding, row_tag, shown, table_tag, value_text
 from .variant import without_variant
 
 __all__ = [
@@ -28,16 +28,19 @@ __all__ = [
     "Reach",
     "Reached",
     "ResultShape",
+    "Seal",
     "add_pairs",
     "bounded",
     "filled",
     "fingerprint",
     "hashed",
+    "hiding",
     "inspect_function",
     "members",
     "open_in",
     "quote",
     "row_tag",
+    "shown",
     "table_tag",
     "type_in",
     "value_text",

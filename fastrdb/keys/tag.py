@@ -9,7 +9,7 @@ values are percent-encoded, so none of them contains `\\0`, `:` or `=`, and no t
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
 from enum import Enum
@@ -18,7 +18,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from .encoding import forms_of, quote
-from .pattern import DIGEST_MARK
+from .pattern import DIGEST_MARK, SEALED, Seal
 
 END: Final = "\0"
 """The last character of each tag: `users` is no prefix of `users_old`, nor is the value 1 one of 10."""
@@ -30,6 +30,7 @@ _WIDE: Final = 10**60
 _MOST_BYTES: Final = 64
 """A longer text of a value is replaced by its digest, so that members of the sorted sets stay small."""
 _DIGEST_BYTES: Final = 16
+_MARK_DIGITS: Final = 8
 _TAGGABLE: Final = (str, bool, int, UUID, date, Enum, type(None))
 """Types whose values are equal in the database when their texts are: no fractions, and no times, which are rounded."""
 
@@ -65,6 +66,30 @@ def row_tag(table: str, column: str, value: Any) -> str | None:
     """Return the tag of the rows with this value in a column; None if values of its type have no tag."""
     text = value_text(value)
     return None if text is None else f"{_name(table)}:{_name(column)}={text}{END}"
+
+
+def hiding(seal: Seal | None) -> Callable[[str], str]:
+    """Return what writes a tag or a name for Redis: with a secret, values are replaced by their hashes.
+
+    The column gets a mark of the secret. A writer without the secret does not name such a column, and so reaches all of
+    its values. What is hidden already stays as it is.
+    """
+    if seal is None:
+        return str
+    mark = seal("")[: len(SEALED) + _MARK_DIGITS]
+
+    def hide(name: str) -> str:
+        column, is_row, text = name.partition("=")
+        if not is_row or SEALED in column:
+            return name
+        return f"{column}{mark}={seal(text.removesuffix(END))}{END}" if text else f"{column}{mark}="
+
+    return hide
+
+
+def shown(name: str) -> str:
+    """Return a name of a table or column in a tag without the mark of a secret."""
+    return name.partition(SEALED)[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +146,11 @@ class Reach:
     A column of which one write of a table knows the values and another does not is named as a whole.
     """
 
-    __slots__ = ("names", "_columns", "_most")
+    __slots__ = ("names", "_columns", "_hide", "_most")
 
-    def __init__(self, images: Iterable[Image] = (), *, most: int = 64) -> None:
+    def __init__(self, images: Iterable[Image] = (), *, most: int = 64, hide: Callable[[str], str] = str) -> None:
         self.names: dict[str, None] = {}
+        self._hide = hide
         self._columns: dict[str, set[str]] = {}
         self._most = most
         for image in images:
@@ -137,11 +163,12 @@ class Reach:
         table = "" if image.table is None else _name(image.table)
         if f"{table}:" in self.names:
             return
-        self.names.update(dict.fromkeys(image.names()))
+        self.names.update(dict.fromkeys(map(self._hide, image.names())))
         if image.columns is not None and table:
             columns = {_name(column) for column in image.columns}
             known = self._columns.setdefault(table, columns)
-            self.names.update(dict.fromkeys(f"{table}:{column}=" for column in sorted(known ^ columns)))
+            unknown = (f"{table}:{column}=" for column in sorted(known ^ columns))
+            self.names.update(dict.fromkeys(map(self._hide, unknown)))
             known |= columns
         if len(self.names) > self._most:
             self.names = dict.fromkeys(bounded(self.names, self._most))

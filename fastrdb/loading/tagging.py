@@ -8,7 +8,7 @@ from functools import partial
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
-from fastrdb.keys import END
+from fastrdb.keys import END, shown
 from fastrdb.protocol import UNKNOWN
 from fastrdb.transactions import RunningLoad, loads_around, next_order, running
 
@@ -72,7 +72,7 @@ def written(tag: bytes) -> str:
     if tag == UNKNOWN:
         return "Redis has lost what was written while this was loaded"
     table, _, row = tag.decode().removesuffix(END).partition(":")
-    name = f"{table}.{row.partition('=')[0]}" if row else table
+    name = f"{table}.{shown(row.partition('=')[0])}" if row else table
     return "something was written while this was loaded" if name == "*" else f"{name} was written while this was loaded"
 
 

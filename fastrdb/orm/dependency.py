@@ -16,7 +16,7 @@ from sqlalchemy.exc import NoInspectionAvailable
 from sqlalchemy.orm import Mapper
 
 from fastrdb.errors import OptionError
-from fastrdb.keys import EVERYTHING, Image, Pattern, row_tag, table_tag, value_text
+from fastrdb.keys import EVERYTHING, Image, Pattern, row_tag, shown, table_tag, value_text
 
 from .columns import Field
 
@@ -202,6 +202,8 @@ def readable(tag: str) -> str:
         return "anything"
     table, _, row = tag.removesuffix("\0").partition(":")
     column, _, text = row.partition("=")
+    if column != (column := shown(column)):
+        text = text and "(hidden)"
     return f"{table} where {column} = {text or '(any value)'}" if row else f"{table} (any row)"
 
 

@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastrdb.errors import CacheUnavailableError
-from fastrdb.keys import Reach
+from fastrdb.keys import Reach, shown
 from fastrdb.near import NearCache
 from fastrdb.transport import Client, Health
 
@@ -42,6 +42,7 @@ class Writer:
     Args:
         on_error: whether a commit fails that Redis misses. Such a commit tries Redis in any case; the others
             do not wait for it while the circuit breaker is open.
+        hide: writes a tag or a name for Redis.
         renewal_s: seconds after which a second `begin` sets all barriers again.
         sleep: for tests.
     """
@@ -51,11 +52,13 @@ class Writer:
         backend: Backend,
         near: NearCache,
         health: Health,
+        hide: Callable[[str], str] = str,
         *,
         on_error: OnError,
         renewal_s: float,
         sleep: Callable[[float], Awaitable[object]],
     ) -> None:
+        self.hide = hide
         insisting = backend.insisting()
         self.backend = insisting if on_error == "raise" else backend
         self.keyspace, self.on_error, self.renewal_s = backend.keyspace, on_error, renewal_s
@@ -112,7 +115,7 @@ class Writer:
             column, is_row, _ = name.partition("=")
             if is_row:
                 table, _, column = column.partition(":")
-                self.columns.setdefault(table, set()).add(column)
+                self.columns.setdefault(table, set()).add(shown(column))
 
     async def _repair(self, client: Client, token: str, fence: Sequence[Target], targets: Sequence[Target]) -> None:
         names = [target for target in targets if target.filter == TAG]
@@ -311,7 +314,7 @@ class Intent:
         return [*self._reached(), *(named(self._reach.coarse()) if self._reach is not None else ())]
 
     def _add_images(self, images: Sequence[Image]) -> None:
-        self._reach = self._reach or Reach()
+        self._reach = self._reach or Reach(hide=self._writer.hide)
         for image in images:
             self._reach.add(image)
             for key in [key for key, tags in self._tags.items() if any(map(image.hits, tags))]:
@@ -323,7 +326,7 @@ class Intent:
     def _tagged(self) -> dict[str, Any]:
         """Return what `begin` says of tags: the columns that are named, and the tags of what was put."""
         entry = self._writer.keyspace.entry
-        tags = {entry(key): "\n".join(each).encode() for key, each in self._tags.items()}
+        tags = {entry(key): "\n".join(map(self._writer.hide, each)).encode() for key, each in self._tags.items()}
         return {"rows": () if self._reach is None else columns_named(self._reach), "tags": tags}
 
     async def _sweep_again(self) -> None:

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 from fastrdb.errors import CacheUnavailableError
-from fastrdb.keys import Reach
+from fastrdb.keys import Reach, hiding
 from fastrdb.near import Near, NearCache, Token, Tracking
 from fastrdb.transport import OTHER_DATA, Budget, Call, Client, Health
 
@@ -26,7 +26,7 @@ from .watched import WatchedBound
 
 if TYPE_CHECKING:
     from fastrdb.events import Counters
-    from fastrdb.keys import Image, Prefix
+    from fastrdb.keys import Image, Prefix, Seal
 
     from .keyspace import Target
 from .lua import load_script
@@ -66,6 +66,7 @@ class Store:
         owned: what all keys of the cache's functions begin with; may grow.
         cluster: whether clients are those of a cluster.
         watched: seconds; entries are bypassed while the heartbeat of a watcher is older. None: without a watcher.
+        seal: what hides the values in tags, if something does.
         sleep: for tests.
     """
 
@@ -83,10 +84,11 @@ class Store:
         owned: Collection[str] = (),
         cluster: bool = False,
         watched: float | None = None,
+        seal: Seal | None = None,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         # All reasons not to read entries, in one place: on a hit one look has to do.
-        self.obstacles = Health()
+        self.obstacles, hide = Health(), hiding(seal)
         self.near = NearCache(near or Near(), before=f"{namespace}:".encode() if namespace else b"")
         self._chunk, self._fresh_s = chunk, max(timeout, _LEAST_FRESH_S)
         self.renewal_s = self._fresh_s / 3
@@ -106,7 +108,7 @@ class Store:
             self._backend = ServerBackend(namespace, self.obstacles, **settings)
         self.keyspace, self._link = self._backend.keyspace, self._backend.link
         self._writer = Writer(
-            self._backend, self.near, self.obstacles, on_error=on_error, renewal_s=barrier / 2, sleep=sleep
+            self._backend, self.near, self.obstacles, hide, on_error=on_error, renewal_s=barrier / 2, sleep=sleep
         )
         self.repairs = self._writer.repairs
         self.watched = (
@@ -234,7 +236,7 @@ class Store:
         """
         fills = list(fills)
         writes = [
-            Write(self.keyspace.entry(key), lease, raw, ttl_ms, "\n".join(tags).encode(), since)
+            Write(self.keyspace.entry(key), lease, raw, ttl_ms, "\n".join(map(self._writer.hide, tags)).encode(), since)
             for key, lease, raw, ttl_ms, tags, since in fills
         ]
         for tags in {fill.tags for fill in fills if fill.tags}:
@@ -283,7 +285,7 @@ class Store:
         targets = self.keyspace.targets(prefixes, keys)
         how: dict[str, Any] = {"counters": counters}
         if images:
-            reach = Reach(images)
+            reach = Reach(images, hide=self._writer.hide)
             how |= {"names": named(reach.names), "rows": columns_named(reach)}
         return (await self._writer.sweep(client, "", (), targets, **how)).deleted
 
@@ -302,7 +304,7 @@ class Store:
         prefixes, keys = list(prefixes), list(keys)
         left = self.keyspace.targets(prefixes, keys)
         if images:
-            left += named(Reach(images).coarse())
+            left += named(Reach(images, hide=self._writer.hide).coarse())
         try:
             return await self.invalidate(client, prefixes, keys, counters, images)
         except CacheUnavailableError as error:

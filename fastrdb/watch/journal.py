@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from fastrdb.keys import shown
+
 if TYPE_CHECKING:
     from fastrdb.cache import Cache
     from fastrdb.protocol import Store
@@ -68,7 +70,7 @@ async def columns_in_use(cache: Cache) -> list[str]:
     found = set[str]()
     for shard in _store(cache).keyspace.shards:
         found.update(map(_text, await client.zrange(shard.columns, 0, -1)))
-    return sorted(name for name in found if ":" in name)
+    return sorted({shown(name) for name in found if ":" in name})
 
 
 def _store(cache: Cache) -> Store:

@@ -10,7 +10,8 @@ from uuid import UUID
 
 import pytest
 
-from fastrdb.keys import ANYTHING, EVERYTHING, Image, bounded, row_tag, table_tag, value_text
+from fastrdb.keys import ANYTHING, EVERYTHING, Image, bounded, hashed, hiding, row_tag, table_tag, value_text
+from fastrdb.orm import readable
 
 
 class _Kind(Enum):
@@ -105,3 +106,18 @@ def test_tag_of_uuid_and_date_is_the_canonical_text() -> None:
     """The text is that of keys, so that a person can read it."""
     assert value_text(UUID(int=1)) == "00000000-0000-0000-0000-000000000001"
     assert value_text(date(2026, 1, 2)) == "2026-01-02"
+
+
+def test_hidden_tag_stays_as_it_is_when_hidden_again() -> None:
+    """Tags that were read from Redis go back there, with those of a load around."""
+    seal = hashed(b"secret", "Cache")
+    hide = hiding(seal)
+    tag = row_tag("users", "email", "ada@x.org")
+    assert tag is not None
+    hidden = hide(tag)
+    assert "ada" not in hidden
+    assert hide(hidden) == hidden
+    assert hidden.startswith(hide("users:email="))
+    assert hide(table_tag("users")) == table_tag("users")
+    assert Image("users", {"email": frozenset({"bob"})}).hits(hidden)
+    assert readable(hidden) == "users where email = (hidden)"

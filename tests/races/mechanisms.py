@@ -154,6 +154,8 @@ _OF_TAGS = {
     "clock-goes-on": _lua("the clock of stamps goes on when that of the machine is set back"),
     "lost-stamps": _lua("a fill is refused if stamps may have been lost since its grant"),
     "tag-indexed": _lua("an entry is found by its tags"),
+    "put-uses-column": _lua("a put puts the columns of its tags into use"),
+    "shard-put-uses-column": _lua("a put puts the columns of its tags into use"),
     "tags-forgotten": _lua("tags go with their entry"),
     "columns-in-use-named": _lua("a writer reaches all values of a column that it does not name"),
     "new-column-looks-at-table": _lua("the first entries of a column look at the whole table"),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fastrdb.keys import Image
+from fastrdb.keys import Image, hashed
 from fastrdb.testing import GatedClient
 from tests.races.mechanisms import label, without
 from tests.races.scenarios import tags
@@ -24,6 +24,7 @@ RACES: list[Race] = [
     tags.writer_stands,
     tags.writer_died,
     tags.put_and_found_by_its_tag,
+    tags.put_of_a_new_column,
     tags.two_writers,
     tags.clock_set_back,
     tags.one_of_two_tables,
@@ -54,12 +55,14 @@ ON_ONE_SERVER: list[tuple[Change, Race]] = [
     (without("stamped-before-swept"), tags.written_by_hand_during_the_load),
     (without("tags-are-whole"), tags.tags_that_were_lost),
     (without("put-is-tagged"), tags.put_and_found_by_its_tag),
+    (without("put-uses-column"), tags.put_of_a_new_column),
 ]
 ON_A_CLUSTER: list[tuple[Change, Race]] = [
     (without("shard-checks-tags"), tags.written_during_the_load),
     (without("shard-stamped-before-swept"), tags.written_by_hand_during_the_load),
     (without("shard-tags-are-whole"), tags.tags_that_were_lost),
     (without("shard-put-is-tagged"), tags.put_and_found_by_its_tag),
+    (without("shard-put-uses-column"), tags.put_of_a_new_column),
 ]
 PARTS = ("tags", "tagged", "ended", "columns", "barriers", "index", "expiry")
 LOSSES = [*((part,) for part in PARTS), *combinations(PARTS, 2)]
@@ -90,6 +93,27 @@ async def on_cluster(cluster: Any, cluster_client: Any) -> AsyncIterator[Tags]:
 async def test_race_of_tags_is_won(w: Tags, race: Race) -> None:
     """Nothing older than what was committed is stored."""
     await race(w)
+
+
+@pytest.mark.parametrize("secret", [None, b"another"], ids=["without", "another"])
+async def test_hidden_values_are_reached_with_their_secret_and_without(any_client: Any, secret: bytes | None) -> None:
+    """With the secret: what is written, and no other row. Without: all rows, since no value can be compared."""
+    seal, other = hashed(b"one", "Cache"), hashed(secret, "Cache")
+    async with open_store(any_client, seal=seal) as one, open_store(any_client, seal=other) as foreign:
+        w = Tags(any_client, one, one)
+        await w.stored(tag("email", "ada@x.org"))
+        assert not [each for each in await members(any_client, "tags") if b"ada" in each]
+        assert await one.tags_of(any_client, KEY) != [tag("email", "ada@x.org")]
+        await w.write(row(email="bob@x.org"))
+        assert await one.get(any_client, KEY) is not None
+        granted = await w.lease(OTHER)
+        await w.write(row(email="ada@x.org"))
+        await w.gone()
+        assert not await w.fill(granted, tag("email", "ada@x.org"), key=OTHER)
+        assert one.columns("users") == {"email"}
+        await w.stored(tag("email", "ada@x.org"))
+        await Tags(any_client, foreign, foreign).write(row(email="bob@x.org"))
+        await w.gone()
 
 
 async def test_tags_go_with_their_entry(on_server: Tags) -> None:

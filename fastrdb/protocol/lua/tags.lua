@@ -128,6 +128,21 @@ local function reached_since(keys, names, tag, since)
   return false
 end
 
+-- Put a column into use. Until the last of the barriers that stand now has lapsed, any row of its table counts.
+local function use_column(keys, barriers, column)
+  local latest = redis.call('ZREVRANGEBYSCORE', barriers, '(+inf', 0, 'WITHSCORES', 'LIMIT', 0, 1)[2] or 0
+  local clock = tonumber(redis.call('ZSCORE', keys.ended, CLOCK))
+  redis.call('ZADD', keys.columns, 0, column)
+  redis.call('ZADD', keys.ended, ms(math.max(clock, (latest + 1) * 1000)), column)
+end
+
+-- What is put has no fill that looks: its columns are used from now on.
+local function use_columns(keys, barriers, tags)
+  for column in string.gmatch(tags, '([^\n=]+)=') do
+    if not redis.call('ZSCORE', keys.columns, column) then use_column(keys, barriers, column) end
+  end
+end
+
 -- Have all writers whose end may come after the grant named this column? Not those that began before the column was in
 -- use: until the last of their barriers has lapsed, any row of the table counts. That moment lies in `ended`.
 local function is_named(keys, barriers, column, since)
@@ -135,10 +150,7 @@ local function is_named(keys, barriers, column, since)
     local old = redis.call('ZSCORE', keys.ended, column)
     return not old or tonumber(old) < since
   end
-  local latest = redis.call('ZREVRANGEBYSCORE', barriers, '(+inf', 0, 'WITHSCORES', 'LIMIT', 0, 1)[2] or 0
-  local clock = tonumber(redis.call('ZSCORE', keys.ended, CLOCK))
-  redis.call('ZADD', keys.columns, 0, column)
-  redis.call('ZADD', keys.ended, ms(math.max(clock, (latest + 1) * 1000)), column)
+  use_column(keys, barriers, column)
   return false
 end
 

@@ -142,6 +142,17 @@ async def put_and_found_by_its_tag(w: Tags) -> None:
     await w.gone()
 
 
+async def put_of_a_new_column(w: Tags) -> None:
+    """Write a row whose column is unknown, after a put has used the column for the first time."""
+    intent = w.writes.intent(w.client)
+    intent.put(KEY, b"old", TTL_MS, [tag("email", "a")])
+    await intent.begin()
+    await intent.end(committed=True)
+    assert await w.reads.get(w.client, KEY) == b"old"
+    await w.write(row(id=1))
+    await w.gone()
+
+
 async def two_writers(w: Tags) -> None:
     """End one of two writers of a row: the other one's barrier still stands."""
     first, second = await w.begun(row(id=1)), await w.begun(row(id=1))

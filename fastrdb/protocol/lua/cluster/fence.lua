@@ -47,6 +47,7 @@ for i = first, last, 2 do
   if ARGV[i + 1] ~= '' then
     open_tags(tag_sets)
     put_tags(tag_sets, ARGV[i], ARGV[i + 1]) -- mechanism: shard-put-is-tagged
+    use_columns(tag_sets, barriers, ARGV[i + 1]) -- mechanism: shard-put-uses-column
   end
 end
 return {ranges, '', reached, found, {}}

@@ -72,6 +72,7 @@ for i = first, last, 2 do
   if ARGV[i + 1] ~= '' then
     open_tags(tag_sets)
     put_tags(tag_sets, ARGV[i], ARGV[i + 1]) -- mechanism: put-is-tagged
+    use_columns(tag_sets, barriers, ARGV[i + 1]) -- mechanism: put-uses-column
   end
   redis.call('SET', lease_name(lease_prefix, ARGV[i]), held, 'PX', barrier_ms)
 end
