@@ -5,12 +5,11 @@ from .facts import Spread
 from .look import check, look
 from .names import Names
 from .reads import ReadRows, reads_of, reads_of_text
-from .text import CALLED, HARMLESS, functions_in
+from .text import CALLED, functions_in, harmless
 from .writes import Change, Verb, Writes, changes_of_text, writes_of
 
 __all__ = [
     "CALLED",
-    "HARMLESS",
     "Catalog",
     "Change",
     "Names",
@@ -25,6 +24,7 @@ __all__ = [
     "declare_views",
     "forget",
     "functions_in",
+    "harmless",
     "is_asking",
     "look",
     "reads_of",

@@ -113,7 +113,7 @@ class Catalog:
             for schema, name in self._source.tables(connection):
                 found.setdefault(name.lower(), []).append((schema, self.names.joined(schema, name)))
             self._tables = found
-        return tables_in(body, self._tables, partial(self.function, connection), homes)
+        return tables_in(body, self._tables, partial(self.function, connection), connection.dialect.name, homes)
 
     def _ask(self, connection: Connection, unknown: Any, ask: Any) -> Any:
         with asking(connection):

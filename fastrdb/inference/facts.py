@@ -50,7 +50,7 @@ class Facts:
         reads: the tables that a query of this one reads besides: those of a view, or of row-level security.
         writes: the tables that a write to this one writes besides: those of its triggers, or under a view.
         relatives: the tables that hold the same rows: what it is a partition of, and its partitions.
-        changes: the columns that triggers set before a row is written; None if that may be any.
+        changes: the columns that triggers set before a row is written, or that are generated; None if that may be any.
         links: the foreign keys that point to it.
         may_lock: a look under a lock is allowed.
     """
@@ -79,6 +79,7 @@ def tables_in(
     body: str,
     tables: Mapping[str, Iterable[tuple[str | None, str]]],
     function: Callable[[str], Function],
+    dialect: str,
     homes: Collection[str | None] | None = None,
 ) -> Tables:
     """Return the tables that the text of a view, trigger or function may touch: more of them, never fewer.
@@ -87,6 +88,7 @@ def tables_in(
         body: SQL, or a language around SQL.
         tables: for each name in lower case, without its schema, the schemas and names of the tables.
         function: returns what a function touches that the text calls.
+        dialect: the SQLAlchemy name of the database.
         homes: the schemas that a name without one may be in; None for any.
     """
     plain = _QUOTED.sub(" ", body)
@@ -99,7 +101,7 @@ def tables_in(
         for schema, name in tables[word]
         if homes is None or schema in homes or (schema or "").lower() in words
     }
-    for name in functions_in(plain) - _CONTROL:
+    for name in functions_in(plain, dialect) - _CONTROL:
         if name.rpartition(".")[2] in tables:  # a table before its columns: INSERT INTO orders (id)
             continue
         called = function(name)
@@ -171,13 +173,15 @@ class Spread:
             yield Image(None)
             return
         for name in sorted(besides):
-            if (name, "update") not in self._seen:
-                yield from self._of(Image(name), "update", NO_TABLES, self._facts(name))
-        for link in facts.links if kind != "insert" else ():
-            yield from self._linked(link, image, kind, changed)
+            if (name, "any") not in self._seen:  # the table itself included, whose trigger may write other rows
+                yield from self._of(Image(name), "any", NO_TABLES, self._facts(name))
+        verbs: tuple[Verb, ...] = ("update", "delete") if kind == "any" else () if kind == "insert" else (kind,)
+        for link in facts.links:
+            for verb in verbs:
+                yield from self._linked(link, image, verb, changed)
 
     def _linked(self, link: Link, image: Image, kind: Verb, changed: frozenset[str]) -> Iterator[Image]:
-        """Yield what a foreign key carries on to the table that holds it."""
+        """Yield what a foreign key carries on to the table that holds it, after an update or a delete."""
         action = (link.on_delete if kind == "delete" else link.on_update).upper()
         parent = link.parent_column
         follows = kind == "delete" or image.columns is None or parent is None or parent in changed

@@ -26,7 +26,7 @@ from fastrdb.keys import ANYTHING, END, row_tag, table_tag
 
 from .conditions import MOST_VALUES, Conditions, Pinned, Place, Places, parts_of, texts_at
 from .names import Names, SchemaMap
-from .text import HARMLESS, functions_in, named_in, reads_nothing
+from .text import functions_in, harmless, named_in, reads_nothing
 
 _TEXTS: Final = (TextClause, getattr(elements, "AbstractTextClause", TextClause))  # the second since SQLAlchemy 2.1
 _WRAPPERS: Final = (sel.AliasedReturnsRows, sel.SelectStatementGrouping, sel.FromGrouping, elements.Grouping)
@@ -271,16 +271,18 @@ class _Reader:
         if text is None or not reads_nothing(text):
             self._anything("a part of the statement is text")
         else:
-            self._functions |= functions_in(text)
+            self._functions |= functions_in(text, self._conditions.dialect)
 
     def _function(self, function: FunctionElement[Any]) -> None:
         name = getattr(function, "name", None)
         if hasattr(type(function), "_compiler_dispatcher") or name is None:
             self._anything(f"{type(function).__name__} is compiled by a function of its own")
+        elif packages := getattr(function, "packagenames", ()):
+            self._functions.add(".".join([*packages, name]).lower())
         elif name.upper() in _OF_THE_MOMENT:
             self._coarse[f"{name}() changes without a write: only the ttl bounds its age"] = None
-        elif name.upper() not in HARMLESS:
-            self._functions.add(".".join([*getattr(function, "packagenames", ()), name]).lower())
+        elif name.upper() not in harmless(self._conditions.dialect):
+            self._functions.add(name.lower())
 
     def _read_criteria(self, statement: Any) -> None:
         """Read `with_loader_criteria`, which SQLAlchemy adds to nested SELECTs only as it compiles them."""

@@ -90,6 +90,10 @@ class _PostgreSQL(Source):
         JOIN pg_language l ON l.oid = p.prolang
         WHERE t.tgrelid = ANY(CAST(:oids AS oid[])) AND NOT t.tgisinternal AND t.tgenabled <> 'D'"""
     )
+    _GENERATED = text(
+        """SELECT a.attname FROM pg_attribute a WHERE a.attrelid = CAST(:oid AS oid) AND NOT a.attisdropped
+            AND to_jsonb(a) ->> 'attgenerated' <> ''"""  # a column that versions before 12 do not have
+    )
     _RULES = text("SELECT count(*) FROM pg_rewrite WHERE ev_class = CAST(:oid AS oid) AND ev_type <> '1'")
     _POLICIES = text(
         """SELECT concat_ws(' ', pg_get_expr(polqual, polrelid), pg_get_expr(polwithcheck, polrelid))
@@ -127,7 +131,8 @@ class _PostgreSQL(Source):
             return UNKNOWN_TABLE
         if kind == "v":
             bases = self._bases(connection, oid)
-            return Facts(reads=bases, writes=bases, changes=None, may_lock=False)
+            instead, _ = self._triggers(connection, [oid])
+            return Facts(reads=bases, writes=joined([bases, instead]), changes=None, may_lock=False)
         relatives = connection.execute(self._RELATIVES, {"oid": oid}).all()
         oids = [oid, *(row[0] for row in relatives)]
         writes, changes = self._triggers(connection, oids)
@@ -137,7 +142,7 @@ class _PostgreSQL(Source):
             reads=self._policies(connection, oid) if secured else NO_TABLES,
             writes=writes,
             relatives=frozenset(self.name(schema, name) for _, schema, name in relatives),
-            changes=changes,
+            changes=joined([changes, frozenset(connection.scalars(self._GENERATED, {"oid": oid}))]),
             links=self._links(connection, oids),
             may_lock=bool(may_lock),
         )
@@ -212,6 +217,10 @@ class _MySQL(Source):
         """SELECT action_timing, action_statement FROM information_schema.triggers
         WHERE event_object_schema = coalesce(:schema, database()) AND event_object_table = :name"""
     )
+    _GENERATED = text(
+        """SELECT column_name FROM information_schema.columns WHERE table_schema = coalesce(:schema, database())
+            AND table_name = :name AND generation_expression <> ''"""
+    )
     _LINKS = text(
         """SELECT k.table_schema, k.table_name, min(k.column_name), min(k.referenced_column_name), r.delete_rule,
             r.update_rule, count(*)
@@ -245,7 +254,12 @@ class _MySQL(Source):
         actions = connection.execute(self._LINKS, place).all()
         return Facts(
             writes=joined(self.catalog.named_in(connection, each, homes) for _, each in triggers),
-            changes=joined(columns_set_in(each) for timing, each in triggers if timing == "BEFORE"),
+            changes=joined(
+                [
+                    frozenset(connection.scalars(self._GENERATED, place)),
+                    *(columns_set_in(each) for timing, each in triggers if timing == "BEFORE"),
+                ]
+            ),
             links=tuple(
                 Link.of(self.name(schema, name), (child, parent), size, (deleted, updated))
                 for schema, name, child, parent, deleted, updated, size in actions
@@ -277,7 +291,9 @@ class _SQLite(Source):
             named = self.catalog.named_in(connection, body)  # its own name is in it
             bases = self.through(connection, None if named is None else named - {table})
             return Facts(reads=bases, writes=joined([bases, writes]), changes=None, may_lock=False)
-        return Facts(writes=writes, links=self._links(connection, place, schema, name))
+        generated = text("SELECT name FROM pragma_table_xinfo(:name, :schema) WHERE hidden IN (2, 3)")
+        changes = connection.scalars(generated, {"name": name, "schema": schema or "main"})
+        return Facts(writes=writes, changes=frozenset(changes), links=self._links(connection, place, schema, name))
 
     def function(self, connection: Connection, name: str) -> Function:
         return Function()  # written in C, or in the program: neither reads a table of the connection

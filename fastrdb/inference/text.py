@@ -27,6 +27,14 @@ _WORDS = (
 )
 HARMLESS: Final = frozenset(_WORDS.split())
 """Words and functions, in upper case, that neither read nor write a table."""
+_LACKS: Final = {
+    "postgresql": frozenset("CHAR GROUP_CONCAT IFNULL JSON_EXTRACT STRFTIME TOTAL".split()),
+    "mysql": frozenset(
+        "ARRAY_AGG BOOL_AND BOOL_OR DATE_PART DATE_TRUNC JSONB_AGG JSONB_BUILD_OBJECT JSON_AGG JSON_BUILD_OBJECT RANDOM "
+        "ROW_TO_JSON STRFTIME STRING_AGG TOTAL TO_CHAR TO_TSQUERY TO_TSVECTOR TXID_CURRENT_IF_ASSIGNED UNNEST".split()
+    ),
+}
+"""Functions that a database does not have by itself: there, a user's function may have the name."""
 CALLED: Final = re.compile(r'([\w$."`\]]+)\s*\(')
 """Finds what stands before each parenthesis."""
 _LITERALS = re.compile(r"'(?:[^']|'')*'")
@@ -56,10 +64,16 @@ class Named:
 UNREADABLE: Final = Named(sure=False)
 
 
-def functions_in(text: str) -> frozenset[str]:
+@lru_cache(maxsize=16)
+def harmless(dialect: str) -> frozenset[str]:
+    """Return the words and functions that neither read nor write a table in a database of this SQLAlchemy name."""
+    return HARMLESS - _LACKS.get("mysql" if dialect == "mariadb" else dialect, frozenset())
+
+
+def functions_in(text: str, dialect: str) -> frozenset[str]:
     """Return the functions, in lower case, that a text calls besides the harmless ones."""
     called = {name.strip('"`').upper() for name in CALLED.findall(_LITERALS.sub("''", text))}
-    return frozenset(name.lower() for name in called - HARMLESS)
+    return frozenset(name.lower() for name in called - harmless(dialect))
 
 
 def reads_nothing(fragment: str) -> bool:
@@ -75,18 +89,18 @@ def named_in(text: str, dialect: str) -> Named:
         try:
             return _named_by(parse(text, _DIALECTS.get(dialect, dialect)))
         except Exception:  # noqa: BLE001  # sqlglot's own, of many kinds: the text is then read as without it
-            return _plain_target(text)
-    return _plain_target(text)
+            return _plain_target(text, dialect)
+    return _plain_target(text, dialect)
 
 
-def _plain_target(text: str) -> Named:
+def _plain_target(text: str, dialect: str) -> Named:
     plain = _LITERALS.sub("''", text).strip().rstrip(";")
     match = _TARGET.match(plain)
     if match is None or ";" in plain or "--" in plain or "/*" in plain:
         return UNREADABLE
     target = next(name for name in match.groups() if name)
     # Names before a parenthesis: the target itself, with its columns, is none of them.
-    called = functions_in(plain[: match.start(match.lastindex or 0)] + plain[match.end() :].lstrip().lstrip("("))
+    called = functions_in(plain[: match.start(match.lastindex or 0)] + plain[match.end() :].lstrip().lstrip("("), dialect)
     return Named(writes=frozenset({_unquoted(target)}), functions=called)
 
 
@@ -109,15 +123,22 @@ def _named_by(trees: list[Any]) -> Named:
 
     reads, writes, functions, sure = set[str](), set[str](), set[str](), True
     for tree in trees:
-        hidden = {cte.alias_or_name.lower() for cte in tree.find_all(exp.CTE)}
-        for table in tree.find_all(exp.Table):
-            if table.name and not (table.name.lower() in hidden and not table.db):
+        several = {id(table) for each in tree.find_all(exp.Update, exp.Delete) for table in _joined_targets(each, exp)}
+        for table in tree.find_all(exp.Table):  # the name of a CTE may be that of a table, which the CTE itself reads
+            if table.name:
                 name = f"{table.db}.{table.name}" if table.db else table.name
-                (writes if _is_target(table, exp) else reads).add(name)
+                (writes if id(table) in several or _is_target(table, exp) else reads).add(name)
         functions |= {each.name.lower() for each in tree.find_all(exp.Anonymous)}
         known = isinstance(tree, exp.Query | exp.Insert | exp.Update | exp.Delete | exp.Merge)
         sure = sure and known and not any(True for _ in tree.find_all(exp.Command))
     return Named(frozenset(reads), frozenset(writes), frozenset(functions), sure)
+
+
+def _joined_targets(statement: Any, exp: Any) -> list[Any]:
+    """Return the tables of MySQL's UPDATE or DELETE of several tables: each may be the one that is written."""
+    first = statement.args.get("this")
+    joined = first is None or first.args.get("joins") or statement.args.get("tables")
+    return list(statement.find_all(exp.Table)) if joined else []
 
 
 def _is_target(table: Any, exp: Any) -> bool:

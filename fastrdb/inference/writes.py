@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import Delete, Insert, Table, Update
+from sqlalchemy import Alias, Delete, Insert, Join, Table, Update
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.elements import False_
 
@@ -28,7 +28,7 @@ from .text import Named, named_in
 
 MOST_ROWS: Final = 64
 """Rows of one statement whose values are kept apart. A write of more rows reaches its whole table."""
-Verb = Literal["insert", "update", "delete"]
+Verb = Literal["insert", "update", "delete", "any"]
 Texts = frozenset[str]
 _DML: Final = (Insert, Update, Delete)
 
@@ -38,7 +38,7 @@ class Change:
     """One execution of a statement that writes to one table.
 
     Attributes:
-        kind, table: what is done, and the name of the table.
+        kind, table: what is done, "any" where rows may be updated and deleted, and the name of the table.
         old: the values before of each column that WHERE pins.
         new: the values after of each column that is inserted or set, None where one is unknown.
         whole: nothing is known of the rows.
@@ -138,9 +138,15 @@ def changes_of_text(text: str, dialect: str, names: Names) -> tuple[list[Change]
     named = named_in(text, dialect)
     if not named.sure or not named.writes:
         return None, named
-    word = text.lstrip()[:6].lower()
-    kind: Verb = "insert" if word == "insert" else "update" if word == "update" else "delete"
+    kind = _kind_of_text(text)
     return [Change(kind, names.plain(name), whole=True) for name in sorted(named.writes)], named
+
+
+def _kind_of_text(text: str) -> Verb:
+    words = text.upper().split()
+    if words[0] == "INSERT" and "REPLACE" not in words:
+        return "update" if "UPDATE" in words else "insert"
+    return "update" if words[0] == "UPDATE" else "delete" if words[0] == "DELETE" else "any"
 
 
 def statement_of(compiled: Any) -> Any:
@@ -156,7 +162,7 @@ def _read(compiled: Any, names: Names) -> Writes:
     inner = [statement, *getattr(statement, "_independent_ctes", ())] if statement is not None else []
     for element in (each for part in inner for each in visitors.iterate(part)):
         if isinstance(element, _DML) and element is not main:
-            others.append((_kind(element), names.of(element.table)))
+            others += [(_kind(element), names.of(table)) for table in _targets(element.table)]
     if main is None:
         return Writes("update", None, "", {}, {}, False, tuple(dict.fromkeys(others)))
     if not others and any(isinstance(part, False_) for part in parts_of(getattr(main, "_where_criteria", ()))):
@@ -177,7 +183,16 @@ def _read(compiled: Any, names: Names) -> Writes:
 
 
 def _kind(statement: Any) -> Verb:
-    return "insert" if isinstance(statement, Insert) else "update" if isinstance(statement, Update) else "delete"
+    if isinstance(statement, Insert):  # a REPLACE deletes the rows that are in its way
+        return "any" if statement._prefixes else "insert"
+    return "update" if isinstance(statement, Update) else "delete"
+
+
+def _targets(target: Any) -> list[Any]:
+    """Return the tables of a target that may be an alias, or a join."""
+    if isinstance(target, Join):
+        return [*_targets(target.left), *_targets(target.right)]
+    return [target.element if isinstance(target, Alias) else target]
 
 
 def _is_whole(statement: Any) -> bool:

@@ -8,11 +8,12 @@ images, and each following cache invalidates what these reach.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 from weakref import WeakSet
 
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import Connection, Engine, Table, event
 
 from fastrdb.inference import (
     Change,
@@ -50,6 +51,8 @@ _ROWLESS = (
     *("CREATE", "DECLARE", "FETCH", "CLOSE", "LISTEN", "UNLISTEN", "NOTIFY", "COMMENT", "GRANT", "REVOKE", "KILL"),
 )
 """Statements that change no row of a table."""
+_RUNS = re.compile(r"(?:EXPLAIN|ANALYZE)\b.*\b(?:INSERT|UPDATE|DELETE|MERGE|REPLACE)\b", re.DOTALL)
+"""An EXPLAIN ANALYZE of a write, which writes."""
 _log = logging.getLogger("fastrdb")
 
 
@@ -73,7 +76,7 @@ def follow(connection: Connection, transaction: Transaction, statement: str, con
     if context.isinsert or context.isupdate or context.isdelete:
         _writes(connection, transaction, statement, context)
         return
-    if (text := plain(statement)).startswith("USE ") or ("SEARCH_PATH" in text and text.startswith(("SET", "RESET"))):
+    if _chooses_tables(plain(statement), context):
         connection.info[_SEARCHES] = True
     does = effect(statement, connection.dialect.name)
     if does >= Effect.WRITES:
@@ -82,6 +85,14 @@ def follow(connection: Connection, transaction: Transaction, statement: str, con
         _reads(connection, statement, context)
     if does is Effect.CALLS:
         _calls(connection, transaction, statement, context)
+
+
+def _chooses_tables(text: str, context: Any) -> bool:
+    """Return True if another table may have a name without a schema after this statement."""
+    if text.startswith(("SET", "RESET", "USE ")):
+        return text.startswith("USE ") or "SEARCH_PATH" in text
+    given = context.compiled_parameters if context.compiled is not None else ()
+    return "SET_CONFIG" in text and ("SEARCH_PATH" in text or any("search_path" in each.values() for each in given))
 
 
 # --- reads
@@ -127,6 +138,8 @@ def _writes(connection: Connection, transaction: Transaction, statement: str, co
         return  # the next batch of an INSERT, whose parameters were seen with the first
     changes, covered = _changes(connection, statement, context)
     forget(connection, statement)
+    if connection.info.get(_SEARCHES) and any("." not in change.table for change, _ in changes):
+        covered = [*covered, Image(None)]
     for image in covered:
         written.changes.append((image, following))
     kept = list[Change]()
@@ -162,13 +175,13 @@ def _calls(connection: Connection, transaction: Transaction, statement: str, con
         written.doubtful |= tables is None
         for table in sorted(tables or ()):
             catalog.warm(connection, table)
-            written.changes.append((Change("update", table, whole=True), following))
+            written.changes.append((Change("any", table, whole=True), following))
 
 
 def _functions(statement: str, context: Any) -> Iterable[str]:
     compiled = context.compiled
     if compiled is None or context.is_text:
-        return functions_in(statement)
+        return functions_in(statement, context.dialect.name)
     return reads_of(compiled, context.execution_options.get(_MAP)).functions
 
 
@@ -186,7 +199,7 @@ def _changes(
         changes = found.of(context.compiled_parameters, context._expanded_parameters or {})
         if changes or found.nothing:
             return [(change, found.table if change.table == found.name else None) for change in changes], declared
-    if plain(statement).startswith(_ROWLESS):
+    if plain(statement).startswith(_ROWLESS) and not _RUNS.match(plain(statement)):
         return [], declared
     names = Names(connection.dialect.default_schema_name, translated)
     compiled: Any = context.compiled
@@ -201,7 +214,7 @@ def _changes(
     if named is None or None in called:
         _unread(statement)
         return [], (Image(None),)
-    named += [Change("update", table, whole=True) for tables in called for table in sorted(tables or ())]
+    named += [Change("any", table, whole=True) for tables in called for table in sorted(tables or ())]
     return [(change, None) for change in named], ()
 
 
@@ -278,7 +291,7 @@ def _latest(connection: Connection, context: Any) -> list[Change]:
 
 def _single_key(context: Any) -> Any:
     table = getattr(context.compiled.statement, "table", None) if context.compiled is not None else None
-    keys = list(table.primary_key.columns) if table is not None and hasattr(table, "primary_key") else []
+    keys = list(table.primary_key.columns) if isinstance(table, Table) else []
     return keys[0] if len(keys) == 1 else None
 
 

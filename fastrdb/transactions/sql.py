@@ -10,7 +10,7 @@ import re
 from enum import IntEnum
 from functools import lru_cache
 
-from fastrdb.inference import CALLED, HARMLESS
+from fastrdb.inference import CALLED, harmless
 
 
 class Effect(IntEnum):
@@ -73,7 +73,7 @@ def _effect(text: str, dialect: str) -> Effect:
     if text.count("/*") != text.count("*/"):  # a comment inside a comment may have ended anywhere
         return Effect.WRITES
     if text.startswith(_QUERIES):
-        return _effect_of_query(text)
+        return _effect_of_query(text, dialect)
     if text.startswith(_SAVEPOINTS):
         return Effect.NOTHING
     if " ".join(text.split()).startswith(_ENDS):
@@ -90,8 +90,8 @@ def _effect(text: str, dialect: str) -> Effect:
     return Effect.WRITES
 
 
-def _effect_of_query(text: str) -> Effect:
+def _effect_of_query(text: str, dialect: str) -> Effect:
     selects = text.startswith("SELECT")
     if _INTO.search(text) or (not selects and _CHANGES.search(_LOCKS.sub("", text))):
         return Effect.WRITES
-    return Effect.NOTHING if HARMLESS.issuperset(CALLED.findall(text)) else Effect.CALLS
+    return Effect.NOTHING if harmless(dialect).issuperset(CALLED.findall(text)) else Effect.CALLS

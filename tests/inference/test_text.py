@@ -116,4 +116,6 @@ def test_fragments() -> None:
     """A fragment of an expression reads no table unless it has a SELECT; a text inside of quotes is no word."""
     assert reads_nothing("id = 5 AND name = 'from here'")
     assert not reads_nothing("(SELECT max(id) FROM users)")
-    assert functions_in("coalesce(a, f(b), 'g(')") == {"f"}
+    assert functions_in("coalesce(a, f(b), 'g(')", "sqlite") == {"f"}
+    assert functions_in("total(a)", "sqlite") == set()
+    assert functions_in("total(a)", "postgresql") == {"total"}
