@@ -28,7 +28,7 @@ QUERIES: dict[str, tuple[set[str], set[str], bool]] = {
     "INSERT INTO archive SELECT * FROM users": ({"users"}, {"archive"}, True),
     "INSERT INTO users (id, name) VALUES (1, 'x')": (set(), {"users"}, True),
     "WITH gone AS (DELETE FROM queue RETURNING *) INSERT INTO done SELECT * FROM gone": (
-        set(),
+        {"gone"},
         {"queue", "done"},
         True,
     ),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pytest
@@ -56,7 +57,7 @@ class Case(NamedTuple):
 
     read: Any
     write: Any
-    prepare: dict[str, tuple[str, ...]] = {}
+    prepare: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     databases: tuple[str, ...] = EVERY
 
 
@@ -75,7 +76,7 @@ def _trigger(when: str, does: str) -> dict[str, tuple[str, ...]]:
 COMMENT = sa.select(COMMENTS.c.id).where(COMMENTS.c.post_id == 1)
 RENAME = sa.update(ORGS).where(ORGS.c.id == 1).values(name="new")
 ORG = sa.select(ORGS.c.name).where(ORGS.c.id == 1)
-O, P = ORGS.alias("o"), POSTS.alias("p")
+ORG_ALIAS, POST_ALIAS = ORGS.alias("o"), POSTS.alias("p")
 CASES = {
     "a trigger deletes, and a key cascades": Case(
         COMMENT, RENAME, _trigger("AFTER UPDATE ON orgs", "DELETE FROM posts WHERE id = 1")
@@ -108,9 +109,12 @@ CASES = {
         sa.select(PRICES.c.id).where(PRICES.c.gross == 70),
         sa.update(PRICES).where(PRICES.c.id == 1).values(net=35),
     ),
-    "an UPDATE of an alias": Case(ORG, sa.update(O).where(O.c.id == 1).values(name="new")),
+    "an UPDATE of an alias": Case(ORG, sa.update(ORG_ALIAS).where(ORG_ALIAS.c.id == 1).values(name="new")),
     "a DELETE from an alias": Case(
-        sa.select(POSTS.c.id).where(POSTS.c.id == 1), sa.delete(P).where(P.c.id == 1), {}, ("sqlite", "postgresql")
+        sa.select(POSTS.c.id).where(POSTS.c.id == 1),
+        sa.delete(POST_ALIAS).where(POST_ALIAS.c.id == 1),
+        {},
+        ("sqlite", "postgresql"),
     ),
     "a CTE with the name of its table": Case(
         sa.text("WITH orgs AS (SELECT * FROM orgs WHERE name = 'new') SELECT id FROM orgs"),
@@ -139,8 +143,8 @@ CASES = {
         RENAME,
         {
             "postgresql": (
-                "CREATE FUNCTION public.count(n int) RETURNS text STABLE LANGUAGE sql AS "
-                "'SELECT name FROM orgs WHERE id = n'",
+                """CREATE FUNCTION public.count(n int) RETURNS text STABLE LANGUAGE sql
+                AS 'SELECT name FROM orgs WHERE id = n'""",
             )
         },
         ("postgresql",),

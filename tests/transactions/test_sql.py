@@ -11,7 +11,7 @@ READS = [
     "  (SELECT 1) UNION (SELECT 2)",
     "-- a comment\n/* another */ SELECT 1",
     "SELECT count(*), lower(a) FROM t WHERE a IN ($1, $2) AND EXISTS (SELECT 1)",
-    "SELECT group_concat(a, '; ') FROM t",
+    "SELECT concat(a, '; ') FROM t",
     "SELECT replace(a, 'insert into', 'x') FROM t",
     "WITH x AS (SELECT a FROM t FOR NO KEY UPDATE) SELECT a FROM x",
     "SAVEPOINT a",
