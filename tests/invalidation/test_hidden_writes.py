@@ -53,7 +53,7 @@ EVERY = ("sqlite", "postgresql", "mariadb")
 
 
 class Case(NamedTuple):
-    """What a cached function reads, and a write that changes the answer. `prepare` has statements by database."""
+    """A query of a cached function, and a write that changes its answer. `prepare` has statements by database."""
 
     read: Any
     write: Any
