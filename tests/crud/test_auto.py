@@ -106,7 +106,8 @@ class World:
 
     async def entries(self) -> set[str]:
         """Return the keys of all entries."""
-        return {key.decode() for key in await self.client.keys() if not key.startswith(b"fastrdb:")}
+        keys: list[Any] = await self.client.keys()
+        return {key.decode() for key in keys if not key.startswith(b"fastrdb:")}
 
     async def dropped(self, write: Callable[[World, AsyncSession], Awaitable[Any]]) -> set[str]:
         """Write, check each answer, and return the keys of the entries that the write has deleted."""

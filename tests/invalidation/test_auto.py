@@ -407,12 +407,13 @@ async def test_both_tables_of_an_inheriting_class_are_followed(filled: Database,
         async def animal(db: AsyncSession, animal_id: int) -> str:
             return (await db.get_one(Animal, animal_id)).name
 
+        dogs: Any = Dog.__table__
         async with filled.sessions() as db:
             db.add(Dog(id=1, name="Rex", trick="sit"))
             await db.commit()
         for statement, expected in (
             (update(Animal).where(Animal.id == 1).values(name="Max"), ["Max", "sit"]),
-            (sa.update(Dog.__table__).where(Dog.__table__.c.id == 1).values(trick="roll"), ["Max", "roll"]),
+            (sa.update(dogs).where(dogs.c.id == 1).values(trick="roll"), ["Max", "roll"]),
         ):
             async with filled.sessions() as db:
                 await dog(db, 1)

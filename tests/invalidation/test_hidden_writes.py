@@ -76,7 +76,8 @@ def _trigger(when: str, does: str) -> dict[str, tuple[str, ...]]:
 COMMENT = sa.select(COMMENTS.c.id).where(COMMENTS.c.post_id == 1)
 RENAME = sa.update(ORGS).where(ORGS.c.id == 1).values(name="new")
 ORG = sa.select(ORGS.c.name).where(ORGS.c.id == 1)
-ORG_ALIAS, POST_ALIAS = ORGS.alias("o"), POSTS.alias("p")
+ORG_ALIAS: Any = ORGS.alias("o")
+POST_ALIAS: Any = POSTS.alias("p")
 CASES = {
     "a trigger deletes, and a key cascades": Case(
         COMMENT, RENAME, _trigger("AFTER UPDATE ON orgs", "DELETE FROM posts WHERE id = 1")

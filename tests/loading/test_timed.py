@@ -443,7 +443,7 @@ def test_a_caller_s_session_is_no_session_for_the_background() -> None:
     ("function", "options", "message"),
     [
         (sessionless, {"stale": 5, "session_factory": async_sessionmaker()}, "it has no parameter for a session"),
-        (load, {"session_factory": async_sessionmaker()}, "there are none without stale= or early="),
+        (load, {"session_factory": async_sessionmaker()}, "there are none without stale=, early= or verify="),
         (load, {"stale": 5, "session_factory": dependency}, r"contextlib\.asynccontextmanager"),
         (load, {"stale": 5, "session_factory": coroutine}, "async, and is not awaited.*returns an AsyncSession"),
         (load, {"stale": 5, "session_factory": "db"}, "must be a function that returns an AsyncSession"),

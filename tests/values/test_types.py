@@ -107,7 +107,7 @@ class Absent(Enum):
         (dict, "its type is Any"),
         (tuple, "its type is Any"),
         (Loose, "Loose.data cannot be cached: its type is Any"),
-        (Open, "Open.item cannot be cached: its type is Any"),
+        (Open, "the type of its value, T, is left open"),
         (Hidden, r"Hidden.gone cannot be cached: .*exclude="),
         (dict[str, Nested], r"Hidden.gone cannot be cached"),
         (Login, "Login.tokens cannot be cached: a secret"),

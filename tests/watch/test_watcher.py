@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ from fastrdb.watch import Journal, Poll, Watcher, ages, columns_in_use, source_o
 from tests.support.waiting import until
 from tests.watch.conftest import Watched
 
-Entries = dict[str, tuple[str, ...]]
+Entries = Mapping[str, tuple[str, ...]]
 
 
 async def store_entries(client: Redis, entries: Entries, cache: Cache) -> None:
