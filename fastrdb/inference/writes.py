@@ -156,7 +156,8 @@ def statement_of(compiled: Any) -> Any:
 
 
 def _read(compiled: Any, names: Names) -> Writes:
-    statement, others = statement_of(compiled), list[tuple[Verb, str]]()
+    statement = statement_of(compiled)
+    others: list[tuple[Verb, str]] = []
     main: Any = statement if isinstance(statement, _DML) and isinstance(statement.table, Table) else None
     # Private: iterates over what `with` holds, too, which `get_children` of an INSERT leaves out.
     inner = [statement, *getattr(statement, "_independent_ctes", ())] if statement is not None else []
@@ -175,8 +176,9 @@ def _read(compiled: Any, names: Names) -> Writes:
     else:
         where = _pinned(main, conditions)
         sets = _set(main, compiled, conditions) if isinstance(main, Update) else {}
-        others.extend(("update", names.of(table)) for table in _other_targets(main))
-    besides = tuple(dict.fromkeys(others))
+        verb: Verb = "update"
+        others.extend((verb, names.of(table)) for table in _other_targets(main))
+    besides: tuple[tuple[Verb, str], ...] = tuple(dict.fromkeys(others))
     return Writes(
         _kind(main), main.table, names.of(main.table), where, sets, whole, besides, frozenset(ranks_of(main.table))
     )

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 import sqlalchemy as sa
 from redis.asyncio import Redis
+from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from fastrdb import Cache
@@ -188,7 +189,7 @@ async def test_a_hidden_write_drops_the_answer(database: Database, cache: Cache,
     """The answer after the commit is that of the database."""
     case = CASES[name]
     if database.name == "sqlite":
-        sa.event.listen(database.engine.sync_engine, "connect", _keep_foreign_keys)
+        event.listen(database.engine.sync_engine, "connect", _keep_foreign_keys)
     if database.name not in case.databases:
         pytest.skip("this database has no such statement")
     async with database.engine.begin() as connection:
@@ -199,6 +200,7 @@ async def test_a_hidden_write_drops_the_answer(database: Database, cache: Cache,
         return [str(value) for value in (await db.scalars(case.read)).all()]
 
     cached = cache.cached("hidden:read")(read)
+    before: list[str] = []
     for _ in range(2):  # with a write between, after which this process has met the column in use
         async with database.sessions() as db:
             before = await cached(db)
