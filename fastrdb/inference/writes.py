@@ -163,7 +163,7 @@ def _read(compiled: Any, names: Names) -> Writes:
     inner = [statement, *getattr(statement, "_independent_ctes", ())] if statement is not None else []
     for element in (each for part in inner for each in visitors.iterate(part)):
         if isinstance(element, _DML) and element is not main:
-            others += [(_kind(element), names.of(table)) for table in _targets(element.table)]
+            others.extend((_kind(element), names.of(table)) for table in _targets(element.table))
     if main is None:
         return Writes("update", None, "", {}, {}, False, tuple(dict.fromkeys(others)))
     if not others and any(isinstance(part, False_) for part in parts_of(getattr(main, "_where_criteria", ()))):
