@@ -29,9 +29,22 @@ if TYPE_CHECKING:
 TESTS = Path(__file__).parent
 SMOKE = {
     "cli/test_commands.py",
-    *("keys", "values", "databases/test_unreachable.py", "transport/test_client.py", "near/test_functions.py"),
+    *(
+        "keys",
+        "values/test_codec.py",
+        "values/test_equality.py",
+        "values/test_fingerprint.py",
+        "values/test_hidden_state.py",
+        "values/test_messages.py",
+        "values/test_missing.py",
+        "values/test_strict.py",
+        "values/test_types.py",
+        "databases/test_unreachable.py",
+        "transport/test_client.py",
+        "near/test_functions.py",
+    ),
     *("protocol/test_store.py", "transactions/test_retries.py", "invalidation/test_function.py"),
-    *("loading/test_decorators.py", "crud/test_repository.py", "testing/test_testing.py", "system/test_loops.py"),
+    *("loading/test_decorators.py", "crud/test_repository.py", "testing/test_network.py", "system/test_loops.py"),
     *("system/test_demo.py", "integrations/test_fastapi.py", "inference", "watch/test_sources.py"),
 }
 """Packages and modules of tests that notice a version of a dependency which does not do: pure ones, and one for each

@@ -91,7 +91,7 @@ def test_an_entry_is_shown_without_what_a_terminal_would_obey(url: str) -> None:
     assert "[red]Ann" in shown
     assert "\x1b[2J" not in shown
     assert found("get", "user:1", "--url", url)["value"] == {"name": "[red]Ann\x1b[2J"}
-    assert "no entry under user:9" in call("get", "user:9", "--url", url, status=1).stderr
+    assert "no entry under user:9" in call("get", "user:9", "--url", url, status=1).output
 
 
 def test_why_says_what_there_is(url: str) -> None:
@@ -102,7 +102,7 @@ def test_why_says_what_there_is(url: str) -> None:
 
 def test_invalidate_counts_and_asks(url: str) -> None:
     """Without a terminal to ask on, nothing is deleted unless `--yes` says so."""
-    assert "3 keys under user:*: give --yes" in call("invalidate", "user:*", "--url", url, status=1).stderr
+    assert "3 keys under user:*: give --yes" in call("invalidate", "user:*", "--url", url, status=1).output
     assert len(found("keys", "--url", url)) == 3
     assert found("invalidate", "user:1", "--yes", "--url", url) == {"deleted": 1}
     assert "2 entries deleted" in call("invalidate", "user:*", "-y", "--url", url).stdout
@@ -134,7 +134,7 @@ def test_docs_show_a_page() -> None:
     """Without a page, the list; an unknown one is named."""
     assert "operations" in call("docs").stdout.split()
     assert call("docs", "keys").stdout.startswith("# Keys")
-    assert "no page nothing; there are: " in call("docs", "nothing", status=1).stderr
+    assert "no page nothing; there are: " in call("docs", "nothing", status=1).output
 
 
 def test_the_tools_that_are_missing_are_named(
