@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable
 from typing import Any, Final, Protocol
 
@@ -29,23 +30,23 @@ class Asker(Protocol):
         ...
 
 
-class Source:
+class Source(ABC):
     """One kind of database."""
 
     def __init__(self, catalog: Asker) -> None:
         self.catalog = catalog
 
+    @abstractmethod
     def facts(self, connection: Connection, table: str) -> Facts:
         """Ask for the facts of a table."""
-        raise NotImplementedError
 
+    @abstractmethod
     def function(self, connection: Connection, name: str) -> Function:
         """Ask for a function."""
-        raise NotImplementedError
 
+    @abstractmethod
     def tables(self, connection: Connection) -> Iterable[tuple[str, str]]:
         """Ask for the schemas and names of all tables and views."""
-        raise NotImplementedError
 
     def name(self, schema: str | None, table: str) -> str:
         """Return the name as tags have it."""
