@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
 
+T = TypeVar("T")
 SchemaMap = Mapping[str | None, str | None]
 
 
@@ -34,3 +36,26 @@ class Names(NamedTuple):
         """Return the name of a table that is written `schema.table` or `table` in a text."""
         schema, _, table = name.rpartition(".")
         return self.joined(schema or None, table)
+
+
+class OncePerForm(Generic[T]):
+    """A reader of compiled statements that reads each once for each schema_translate_map.
+
+    Args:
+        read: reads a compiled statement with the rules of its names.
+    """
+
+    def __init__(self, read: Callable[[Any, Names], T]) -> None:
+        self._read = read
+        self._known: WeakKeyDictionary[Any, dict[Any, T]] = WeakKeyDictionary()
+
+    def __call__(self, compiled: Any, translated: SchemaMap | None = None) -> T:
+        """Return what was read, at the first call or now."""
+        forms = self._known.get(compiled)
+        if forms is None:
+            forms = self._known[compiled] = {}
+        key = frozenset(translated.items()) if translated else None
+        found = forms.get(key)
+        if found is None:
+            found = forms[key] = self._read(compiled, Names(compiled.dialect.default_schema_name, translated))
+        return found

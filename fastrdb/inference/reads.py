@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
-from weakref import WeakKeyDictionary
 
 from sqlalchemy import BindParameter, ColumnClause, Table, TableClause, TextClause
 from sqlalchemy.exc import InvalidRequestError
@@ -25,7 +24,7 @@ from sqlalchemy.sql.functions import FunctionElement
 from fastrdb.keys import ANYTHING, END, row_tag, table_tag
 
 from .conditions import MOST_VALUES, Conditions, Pinned, Place, Places, parts_of, texts_at
-from .names import Names, SchemaMap
+from .names import Names, OncePerForm, SchemaMap
 from .text import functions_in, harmless, named_in, reads_nothing
 
 _TEXTS: Final = (TextClause, getattr(elements, "AbstractTextClause", TextClause))  # the second since SQLAlchemy 2.1
@@ -78,19 +77,12 @@ class ReadRows:
 NOTHING_KNOWN: Final = ReadRows(
     frozenset({ANYTHING}), (), frozenset(), frozenset(), ("anything: the statement is text",)
 )
-_known: WeakKeyDictionary[Any, dict[Any, ReadRows]] = WeakKeyDictionary()
+_forms: OncePerForm[ReadRows] = OncePerForm(lambda compiled, names: _Reader(compiled, names).result())
 
 
 def reads_of(compiled: Any, translated: SchemaMap | None = None) -> ReadRows:
     """Return the dependencies of a compiled statement, which is read once for each schema_translate_map."""
-    forms = _known.get(compiled)
-    if forms is None:
-        forms = _known[compiled] = {}
-    key = frozenset(translated.items()) if translated else None
-    found = forms.get(key)
-    if found is None:
-        found = forms[key] = _Reader(compiled, Names(compiled.dialect.default_schema_name, translated)).result()
-    return found
+    return _forms(compiled, translated)
 
 
 def reads_of_text(text: str, dialect: str, names: Names) -> ReadRows:

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
-from weakref import WeakKeyDictionary
 
 from sqlalchemy import Alias, Delete, Insert, Join, Table, Update
 from sqlalchemy.sql import visitors
@@ -22,7 +21,7 @@ from fastrdb.keys import Image, value_text
 from fastrdb.orm import exact_type
 
 from .conditions import Conditions, Places, parts_of, texts_at
-from .names import Names, SchemaMap
+from .names import Names, OncePerForm, SchemaMap
 from .reads import ranks_of
 from .text import Named, named_in
 
@@ -118,19 +117,9 @@ class Writes:
         return change
 
 
-_known: WeakKeyDictionary[Any, dict[Any, Writes]] = WeakKeyDictionary()
-
-
 def writes_of(compiled: Any, translated: SchemaMap | None = None) -> Writes:
     """Return the changes of a compiled statement, which is read once for each schema_translate_map."""
-    forms = _known.get(compiled)
-    if forms is None:
-        forms = _known[compiled] = {}
-    key = frozenset(translated.items()) if translated else None
-    found = forms.get(key)
-    if found is None:
-        found = forms[key] = _read(compiled, Names(compiled.dialect.default_schema_name, translated))
-    return found
+    return _forms(compiled, translated)
 
 
 def changes_of_text(text: str, dialect: str, names: Names) -> tuple[list[Change] | None, Named]:
@@ -281,3 +270,6 @@ def _union(sets: Iterable[set[str] | None]) -> Texts | None:
             return None
         found |= each
     return frozenset(found) if len(found) <= MOST_ROWS else None
+
+
+_forms: OncePerForm[Writes] = OncePerForm(_read)
