@@ -53,8 +53,8 @@ async def _rows(console: Console, meter: Meter, redis: Redis, rows: int) -> None
 
     made = await meter.measure(insert)
     console.print(
-        f"{made.value} generated users are in the database, put there in {_ms(made.seconds)}; "
-        f"Redis holds {await redis.dbsize()} keys."
+        f"The database has {made.value} generated users (inserted in {_ms(made.seconds)}), "
+        f"and Redis {await redis.dbsize()} keys."
     )
 
 
@@ -171,4 +171,4 @@ def _table(console: Console, *columns: str) -> Table:
 
 
 def _ms(seconds: float) -> str:
-    return f"{seconds * 1000:.2f} ms"
+    return f"{seconds * 1000:.2f} ms" if seconds < 1 else f"{seconds:.2f} s"

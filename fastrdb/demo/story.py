@@ -71,7 +71,7 @@ async def tutorial(meter: Meter) -> AsyncIterator[Step]:
         ("create a user", _create),
         ("get that user", lambda db, redis: _get(db, redis, ADA)),
         ("get an older user", lambda db, redis: _get(db, redis, email)),
-        ("get the same user again", lambda db, redis: _get(db, redis, email)),
+        ("the same user again", lambda db, redis: _get(db, redis, email)),
         ("list page 1", lambda db, redis: _list(db, redis, 1)),
         ("list page 1 again", lambda db, redis: _list(db, redis, 1)),
         ("get page 3 and total", lambda db, redis: _paginate(db, redis, 3)),
