@@ -18,8 +18,8 @@ FILES = {
     "the outcome of COMMIT is unknown (cancelled, disconnected)": "commit_unknown",
     "a load takes longer than `lease` (10 s)": "slow_load",
     "the session has written in its open transaction": "own_writes",
-    "the snapshot that a load looks at is older than the lease (REPEATABLE READ, SERIALIZABLE), "
-    "be it the session's that it is given or one that it has from elsewhere": "old_snapshot",
+    "a load reads from a snapshot that is older than the lease (REPEATABLE READ, SERIALIZABLE), "
+    "in whatever session": "old_snapshot",
     "a load writes, reads what it wrote, and does not commit it": "uncommitted_load",
     "two tasks use one session (or connection) at once: two misses, or a miss and a write": "session_in_use",
     "the session's identity map holds an old row": "identity_map",
@@ -37,7 +37,7 @@ FILES = {
     "the index was evicted, or deleted by hand": "lost_index",
     "the barriers were evicted, or deleted by hand": "lost_barriers",
     "Redis has no room, and refuses to store": "eviction",
-    "Redis cannot be told of a commit": "missed_commit",
+    "Redis cannot be reached at a commit": "missed_commit",
 }
 
 

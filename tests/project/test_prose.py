@@ -1,4 +1,4 @@
-"""Docstrings, comments and messages are plain: `python -m tests.support.source.prose PATH` lists what is not."""
+"""Docstrings, comments, messages and pages are plain: `python -m tests.support.source.prose PATH` lists what is not."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from tests.support.source.prose import faults
 
 
 def places() -> list[Path]:
-    """Return the packages of the library and of its tests, and the modules beside these packages."""
+    """Return the packages of the library and of its tests, the modules beside these, and the pages."""
     found = [each for root in ("fastrdb", "tests") for each in sorted((ROOT / root).iterdir())]
-    return [each for each in found if each.suffix == ".py" or (each / "__init__.py").exists()]
+    code = [each for each in found if each.suffix == ".py" or (each / "__init__.py").exists()]
+    return [*code, ROOT / "README.md", ROOT / "fastrdb" / "docs"]
 
 
 @pytest.mark.parametrize("place", places(), ids=lambda place: str(place.relative_to(ROOT)))

@@ -287,7 +287,7 @@ class TestFigures:
         printed = io.StringIO()
         await show.show(Console(file=printed, width=160), database_url, server.url, rows=50)
         assert "The database has 50 generated users" in printed.getvalue()
-        assert "Redis holds 0 keys" in printed.getvalue()
+        assert ", and Redis 0 keys" in printed.getvalue()
         assert re.findall(r"count the users +(\d+) users", printed.getvalue()) == ["76", "75"]
 
     async def test_statements_and_hits_are_counted(self, engine: AsyncEngine) -> None:

@@ -22,6 +22,7 @@ from fastrdb.demo.schemas import UserCreate, UserResponse, UserUpdate
 from fastrdb.typing import Options
 from tests.support import ROOT
 from tests.support.programs.projects import project, run_file
+from tests.support.source.modules import FILES, PACKAGE, imports_of, name_of, tree_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -35,6 +36,8 @@ DOCS = ROOT / "fastrdb" / "docs"
 README = ROOT / "README.md"
 PAGES = sorted(DOCS.glob("*.md"))
 FENCE = re.compile(r"^```(?P<kind>[^\n]*)\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE)
+OUTSIDE = {"build/benchmarks", "conftest.py"}
+"""What reads like a path and is none of this repository."""
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
 
@@ -48,7 +51,7 @@ def pages_with(kind: str, *besides: Path) -> list[Path]:
     return [page for page in [*besides, *PAGES] if blocks(page, kind)]
 
 
-def name_of(page: Path) -> str:
+def name_of_page(page: Path) -> str:
     """Return what a test of a page is called."""
     return page.stem
 
@@ -113,7 +116,7 @@ async def test_the_first_program_prints_the_same_twice(server: EmbeddedServer, c
 
 
 @pytest.mark.parametrize("mode", ["strict", "auto"])
-@pytest.mark.parametrize("page", pages_with("python pytest"), ids=name_of)
+@pytest.mark.parametrize("page", pages_with("python pytest"), ids=name_of_page)
 def test_files_of_tests_run_as_shown(project: pytest.Pytester, page: Path, mode: str) -> None:
     """The files run in a project of a user's own, with the plugin that comes with the package."""
     for number, code in enumerate(blocks(page, "python pytest")):
@@ -122,7 +125,7 @@ def test_files_of_tests_run_as_shown(project: pytest.Pytester, page: Path, mode:
     assert set(outcomes) == {"passed"}
 
 
-@pytest.mark.parametrize("page", [README, *PAGES], ids=name_of)
+@pytest.mark.parametrize("page", [README, *PAGES], ids=name_of_page)
 def test_links_lead_to_something(page: Path) -> None:
     """Each relative link names a file that exists, and an anchor that the file has."""
     text = FENCE.sub("", page.read_text("utf-8"))
@@ -141,6 +144,53 @@ def test_each_page_is_linked_from_the_readme() -> None:
     """A page that nothing leads to is not read."""
     linked = {link.partition("#")[0] for link in LINK.findall(README.read_text("utf-8"))}
     assert {f"fastrdb/docs/{page.name}" for page in PAGES} <= linked
+
+
+def codes(page: Path) -> set[str]:
+    """Return what stands in backticks outside of blocks."""
+    return set(re.findall(r"`([^`\n]+)`", FENCE.sub("", page.read_text("utf-8"))))
+
+
+@pytest.mark.parametrize("page", [README, *PAGES], ids=name_of_page)
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    """A path begins in the repository, or in the package."""
+    named = {code for code in codes(page) if re.fullmatch(r"[\w.-]+(/[\w.-]+)*/?", code)}
+    paths = {code for code in named if "/" in code.strip("/") or code.endswith((".py", ".md"))}
+    assert not {path for path in paths - OUTSIDE if not ((ROOT / path).exists() or (PACKAGE / path).exists())}
+
+
+def test_methods_that_the_life_of_a_call_names_exist() -> None:
+    """`Store.get` is the method `get` of a class `Store`, and a name in capitals alone is a class."""
+    classes: dict[str, set[str]] = {}
+    for node in (node for file in FILES for node in ast.walk(tree_of(file)) if isinstance(node, ast.ClassDef)):
+        methods = (each.name for each in node.body if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef))
+        classes.setdefault(node.name, set()).update(methods)
+    named = {code for code in codes(DOCS / "how-it-works.md") if re.fullmatch(r"([A-Z][a-z]+){2,}|[A-Z]\w+\.\w+", code)}
+    assert {"CachedFunction.get", "Intent.begin", "Pipeline.get", "RunningLoad"} <= named
+    missing = [code for code in named if code.partition(".")[0] not in classes]
+    missing += [
+        code
+        for code in named - {*missing}
+        for name, _, method in [code.partition(".")]
+        if method not in classes[name] | {""}
+    ]
+    assert not missing
+
+
+def test_the_rooms_of_the_code_are_those_on_the_page() -> None:
+    """Each name directly under `fastrdb` is a row, and each arrow of the diagram is an import."""
+    section = (DOCS / "how-it-works.md").read_text("utf-8").split("## The rooms of the code\n")[1].split("\n## ")[0]
+    rooms = {name for row in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE) for name in re.findall(r"`(\w+)", row)}
+    assert rooms == {name for file in FILES if not (name := name_of(file)).startswith("__")} | {"docs"}
+    imports = {
+        (name_of(file), each.module.split(".")[1])
+        for file in FILES
+        for each in imports_of(file)
+        if each.module.startswith("fastrdb.") and not each.typing_only
+    }
+    arrows = set(re.findall(r"^    (\w+) --> (\w+)$", section, re.MULTILINE))
+    assert len(arrows) > 10
+    assert not arrows - imports
 
 
 def test_each_option_is_on_the_page_of_options() -> None:

@@ -1,4 +1,4 @@
-"""A check of docstrings, comments and messages: `python -m tests.support.source.prose PATH...` lists what is wrong.
+"""A check of docstrings, comments, messages and pages: `python -m tests.support.source.prose PATH...` lists faults.
 
 A function's docstring begins with a verb in the imperative, a class's with a noun, and a test's says what is so. What
 is described has a name: a caller, a server, an entry. Sentences are short.
@@ -71,6 +71,8 @@ BANNED = re.compile(
 """A subject has a name, and objects do not talk."""
 _CODE = re.compile(r"``.+?``|`[^`]*`|\"[^\"]*\"")
 _END = re.compile(r"[.!?:;](?:\s|$)|\n\s*\n|\n\s*(?:[-*]|\w+:) ")
+_FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
+_LINK = re.compile(r"\[([^\]]*)\]\([^)\s]+\)")
 _FIRST = re.compile(r"[A-Za-z']+")
 _THIRD_PERSON = re.compile(r"[a-z]*[^s]s")
 """A first word such as `returns`; an imperative ends in `ss`, if it ends in an `s` at all."""
@@ -91,12 +93,26 @@ class Fault(NamedTuple):
 
 
 def faults(path: Path) -> list[Fault]:
-    """Return what is wrong in one file of Python or Lua, or in all below a folder, in the order of lines."""
+    """Return what is wrong in one file of Python, Lua or Markdown, or in all below a folder, in the order of lines."""
     if path.is_dir():
-        return [fault for each in sorted(path.rglob("*")) if each.suffix in (".py", ".lua") for fault in faults(each)]
-    text, name = path.read_text(), str(path.relative_to(ROOT))
-    found = list(_of_lua(text) if path.suffix == ".lua" else _of_python(text, messages=name.startswith("fastrdb/")))
+        kinds = (".py", ".lua", ".md")
+        return [fault for each in sorted(path.rglob("*")) if each.suffix in kinds for fault in faults(each)]
+    text, name = path.read_text("utf-8"), str(path.relative_to(ROOT))
+    if path.suffix == ".py":
+        found = list(_of_python(text, messages=name.startswith("fastrdb/")))
+    else:
+        found = list(_of_lua(text) if path.suffix == ".lua" else _of_page(text))
     return sorted(Fault(name, line, what) for line, what in found)
+
+
+def _of_page(text: str) -> Iterator[tuple[int, str]]:
+    """Check each paragraph, each item of a list and each cell of a table: a line of the source is one of these."""
+    text = _FENCE.sub(lambda block: "\n" * block[0].count("\n"), text)
+    for number, line in enumerate(text.splitlines(), start=1):
+        for cell in re.split(r"(?<!\\)\|", line) if line.startswith("|") else [line]:
+            plain = _CODE.sub("x", _LINK.sub(r"\1", cell))
+            yield from _words(number, plain)
+            yield from _long_sentences(number, plain)
 
 
 def _of_lua(text: str) -> Iterator[tuple[int, str]]:
@@ -150,7 +166,11 @@ def _of_docstring(node: ast.AST, docstring: ast.Constant) -> Iterator[tuple[int,
     if first.lower() in wrong or (wrong is NOT_VERBS and _THIRD_PERSON.fullmatch(first.lower())):
         yield line, f"a docstring begins with {first!r}"
     yield from _words(line, text)
-    for sentence in _END.split(_CODE.sub("x", text)):
+    yield from _long_sentences(line, _CODE.sub("x", text))
+
+
+def _long_sentences(line: int, text: str) -> Iterator[tuple[int, str]]:
+    for sentence in _END.split(text):
         if (count := len(sentence.split())) > MOST_WORDS:
             yield line, f"a sentence has {count} words, at most {MOST_WORDS}: {' '.join(sentence.split()[:8])} ..."
 
