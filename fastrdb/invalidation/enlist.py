@@ -7,6 +7,7 @@ Transactions that begin inside of a call of @invalidates are joined by `fastrdb.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastrdb.keys import Image, Prefix
@@ -57,7 +58,7 @@ async def enlist(
         return await cache.delete(client, list(prefixes), [*keys, *(put.key for put in puts)], counters, images)
     store, state = cache.store(client), state_of(session)
     state.declared |= writes
-    intent = intent_on(session, store, lambda: store.intent(client, counters))
+    intent = intent_on(session, store, partial(store.intent, client, counters))
     if puts and (cache.is_disabled() or state.autocommitted or not wrote(session)):
         keys, puts = [*keys, *(put.key for put in puts)], []
     intent.add(prefixes, keys, images)

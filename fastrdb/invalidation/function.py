@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any
 
 from fastrdb.keys import VARIANTS, BoundCall, CallPlan, Image, Prefix
@@ -47,7 +48,7 @@ class Invalidation:
         store, session, templates = self.cache.store(client, plan), sync_session(call.session), plan.templates
         targets = Targets(
             store,
-            lambda: store.intent(client, self.counters),
+            partial(store.intent, client, self.counters),
             *templates.before(calls),
             templates.before_result(calls),
         )

@@ -242,8 +242,9 @@ class CallPlan:
         self, instance: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, partial: bool = False
     ) -> BoundCall:
         """Return the call with its arguments by name, defaults applied. Raises what `locate` raises."""
-        client, session, key = self.locate(instance, args, kwargs, partial=partial)
-        return BoundCall(client, session, key, self._run(instance, args, kwargs, partial=partial, named=True))
+        client, session, arguments = self._run(instance, args, kwargs, partial=partial, named=True)
+        key = "" if self.pattern is None else self.locate(instance, args, kwargs, partial=partial)[2]
+        return BoundCall(client, session, key, arguments)
 
     def _run(self, instance: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], **kind: bool) -> Any:
         bound = instance is not None and self._takes_instance is not False
@@ -251,7 +252,7 @@ class CallPlan:
         try:
             return self._recipe.twin(takes, **kind)(*given, **kwargs)
         except UNSAID:
-            values = self._recipe.twin(takes, partial=kind.get("partial", False), named=True)(*given, **kwargs)
+            *_, values = self._recipe.twin(takes, partial=kind.get("partial", False), named=True)(*given, **kwargs)
             self._explain(values, next(iter(values)) if takes else None, kind.get("many", False))
             raise
 

@@ -85,7 +85,7 @@ class Recipe:
             takes: the first parameter is what the call is bound to.
             partial: what is not part of the key may be left out.
             many: it returns the ids and a key for each, in place of the key.
-            named: it returns the arguments by name, and nothing else.
+            named: it returns the arguments by name in place of the key.
         """
         kind = (takes, partial, many, named)
         if kind not in self._twins:
@@ -93,14 +93,15 @@ class Recipe:
             instance = next(iter(self.parameters)) if takes else None
             lines = [f"def twin({self._declaration(text, partial)}):"]
             body = self._needs(text) if partial else []
+            body += [] if named else self._key(text, instance, many)
+            body += self._where(text, instance)
             if named:
                 pairs = "".join(f"{name!r}: {name}, " for name in self.parameters if name != self._kwargs)
                 rest = f"**{text.name(self._keywords)}({self._kwargs})" if self._kwargs else ""
-                body.append(f"return {{{pairs}{rest}}}")
+                key = f"{{{pairs}{rest}}}"
             else:
-                body += [*self._key(text, instance, many), *self._where(text, instance)]
                 key = f"{text.local('ids')}, {text.local('key')}" if many else text.local("key")
-                body.append(f"return {text.local('redis')}, {text.local('session')}, {key}")
+            body.append(f"return {text.local('redis')}, {text.local('session')}, {key}")
             lines += [f"    {line}" for line in body]
             exec(compile("\n".join(lines), f"<fastrdb: {self.function}>", "exec"), text.names)  # noqa: S102 - only names
             made: Any = text.names["twin"]

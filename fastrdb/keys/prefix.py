@@ -156,7 +156,9 @@ class PrefixTemplates:
     """
 
     def __init__(self, prefixes: Sequence[Template] = (), keys: Sequence[Template] = ()) -> None:
-        self._prefixes, self._keys = prefixes, keys
+        self._prefixes, self._prefixes_of_result = _apart(prefixes)
+        self._keys, self._keys_of_result = _apart(keys)
+        self._of_result = [*self._prefixes_of_result, *self._keys_of_result]
         self.heads = {_WILDCARDS.split(each.pattern.head)[0] for each in prefixes}
         self.patterns = [each.pattern for each in (*prefixes, *keys)]
 
@@ -167,12 +169,12 @@ class PrefixTemplates:
             KeyValueError: a value has no canonical form.
             MissingKeyFieldError: a single key lacks a value.
         """
-        prefixes = [made for each, call in _distinct(self._prefixes, calls, False) for made in each.prefixes(call)]
-        return _with_keys(prefixes, [each.keys(call) for each, call in _distinct(self._keys, calls, False)])
+        prefixes = [made for each, call in _distinct(self._prefixes, calls) for made in each.prefixes(call)]
+        return _with_keys(prefixes, [each.keys(call) for each, call in _distinct(self._keys, calls)])
 
     def before_result(self, calls: Sequence[Arguments]) -> list[Prefix]:
         """Return what stands for `after` until the result is known: all that the result may name."""
-        pairs = _distinct([*self._prefixes, *self._keys], calls, True)
+        pairs = _distinct(self._of_result, calls)
         return list(dict.fromkeys(made for each, call in pairs for made in each.prefixes(call)))
 
     def after(self, calls: Sequence[Arguments], result: Any) -> Reached:
@@ -180,10 +182,13 @@ class PrefixTemplates:
 
         A single key that lacks a value becomes a prefix: more is invalidated, never less.
         """
-        known = [{**call, RESULT: result} for call in calls]
-        prefixes = [made for each, call in _distinct(self._prefixes, known, True) for made in each.prefixes(call, True)]
-        keys = []
-        for each, call in _distinct(self._keys, known, True):
+        if not self._of_result:
+            return Reached([], [])
+        known, keys = [{**call, RESULT: result} for call in calls], []
+        prefixes = [
+            made for each, call in _distinct(self._prefixes_of_result, known) for made in each.prefixes(call, True)
+        ]
+        for each, call in _distinct(self._keys_of_result, known):
             try:
                 keys.append(each.keys(call, True))
             except Exception:  # noqa: BLE001 - reading an attribute of the result may do anything
@@ -199,34 +204,56 @@ def _with_keys(prefixes: list[Prefix], keys: Iterable[Reached]) -> Reached:
     return Reached(list(dict.fromkeys(prefixes)), list(single))
 
 
-def _distinct(
-    templates: Sequence[Template], calls: Sequence[Arguments], of_result: bool
-) -> Iterable[tuple[Template, Arguments]]:
-    """Return the templates that need the result, or not, with the calls between which each differs."""
+def _apart(templates: Sequence[Template]) -> tuple[list[Template], list[Template]]:
+    """Return the templates that do without the result, and those that need it."""
+    return [each for each in templates if RESULT not in each.roots], [
+        each for each in templates if RESULT in each.roots
+    ]
+
+
+def _distinct(templates: Sequence[Template], calls: Sequence[Arguments]) -> list[tuple[Template, Arguments]]:
+    """Return the templates, each with the calls between which it differs."""
+    if len(calls) == 1:
+        return [(each, calls[0]) for each in templates]
+    found = list[tuple[Template, Arguments]]()
     for each in templates:
-        roots = sorted(each.pattern.names)
-        if (RESULT in roots) is not of_result:
-            continue
-        if len(calls) == 1:
-            yield each, calls[0]
-            continue
-        different = {fingerprint([call.get(root, MISSING) for root in roots]): call for call in calls}
-        yield from ((each, call) for call in different.values())
+        different = {fingerprint([call.get(root, MISSING) for root in each.roots]): call for call in calls}
+        found += [(each, call) for call in different.values()]
+    return found
+
+
+class _Source(NamedTuple):
+    """A placeholder: the argument that it stands for, how its value is read, checked, and written without a mark."""
+
+    part: Part
+    root: str
+    read: Callable[[Any], Any] | None
+    check: Encoder
+    write: Encoder
 
 
 class Template:
-    """A pattern whose placeholders take values by name, with the declared type of each (MISSING: undeclared)."""
+    """A pattern whose placeholders take values by name, with the declared type of each (MISSING: undeclared).
+
+    `roots`: the names, in their order.
+    """
 
     def __init__(
         self, pattern: Pattern, declared: Sequence[Any] | None = None, function: str = "", seal: Seal | None = None
     ) -> None:
-        self.pattern = pattern
+        self.pattern, self.roots = pattern, sorted(pattern.names)
         self._function = function
-        self._seal: Callable[[str], str] = str if seal is None else seal
         types = [MISSING] * len(pattern.parts) if declared is None else declared
-        self._sources = tuple(
-            (part, reader(part.path), encoder_for(each)) for part, each in zip(pattern.parts, types, strict=True)
-        )
+        self._sources = [
+            _Source(
+                part,
+                part.root,
+                reader(part.path),
+                encoder_for(each),
+                escaping(str if seal is None else seal, part.also),
+            )
+            for part, each in zip(pattern.parts, types, strict=True)
+        ]
 
     def prefixes(self, values: Arguments, lenient: bool = False) -> list[Prefix]:
         """Return the prefixes for *values*; a placeholder whose value is not there cuts them, so that more is reached.
@@ -260,7 +287,7 @@ class Template:
         """
         texts = self._texts(values, lenient)
         if len(texts) < len(self._sources):
-            raise MissingKeyFieldError(self._sources[len(texts)][0].field, self.pattern.text)
+            raise MissingKeyFieldError(self._sources[len(texts)].part.field, self.pattern.text)
         prefixes, keys = [], []
         for text in _joined(self.pattern.parts, texts, self.pattern.tail):
             if "*" in text:
@@ -273,27 +300,26 @@ class Template:
     def _texts(self, values: Arguments, lenient: bool) -> list[tuple[str, ...]]:
         """Return what each placeholder may be written as, up to the first that cannot be."""
         found: list[tuple[str, ...]] = []
-        for part, read, encode in self._sources:
-            if part.root not in values:
+        for source in self._sources:
+            if source.root not in values:
                 break
             try:
-                value = attribute(read, values[part.root], self._function, part)
-                found.append(self._texts_of(part, value, encode, lenient))
+                found.append(self._texts_of(source, values[source.root], lenient))
             except Exception:  # an attribute may do anything when read: an ORM row's, once it is expired, needs I/O
                 if not lenient:
                     raise
                 break
         return found
 
-    def _texts_of(self, part: Part, value: Any, encode: Encoder, lenient: bool) -> tuple[str, ...]:
+    def _texts_of(self, source: _Source, argument: Any, lenient: bool) -> tuple[str, ...]:
         """Return the texts that functions may have for the value, whatever type is declared, with `*` for any mark."""
+        value = attribute(source.read, argument, self._function, source.part)
         if value is _NOTHING:
             if lenient:
-                raise KeyValueError(self._function, part.field, "NoneType")
+                raise KeyValueError(self._function, source.part.field, "NoneType")
             return (NIL,)
-        encode_with(encode, value, self._function, part.field)
-        write = escaping(self._seal, part.also)
-        texts = [write(form) for form in forms_of(value)]
+        encode_with(source.check, value, self._function, source.part.field)
+        texts = [source.write(form) for form in forms_of(value)]
         return (*texts, f"{texts[0]}{MARK}*") if texts else ("%*",)
 
 

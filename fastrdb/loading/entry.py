@@ -48,16 +48,17 @@ _FOREVER_MS = -1  # what PTTL says of an entry that never expires
 class CallContext:
     """One call of a cached function: where its entries are, its session, and how long to wait for Redis.
 
-    `keys_now` returns the keys of the call with a session, made from its present arguments; None if these cannot
-    change. Its arguments are whether the load runs in the background, and the session. `tags_now` returns the tags
-    that the function declares, for each key.
+    `keys_now` returns the keys of the call with a session, made from its present arguments; None if these cannot be
+    looked at. `fixed`: the arguments cannot change after the call. `tags_now` returns the tags that the function
+    declares, for each key.
     """
 
     client: Any
     store: Store
     session: Session | None
     budget: Budget
-    keys_now: Callable[[bool, Session | None], Sequence[str] | None] | None = None
+    keys_now: Callable[[Session | None], Sequence[str] | None] | None = None
+    fixed: bool = False
     tags_now: Callable[[Session | None], Sequence[Sequence[str]]] | None = None
 
     def declared(self, asked: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -71,10 +72,10 @@ class CallContext:
         The keys are made when the function is called. The caller may change a list before its load begins. A reload in
         the background has a session of its own, which may read the tables of another tenant.
         """
-        if self.keys_now is None:
+        if self.keys_now is None or (self.fixed and not background):
             return None
         try:
-            keys = self.keys_now(background, self.session)
+            keys = self.keys_now(self.session)
         except UNSAID:
             return OTHER_KEYS
         except Exception:  # noqa: BLE001  # of an object that was loaded when the key was made

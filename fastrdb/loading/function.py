@@ -5,7 +5,7 @@ A hit is one read and a decode; `load` has the rest. Which session may read and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -162,7 +162,7 @@ class CachedFunction(Entries):
                 failure = error
         read = free and not self.aged and not followed
         run, budget = partial(function, *args, **kwargs), store.budget(client, (key,), read=read)
-        call = CallContext(client, store, session, budget, partial(self.keys_now, run))
+        call = CallContext(client, store, session, budget, partial(self.keys_now, run), is_fixed(run))
         if self.depends_on is not None:
             call.tags_now = partial(self._tags_now, run)
         return await self._missed(call, key, run, read=read, raw=raw, failure=failure)
@@ -248,7 +248,7 @@ class CachedFunction(Entries):
         if call is None:
             return self.codec.convert(await run())
         key = self.key(values, call.session)
-        call.keys_now = partial(self.keys_now, run)
+        call.keys_now, call.fixed = partial(self.keys_now, run), is_fixed(run)
         if self.depends_on is not None:
             call.tags_now = partial(self._tags_now, run)
         loading = Loading(self, call, (key,), partial(self._run, run), many=False, refresh=True)
@@ -267,13 +267,11 @@ class CachedFunction(Entries):
         """Return the key without the namespace."""
         return with_variant(values.key, session)
 
-    def keys_now(self, run: partial[Any], background: bool, session: Session | None) -> Sequence[str] | None:
-        """Return the keys of a call, made from its present arguments; None if these cannot have changed."""
-        target, given = getattr(run.func, "__self__", None), (*run.args, *run.keywords.values())
-        if not background and target is None and not count_open(given):
+    def keys_now(self, run: partial[Any], session: Session | None) -> Sequence[str] | None:
+        """Return the keys of a call, made from its present arguments; None if a look at one would send a statement."""
+        if any(map(is_expired, (*run.args, *run.keywords.values()))):
             return None
-        if any(map(is_expired, given)):  # to look at it would send a statement
-            return None
+        target = getattr(run.func, "__self__", None)
         return (with_variant(self.plan.locate(target, run.args, run.keywords)[2], session),)
 
     def _tags_now(self, run: partial[Any], session: Session | None) -> Sequence[Sequence[str]]:
@@ -372,10 +370,11 @@ class CachedFunction(Entries):
         return found
 
 
-def count_open(arguments: Iterable[object]) -> int:
-    """Return how many of the arguments may change after the call."""
-    kinds = [kind for each in arguments if (kind := type(each)) not in _FIXED]
-    return len([kind for kind in kinds if not kind.__module__.startswith(_CLIENTS_AND_SESSIONS)])
+def is_fixed(run: partial[Any], copied: int = 0) -> bool:
+    """Return True if no argument can change after the call, but for so many of which the load has a copy."""
+    kinds = [kind for each in (*run.args, *run.keywords.values()) if (kind := type(each)) not in _FIXED]
+    unfixed = [kind for kind in kinds if not kind.__module__.startswith(_CLIENTS_AND_SESSIONS)]
+    return len(unfixed) <= copied and getattr(run.func, "__self__", None) is None
 
 
 def with_variant(key: str, session: Session | None) -> str:

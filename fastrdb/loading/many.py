@@ -13,7 +13,7 @@ from fastrdb.runtime import Runtime, as_coroutine_of
 from fastrdb.transactions import is_expired, session_of
 from fastrdb.values import Codec
 
-from .function import CachedFunction, count_open, with_argument, with_variant
+from .function import CachedFunction, is_fixed, with_argument, with_variant
 from .load import Loader, Loading
 from .policy import Policy
 from .stored import Stored
@@ -103,15 +103,13 @@ class CachedMany(CachedFunction):
         ids = list(values.ids)
         session = session_of(values.session)
         self.refuse_session(session)
-        load = partial(self._load, run, ids, type(values.ids))
-        now = partial(self._keys_of, run, ids, type(values.ids)), partial(self._tags_of, run, ids, type(values.ids))
-        return self._named_answer(values, ids, self.keys(values, session), load, now, refresh)
+        return self._named_answer(values, ids, self.keys(values, session), run, refresh)
 
     async def _answer(
-        self, values: BoundMany, ids: list[Any], keys: list[str], load: Loader, now: tuple[Any, Any], refresh: bool
+        self, values: BoundMany, ids: list[Any], keys: list[str], run: partial[Any], refresh: bool
     ) -> Any:
-        keys_now, tags_now = now
-        call = self.call(values, keys)
+        given = run, ids, type(values.ids)
+        call, load = self.call(values, keys), partial(self._load, *given)
         if not keys:
             found = []
         elif call is None:
@@ -120,9 +118,9 @@ class CachedMany(CachedFunction):
             found = [None if loaded[key] is None else self.codec.convert(loaded[key]) for key in keys]
         else:
             reason = self.bypass_reason(call.store, call.client, call.session)
-            call.keys_now = keys_now
+            call.keys_now, call.fixed = partial(self._keys_of, *given), is_fixed(run, 1)
             if self.depends_on is not None:
-                call.tags_now = tags_now
+                call.tags_now = partial(self._tags_of, *given)
             found = await Loading(self, call, keys, load, refresh=refresh).resolve(reason, look=not refresh)
         if not self.mapping:
             return found
@@ -151,14 +149,12 @@ class CachedMany(CachedFunction):
         by_id = dict(zip(order, values, strict=True))
         return [by_id[ids[at]] for at in positions]
 
-    def _keys_of(self, run: partial[Any], ids: list[Any], kind: type, background: bool, session: Any) -> Any:
+    def _keys_of(self, run: partial[Any], ids: list[Any], kind: type, session: Any) -> Any:
         """Return the keys, made from the present arguments but for the ids, of which the load has a copy."""
-        given = (*run.args, *run.keywords.values())
-        target = getattr(run.func, "__self__", None)
-        if (not background and target is None and count_open(given) < 2) or any(map(is_expired, given)):
+        if any(map(is_expired, (*run.args, *run.keywords.values()))):
             return None
         run = with_argument(run, self.parameter, kind(ids))
-        return self.keys(self.plan.bind_many(target, run.args, run.keywords), session)
+        return self.keys(self.plan.bind_many(getattr(run.func, "__self__", None), run.args, run.keywords), session)
 
     def _tags_of(self, run: partial[Any], ids: list[Any], kind: type, session: Session | None) -> list[Any]:
         """Return the tags that the function declares for each id: the parameter stands for one of them."""

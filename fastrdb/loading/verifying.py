@@ -62,7 +62,7 @@ class Verifying:
         async with self._own_session(query) as session:
             if session is not None:
                 run = self._with_argument(run, str(query.plan.session_name), session)
-            if query.keys_now(run, True, sync_session(session)) != (key,):
+            if query.keys_now(run, sync_session(session)) != (key,):
                 return  # other tables than the caller's, or a list that has changed
             try:
                 wrong = query.codec.verify(raw, query.codec.convert(await run()))

@@ -220,7 +220,8 @@ class NearCache:
         reach = tuple(map(self._key, heads)), frozenset(map(self._key, names))
         self._shut.append(reach)
         try:
-            self._drop_reached(*reach)
+            if self._kept or self._tokens:
+                self._drop_reached(*reach)
             yield
         finally:
             self._shut.remove(reach)

@@ -8,9 +8,8 @@ import asyncio
 import logging
 import secrets
 from collections import defaultdict, deque
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from redis.exceptions import TryAgainError
@@ -19,7 +18,7 @@ from fastrdb.errors import CacheUnavailableError
 from fastrdb.transport import OTHER_DATA, Budget, Call, Client, Command
 
 from .cluster_scan import ClusterScan
-from .interface import Backend, NamedRows, Swept, Write
+from .interface import Backend, NamedRows, Sweep, Swept, Write
 from .keyspace import (
     EXACTLY,
     INCOMPLETE,
@@ -76,41 +75,27 @@ class ClusterWriters(Backend):
     _barrier_ms: int
     _chunk: int
 
-    async def begin(
-        self,
-        client: Client,
-        token: str,
-        fence: Sequence[Target],
-        targets: Iterable[Target],
-        leases: MutableMapping[bytes, bytes] | None = None,
-        *,
-        budget: Budget,
-        names: Sequence[Target] = (),
-        rows: NamedRows = (),
-        tags: Mapping[bytes, bytes] = MappingProxyType({}),
-        again: bool = False,
-    ) -> Swept:
+    async def begin(self, client: Client, work: Sweep, budget: Budget) -> Swept:
         """Bar, delete, take leases. Barriers, deletions and leases of one portion are one piece of work."""
-        wide, exact = divide(targets)
-        leases = {} if leases is None else leases
-        barriers, indexed = self._by_shard(fence), self._by_shard(_exactly(leases))
-        ranges = [target.range() for target in (*wide, *names)]
-        stamps = [target.name for target in names if target not in fence]
+        wide, exact = divide(work.targets)
+        barriers, indexed = self._by_shard(work.fence), self._by_shard(_exactly(work.leases))
+        ranges = [target.range() for target in (*wide, *work.names)]
+        stamps = [target.name for target in work.names if target not in work.fence]
         jobs = dict[Shard, deque[_Job]]()
         for shard in self.keyspace.shards:
-            bar = [target.barrier(token) for target in barriers[shard]]
-            entered = [(target.head, tags.get(target.head, b"")) for target in indexed[shard]]
-            jobs[shard] = deque(_Job(*job) for job in batches(self._chunk, bar, stamps, rows, ranges, entered))
-        own, spared, swept = set(leases), token if again else None, Swept()
-        bars = len(stamps) < len(names)
+            bar = [target.barrier(work.token) for target in barriers[shard]]
+            entered = self._indexed(work, indexed[shard])
+            jobs[shard] = deque(_Job(*job) for job in batches(self._chunk, bar, stamps, work.rows, ranges, entered))
+        own, spared, swept = set(work.leases), work.token if work.again else None, Swept()
+        bars = len(stamps) < len(work.names)
         keys = set(exact)
         while any(jobs.values()):
-            keys |= await self._fence(client, jobs, swept, token, bars, budget)
+            keys |= await self._fence(client, jobs, swept, work.token, bars, budget)
             swept.deleted += await self._delete(client, keys - own, spared, budget)
             keys = set()
             budget.renew()
         swept.deleted += await self._delete(client, keys - own, spared, budget)
-        swept.deleted += await self._take(client, token, leases, tags, budget)
+        swept.deleted += await self._take(client, work, budget)
         return swept
 
     async def end(
@@ -238,30 +223,26 @@ class ClusterWriters(Backend):
             deleted += gone
         return deleted
 
-    async def _take(
-        self,
-        client: Client,
-        token: str,
-        leases: MutableMapping[bytes, bytes],
-        tags: Mapping[bytes, bytes],
-        budget: Budget,
-    ) -> int:
+    async def _take(self, client: Client, work: Sweep, budget: Budget) -> int:
         """Take leases, and delete the entries. Return how many there were."""
         deleted = 0
-        for portion in portions(list(leases), self._chunk, budget):
-            takes = [Call(TAKE, (self.keyspace.lease(entry),), (token, self._barrier_ms)) for entry in portion]
+        for portion in portions(list(work.leases), self._chunk, budget):
+            takes = [Call(TAKE, (self.keyspace.lease(entry),), (work.token, self._barrier_ms)) for entry in portion]
             held, gone = await self._away(client, takes, portion, budget)
-            leases.update(zip(portion, held, strict=True))
+            work.leases.update(zip(portion, held, strict=True))
             deleted += gone
         if self.trust.evicts:  # the index may have been lost since the keys were entered
             again = [
-                self._fence_call(
-                    shard, _Job(indexed=[(each.head, tags.get(each.head, b"")) for each in targets]), token
-                )
-                for shard, targets in self._by_shard(_exactly(leases)).items()
+                self._fence_call(shard, _Job(indexed=self._indexed(work, targets)), work.token)
+                for shard, targets in self._by_shard(_exactly(work.leases)).items()
             ]
             await self._patiently(client, again, budget)
         return deleted
+
+    @staticmethod
+    def _indexed(work: Sweep, targets: Iterable[Target]) -> list[tuple[bytes, bytes]]:
+        """Return the entries to put into the index of a shard, with their tags."""
+        return [(target.head, work.tags.get(target.head, b"")) for target in targets]
 
     async def _away(
         self, client: Client, first: Sequence[Call | Command], entries: Sequence[bytes], budget: Budget

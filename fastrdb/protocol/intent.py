@@ -11,17 +11,16 @@ import asyncio
 import math
 import secrets
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from time import monotonic
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from fastrdb.errors import CacheUnavailableError
 from fastrdb.keys import Reach, shown
 from fastrdb.near import NearCache
 from fastrdb.transport import Client, Health
 
-from .interface import Backend, NamedRows, Swept, Write
+from .interface import Backend, NamedRows, Sweep, Swept, Write
 from .keyspace import EXACTLY, TAG, Target, common, divide, named, portions
 from .repairs import Repairs
 
@@ -71,42 +70,27 @@ class Writer:
         )
 
     async def sweep(
-        self,
-        client: Client,
-        token: str,
-        fence: Sequence[Target],
-        targets: Sequence[Target],
-        leases: MutableMapping[bytes, bytes] | None = None,
-        *,
-        names: Sequence[Target] = (),
-        rows: NamedRows = (),
-        tags: Mapping[bytes, bytes] = MappingProxyType({}),
-        again: bool = False,
-        insist: bool = False,
-        counters: Counters | None = None,
+        self, client: Client, work: Sweep, *, insist: bool = False, counters: Counters | None = None
     ) -> Swept:
         """Do a backend's `begin` while the near cache keeps nothing that it reaches. Count what was deleted.
 
         What lies under a tag is known to Redis only. So nothing is kept that is on its way, and what was found goes.
         """
-        wide, keys = divide(targets)
+        wide, keys = divide(work.targets)
         backend, begun = self._insisting if insist else self.backend, monotonic()
-        if names:
+        if work.names:
             self._near.cancel()
-        with self._near.shut([target.head for target in wide], [*keys, *(leases or ())]):
-            budget = backend.link.budget(client)
-            swept = await backend.begin(
-                client, token, fence, targets, leases, budget=budget, names=names, rows=rows, tags=tags, again=again
-            )
+        with self._near.shut([target.head for target in wide], [*keys, *work.leases]):
+            swept = await backend.begin(client, work, backend.link.budget(client))
             if swept.found:
                 self._near.pushed(swept.found)
-        if names:
+        if work.names:
             self.note_columns(target.name.decode() for target in swept.added)
             for name, count in swept.dropped.items():
                 self.dropped[name.decode()] += count
         if swept.deleted and counters is not None:
             seconds = monotonic() - begun
-            counters.tell("deleted", self.keyspace.plain(targets), seconds=seconds, count=swept.deleted)
+            counters.tell("deleted", self.keyspace.plain(work.targets), seconds=seconds, count=swept.deleted)
         return swept
 
     def note_columns(self, names: Iterable[str]) -> None:
@@ -120,7 +104,7 @@ class Writer:
     async def _repair(self, client: Client, token: str, fence: Sequence[Target], targets: Sequence[Target]) -> None:
         names = [target for target in targets if target.filter == TAG]
         others = [target for target in targets if target.filter != TAG]
-        await self.sweep(client, token, fence, others, names=names, insist=True)
+        await self.sweep(client, Sweep(token, fence, others, names=names), insist=True)
 
     async def _unbar(self, client: Client, barred: Iterable[tuple[str, Sequence[Target]]]) -> None:
         barriers = defaultdict[bytes, list[bytes]](list)
@@ -138,12 +122,13 @@ class Intent:
     """The changes of one transaction to the cache. Call `begin` before COMMIT, then `end` or `abandon`, once.
 
     `counters` are those of the function that first joined the transaction: all that is deleted is counted there.
+    `loop` is the event loop in which `begin` and `end` can run.
 
     If `begin` is cancelled, do not commit: `end(False)` takes back what reached Redis, or it lapses.
     """
 
     def __init__(self, writer: Writer, client: Client, counters: Counters | None = None) -> None:
-        self._writer, self._client, self._counters = writer, client, counters
+        self._writer, self._client, self._counters, self.loop = writer, client, counters, writer.loop
         self.token = secrets.token_hex(16)
         self._targets: dict[Target, None] = {}
         self._puts: dict[str, tuple[bytes, int]] = {}
@@ -158,11 +143,6 @@ class Intent:
         self._begun = -math.inf
         self._failed = False
         self._over = False
-
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop:
-        """Return the event loop of the writer."""
-        return self._writer.loop
 
     @property
     def pending(self) -> bool:
@@ -220,11 +200,13 @@ class Intent:
         # Noted before the commands are sent: whatever reaches the server, end() takes it back.
         self._barred.update(dict.fromkeys(fence))
         self._leases.update(leases)
-        how: dict[str, Any] = {"again": again, "counters": self._counters, "names": names}
-        if self._reach is not None or self._tags:
-            how |= self._tagged()
+        work = Sweep(self.token, fence, targets, leases, names, again=again)
+        if self._reach is not None:
+            work.rows = columns_named(self._reach)
+        if self._tags:
+            work.tags = self._tags_put()
         try:
-            swept = await writer.sweep(self._client, self.token, fence, targets, leases, **how)
+            swept = await writer.sweep(self._client, work, counters=self._counters)
             if swept.added and self._reach is not None:
                 self._barred.update(dict.fromkeys(swept.added))
                 self._names.update(dict.fromkeys(swept.added))
@@ -323,17 +305,15 @@ class Intent:
             if target not in self._names:
                 self._names[target] = self._new_names[target] = None
 
-    def _tagged(self) -> dict[str, Any]:
-        """Return what `begin` says of tags: the columns that are named, and the tags of what was put."""
-        entry = self._writer.keyspace.entry
-        tags = {entry(key): "\n".join(map(self._writer.hide, each)).encode() for key, each in self._tags.items()}
-        return {"rows": () if self._reach is None else columns_named(self._reach), "tags": tags}
+    def _tags_put(self) -> dict[bytes, bytes]:
+        """Return the tags of what was put, as the scripts take them."""
+        entry, hide = self._writer.keyspace.entry, self._writer.hide
+        return {entry(key): "\n".join(map(hide, tags)).encode() for key, tags in self._tags.items()}
 
     async def _sweep_again(self) -> None:
         """Delete once more what was reached, now that it is committed."""
         rows = () if self._reach is None else columns_named(self._reach)
-        names = list(self._names)
-        await self._writer.sweep(self._client, "", (), self._reached(), names=names, rows=rows)
+        await self._writer.sweep(self._client, Sweep(targets=self._reached(), names=list(self._names), rows=rows))
 
 
 def columns_named(reach: Reach) -> NamedRows:

@@ -6,10 +6,9 @@ Names of entries are those in Redis. Every method raises CacheUnavailableError w
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from fastrdb.transport import Budget, Client, RedisClient
@@ -97,6 +96,31 @@ NamedRows = Sequence[tuple[bytes, bytes]]
 
 
 @dataclass(slots=True)
+class Sweep:
+    """The work of a writer before its COMMIT; or by hand, when the write is committed: then there is no fence.
+
+    Attributes:
+        token: the writer's own, which its barriers and leases hold; "" by hand.
+        fence: what to bar.
+        targets: the prefixes and keys to delete.
+        leases: the entries to take the lease of; each value is replaced by the lease.
+        names: targets that are names of tags. A name that is not in the fence is stamped before anything is deleted.
+        rows: the tables of which `names` name rows. Names of other columns in use are added.
+        tags: those of the entries to be leased, one a line.
+        again: spare the leases that this token has taken before.
+    """
+
+    token: str = ""
+    fence: Sequence[Target] = ()
+    targets: Sequence[Target] = ()
+    leases: MutableMapping[bytes, bytes] = field(default_factory=dict)
+    names: Sequence[Target] = ()
+    rows: NamedRows = ()
+    tags: Mapping[bytes, bytes] = field(default_factory=dict)
+    again: bool = False
+
+
+@dataclass(slots=True)
 class Swept:
     """The work of a sweep: the entries that it deleted, and the names that it reached besides those given.
 
@@ -170,31 +194,8 @@ class Backend(ABC):
         """Return what Redis holds, and change nothing."""
 
     @abstractmethod
-    async def begin(
-        self,
-        client: Client,
-        token: str,
-        fence: Sequence[Target],
-        targets: Iterable[Target],
-        leases: MutableMapping[bytes, bytes] | None = None,
-        *,
-        budget: Budget,
-        names: Sequence[Target] = (),
-        rows: NamedRows = (),
-        tags: Mapping[bytes, bytes] = MappingProxyType({}),
-        again: bool = False,
-    ) -> Swept:
-        """Bar the fence, delete what the targets reach, take leases, in this order. May be repeated.
-
-        A name that is not in the fence is stamped before anything is deleted.
-
-        Args:
-            leases: the entries to take the lease of; each value is replaced by the lease.
-            names: targets that are names of tags.
-            rows: the tables of which these name rows. Names of other columns in use are added.
-            tags: of the entries to be leased, one a line.
-            again: spare the leases that this token has taken before.
-        """
+    async def begin(self, client: Client, work: Sweep, budget: Budget) -> Swept:
+        """Bar the fence, delete what the targets reach, take leases, in this order. May be repeated."""
 
     @abstractmethod
     async def end(
@@ -226,9 +227,9 @@ class Backend(ABC):
     async def get_tagged(self, client: Client, entries: Sequence[bytes]) -> list[Tagged | None]:
         """Return entries, each with its tags of the same moment; None where the topology cannot."""
 
-    async def delete(self, client: Client, targets: Iterable[Target]) -> Swept:
+    async def delete(self, client: Client, targets: Sequence[Target]) -> Swept:
         """Delete what the targets reach, with the leases, and set no barriers."""
-        return await self.begin(client, "", (), targets, budget=self.link.budget(client))
+        return await self.begin(client, Sweep(targets=targets), self.link.budget(client))
 
     async def aclose(self) -> None:
         """Stop what runs in the background."""

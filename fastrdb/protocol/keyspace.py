@@ -245,15 +245,15 @@ def lists(*each: Sequence[Any]) -> list[Any]:
 
 
 def portions(items: Sequence[T], size: int, budget: Budget | None = None) -> Iterator[Sequence[T]]:
-    """Cut items into portions of `size`, each with the whole timeout."""
+    """Cut items into portions of `size`, each with the timeout."""
     for at in range(0, len(items), size):
         if at and budget is not None:
             budget.renew()
         yield items[at : at + size]
 
 
-def batches(size: int, *each: Sequence[Any]) -> Iterator[list[list[Any]]]:
-    """Cut lists into calls of at most `size` items and about 256 KiB, in the order of all."""
+def batches(size: int, *each: Sequence[Any], budget: Budget | None = None) -> Iterator[list[list[Any]]]:
+    """Cut lists into calls of at most `size` items and about 256 KiB, in the order of all, each with the timeout."""
     call: list[list[Any]] = [[] for _ in each]
     count = weight = 0
     for at, items in enumerate(each):
@@ -262,6 +262,8 @@ def batches(size: int, *each: Sequence[Any]) -> Iterator[list[list[Any]]]:
             if count and (count == size or weight + cost > _BYTES_PER_CALL):
                 yield call
                 call, count, weight = [[] for _ in each], 0, 0
+                if budget is not None:
+                    budget.renew()
             call[at].append(item)
             count, weight = count + 1, weight + cost
     if count:

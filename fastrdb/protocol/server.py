@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Collection, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
-from types import MappingProxyType
 from typing import Any
 
 from fastrdb.transport import Argument, Budget, Call, Client, Health, RedisClient
@@ -28,8 +27,8 @@ from .interface import (
     Entry,
     Granted,
     Hit,
-    NamedRows,
     Outcome,
+    Sweep,
     Swept,
     Tagged,
     Write,
@@ -80,6 +79,7 @@ class ServerBackend(Backend):
         self._lease_ms, self._fresh_ms, self._barrier_ms = lease_ms, fresh_ms, barrier_ms
         self._chunk, self._heads = chunk, heads
         self._shard = self.keyspace.shards[0]
+        self._for_readers, self._for_writers = self._shard.all, self._shard.work
         self._said_lost = False
 
     def heal(self, client: Client) -> None:
@@ -116,7 +116,7 @@ class ServerBackend(Backend):
 
     async def acquire(self, client: Client, asks: Sequence[Ask], budget: Budget | None = None) -> list[Outcome]:
         """Ask for leases, by a script each."""
-        lease, shared, before = self.keyspace.lease, self._shard.all, self.keyspace.before
+        lease, shared, before = self.keyspace.lease, self._for_readers, self.keyspace.before
         calls = [
             Call(
                 ACQUIRE,
@@ -143,7 +143,7 @@ class ServerBackend(Backend):
 
     async def fill(self, client: Client, writes: Sequence[Write], budget: Budget | None = None) -> list[bool | bytes]:
         """Store under leases, by a script each."""
-        lease, shared = self.keyspace.lease, self._shard.all
+        lease, shared = self.keyspace.lease, self._for_readers
         more = (self.keyspace.leases, DEAD_PER_FILL, self.keyspace.before)
         calls = [
             Call(FILL, (entry, lease(entry), *shared), (held, raw, ttl_ms, *more, tags))
@@ -173,38 +173,20 @@ class ServerBackend(Backend):
 
     # --- writers
 
-    async def begin(
-        self,
-        client: Client,
-        token: str,
-        fence: Sequence[Target],
-        targets: Iterable[Target],
-        leases: MutableMapping[bytes, bytes] | None = None,
-        *,
-        budget: Budget,
-        names: Sequence[Target] = (),
-        rows: NamedRows = (),
-        tags: Mapping[bytes, bytes] = MappingProxyType({}),
-        again: bool = False,
-    ) -> Swept:
+    async def begin(self, client: Client, work: Sweep, budget: Budget) -> Swept:
         """Bar, delete, take leases."""
-        wide, keys = divide(targets)
-        leases = {} if leases is None else leases
-        barriers = [target.barrier(token) for target in fence]
-        ranges = [target.range() for target in wide]
-        stamps = list[bytes]()
-        if names:
-            ranges += [target.range() for target in names]
-            stamps = [target.name for target in names if target not in fence]
-        own = [(entry, tags.get(entry, b"")) for entry in leases]
+        wide, keys = divide(work.targets)
+        barriers = [target.barrier(work.token) for target in work.fence]
+        ranges = [target.range() for target in (*wide, *work.names)]
+        stamps = [target.name for target in work.names if target not in work.fence]
+        own = [(entry, work.tags.get(entry, b"")) for entry in work.leases]
         # By hand, a token is only for the mark of tags that are begun anew.
-        token = token or secrets.token_hex(16)
-        settings = (token, self._barrier_ms, self._chunk, self.keyspace.leases, int(again), self._lease_ms)
-        swept = Swept()
-        for call in batches(self._chunk, barriers, stamps, rows, ranges, keys, own):
-            held = await self._begin(client, settings, swept, len(stamps) < len(names), *call, budget=budget)
-            leases.update(dict.fromkeys((entry for entry, _ in call[-1]), held))
-            budget.renew()
+        token = work.token or secrets.token_hex(16)
+        settings = (token, self._barrier_ms, self._chunk, self.keyspace.leases, int(work.again), self._lease_ms)
+        swept, bars = Swept(), len(stamps) < len(work.names)
+        for call in batches(self._chunk, barriers, stamps, work.rows, ranges, keys, own, budget=budget):
+            held = await self._begin(client, settings, swept, bars, *call, budget=budget)
+            work.leases.update(dict.fromkeys((entry for entry, _ in call[-1]), held))
         return swept
 
     async def _begin(
@@ -226,7 +208,7 @@ class ServerBackend(Backend):
         """
         token, *_, spare, _lease = settings
         while True:
-            call = Call(BEGIN, self._shard.work, (*settings, *lists(barriers, stamps, rows, ranges, *rest)))
+            call = Call(BEGIN, self._for_writers, (*settings, *lists(barriers, stamps, rows, ranges, *rest)))
             (reply,) = await self.link.many(client, (call,), budget=budget)
             done, last, count, lost, held, names, counts, found = reply
             swept.deleted += int(count)
@@ -270,11 +252,11 @@ class ServerBackend(Backend):
         """Fill, give back, stamp, remove barriers."""
         barriers = [target.barrier(token) for target in fence]
         stood = True
-        for call in batches(self._chunk, [tuple(write[:4]) for write in writes], released, stamps, barriers):
+        fills = [tuple(write[:4]) for write in writes]
+        for call in batches(self._chunk, fills, released, stamps, barriers, budget=budget):
             arguments = (token, self.keyspace.leases, self.keyspace.before, self._lease_ms, *lists(*call))
-            (stands,) = await self.link.many(client, (Call(END, self._shard.all, arguments),), budget=budget)
+            (stands,) = await self.link.many(client, (Call(END, self._for_readers, arguments),), budget=budget)
             stood = stood and bool(stands)
-            budget.renew()
         return stood
 
     # --- where the index is not complete

@@ -18,7 +18,7 @@ from fastrdb.transport import OTHER_DATA, Budget, Call, Client, Health
 
 from .cluster import ClusterBackend
 from .intent import Intent, OnError, Writer, columns_named
-from .interface import GONE, Ask, Backend, Entry, Outcome, Tagged, Timed, Write
+from .interface import GONE, Ask, Backend, Entry, Outcome, Sweep, Tagged, Timed, Write
 from .keyspace import named
 from .readiness import Readiness, readiness
 from .server import ServerBackend
@@ -282,12 +282,11 @@ class Store:
 
         The write behind it must be committed. Cancelled or failed, a part may have been deleted.
         """
-        targets = self.keyspace.targets(prefixes, keys)
-        how: dict[str, Any] = {"counters": counters}
+        work = Sweep(targets=self.keyspace.targets(prefixes, keys))
         if images:
             reach = Reach(images, hide=self._writer.hide)
-            how |= {"names": named(reach.names), "rows": columns_named(reach)}
-        return (await self._writer.sweep(client, "", (), targets, **how)).deleted
+            work.names, work.rows = named(reach.names), columns_named(reach)
+        return (await self._writer.sweep(client, work, counters=counters)).deleted
 
     async def invalidate_soon(
         self,

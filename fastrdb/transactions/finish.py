@@ -72,7 +72,7 @@ def leave(targets: Targets) -> asyncio.Task[None] | None:
     over = [intent for found, intent in targets.intents.items() if found.autocommit and found.phase is Phase.OPEN]
     for found in targets.intents:
         found.intents = [intent for intent in found.intents if intent not in over]
-    return finish(over, committed=True)
+    return finish(over, committed=True) if over else None
 
 
 def finish(intents: list[Intent], *, committed: bool) -> asyncio.Task[None] | None:

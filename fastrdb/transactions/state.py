@@ -246,7 +246,8 @@ class Targets:
     def add(self, prefixes: Iterable[Prefix], keys: Iterable[str], images: Sequence[Image] = ()) -> bool:
         """Add to each transaction whose COMMIT is to come. Return True if one of them wrote without a session."""
         for session in self.seen:
-            if self in state_of(session).targets:
+            state: SessionState | None = session.info.get(STATE)
+            if state is not None and self in state.targets:
                 intent_on(session, self.owner, self.make).add(prefixes, keys, images)
         left = [intent for transaction, intent in self.intents.items() if not transaction.settled]
         for intent in left:

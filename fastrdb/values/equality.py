@@ -115,10 +115,7 @@ def _in_fields(left: dict[str, Any], right: dict[str, Any], where: str, kind: ty
         left, right = _without_memos(left, kind), _without_memos(right, kind)
         if left.keys() != right.keys():
             return f"{where}: other attributes come back"
-    for name, value in right.items():
-        if not _plainly_same(left[name], value) and (found := difference(left[name], value, f"{where}.{name}")):
-            return found
-    return None
+    return _first([left[name] for name in right], right.values(), right, (f"{where}.", ""))
 
 
 def _in_dict(left: dict[Any, Any], right: dict[Any, Any], where: str) -> str | None:
@@ -131,16 +128,18 @@ def _in_dict(left: dict[Any, Any], right: dict[Any, Any], where: str) -> str | N
 def _in_items(left: Collection[Any], right: Collection[Any], where: str) -> str | None:
     if len(left) != len(right):
         return f"{where}: {len(right)} items come back as {len(left)}"
-    for index, (one, other) in enumerate(zip(left, right, strict=True)):
-        if not _plainly_same(one, other) and (found := difference(one, other, f"{where}[{index}]")):
+    return _first(left, right, range(len(right)), (f"{where}[", "]"))
+
+
+def _first(left: Iterable[Any], right: Iterable[Any], names: Iterable[Any], around: tuple[str, str]) -> str | None:
+    """Return the first difference of two rows of values. A place is the name of a value, with the texts around it."""
+    for one, other, name in zip(left, right, names, strict=True):
+        kind = type(other)
+        if kind in _PLAIN and type(one) is kind and one == other:  # the usual answer, at little cost
+            continue
+        if (found := difference(one, other, f"{around[0]}{name}{around[1]}")) is not None:
             return found
     return None
-
-
-def _plainly_same(left: Any, right: Any) -> bool:
-    """Return the usual answer at little cost; where it is False, `difference` decides."""
-    kind = type(right)
-    return kind in _PLAIN and type(left) is kind and bool(left == right)
 
 
 def _matched(left: Iterable[Any], right: Iterable[Any]) -> list[Any]:

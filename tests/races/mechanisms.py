@@ -76,7 +76,10 @@ _ON_ONE_SERVER = {
         "redis.call('ZREMRANGEBYSCORE', barriers, '-inf', '(+inf')",  # not the one that bars nothing: it is noticed
     ),
     "barriers-stood": _lua("a writer notices that a barrier of its own was down before its end"),
-    "same-server": _lua("the data of a server is used only in the life that it was adopted in", "return true"),
+    "same-server": _lua(
+        "the data of a server is used only in the life that it was adopted in",
+        "if redis.call('EXISTS', trusted, index) > 0 then return true end",
+    ),
     "replication-id": _lua("a life is told by the replication id, which is a new one after a failover", "local id"),
     "index-is-whole": _lua("a sweep does not rely on an index that was lost"),
     "index-without-deaths": _lua("an index that has lost its deaths begins anew"),

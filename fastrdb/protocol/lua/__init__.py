@@ -1,23 +1,27 @@
 """The Lua scripts: what has to be one step on a server."""
 
+import re
 from collections.abc import Iterable
 from importlib import resources
 
 from fastrdb.transport import Script
 
 IN_FRONT = ("common", "matching", "barriers", "tags")
-"""Files of functions, each of which may use those before it."""
+"""Files of functions, each of which may use those before it. An empty line ends a block, such as a function."""
+_NAMES = re.compile(r"^local (?:function )?(\w+(?:, \w+)*)", re.MULTILINE)
+_COMMENT = re.compile(r"--.*")
 
 
 def load_script(topology: str, name: str) -> Script:
-    """Return `<topology>/<name>.lua` with the shared functions in front; topology "" needs the common ones only."""
-    paths = [*IN_FRONT, f"{topology}/shared", f"{topology}/{name}"] if topology else [IN_FRONT[0], name]
-    return Script.of(name, read(paths))
+    """Return `<topology>/<name>.lua` with the functions in front that the script uses; "" is for both topologies."""
+    shared = [f"{topology}/shared"] if topology else []
+    script = read([f"{topology}/{name}" if topology else name])
+    return Script.of(name, _used(read([*IN_FRONT, *shared]), script) + script)
 
 
 def read(paths: Iterable[str] = IN_FRONT) -> str:
     """Return the text of some files, one behind the other."""
-    return "".join(resources.files(__name__).joinpath(f"{path}.lua").read_text("utf-8") for path in paths)
+    return "\n".join(resources.files(__name__).joinpath(f"{path}.lua").read_text("utf-8") for path in paths)
 
 
 def scripts() -> list[Script]:
@@ -27,3 +31,18 @@ def scripts() -> list[Script]:
         stems = sorted(each.name.removesuffix(".lua") for each in (resources.files(__name__) / topology).iterdir())
         found += [load_script(topology, stem) for stem in stems if stem != "shared"]
     return found
+
+
+def _used(front: str, script: str) -> str:
+    """Return the blocks of `front` that the script uses: a server builds each function anew in each run."""
+    kept, words = list[str](), _words(script)
+    for block in reversed(front.split("\n\n")):
+        names = {name for match in _NAMES.findall(block) for name in match.split(", ")}
+        if names & words:
+            kept.insert(0, f"{block}\n\n")
+            words |= _words(block)
+    return "".join(kept)
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", _COMMENT.sub("", text)))

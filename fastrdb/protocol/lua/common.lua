@@ -5,9 +5,16 @@ local RECHECK_MS = 60000 -- a member whose entry outlived its score (PERSIST by 
 local COMPLETE = '\0' -- an index member that says: every key under the head behind it is in the index
 local READER, WRITER = 'r', 'w' -- which kind of caller has a lease
 
+-- A script is one moment: the server's time, asked once, as seconds and microseconds.
+local asked_time
+local function time()
+  asked_time = asked_time or redis.call('TIME')
+  return unpack(asked_time)
+end
+
 local function now_ms()
-  local time = redis.call('TIME')
-  return time[1] * 1000 + math.floor(time[2] / 1000)
+  local seconds, micros = time()
+  return seconds * 1000 + math.floor(micros / 1000)
 end
 
 local function ms(number) return string.format('%.0f', number) end
@@ -45,8 +52,7 @@ local function sealed(token, kind)
 end
 
 local function new_lease(token, kind, moment)
-  local time = redis.call('TIME')
-  return sealed(token, kind) .. (moment or time[1] .. '.' .. time[2])
+  return sealed(token, kind) .. (moment or table.concat({time()}, '.'))
 end
 
 local function grant_in(held)

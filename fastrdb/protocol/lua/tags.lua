@@ -10,8 +10,8 @@ local TAGGED_LIST = '[^\n]+'
 
 -- The clock of grants and ends, in microseconds. It goes on when the clock of the machine is set back.
 local function tick(keys)
-  local time = redis.call('TIME')
-  local now, last = time[1] * 1000000 + time[2], redis.call('ZSCORE', keys.ended, CLOCK)
+  local seconds, micros = time()
+  local now, last = seconds * 1000000 + micros, redis.call('ZSCORE', keys.ended, CLOCK)
   if last then
     now = math.max(now, last + 1) -- mechanism: clock-goes-on
   else

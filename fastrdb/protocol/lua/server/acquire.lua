@@ -14,7 +14,7 @@ if raw then return {'hit', raw} end
 
 local held = redis.call('GET', lease)
 local is_barred, lost = barred(barriers, entry)
-local began = redis.call('EXISTS', trusted) == 1 -- false where the server denies INFO
+local began = not lost or redis.call('EXISTS', trusted) == 1 -- false where the server denies INFO
 if lost and began then -- mechanism: lost-barriers-noticed
   bar_all(barriers, barrier_ms)
   is_barred = true

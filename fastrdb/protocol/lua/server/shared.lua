@@ -29,12 +29,12 @@ local function is_trusted(index, expiry, barriers, trusted, before)
   local id, role = replication_id()
   if not id then return true end
   if role == 'slave' then return false end
-  if redis.call('EXISTS', trusted, index) == 0 then
-    if has_no_entries(before) then enter(index, expiry, COMPLETE, '+inf') end
-    if eviction_policy() == '' then redis.call('ZADD', barriers, '+inf', NO_BARRIER) end
-    redis.call('ZADD', trusted, 0, id)
-  end
-  return redis.call('ZSCORE', trusted, id) and true -- mechanism: same-server
+  if redis.call('ZSCORE', trusted, id) then return true end
+  if redis.call('EXISTS', trusted, index) > 0 then return false end -- mechanism: same-server
+  if has_no_entries(before) then enter(index, expiry, COMPLETE, '+inf') end
+  if eviction_policy() == '' then redis.call('ZADD', barriers, '+inf', NO_BARRIER) end
+  redis.call('ZADD', trusted, 0, id)
+  return true
 end
 
 -- Does the index have every key that begins with `head`?
