@@ -21,10 +21,10 @@ from sqlalchemy.orm import Mapped, mapped_column, relationship, selectinload
 
 from benchmarks.consistency import database
 from benchmarks.consistency.address import Address
-from benchmarks.consistency.database import Base, Past, RowOut
+from benchmarks.consistency.database import Base, Past
 from benchmarks.consistency.rules import ABSENT, PRESENT
 from benchmarks.consistency.settings import Settings
-from benchmarks.consistency.subjects import LIFE, Attempt, FastRDBSubject, Fields, cache_of, hook
+from benchmarks.consistency.subjects import LIFE, Attempt, FastRDBSubject, Fields
 from benchmarks.consistency.workload import BLOCK, Style, block_of
 from fastrdb import Cache
 from tests.support.servers import databases
@@ -146,8 +146,7 @@ class FollowedSubject(FastRDBSubject):
     kinds: Mapping[str, int] = {"row": 6, "place": 5, "labels": 3, "card": 3, "labelled": 1, "block": 1}
 
     def __init__(self, settings: Settings, address: Address) -> None:
-        self.client = address.connect()
-        self.cache = cache_of(settings, self.client, hook=hook, auto=True)
+        super().__init__(settings, address, auto=True)
         self._table = database.Table(settings.faults)
         self._reads = Reads(self.cache, self._table)
         self._writes = Writes(self._table)
@@ -175,14 +174,6 @@ class FollowedSubject(FastRDBSubject):
         known = {found[0]: found for found in await reads.with_label(db, label)}
         pairs = [_pair(each, label, there=each in known) for each in neighbours(row)]
         return [*known.values(), *pairs]
-
-    async def row(self, db: AsyncSession, row: int) -> RowOut:
-        """Rows of the other world are not here."""
-        raise NotImplementedError
-
-    async def block(self, db: AsyncSession, block: int) -> list[RowOut]:
-        """Rows of the other world are not here."""
-        raise NotImplementedError
 
     async def write(self, db: AsyncSession, attempt: Attempt, rows: Sequence[int], style: Style) -> None:
         """Write without a word to the cache."""

@@ -15,13 +15,13 @@ from benchmarks.consistency.address import HOST, Address
 from benchmarks.consistency.database import RowOut, Table
 from benchmarks.consistency.followed import FollowedSubject
 from benchmarks.consistency.settings import Settings, SettingsError
-from benchmarks.consistency.subjects import LIFE, Attempt, FastRDBSubject, Subject, note
+from benchmarks.consistency.subjects import LIFE, Attempt, DecoratedSubject, RowSubject, Subject, note
 from benchmarks.consistency.workload import Style, block_of
 
 _BLOCK = TypeAdapter(list[RowOut])
 
 
-class Naive(Subject):
+class Naive(RowSubject):
     """GET, or load and SET; COMMIT, then DEL. Redis being away is a miss, and a DEL that is not done."""
 
     def __init__(self, settings: Settings, address: Address) -> None:
@@ -69,7 +69,7 @@ class Naive(Subject):
             await self.client.set(key, raw, ex=LIFE)
 
 
-class Cashews(Subject):
+class Cashews(RowSubject):
     """cashews, by its decorators: `cache` and `invalidate`."""
 
     def __init__(self, settings: Settings, address: Address) -> None:
@@ -147,8 +147,8 @@ def subject_of(settings: Settings) -> Callable[[Settings, Address], Subject]:
     return FollowedSubject if settings.auto else SUBJECTS[settings.protocol]
 
 
-SUBJECTS: dict[str, type[FastRDBSubject | Naive | Cashews]] = {
-    "fastrdb": FastRDBSubject,
+SUBJECTS: dict[str, type[DecoratedSubject | Naive | Cashews]] = {
+    "fastrdb": DecoratedSubject,
     "naive": Naive,
     "cashews": Cashews,
 }

@@ -74,11 +74,9 @@ class Subject(ABC):
     kinds: Mapping[str, int] = {"row": 3, "block": 1}
     """What can be asked for, and how often it is."""
 
+    @abstractmethod
     async def ask(self, db: AsyncSession, kind: str, row: int) -> list[Fields]:
         """Read something of a row through the cache."""
-        if kind == "block":
-            return [each.fields for each in await self.block(db, block_of(row))]
-        return [(await self.row(db, row)).fields]
 
     @asynccontextmanager
     async def session(self, engine: AsyncEngine, style: Style) -> AsyncIterator[AsyncSession]:
@@ -88,14 +86,6 @@ class Subject(ABC):
 
     async def ready(self) -> None:  # noqa: B027  # not each has something to connect
         """Connect to what is needed, as a process does before it takes requests."""
-
-    @abstractmethod
-    async def row(self, db: AsyncSession, row: int) -> RowOut:
-        """Read one row through the cache."""
-
-    @abstractmethod
-    async def block(self, db: AsyncSession, block: int) -> list[RowOut]:
-        """Read all rows of a block through the cache."""
 
     @abstractmethod
     async def write(self, db: AsyncSession, attempt: Attempt, rows: Sequence[int], style: Style) -> None:
@@ -110,12 +100,50 @@ class Subject(ABC):
         """Let what is under way come to its end within `limit` seconds, and close the client."""
 
 
+class RowSubject(Subject):
+    """A cache in front of rows and of blocks of rows."""
+
+    async def ask(self, db: AsyncSession, kind: str, row: int) -> list[Fields]:
+        """Read the row, or its block."""
+        if kind == "block":
+            return [each.fields for each in await self.block(db, block_of(row))]
+        return [(await self.row(db, row)).fields]
+
+    @abstractmethod
+    async def row(self, db: AsyncSession, row: int) -> RowOut:
+        """Read one row through the cache."""
+
+    @abstractmethod
+    async def block(self, db: AsyncSession, block: int) -> list[RowOut]:
+        """Read all rows of a block through the cache."""
+
+
 class FastRDBSubject(Subject):
+    """fastrdb, with further `options` of its cache."""
+
+    def __init__(self, settings: Settings, address: Address, **options: Any) -> None:
+        self.client = address.connect()
+        self.cache = cache_of(settings, self.client, hook=hook, **options)
+
+    async def ready(self) -> None:
+        """As a readiness probe asks for it."""
+        await self.cache.ready()
+
+    def stats(self) -> dict[str, int]:
+        """As `cache.stats()` has them."""
+        return asdict(self.cache.stats())
+
+    async def aclose(self, limit: float) -> None:
+        """Repairs come to their end."""
+        await self.cache.aclose(limit)
+        await self.client.aclose()
+
+
+class DecoratedSubject(FastRDBSubject, RowSubject):
     """fastrdb, by its decorators."""
 
     def __init__(self, settings: Settings, address: Address) -> None:
-        self.client = address.connect()
-        self.cache = cache_of(settings, self.client, hook=hook)
+        super().__init__(settings, address)
         self._table = Table(settings.faults)
         self._row, self._block = _reads(self.cache, self._table)
         self._inside, self._outside, self._lists = _writes(self.cache, self._table)
@@ -155,19 +183,6 @@ class FastRDBSubject(Subject):
             value = RowOut.model_validate(await database.load(db, row))
             await self._row.put(value, db=db, redis=self.client, row=row)
         await attempt.commit(db)
-
-    async def ready(self) -> None:
-        """As a readiness probe asks for it."""
-        await self.cache.ready()
-
-    def stats(self) -> dict[str, int]:
-        """As `cache.stats()` has them."""
-        return asdict(self.cache.stats())
-
-    async def aclose(self, limit: float) -> None:
-        """Repairs come to their end."""
-        await self.cache.aclose(limit)
-        await self.client.aclose()
 
 
 def cache_of(settings: Settings, client: Any, **options: Any) -> Cache:

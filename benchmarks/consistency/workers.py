@@ -8,6 +8,7 @@ import logging
 import os
 import random
 import signal
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
@@ -41,7 +42,7 @@ _READ_MS, _WRITE_MS = 3, 10
 _FAILURES = (SQLAlchemyError, FastRDBError, RedisError, OSError)
 
 
-class Worker:
+class Worker(ABC):
     """What readers and writers have in common."""
 
     def __init__(
@@ -110,9 +111,9 @@ class Worker:
             sleep(self.chance.random() * 3 * self.settings.timeout)  # noqa: ASYNC251  # what it is for
             self.counts["loop-stall"] += 1
 
+    @abstractmethod
     async def run(self) -> None:
         """Do what the process is there for."""
-        raise NotImplementedError
 
     def failed(self, error: Exception) -> None:
         """Count what a caller got instead of an answer. From the database it may come, from the cache it may not."""

@@ -6,6 +6,7 @@ types, or may be missing, so they are imported by name when they take part.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 from redis.asyncio import Redis
@@ -18,7 +19,7 @@ POOL = 4_096
 """Connections a client may open: more than there are callers, so that none is refused one."""
 
 
-class Contestant:
+class Contestant(ABC):
     """A cache, as its users use it. `head` is put before a key, with a colon."""
 
     package: ClassVar[str]
@@ -27,16 +28,15 @@ class Contestant:
     forgets: ClassVar[bool] = True
     """Whether it can invalidate by prefix."""
 
-    def __init__(self, port: int, client: Redis) -> None:
+    def __init__(self, port: int, client: Redis) -> None:  # noqa: B027  # not each needs both
         """Use the server at `port`, through `client` if it takes one."""
 
+    @abstractmethod
     def cached(self, head: str, task: Task) -> Query:
         """Put the cache on a function."""
-        raise NotImplementedError
 
-    async def forget(self, head: str) -> None:
-        """Invalidate everything under `head`."""
-        raise NotImplementedError
+    async def forget(self, head: str) -> None:  # noqa: B027  # not each can
+        """Invalidate everything under `head`. Called only of a contestant that `forgets`."""
 
-    async def aclose(self) -> None:
+    async def aclose(self) -> None:  # noqa: B027  # not each has something open
         """Close what it has opened."""
