@@ -7,15 +7,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, overload
 
 from .errors import OptionError, PatternError
 from .events import Counters, Hook, Stats
-from .invalidation import Invalidation, follow_with, follows, untracked
+from .invalidation import Invalidation, follow_with, follows
 from .keys import MISSING, CallPlan, Inspected, Prefix, hashed, inspect_function
 from .loading import CachedFunction, CachedMany, Policy
 from .near import Near
@@ -23,7 +23,7 @@ from .options import Seconds, at_least_one, flag, seconds, share, synchronous
 from .orm import Declared, Dependency, Rows, Table, images_of
 from .protocol import OnError, Readiness
 from .registry import SHORT_S, Finding, FunctionInfo, Registered
-from .runtime import Runtime, checked
+from .runtime import Runtime, checked, disabling
 from .transactions import drain
 from .typing import Cached as Cached
 from .typing import ListWithSchema, ManyWithSchema, Options, S, WithoutSchema, WithSchema
@@ -347,11 +347,9 @@ class Cache(Runtime):
         """Return the followed functions of this process with the tables that their loads have read; `*` is any."""
         return {info.function: sorted(info.reads) for info in self.registry if info.reads}
 
-    @contextmanager
-    def untracked(self) -> Iterator[None]:
+    def untracked(self) -> AbstractContextManager[None]:
         """Follow no writes inside of the block, as for migrations and seeds."""
-        with untracked(self.follower):
-            yield
+        return disabling(self.follower)
 
     def __dir__(self) -> list[str]:
         return sorted({*_PUBLIC, *(name for name in vars(Cache) if not name.startswith("_"))})

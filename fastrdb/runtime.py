@@ -11,40 +11,54 @@ import asyncio
 import inspect
 import os
 from collections.abc import AsyncGenerator, Callable, Coroutine, Hashable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import Context, ContextVar
+from dataclasses import dataclass
 from threading import get_ident
 from types import FunctionType, MethodType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import ReferenceType, WeakKeyDictionary, WeakSet, ref
 
 from .errors import CacheUnavailableError, NoEventLoopError, OptionError
 from .events import Counters, Hook
 from .keys import MISSING, BoundCall, BoundMany, CallPlan, Image, Prefix
+from .near import Near
 from .protocol import OnError, Publisher, Store, Target, is_cluster
 from .registry import Registry
 from .singleflight import Flights
 from .transport import ended
 
-if TYPE_CHECKING:
-    from .near import Near
-
 DISABLED = "the cache is disabled"
 _LOOP_END_S = 1.0  # the longest that the end of an event loop waits for background tasks
 
 
+@dataclass(slots=True, eq=False)
 class Block:
-    """A block in which a cache is disabled. Tasks that were started inside may outlive the block."""
+    """A block in which its owner is disabled. Tasks that were started inside may outlive the block."""
 
-    __slots__ = ("cache", "active")
-
-    def __init__(self, cache: object) -> None:
-        self.cache = cache
-        self.active = True
+    owner: object
+    active: bool = True
 
 
 disabled: ContextVar[tuple[Block, ...]] = ContextVar("fastrdb_disabled", default=())
 """The blocks around the running code: see `Runtime.disabled`."""
+
+
+@contextmanager
+def disabling(owner: object) -> Iterator[None]:
+    """Disable the owner inside of the block, in this task and those that it starts."""
+    block = Block(owner)
+    token = disabled.set((*disabled.get(), block))
+    try:
+        yield
+    finally:
+        block.active = False
+        disabled.reset(token)
+
+
+def is_disabled(owner: object) -> bool:
+    """Return True inside of a block that disables the owner."""
+    return any(block.active and block.owner is owner for block in disabled.get())
 
 
 class LoopState:
@@ -159,7 +173,7 @@ class Runtime:
 
     def own(self, plan: CallPlan) -> Any:
         """Return the cache's own client, for a call that has none; None where the function may do without."""
-        return self.redis if plan.redis_optional or self.is_disabled() else self.required(plan.function)
+        return self.redis if plan.redis_optional or is_disabled(self) else self.required(plan.function)
 
     def required(self, owner: str) -> Any:
         """Return the cache's own client. Raises OptionError, naming `owner`, if there is none."""
@@ -189,18 +203,15 @@ class Runtime:
                 store = state.stores[server] = self._new_store(cluster=is_cluster(client))
                 store.add_pending(client, state.pending.pop(server, {}))
                 if self._publisher is not None and state.publisher is None:
-                    state.publisher = self._publish(client, self._publisher, store)
+                    publishing = self._publisher.run(client, self.namespace, lambda: store.has_pending)
+                    state.publisher = asyncio.get_running_loop().create_task(publishing, context=Context())
             state.by_pool[pool] = store
         self._recent = ref(client), get_ident(), ref(asyncio.get_running_loop()), store
         return store
 
-    def _publish(self, client: Any, publisher: Publisher, store: Store) -> asyncio.Task[None]:
-        work = publisher.run(client, self.namespace, lambda: store.has_pending)
-        return asyncio.get_running_loop().create_task(work, context=Context())
-
     def _checked(self, client: Any, plan: CallPlan | None) -> Any:
         where = f"{type(self).__name__}: its client" if plan is None else plan.where_client
-        return checked(client, where, mocks=self.is_disabled())
+        return checked(client, where, mocks=is_disabled(self))
 
     def _new_store(self, *, cluster: bool) -> Store:
         store = Store(
@@ -222,28 +233,17 @@ class Runtime:
 
     # --- off for some tasks
 
-    @contextmanager
-    def disabled(self) -> Iterator[None]:
+    def disabled(self) -> AbstractContextManager[None]:
         """Go past the cache inside of `with cache.disabled(): ...`, in this task and those that it starts.
 
         Cached functions just run, with Redis or without; nothing is read and nothing is stored. Invalidations are
         done all the same, since others go on reading. The module-level decorators' cache is `default_cache`.
         """
-        block = Block(self)
-        token = disabled.set((*disabled.get(), block))
-        try:
-            yield
-        finally:
-            block.active = False
-            disabled.reset(token)
-
-    def is_disabled(self) -> bool:
-        """Return True inside of `disabled`."""
-        return any(block.active and block.cache is self for block in disabled.get())
+        return disabling(self)
 
     def bypass_reason(self, store: Store, client: Any) -> str | None:
         """Return why entries may not be read for now, or None."""
-        return DISABLED if self.is_disabled() else store.bypass_reason(client)
+        return DISABLED if is_disabled(self) else store.bypass_reason(client)
 
     # --- work beside the calls
 

@@ -1,7 +1,7 @@
 """The face of `fastrdb.invalidation`."""
 
 from .enlist import Put, enlist
-from .follower import Following, follow_with, follows, untracked
+from .follower import Following, follow_with, follows
 from .function import Invalidation
 
 __all__ = [
@@ -11,5 +11,4 @@ __all__ = [
     "enlist",
     "follow_with",
     "follows",
-    "untracked",
 ]

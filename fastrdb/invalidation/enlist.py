@@ -11,13 +11,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastrdb.keys import Image, Prefix
+from fastrdb.runtime import Runtime, is_disabled
 from fastrdb.transactions import has_transaction, intent_on, state_of, wrote
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from fastrdb.events import Counters
-    from fastrdb.runtime import Runtime
 
 
 class Put(NamedTuple):
@@ -59,7 +59,7 @@ async def enlist(
     store, state = cache.store(client), state_of(session)
     state.declared |= writes
     intent = intent_on(session, store, partial(store.intent, client, counters))
-    if puts and (cache.is_disabled() or state.autocommitted or not wrote(session)):
+    if puts and (is_disabled(cache) or state.autocommitted or not wrote(session)):
         keys, puts = [*keys, *(put.key for put in puts)], []
     intent.add(prefixes, keys, images)
     for put in puts:

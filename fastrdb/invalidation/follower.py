@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 from weakref import ref
@@ -14,7 +13,7 @@ from fastrdb.errors import OptionError
 from fastrdb.keys import Inspected
 from fastrdb.orm import Table, table_names
 from fastrdb.protocol import Intent, Store
-from fastrdb.runtime import Block, Runtime, disabled
+from fastrdb.runtime import Runtime, is_disabled
 from fastrdb.transactions import add_follower
 
 PRECISIONS: Final = ("rows", "tables")
@@ -43,7 +42,7 @@ class Following:
     def is_untracked(self) -> bool:
         """Return True inside of `Cache.untracked`."""
         cache = self._cache()
-        return cache is None or cache.redis is None or _is_blocked(self)
+        return cache is None or cache.redis is None or is_disabled(self)
 
     def tag_columns(self, table: str) -> Collection[str]:
         """Return the columns of a table that entries are tagged by, as far as this process has seen."""
@@ -83,22 +82,6 @@ def _store_elsewhere(cache: Runtime) -> Store | None:
         if state is not None and (store := state.by_pool.get(cache.redis.connection_pool)) is not None:
             return store
     return None
-
-
-def _is_blocked(follower: Following) -> bool:
-    return any(block.active and block.cache is follower for block in disabled.get())
-
-
-@contextmanager
-def untracked(follower: Following | None) -> Iterator[None]:
-    """Track no writes inside of the block, in this task and those that it starts."""
-    block = Block(follower)
-    token = disabled.set((*disabled.get(), block))
-    try:
-        yield
-    finally:
-        block.active = False
-        disabled.reset(token)
 
 
 def follows(follower: Following | None, function: Inspected, decorator: str, auto: object) -> bool:

@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fastrdb.errors import CacheUnavailableError
+from fastrdb.runtime import is_disabled
 from fastrdb.transactions import apart, missing_row, sync_session
 from fastrdb.values import DecodeError, is_missing
 
@@ -35,7 +36,7 @@ class Verifying:
     async def get(self, client: Any, session: Any, key: str, function: Any, args: Any, kwargs: Any) -> Any:
         """Return the value of one call, and perhaps start to verify the entry."""
         query = self._query
-        if not self._busy and random.random() < query.policy.verify and not query.cache.is_disabled():
+        if not self._busy and random.random() < query.policy.verify and not is_disabled(query.cache):
             self._busy = True
             query.cache.background(self._verify(client, key, partial(function, *args, **kwargs)))
         return await self._way(client, session, key, function, args, kwargs)

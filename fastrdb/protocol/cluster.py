@@ -24,7 +24,7 @@ from fastrdb.transport import Budget, Call, Client, Health, Met, RedisClient
 from .cluster_scan import ClusterScan
 from .cluster_sweeper import IndexSweeper
 from .cluster_writers import ClusterWriters
-from .interface import DEAD_PER_FILL, GONE, Ask, Barred, Busy, Entry, Granted, Hit, Outcome, Tagged, Write
+from .interface import DEAD_PER_FILL, GONE, Ask, Barred, Busy, Entry, Granted, Hit, Limits, Outcome, Tagged, Write
 from .keyspace import ClusterKeyspace, Keyspace, Shard, portions
 from .lua import load_script
 from .trust import Trust
@@ -40,23 +40,13 @@ class ClusterBackend(ClusterWriters):
     """The steps on a cluster. Arguments are those of a ServerBackend; `met` is called with each master."""
 
     def __init__(
-        self,
-        namespace: str,
-        health: Health,
-        *,
-        timeout: float,
-        lease_ms: int,
-        fresh_ms: int,
-        barrier_ms: int,
-        chunk: int,
-        heads: Collection[str],
-        met: Met | None = None,
+        self, namespace: str, health: Health, limits: Limits, heads: Collection[str], met: Met | None = None
     ) -> None:
         self._names = ClusterKeyspace(namespace)
         self.keyspace: Keyspace = self._names
         self.trust = Trust(self.keyspace, health)
-        self.link = RedisClient(timeout, self.trust, health, met)
-        self._lease_ms, self._fresh_ms, self._barrier_ms, self._chunk = lease_ms, fresh_ms, barrier_ms, chunk
+        self.link = RedisClient(limits.timeout, self.trust, health, met)
+        self.limits = limits
         self._scan = ClusterScan(self.link, self._names, heads)
         self._sweeper = IndexSweeper(self.link, self._names)
 
@@ -88,7 +78,7 @@ class ClusterBackend(ClusterWriters):
 
     async def acquire(self, client: Client, asks: Sequence[Ask], budget: Budget | None = None) -> list[Outcome]:
         """Ask for leases, and enter the index with those that are granted."""
-        times = self._lease_ms, self._fresh_ms
+        times = self.limits.lease_ms, self.limits.fresh_ms
         calls = [
             Call(LEASE, self._names.in_slot(entry), (token, times[0], old, times[1])) for entry, token, old, _ in asks
         ]
@@ -125,7 +115,11 @@ class ClusterBackend(ClusterWriters):
         for ask in asks:
             shards[self.keyspace.shard(ask.entry), ask.tagged].append(ask.entry)
         calls = [
-            Call(ENTER, (*shard.all, *(shard.of_tags if tagged else ())), (self._lease_ms, self._barrier_ms, *each))
+            Call(
+                ENTER,
+                (*shard.all, *(shard.of_tags if tagged else ())),
+                (self.limits.lease_ms, self.limits.barrier_ms, *each),
+            )
             for (shard, tagged), each in shards.items()
         ]
         pairs = zip(shards.values(), await self.link.many(client, calls, budget=budget), strict=True)
@@ -178,7 +172,7 @@ class ClusterBackend(ClusterWriters):
 
     async def release(self, client: Client, leases: Sequence[tuple[bytes, str]]) -> None:
         """Release leases, and list in the same round trip what is dead in their shards."""
-        for portion in portions(leases, self._chunk):
+        for portion in portions(leases, self.limits.chunk):
             lives: dict[Shard, Sequence[bytes | int]] = {self.keyspace.shard(entry): () for entry, _ in portion}
             await self._and_list_dead(client, [self._release(entry, token) for entry, token in portion], lives, None)
 

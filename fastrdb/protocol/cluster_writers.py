@@ -71,9 +71,6 @@ class ClusterWriters(Backend):
 
     _names: ClusterKeyspace
     _scan: ClusterScan
-    _lease_ms: int
-    _barrier_ms: int
-    _chunk: int
 
     async def begin(self, client: Client, work: Sweep, budget: Budget) -> Swept:
         """Bar, delete, take leases. Barriers, deletions and leases of one portion are one piece of work."""
@@ -85,7 +82,9 @@ class ClusterWriters(Backend):
         for shard in self.keyspace.shards:
             bar = [target.barrier(work.token) for target in barriers[shard]]
             entered = self._indexed(work, indexed[shard])
-            jobs[shard] = deque(_Job(*job) for job in batches(self._chunk, bar, stamps, work.rows, ranges, entered))
+            jobs[shard] = deque(
+                _Job(*job) for job in batches(self.limits.chunk, bar, stamps, work.rows, ranges, entered)
+            )
         own, spared, swept = set(work.leases), work.token if work.again else None, Swept()
         bars = len(stamps) < len(work.names)
         keys = set(exact)
@@ -110,21 +109,21 @@ class ClusterWriters(Backend):
     ) -> bool:
         """Fill, give back, stamp, remove barriers."""
         back = [*released]
-        for portion in portions(writes, self._chunk, budget):
+        for portion in portions(writes, self.limits.chunk, budget):
             calls = self._fills(portion)
             replies = await self.link.many(client, calls, budget=budget, errors=True)
             # A slot that is being moved refuses a fill: the value is not stored then, and the rest goes on.
             refused = [isinstance(reply, TryAgainError) for reply in replies]
             back += [write.entry for write, is_refused in zip(portion, refused, strict=True) if is_refused]
             self.link.raised(calls, [0 if each else reply for each, reply in zip(refused, replies, strict=True)])
-        for entries in portions(back, self._chunk, budget):
+        for entries in portions(back, self.limits.chunk, budget):
             await self.link.many(client, [self._release(entry, token) for entry in entries], budget=budget)
         barred = self._by_shard(fence)
         down = [
             Call(
                 UNBAR,
                 (shard.barriers, *(shard.of_tags if stamps else ())),
-                (self._lease_ms, *lists(stamps, [target.barrier(token) for target in barred[shard]])),
+                (self.limits.lease_ms, *lists(stamps, [target.barrier(token) for target in barred[shard]])),
             )
             for shard in (self.keyspace.shards if stamps else list(barred))
         ]
@@ -195,7 +194,7 @@ class ClusterWriters(Backend):
 
     def _fence_call(self, shard: Shard, job: _Job, mark: str) -> Call:
         keys = (*shard.work, *(shard.of_tags if job.with_tags else ()))
-        return Call(FENCE, keys, (self._barrier_ms, self._chunk, self._lease_ms, mark, *lists(*job)))
+        return Call(FENCE, keys, (self.limits.barrier_ms, self.limits.chunk, self.limits.lease_ms, mark, *lists(*job)))
 
     async def _patiently(self, client: Client, calls: Sequence[Call], budget: Budget) -> list[Any]:
         """Run scripts, and again where the keys of a shard are being moved, one after the other."""
@@ -210,7 +209,7 @@ class ClusterWriters(Backend):
     async def _delete(self, client: Client, keys: Iterable[bytes], spared: str | None, budget: Budget) -> int:
         """Delete keys with their leases, but those whose lease has the spared token. Return how many."""
         deleted = 0
-        for portion in portions(list(keys), self._chunk, budget):
+        for portion in portions(list(keys), self.limits.chunk, budget):
             leases = [self.keyspace.lease(key) for key in portion]
             going = list(zip(portion, leases, strict=True))
             if spared is not None:
@@ -226,8 +225,10 @@ class ClusterWriters(Backend):
     async def _take(self, client: Client, work: Sweep, budget: Budget) -> int:
         """Take leases, and delete the entries. Return how many there were."""
         deleted = 0
-        for portion in portions(list(work.leases), self._chunk, budget):
-            takes = [Call(TAKE, (self.keyspace.lease(entry),), (work.token, self._barrier_ms)) for entry in portion]
+        for portion in portions(list(work.leases), self.limits.chunk, budget):
+            takes = [
+                Call(TAKE, (self.keyspace.lease(entry),), (work.token, self.limits.barrier_ms)) for entry in portion
+            ]
             held, gone = await self._away(client, takes, portion, budget)
             work.leases.update(zip(portion, held, strict=True))
             deleted += gone

@@ -150,6 +150,25 @@ class Tagged:
     tags: bytes | None
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Times of the protocol, and the size of a portion.
+
+    Attributes:
+        timeout: seconds that a round trip may take.
+        lease_ms: the longest load that is stored.
+        fresh_ms: others wait no longer than this for a holder that does not renew its lease.
+        barrier_ms: the longest COMMIT that is covered.
+        chunk: how many index members one script looks at, and how many scripts go at once.
+    """
+
+    timeout: float
+    lease_ms: int
+    fresh_ms: int
+    barrier_ms: int
+    chunk: int
+
+
 class Backend(ABC):
     """The steps of readers and writers on one topology.
 
@@ -160,6 +179,7 @@ class Backend(ABC):
     link: RedisClient
     keyspace: Keyspace
     trust: Trust
+    limits: Limits
 
     @abstractmethod
     async def get_many(

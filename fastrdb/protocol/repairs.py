@@ -17,7 +17,7 @@ from .keyspace import TAG, Target, common
 
 logger = logging.getLogger("fastrdb")
 
-Sweep = Callable[[Client, str, Sequence[Target], Sequence[Target]], Awaitable[None]]
+_Sweep = Callable[[Client, str, Sequence[Target], Sequence[Target]], Awaitable[None]]
 Unbar = Callable[[Client, Sequence[tuple[str, Sequence[Target]]]], Awaitable[None]]
 
 _MOST_PENDING = 1024
@@ -43,7 +43,7 @@ class Repairs:
 
     def __init__(
         self,
-        sweep: Sweep,
+        sweep: _Sweep,
         unbar: Unbar,
         everything: Target,
         health: Health,

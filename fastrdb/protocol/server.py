@@ -27,6 +27,7 @@ from .interface import (
     Entry,
     Granted,
     Hit,
+    Limits,
     Outcome,
     Sweep,
     Swept,
@@ -53,31 +54,17 @@ class ServerBackend(Backend):
     """The steps on one server.
 
     Args:
-        timeout: seconds that a round trip may take.
-        lease_ms: the longest load that is stored.
-        fresh_ms: others wait no longer than this for a holder that does not budget its lease.
-        barrier_ms: the longest COMMIT that is covered.
-        chunk: how many index members one script looks at, and how many scripts go at once.
+        namespace: of the keys.
+        health: holds the reasons not to read.
+        limits: times and portions.
         heads: what keys of this process's functions begin with, without the namespace; may grow.
     """
 
-    def __init__(
-        self,
-        namespace: str,
-        health: Health,
-        *,
-        timeout: float,
-        lease_ms: int,
-        fresh_ms: int,
-        barrier_ms: int,
-        chunk: int,
-        heads: Collection[str],
-    ) -> None:
+    def __init__(self, namespace: str, health: Health, limits: Limits, heads: Collection[str]) -> None:
         self.keyspace = Keyspace(namespace)
         self.trust = Trust(self.keyspace, health)
-        self.link = RedisClient(timeout, self.trust, health)
-        self._lease_ms, self._fresh_ms, self._barrier_ms = lease_ms, fresh_ms, barrier_ms
-        self._chunk, self._heads = chunk, heads
+        self.link = RedisClient(limits.timeout, self.trust, health)
+        self.limits, self._heads = limits, heads
         self._shard = self.keyspace.shards[0]
         self._for_readers, self._for_writers = self._shard.all, self._shard.work
         self._said_lost = False
@@ -112,7 +99,7 @@ class ServerBackend(Backend):
     async def get_tagged(self, client: Client, entries: Sequence[bytes]) -> list[Tagged | None]:
         """Return entries, each with its tags, by a script each."""
         calls = [Call(NESTED, (entry, self._shard.index), ()) for entry in entries]
-        return [Tagged(*reply) for reply in await self.link.many(client, calls, portion=self._chunk)]
+        return [Tagged(*reply) for reply in await self.link.many(client, calls, portion=self.limits.chunk)]
 
     async def acquire(self, client: Client, asks: Sequence[Ask], budget: Budget | None = None) -> list[Outcome]:
         """Ask for leases, by a script each."""
@@ -121,12 +108,13 @@ class ServerBackend(Backend):
             Call(
                 ACQUIRE,
                 (entry, lease(entry), *shared),
-                (token, self._lease_ms, self._barrier_ms, before, old, self._fresh_ms, int(tagged)),
+                (token, self.limits.lease_ms, self.limits.barrier_ms, before, old, self.limits.fresh_ms, int(tagged)),
             )
             for entry, token, old, tagged in asks
         ]
         return [
-            self._outcome(reply) for reply in await self.link.many(client, calls, budget=budget, portion=self._chunk)
+            self._outcome(reply)
+            for reply in await self.link.many(client, calls, budget=budget, portion=self.limits.chunk)
         ]
 
     def _outcome(self, reply: list[bytes]) -> Outcome:
@@ -149,7 +137,7 @@ class ServerBackend(Backend):
             Call(FILL, (entry, lease(entry), *shared), (held, raw, ttl_ms, *more, tags))
             for entry, held, raw, ttl_ms, tags, _ in writes
         ]
-        replies = await self.link.many(client, calls, budget=budget, portion=self._chunk)
+        replies = await self.link.many(client, calls, budget=budget, portion=self.limits.chunk)
         return [reply if isinstance(reply, bytes) else bool(reply) for reply in replies]
 
     async def release(self, client: Client, leases: Sequence[tuple[bytes, str]]) -> None:
@@ -163,7 +151,7 @@ class ServerBackend(Backend):
             )
             for entry, token in leases
         ]
-        await self.link.many(client, calls, portion=self._chunk)
+        await self.link.many(client, calls, portion=self.limits.chunk)
 
     async def inspect(self, client: Client, entry: bytes) -> Entry:
         """Return what Redis holds."""
@@ -182,9 +170,9 @@ class ServerBackend(Backend):
         own = [(entry, work.tags.get(entry, b"")) for entry in work.leases]
         # By hand, a token is only for the mark of tags that are begun anew.
         token = work.token or secrets.token_hex(16)
-        settings = (token, self._barrier_ms, self._chunk, self.keyspace.leases, int(work.again), self._lease_ms)
-        swept, bars = Swept(), len(stamps) < len(work.names)
-        for call in batches(self._chunk, barriers, stamps, work.rows, ranges, keys, own, budget=budget):
+        limits, swept, bars = self.limits, Swept(), len(stamps) < len(work.names)
+        settings = (token, limits.barrier_ms, limits.chunk, self.keyspace.leases, int(work.again), limits.lease_ms)
+        for call in batches(limits.chunk, barriers, stamps, work.rows, ranges, keys, own, budget=budget):
             held = await self._begin(client, settings, swept, bars, *call, budget=budget)
             work.leases.update(dict.fromkeys((entry for entry, _ in call[-1]), held))
         return swept
@@ -253,8 +241,8 @@ class ServerBackend(Backend):
         barriers = [target.barrier(token) for target in fence]
         stood = True
         fills = [tuple(write[:4]) for write in writes]
-        for call in batches(self._chunk, fills, released, stamps, barriers, budget=budget):
-            arguments = (token, self.keyspace.leases, self.keyspace.before, self._lease_ms, *lists(*call))
+        for call in batches(self.limits.chunk, fills, released, stamps, barriers, budget=budget):
+            arguments = (token, self.keyspace.leases, self.keyspace.before, self.limits.lease_ms, *lists(*call))
             (stands,) = await self.link.many(client, (Call(END, self._for_readers, arguments),), budget=budget)
             stood = stood and bool(stands)
         return stood

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Literal, NamedTuple, overload
 
 from fastrdb.errors import CacheUnavailableError
 from fastrdb.keys import Reach, hiding
@@ -18,7 +18,7 @@ from fastrdb.transport import OTHER_DATA, Budget, Call, Client, Health
 
 from .cluster import ClusterBackend
 from .intent import Intent, OnError, Writer, columns_named
-from .interface import GONE, Ask, Backend, Entry, Outcome, Sweep, Tagged, Timed, Write
+from .interface import GONE, Ask, Backend, Entry, Limits, Outcome, Sweep, Tagged, Timed, Write
 from .keyspace import named
 from .readiness import Readiness, readiness
 from .server import ServerBackend
@@ -90,22 +90,15 @@ class Store:
         # All reasons not to read entries, in one place: on a hit one look has to do.
         self.obstacles, hide = Health(), hiding(seal)
         self.near = NearCache(near or Near(), before=f"{namespace}:".encode() if namespace else b"")
-        self._chunk, self._fresh_s = chunk, max(timeout, _LEAST_FRESH_S)
-        self.renewal_s = self._fresh_s / 3
-        settings: dict[str, Any] = {
-            "timeout": timeout,
-            "lease_ms": max(1, round(lease * 1000)),
-            "fresh_ms": round(self._fresh_s * 1000),
-            "barrier_ms": max(1, round(barrier * 1000)),
-            "chunk": chunk,
-            "heads": owned,
-        }
+        fresh = max(timeout, _LEAST_FRESH_S)
+        self.renewal_s = fresh / 3
+        self._limits = Limits(timeout, _whole_ms(lease), _whole_ms(fresh), _whole_ms(barrier), chunk)
         self._tracking = Tracking(self.near, heads, cluster=cluster)
         self._backend: Backend
         if cluster:
-            self._backend = ClusterBackend(namespace, self.obstacles, met=self._tracking.met, **settings)
+            self._backend = ClusterBackend(namespace, self.obstacles, self._limits, owned, self._tracking.met)
         else:
-            self._backend = ServerBackend(namespace, self.obstacles, **settings)
+            self._backend = ServerBackend(namespace, self.obstacles, self._limits, owned)
         self.keyspace, self._link = self._backend.keyspace, self._backend.link
         self._writer = Writer(
             self._backend, self.near, self.obstacles, hide, on_error=on_error, renewal_s=barrier / 2, sleep=sleep
@@ -144,7 +137,7 @@ class Store:
     def budget(self, client: Client, keys: Collection[str] = (), *, read: bool = False) -> Budget:
         """Return how long a call for these keys may wait in all; with `read`, less what the latest read took."""
         names = [self.keyspace.entry(key) for key in keys] if read else ()
-        return self._link.budget(client, names, portions=max(1, -(-len(keys) // self._chunk)))
+        return self._link.budget(client, names, portions=max(1, -(-len(keys) // self._limits.chunk)))
 
     # --- readers
 
@@ -253,7 +246,7 @@ class Store:
 
         Call it each `renewal_s` seconds. Without it other callers take the leases over after `timeout`.
         """
-        lease, fresh_ms = self.keyspace.lease, round(self._fresh_s * 1000)
+        lease, fresh_ms = self.keyspace.lease, self._limits.fresh_ms
         entries = {self.keyspace.entry(key): token for key, token in tokens.items()}
         await self._link.many(
             client, [Call(RENEW, (lease(entry),), (token, fresh_ms)) for entry, token in entries.items()]
@@ -342,3 +335,7 @@ class Store:
         await self._backend.aclose()
         await self._tracking.aclose()
         await self._link.aclose()
+
+
+def _whole_ms(seconds: float) -> int:
+    return max(1, round(seconds * 1000))
