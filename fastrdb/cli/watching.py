@@ -7,18 +7,17 @@ import json
 import logging
 import re
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from fastrdb import Cache, OptionError
-from fastrdb.watch import ChangeSource, Journal, Watcher, ages, columns_in_use, source_of
+from fastrdb.watch import ChangeSource, Journal, Status, Watcher, ages, columns_in_use, source_of
 
 from .connect import URL, UnreachableError, connected
 
@@ -27,6 +26,8 @@ watch = typer.Typer(no_args_is_help=True, help="Invalidate what other programs w
 Database = Annotated[str, typer.Option("--database", envvar="FASTRDB_DATABASE", help="Address, with an async driver.")]
 Url = Annotated[str, typer.Option("--redis", envvar="FASTRDB_URL", help="The address of Redis.")]
 Namespace = Annotated[str, typer.Option("--namespace", "-n", envvar="FASTRDB_NAMESPACE", help="Of the cache.")]
+_SILENT_S = 60.0
+"""A watcher that runs leaves a heartbeat each half second."""
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|)")
 
 
@@ -59,25 +60,47 @@ def install(
             return
         await source.run(statements)
         status = await source.status(None)
-        Console().print(f"Watched: {', '.join(status.watched)}")
+        print(f"Watched: {', '.join(status.watched)}")
 
     _run(database, work)
 
 
 @watch.command()
 def uninstall(
-    database: Database, shown: Annotated[bool, typer.Option("--print", help="Print the SQL.")] = False
+    database: Database,
+    redis: Url = URL,
+    namespace: Namespace = "",
+    shown: Annotated[bool, typer.Option("--print", help="Print the SQL, and change nothing.")] = False,
 ) -> None:
-    """Take away triggers and outbox."""
+    """Take away triggers, outbox, and what the watcher has left in Redis. May be repeated."""
 
     async def work(source: ChangeSource) -> None:
         statements = await source.uninstall_sql()
         if shown:
             print("\n".join(f"{statement};" for statement in statements))
-        else:
-            await source.run(statements)
+            return
+        await source.run(statements)
+        async with connected(redis) as client:
+            await Journal(Cache(client, namespace=namespace), source.name).forget()
 
     _run(database, work)
+
+
+@watch.command()
+def forget(
+    name: Annotated[str, typer.Argument(help="Of the database, as `status` shows it.")],
+    redis: Url = URL,
+    namespace: Namespace = "",
+) -> None:
+    """Forget a database that is watched no more: `Cache(watched=)` bypasses entries while its heartbeat is old."""
+
+    async def work() -> None:
+        async with connected(redis) as client:
+            cache = Cache(client, namespace=namespace)
+            if not await Journal(cache, name).forget():
+                raise OptionError(f"No database {name} is watched; there are: {', '.join(await ages(cache)) or 'none'}")
+
+    _ended(work)
 
 
 @watch.command()
@@ -99,8 +122,9 @@ def run(
         ):
             watcher = Watcher(source, cache, every=pause)
             if once:
-                await watcher.poll()
+                poll = await watcher.poll()
                 await source.close()
+                print("Another watcher leads." if poll is None else f"Changes: {poll.found}. {poll.lost}".rstrip())
                 return
             task = asyncio.ensure_future(watcher.run())
             loop = asyncio.get_running_loop()
@@ -127,41 +151,70 @@ def status(
         async with connected(redis) as client:
             cache = Cache(client, namespace=namespace)
             beats = await ages(cache)
-            state = await source.status(await Journal(cache, source.name).position(), await columns_in_use(cache))
-        found.extend((state, beats.get(source.name), [name for name in beats if name != source.name]))
+            position = await Journal(cache, source.name).position()
+            state = await source.status(position, await columns_in_use(cache), namespace)
+        found.extend((source.name, state, beats.pop(source.name, None), beats))
 
     _run(database, work)
-    state, heartbeat, others = found
+    name, state, heartbeat, others = found
+    state.notes.extend(_silent(heartbeat, others))
     if as_json:
-        print(json.dumps(asdict(state) | {"heartbeat": heartbeat, "others": others}))
+        print(json.dumps({"database": name} | asdict(state) | {"heartbeat": heartbeat, "others": others}))
     else:
-        console = Console(highlight=False)
-        console.print(f"installed: {'yes' if state.installed else 'no'}")
-        console.print(f"read by: {state.way or 'triggers and an outbox'}")
-        console.print(f"leader: {state.leader or 'none'}")
-        console.print(f"heartbeat: {'never' if heartbeat is None else f'{heartbeat:.1f} s ago'}")
-        console.print(f"changes that wait: {'unknown' if state.waiting is None else state.waiting}")
-        console.print(f"watched: {', '.join(state.watched) or 'nothing'}")
-        for name, reason in state.unwatched.items():
-            console.print(f"not watched: {name}: {reason}")
-        for column in state.missing_columns:
-            console.print(f"not reported: {column}: run `fastrdb watch install --redis ...` again")
-        for other in others:
-            console.print(f"another database is watched: {other}")
-        for note in state.notes:
-            console.print(note)
-    raise typer.Exit(int(bool(state.unwatched or state.missing_columns or state.notes or heartbeat is None)))
+        for line in _lines(name, state, heartbeat, others):
+            print(line)
+    raise typer.Exit(int(bool(state.unwatched or state.missing_columns or state.notes)))
+
+
+def _silent(heartbeat: float | None, others: Mapping[str, float]) -> Iterator[str]:
+    """Yield a note for each watcher that has left no heartbeat lately."""
+    if heartbeat is None or heartbeat > _SILENT_S:
+        yield "no watcher is at work: start `fastrdb watch run`, or read its log"
+    for name, age in others.items():
+        if age > _SILENT_S:
+            yield (
+                f"the watcher of {name} is silent for {age:.0f} s, and `Cache(watched=)` bypasses entries: start it, or"
+                f" `fastrdb watch forget {name}` if that database is watched no more"
+            )
+
+
+def _lines(name: str, state: Status, heartbeat: float | None, others: Mapping[str, float]) -> Iterator[str]:
+    """Yield what `status` prints."""
+    yield f"database: {name}"
+    yield f"installed: {'yes' if state.installed else 'no'}"
+    yield f"read by: {state.way or 'triggers and an outbox'}"
+    yield f"leader: {state.leader or 'none'}"
+    yield f"heartbeat: {'never' if heartbeat is None else f'{heartbeat:.1f} s ago'}"
+    yield f"changes that wait: {'unknown' if state.waiting is None else state.waiting}"
+    yield f"watched: {', '.join(state.watched) or 'nothing'}"
+    for table, reason in state.unwatched.items():
+        yield f"not watched: {table}: {reason}"
+    for column in state.missing_columns:
+        yield f"not reported: {column}: run `fastrdb watch install --redis ...` again"
+    for other, age in others.items():
+        yield f"another database is watched: {other}, heartbeat {age:.1f} s ago"
+    for note in state.notes:
+        yield f"to do: {note}"
 
 
 def _run(database: str, work: Callable[[ChangeSource], Awaitable[None]]) -> None:
-    """Open the database, and do the work. Say in one line what went wrong, and end with 2."""
+    """Open the database, and do the work."""
 
     async def opened() -> None:
         async with _engine(database) as engine:
             await work(source_of(engine))
 
+    _ended(opened)
+
+
+def _ended(work: Callable[[], Awaitable[None]]) -> None:
+    """Do the work. Say in one line what went wrong, and end with 2."""
+
+    async def done() -> None:
+        await work()
+
     try:
-        asyncio.run(opened())
+        asyncio.run(done())
     except (OptionError, UnreachableError) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from None

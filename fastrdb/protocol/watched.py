@@ -26,8 +26,8 @@ _CHECKS: Final = 4  # in each `bound`
 class WatchedBound:
     """A check, several times in each `bound`, that watchers are alive; a reason to bypass entries while one is not.
 
-    Until the first check, and while Redis does not answer the check, entries are bypassed too. The age of a heartbeat
-    grows between two checks, which counts towards the bound.
+    Until the first check, and while Redis does not answer the check, entries are bypassed too. A timer bypasses them at
+    the moment at which the heartbeat of the last check is as old as the bound.
 
     Args:
         bound: seconds.
@@ -46,6 +46,7 @@ class WatchedBound:
         self._pause = bound / _CHECKS
         self._client: Client | None = None
         self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self.age: float | None = None
         """Seconds since the heartbeat, at the last check; None if there was none."""
         self._said = False
@@ -60,12 +61,15 @@ class WatchedBound:
 
     async def check(self, client: Client) -> None:
         """Check once, and bypass entries or allow reading them."""
-        age_ms = -1
+        loop = asyncio.get_running_loop()
+        asked, age_ms = loop.time(), -1
         with suppress(CacheUnavailableError):
             call = Call(WATCHED, (self._backend.keyspace.watch,), ())
             (age_ms,) = await self._backend.link.many(client, (call,))
         self.age = None if age_ms < 0 else age_ms / 1000
-        if self.age is not None and self.age + self._pause <= self._bound:
+        self._stop_timer()
+        if self.age is not None and self.age < self._bound:
+            self._timer = loop.call_at(asked + self._bound - self.age, self._health.add, self)
             self._health.discard(self)
             if self._said:
                 logger.info("The watcher of writes from outside is back: entries are read again")
@@ -81,8 +85,14 @@ class WatchedBound:
             await self.check(self._client)
             await self._sleep(self._pause)
 
+    def _stop_timer(self) -> None:
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
+
     async def aclose(self) -> None:
         """End the checks."""
+        self._stop_timer()
         task, self._task, self._client = self._task, None, None
         if task is not None:
             await ended([task])

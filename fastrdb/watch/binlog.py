@@ -18,7 +18,7 @@ from fastrdb.keys import Image
 
 from .cascades import Cascades
 from .mysql_log import GoneError, Log, Place, is_available, place_of
-from .mysql_tables import columns_of, leader, tables_of, take_lead
+from .mysql_tables import columns_of, leader, lock_of, locked, tables_of
 from .source import ChangeSource, Images, Poll, Status
 
 if TYPE_CHECKING:
@@ -84,13 +84,13 @@ class BinlogSource(ChangeSource):
     async def run(self, statements: Sequence[str]) -> None:
         """See `ChangeSource`."""
 
-    async def lead(self) -> bool:
-        """See `ChangeSource`."""
+    async def lead(self, namespace: str = "") -> bool:
+        """See `ChangeSource`. Any number of namespaces may read the log, each with a leader of its own."""
         if self._connection is None:
             connection = await self.engine.connect()
             self._connection = await connection.execution_options(isolation_level="AUTOCOMMIT")
             self._server = str(await self._connection.scalar(_SERVER))
-        return await take_lead(self._connection)
+        return await locked(self._connection, lock_of(namespace))
 
     async def poll(self, position: str | None, images: Images) -> Poll:
         """See `ChangeSource`. The log is read in a thread, as far as a snapshot of the database sees."""
@@ -145,12 +145,12 @@ class BinlogSource(ChangeSource):
     async def clean(self, position: str) -> None:
         """See `ChangeSource`. The server purges its log itself."""
 
-    async def status(self, position: str | None, columns: Iterable[str] = ()) -> Status:
+    async def status(self, position: str | None, columns: Iterable[str] = (), namespace: str = "") -> Status:
         """See `ChangeSource`."""
         async with self.engine.connect() as connection:
             status = Status(installed=True, way="binary log")
             status.watched += await tables_of(connection)
-            status.leader = await leader(connection)
+            status.leader = await leader(connection, lock_of(namespace))
             written = (await connection.execute(_WRITTEN)).one()
             _, since = _parsed(position)
             if since is not None and since == place_of(written[0], written[1]):

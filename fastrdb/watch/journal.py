@@ -1,7 +1,7 @@
 """What a watcher leaves in Redis: the position behind the last change that reached Redis, and a heartbeat.
 
-One hash for each namespace, with two fields for each database. The heartbeat is Redis' own clock, so that clocks of
-machines do not matter.
+One hash for each namespace, with two fields for each database. The heartbeat is the moment up to which all commits
+are in Redis, by Redis' own clock, so that clocks of machines do not matter.
 """
 
 from __future__ import annotations
@@ -14,12 +14,6 @@ if TYPE_CHECKING:
     from fastrdb.cache import Cache
     from fastrdb.protocol import Store
 
-_SAVE: Final = """
-local now = redis.call('TIME')
-redis.call('HSET', KEYS[1], ARGV[1] .. '\\0alive', now[1] * 1000 + math.floor(now[2] / 1000))
-if ARGV[2] ~= '' then redis.call('HSET', KEYS[1], ARGV[1] .. '\\0position', ARGV[2]) end
-return 1
-"""
 _READ: Final = """
 local now = redis.call('TIME')
 return {now[1] * 1000 + math.floor(now[2] / 1000), redis.call('HGETALL', KEYS[1])}
@@ -42,13 +36,29 @@ class Journal:
         found = await self._client.hget(self._key, f"{self._name}\0position")
         return found.decode() if isinstance(found, bytes) else found
 
-    async def save(self, position: str) -> None:
-        """Store the position and the heartbeat. May be repeated."""
-        await self._client.eval(_SAVE, 1, self._key, self._name, position)
+    async def clock(self) -> int:
+        """Return the time of Redis in milliseconds, for `save`."""
+        now, _ = await self._client.eval(_READ, 1, self._key)
+        return int(now)
 
-    async def forget(self) -> None:
-        """Delete the fields of this database: the next watcher begins with invalidating everything."""
-        await self._client.hdel(self._key, f"{self._name}\0position", f"{self._name}\0alive")
+    async def save(self, position: str, moment: int | None = None) -> None:
+        """Store the position, and the heartbeat if there is one. May be repeated.
+
+        Args:
+            position: behind the last change that is in Redis.
+            moment: by `clock`, before the poll that has reached the position.
+        """
+        fields: dict[str, str | int] = {f"{self._name}\0position": position}
+        if moment is not None:
+            fields[f"{self._name}\0alive"] = moment
+        await self._client.hset(self._key, mapping=fields)
+
+    async def forget(self) -> bool:
+        """Delete the fields of this database: the next watcher begins with invalidating everything.
+
+        Return False if there were none. May be repeated.
+        """
+        return bool(await self._client.hdel(self._key, f"{self._name}\0position", f"{self._name}\0alive"))
 
 
 async def ages(cache: Cache) -> dict[str, float]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from fastrdb.errors import OptionError
 
 from .binlog import BinlogSource, refusal
+from .lead import named
 from .mysql_outbox import MySQLOutbox, is_installed
 from .source import ChangeSource, Images, Poll, Status
 
@@ -20,7 +21,7 @@ class MySQLSource(ChangeSource):
 
     def __init__(self, engine: AsyncEngine) -> None:
         self.engine = engine
-        self.name = f"mysql:{engine.url.database}"
+        self.name = named("mysql", engine.url, 3306)
         self._way: ChangeSource | None = None
         self._refusal = ""
 
@@ -36,7 +37,7 @@ class MySQLSource(ChangeSource):
         """See `ChangeSource`."""
         await self._outbox().run(statements)
 
-    async def lead(self) -> bool:
+    async def lead(self, namespace: str = "") -> bool:
         """See `ChangeSource`."""
         if self._way is None:
             self._way = await self._chosen()
@@ -45,7 +46,7 @@ class MySQLSource(ChangeSource):
                 f"watch: {self.name} has no fastrdb_outbox, and its binary log cannot be read: {self._refusal}."
                 " Change that, or run `fastrdb watch install`"
             )
-        return await self._way.lead()
+        return await self._way.lead(namespace)
 
     async def poll(self, position: str | None, images: Images) -> Poll:
         """See `ChangeSource`. A position of the other way is none."""
@@ -56,22 +57,22 @@ class MySQLSource(ChangeSource):
         poll = await self._way.poll(since if given == kind else None, images)
         return Poll(f"{kind} {poll.position}", poll.found, poll.lost)
 
-    async def mark(self) -> None:
+    async def mark(self, position: str) -> None:
         """See `ChangeSource`."""
         if self._way is not None:
-            await self._way.mark()
+            await self._way.mark(position.partition(" ")[2])
 
     async def clean(self, position: str) -> None:
         """See `ChangeSource`."""
         if self._way is not None:
             await self._way.clean(position.partition(" ")[2])
 
-    async def status(self, position: str | None, columns: Iterable[str] = ()) -> Status:
+    async def status(self, position: str | None, columns: Iterable[str] = (), namespace: str = "") -> Status:
         """See `ChangeSource`."""
         way = await self._chosen()
         if way is None:
             return Status(notes=[f"nothing is installed: run `fastrdb watch install`, or: {self._refusal}"])
-        return await way.status((position or "").partition(" ")[2] or None, columns)
+        return await way.status((position or "").partition(" ")[2] or None, columns, namespace)
 
     async def close(self) -> None:
         """See `ChangeSource`."""

@@ -2,7 +2,8 @@
 
 A row's id is drawn before its transaction commits, so reading behind the last id would lose slow transactions. A poll
 takes what is committed (`FOR UPDATE SKIP LOCKED`), and deletes it in the same transaction, which commits after Redis
-has the changes. One row marks the outbox as whole, and holds the number of the last poll that took something.
+has the changes. One row marks the outbox as whole. The mark has a number, which positions have too, and counts the
+polls that took something: so a position is never taken for one of another outbox, or of another namespace.
 
 Foreign keys change rows without a trigger: these changes are worked out. TRUNCATE has no trigger and is not seen.
 """
@@ -11,7 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 from collections.abc import Collection, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import bindparam, text
@@ -19,7 +22,8 @@ from sqlalchemy import bindparam, text
 from fastrdb.errors import OptionError
 
 from .cascades import Cascades, Row
-from .mysql_tables import OUTBOX, columns_of, leader, quoted, tables_of, take_lead
+from .lead import Lead
+from .mysql_tables import OUTBOX, columns_of, leader, lock_of, locked, quoted, tables_of
 from .source import ChangeSource, Images, Poll, Status
 
 if TYPE_CHECKING:
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
 
     from fastrdb.inference import Verb
 
+_LOCK: Final = "outbox"
 _PAGE: Final = 1000
 _MOST_WAITING: Final = 100_000
 """With more rows waiting, everything is invalidated at once."""
@@ -41,7 +46,8 @@ _MARKED = text(f"SELECT image FROM {OUTBOX} WHERE id = -1")
 _COUNT = text(f"SELECT count(*) FROM (SELECT 1 FROM {OUTBOX} WHERE id > 0 LIMIT {_MOST_WAITING}) AS waiting")
 _NEW = text(f"SELECT id, kind, tbl, image FROM {OUTBOX} WHERE id > 0 ORDER BY id LIMIT {_PAGE} FOR UPDATE SKIP LOCKED")
 _DELETE = text(f"DELETE FROM {OUTBOX} WHERE id IN :ids").bindparams(bindparam("ids", expanding=True))
-_COUNTED = text(f"UPDATE {OUTBOX} SET image = :count WHERE id = -1")
+_COUNTED = text(f"UPDATE {OUTBOX} SET image = :image WHERE id = -1")
+_MARK_AGAIN = text(f"REPLACE INTO {OUTBOX} (id, kind, tbl, image) VALUES (-1, '', '', :image)")
 _INSTALLED = text("SELECT 1 FROM information_schema.tables WHERE table_schema = database() AND table_name = :name")
 _TRIGGERS = text(
     "SELECT trigger_name AS name, event_object_table AS tbl, action_statement AS body FROM information_schema.triggers"
@@ -61,6 +67,7 @@ class MySQLOutbox(ChangeSource):
         self.engine, self.name = engine, name
         self._connection: AsyncConnection | None = None
         self._cascades = Cascades(engine.sync_engine.dialect)
+        self._lead: Lead | None = None
 
     async def install_sql(self, tables: Collection[str] = (), columns: Iterable[str] = ()) -> list[str]:
         """See `ChangeSource`. Needs CREATE and TRIGGER on the database.
@@ -94,13 +101,16 @@ class MySQLOutbox(ChangeSource):
             for statement in statements:
                 await connection.exec_driver_sql(statement.replace("%", "%%"))
 
-    async def lead(self) -> bool:
+    async def lead(self, namespace: str = "") -> bool:
         """See `ChangeSource`. READ COMMITTED, so that reading takes no locks of gaps, for which writers would wait."""
         if self._connection is None:
             connection = await self.engine.connect()
             self._connection = await connection.execution_options(isolation_level="READ COMMITTED")
+        lead = self._lead = self._lead or Lead(self.name, namespace)
         async with self._connection.begin():
-            return await take_lead(self._connection)
+            return await lead.take(
+                partial(locked, self._connection, lock_of(namespace)), partial(locked, self._connection, _LOCK)
+            )
 
     async def poll(self, position: str | None, images: Images) -> Poll:
         """See `ChangeSource`. Deletes in each page what it has handed over."""
@@ -109,13 +119,10 @@ class MySQLOutbox(ChangeSource):
             raise OptionError("watch: lead() comes before poll()")
         async with connection.begin():
             marked = await connection.scalar(_MARKED)
-        if position is None:
-            return Poll(str(int(marked or 0)), lost="there is no position of an earlier poll")
-        if marked is None:
-            return Poll("0", lost="the outbox was emptied (TRUNCATE, or a restore without it)")
-        count, total = int(marked), 0
-        if count < int(position):
-            return Poll(str(count), lost="the database is older than at the last poll")
+        if lost := _loss(position, marked):
+            return Poll(f"{secrets.token_hex(8)} 0", lost=lost)
+        mark, count = _parsed(position)
+        count, total = _parsed(json.loads(marked))[1], 0
         while True:
             async with connection.begin():
                 rows = (await connection.execute(_NEW)).all()
@@ -123,20 +130,21 @@ class MySQLOutbox(ChangeSource):
                     await images(await connection.run_sync(self._cascades.images, map(_row, rows)))
                     count += 1
                     await connection.execute(_DELETE, {"ids": [row.id for row in rows]})
-                    await connection.execute(_COUNTED, {"count": str(count)})
+                    await connection.execute(_COUNTED, {"image": json.dumps(f"{mark} {count}")})
             total += len(rows)
             if len(rows) < _PAGE:
-                return Poll(str(count), total)
+                return Poll(f"{mark} {count}", total)
 
-    async def mark(self) -> None:
+    async def mark(self, position: str) -> None:
         """See `ChangeSource`."""
-        await self.run([_MARK])
+        async with self.engine.begin() as connection:
+            await connection.execute(_MARK_AGAIN, {"image": json.dumps(position)})
 
     async def clean(self, position: str) -> None:
         """See `ChangeSource`. Only foreign keys are forgotten: a poll deletes what was read."""
         self._cascades.forget()
 
-    async def status(self, position: str | None, columns: Iterable[str] = ()) -> Status:
+    async def status(self, position: str | None, columns: Iterable[str] = (), namespace: str = "") -> Status:
         """See `ChangeSource`."""
         async with self.engine.connect() as connection:
             status = Status(installed=True, way="outbox, filled by a trigger for each row; TRUNCATE is not seen")
@@ -157,17 +165,35 @@ class MySQLOutbox(ChangeSource):
                     f"{table}:{name}" for name in names if name in lacking and f"{table}:{name}".lower() in asked
                 ]
             status.waiting = int(await connection.scalar(_COUNT) or 0)
-            if await connection.scalar(_MARKED) is None:
-                status.notes.append("the outbox was emptied: the next poll invalidates everything")
-            status.leader = await leader(connection)
+            if position and (lost := _loss(position, await connection.scalar(_MARKED))):
+                status.notes.append(f"{lost}: the next poll invalidates everything")
+            status.leader = await leader(connection, _LOCK)
         return status
 
     async def close(self) -> None:
         """See `ChangeSource`."""
-        connection, self._connection = self._connection, None
+        connection, self._connection, self._lead = self._connection, None, None
         if connection is not None:
             await connection.invalidate()  # the lock ends with the session, which a pool would keep
             await connection.close()
+
+
+def _parsed(position: str | None) -> tuple[str, int]:
+    """Return the mark of a position, and the count."""
+    mark, _, count = (position or "").partition(" ")
+    return mark, int(count or 0)
+
+
+def _loss(position: str | None, marked: str | None) -> str:
+    """Return why changes since a position may be missing; empty if all are there."""
+    if position is None:
+        return "there is no position of an earlier poll"
+    if marked is None:
+        return "the outbox was emptied (TRUNCATE, or a restore without it)"
+    (expected, at), (mark, count) = _parsed(position), _parsed(str(json.loads(marked)))
+    if mark != expected:
+        return "the outbox is another one than at the last poll, or was read for another namespace"
+    return "the database is older than at the last poll" if count < at else ""
 
 
 def _row(found: Any) -> Row:

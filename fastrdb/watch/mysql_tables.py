@@ -30,7 +30,7 @@ WHERE c.table_schema = database() AND (c.data_type IN ('tinyint', 'smallint', 'm
 ORDER BY c.table_name, c.ordinal_position
 """)
 
-_LOCK: Final = "left(concat('fastrdb watch ', database()), 64)"
+_LOCK: Final = "left(concat('fastrdb ', sha2(concat(database(), '/', :lock), 256)), 64)"  # locks are of the server
 _TAKE = text(f"SELECT GET_LOCK({_LOCK}, 0)")
 _LEADER = text(f"SELECT IS_USED_LOCK({_LOCK})")
 
@@ -51,14 +51,19 @@ async def columns_of(connection: AsyncConnection, wanted: Iterable[str]) -> dict
     return found
 
 
-async def take_lead(connection: AsyncConnection) -> bool:
-    """Return whether this session has the lock of the watcher that leads."""
-    return bool(await connection.scalar(_TAKE))
+def lock_of(namespace: str) -> str:
+    """Return the name of the lock of a namespace's watchers."""
+    return f"namespace {namespace}"
 
 
-async def leader(connection: AsyncConnection) -> str | None:
-    """Return a description of the session that leads."""
-    found = await connection.scalar(_LEADER)
+async def locked(connection: AsyncConnection, lock: str) -> bool:
+    """Take a lock of this database for the session, and return whether the session has it."""
+    return bool(await connection.scalar(_TAKE, {"lock": lock}))
+
+
+async def leader(connection: AsyncConnection, lock: str) -> str | None:
+    """Return a description of the session that has a lock."""
+    found = await connection.scalar(_LEADER, {"lock": lock})
     return None if found is None else f"connection {found}"
 
 

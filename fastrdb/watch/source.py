@@ -63,7 +63,7 @@ class ChangeSource(ABC):
     """A database whose changes are read by position. One watcher leads; others wait."""
 
     name: str
-    """The database, as the watcher's keys in Redis name it."""
+    """The database, as the watcher's keys in Redis name it: see `named`."""
 
     @abstractmethod
     async def install_sql(self, tables: Collection[str] = (), columns: Iterable[str] = ()) -> list[str]:
@@ -86,11 +86,15 @@ class ChangeSource(ABC):
         """Execute statements of `install_sql` or `uninstall_sql` in one transaction, where the database has such."""
 
     @abstractmethod
-    async def lead(self) -> bool:
+    async def lead(self, namespace: str = "") -> bool:
         """Return whether this watcher leads now. A watcher that leads does so until `close`, or a lost connection.
 
+        Args:
+            namespace: of the cache. The others that wait for the lead are of the same.
+
         Raises:
-            OptionError: nothing is installed, or a setting permits no watching.
+            OptionError: nothing is installed, a setting permits no watching, or the outbox is read for another
+                namespace.
         """
 
     @abstractmethod
@@ -104,16 +108,16 @@ class ChangeSource(ABC):
             images: called with some changes at a time.
         """
 
-    async def mark(self) -> None:  # noqa: B027  # only an outbox that can be emptied has a mark
-        """Mark the record of changes as whole, after everything was invalidated because it was not."""
+    async def mark(self, position: str) -> None:  # noqa: B027  # only an outbox has a mark
+        """Mark the record of changes as whole from `position` on, after everything was invalidated."""
 
     @abstractmethod
     async def clean(self, position: str) -> None:
         """Delete what is before the position and not needed any more."""
 
     @abstractmethod
-    async def status(self, position: str | None, columns: Iterable[str] = ()) -> Status:
-        """Return what is watched; arguments as of `poll` and `install_sql`."""
+    async def status(self, position: str | None, columns: Iterable[str] = (), namespace: str = "") -> Status:
+        """Return what is watched; arguments as of `poll`, `install_sql` and `lead`."""
 
     @abstractmethod
     async def close(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import text
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 _PAGE: Final = 1000
+_KEPT: Final = 1000
+"""The number of read changes that stay, for another watcher of the file that is behind."""
 _OUTBOX: Final = (
     "CREATE TABLE IF NOT EXISTS fastrdb_outbox (id INTEGER PRIMARY KEY AUTOINCREMENT, tbl TEXT NOT NULL, image TEXT)",
     # One row, so that there is a number in sqlite_sequence, which stays when rows are deleted.
@@ -38,7 +41,8 @@ class SQLiteSource(ChangeSource):
 
     def __init__(self, engine: AsyncEngine) -> None:
         self.engine = engine
-        self.name = f"sqlite:{engine.url.database}"
+        path = engine.url.database
+        self.name = f"sqlite:{Path(path).absolute() if path and path[0] != ':' else path}"
         self._connection: AsyncConnection | None = None
         self._version: int | None = None
 
@@ -68,7 +72,7 @@ class SQLiteSource(ChangeSource):
             for statement in statements:
                 await connection.exec_driver_sql(statement)
 
-    async def lead(self) -> bool:
+    async def lead(self, namespace: str = "") -> bool:
         """See `ChangeSource`. Several watchers of one file do the same work: each invalidation may be repeated."""
         if self._connection is None:
             connection = await self.engine.connect()
@@ -96,13 +100,11 @@ class SQLiteSource(ChangeSource):
             return Poll(now, lost="the file is older than at the last poll")
         at, total = int(position), 0
         while True:
-            rows = (
-                await connection.execute(
-                    _NEW,
-                    {"at": at, "last": int(now), "page": _PAGE},
-                )
-            ).all()
+            rows = (await connection.execute(_NEW, {"at": at, "last": int(now), "page": _PAGE})).all()
             total += len(rows)
+            if (rows[-1].id if rows else int(now)) != at + len(rows):  # ids have no gaps
+                self._version = version
+                return Poll(now, lost="the outbox was emptied, or another watcher has deleted what was not read here")
             if rows:
                 at = rows[-1].id
                 await images(_merged([(row.tbl, row.image) for row in rows if row.tbl]))
@@ -114,15 +116,15 @@ class SQLiteSource(ChangeSource):
         """See `ChangeSource`. Takes the write lock only where there is something to delete."""
         async with self.engine.connect() as connection:
             found = await connection.scalar(
-                text("SELECT 1 FROM fastrdb_outbox WHERE id < :position LIMIT 1"), {"position": int(position)}
+                text("SELECT 1 FROM fastrdb_outbox WHERE id < :end LIMIT 1"), {"end": int(position) - 2 * _KEPT}
             )
         if found:
             async with self.engine.begin() as connection:
                 await connection.execute(
-                    text("DELETE FROM fastrdb_outbox WHERE id < :position"), {"position": int(position)}
+                    text("DELETE FROM fastrdb_outbox WHERE id < :end"), {"end": int(position) - _KEPT}
                 )
 
-    async def status(self, position: str | None, columns: Iterable[str] = ()) -> Status:
+    async def status(self, position: str | None, columns: Iterable[str] = (), namespace: str = "") -> Status:
         """See `ChangeSource`."""
         async with self.engine.connect() as connection:
             if not await connection.scalar(text("SELECT 1 FROM sqlite_master WHERE name = 'fastrdb_outbox'")):

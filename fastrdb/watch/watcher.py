@@ -80,27 +80,31 @@ class Watcher:
         Raises the errors of database and Redis; the position stays, and the call may be repeated.
         """
         if not self.leads:
-            if not await self.source.lead():
+            if not await self.source.lead(self.cache.namespace):
                 return None
             self._position = await self.journal.position()
             self.leads = True
             logger.info("fastrdb watch: leads for %s", self.source.name)
+        # Before the poll: what is committed while it runs is not in Redis when it ends.
+        now = asyncio.get_running_loop().time()
+        moment = await self.journal.clock() if now - self._beaten >= _BEAT_S else None
         poll = await self.source.poll(self._position, self._invalidate)
         if poll.lost:
             logger.warning("fastrdb watch: %s: %s: everything is invalidated", self.source.name, poll.lost)
             await self._invalidate([Image(None)])
-        await self._record(poll)
+        await self._record(poll, moment)
+        if moment is not None:
+            self._beaten = now
         self.found += poll.found
         return poll
 
-    async def _record(self, poll: Poll) -> None:
-        now = asyncio.get_running_loop().time()
-        if poll.position != self._position or poll.lost or now - self._beaten >= _BEAT_S:
-            await self.journal.save(poll.position)
-            self._beaten = now
+    async def _record(self, poll: Poll, moment: int | None) -> None:
+        if poll.position != self._position or moment is not None:
+            await self.journal.save(poll.position, moment)
         self._position = poll.position
         if poll.lost:
-            await self.source.mark()
+            await self.source.mark(poll.position)
+        now = asyncio.get_running_loop().time()
         if now - self._cleaned >= _CLEAN_S:
             self._cleaned = now
             await self.source.clean(poll.position)

@@ -15,7 +15,7 @@ from sqlalchemy import MetaData, Table, text
 
 from fastrdb import Cache
 from fastrdb.cli.watching import duration
-from fastrdb.watch import ages
+from fastrdb.watch import Journal, ages
 from tests.support.servers.databases import Database, opened
 from tests.support.waiting import until
 
@@ -87,8 +87,44 @@ async def test_the_commands_from_installing_to_uninstalling(
         process.send_signal(signal.SIGTERM)
         output, _ = await process.communicate()
     assert (process.returncode, b"Traceback" in output) == (0, False)
-    assert await command("uninstall", *database) == (0, "")
+    assert await command("uninstall", *database, *redis) == (0, "")
+    assert await ages(cache) == {}
+    assert await client.exists(cache.store(client).keyspace.watch) == 0
     await cache.aclose()
+
+
+async def test_an_old_heartbeat_of_another_database_is_named_until_it_is_forgotten(
+    shop: Database, server: EmbeddedServer, client: Redis
+) -> None:
+    """`Cache(watched=)` bypasses entries because of it, so the status says what to do."""
+    database = ("--database", shop.engine.url.render_as_string(hide_password=False))
+    redis, gone = ("--redis", server.url), "postgresql:old-server:5432/shop"
+    async with Cache(client) as cache:
+        journal = Journal(cache, gone)
+        await journal.save("1", await journal.clock() - 3_600_000)
+        assert (await command("install", *database))[0] == (await command("run", *database, *redis, "--once"))[0] == 0
+        code, printed = await command("status", *database, *redis)
+        assert code == 1
+        assert f"fastrdb watch forget {gone}" in " ".join(printed.split())
+        found = json.loads((await command("status", *database, *redis, "--json"))[1])
+        assert found["others"][gone] >= 3600
+        assert await command("forget", gone, *redis) == (0, "")
+        assert (await command("status", *database, *redis))[0] == 0
+        code, printed = await command("forget", gone, *redis)
+        assert (code, f"No database {gone} is watched; there are: sqlite:" in printed) == (2, True)
+
+
+async def test_a_watcher_that_is_silent_is_named(shop: Database, server: EmbeddedServer, client: Redis) -> None:
+    """The status of a database whose watcher died an hour ago is not well."""
+    database = ("--database", shop.engine.url.render_as_string(hide_password=False))
+    redis = ("--redis", server.url)
+    assert (await command("install", *database))[0] == (await command("run", *database, *redis, "--once"))[0] == 0
+    assert (await command("status", *database, *redis))[0] == 0
+    async with Cache(client) as cache:
+        journal = Journal(cache, f"sqlite:{shop.engine.url.database}")
+        await journal.save("1", await journal.clock() - 3_600_000)
+    code, printed = await command("status", *database, *redis)
+    assert (code, "no watcher is at work" in printed) == (1, True)
 
 
 def _missing(shop: Database) -> str:

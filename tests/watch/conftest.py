@@ -49,6 +49,7 @@ class Watched:
         assert await self.source.lead()
         await self.changes()
         assert self.lost.pop() == "there is no position of an earlier poll"
+        await self.source.mark(str(self.position))
 
     async def write(self, *statements: str) -> None:
         """Commit statements as a program does that has no cache."""

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 from redis.asyncio import Redis
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from fastrdb import Cache, OptionError
 from fastrdb.keys import row_tag, table_tag
 from fastrdb.protocol import Fill, Store
 from fastrdb.testing import FaultyClient
 from fastrdb.watch import Journal, Poll, Watcher, ages, columns_in_use, source_of
+from fastrdb.watch.source import Images
 from tests.support.waiting import until
 from tests.watch.conftest import Watched
 
@@ -132,7 +136,7 @@ async def test_a_watcher_killed_before_its_position_is_stored_repeats_the_change
     await watched.write("UPDATE users SET bio = 'x' WHERE id = 1")
     with monkeypatch.context() as patch:
 
-        async def killed(self: Journal, position: str) -> None:
+        async def killed(self: Journal, position: str, moment: int | None) -> None:
             raise asyncio.CancelledError
 
         patch.setattr(Journal, "save", killed)
@@ -203,7 +207,8 @@ async def test_entries_are_bypassed_while_no_watcher_is_alive(watched: Watched, 
     await bound.check(client)
     assert await ask()
     assert (await number.explain(1)).reasons != ()
-    await Journal(cache, "db").save("1")
+    journal = Journal(cache, "db")
+    await journal.save("1", await journal.clock())
     await bound.check(client)
     await ask()
     assert not await ask()
@@ -223,8 +228,147 @@ async def test_a_cache_without_a_client_cannot_watch(watched: Watched) -> None:
 async def test_two_databases_have_a_position_each(client: Redis, cache: Cache) -> None:
     """One namespace may have watchers of several databases; the slowest bounds what is read."""
     for name, position in (("a", "1"), ("b", "2")):
-        await Journal(cache, name).save(position)
+        await Journal(cache, name).save(position, 1)
     assert (await Journal(cache, "a").position(), await Journal(cache, "b").position()) == ("1", "2")
     assert sorted(await ages(cache)) == ["a", "b"]
-    await Journal(cache, "a").forget()
+    assert await Journal(cache, "a").forget()
+    assert not await Journal(cache, "a").forget()
     assert list(await ages(cache)) == ["b"]
+
+
+async def test_a_heartbeat_is_of_the_moment_before_its_poll(watched: Watched, client: Redis, cache: Cache) -> None:
+    """A commit in the middle of a poll is not in Redis when the poll ends, so a heartbeat of the end would be wrong."""
+    await watched.install()
+    watcher = Watcher(watched.source, cache)
+    moments = list[int]()
+    original = watched.source.poll
+
+    async def slow(position: str | None, images: Images) -> Poll:
+        poll = await original(position, images)
+        started = await watcher.journal.clock()
+        while (now := await watcher.journal.clock()) < started + 20:  # the time of Redis, and not of this machine
+            moments.append(now)
+        return poll
+
+    watched.source.poll = slow  # type: ignore[method-assign]
+    await watcher.poll()
+    alive = int(await client.hget(cache.store(client).keyspace.watch, f"{watched.source.name}\0alive"))  # type: ignore[misc,arg-type]
+    assert alive <= moments[0]
+
+
+async def test_entries_are_bypassed_from_the_moment_on_at_which_the_heartbeat_is_too_old(client: Redis) -> None:
+    """A timer says so, and not the next check, which may be late."""
+    cache = Cache(client, watched=60)
+    store = cache.store(client)
+    bound, loop = store.watched, asyncio.get_running_loop()
+    assert bound is not None
+    journal = Journal(cache, "db")
+    await journal.save("1", await journal.clock() - 59_000)
+    before = loop.time()
+    await bound.check(client)
+    assert store.bypass_reason(client) is None
+    timer = bound._timer
+    assert timer is not None
+    assert timer.when() <= before + 1.1 + (loop.time() - before)
+    await journal.save("1", await journal.clock() - 60_000)
+    await bound.check(client)
+    assert store.bypass_reason(client) is not None
+    await cache.aclose()
+
+
+@pytest.mark.parametrize("watchable", ["postgresql", "mariadb"], indirect=True)
+async def test_an_outbox_is_read_for_one_namespace(watched: Watched, client: Redis) -> None:
+    """A watcher of another namespace would delete what the first has not read: it is refused, with what to do."""
+    await watched.install()
+    async with Cache(client, namespace="one") as one, Cache(client, namespace="two") as two:
+        first = Watcher(watched.source, one)
+        second = Watcher(source_of(watched.database.engine), two)
+        await first.poll()
+        assert await second.poll() is await second.poll() is None  # the session of an earlier leader may be ending
+        with pytest.raises(OptionError, match=r"another namespace, and not for 'two'.*use its namespace"):
+            await second.poll()
+        await second.source.close()
+
+
+@pytest.mark.parametrize("watchable", ["postgresql", "mariadb"], indirect=True)
+async def test_a_position_is_lost_after_the_outbox_was_read_for_another_namespace(
+    watched: Watched, client: Redis
+) -> None:
+    """The other watcher has deleted changes that this one has not read, so everything is invalidated."""
+    await watched.install()
+    await watched.source.close()
+    async with Cache(client, namespace="one") as one, Cache(client, namespace="two") as two:
+        for cache, lost in ((one, True), (two, True), (one, True), (one, False)):
+            watcher = Watcher(source_of(watched.database.engine), cache)
+            poll = await ended_lead(watcher)
+            assert bool(poll.lost) is lost
+            await watcher.source.close()
+
+
+async def ended_lead(watcher: Watcher) -> Poll:
+    """Poll as soon as the session of an earlier leader has ended, which the server does after the client's close."""
+    polls = list[Poll]()
+
+    async def taken() -> bool:
+        with contextlib.suppress(OptionError):
+            if (poll := await watcher.poll()) is not None:
+                polls.append(poll)
+        return bool(polls)
+
+    await until(taken)
+    return polls[0]
+
+
+@pytest.mark.parametrize("watchable", ["binlog"], indirect=True)
+async def test_a_binary_log_is_read_for_any_number_of_namespaces(watched: Watched, client: Redis) -> None:
+    """No watcher deletes from the log, so each namespace has a leader and a position of its own."""
+    async with Cache(client, namespace="one") as one, Cache(client, namespace="two") as two:
+        watchers = [Watcher(source_of(watched.database.engine), cache) for cache in (one, two)]
+        for watcher in watchers:
+            await watcher.poll()
+        await watched.write("UPDATE users SET bio = 'x' WHERE id = 1")
+        for watcher in watchers:
+            poll = await watcher.poll()
+            assert poll is not None
+            assert (poll.lost, poll.found) == ("", 1)
+            await watcher.source.close()
+
+
+@pytest.mark.parametrize("watchable", ["sqlite"], indirect=True)
+async def test_a_watcher_of_sqlite_notices_that_another_one_has_deleted_what_it_has_not_read(watched: Watched) -> None:
+    """Ids have no gaps, so a gap is a loss."""
+    await watched.install()
+    await watched.write("UPDATE users SET bio = 'x' WHERE id = 1", "UPDATE users SET bio = 'x' WHERE id = 2")
+    await watched.write("DELETE FROM fastrdb_outbox WHERE id <= (SELECT min(id) + 1 FROM fastrdb_outbox)")
+    assert "deleted" in (await watched.poll())[0].lost
+    await watched.write("UPDATE users SET bio = 'y' WHERE id = 2")
+    assert (await watched.changes())["users"]["id"] == {"2"}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("postgresql+asyncpg://u:p@a/shop", "postgresql+asyncpg://u:p@b/shop"),
+        ("postgresql+asyncpg://u:p@a/shop", "postgresql+asyncpg://u:p@a:6432/shop"),
+        ("mysql+aiomysql://u:p@a/shop", "mysql+aiomysql://u:p@b/shop"),
+        ("sqlite+aiosqlite:///a/shop.db", "sqlite+aiosqlite:///b/shop.db"),
+    ],
+)
+def test_two_databases_have_two_names(one: str, other: str) -> None:
+    """Two servers may have databases of one name; a position of one means nothing for the other."""
+    pytest.importorskip("aiomysql") if "mysql" in one else None
+    assert source_of(create_async_engine(one)).name != source_of(create_async_engine(other)).name
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("postgresql+asyncpg://u:p@a/shop", "postgresql+psycopg://other@a:5432/shop"),
+        ("mysql+aiomysql://u:p@a/shop", "mariadb+aiomysql://a:3306/shop?charset=utf8mb4"),
+        ("sqlite+aiosqlite:///shop.db", f"sqlite+aiosqlite:///{Path('shop.db').absolute()}"),
+    ],
+)
+def test_one_database_has_one_name(one: str, other: str) -> None:
+    """Whatever driver, user or options stand in the address."""
+    pytest.importorskip("aiomysql") if "mysql" in one else None
+    assert source_of(create_async_engine(one)).name == source_of(create_async_engine(other)).name
