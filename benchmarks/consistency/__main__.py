@@ -32,6 +32,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--isolation", help='of the engine, e.g. "REPEATABLE READ"; the database\'s default otherwise')
     made.add_argument("--on-error", choices=["bypass", "raise"], default="bypass", help="Cache(on_error=...)")
     made.add_argument("--auto", action="store_true", help="Cache(auto=True): writers that invalidate nothing by hand")
+    made.add_argument(
+        "--outside", action="store_true", help="writers without a cache, and `fastrdb watch`; with --auto"
+    )
+    made.add_argument("--watched", type=float, help="with --outside: Cache(watched=), seconds, which is the bound then")
+    made.add_argument("--bound", type=float, default=3.0, help="with --outside: seconds an answer may be old (3)")
     made.add_argument("--near", action="store_true", help="with a near cache")
     made.add_argument("--cluster", action="store_true", help="on a cluster of three masters")
     made.add_argument("--sentinel", action="store_true", help="a master and a replica, found by sentinels")
@@ -61,11 +66,13 @@ def parser() -> argparse.ArgumentParser:
 def settings_of(given: argparse.Namespace) -> Settings:
     """Give what the command line says; SettingsError for what cannot be, before anything is started."""
     names = (
-        "seconds protocol auto database isolation on_error near cluster sentinel pool spread readers writers callers "
-        "rate style barrier lease timeout seed"
+        "seconds protocol auto outside watched bound database isolation on_error near cluster sentinel pool "
+        "spread readers writers callers rate style barrier lease timeout seed"
     )
     try:
-        chosen = faults.chosen(given.faults, given.database, sentinel=given.sentinel)
+        chosen = faults.chosen(
+            given.faults, given.database, sentinel=given.sentinel, watchers=_watchers(given.outside, given.watched)
+        )
     except ValueError as error:
         raise SettingsError(str(error)) from None
     made = Settings(**{name: getattr(given, name) for name in names.split()}, faults=chosen, bug=given.seed_bug)
@@ -77,6 +84,13 @@ def settings_of(given: argparse.Namespace) -> Settings:
         made = replace(made, **needs)
     subject_of(made)(made, Address((1,), made.cluster))  # what this version refuses, it refuses now
     return made
+
+
+def _watchers(outside: bool, watched: float | None) -> set[str]:
+    """Give the faults of watchers that may be: all may die only where something bounds what is stale then."""
+    if not outside:
+        return set()
+    return {"watcher-killed"} if watched is None else {"watcher-killed", "watchers-killed"}
 
 
 def verdict(outcome: Outcome) -> tuple[str, int]:

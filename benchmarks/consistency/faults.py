@@ -11,7 +11,7 @@ import math
 import os
 import random
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +43,14 @@ class Victims(Protocol):
         """End one at its next COMMIT, and start another."""
         ...
 
+    def kill_watchers(self, number: int | None) -> None:
+        """End so many, the one that leads first; None for all."""
+        ...
+
+    def start_watchers(self) -> None:
+        """Start as many as are missing."""
+        ...
+
     async def stall_a_writer(self) -> bool:
         """Have one stand still at its next COMMIT for STALL seconds; True as soon as it does."""
         ...
@@ -62,6 +70,8 @@ class Stage:
     chance: random.Random
     repair: float
     outages: list[Outage]
+    allowed: float = 0.0
+    """Seconds for which an answer may be out of date."""
 
     def server(self) -> EmbeddedServer:
         """Give one of the servers."""
@@ -97,6 +107,8 @@ class Fault:
     act: Act | None = None
     proxied: bool = False
     default: bool = True
+    watchers: bool = False
+    """It needs watchers."""
     sentinel: bool = False
     """It needs a master and a replica with sentinels; there it is done beside the faults without an act only."""
     databases: tuple[str, ...] = ("sqlite", "postgresql", "mariadb")
@@ -107,6 +119,19 @@ async def _kill(stage: Stage) -> None:
     while not stage.control.calm:  # noqa: ASYNC110  # what it owes to Redis is lost with it
         await asyncio.sleep(0.05)
     await stage.victims.kill_a_writer()
+
+
+async def _kill_a_watcher(stage: Stage) -> None:
+    stage.victims.kill_watchers(1)
+    stage.victims.start_watchers()
+
+
+async def _kill_watchers(stage: Stage) -> None:
+    """All of them are away for longer than any answer may be out of date."""
+    stage.victims.kill_watchers(None)
+    await asyncio.sleep(1.5 * stage.allowed + 0.5)
+    stage.victims.start_watchers()
+    await asyncio.sleep(2.0)  # until they lead, and entries are read again
 
 
 async def _stall(stage: Stage) -> None:
@@ -246,6 +271,10 @@ FAULTS = {
         Fault("cancel", "2 % of the reads are cancelled"),
         Fault("cancel-writes", "2 % of the writes are cancelled, some of them in COMMIT"),
         Fault("kill", "a writer is killed before COMMIT, or between COMMIT and end", _kill),
+        Fault(
+            "watcher-killed", "the watcher that leads is killed, and another takes over", _kill_a_watcher, watchers=True
+        ),
+        Fault("watchers-killed", "all watchers are killed, and start later", _kill_watchers, watchers=True),
         Fault("stall", "a writer stands still before COMMIT, or between COMMIT and end", _stall),
         Fault("slow-load", "one load in five does something else after its query"),
         Fault("long-load", "one load in five may take longer than a short barrier", default=False),
@@ -271,12 +300,16 @@ FAULTS = {
 }
 
 
-def chosen(text: str, database: str, *, sentinel: bool = False) -> tuple[str, ...]:
-    """Read `all`, `none` or names with commas between. ValueError names the unknown one."""
+def chosen(text: str, database: str, *, sentinel: bool = False, watchers: Collection[str] = ()) -> tuple[str, ...]:
+    """Read `all`, `none` or names with commas between. ValueError names the unknown one.
+
+    `watchers`: the faults of watchers that are among all.
+    """
     if text == "none":
         return ()
     if text == "all":
         fit = (f for f in FAULTS.values() if f.default and database in f.databases)
+        fit = (f for f in fit if not f.watchers or f.name in watchers)
         return tuple(f.name for f in fit if f.sentinel == sentinel or (sentinel and f.act is None))
     names = tuple(text.split(","))
     for name in names:

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from benchmarks.consistency.address import HOST, Address
 from benchmarks.consistency.database import RowOut, Table
 from benchmarks.consistency.followed import FollowedSubject
+from benchmarks.consistency.outside import OutsideWriter
 from benchmarks.consistency.settings import Settings, SettingsError
 from benchmarks.consistency.subjects import LIFE, Attempt, DecoratedSubject, RowSubject, Subject, note
 from benchmarks.consistency.workload import Style, block_of
@@ -142,8 +143,10 @@ async def _changed(table: Table, db: AsyncSession, attempt: Attempt, rows: Seque
     return True
 
 
-def subject_of(settings: Settings) -> Callable[[Settings, Address], Subject]:
-    """Give what is under test."""
+def subject_of(settings: Settings, kind: str = "reader") -> Callable[[Settings, Address], Subject]:
+    """Give what is under test, for a kind of process."""
+    if settings.outside and kind == "writer":
+        return OutsideWriter
     return FollowedSubject if settings.auto else SUBJECTS[settings.protocol]
 
 

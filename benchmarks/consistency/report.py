@@ -47,6 +47,7 @@ _MEANING = {
     Kind.BEHIND: "a newer version's COMMIT had been answered before the read began",
     Kind.FUTURE: "a version that was not committed",
     Kind.MISSED: "stale, and the newer commits were made while Redis was out of reach (README: not guaranteed)",
+    Kind.BOUND: "out of date for no longer than commits from outside may take",
     Kind.NEAR: f"out of date by at most {HEARTBEAT:g} s, which a near cache may be",
 }
 
@@ -56,6 +57,8 @@ def _headline(settings: Settings) -> str:
     bug = f", with the bug {settings.bug!r}" if settings.bug else ""
     servers = "a cluster of three" if settings.cluster else "one server"
     servers = "a master and a replica with sentinels" if settings.sentinel else servers
+    if settings.outside:
+        near += f", written from outside, {'watched' if settings.watched else 'bound'}={settings.allowed:g}"
     where = settings.database + (f" at {settings.isolation}" if settings.isolation else "")
     return (
         f"{settings.protocol}{near}{bug}: {settings.seconds:g} s on {servers} and {where}, {settings.readers} readers "
@@ -65,8 +68,9 @@ def _headline(settings: Settings) -> str:
 
 def _shown(outcome: Outcome) -> list[Kind]:
     near = [Kind.NEAR] if outcome.settings.near else []
-    missed = [Kind.MISSED] if outcome.settings.on_error == "bypass" else []
-    return [Kind.STALE, Kind.BEHIND, Kind.FUTURE, *missed, *near]
+    missed = [Kind.MISSED] if outcome.settings.on_error == "bypass" and not outcome.settings.outside else []
+    bound = [Kind.BOUND] if outcome.settings.outside else []
+    return [Kind.STALE, Kind.BEHIND, Kind.FUTURE, *missed, *near, *bound]
 
 
 def _figure(outcome: Outcome, kind: Kind, meaning: str) -> str:
@@ -175,7 +179,7 @@ def plot(outcome: Outcome, file: Path) -> None:
     axes = figure.subplots()
     places = range(len(EDGES) + 1)
     base = [0.0] * len(places)
-    for kind in (Kind.STALE, Kind.BEHIND, Kind.MISSED, Kind.NEAR):
+    for kind in (Kind.STALE, Kind.BEHIND, Kind.MISSED, Kind.NEAR, Kind.BOUND):
         ages = outcome.tally.ages.get(kind)
         if ages:
             heights = [1e6 * ages[place] / outcome.tally.answers for place in places]

@@ -87,6 +87,7 @@ class Kind(Enum):
     BEHIND = "behind"
     MISSED = "while Redis missed a commit"
     NEAR = "within the heartbeat"
+    BOUND = "within the bound"
     FINE = "fine"
 
     @property
@@ -131,13 +132,14 @@ class Rules:
     A commit that Redis could not be told of, being out of reach, is known to its own process only, until `repair` after
     the outage: others' answers are told apart as MISSED. So is one that began before its process could `notice` that
     the outage was over. With `outages` left empty nothing is. What a near cache answers may be out of date by
-    `heartbeat`, as to the commits of other processes.
+    `heartbeat`, as to the commits of other processes. With watchers any answer may be out of date by `bound`.
     """
 
     outages: Sequence[Outage] = ()
     repair: int = 0
     heartbeat: int = 0
     notice: int = 0
+    bound: int = 0
 
 
 class Fitting:
@@ -178,6 +180,8 @@ class History:
             return FINE
         acked = self._acked[read.row].outdated(write.version, read.started)
         age = read.started - (known if acked is None else acked)
+        if age <= self._rules.bound:
+            return Verdict(Kind.BOUND, age)
         if near and self._rules.heartbeat and age <= self._rules.heartbeat and not self._own(read):
             return Verdict(Kind.NEAR, age)
         if self._missed(read):

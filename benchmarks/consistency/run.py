@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 from time import monotonic
 from typing import Any
 
-from benchmarks.consistency import database, followed, logs, servers, workers
+from benchmarks.consistency import database, followed, logs, outside, servers, workers
 from benchmarks.consistency.control import Control, Orders, Plan, Sentence
 from benchmarks.consistency.faults import FAULTS, Happened, Stage, play
 from benchmarks.consistency.rules import History, Outage, Rules
@@ -103,6 +103,20 @@ class Crew:
         self.killed += 1
         self.start("writer", detour=False)
 
+    def kill_watchers(self, number: int | None) -> None:
+        """End so many, the one that has lived longest first, which leads; None for all."""
+        watchers = [each for each, (kind, _) in self.living.items() if kind == "watcher"]
+        for each in watchers[:number]:
+            _, process = self.living.pop(each)
+            process.kill()
+            process.join()
+            self.killed += 1
+
+    def start_watchers(self) -> None:
+        """Start as many as are missing."""
+        for _ in range(outside.WATCHERS - sum(kind == "watcher" for kind, _ in self.living.values())):
+            self.start("watcher", detour=False)
+
     async def stall_a_writer(self) -> bool:
         """Have one stand still at its next COMMIT; True as soon as it does."""
         number = self._a_writer()
@@ -131,7 +145,7 @@ class Crew:
 
     async def wait(self) -> None:
         """Wait until all have ended by themselves. Raises RunError."""
-        while any(process.is_alive() for _, process in self.living.values()):
+        while any(process.is_alive() for kind, process in self.living.values() if kind != "watcher"):
             if monotonic() > self.plan.audit + _LATE:
                 raise RunError(f"processes that do not end: {sorted(self.living)}")
             self.check()
@@ -165,6 +179,8 @@ def run(settings: Settings, tell: Callable[[str], None] = lambda _: None) -> Out
         ):
             tell("preparing the database")
             asyncio.run((followed if settings.auto else database).create(url, workload.total))
+            if settings.outside:
+                asyncio.run(outside.install(url))
             began = monotonic() + _START
             ends = began + settings.seconds
             plan = Plan(settings, workload, url, folder, began, ends, ends + settings.quiet)
@@ -179,12 +195,14 @@ async def _run(plan: Plan, running: Servers, tell: Callable[[str], None]) -> Out
             await stack.enter_async_context(running.proxied())
         crew = Crew(plan, control, running)
         stack.callback(crew.end)
+        if settings.outside:
+            crew.start_watchers()
         for kind, number in (("writer", settings.writers), ("reader", settings.readers)):
             for place in range(number):
                 crew.start(kind, detour=proxied and place % 2 == 1)
         await asyncio.sleep(plan.began - monotonic())
         tell(f"running for {settings.seconds:g} s")
-        stage = Stage(running, control, crew, random.Random(settings.seed), settings.repair, outages)
+        stage = Stage(running, control, crew, random.Random(settings.seed), settings.repair, outages, settings.allowed)
         playing = asyncio.create_task(play(stage, settings.faults, plan.ends))
         while monotonic() < plan.ends:
             crew.check()
@@ -203,10 +221,11 @@ async def _checked(plan: Plan, done: list[Happened], outages: list[Outage], tell
     settings = plan.settings
     committed = await database.committed(plan.url)
     rules = Rules(
-        outages if settings.on_error == "bypass" else (),
+        outages if settings.on_error == "bypass" and not settings.outside else (),
         round(settings.repair * 1e9),
         round(HEARTBEAT * 1e9) if settings.near else 0,
         round((settings.timeout + _LEFT_ALONE) * 1e9),
+        round(settings.allowed * 1e9),
     )
     if not any(plan.folder.glob("*.reads")):
         raise RunError("nobody has read anything")

@@ -6,8 +6,9 @@ They are seeded in the processes of a run only. Which mechanisms there are, and 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from random import Random
 from typing import Any
 
 from sqlalchemy import inspect
@@ -34,6 +35,37 @@ def seed(name: str, put: Put = setattr) -> None:
         change.apply(put)
 
 
+async def _skip_some(watcher: Any, images: Sequence[Any]) -> None:
+    """Take one change in twenty for none."""
+    await _hand_over(watcher, [image for image in images if _chance.random() > 0.05])
+
+
+async def _hand_over_later(watcher: Any, images: Sequence[Any]) -> None:
+    """Let the position be stored first."""
+
+    async def later() -> None:
+        await asyncio.sleep(0.1)
+        await _hand_over(watcher, images)
+
+    task = asyncio.get_running_loop().create_task(later())
+    _ending.add(task)
+    task.add_done_callback(_ending.discard)
+
+
+async def _read_behind_the_last(source: Any, connection: Any, since: str, images: Any) -> int:
+    """Take it that what was open at the last poll is not committed later."""
+    last = since.split(":")[1]
+    return int(await _pages(source, connection, f"{last}:{last}:", images))
+
+
+async def _trust_in_any_case(bound: Any, client: Any) -> None:
+    """Ask nobody whether a watcher is alive."""
+    bound._health.discard(bound)
+
+
+_hand_over = original("changes-handed-over")
+_pages = original("outbox-by-snapshot")
+_chance = Random()
 _acquire = original("join-by-token")
 _bypass_reason = original("blockers-respected")
 _look = original("look-before-write")
@@ -102,6 +134,8 @@ def _columns(change: Any, following: Iterable[Any]) -> set[str]:
 _RACY = {"faults": ("slow-load", "slow-commit")}
 _AUTO: dict[str, Any] = {"auto": True, **_RACY}
 _SNAPSHOT = {"database": "postgresql", "isolation": "REPEATABLE READ"}
+
+_OUTSIDE: dict[str, Any] = {"auto": True, "outside": True, "watched": 2.0}
 
 BUGS: dict[str, Bug] = {
     "no-barrier": Bug("a writer bars nothing before its COMMIT", (without("barrier-set"),), _RACY),
@@ -189,6 +223,24 @@ BUGS: dict[str, Bug] = {
         "what is found in the cache by a load gives it no tags",
         (without("nested-hits-tagged", _read_without_tags),),
         _AUTO,
+    ),
+    "change-skipped": Bug(
+        "a watcher takes one change in twenty for none", (without("changes-handed-over", _skip_some),), _OUTSIDE
+    ),
+    "position-first": Bug(
+        "a watcher stores its position before Redis has the changes",
+        (without("changes-handed-over", _hand_over_later),),
+        {**_OUTSIDE, "faults": ("watcher-killed",)},
+    ),
+    "outbox-by-last": Bug(
+        "a watcher reads what began after its last poll, and not what was open then",
+        (without("outbox-by-snapshot", _read_behind_the_last),),
+        {**_OUTSIDE, "database": "postgresql", "faults": ("slow-commit",)},
+    ),
+    "watched-unasked": Bug(
+        "entries are read however old the heartbeat of the watcher is",
+        (without("heartbeat-checked", _trust_in_any_case),),
+        {**_OUTSIDE, "faults": ("watchers-killed",)},
     ),
     "read-while-owed": Bug(
         "a process that owes Redis an invalidation reads the cache all the same",

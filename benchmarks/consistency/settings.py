@@ -38,6 +38,12 @@ class Settings:
     """Writes a second, of all processes together."""
     auto: bool = False
     """A cache that follows, and writers that invalidate nothing by hand."""
+    outside: bool = False
+    """Writers without a cache, and watchers."""
+    watched: float | None = None
+    """`Cache(watched=)`; None for no such bound."""
+    bound: float = 3.0
+    """With `outside` and without `watched`: an answer may be out of date for so long."""
     spread: bool = False
     """10,000 rows, all alike, instead of hot and cold ones."""
     near: bool = False
@@ -61,7 +67,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense, before anything is started."""
-        for name in ("seconds", "rate", "timeout", "barrier", "repair"):
+        for name in ("seconds", "rate", "timeout", "barrier", "repair", "bound"):
             if getattr(self, name) <= 0:
                 raise SettingsError(f"--{name} {getattr(self, name)}: must be more than 0")
         for name in ("readers", "writers", "callers", "pool"):
@@ -72,11 +78,23 @@ class Settings:
             raise SettingsError(f"--style {self.style}: none of {', '.join(styles)}")
         if self.auto and (self.protocol != "fastrdb" or self.spread):
             raise SettingsError("--auto: is of fastrdb alone, and without --spread")
+        self._check_outside()
         self._check_faults()
         if self.protocol != "fastrdb" and self.bug is not None:
             raise SettingsError(f"--seed-bug {self.bug}: bugs are seeded into fastrdb, not into {self.protocol}")
         if self.protocol == "naive" and self.near:
             raise SettingsError("--near: the naive protocol has no near cache")
+
+    def _check_outside(self) -> None:
+        """Refuse watchers where nothing is watched, and bounds without watchers."""
+        if self.outside and not self.auto:
+            raise SettingsError("--outside: needs --auto, which says what entries depend on")
+        if self.watched is not None and (self.watched <= 0 or not self.outside):
+            raise SettingsError(f"--watched {self.watched}: must be more than 0, and needs --outside")
+        if not self.outside and (needing := {"watcher-killed", "watchers-killed"} & set(self.faults)):
+            raise SettingsError(f"--faults {', '.join(sorted(needing))}: needs --outside")
+        if self.watched is None and "watchers-killed" in self.faults:
+            raise SettingsError("--faults watchers-killed: needs --watched, without which nothing bounds what is stale")
 
     def _check_faults(self) -> None:
         """Refuse faults that this database cannot have, or that would outlast the barrier."""
@@ -92,6 +110,13 @@ class Settings:
             raise SettingsError(f"--barrier {self.barrier}: must be {LATE + 1} or more, for COMMIT is late by {LATE}")
         if self.barrier <= STALL and {"stall", "lost-barriers"} & set(self.faults):
             raise SettingsError(f"--barrier {self.barrier}: must be more than {STALL}, for which a writer stalls")
+
+    @property
+    def allowed(self) -> float:
+        """Seconds for which an answer may be out of date."""
+        if not self.outside:
+            return 0.0
+        return self.bound if self.watched is None else self.watched
 
     @property
     def quiet(self) -> float:

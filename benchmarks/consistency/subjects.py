@@ -194,6 +194,7 @@ def cache_of(settings: Settings, client: Any, **options: Any) -> Cache:
         timeout=settings.timeout,
         lease=settings.lease,
         barrier=settings.barrier,
+        watched=settings.watched,
         **options,
     )
 

@@ -22,7 +22,7 @@ from sqlalchemy import Connection, event, make_url
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from benchmarks.consistency import database, seeded_bugs
+from benchmarks.consistency import database, outside, seeded_bugs
 from benchmarks.consistency.address import HOST
 from benchmarks.consistency.control import Orders
 from benchmarks.consistency.logs import Formatter, Log, Step
@@ -322,7 +322,7 @@ def main(kind: str, orders: Orders) -> None:
     logging.getLogger("fastrdb").setLevel(logging.DEBUG)
     if orders.plan.settings.bug is not None:
         seeded_bugs.seed(orders.plan.settings.bug)
-    asyncio.run(_main(kind, orders))
+    asyncio.run(outside.watch(orders) if kind == "watcher" else _main(kind, orders))
 
 
 async def _main(kind: str, orders: Orders) -> None:
@@ -333,7 +333,7 @@ async def _main(kind: str, orders: Orders) -> None:
             url = url.set(host=HOST, port=proxy.port)
         slow = "slow-commit" in settings.faults
         engine = database.engine(url, settings.isolation, size=settings.callers + 2, pool=settings.pool, slow=slow)
-        subject = subject_of(settings)(settings, orders.address)
+        subject = subject_of(settings, kind)(settings, orders.address)
         await subject.ready()
         try:
             with Log(orders.path("reads" if kind == "reader" else "writes"), buffered=kind == "reader") as log:

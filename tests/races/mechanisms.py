@@ -223,6 +223,15 @@ _OF_WRITERS = {
         "a statement that commits by itself is taken for a COMMIT", "transactions.rules:autocommits", False
     ),
     "cancelled-is-undone": _function("what is cancelled before its COMMIT is rolled back", "transactions.finish:undo"),
+    "changes-handed-over": _function(
+        "a watcher stores its position when Redis has the changes", "watch.watcher:Watcher._invalidate"
+    ),
+    "outbox-by-snapshot": _function(
+        "what was open at the last poll is read when it is committed", "watch.postgres:PostgresSource._pages"
+    ),
+    "heartbeat-checked": _function(
+        "entries are read only while the heartbeat of the watcher is young", "protocol.watched:WatchedBound.check"
+    ),
     "repairs": _function("what Redis missed is made up for", "protocol.repairs:Repairs.add"),
     "commit-watched": _function("the return of COMMIT is noticed", "transactions.listeners:_watch"),
     "outcome-known": _function(
