@@ -141,7 +141,7 @@ class NearCache:
         self._groups: dict[str, set[str]] = {}
         self._tokens: WeakValueDictionary[str, Token] = WeakValueDictionary()
         self._channels: list[Channel] = []
-        self._shut: list[tuple[tuple[str, ...], frozenset[str]]] = []
+        self._shut: list[tuple[tuple[bytes, ...], frozenset[bytes]]] = []
         self.valid_until = -math.inf
         _of_this_process.add(self)
 
@@ -170,8 +170,10 @@ class NearCache:
             for channel in self._channels  # mechanism: near-key-tracked
         ):
             return None
-        if any(key in keys or key.startswith(heads) for heads, keys in self._shut):
-            return None
+        if self._shut:
+            name = self.before + key.encode()
+            if any(name in names or name.startswith(heads) for heads, names in self._shut):
+                return None
         token = self._tokens[key] = Token(key, head if key.startswith(head) else "", now)
         return token
 
@@ -217,7 +219,7 @@ class NearCache:
 
         When it has been answered, a later read sees what it did. Heads and names are those in Redis.
         """
-        reach = tuple(map(self._key, heads)), frozenset(map(self._key, names))
+        reach = tuple(heads), frozenset(names)
         self._shut.append(reach)
         try:
             if self._kept or self._tokens:
@@ -273,12 +275,12 @@ class NearCache:
         self._groups[kept.head].discard(key)
         self._size -= kept.size
 
-    def _drop_reached(self, heads: tuple[str, ...], keys: frozenset[str]) -> None:
-        for key in keys:
-            self._drop(key)
-        if heads:
+    def _drop_reached(self, heads: Iterable[bytes], names: Iterable[bytes]) -> None:
+        for name in names:
+            self._drop(self._key(name))
+        if under := tuple(map(self._key, heads)):
             # A prefix may have a filter, which is not asked: more is dropped, never less.
-            for key in [key for each in (*self._under(heads), self._tokens) for key in each if key.startswith(heads)]:
+            for key in [key for each in (*self._under(under), self._tokens) for key in each if key.startswith(under)]:
                 self._drop(key)
 
     def _under(self, heads: tuple[str, ...]) -> Iterator[set[str]]:

@@ -253,12 +253,15 @@ def portions(items: Sequence[T], size: int, budget: Budget | None = None) -> Ite
 
 
 def batches(size: int, *each: Sequence[Any], budget: Budget | None = None) -> Iterator[list[list[Any]]]:
-    """Cut lists into calls of at most `size` items and about 256 KiB, in the order of all, each with the timeout."""
+    """Cut lists into calls of at most `size` items and about 256 KiB, in the order of all, each with the timeout.
+
+    An item is of bytes, or a tuple of bytes.
+    """
     call: list[list[Any]] = [[] for _ in each]
     count = weight = 0
     for at, items in enumerate(each):
         for item in items:
-            cost = len(item) if isinstance(item, bytes) else sum(len(part) for part in item if isinstance(part, bytes))
+            cost = len(item) if type(item) is bytes else sum(map(len, item))
             if count and (count == size or weight + cost > _BYTES_PER_CALL):
                 yield call
                 call, count, weight = [[] for _ in each], 0, 0

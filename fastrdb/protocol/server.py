@@ -240,7 +240,7 @@ class ServerBackend(Backend):
         """Fill, give back, stamp, remove barriers."""
         barriers = [target.barrier(token) for target in fence]
         stood = True
-        fills = [tuple(write[:4]) for write in writes]
+        fills = [(entry, lease, raw, b"%d" % ttl_ms) for entry, lease, raw, ttl_ms, *_ in writes]
         for call in batches(self.limits.chunk, fills, released, stamps, barriers, budget=budget):
             arguments = (token, self.keyspace.leases, self.keyspace.before, self.limits.lease_ms, *lists(*call))
             (stands,) = await self.link.many(client, (Call(END, self._for_readers, arguments),), budget=budget)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _ABSENT = object()
 _PLAIN = frozenset({str, int, bool, NoneType, bytes, date, UUID})  # same type and equal is the same
+_SCALARS = _PLAIN | {float, Decimal, datetime, time}
 
 
 def difference(left: Any, right: Any, where: str = "value") -> str | None:
@@ -32,7 +33,9 @@ def difference(left: Any, right: Any, where: str = "value") -> str | None:
         return None  # drivers give UUIDs of classes of their own (asyncpg), which have the same methods
     if type(left) is not kind:
         return f"{where}: {kind.__name__} comes back as {type(left).__name__}"
-    if isinstance(right, BaseModel):
+    if kind in _SCALARS:
+        found = _in_scalar(left, right, where)
+    elif isinstance(right, BaseModel):
         found = _in_model(left, right, where)
     elif dataclasses.is_dataclass(right) and not isinstance(right, type):
         found = _in_fields(_attributes(left), _attributes(right), where, kind)
@@ -44,8 +47,8 @@ def difference(left: Any, right: Any, where: str = "value") -> str | None:
         found = _in_items(left, right, where)
     elif isinstance(right, set | frozenset):
         found = _in_items(_matched(left, right), right, where) if left == right else f"{where}: other members come back"
-    elif left is not right and not _same_scalar(left, right):
-        found = f"{where}: another {kind.__name__} comes back"
+    else:
+        found = _in_scalar(left, right, where)
     return found
 
 
@@ -54,6 +57,11 @@ def _settings(value: Any) -> Any:
     if isinstance(value, deque):
         return value.maxlen
     return value.default_factory if isinstance(value, defaultdict) else None
+
+
+def _in_scalar(left: Any, right: Any, where: str) -> str | None:
+    same = left is right or _same_scalar(left, right)
+    return None if same else f"{where}: another {type(right).__name__} comes back"
 
 
 def _same_scalar(left: Any, right: Any) -> bool:

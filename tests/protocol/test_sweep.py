@@ -131,7 +131,7 @@ async def test_hand_invalidation_sets_no_barrier(any_client: Redis) -> None:
 
 def test_batches_keep_the_order_of_all_lists() -> None:
     """No item of a later list comes in an earlier call than any item of an earlier list; calls are bounded."""
-    calls = list(batches(3, [b"1", b"2", b"3", b"4"], [(b"5", 1)], [], [b"6", b"7"]))
-    assert calls == [[[b"1", b"2", b"3"], [], [], []], [[b"4"], [(b"5", 1)], [], [b"6"]], [[], [], [], [b"7"]]]
+    calls = list(batches(3, [b"1", b"2", b"3", b"4"], [(b"5", b"1")], [], [b"6", b"7"]))
+    assert calls == [[[b"1", b"2", b"3"], [], [], []], [[b"4"], [(b"5", b"1")], [], [b"6"]], [[], [], [], [b"7"]]]
     assert len(list(batches(100, [b"x" * 100_000] * 5))) == 3
     assert list(batches(3, [], [])) == []
