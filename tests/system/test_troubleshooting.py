@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import re
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,9 +17,11 @@ from pydantic import BaseModel
 from redis.asyncio import Redis
 from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncSession
+from typer.testing import CliRunner
 
-from fastrdb import Cache, Event, FastRDB, SessionInUseError, cached
-from fastrdb.testing import FaultyClient, TcpProxy
+from fastrdb import Cache, Event, FastRDB, Inspector, SessionInUseError, cached
+from fastrdb.cli.commands import cli
+from fastrdb.testing import FaultyClient, GatedClient, TcpProxy
 from fastrdb.testing.server import EmbeddedServer
 from tests.support import ROOT
 from tests.support.servers.databases import Database
@@ -492,6 +496,113 @@ async def _boundless(scene: Scene) -> object:
     for words in ("a", "ab", "abc"):
         await search(words)
     return search.stats
+
+
+# --- what the doctor finds
+
+
+async def doctor(url: str) -> str:
+    """Return what `fastrdb doctor` finds besides what is well."""
+    done = await asyncio.to_thread(CliRunner().invoke, cli, ["doctor", url, "--json"], env={"FASTRDB_URL": None})
+    found = json.loads(done.stdout)
+    if isinstance(found, dict):
+        return str(found["error"])
+    return "\n".join(" ".join(each.values()) for each in found if each["level"] != "ok")
+
+
+async def limited(scene: Scene, right: str) -> str:
+    """Return what the doctor finds as a user without one right."""
+    await scene.client.execute_command("ACL", "SETUSER", "ill", "reset", "on", ">ill", "~*", "&*", "+@all", right)
+    try:
+        return await doctor(f"redis://ill:ill@127.0.0.1:{scene.server.port}")
+    finally:
+        await scene.client.execute_command("ACL", "DELUSER", "ill")
+
+
+@says("Nothing listens there (connection refused). …")
+async def _dead_port(scene: Scene) -> object:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return await doctor(f"redis://127.0.0.1:{probe.getsockname()[1]}")
+
+
+@says("The server asks for another login. …")
+async def _wrong_password(scene: Scene) -> object:
+    return await doctor(f"redis://nobody:wrong@127.0.0.1:{scene.server.port}")
+
+
+@says("role … a replica")
+async def _replica(scene: Scene) -> object:
+    with EmbeddedServer(args=("--replicaof", "127.0.0.1", str(scene.server.port))) as replica:
+        return await doctor(replica.url)
+
+
+@says("policy … allkeys-lru with maxmemory …")
+async def _evicting_policy(scene: Scene) -> object:
+    with EmbeddedServer(args=("--maxmemory", "64mb", "--maxmemory-policy", "allkeys-lru")) as server:
+        return await doctor(server.url)
+
+
+@says("rights … refused: ZADD …")
+async def _lacking_right(scene: Scene) -> object:
+    return await limited(scene, "-zadd")
+
+
+@says("info … INFO is refused …")
+async def _lacking_info(scene: Scene) -> object:
+    return await limited(scene, "-info")
+
+
+@says("index … not whole, …")
+async def _index_in_part(scene: Scene) -> object:
+    await scene.client.zadd("fastrdb:index", {"user:1": 0})
+    return await doctor(scene.server.url)
+
+
+@says("trust … the server has other data than it had …")
+async def _other_data(scene: Scene) -> object:
+    await scene.client.zadd("fastrdb:trusted", {"another server": 0})
+    return await doctor(scene.server.url)
+
+
+@says("barriers … s left) …")
+async def _commit_under_way(scene: Scene) -> object:
+    redis = GatedClient(scene.client)
+    gate = redis.before("end")
+    cache = Cache(redis)
+
+    @cache.invalidates("item:*")
+    async def write(db: AsyncSession) -> None:
+        await db.execute(text("UPDATE items SET name = 'b'"))
+        await db.commit()
+
+    async with scene.session() as db:
+        call = asyncio.create_task(write(db))
+        await gate.reached()
+        try:
+            return await doctor(scene.server.url)
+        finally:
+            gate.open()
+            await call
+
+
+@says("processes … a pending invalidation: …")
+async def _pending_elsewhere(scene: Scene) -> object:
+    redis = FaultyClient(scene.client)
+    async with Cache(redis) as cache:
+        redis.fail_with(on="begin")
+        assert await cache.invalidate("n:*") is None
+        record = {
+            "host": "web1",
+            "pid": 7,
+            "pending": cache.store(redis).bypass_reason(redis),
+            "functions": [],
+            "drops": [],
+        }
+        await Inspector(scene.client).publish("web1", record)
+        found = await doctor(scene.server.url)
+        redis.heal()
+    return found
 
 
 # --- the page
