@@ -24,7 +24,7 @@ from fastrdb.errors import OptionError
 from fastrdb.keys import Image
 
 from .lead import Lead, named
-from .postgres_tables import OUTBOX, Table, chosen, kin_of, tables_of, trigger_sql
+from .postgres_tables import OUTBOX, Table, chosen, kin_of, reported_of, tables_of, trigger_sql
 from .source import ChangeSource, Images, Poll, Status, image
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ _MOST_WAITING: Final = 100_000
 """With more rows waiting, everything is invalidated at once."""
 _LOCK: Final = 0x66617374  # of advisory locks: the name in hexadecimal digits
 _READER: Final = _LOCK + 1
+_EVENTS: Final = 4  # of each table: INSERT, UPDATE, DELETE, TRUNCATE
 
 _TAKE = text("SELECT pg_try_advisory_lock(:ours, hashtext(COALESCE(CAST(:namespace AS text), current_database())))")
 _CLEAN = text(
@@ -45,9 +46,11 @@ _MARK: Final = "INSERT INTO fastrdb.outbox (tbl) SELECT '' WHERE NOT EXISTS (SEL
 _UNMARK = text("DELETE FROM fastrdb.outbox WHERE tbl = ''")
 _MARK_AGAIN = text("INSERT INTO fastrdb.outbox (tbl, image) VALUES ('', to_jsonb(CAST(:mark AS text)))")
 _TRIGGERS = text("""
-SELECT t.tgrelid, t.tgname, t.tgenabled, p.prosrc FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
+SELECT t.tgrelid, t.tgname, CAST(t.tgenabled AS text) AS tgenabled, p.proname, p.prosrc
+FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
 JOIN pg_namespace n ON n.oid = p.pronamespace WHERE n.nspname = 'fastrdb' AND NOT t.tgisinternal
 """)
+_DEFAULT = text("SELECT current_schema()")
 _INSTALLED = text("SELECT to_regclass('fastrdb.outbox') IS NOT NULL")
 _LEADER = text("""
 SELECT COALESCE(NULLIF(a.application_name, ''), a.usename, 'session') || ', pid ' || a.pid
@@ -97,10 +100,12 @@ class PostgresSource(ChangeSource):
         """See `ChangeSource`. Needs CREATE on the database, and TRIGGER on the tables."""
         async with self.engine.connect() as connection:
             found = chosen(await tables_of(connection, columns), tables)
-            there = {(row.tgrelid, row.tgname) for row in await connection.execute(_TRIGGERS) if row.tgenabled != "D"}
+            triggers = await connection.execute(_TRIGGERS)
+            there = {(row.tgrelid, row.tgname, row.proname) for row in triggers if row.tgenabled not in "DR"}
+            default = str(await connection.scalar(_DEFAULT))
         statements = list(OUTBOX)
         for table in found:
-            statements += trigger_sql(table, there)
+            statements += trigger_sql(table, default, there)
         return [*statements, _MARK]
 
     async def uninstall_sql(self) -> list[str]:
@@ -129,7 +134,6 @@ class PostgresSource(ChangeSource):
             self._leads = await lead.take(
                 partial(_locked, self._connection, _READER, namespace), partial(_locked, self._connection, _LOCK, None)
             )
-            self._kin = await kin_of(self._connection)
         return self._leads
 
     async def poll(self, position: str | None, images: Images) -> Poll:
@@ -153,10 +157,12 @@ class PostgresSource(ChangeSource):
         while True:
             given = {"since": since, "xid": xid, "id": last, "page": _PAGE}
             rows = (await connection.execute(_NEW, given)).all()
-            total += len(rows)
             if rows:
+                if not total:
+                    self._kin = await kin_of(connection)
                 await images([found for row in rows for found in self._images(row.tbl, row.image)])
                 xid, last = rows[-1].xid, rows[-1].id
+                total += len(rows)
             if len(rows) < _PAGE:
                 return total
 
@@ -173,9 +179,6 @@ class PostgresSource(ChangeSource):
 
     async def clean(self, position: str) -> None:
         """See `ChangeSource`."""
-        connection = self._led()
-        async with connection.begin():
-            self._kin = await kin_of(connection)
         try:
             async with self.engine.begin() as other:
                 await other.execute(_CLEAN, {"position": _parsed(position)[1]})
@@ -240,11 +243,15 @@ def _note_table(status: Status, table: Table, triggers: Sequence[Any], wanted: C
     """Add one table to the state of watching."""
     if not triggers:
         status.unwatched[table.known_as] = "no trigger: made after `install`, or left out"
-    elif any(each.tgenabled == "D" for each in triggers):
-        status.unwatched[table.known_as] = "a trigger is disabled"
+    elif len(triggers) < _EVENTS or any(each.tgenabled in "DR" for each in triggers):
+        status.unwatched[table.known_as] = "a trigger is missing or disabled: run `fastrdb watch install` again"
     else:
         status.watched.append(table.known_as)
-        function = next((each.prosrc for each in triggers if "jsonb" in each.prosrc), "")
+        reported = reported_of(triggers[0].prosrc)
         named = {f"{table.known_as}:{column}".lower(): column for column in table.columns}
-        missing = (name for name, column in named.items() if name in wanted and f"'{column}'" not in function)
-        status.missing_columns.extend(missing)
+        status.missing_columns.extend(name for name in named if name in wanted and named[name] not in reported)
+        if not reported <= table.names:
+            status.notes.append(
+                f"{table.known_as}: a column was renamed or dropped after `install`, and each change counts as one of"
+                " any row: run `fastrdb watch install` again"
+            )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -27,12 +28,6 @@ OUTBOX: Final = (
     ),
     "CREATE INDEX IF NOT EXISTS outbox_xid ON fastrdb.outbox (xid, id)",
     "COMMENT ON TABLE fastrdb.outbox IS 'Changes for fastrdb watch. The row without a table marks it as whole.'",
-    """CREATE OR REPLACE FUNCTION fastrdb.truncated() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog AS $fastrdb$
-BEGIN
-    INSERT INTO fastrdb.outbox (tbl) VALUES (TG_ARGV[0]);
-    RETURN NULL;
-END $fastrdb$""",
 )
 _TABLES = text("""
 SELECT c.oid, n.nspname, c.relname, n.nspname = current_schema() AS own, c.relkind
@@ -42,31 +37,39 @@ AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'fastrdb') AND n.nspna
 ORDER BY n.nspname, c.relname
 """)
 _COLUMNS = text("""
-SELECT a.attrelid, a.attname,
+SELECT a.attrelid, a.attname, t.typname = ANY (CAST(:types AS text[])),
     EXISTS (SELECT FROM pg_index i WHERE i.indrelid = a.attrelid AND a.attnum = ANY (i.indkey))
     OR EXISTS (SELECT FROM pg_constraint k
         WHERE k.conrelid = a.attrelid AND k.contype = 'f' AND a.attnum = ANY (k.conkey))
 FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
-WHERE a.attnum > 0 AND NOT a.attisdropped AND t.typname = ANY (CAST(:types AS text[]))
+WHERE a.attnum > 0 AND NOT a.attisdropped
 ORDER BY a.attrelid, a.attnum
 """)
+_REPORTED = re.compile(r"'((?:[^']|'')*)', jsonb_agg\(")
 _KIN = text("""
 WITH RECURSIVE up AS (
     SELECT inhrelid AS child, inhparent AS parent FROM pg_inherits
     UNION SELECT up.child, i.inhparent FROM up JOIN pg_inherits i ON i.inhrelid = up.parent
-) SELECT child, parent FROM up
+), named AS (
+    SELECT c.oid, CASE WHEN n.nspname = current_schema() THEN '' ELSE n.nspname || '.' END || c.relname AS name
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.oid IN (SELECT child FROM up UNION SELECT parent FROM up)
+) SELECT child.name AS child, parent.name AS parent
+FROM up JOIN named child ON child.oid = up.child JOIN named parent ON parent.oid = up.parent
+WHERE child.name <> parent.name
 """)
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """One table, and the columns that its triggers report."""
+    """One table, the columns that its triggers report, and the names of all of its columns."""
 
     oid: int
     schema: str
     name: str
     own: bool  # in the default schema
     columns: tuple[str, ...] = ()
+    names: frozenset[str] = frozenset()
 
     @property
     def known_as(self) -> str:
@@ -77,7 +80,7 @@ class Table:
     def function(self) -> str:
         """Return the name of the function of its triggers."""
         digest = hashlib.sha256(f"{self.schema}.{self.name}".encode()).hexdigest()[:24]
-        return f"fastrdb.changed_{digest}"
+        return f"changed_{digest}"
 
     @property
     def quoted(self) -> str:
@@ -90,13 +93,18 @@ async def tables_of(connection: AsyncConnection, columns: Iterable[str]) -> list
     wanted = {name.lower() for name in columns}
     rows = (await connection.execute(_TABLES)).all()
     names = {row.oid: row.relname if row.own else f"{row.nspname}.{row.relname}" for row in rows}
-    chosen: dict[int, list[str]] = {}
-    for oid, column, indexed in await connection.execute(_COLUMNS, {"types": list(_TYPES)}):
-        if oid in names and (indexed or f"{names[oid]}:{column}".lower() in wanted):
-            chosen.setdefault(oid, []).append(column)
+    chosen: dict[int, list[str]] = {oid: [] for oid in names}
+    all_of: dict[int, list[str]] = {oid: [] for oid in names}
+    for oid, column, exact, indexed in await connection.execute(_COLUMNS, {"types": list(_TYPES)}):
+        if oid not in names:
+            continue
+        all_of[oid].append(column)
+        if exact and (indexed or f"{names[oid]}:{column}".lower() in wanted):
+            chosen[oid].append(column)
     return [
-        Table(row.oid, row.nspname, row.relname, row.own, tuple(chosen.get(row.oid, ())[:COLUMNS_NAMED]))
+        Table(row.oid, row.nspname, row.relname, row.own, tuple(columns[:COLUMNS_NAMED]), frozenset(all_of[row.oid]))
         for row in rows
+        for columns in [chosen[row.oid]]
     ]
 
 
@@ -112,59 +120,88 @@ def chosen(found: list[Table], tables: Collection[str]) -> list[Table]:
 
 async def kin_of(connection: AsyncConnection) -> dict[str, tuple[str, ...]]:
     """Return for each table the partitions and parents that hold rows of the same."""
-    names = {table.oid: table.known_as for table in await tables_of(connection, ())}
     found: dict[str, list[str]] = {}
     for child, parent in await connection.execute(_KIN):
-        if child in names and parent in names:
-            found.setdefault(names[child], []).append(names[parent])
-            found.setdefault(names[parent], []).append(names[child])
+        found.setdefault(child, []).append(parent)
+        found.setdefault(parent, []).append(child)
     return {name: tuple(kin) for name, kin in found.items()}
 
 
-def trigger_sql(table: Table, there: Collection[tuple[int, str]]) -> list[str]:
+def trigger_sql(table: Table, default: str, there: Collection[tuple[int, str, str]]) -> list[str]:
     """Return the statements that make one table record its changes.
 
-    A trigger that is `there` stays, since making one locks the table. What it does stands in the function.
+    Args:
+        table: with the columns to report.
+        default: the schema that is left out in tags.
+        there: triggers, each by table, name and function. These stay, since making one locks the table.
     """
-    name, columns = _literal(table.known_as), table.columns
-    aggregates = ", ".join(f"{_literal(each)}, jsonb_agg(DISTINCT {_quoted(each)})" for each in columns)
-    picked = ", ".join(map(_quoted, columns))
-
-    def insert(rows: str, most: int) -> str:
-        values = f"CASE WHEN count(*) <= {most} THEN jsonb_build_object({aggregates}) END" if columns else "NULL"
-        return f"INSERT INTO fastrdb.outbox (tbl, image) SELECT {name}, {values} FROM {rows}"
-
-    both = f"(SELECT {picked} FROM o UNION ALL SELECT {picked} FROM n) AS changed" if columns else "n LIMIT 1"
-    function = f"""
-CREATE OR REPLACE FUNCTION {table.function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog AS $fastrdb$
-BEGIN
-    IF TG_OP = 'INSERT' THEN
-        IF EXISTS (SELECT FROM n) THEN {insert("n" if columns else "n LIMIT 1", ROWS_NAMED)}; END IF;
-    ELSIF TG_OP = 'DELETE' THEN
-        IF EXISTS (SELECT FROM o) THEN {insert("o" if columns else "o LIMIT 1", ROWS_NAMED)}; END IF;
-    ELSE
-        IF EXISTS (SELECT FROM n) THEN {insert(both, 2 * ROWS_NAMED)}; END IF;
-    END IF;
-    RETURN NULL;
-END $fastrdb$"""
-    made = [function.strip()]
+    made = [_function(table, default)]
     for event, given in (
-        ("INSERT", "REFERENCING NEW TABLE AS n"),
-        ("UPDATE", "REFERENCING OLD TABLE AS o NEW TABLE AS n"),
-        ("DELETE", "REFERENCING OLD TABLE AS o"),
+        ("INSERT", "REFERENCING NEW TABLE AS n "),
+        ("UPDATE", "REFERENCING OLD TABLE AS o NEW TABLE AS n "),
+        ("DELETE", "REFERENCING OLD TABLE AS o "),
         ("TRUNCATE", ""),
     ):
         trigger = f"fastrdb_{event.lower()}"
-        if (table.oid, trigger) in there:
-            continue
-        action = f"fastrdb.truncated({name})" if event == "TRUNCATE" else f"{table.function}()"
-        made += [
-            f"DROP TRIGGER IF EXISTS {trigger} ON {table.quoted}",
-            f"CREATE TRIGGER {trigger} AFTER {event} ON {table.quoted} {given} FOR EACH STATEMENT"
-            f" EXECUTE FUNCTION {action}".replace("  ", " "),
-        ]
+        if (table.oid, trigger, table.function) not in there:
+            made += [
+                f"DROP TRIGGER IF EXISTS {trigger} ON {table.quoted}",
+                (
+                    f"CREATE TRIGGER {trigger} AFTER {event} ON {table.quoted} {given}FOR EACH STATEMENT"
+                    f" EXECUTE FUNCTION fastrdb.{table.function}()"
+                ),
+            ]
     return made
+
+
+def reported_of(function: str) -> set[str]:
+    """Return the columns that the function of a table's triggers reports."""
+    return {name.replace("''", "'") for name in _REPORTED.findall(function)}
+
+
+def _function(table: Table, default: str) -> str:
+    """Return the statement that makes the function of a table's triggers.
+
+    No write may fail because of it. Where columns were renamed or dropped, any row counts as changed. The outbox is
+    written outside of the block that catches this: a subtransaction that writes would cost the server a number. The
+    name of the table is the one that it has at the time.
+    """
+    columns = table.columns
+    values = ", ".join(f"{_literal(each)}, jsonb_agg(DISTINCT {_quoted(each)})" for each in columns)
+    picked = ", ".join(map(_quoted, columns))
+
+    def found(rows: str, most: int) -> str:
+        if not columns:
+            return "NULL;"
+        return f"SELECT CASE WHEN count(*) <= {most} THEN jsonb_build_object({values}) END INTO found FROM {rows};"
+
+    return f"""
+CREATE OR REPLACE FUNCTION fastrdb.{table.function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog AS $fastrdb$
+#variable_conflict use_column
+DECLARE
+    found jsonb;
+    named text := CASE WHEN TG_TABLE_SCHEMA = {_literal(default)} THEN '' ELSE TG_TABLE_SCHEMA || '.' END;
+BEGIN
+    IF TG_OP = 'INSERT' THEN
+        IF NOT EXISTS (SELECT FROM n) THEN RETURN NULL; END IF;
+    ELSIF TG_OP <> 'TRUNCATE' THEN
+        IF NOT EXISTS (SELECT FROM o) THEN RETURN NULL; END IF;
+    END IF;
+    BEGIN
+        IF TG_OP = 'INSERT' THEN
+            {found("n", ROWS_NAMED)}
+        ELSIF TG_OP = 'DELETE' THEN
+            {found("o", ROWS_NAMED)}
+        ELSIF TG_OP = 'UPDATE' THEN
+            {found(f"(SELECT {picked} FROM o UNION ALL SELECT {picked} FROM n) AS changed", 2 * ROWS_NAMED)}
+        END IF;
+    EXCEPTION WHEN OTHERS THEN
+        found := NULL;
+    END;
+    INSERT INTO fastrdb.outbox (tbl, image) VALUES (named || TG_TABLE_NAME, found);
+    RETURN NULL;
+END $fastrdb$""".strip()
 
 
 def _quoted(name: str) -> str:

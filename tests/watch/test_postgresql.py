@@ -79,6 +79,108 @@ async def test_a_partition_and_its_parent_stand_for_each_other(watched: Watched)
     assert await watched.changes() == {"events": row, "events_1": row}
 
 
+async def test_no_write_fails_because_a_column_was_renamed_or_dropped(watched: Watched) -> None:
+    """The triggers name columns: where one is gone, any row counts as changed until the next `install`."""
+    await watched.write("ALTER TABLE users ADD COLUMN found INTEGER UNIQUE")  # a name that the function has too
+    await watched.install()
+    await watched.write("UPDATE users SET found = 7 WHERE id = 1")
+    assert (await watched.changes())["users"]["found"] == {"%none", "7"}
+    await watched.write("ALTER TABLE users RENAME COLUMN email TO address", "ALTER TABLE orgs DROP COLUMN name CASCADE")
+    await watched.write("UPDATE users SET address = 'new@x' WHERE id = 1", "DELETE FROM users WHERE id = 2")
+    assert await watched.changes() == {"users": None}
+    notes = (await watched.source.status(watched.position)).notes
+    assert [note for note in notes if note.startswith("users: a column was renamed or dropped")] == notes != []
+    await watched.source.run(await watched.source.install_sql())
+    await watched.write("UPDATE users SET address = 'newer@x' WHERE id = 1")
+    assert (await watched.changes())["users"]["address"] == {"new@x", "newer@x"}
+    assert (await watched.source.status(watched.position)).notes == []
+
+
+async def test_a_renamed_table_is_reported_under_its_new_name(watched: Watched) -> None:
+    """Also before the next `install`, and after it; TRUNCATE too."""
+    await watched.install()
+    await watched.write("ALTER TABLE users RENAME TO members", "UPDATE members SET bio = 'x' WHERE id = 1")
+    assert (await watched.changes())["members"]["id"] == {"1"}
+    await watched.write("ALTER TABLE members ADD COLUMN team INTEGER UNIQUE", "TRUNCATE members")
+    assert await watched.changes() == {"members": None}
+    await watched.source.run(await watched.source.install_sql())
+    await watched.write("INSERT INTO members VALUES (4, 2, 'd@x', '', 9)")
+    assert (await watched.changes())["members"]["team"] == {"9"}
+
+
+async def test_a_partition_that_is_attached_later_stands_for_its_parent_at_once(watched: Watched) -> None:
+    """And `status` says that it has no triggers of its own, which writes that name it would need."""
+    await watched.write(
+        "CREATE TABLE events (id INTEGER, org_id INTEGER, PRIMARY KEY (id, org_id)) PARTITION BY LIST (org_id)"
+    )
+    await watched.install()
+    await watched.write(
+        "CREATE TABLE events_1 PARTITION OF events FOR VALUES IN (1)", "INSERT INTO events VALUES (7, 1)"
+    )
+    row = {"id": {"7"}, "org_id": {"1"}}
+    assert await watched.changes() == {"events": row, "events_1": row}
+    assert "events_1" in (await watched.source.status(watched.position)).unwatched
+
+
+@pytest.mark.parametrize("how", ["DISABLE TRIGGER fastrdb_update", "ENABLE REPLICA TRIGGER fastrdb_update"])
+async def test_a_disabled_trigger_is_named_and_made_again(watched: Watched, how: str) -> None:
+    """`status` says so, and `install` mends it."""
+    await watched.install()
+    await watched.write(f"ALTER TABLE users {how}")
+    assert "disabled" in (await watched.source.status(watched.position)).unwatched["users"]
+    await watched.source.run(await watched.source.install_sql())
+    assert (await watched.source.status(watched.position)).unwatched == {}
+    await watched.write("UPDATE users SET bio = 'x' WHERE id = 1")
+    assert (await watched.changes())["users"]["id"] == {"1"}
+
+
+KINDS = {
+    "uuid": ("'11111111-2222-3333-4444-555555555555'", {"id": {"11111111-2222-3333-4444-555555555555"}}),
+    "bigint": ("9007199254740993", {"id": {"9007199254740993"}}),
+    "date": ("'2024-02-29'", {"id": {"2024-02-29"}}),
+    "boolean": ("true", {"id": {"1"}}),
+    "text": ("'O''Brien'", {"id": {"O'Brien"}}),
+    "bytea": ("'x'", None),
+    "numeric": ("1.50", None),
+    "timestamptz": ("now()", None),
+    "char(5)": ("'a'", None),
+    "double precision": ("1.5", None),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_key_of_any_type_is_reported(watched: Watched, kind: str) -> None:
+    """Types whose values have several texts count as any row."""
+    literal, expected = KINDS[kind]
+    await watched.write(f'CREATE TABLE "Odd one" (id {kind} PRIMARY KEY, v INTEGER)')
+    await watched.install()
+    await watched.write(f'INSERT INTO "Odd one" VALUES ({literal}, 1)')
+    assert await watched.changes() == {"Odd one": expected}
+
+
+HIDDEN_WRITES = {
+    "MERGE": "MERGE INTO orgs USING (VALUES (1)) AS v (id) ON orgs.id = v.id WHEN MATCHED THEN UPDATE SET name = 'm'",
+    "DO": "DO $$ BEGIN UPDATE orgs SET name = 'm' WHERE id = 1; END $$",
+    "a writable CTE": "WITH w AS (UPDATE orgs SET name = 'm' WHERE id = 1 RETURNING id) SELECT * FROM w",
+    "an upsert": "INSERT INTO orgs VALUES (1, 'm') ON CONFLICT (id) DO UPDATE SET name = excluded.name",
+    "a view": "UPDATE org_view SET name = 'm' WHERE id = 1",
+}
+
+
+@pytest.mark.parametrize("kind", HIDDEN_WRITES)
+async def test_every_kind_of_write_is_reported(watched: Watched, kind: str) -> None:
+    """Statement triggers fire for each."""
+    async with watched.database.engine.connect() as connection:
+        version = int(await connection.scalar(text("SHOW server_version_num")) or 0)
+    if kind == "MERGE" and version < 150_000:
+        pytest.skip("PostgreSQL 15 is the first with MERGE")
+    await watched.write("CREATE VIEW org_view AS SELECT * FROM orgs")
+    await watched.install()
+    await watched.write(HIDDEN_WRITES[kind])
+    assert (await watched.changes())["orgs"]["id"] == {"1"}
+    await watched.write("DROP VIEW org_view")
+
+
 async def test_one_watcher_leads_and_another_takes_over(watched: Watched) -> None:
     """The lead is a lock of the session, which ends with its connection."""
     await watched.install()
