@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
-from rich.console import Console
-from rich.markdown import Markdown
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.markdown import Markdown, MarkdownElement, TableElement
+from rich.table import Table
 
 import fastrdb
 
 _FOLDER = Path(fastrdb.__file__).parent / "docs"
+
+
+class _WholeTable(TableElement):
+    """A table whose long words go on in the next line: by default rich cuts words that a narrow column cannot hold."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for part in super().__rich_console__(console, options):
+            for column in part.columns if isinstance(part, Table) else ():
+                column.overflow = "fold"
+            yield part
+
+
+class Page(Markdown):
+    """A page for a terminal."""
+
+    elements: ClassVar[dict[str, type[MarkdownElement]]] = {**Markdown.elements, "table_open": _WholeTable}
 
 
 def names() -> list[str]:
@@ -28,6 +46,6 @@ def show(console: Console, text: str) -> None:
         console.print(text)
     elif console.size.height < text.count("\n"):
         with console.pager(styles=True):
-            console.print(Markdown(text))
+            console.print(Page(text))
     else:
-        console.print(Markdown(text))
+        console.print(Page(text))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -16,10 +18,12 @@ import pyte
 import pytest
 import redis
 from redis.asyncio import Redis, RedisCluster
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from fastrdb import Cache, Inspector
 from fastrdb import cli as command
+from fastrdb.cli import pages
 from fastrdb.cli.commands import cli
 from fastrdb.testing import EmbeddedServer
 from tests.support import ROOT
@@ -135,6 +139,21 @@ def test_docs_show_a_page() -> None:
     assert "operations" in call("docs").stdout.split()
     assert call("docs", "keys").stdout.startswith("# Keys")
     assert "no page nothing; there are: " in call("docs", "nothing", status=1).output
+
+
+@pytest.mark.parametrize("name", pages.names())
+def test_eighty_columns_hold_a_page(name: str) -> None:
+    """No line is longer than the terminal is wide, and no word of a table is cut."""
+    text = pages.read(name)
+    assert text is not None
+    written = io.StringIO()
+    terminal = Console(file=written, width=80, height=100_000, force_terminal=True, color_system=None)
+    pages.show(terminal, text)
+    shown = written.getvalue()
+    lines = re.sub(r"\x1b\]8;[^\x1b]*\x1b\\\\|\x1b\[[\d;]*m", "", shown).splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= 80
+    assert shown.count("…") == text.count("…")
+    assert not [line for line in lines if line.startswith("|")]
 
 
 def test_the_tools_that_are_missing_are_named(
