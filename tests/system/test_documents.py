@@ -7,7 +7,7 @@ import asyncio
 import inspect
 import re
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
 from redis.asyncio import Redis
@@ -19,6 +19,8 @@ from fastrdb.demo.cache import get_redis, open_redis
 from fastrdb.demo.database import async_get_db, open_database
 from fastrdb.demo.models import User
 from fastrdb.demo.schemas import UserCreate, UserResponse, UserUpdate
+from fastrdb.events import Kind
+from fastrdb.loading.policy import Policy
 from fastrdb.typing import Options
 from tests.support import ROOT
 from tests.support.programs.projects import project, run_file
@@ -198,6 +200,37 @@ def test_each_option_is_on_the_page_of_options() -> None:
     text = (DOCS / "options.md").read_text("utf-8")
     taken = {*Options.__annotations__, *inspect.signature(Cache.__init__).parameters} - {"self", "redis"}
     assert [name for name in sorted(taken) if f"`{name}`" not in text] == []
+
+
+def test_each_kind_of_event_is_on_the_page_of_operations() -> None:
+    """The table of events names all that hooks and counts have."""
+    table = (DOCS / "operations.md").read_text("utf-8").split("## Events and counts\n")[1].split("\n## ")[0]
+    events = {
+        name for cells in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", cells)
+    }
+    kinds = {kind for each in get_args(Kind) for kind in (get_args(each) or [each])}
+    assert events == kinds
+
+
+def test_defaults_of_options_are_those_of_the_signatures() -> None:
+    """A default is written as in Python; `none` is an empty one, and a size has its unit."""
+    text = (DOCS / "options.md").read_text("utf-8")
+    policy = inspect.signature(Policy.of).parameters
+    functions, caches = text.split("## Of a cache\n")
+    for section, parameters in ((functions, policy), (caches, inspect.signature(Cache.__init__).parameters)):
+        rows = re.findall(r"^\| `(\w+)` \| ([^|]+?) \|", section, re.MULTILINE)
+        given = {name for name, each in parameters.items() if each.default is not each.empty}
+        given -= {"timeout"}  # longer in tests: see patient_caches
+        written = {name: default.strip("`") for name, default in rows if name in given and "the cache" not in default}
+        assert len(written) > 7
+        for name, default in written.items():
+            value = parameters[name].default
+            if default == "none":
+                assert not value, name
+            elif default == "8 MiB":
+                assert value == 8 * 2**20, name
+            else:
+                assert value == ast.literal_eval(default), name
 
 
 def test_ci_runs_the_test_command_of_the_readme() -> None:
