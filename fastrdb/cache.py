@@ -151,7 +151,7 @@ class Cache(Runtime):
     @overload
     def cached_list(self, list_pattern: str, *, schema: type[S], **options: Unpack[Options]) -> ListWithSchema[S]: ...
     def cached_list(self, list_pattern: str, *, schema: Any = None, **options: Unpack[Options]) -> Any:
-        """`cached` for functions that give a list: `schema` is that of one item. Raises what `cached` raises."""
+        """Do what `cached` does for functions that return a list: `schema` is that of one item."""
         _refuse_function(list_pattern, "cached_list", '"user:page:{page}:limit:{limit}"')
         return partial(self._cached, "cached_list", list_pattern, schema, list[Any], options)
 
@@ -160,7 +160,7 @@ class Cache(Runtime):
     @overload
     def cached_many(self, pattern: str, *, schema: type[S], **options: Unpack[Options]) -> ManyWithSchema[S]: ...
     def cached_many(self, pattern: str, *, schema: Any = None, **options: Unpack[Options]) -> Any:
-        """`cached` for functions that take a list of ids, and give a mapping by id or a list in the order of the ids.
+        """Do so for functions that take a list of ids, and return a mapping by id or a list in the order of the ids.
 
         Each id has an entry of its own, under the same key as in a `cached` function with that pattern. One round trip
         reads them all, and the function is called with the ids that are not there. An id that is left out of the
@@ -185,10 +185,11 @@ class Cache(Runtime):
         keys: Iterable[str] = (),
         touches: Dependency | Sequence[Dependency] = (),
     ) -> Callable[[F], F]:
-        """After this async function has succeeded and its transaction is committed, nothing older is in the cache.
+        """Invalidate what an async function writes, so that nothing older is cached once its transaction is committed.
 
         Args:
-            prefix: one or several, such as `"user:*"` or `"user:{user_id}:*"`; `{result.…}` is what the function gives.
+            prefix: one or several, such as `"user:*"` or `"user:{user_id}:*"`; `{result.…}` is what the function
+                returns.
             keys: exact patterns.
             touches: rows that the function writes, so that what depends on them is invalidated: mapped classes, tables,
                 or `rows(User, id="{user_id}")`, which may use `{result.…}`.

@@ -14,7 +14,7 @@ _LONGEST = 10 * 365 * 86_400.0  # ten years: more is a mistake in the unit
 
 
 def seconds(value: Seconds, *, name: str, owner: str, zero: bool = False) -> float:
-    """`value` as seconds. OptionError naming `owner`, `name` and the value unless 0 < value <= ten years.
+    """Return `value` in seconds. Raise OptionError naming `owner`, `name` and the value unless 0 < value <= ten years.
 
     With `zero`, 0 is a duration too.
     """
@@ -41,14 +41,14 @@ def synchronous(value: T, *, name: str, owner: str, use: str) -> T:
 
 
 def flag(value: object, *, name: str, owner: str) -> bool:
-    """`value`. OptionError naming `owner`, `name` and the value unless it is True or False."""
+    """Return `value`. Raise OptionError naming `owner`, `name` and the value unless it is True or False."""
     if not isinstance(value, bool):
         raise OptionError(f"{owner}: {name}={value!r} must be True or False")
     return value
 
 
 def at_least_one(value: object, *, name: str, owner: str) -> int:
-    """`value`. OptionError naming `owner`, `name` and the value unless it is a whole number of at least 1."""
+    """Return `value`. Raise OptionError naming `owner`, `name` and the value unless it is a whole number from 1 on."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise OptionError(f"{owner}: {name}={value!r} must be a whole number of at least 1")
     return value

@@ -1,4 +1,4 @@
-"""All entries and leases of a cluster are to go: a shard of its index was lost, or its data is not trusted.
+"""Deletion of all entries and leases of a cluster: a shard of its index was lost, or its data is not trusted.
 
 Two ways lead to them, since each may fail where the other does not. One is the rosters, of which a server that evicts
 may have lost some. The other is a scan of all keys of each master, which may miss a slot that is being moved. All but

@@ -1,4 +1,4 @@
-"""The undertaker of a cluster's index: entry, lease and index lie in different slots, so dead members go in steps."""
+"""Removal of dead members from a cluster's index: in steps, since entry, lease and index lie in different slots."""
 
 from __future__ import annotations
 

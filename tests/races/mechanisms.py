@@ -64,6 +64,10 @@ _ON_ONE_SERVER = {
     "sweep-deletes-leases": _lua("a sweep deletes the leases of what it reaches"),
     "sweep-deletes-entries": _lua("a sweep deletes the entries that it reaches", "local deleted = 0"),
     "release-checks-token": _lua("a lease is given back only by its holder"),
+    "lease-has-moment": _lua(
+        "two grants to one token differ, so that a load of the first is not stored under the second",
+        "return sealed(token, kind) .. (moment or '')",
+    ),
     "own-lease-granted-again": _lua(
         "an acquire that is sent twice is granted its own lease again", "if reader then return {'busy', reader} end"
     ),
@@ -161,6 +165,10 @@ _OF_TAGS = {
     "shard-put-uses-column": _lua("a put puts the columns of its tags into use"),
     "tags-forgotten": _lua("tags go with their entry"),
     "columns-in-use-named": _lua("a writer reaches all values of a column that it does not name"),
+    "column-counts-later": _lua(
+        "a new column counts only when the writers that began before have ended",
+        "redis.call('ZADD', keys.ended, ms(clock), column)",
+    ),
     "new-column-looks-at-table": _lua("the first entries of a column look at the whole table"),
     "stamped-before-swept": _lua("what is invalidated by hand is stamped", "following(1)"),
     "shard-stamped-before-swept": _lua("what is invalidated by hand is stamped", "following(1)"),

@@ -67,6 +67,7 @@ ON_SQLITE: dict[Change, list[Scenario]] = {
     without("sweep-deletes-entries"): [fills.window_after_commit, commits.raises_after_its_commit],
     without("release-checks-token"): [fills.release_spares_others],
     without("own-lease-granted-again"): [fills.lost_reply],
+    without("lease-has-moment"): [fills.late_copy],
     without("rule-1-own-writes"): [sessions.own_writes],
     without("call-covers-commits"): [commits.hidden_session, commits.connection_inside],
     without("older-transaction-covered"): [commits.older_hidden_session, commits.connection_outside],

@@ -47,6 +47,7 @@ MUTANTS: list[tuple[Change, Race]] = [
     (without("tag-indexed"), tags.found_by_each_tag),
     (without("columns-in-use-named"), tags.column_that_the_writer_does_not_name),
     (without("new-column-looks-at-table"), tags.first_entry_of_a_column),
+    (without("column-counts-later"), tags.first_entry_of_a_column),
     (without("lost-stamps"), tags.stamps_that_were_lost),
 ]
 ON_ONE_SERVER: list[tuple[Change, Race]] = [

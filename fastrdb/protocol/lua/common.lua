@@ -52,7 +52,7 @@ local function sealed(token, kind)
 end
 
 local function new_lease(token, kind, moment)
-  return sealed(token, kind) .. (moment or table.concat({time()}, '.'))
+  return sealed(token, kind) .. (moment or table.concat({time()}, '.')) -- mechanism: lease-has-moment
 end
 
 local function grant_in(held)

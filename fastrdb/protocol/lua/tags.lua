@@ -133,7 +133,7 @@ local function use_column(keys, barriers, column)
   local latest = redis.call('ZREVRANGEBYSCORE', barriers, '(+inf', 0, 'WITHSCORES', 'LIMIT', 0, 1)[2] or 0
   local clock = tonumber(redis.call('ZSCORE', keys.ended, CLOCK))
   redis.call('ZADD', keys.columns, 0, column)
-  redis.call('ZADD', keys.ended, ms(math.max(clock, (latest + 1) * 1000)), column)
+  redis.call('ZADD', keys.ended, ms(math.max(clock, (latest + 1) * 1000)), column) -- mechanism: column-counts-later
 end
 
 -- What is put has no fill that looks: its columns are used from now on.

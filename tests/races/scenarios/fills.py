@@ -10,7 +10,7 @@ import asyncio
 import pytest
 
 from fastrdb.keys.prefix import Prefix
-from fastrdb.protocol import Busy, Granted
+from fastrdb.protocol import Busy, Fill, Granted
 from fastrdb.testing import Gate
 from tests.support.world.stores import acquire, fill
 from tests.support.world.world import World, spawn
@@ -126,6 +126,20 @@ async def zombie_acquire(w: World) -> None:
     gate.open()
     await writer
     assert not await fill(w.one.store, w.one.client, "item:1", token, b'{"id":1,"name":"old"}', 60_000)
+    await w.fair()
+
+
+async def late_copy(w: World) -> None:
+    """R11: a copy of an acquire arrives when a writer has come and gone: what the first grant loaded is not stored."""
+    token = "f" * 32
+    first = (await w.one.store.acquire(w.one.client, {"item:1": token}))["item:1"]
+    await w.two.write("new")
+    second = (await w.one.store.acquire(w.one.client, {"item:1": token}))["item:1"]
+    assert isinstance(first, Granted)
+    assert isinstance(second, Granted)
+    (stored,) = await w.one.store.fill(w.one.client, [Fill("item:1", first.lease, b'{"id":1,"name":"old"}', 60_000)])
+    assert not stored
+    await w.one.store.release(w.one.client, {"item:1": token})
     await w.fair()
 
 
