@@ -232,7 +232,8 @@ class ClusterWriters(Backend):
             held, gone = await self._away(client, takes, portion, budget)
             work.leases.update(zip(portion, held, strict=True))
             deleted += gone
-        if self.trust.evicts:  # the index may have been lost since the keys were entered
+        # The index may have been lost since the keys were entered, and be whole again without these.
+        if self.trust.evicts:  # mechanism: write-indexed-again
             again = [
                 self._fence_call(shard, _Job(indexed=self._indexed(work, targets)), work.token)
                 for shard, targets in self._by_shard(_exactly(work.leases)).items()

@@ -28,6 +28,7 @@ SCENARIOS: list[Scenario] = [
     scenarios.found_by_its_prefix,
     scenarios.written_through_and_found,
     scenarios.written_through_against_another,
+    scenarios.written_through_and_evicted,
     scenarios.barrier_that_lapsed,
 ]
 
@@ -112,6 +113,7 @@ MUTANTS: list[tuple[Change, list[Scenario]]] = [
     (without("shard-lease-indexed"), [scenarios.lease_before_the_writer, scenarios.found_by_its_prefix]),
     (without("barrier-set"), [scenarios.reader_behind_the_sweep]),
     (without("shard-write-indexed"), [scenarios.written_through_and_found]),
+    (without("write-indexed-again"), [scenarios.written_through_and_evicted]),
     (without("fence-leaves-index"), [scenarios.second_writer_between_range_and_deletion]),
     (
         without("lease-check"),

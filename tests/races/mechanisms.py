@@ -75,6 +75,7 @@ _ON_ONE_SERVER = {
     "looks-bounded": _lua("a script looks at a bounded number of barriers", "if false then"),
     "steps-bounded": _lua("a script compares a bounded number of letters", "return compare(text, glob)"),
     "lease-indexed": _lua("a lease is in the index, so that a sweep finds it"),
+    "write-indexed": _lua("what a writer leases is in the index, so that another writer's sweep finds it"),
     "barriers-distinguished": _lua(
         "the end of one writer removes its own barriers only",
         "redis.call('ZREMRANGEBYSCORE', barriers, '-inf', '(+inf')",  # not the one that bars nothing: it is noticed
@@ -108,6 +109,9 @@ _ON_A_CLUSTER = {
     ),
     "shard-lease-indexed": _lua("a lease is in the index of its shard"),
     "shard-write-indexed": _lua("what a writer leases is in the index of its shard"),
+    "write-indexed-again": _line(
+        "where an index may be evicted, what a writer leases enters it behind the lease, too", "if False:"
+    ),
     "shard-is-whole": _lua("a sweep does not rely on a shard of the index that was lost"),
     "shard-lost-barriers-noticed": _lua("where barriers were lost, every key of the shard is barred", "if false then"),
     "evicted-shard": _lua("an empty shard of a server that evicts is not taken for a new one"),

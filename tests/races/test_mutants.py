@@ -61,6 +61,7 @@ ON_SQLITE: dict[Change, list[Scenario]] = {
         commits.result_prefix,
     ],
     without("lease-check", script="end"): [sessions.put_against_a_writer],
+    without("write-indexed"): [sessions.put_against_a_writer],
     without("barrier-set"): [fills.refill_before_commit, commits.hidden_session, commits.connection_outside],
     without("barrier-check"): [fills.refill_before_commit, fills.window_after_commit, fills.zombie_acquire],
     without("sweep-deletes-leases"): [fills.stale_fill, fills.joiner],

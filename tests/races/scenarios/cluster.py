@@ -17,7 +17,7 @@ from fastrdb.protocol.intent import Intent
 from fastrdb.protocol.keyspace import ClusterKeyspace
 from tests.races.seams import Change
 from tests.support.world.gates import GatedCluster
-from tests.support.world.stores import acquire, fill, lapse_barriers, members, put, store_on
+from tests.support.world.stores import acquire, fill, lapse_barriers, lose, members, put, store_on
 from tests.support.world.world import spawn
 
 KEY, OLD, NEW = "user:1", b"old", b"new"
@@ -180,6 +180,24 @@ async def written_through_against_another(w: Slots) -> None:
     intent = w.writes.intent(w.writer)
     intent.put(KEY, OLD, 60_000)
     await intent.begin()
+    await (await w.begun(w.reads, w.reader)).end(committed=True)
+    await intent.end(committed=True)
+    await w.empty()
+
+
+async def written_through_and_evicted(w: Slots) -> None:
+    """Evict the index before a writer takes its lease, and let another make it whole: a third one finds the lease."""
+    w.writes._backend.trust._policies[b"another"] = b"allkeys-lru"
+    w.writes._backend.trust._policy = b"allkeys-lru"
+    intent = w.writes.intent(w.writer)
+    intent.put(KEY, OLD, 60_000)
+    gate = w.writer.before("take")
+    beginning = spawn(intent.begin())
+    await gate.reached()
+    await lose(w.client, "index")
+    await (await w.begun(w.reads, w.reader)).end(committed=True)
+    gate.open()
+    await beginning
     await (await w.begun(w.reads, w.reader)).end(committed=True)
     await intent.end(committed=True)
     await w.empty()

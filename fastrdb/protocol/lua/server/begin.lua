@@ -67,7 +67,7 @@ first, last = following(2)
 local held = new_lease(token, WRITER)
 for i = first, last, 2 do
   redis.call('UNLINK', ARGV[i])
-  put_in_index(index, expiry, ARGV[i], tonumber(barrier_ms))
+  put_in_index(index, expiry, ARGV[i], tonumber(barrier_ms)) -- mechanism: write-indexed
   forget(index, ARGV[i])
   if ARGV[i + 1] ~= '' then
     open_tags(tag_sets)
