@@ -15,6 +15,7 @@ from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from fastrdb import Cache
+from fastrdb.cli.commands import cli
 from fastrdb.demo.cache import get_redis, open_redis
 from fastrdb.demo.database import async_get_db, open_database
 from fastrdb.demo.models import User
@@ -210,6 +211,18 @@ def test_each_kind_of_event_is_on_the_page_of_operations() -> None:
     }
     kinds = {kind for each in get_args(Kind) for kind in (get_args(each) or [each])}
     assert events == kinds
+
+
+def test_commands_and_variables_of_the_pages_are_those_of_the_command_line() -> None:
+    """The table of commands has each of them, and a page names no variable of the environment that is not read."""
+    operations = (DOCS / "operations.md").read_text("utf-8")
+    table = operations.split("## The command line\n")[1].split("\n## ")[0]
+    written = set(re.findall(r"`fastrdb (\w+)", "\n".join(re.findall(r"^\| (.+?) \|", table, re.MULTILINE))))
+    commands = {each.name or getattr(each.callback, "__name__", "") for each in cli.registered_commands}
+    assert written == commands | {each.name for each in cli.registered_groups}
+    read = {name for file in FILES for name in re.findall(r"FASTRDB_[A-Z]+", file.read_text("utf-8"))}
+    named = {name for page in [README, *PAGES] for name in re.findall(r"FASTRDB_[A-Z]+", page.read_text("utf-8"))}
+    assert named <= read
 
 
 def test_defaults_of_options_are_those_of_the_signatures() -> None:
