@@ -1,6 +1,16 @@
 """The face of `fastrdb.inference`."""
 
-from .catalog import Catalog, asking, catalog_of, declare_views, forget, is_asking
+from .catalog import (
+    Catalog,
+    asking,
+    catalog_of,
+    declare_views,
+    forget,
+    forget_again,
+    is_asking,
+    transaction_begins,
+    transaction_commits,
+)
 from .facts import Spread
 from .look import check, look
 from .names import Names
@@ -23,11 +33,14 @@ __all__ = [
     "check",
     "declare_views",
     "forget",
+    "forget_again",
     "functions_in",
     "harmless",
     "is_asking",
     "look",
     "reads_of",
     "reads_of_text",
+    "transaction_begins",
+    "transaction_commits",
     "writes_of",
 ]

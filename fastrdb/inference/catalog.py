@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, cast
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection
@@ -24,7 +24,8 @@ from .names import Names
 from .reads import ReadRows
 from .sources import SOURCES
 
-_ASKING: Final = "fastrdb.asking"  # in `Connection.info`: a statement of fastrdb's own is running
+# In `Connection.info`: a statement of fastrdb's own is running; the catalog of a transaction that changes tables.
+_ASKING, _OWN = "fastrdb.asking", "fastrdb.catalog"
 _DDL: Final = re.compile(r"\s*(?:CREATE|ALTER|DROP|RENAME)\b", re.IGNORECASE)
 
 
@@ -137,7 +138,9 @@ _catalogs: WeakKeyDictionary[Dialect, Catalog] = WeakKeyDictionary()
 
 
 def catalog_of(connection: Connection) -> Catalog:
-    """Return the catalog of the connection's engine."""
+    """Return the catalog of the connection's engine; of a transaction that changes tables, its own."""
+    if (own := connection.info.get(_OWN)) is not None:
+        return cast("Catalog", own)
     found = _catalogs.get(connection.dialect)
     if found is None:
         found = _catalogs[connection.dialect] = Catalog(connection.dialect)
@@ -145,9 +148,30 @@ def catalog_of(connection: Connection) -> Catalog:
 
 
 def forget(connection: Connection, statement: str) -> None:
-    """Forget the facts of an engine if this statement may change these."""
+    """Forget the facts of an engine if this statement, which is about to run, may change these.
+
+    Until the transaction ends, it sees other facts than all others do, and has a catalog of its own.
+    """
     if _DDL.match(statement):
         _catalogs.pop(connection.dialect, None)
+        connection.info[_OWN] = Catalog(connection.dialect)
+
+
+def forget_again(connection: Connection) -> None:
+    """Forget what others have asked for while a statement ran that may have changed it, and committed by itself."""
+    if _OWN in connection.info:
+        _catalogs.pop(connection.dialect, None)
+
+
+def transaction_begins(connection: Connection) -> None:
+    """Forget what only the connection's transaction before this one has seen."""
+    connection.info.pop(_OWN, None)
+
+
+def transaction_commits(dialect: Dialect, info: dict[Any, Any]) -> None:
+    """Forget what others have asked for before a COMMIT, which has returned, changed it."""
+    if info.pop(_OWN, None) is not None:
+        _catalogs.pop(dialect, None)
 
 
 @contextmanager

@@ -25,6 +25,16 @@ _ASSIGNED: Final = re.compile(r"\bNEW\.[\"`]?(\w+)[\"`]?\s*:?=|\bINTO\s+(?:STRIC
 _ROW_ASSIGNED: Final = re.compile(r"\bNEW\s*:?=|\bINTO\s+(?:STRICT\s+)?NEW\b(?!\.)", re.IGNORECASE)
 
 
+_ACTS: Final[Mapping[Verb, tuple[Verb, ...]]] = {
+    "insert": (),
+    "upsert": ("update",),
+    "update": ("update",),
+    "delete": ("delete",),
+    "any": ("update", "delete"),
+}
+"""On which of its actions a foreign key may act after a write."""
+
+
 @dataclass(frozen=True, slots=True)
 class Link:
     """A foreign key with an action: a column of another table that points to this one."""
@@ -175,9 +185,8 @@ class Spread:
         for name in sorted(besides):
             if (name, "any") not in self._seen:  # the table itself included, whose trigger may write other rows
                 yield from self._of(Image(name), "any", NO_TABLES, self._facts(name))
-        verbs: tuple[Verb, ...] = ("update", "delete") if kind == "any" else () if kind == "insert" else (kind,)
         for link in facts.links:
-            for verb in verbs:
+            for verb in _ACTS[kind]:
                 yield from self._linked(link, image, verb, changed)
 
     def _linked(self, link: Link, image: Image, kind: Verb, changed: frozenset[str]) -> Iterator[Image]:

@@ -29,7 +29,7 @@ def look(connection: Connection, context: Any, change: Change, columns: Collecti
     """
     statement = statement_of(context.compiled)
     table = getattr(statement, "table", None)
-    if change.whole or not isinstance(table, Table) or not columns or _extra_froms(statement, table):
+    if change.whole or not change.by_row or not isinstance(table, Table) or not columns:
         return
     wanted = [column for column in table.c if column.name in columns or column.primary_key]
     if len(context.compiled_parameters) > MOST_VALUES:
@@ -79,12 +79,6 @@ def _where(statement: Any, context: Any, values: Mapping[str, Any]) -> list[Any]
         return bindparam(None, value, type_=element.type, unique=True, expanding=element.expanding)
 
     return [visitors.replacement_traverse(each, {}, replace) for each in statement._where_criteria]
-
-
-def _extra_froms(statement: Any, table: Table) -> bool:
-    """Return True for UPDATE ... FROM and its like, whose look would lock rows of other tables."""
-    froms = {each for clause in statement._where_criteria for each in clause._from_objects}
-    return any(each is not table and hash(each) != hash(table) for each in froms)
 
 
 def _lock_sqlite(connection: Connection, table: Table) -> None:

@@ -25,11 +25,10 @@ from fastrdb.keys import ANYTHING, END, row_tag, table_tag
 
 from .conditions import MOST_VALUES, Conditions, Pinned, Place, Places, parts_of, texts_at
 from .names import Names, OncePerForm, SchemaMap
-from .text import functions_in, harmless, named_in, reads_nothing
+from .text import OF_THE_MOMENT, functions_in, harmless, named_in, reads_nothing
 
 _TEXTS: Final = (TextClause, getattr(elements, "AbstractTextClause", TextClause))  # the second since SQLAlchemy 2.1
 _WRAPPERS: Final = (sel.AliasedReturnsRows, sel.SelectStatementGrouping, sel.FromGrouping, elements.Grouping)
-_OF_THE_MOMENT: Final = frozenset({"NOW", "CURRENT_TIMESTAMP", "RANDOM", "CURRENT_USER", "CURRENT_DATE", "RAND"})
 
 
 class Asked(NamedTuple):
@@ -271,7 +270,7 @@ class _Reader:
             self._anything(f"{type(function).__name__} is compiled by a function of its own")
         elif packages := getattr(function, "packagenames", ()):
             self._functions.add(".".join([*packages, name]).lower())
-        elif name.upper() in _OF_THE_MOMENT:
+        elif name.upper() in OF_THE_MOMENT:
             self._coarse[f"{name}() changes without a write: only the ttl bounds its age"] = None
         elif name.upper() not in harmless(self._conditions.dialect):
             self._functions.add(name.lower())

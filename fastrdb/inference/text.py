@@ -38,6 +38,8 @@ _LACKS: Final = {
     ),
 }
 """Functions that a database does not have by itself: there, a user's function may have the name."""
+OF_THE_MOMENT: Final = frozenset({"NOW", "CURRENT_TIMESTAMP", "RANDOM", "CURRENT_USER", "CURRENT_DATE", "RAND"})
+"""Functions of which two calls may differ, though nothing was written between them."""
 CALLED: Final = re.compile(r'([\w$."`\]]+)\s*\(')
 """Finds what stands before each parenthesis."""
 _LITERALS = re.compile(r"'(?:[^']|'')*'")

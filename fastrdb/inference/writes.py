@@ -13,9 +13,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from sqlalchemy import Alias, Delete, Insert, Join, Table, Update
+from sqlalchemy import Alias, ColumnClause, Delete, Insert, Join, Table, Update
 from sqlalchemy.sql import visitors
-from sqlalchemy.sql.elements import False_
+from sqlalchemy.sql.elements import False_, TextClause
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.sql.selectable import ReturnsRows
 
 from fastrdb.keys import Image, value_text
 from fastrdb.orm import exact_type
@@ -23,11 +25,11 @@ from fastrdb.orm import exact_type
 from .conditions import Conditions, Places, parts_of, texts_at
 from .names import Names, OncePerForm, SchemaMap
 from .reads import ranks_of
-from .text import Named, named_in
+from .text import OF_THE_MOMENT, Named, harmless, named_in
 
 MOST_ROWS: Final = 64
 """Rows of one statement whose values are kept apart. A write of more rows reaches its whole table."""
-Verb = Literal["insert", "update", "delete", "any"]
+Verb = Literal["insert", "upsert", "update", "delete", "any"]
 Texts = frozenset[str]
 _DML: Final = (Insert, Update, Delete)
 
@@ -38,6 +40,7 @@ class Change:
 
     Attributes:
         kind, table: what is done, "any" where rows may be updated and deleted, and the name of the table.
+        by_row: the values of a row alone decide whether it is changed, so a look finds the rows.
         old: the values before of each column that WHERE pins.
         new: the values after of each column that is inserted or set, None where one is unknown.
         whole: nothing is known of the rows.
@@ -54,6 +57,7 @@ class Change:
     looked: dict[str, Texts] = field(default_factory=dict)
     rows: int | None = None
     likely: frozenset[str] = frozenset()
+    by_row: bool = False
 
     def take_keys(self, column: Any, values: Sequence[Any], dialect: str) -> None:
         """Take the primary keys that the database has made for inserted rows."""
@@ -66,7 +70,7 @@ class Change:
         """Return what is known of the rows."""
         if self.whole:
             return Image(self.table)
-        if self.kind == "insert":
+        if self.kind in ("insert", "upsert"):
             return Image(self.table, dict(self.new))
         columns: dict[str, Texts | None] = {}
         for column, before in {**self.old, **self.looked}.items():
@@ -84,6 +88,7 @@ class Writes:
         where: columns that WHERE pins, with the Python type of their values.
         sets: for each column that is inserted or set the names of its parameters, none for an expression.
         others: the tables that are written besides, in CTEs.
+        by_row: the values of a row alone decide whether it is changed.
         nothing: its WHERE is false, as where `FastRDB` takes SQLite's lock by an UPDATE of no row.
     """
 
@@ -95,6 +100,7 @@ class Writes:
     whole: bool
     others: tuple[tuple[Verb, str], ...]
     likely: frozenset[str] = frozenset()
+    by_row: bool = False
     nothing: bool = False
 
     def of(self, parameter_sets: Sequence[Mapping[str, Any]], expanded: Mapping[str, Any]) -> list[Change]:
@@ -107,7 +113,7 @@ class Writes:
     def _own(self, parameter_sets: Sequence[Mapping[str, Any]], expanded: Mapping[str, Any]) -> Change:
         if self.whole or len(parameter_sets) > MOST_ROWS:
             return Change(self.kind, self.name, whole=True)
-        change = Change(self.kind, self.name, likely=self.likely)
+        change = Change(self.kind, self.name, likely=self.likely, by_row=self.by_row)
         for column, (places, kind) in self.where.items():
             texts = _union(texts_at(places, values, expanded, kind) for values in parameter_sets)
             if texts:
@@ -168,14 +174,16 @@ def _read(compiled: Any, names: Names) -> Writes:
         verb: Verb = "update"
         others.extend((verb, names.of(table)) for table in _other_targets(main))
     besides: tuple[tuple[Verb, str], ...] = tuple(dict.fromkeys(others))
-    return Writes(
-        _kind(main), main.table, names.of(main.table), where, sets, whole, besides, frozenset(ranks_of(main.table))
-    )
+    by_row = not isinstance(main, Insert) and _is_by_row(main, conditions.dialect)
+    likely = frozenset(ranks_of(main.table))
+    return Writes(_kind(main), main.table, names.of(main.table), where, sets, whole, besides, likely, by_row)
 
 
 def _kind(statement: Any) -> Verb:
-    if isinstance(statement, Insert):  # a REPLACE deletes the rows that are in its way
-        return "any" if statement._prefixes else "insert"
+    if isinstance(statement, Insert):
+        if statement._prefixes:  # a REPLACE deletes the rows that are in its way
+            return "any"
+        return "insert" if _keeps_rows(statement) else "upsert"
     return "update" if isinstance(statement, Update) else "delete"
 
 
@@ -190,14 +198,12 @@ def _is_whole(statement: Any) -> bool:
     """Return True for INSERT FROM SELECT, INSERT OR REPLACE, and an upsert that may update any row."""
     if not isinstance(statement, Insert):
         return False
-    upsert: Any = statement._post_values_clause
-    conflict = upsert is None or type(upsert).__name__ == "OnConflictDoNothing" or bool(_conflict_columns(upsert))
+    conflict = _keeps_rows(statement) or bool(_conflict_columns(statement._post_values_clause))
     return statement.select is not None or bool(statement._prefixes) or not conflict
 
 
 def _inserted(statement: Insert, conditions: Conditions) -> dict[str, tuple[tuple[str, ...], type | None]]:
-    upsert: Any = statement._post_values_clause
-    only = None if upsert is None or type(upsert).__name__ == "OnConflictDoNothing" else _conflict_columns(upsert)
+    only = None if _keeps_rows(statement) else _conflict_columns(statement._post_values_clause)
     rows = sum(len(each) for each in statement._multi_values)
     given = _values_by_key(statement)
     found: dict[str, tuple[tuple[str, ...], type | None]] = {}
@@ -209,6 +215,12 @@ def _inserted(statement: Insert, conditions: Conditions) -> dict[str, tuple[tupl
         kind = conditions.exact_type(column) if known and conditions.is_value(given, column) else None
         found[column.name] = (names, kind)
     return found
+
+
+def _keeps_rows(statement: Insert) -> bool:
+    """Return True for an INSERT that changes no row that is there: all but an upsert."""
+    upsert: Any = statement._post_values_clause
+    return upsert is None or type(upsert).__name__ == "OnConflictDoNothing"
 
 
 def _conflict_columns(upsert: Any) -> frozenset[str]:
@@ -250,6 +262,26 @@ def _pinned(statement: Any, conditions: Conditions) -> dict[str, tuple[Places, t
         if spot.origin == hash(statement.table) and (kind := conditions.exact_type(columns[spot.column])) is not None:
             found[spot.column] = (places, kind)
     return found
+
+
+def _is_by_row(statement: Update | Delete, dialect: str) -> bool:
+    """Return True if WHERE speaks of the row alone, in values that stay as they are while the row is locked.
+
+    What a subquery finds, or a function such as random(), may be another thing a moment after a look. Rows of another
+    table would be locked by a look, and are not by the statement.
+    """
+    pure = harmless(dialect) - OF_THE_MOMENT - {"DATE", "STRFTIME"}  # SQLite's may be asked for 'now'
+    parts: Iterable[Any] = (each for clause in statement._where_criteria for each in visitors.iterate(clause))
+    for element in parts:
+        if isinstance(element, ColumnClause):
+            if element.is_literal or hash(element.table) != hash(statement.table):
+                return False
+        elif isinstance(element, FunctionElement):
+            if str(getattr(element, "name", "")).upper() not in pure or bool(element.packagenames):
+                return False
+        elif isinstance(element, ReturnsRows | TextClause) or hasattr(type(element), "_compiler_dispatcher"):
+            return False  # a subquery, or SQL made by a function of the user
+    return True
 
 
 def _given(names: Iterable[str], values: Mapping[str, Any], kind: type | None) -> set[str] | None:

@@ -24,6 +24,7 @@ from fastrdb.inference import (
     check,
     declare_views,
     forget,
+    forget_again,
     functions_in,
     look,
     reads_of,
@@ -35,13 +36,14 @@ from fastrdb.orm import Declared, images_of
 from fastrdb.protocol import Intent
 
 from .finish import finish
-from .rules import has_written
+from .rules import autocommits, has_written
 from .scope import loads_around, targets_around
 from .sql import Effect, effect, plain
 from .state import Follower, Transaction, Written, state_of, transaction_of
 
 _MOST_CHANGES = 256
-"""Statements of one transaction that write to one table and are kept apart; with more, the table is meant."""
+"""Statements of one kind, in one transaction, that write to one table and are kept apart. With more, the last of these
+stands for all that follow: it means any rows of the table."""
 _SEARCHES = "fastrdb.searches"  # in `Connection.info`: a statement has chosen where tables are looked for
 _MAP = "schema_translate_map"
 _QUERIES = ("SELECT", "WITH", "VALUES", "TABLE")
@@ -51,8 +53,8 @@ _ROWLESS = (
     *("CREATE", "DECLARE", "FETCH", "CLOSE", "LISTEN", "UNLISTEN", "NOTIFY", "COMMENT", "GRANT", "REVOKE", "KILL"),
 )
 """Statements that change no row of a table."""
-_RUNS = re.compile(r"(?:EXPLAIN|ANALYZE)\b.*\b(?:INSERT|UPDATE|DELETE|MERGE|REPLACE)\b", re.DOTALL)
-"""An EXPLAIN ANALYZE of a write, which writes."""
+_RUNS = re.compile(r"(?:EXPLAIN|ANALYZE)\b.*\b(?:INSERT|UPDATE|DELETE|MERGE|REPLACE)\b|CREATE\s+OR\b", re.DOTALL)
+"""An EXPLAIN ANALYZE of a write, which writes; the replacement of a view or a function, which changes answers."""
 _log = logging.getLogger("fastrdb")
 
 
@@ -130,6 +132,7 @@ def _tags(connection: Connection, statement: str, context: Any) -> tuple[Iterabl
 
 def _writes(connection: Connection, transaction: Transaction, statement: str, context: Any) -> None:
     """Note what a statement is about to change."""
+    forget(connection, statement)  # by a migration that is not tracked, too
     following = _following()
     if not following:
         return
@@ -137,7 +140,6 @@ def _writes(connection: Connection, transaction: Transaction, statement: str, co
     if written.latest is not None and written.latest[0] is context:
         return  # the next batch of an INSERT, whose parameters were seen with the first
     changes, covered = _changes(connection, statement, context)
-    forget(connection, statement)
     if connection.info.get(_SEARCHES) and any("." not in change.table for change, _ in changes):
         covered = [*covered, Image(None)]
     for image in covered:
@@ -146,13 +148,14 @@ def _writes(connection: Connection, transaction: Transaction, statement: str, co
     for change, declared in changes:
         catalog = catalog_of(connection)
         catalog.warm(connection, change.table, declared)
-        count = written.counts[change.table] = written.counts.get(change.table, 0) + 1
+        counted = change.table, change.kind, frozenset(following)
+        count = written.counts[counted] = written.counts.get(counted, 0) + 1
         if count > _MOST_CHANGES:
             continue
         if count == _MOST_CHANGES:
             change.whole = True
         concerned = tuple(each for each in following if not _is_quiet(each, change))
-        if context.isupdate or context.isdelete:
+        if (context.isupdate or context.isdelete) and not (transaction.loose or autocommits(connection)):
             _look(connection, context, change, concerned)
         if concerned:
             written.changes.append((change, concerned))
@@ -193,13 +196,13 @@ def _changes(
     declared: Collection[Image] = () if touches is None else images_of(touches, "fastrdb_touches")
     translated = context.execution_options.get(_MAP)
     if context.isddl:
-        return [], () if plain(statement).startswith("CREATE") else (Image(None),)
+        return [], () if _is_rowless(plain(statement)) else (Image(None),)
     if context.compiled is not None and not context.is_text:
         found = writes_of(context.compiled, translated)
         changes = found.of(context.compiled_parameters, context._expanded_parameters or {})
         if changes or found.nothing:
             return [(change, found.table if change.table == found.name else None) for change in changes], declared
-    if plain(statement).startswith(_ROWLESS) and not _RUNS.match(plain(statement)):
+    if _is_rowless(plain(statement)):
         return [], declared
     names = Names(connection.dialect.default_schema_name, translated)
     compiled: Any = context.compiled
@@ -216,6 +219,10 @@ def _changes(
         return [], (Image(None),)
     named += [Change("any", table, whole=True) for tables in called for table in sorted(tables or ())]
     return [(change, None) for change in named], ()
+
+
+def _is_rowless(text: str) -> bool:
+    return text.startswith(_ROWLESS) and not _RUNS.match(text)
 
 
 def _look(connection: Connection, context: Any, change: Change, following: Iterable[Follower]) -> None:
@@ -261,6 +268,7 @@ def _on_executed(
     """Compare the count of rows with the count that was looked at; end what has committed by itself."""
     for change in _latest(connection, context):
         check(cursor, change)
+    forget_again(connection)
     transaction = transaction_of(connection)
     if transaction is not None and transaction.autocommit and transaction.followed:
         over = [each for each in transaction.followed.values() if each in transaction.intents]

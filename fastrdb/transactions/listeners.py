@@ -19,7 +19,7 @@ from sqlalchemy.engine import Dialect, ExceptionContext
 from sqlalchemy.orm import ORMExecuteState, Session, SessionTransaction
 from sqlalchemy.util import await_only
 
-from fastrdb.inference import is_asking
+from fastrdb.inference import is_asking, transaction_begins, transaction_commits
 from fastrdb.protocol import Intent
 
 from .finish import abandon, awaitable, finish, undo
@@ -49,11 +49,13 @@ _log = logging.getLogger("fastrdb")
 @event.listens_for(Engine, "begin")
 def _on_begin(connection: Connection) -> None:
     new_transaction(connection)
+    transaction_begins(connection)
 
 
 @event.listens_for(Engine, "begin_twophase")
 def _on_begin_twophase(connection: Connection, xid: Any) -> None:
     new_transaction(connection, twophase=True)
+    transaction_begins(connection)
 
 
 @event.listens_for(Engine, "rollback")
@@ -274,17 +276,18 @@ def _watch(connection: Connection, transaction: Transaction) -> None:
 
     def commit(dbapi_connection: Any) -> None:
         do_commit(dbapi_connection)
-        _on_committed(getattr(dbapi_connection, "info", {}))
+        _on_committed(dialect, getattr(dbapi_connection, "info", {}))
 
     def commit_twophase(connection: Connection, xid: Any, is_prepared: bool = True, recover: bool = False) -> None:
         do_commit_twophase(connection, xid, is_prepared, recover)
-        _on_committed(connection.info)
+        _on_committed(dialect, connection.info)
 
     dialect.do_commit = commit  # type: ignore[method-assign]
     dialect.do_commit_twophase = commit_twophase  # type: ignore[method-assign]
 
 
-def _on_committed(info: dict[Any, Any]) -> None:
+def _on_committed(dialect: Dialect, info: dict[Any, Any]) -> None:
+    transaction_commits(dialect, info)
     transaction: Transaction | None = info.pop(_SENT, None)
     if transaction is None:
         return

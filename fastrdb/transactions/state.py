@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary, WeakSet, ref
 from sqlalchemy import Connection, StaticPool
 from sqlalchemy.orm import Session
 
-from fastrdb.inference import Change
+from fastrdb.inference import Change, Verb
 from fastrdb.keys import Image, Prefix
 from fastrdb.protocol import Intent
 
@@ -82,13 +82,13 @@ class Written:
 
     Attributes:
         changes: those that no intent has yet, each with the caches that invalidate because of it.
-        counts: for each table how many changes there were.
+        counts: for each table, kind of change and set of caches that followed, how many changes there were.
         latest: the statement that is running, and its changes.
         doubtful: functions were called that may have written anywhere.
     """
 
     changes: list[tuple[Change | Image, tuple[Follower, ...]]] = field(default_factory=list)
-    counts: dict[str, int] = field(default_factory=dict)
+    counts: dict[tuple[str, Verb, frozenset[Follower]], int] = field(default_factory=dict)
     latest: tuple[Any, list[Change]] | None = None
     doubtful: bool = False
 

@@ -230,11 +230,15 @@ async def test_a_process_that_only_writes_drops(filled: Database, functions: Fun
 
 
 async def test_autocommit_drops_at_each_statement(filled: Database, functions: Functions) -> None:
-    """A statement that commits by itself is invalidated before it is sent, and its barrier ends with it."""
+    """A statement that commits by itself is invalidated before it is sent, and its barrier ends with it.
+
+    A look before it would hold no lock: the row may move before the statement, so its other values are unknown.
+    """
+    unknown = {f"number {number}" for number in (*range(101, 107), 999)} | {f"people {number}" for number in range(3)}
     async with filled.engine.connect() as connection:
         await connection.execution_options(isolation_level="AUTOCOMMIT")
         await connection.execute(update(Person).where(Person.id == 1).values(name="auto"))
-        assert await functions.reloaded(filled) == OF_ONE
+        assert await functions.reloaded(filled) == {"person 1", "card 1", *unknown, *PAGES}
         assert await functions.reloaded(filled) == set()
 
 

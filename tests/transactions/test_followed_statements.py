@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import text
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from fastrdb.inference import Change, Spread, check, writes_of
@@ -98,6 +99,67 @@ async def test_an_upsert_reaches_the_values_of_its_conflict(people: Database, fo
     assert known(image, "org_id") is None
 
 
+TRIGGER = (
+    "CREATE FUNCTION noted() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN DELETE FROM stamps; RETURN NULL; END $$",
+    "CREATE TRIGGER noted AFTER UPDATE ON people FOR EACH ROW EXECUTE FUNCTION noted()",
+)
+
+
+async def written_in(people: Database, follower: NotingFollower) -> set[str | None]:
+    """Change a row; return the tables that the commit has reached."""
+    follower.images.clear()
+    async with people.sessions() as db:
+        await db.execute(sa.update(Person).where(Person.id == 1).values(score=sa.func.coalesce(Person.score, 0) + 1))
+        await db.commit()
+    return {image.table for image in follower.images}
+
+
+@pytest.mark.parametrize("tracked", [True, False])
+async def test_the_catalog_is_asked_again_after_a_migration(
+    people: Database, follower: NotingFollower, tracked: bool
+) -> None:
+    """What others have asked for while it was not committed is forgotten, though they were told the old facts."""
+    assert await written_in(people, follower) == {"people"}
+    async with people.engine.connect() as connection:
+        follower.tracked = tracked
+        await connection.exec_driver_sql(TRIGGER[0])
+        follower.tracked = True
+        async with people.engine.connect() as other:
+            await other.execute(sa.update(Person).where(Person.id == 2).values(score=4))
+            await other.rollback()
+        follower.tracked = tracked
+        await connection.exec_driver_sql(TRIGGER[1])
+        await connection.commit()
+        follower.tracked = True
+    assert await written_in(people, follower) == {"people", "stamps"}
+
+
+async def test_a_migration_that_is_rolled_back_changes_no_facts(people: Database, follower: NotingFollower) -> None:
+    """Only its own transaction has seen them."""
+    async with people.engine.begin() as connection:
+        for statement in TRIGGER:
+            await connection.exec_driver_sql(statement)
+    async with people.engine.connect() as connection:
+        await connection.exec_driver_sql("DROP TRIGGER noted ON people")
+        await connection.execute(sa.update(Person).where(Person.id == 2).values(score=4))
+        await connection.rollback()
+        await connection.execute(sa.update(Person).where(Person.id == 2).values(score=4))
+        await connection.rollback()
+    assert await written_in(people, follower) == {"people", "stamps"}
+
+
+async def test_the_replacement_of_a_view_reaches_everything(people: Database, follower: NotingFollower) -> None:
+    """Answers change with it; a new view changes none."""
+    for statement, expected in (
+        ("CREATE VIEW names AS SELECT id FROM people", []),
+        ("CREATE OR REPLACE VIEW names AS SELECT id FROM people WHERE id > 1", [Image(None)]),
+    ):
+        follower.images.clear()
+        async with people.engine.begin() as connection:
+            await connection.exec_driver_sql(statement)
+        assert follower.images == expected
+
+
 async def test_a_commit_reaches_each_cache_that_follows(people: Database, follower: NotingFollower) -> None:
     """Two caches in one process are each given the images."""
     other = NotingFollower({})
@@ -107,6 +169,39 @@ async def test_a_commit_reaches_each_cache_that_follows(people: Database, follow
         await db.commit()
     other.tracked = False
     assert other.images == follower.images != []
+
+
+TABLE = sa.Table(
+    "t",
+    sa.MetaData(),
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("a", sa.Integer),
+    sa.Column("b", sa.Text),
+)
+OTHER = TABLE.alias()
+
+
+@pytest.mark.parametrize(
+    ("where", "by_row"),
+    [
+        (TABLE.c.a == 1, True),
+        (sa.or_(TABLE.c.a > TABLE.c.id, TABLE.c.b.in_(["x"])), True),
+        (sa.func.lower(TABLE.c.b) == "x", True),
+        (TABLE.c.a == sa.select(sa.func.max(OTHER.c.a)).scalar_subquery(), False),
+        (sa.exists().where(OTHER.c.a == TABLE.c.id), False),
+        (TABLE.c.a == OTHER.c.a, False),
+        (sa.func.random() < 5, False),
+        (sa.func.mine(TABLE.c.a) == 1, False),
+        (sa.text("a = 1"), False),
+        (sa.literal_column("a") == 1, False),
+    ],
+    ids=str,
+)
+def test_a_look_needs_rows_that_decide_alone(where: sa.ColumnElement[bool], by_row: bool) -> None:
+    """What a subquery or a function finds may be another row when the statement runs, and the count the same."""
+    compiled = sa.delete(TABLE).where(where).compile(dialect=postgresql.dialect())
+    (change,) = writes_of(compiled).of([compiled.params], {})
+    assert change.by_row is by_row
 
 
 def test_another_count_of_rows_makes_the_look_worthless() -> None:
