@@ -161,7 +161,8 @@ class ClusterBackend(ClusterWriters):
         for write in writes:
             shard = self.keyspace.shard(write.entry)
             arguments = (self.keyspace.before, write.entry, write.since or 0, write.tags)
-            calls.append(Call(TAG_ENTRY, (shard.barriers, *shard.of_tags), arguments))
+            keys = (shard.barriers, *shard.of_tags, shard.index, shard.expiry)
+            calls.append(Call(TAG_ENTRY, keys, arguments))
         replies = await self.link.many(client, calls, budget=budget)
         entered = {write.entry: (why, tags) for write, (why, tags) in zip(writes, replies, strict=True)}
         refused = [write for write in writes if entered[write.entry][0]]

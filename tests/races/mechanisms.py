@@ -149,6 +149,7 @@ _ON_A_CLUSTER = {
 }
 
 _OF_TAGS = {
+    "lost-deaths-found": _lua("a fill enters again what has tags, and a death in no list"),
     "fill-checks-tags": _lua("a fill looks at what writers have reached since its grant"),
     "shard-checks-tags": _lua("a fill looks at what writers have reached since its grant", "local why"),
     "tag-stamps": _lua("a fill is refused if a writer on one of its tags has ended since its grant"),

@@ -35,6 +35,7 @@ RACES: list[Race] = [
     tags.stamps_that_were_lost,
     tags.tags_that_were_lost,
     tags.stamps_are_bounded,
+    tags.deaths_that_were_lost,
 ]
 # Without each of these, the race is lost on one server and on a cluster.
 MUTANTS: list[tuple[Change, Race]] = [
@@ -49,6 +50,7 @@ MUTANTS: list[tuple[Change, Race]] = [
     (without("new-column-looks-at-table"), tags.first_entry_of_a_column),
     (without("column-counts-later"), tags.first_entry_of_a_column),
     (without("lost-stamps"), tags.stamps_that_were_lost),
+    (without("lost-deaths-found"), tags.deaths_that_were_lost),
 ]
 ON_ONE_SERVER: list[tuple[Change, Race]] = [
     (without("fill-checks-tags"), tags.written_during_the_load),

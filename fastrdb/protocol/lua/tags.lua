@@ -73,6 +73,16 @@ local function put_tags(keys, entry, tags)
   redis.call('HSET', keys.tagged, entry, tags)
 end
 
+-- Look at one entry with tags, by chance. If index and expiry were lost since, it is in neither, and no fill would ever
+-- find it dead: it is entered again as one that may be dead by now.
+local function check_any(keys, index, expiry)
+  local entry = redis.call('HRANDFIELD', keys.tagged)
+  if entry and entry ~= COMPLETE and not redis.call('ZSCORE', expiry, entry) then
+    redis.call('ZADD', index, 0, entry)
+    redis.call('ZADD', expiry, ms(now_ms()), entry) -- mechanism: lost-deaths-found
+  end
+end
+
 -- Note that writers on names have ended. Stamps are forgotten after twice the longest lease.
 local function stamp(keys, barriers, lease_ms, first, last)
   if first > last then return end

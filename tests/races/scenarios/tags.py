@@ -251,6 +251,22 @@ async def tags_that_were_lost(w: Tags) -> None:
     await w.gone()
 
 
+async def deaths_that_were_lost(w: Tags) -> None:
+    """Lose index and deaths of an entry, which then expires unread: fills of another one find its tags."""
+    await w.stored(USERS, tag("id", 1))
+    for part in ("index", "expiry"):
+        for key in keys_of(w.client, part):
+            await w.client.delete(key)
+    await w.client.delete(KEY)
+    for _ in range(100):  # each looks at one of two entries
+        await w.stored(ORGS, key=near(KEY))
+        await w.writes.invalidate(w.client, keys=[near(KEY)])
+        left = [member for member in await members(w.client, "tags") if member.endswith(b"\0" + KEY.encode())]
+        if not left:
+            break
+    assert not left, "tags of an entry that is gone have stayed"
+
+
 async def nothing_is_left(w: Tags) -> None:
     """Check that tags go with their entry: deleted by a tag or a prefix, filled with others, or given back."""
     await w.stored(tag("id", 1), USERS)

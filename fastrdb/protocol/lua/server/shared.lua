@@ -84,6 +84,7 @@ local function fill(index, expiry, key, lease, held, raw, ttl_ms, tags)
   if tags then
     forget(index, key)
     put_tags(tag_keys(index), key, tags)
+    check_any(tag_keys(index), index, expiry)
   end
   redis.call('SET', key, raw, 'PX', ttl_ms)
   redis.call('DEL', lease)
