@@ -39,6 +39,8 @@ Counted = Literal[
     "deleted",  # an invalidation has deleted `count` entries
     "verified",  # an entry was compared with the database, and is the same
     "wrong",  # an entry was not what the database says, and was deleted; `reason` says where
+    "refused",  # of those not stored: a row that the result depends on was written meanwhile; `reason` has the table
+    "same",  # of those stored: the result is the one that was invalidated, so that was for nothing
 ]
 Kind = Literal[
     Counted,
@@ -103,6 +105,8 @@ class Stats:
     deleted: int = 0
     verified: int = 0
     wrong: int = 0
+    refused: int = 0
+    same: int = 0
 
     def __add__(self, other: Stats) -> Stats:
         return Stats(**{name: getattr(self, name) + getattr(other, name) for name in _FIELDS.values()})

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Generic, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
+from fastrdb.orm import SchemaMap as SchemaMap
+
 T = TypeVar("T")
-SchemaMap = Mapping[str | None, str | None]
 
 
 class Names(NamedTuple):

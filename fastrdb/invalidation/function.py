@@ -15,7 +15,7 @@ from fastrdb.keys import VARIANTS, BoundCall, CallPlan, Image, Prefix
 from fastrdb.orm import Declared
 from fastrdb.registry import Registered
 from fastrdb.runtime import Runtime, as_coroutine_of
-from fastrdb.transactions import RunningCall, Targets, has_transaction, leave, sync_session
+from fastrdb.transactions import RunningCall, Targets, has_transaction, leave, schema_maps, sync_session
 
 from .enlist import enlist
 
@@ -53,7 +53,7 @@ class Invalidation:
             templates.before_result(calls),
         )
         if self.touches is not None:
-            self._touch(targets, self.touches, call.arguments)
+            self._touch(targets, self.touches, call.arguments, session)
         if session is not None and has_transaction(session):
             targets.join(session)
         try:
@@ -65,16 +65,18 @@ class Invalidation:
             await asyncio.shield(ending)
         targets.wide, targets.wide_images, images = [], [], list[Image]()  # the result is known
         if self.touches is not None and self.touches.of_result:
-            images = self.touches.images({**call.arguments, "result": result})
+            given = {**call.arguments, "result": result}
+            images = self.touches.images(given, schemas=() if session is None else schema_maps(session))
         await self._follow(targets, session, client, *templates.after(calls, result), images)
         return result
 
-    def _touch(self, targets: Targets, touches: Declared, arguments: Mapping[str, Any]) -> None:
+    def _touch(self, targets: Targets, touches: Declared, arguments: Mapping[str, Any], session: Any) -> None:
         """Note the rows that the call says it writes; until its result is known, the whole tables if it names them."""
+        schemas = () if session is None else schema_maps(session)
         if touches.of_result:
-            targets.wide_images = touches.whole()
+            targets.wide_images = touches.whole(schemas)
         else:
-            targets.images = touches.images(arguments)
+            targets.images = touches.images(arguments, schemas=schemas)
 
     async def _follow(
         self,

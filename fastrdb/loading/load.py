@@ -357,17 +357,21 @@ class Loading(Reading):
                 counters.tell("unavailable", key, str(error))
             return
         seconds, slow = monotonic() - begun, begun - self._begun >= lease
-        for (key, _, raw, *_), done in zip(fills, stored, strict=True):
+        for (key, _, raw, ttl_ms, *_), done in zip(fills, stored, strict=True):
             if done is True:
                 flight = leases.pop(key)
                 if self.entries.tagged:
                     flight.stored()
+                    if not self.refresh and key not in self.seen:
+                        self.entries.drops.stored(counters, key, raw, ttl_ms)
                 counters.tell("fill", key, seconds=seconds, size=len(raw))
                 counters.latest = None
             elif slow:
                 counters.unstored(key, f"the load took longer than lease={lease:g} (seconds): a longer one covers it")
             else:
                 counters.unstored(key, LOST if done is False else written(done), meant=True)
+                if done is not False:
+                    self.entries.drops.refused(counters, key, written(done))
 
     async def _drop_old(self, left: Collection[str]) -> None:
         """Delete entries in whose place nothing was stored: the database has said something else."""

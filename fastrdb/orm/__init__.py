@@ -3,7 +3,7 @@
 from sqlalchemy import Table
 
 from .columns import Columns, exact_type
-from .dependency import Declared, Dependency, Rows, images_of, readable, rows, table_names
+from .dependency import Declared, Dependency, Rows, SchemaMap, images_of, readable, rows, table_names
 from .plain import NotPlainError, plain_copy
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Dependency",
     "NotPlainError",
     "Rows",
+    "SchemaMap",
     "Table",
     "exact_type",
     "images_of",

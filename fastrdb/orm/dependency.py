@@ -23,6 +23,8 @@ from .columns import Field
 _MOST_VALUES: Final = 32
 """A dependency on more values of one column is one on the whole table: an entry has few members in the tags."""
 _RESULT: Final = "result"
+SchemaMap = Mapping[str | None, str | None]
+_Place = tuple[str | None, str]  # the schema of a table in the metadata, and its name
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,7 @@ def rows(entity: Any, /, **columns: Any) -> Rows:
     return Rows(entity, dict(columns))
 
 
+Schemas = Sequence[SchemaMap | None]
 Dependency = type[Any] | Table | Rows
 """A mapped class or a table, for any of its rows, or `rows(...)` of one."""
 
@@ -58,7 +61,7 @@ class _Value:
     """The value of one column: a constant, or a pattern that the arguments of a call fill."""
 
     field: Field
-    tables: tuple[str, ...]
+    table: _Place
     column: str
     constant: Any
     pattern: Pattern | None
@@ -89,7 +92,7 @@ class Declared:
 
     def __init__(self, given: Any, *, owner: str, parameters: Iterable[str] = ()) -> None:
         """Check what is given. Raise OptionError or PatternError, naming the owner."""
-        self._tables: dict[str, None] = {}
+        self._tables: dict[_Place, None] = {}
         self._values: list[list[_Value]] = []
         names = frozenset(parameters)
         several = isinstance(given, list | tuple | set | frozenset)
@@ -97,43 +100,47 @@ class Declared:
             if isinstance(each, Rows):
                 self._values.append([_value(each, name, value, owner, names) for name, value in each.columns.items()])
             else:
-                self._tables.update(dict.fromkeys(table_names(each, owner)))
+                self._tables.update(dict.fromkeys(_places(each, owner)))
         patterns = [value.pattern for each in self._values for value in each]
         self.of_result = any(pattern is not None and _RESULT in pattern.names for pattern in patterns)
 
-    def tags(self, arguments: Mapping[str, Any], dialect: str = "") -> list[str]:
-        """Return the tags of an entry: of each dependency on rows one column's, the one with the fewest values."""
-        found = [table_tag(table) for table in self._tables]
+    def tags(self, arguments: Mapping[str, Any], dialect: str = "", schemas: Schemas = ()) -> list[str]:
+        """Return the tags of an entry: of each dependency on rows one column's, the one with the fewest values.
+
+        `schemas` are the schema_translate_maps under which its statements run.
+        """
+        found = [table_tag(table) for place in self._tables for table in _spellings(place, schemas)]
         for values in self._values:
             known = [(value, texts) for value in values if (texts := value.texts(arguments, dialect))]
             if not known:
-                found += map(table_tag, values[0].tables)
+                found += map(table_tag, _spellings(values[0].table, schemas))
                 continue
             value, texts = min(known, key=lambda pair: len(pair[1]))
-            for table in value.tables:
+            for table in _spellings(value.table, schemas):
                 head = (row_tag(table, value.column, None) or "").partition("=")[0]
                 found += [f"{head}={text}\0" for text in sorted(texts)]
         return list(dict.fromkeys(found))
 
-    def images(self, arguments: Mapping[str, Any], dialect: str = "") -> list[Image]:
+    def images(self, arguments: Mapping[str, Any], dialect: str = "", schemas: Schemas = ()) -> list[Image]:
         """Return the images of writes to these rows. Columns that are not given count as unknown."""
-        found = [Image(table) for table in self._tables]
+        found = [Image(table) for place in self._tables for table in _spellings(place, schemas)]
         for values in self._values:
             columns = {value.column: value.texts(arguments, dialect) for value in values}
-            found += [Image(table, columns) for table in values[0].tables]
+            found += [Image(table, columns) for table in _spellings(values[0].table, schemas)]
         return found
 
-    def whole(self) -> list[Image]:
+    def whole(self, schemas: Schemas = ()) -> list[Image]:
         """Return the images of writes to any rows of the tables."""
-        tables = dict.fromkeys([*self._tables, *(table for values in self._values for table in values[0].tables)])
-        return [Image(table) for table in tables]
+        places = dict.fromkeys([*self._tables, *(values[0].table for values in self._values)])
+        return [Image(table) for place in places for table in _spellings(place, schemas)]
 
 
 def table_names(entity: Any, owner: str) -> list[str]:
-    """Return the names of the tables of a mapped class or table. Raise OptionError for anything else.
+    """Return the names of the tables of a mapped class or table. Raise OptionError for anything else."""
+    return list(dict.fromkeys(name for place in _places(entity, owner) for name in _spellings(place, ())))
 
-    A table with a schema is named without it, too: whether the schema is the connection's default one is not known.
-    """
+
+def _places(entity: Any, owner: str) -> list[_Place]:
     if isinstance(entity, Table):
         tables = [entity]
     else:
@@ -141,7 +148,17 @@ def table_names(entity: Any, owner: str) -> list[str]:
         if mapper is None:
             raise OptionError(f"{owner}: {entity!r} must be a mapped class, a Table or rows(...) of one")
         tables = [table for table in mapper.tables if isinstance(table, Table)]
-    return list(dict.fromkeys(name for table in tables for name in (table.fullname, table.name)))
+    return [(table.schema, table.name) for table in tables]
+
+
+def _spellings(place: _Place, schemas: Schemas) -> list[str]:
+    """Return the names of a table, as tags have these, under each schema_translate_map.
+
+    A table with a schema is named without it, too: whether the schema is the connection's default one is not known.
+    """
+    schema, name = place
+    found = [schema, *(each.get(schema, schema) for each in schemas if each)]
+    return list(dict.fromkeys([*(f"{each}.{name}" for each in found if each), name]))
 
 
 def _mapper(entity: Any) -> Mapper[Any] | None:
@@ -178,8 +195,7 @@ def _value(given: Rows, name: str, value: Any, owner: str, parameters: frozenset
                         f"{owner}: rows({_name_of(given.entity)}, {name}={value!r}) has a placeholder '{part.field}', "
                         f"and the function has no parameter '{part.root}'"
                     )
-    tables = tuple(dict.fromkeys((column.table.fullname, column.table.name)))
-    return _Value(Field.of(name, column), tables, column.name, value, pattern)
+    return _Value(Field.of(name, column), (column.table.schema, column.table.name), column.name, value, pattern)
 
 
 def _filled(pattern: Pattern, arguments: Mapping[str, Any]) -> Any:
@@ -207,6 +223,6 @@ def readable(tag: str) -> str:
     return f"{table} where {column} = {text or '(any value)'}" if row else f"{table} (any row)"
 
 
-def images_of(given: Sequence[Any], owner: str) -> list[Image]:
+def images_of(given: Sequence[Any], owner: str, schemas: Schemas = ()) -> list[Image]:
     """Return the images of writes to what is given without a call."""
-    return Declared(given, owner=owner).images({})
+    return Declared(given, owner=owner).images({}, schemas=schemas)

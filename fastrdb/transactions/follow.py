@@ -111,10 +111,10 @@ def _reads(connection: Connection, statement: str, context: Any) -> None:
 
 
 def _tags(connection: Connection, statement: str, context: Any) -> tuple[Iterable[str], Sequence[str]]:
-    declared = context.execution_options.get("fastrdb_reads")
+    declared, translated = context.execution_options.get("fastrdb_reads"), context.execution_options.get(_MAP)
     if declared is not None:
-        return Declared(declared, owner="fastrdb_reads").tags({}, connection.dialect.name), ()
-    compiled, translated = context.compiled, context.execution_options.get(_MAP)
+        return Declared(declared, owner="fastrdb_reads").tags({}, connection.dialect.name, [translated]), ()
+    compiled = context.compiled
     if compiled is None:
         names = Names(connection.dialect.default_schema_name, translated)
         found, values = reads_of_text(statement, connection.dialect.name, names), {}
@@ -192,9 +192,8 @@ def _changes(
     connection: Connection, statement: str, context: Any
 ) -> tuple[list[tuple[Change, Any]], Collection[Image]]:
     """Return the changes of a statement with their tables, and the images that stand for what cannot be read."""
-    touches = context.execution_options.get("fastrdb_touches")
-    declared: Collection[Image] = () if touches is None else images_of(touches, "fastrdb_touches")
-    translated = context.execution_options.get(_MAP)
+    touches, translated = context.execution_options.get("fastrdb_touches"), context.execution_options.get(_MAP)
+    declared: Collection[Image] = () if touches is None else images_of(touches, "fastrdb_touches", [translated])
     if context.isddl:
         return [], () if _is_rowless(plain(statement)) else (Image(None),)
     if context.compiled is not None and not context.is_text:

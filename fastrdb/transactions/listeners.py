@@ -49,13 +49,15 @@ _log = logging.getLogger("fastrdb")
 @event.listens_for(Engine, "begin")
 def _on_begin(connection: Connection) -> None:
     new_transaction(connection)
-    transaction_begins(connection)
+    if followers:
+        transaction_begins(connection)
 
 
 @event.listens_for(Engine, "begin_twophase")
 def _on_begin_twophase(connection: Connection, xid: Any) -> None:
     new_transaction(connection, twophase=True)
-    transaction_begins(connection)
+    if followers:
+        transaction_begins(connection)
 
 
 @event.listens_for(Engine, "rollback")
@@ -287,7 +289,8 @@ def _watch(connection: Connection, transaction: Transaction) -> None:
 
 
 def _on_committed(dialect: Dialect, info: dict[Any, Any]) -> None:
-    transaction_commits(dialect, info)
+    if followers:
+        transaction_commits(dialect, info)
     transaction: Transaction | None = info.pop(_SENT, None)
     if transaction is None:
         return

@@ -8,7 +8,7 @@ Rule 5: a schema_translate_map is part of the key.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 from weakref import WeakKeyDictionary
@@ -28,6 +28,8 @@ from sqlalchemy.orm import Mapper, Session
 from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.pool import QueuePool
 from sqlalchemy.util import greenlet_spawn
+
+from fastrdb.orm import SchemaMap
 
 from .state import (
     STATE,
@@ -115,24 +117,32 @@ def is_expired(value: object) -> bool:
 def schema_map(session: Session) -> str | None:
     """Rule 5: return the schema_translate_maps under which the session's statements may run, or None without any.
 
+    The text is the same in all processes.
+    """
+    maps = schema_maps(session)
+    return "|".join(sorted({_map_text(each) if each else "" for each in maps})) or None if maps else None
+
+
+def schema_maps(session: Session) -> Sequence[SchemaMap | None]:
+    """Return the maps, with None for a part of the session that has none.
+
     One is set on the session, its engines (`bind`, `binds`, an own `get_bind`) or on the connections of its open
-    transaction. The text is the same in all processes.
+    transaction.
     """
     options: Any = getattr(session, "execution_options", None)  # SQLAlchemy 2.1; stronger than those of a connection
     if options and (own := options.get(_SCHEMA_MAP)):
-        return _map_text(own)
+        return (own,)
     bind, binds = session.bind, session.__dict__.get(_BINDS) or {}
     if type(session).get_bind is not Session.get_bind:
         with suppress(Exception):  # such a method may ask for a mapper
             bind = session.get_bind()
     if not binds and STATE not in session.info:  # a hit pays for this
         known = bind.get_execution_options() if bind is not None else None
-        return _map_text(found) if known and (found := known.get(_SCHEMA_MAP)) else None
+        return (found,) if known and (found := known.get(_SCHEMA_MAP)) else ()
     connections = connections_of(session)
     used = {*connections, *(each.engine for each in connections)}
     places = [each for each in {bind, *binds.values()} if each is not None and each not in used]
-    maps = (each.get_execution_options().get(_SCHEMA_MAP) for each in (*connections, *places))
-    return "|".join(sorted({_map_text(each) if each else "" for each in maps})) or None
+    return [each.get_execution_options().get(_SCHEMA_MAP) for each in (*connections, *places)]
 
 
 def note_schemas(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -382,6 +382,44 @@ async def test_a_function_with_another_client_is_refused(cache: Cache) -> None:
         Cache().cached("auto:other", auto=True)(other)
 
 
+LABELLED = sa.Table(
+    "labelled",
+    Base.metadata,
+    sa.Column("person_id", sa.ForeignKey("people.id"), primary_key=True),
+    sa.Column("label_id", sa.Integer, primary_key=True, autoincrement=False),
+)
+
+
+async def test_a_pair_drops_the_lists_of_its_own_key(filled: Database, cache: Cache) -> None:
+    """Not those of other labels. A row of the listed table drops the lists of all labels: its key is no constant."""
+
+    @cache.cached("auto:labelled:{label_id}")
+    async def labelled(db: AsyncSession, label_id: int) -> list[str]:
+        chosen = select(Person.name).join(LABELLED, LABELLED.c.person_id == Person.id)
+        return list(await db.scalars(chosen.where(LABELLED.c.label_id == label_id).order_by(Person.id)))
+
+    async def states() -> list[str]:
+        found = []
+        for label_id in (1, 2):
+            async with filled.sessions() as db:
+                found.append((await labelled.explain(db, label_id)).state)
+            async with filled.sessions() as db:
+                await labelled(db, label_id)
+        return found
+
+    written: list[tuple[Any, list[str]]] = [
+        (sa.insert(LABELLED).values(person_id=1, label_id=2), ["miss", "miss"]),  # nothing is stored yet
+        (sa.insert(LABELLED).values(person_id=1, label_id=1), ["miss", "hit"]),
+        (sa.delete(LABELLED).where(LABELLED.c.person_id == 1, LABELLED.c.label_id == 2), ["hit", "miss"]),
+        (update(Person).where(Person.id == 6).values(name="new"), ["miss", "miss"]),
+    ]
+    for statement, expected in written:
+        async with filled.sessions() as db:
+            await db.execute(statement)
+            await db.commit()
+        assert await states() == expected
+
+
 class Animal(Base):
     __tablename__ = "animals"
     id: Mapped[int] = mapped_column(primary_key=True)

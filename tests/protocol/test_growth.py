@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from fastrdb.protocol import Store
+from fastrdb.keys import row_tag, table_tag
+from fastrdb.protocol import Fill, Granted, Store
 from fastrdb.protocol.interface import DEAD_PER_FILL
 from fastrdb.testing.server import EmbeddedServer
 from tests.races.mechanisms import label, without
@@ -78,6 +79,33 @@ async def test_ids_that_are_stored(client: Redis) -> None:
     await swept(client, 6_000)
 
 
+async def tagged(client: Redis, number: int) -> None:
+    """Store so many ids under one tag, which expire unread, and check that their tags go with them."""
+    store, tags = Store(timeout=DEADLINE), (table_tag("users"), row_tag("users", "id", 1) or "")
+    for keys in batches(number):
+        outcomes = await store.acquire(client, dict.fromkeys(keys, "t"), tagged=True)
+        granted = {key: each for key, each in outcomes.items() if isinstance(each, Granted)}
+        fills = [Fill(key, each.lease, b"1", TTL, tags, each.since) for key, each in granted.items()]
+        assert await store.fill(client, fills) == [True] * len(keys)
+        assert await client.hlen("fastrdb:tagged") <= await alive(client) + 2 * BATCH
+        assert await client.zcard("fastrdb:tags") <= 2 * (await alive(client) + 2 * BATCH)
+    await swept(client, number)
+    assert await client.zcard("fastrdb:tags") == await client.hlen("fastrdb:tagged") == 1
+    assert await client.zcard("fastrdb:ended") <= 3
+
+
+async def test_ids_with_tags_that_expire_unread(client: Redis) -> None:
+    """A hot tag does not grow."""
+    await tagged(client, 2 * BATCH)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+async def test_many_ids_with_tags_that_expire_unread(client: Redis) -> None:
+    """The same with as many as a large application has in an hour."""
+    await tagged(client, 100_000)
+
+
 async def test_ids_that_are_not_there(client: Redis) -> None:
     """A load that fails leaves nothing in the index, and it clears away what is dead."""
     store = Store(timeout=DEADLINE)
@@ -112,6 +140,7 @@ async def test_a_million_ids(client: Redis) -> None:
     ("change", "fact"),
     [
         (without("fill-sweeps"), test_ids_that_are_stored),
+        (without("tags-forgotten"), test_ids_with_tags_that_expire_unread),
         (without("release-forgets-missing"), test_ids_that_are_not_there),
         (without("release-sweeps"), test_ids_that_are_not_there),
         (without("release-forgets-missing", "if true then"), test_a_lease_given_back_beside_an_entry),

@@ -36,6 +36,7 @@ RACES: list[Race] = [
     tags.tags_that_were_lost,
     tags.stamps_are_bounded,
     tags.deaths_that_were_lost,
+    tags.killed_writer_of_another_row,
 ]
 # Without each of these, the race is lost on one server and on a cluster.
 MUTANTS: list[tuple[Change, Race]] = [
@@ -59,6 +60,7 @@ ON_ONE_SERVER: list[tuple[Change, Race]] = [
     (without("tags-are-whole"), tags.tags_that_were_lost),
     (without("put-is-tagged"), tags.put_and_found_by_its_tag),
     (without("put-uses-column"), tags.put_of_a_new_column),
+    (without("same-server"), tags.failed_over),
 ]
 ON_A_CLUSTER: list[tuple[Change, Race]] = [
     (without("shard-checks-tags"), tags.written_during_the_load),
@@ -119,9 +121,10 @@ async def test_hidden_values_are_reached_with_their_secret_and_without(any_clien
         await w.gone()
 
 
-async def test_tags_go_with_their_entry(on_server: Tags) -> None:
-    """On one server exactly; on a cluster, when the dead entry is removed from the index."""
-    await tags.nothing_is_left(on_server)
+@pytest.mark.parametrize("race", [tags.nothing_is_left, tags.failed_over], ids=label)
+async def test_race_on_one_server_is_won(on_server: Tags, race: Race) -> None:
+    """On a cluster, tags go when the dead entry is removed from the index, and each lease has its server's identity."""
+    await race(on_server)
 
 
 @pytest.mark.parametrize(("change", "race"), [*MUTANTS, *ON_ONE_SERVER], ids=label)
@@ -145,9 +148,10 @@ async def test_race_on_a_cluster_is_lost(
 
 
 @pytest.mark.parametrize("lost", LOSSES, ids="+".join)
-async def test_lost_keys_leave_nothing_stale(on_server: Tags, lost: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("kind", ["on_server", "on_cluster"])
+async def test_lost_keys_leave_nothing_stale(request: pytest.FixtureRequest, kind: str, lost: tuple[str, ...]) -> None:
     """Each key alone and each pair is lost, an entry is there and a load is under way, and another caller comes."""
-    w = on_server
+    w: Tags = request.getfixturevalue(kind)
     await w.stored(tag("id", 1), tag("email", "a"))
     granted = await w.lease(OTHER)
     await lose(w.client, *lost)

@@ -180,6 +180,15 @@ async def one_of_two_tables(w: Tags) -> None:
     await w.stored(USERS, ORGS)
 
 
+async def killed_writer_of_another_row(w: Tags) -> None:
+    """Fill while the barrier of a writer stands that was killed: it had other rows of the table."""
+    await w.in_use()
+    await w.begun(row(id=1))
+    await w.stored(tag("id", 2))
+    granted = await w.lease(near(KEY))
+    assert not await w.fill(granted, tag("id", 1), key=near(KEY))
+
+
 async def found_by_each_tag(w: Tags) -> None:
     """Check that an entry goes by each of its tags, and by no other one."""
     tags = [tag("id", 1), tag("org_id", 5), table_tag("orgs")]
@@ -249,6 +258,20 @@ async def tags_that_were_lost(w: Tags) -> None:
         await w.client.delete(key)
     await w.write(row(id=1))
     await w.gone()
+
+
+async def failed_over(w: Tags) -> None:
+    """Go on with a replica that has the lease, and lacks the stamp of a writer that has ended since."""
+    await w.in_use()
+    granted = await w.lease()
+    lagging = {key: await w.client.dump(key) for part in ("ended", "barriers") for key in keys_of(w.client, part)}
+    await w.write(row(id=1))
+    for key, copy in lagging.items():
+        await w.client.restore(key, 0, copy, replace=True)
+    for key in keys_of(w.client, "trusted"):
+        await w.client.delete(key)
+        await w.client.zadd(key, {b"of the former master": 0})
+    assert not await w.fill(granted, tag("id", 1))
 
 
 async def deaths_that_were_lost(w: Tags) -> None:
