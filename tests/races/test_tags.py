@@ -94,6 +94,12 @@ async def on_cluster(cluster: Any, cluster_client: Any) -> AsyncIterator[Tags]:
         yield Tags(cluster_client, reads, writes)
 
 
+@pytest.fixture(params=["on_server", "on_cluster"])
+def on_each(request: pytest.FixtureRequest) -> Any:
+    """Provide two processes on one server, and on a cluster."""
+    return request.getfixturevalue(request.param)
+
+
 @pytest.mark.parametrize("race", RACES, ids=label)
 async def test_race_of_tags_is_won(w: Tags, race: Race) -> None:
     """Nothing older than what was committed is stored."""
@@ -148,10 +154,9 @@ async def test_race_on_a_cluster_is_lost(
 
 
 @pytest.mark.parametrize("lost", LOSSES, ids="+".join)
-@pytest.mark.parametrize("kind", ["on_server", "on_cluster"])
-async def test_lost_keys_leave_nothing_stale(request: pytest.FixtureRequest, kind: str, lost: tuple[str, ...]) -> None:
+async def test_lost_keys_leave_nothing_stale(on_each: Tags, lost: tuple[str, ...]) -> None:
     """Each key alone and each pair is lost, an entry is there and a load is under way, and another caller comes."""
-    w: Tags = request.getfixturevalue(kind)
+    w = on_each
     await w.stored(tag("id", 1), tag("email", "a"))
     granted = await w.lease(OTHER)
     await lose(w.client, *lost)
