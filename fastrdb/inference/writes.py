@@ -265,7 +265,7 @@ def _pinned(statement: Any, conditions: Conditions) -> dict[str, tuple[Places, t
 
 
 def _is_by_row(statement: Update | Delete, dialect: str) -> bool:
-    """Return True if WHERE speaks of the row alone, in values that stay as they are while the row is locked.
+    """Return True if WHERE names the row alone, and nothing that may change while the row is locked.
 
     What a subquery finds, or a function such as random(), may be another thing a moment after a look. Rows of another
     table would be locked by a look, and are not by the statement.

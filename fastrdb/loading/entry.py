@@ -33,8 +33,8 @@ from fastrdb.transactions import (
 )
 from fastrdb.values import ABSENT, Codec, DecodeError, decode_missing, encode_missing, is_mapped, is_missing
 
+from .drops import Drops
 from .policy import Decision, Pace, Policy, whole_ms
-from .tagging import Drops
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from inspect import signature
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from fastrdb.keys import END, shown
@@ -18,14 +15,9 @@ from fastrdb.transactions import RunningLoad, loads_around, next_order, running,
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-    from fastrdb.events import Counters
     from fastrdb.orm import Declared
     from fastrdb.singleflight import Flight
 
-logger = logging.getLogger("fastrdb")
-_REMEMBERED = 1024
-"""So many keys of each function are known by the digest of their latest entry."""
-_MANY_REFUSED = 20
 _MOST_TAGS = 64
 """An entry with more tags has those of the whole tables instead."""
 Tags = Mapping[str, tuple[str, ...]]
@@ -35,7 +27,7 @@ def declared_tags(given: Declared | None, arguments: Mapping[str, Any], session:
     """Return the tags that a function declares for these arguments. What the database takes for equal counts."""
     if given is None:
         return ()
-    dialect, schemas = "", () if session is None else schema_maps(session)
+    dialect, schemas = "", [] if session is None else schema_maps(session)
     if session is not None:
         with suppress(Exception):  # a session without an engine, or with several
             dialect = session.get_bind().dialect.name
@@ -73,40 +65,6 @@ def _few(tags: Sequence[str]) -> tuple[str, ...]:
     if len(tags) <= _MOST_TAGS:
         return tuple(tags)
     return tuple(sorted({f"{tag.removesuffix(END).partition(':')[0]}{END}" for tag in tags}))
-
-
-class Drops:
-    """The invalidations of one function's entries as its loads see them: those for nothing, and those of loads.
-
-    A result counts as the same if an entry with these bytes was stored under its key, which would still be there.
-    """
-
-    __slots__ = ("_filled", "_said")
-
-    def __init__(self) -> None:
-        self._filled: OrderedDict[str, tuple[int, float]] = OrderedDict()
-        self._said = False
-
-    def stored(self, counters: Counters, key: str, raw: bytes, ttl_ms: int) -> None:
-        """Note an entry in whose place there was none."""
-        now, digest = monotonic(), hash(raw)
-        before, until = self._filled.pop(key, (0, 0.0))
-        if before == digest and now < until:
-            counters.tell("same", key)
-        self._filled[key] = digest, now + ttl_ms / 1000
-        if len(self._filled) > _REMEMBERED:
-            self._filled.popitem(last=False)
-
-    def refused(self, counters: Counters, key: str, reason: str) -> None:
-        """Count a load that met a write. The log says once that most loads of a function do."""
-        counters.tell("refused", key, reason)
-        refused, stored = counters.counts["refused"], counters.counts["fill"]
-        if refused >= _MANY_REFUSED and refused > stored and not self._said:
-            self._said = True
-            logger.warning(
-                "%s: %d of %d results were not stored, because %s: with auto=False and a short exp more would be",
-                *(counters.function, refused, refused + stored, reason),
-            )
 
 
 def written(tag: bytes) -> str:

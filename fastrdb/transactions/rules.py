@@ -8,7 +8,7 @@ Rule 5: a schema_translate_map is part of the key.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Final
 from weakref import WeakKeyDictionary
@@ -55,6 +55,7 @@ GIVEN_MAP = "fastrdb_schema_translate_map"
 _BINDS = "binds" if "binds" in vars(Session()) else "_Session__binds"
 """The attribute of `Session(binds=...)`: public since SQLAlchemy 2.1."""
 _LEVEL, _STREAMS = "fastrdb.level", "fastrdb.streams"  # in `Connection.info`, which belongs to the driver's connection
+_decoder = json.JSONDecoder()
 _levels: WeakKeyDictionary[Engine, str] = WeakKeyDictionary()
 
 
@@ -117,32 +118,33 @@ def is_expired(value: object) -> bool:
 def schema_map(session: Session) -> str | None:
     """Rule 5: return the schema_translate_maps under which the session's statements may run, or None without any.
 
-    The text is the same in all processes.
-    """
-    maps = schema_maps(session)
-    return "|".join(sorted({_map_text(each) if each else "" for each in maps})) or None if maps else None
-
-
-def schema_maps(session: Session) -> Sequence[SchemaMap | None]:
-    """Return the maps, with None for a part of the session that has none.
-
     One is set on the session, its engines (`bind`, `binds`, an own `get_bind`) or on the connections of its open
-    transaction.
+    transaction. The text is the same in all processes.
     """
     options: Any = getattr(session, "execution_options", None)  # SQLAlchemy 2.1; stronger than those of a connection
     if options and (own := options.get(_SCHEMA_MAP)):
-        return (own,)
+        return _map_text(own)
     bind, binds = session.bind, session.__dict__.get(_BINDS) or {}
     if type(session).get_bind is not Session.get_bind:
         with suppress(Exception):  # such a method may ask for a mapper
             bind = session.get_bind()
     if not binds and STATE not in session.info:  # a hit pays for this
         known = bind.get_execution_options() if bind is not None else None
-        return (found,) if known and (found := known.get(_SCHEMA_MAP)) else ()
+        return _map_text(found) if known and (found := known.get(_SCHEMA_MAP)) else None
     connections = connections_of(session)
     used = {*connections, *(each.engine for each in connections)}
     places = [each for each in {bind, *binds.values()} if each is not None and each not in used]
-    return [each.get_execution_options().get(_SCHEMA_MAP) for each in (*connections, *places)]
+    maps = (each.get_execution_options().get(_SCHEMA_MAP) for each in (*connections, *places))
+    return "|".join(sorted({_map_text(each) if each else "" for each in maps})) or None
+
+
+def schema_maps(session: Session) -> list[SchemaMap]:
+    """Return the maps of `schema_map`."""
+    text, found, at = schema_map(session) or "", list[SchemaMap](), 0
+    while (at := text.find("[", at)) >= 0:
+        pairs, at = _decoder.raw_decode(text, at)
+        found.append(dict(pairs))
+    return found
 
 
 def note_schemas(options: Mapping[str, Any]) -> dict[str, Any]:

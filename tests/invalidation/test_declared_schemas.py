@@ -32,7 +32,7 @@ async def cache(client: Redis) -> AsyncIterator[Cache]:
 
 @pytest.fixture
 async def tenant(postgresql: Database) -> Callable[[], AsyncSession]:
-    """Return what opens a session of the tenant `red`, who has a club."""
+    """Return what opens a session of the tenant `red`, which has a club."""
     async with postgresql.engine.begin() as connection:
         await connection.execute(text("DROP SCHEMA IF EXISTS red CASCADE"))
         await connection.execute(text("CREATE SCHEMA red"))

@@ -110,7 +110,7 @@ async def w(sqlite: Database, client_of_each: Any, cache: Cache) -> World:
 
 
 async def stale(w: World) -> None:
-    """An entry whose exp is over is not served after a write, and the one of a reload has tags."""
+    """Write when exp is over, and after a reload: the old entry is not served, and the new one has tags."""
     get = w.cached(stale=60, session_factory=w.database.sessions)
     assert await get() == "old"
     await w.age(30)
@@ -125,7 +125,7 @@ async def stale(w: World) -> None:
 
 
 async def early(w: World) -> None:
-    """The entry of an early reload has tags."""
+    """Write after an early reload, whose entry has tags."""
     get = w.cached(early=ALWAYS, session_factory=w.database.sessions)
     for _ in range(2):
         assert await get() == "old"
@@ -137,7 +137,7 @@ async def early(w: World) -> None:
 
 
 async def fail_safe(w: World) -> None:
-    """What was written since does not stand in for a database that is away."""
+    """Lose the database after a write: the answer from before the write does not stand in for it."""
     get = w.cached(fail_safe=60)
     assert await get() == "old"
     await w.age(30)
@@ -149,7 +149,7 @@ async def fail_safe(w: World) -> None:
 
 
 async def many(w: World) -> None:
-    """Ids that were loaded by one statement go together; those that were loaded alone stay."""
+    """Write one of two ids: those that one statement has loaded go together, those that were loaded alone stay."""
     asked: list[list[int]] = []
 
     @w.cache.cached_many("many:{ids}")
@@ -174,7 +174,7 @@ async def many(w: World) -> None:
 
 
 async def put(w: World) -> None:
-    """Nobody knows which rows a value depends on that is put: the entry goes, and the next call loads."""
+    """Put a value, of which no statement says the rows: the entry goes, and the next call loads."""
     get = w.cached()
     assert await get() == "old"
     async with w.database.sessions() as db:
@@ -188,7 +188,7 @@ async def put(w: World) -> None:
 
 
 async def refresh(w: World) -> None:
-    """A refresh finds what was not seen, and its entry has tags."""
+    """Refresh after a write that was not seen: the new entry has tags."""
     get = w.cached()
     assert await get() == "old"
     await w.write_unseen("unseen")
@@ -200,7 +200,7 @@ async def refresh(w: World) -> None:
 
 
 async def unstored(w: World) -> None:
-    """What is not stored has no tags."""
+    """Write what a load has read that is not stored."""
 
     @w.cache.cached("unstored:{person_id}")
     async def name_of(db: AsyncSession, person_id: int) -> str:
@@ -214,7 +214,7 @@ async def unstored(w: World) -> None:
 
 
 async def nested(w: World) -> None:
-    """An outer entry depends on what an inner one does that was a hit, be it from this process, or gone since."""
+    """Write what an inner entry depends on, which was a hit, from this process, or is gone since."""
     inner = w.cached()
 
     @w.cache.cached("card:{person_id}")

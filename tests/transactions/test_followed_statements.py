@@ -118,7 +118,7 @@ async def written_in(people: Database, follower: NotingFollower) -> set[str | No
 async def test_the_catalog_is_asked_again_after_a_migration(
     people: Database, follower: NotingFollower, tracked: bool
 ) -> None:
-    """What others have asked for while it was not committed is forgotten, though they were told the old facts."""
+    """The facts that others have asked for before the COMMIT are old, and are forgotten."""
     assert await written_in(people, follower) == {"people"}
     async with people.engine.connect() as connection:
         follower.tracked = tracked
@@ -198,7 +198,7 @@ OTHER = TABLE.alias()
     ids=str,
 )
 def test_a_look_needs_rows_that_decide_alone(where: sa.ColumnElement[bool], by_row: bool) -> None:
-    """What a subquery or a function finds may be another row when the statement runs, and the count the same."""
+    """A subquery or a function may find another row when the statement runs, and as many rows."""
     compiled = sa.delete(TABLE).where(where).compile(dialect=postgresql.dialect())
     (change,) = writes_of(compiled).of([compiled.params], {})
     assert change.by_row is by_row

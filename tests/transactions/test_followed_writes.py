@@ -310,7 +310,7 @@ async def test_the_number_of_changes_is_bounded(filled: Database, follower: Noti
 
 
 async def test_each_follower_has_the_table_after_many_changes(filled: Database, follower: NotingFollower) -> None:
-    """A follower that does not track the statement that stands for all others is told of the later ones."""
+    """A follower that does not track the statement that stands for all others gets the later ones."""
     other = NotingFollower({})
     add_follower(other)
     async with filled.sessions() as db:
