@@ -26,7 +26,8 @@ class World:
 
     def __init__(self, database: Database, client: Any, cache: Cache) -> None:
         self.database, self.client, self.cache = database, client, cache
-        self.loads, self.error = 0, None
+        self.loads = 0
+        self.error: Exception | None = None
 
     def cached(self, **options: Any) -> Callable[[], Awaitable[str | None]]:
         """Return a call of a function with these options that gives the name of person 1."""
