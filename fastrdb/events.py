@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -117,6 +118,9 @@ _FIELDS: dict[Counted, str] = dict(zip(get_args(Counted), (each.name for each in
 
 _INDEX = re.compile(r"\[\d+\]")
 _MOST_CAUSES, _OTHERS = 20, "other causes"
+_REMEMBERED = 1024
+"""So many keys of each function are known by the digest of their latest entry."""
+_MANY_REFUSED = 20
 
 
 class Counters:
@@ -126,7 +130,7 @@ class Counters:
     results were not stored, and how often; `latest` is that of the latest result, or None if it was stored.
     """
 
-    __slots__ = ("function", "hooks", "counts", "causes", "latest", "_complained")
+    __slots__ = ("function", "hooks", "counts", "causes", "latest", "_complained", "_said_refused", "_filled")
 
     def __init__(self, function: str, hooks: Sequence[Hook] = ()) -> None:
         self.function = function
@@ -134,7 +138,8 @@ class Counters:
         self.counts: dict[Counted, int] = dict.fromkeys(_FIELDS, 0)
         self.causes: dict[str, int] = {}
         self.latest: str | None = None
-        self._complained = False
+        self._complained = self._said_refused = False
+        self._filled: OrderedDict[str, tuple[int, float]] = OrderedDict()
 
     def tell(
         self,
@@ -163,6 +168,27 @@ class Counters:
                 logger.log(level, "%s: a result is not stored: %s; each cause is said once", self.function, reason)
         self.latest = cause
         self.causes[cause] = self.causes.get(cause, 0) + 1
+
+    def refused(self, key: str, reason: str) -> None:
+        """Count a result that met a write. The log says once that most results of the function do."""
+        self.tell("refused", key, reason)
+        refused, stored = self.counts["refused"], self.counts["fill"]
+        if refused >= _MANY_REFUSED and refused > stored and not self._said_refused:
+            self._said_refused = True
+            logger.warning(
+                "%s: %d of %d results were not stored, because %s: with auto=False and a short exp more would be",
+                *(self.function, refused, refused + stored, reason),
+            )
+
+    def stored(self, key: str, raw: bytes, ttl_ms: int) -> None:
+        """Note an entry in whose place there was none. Count it if the one before was the same, and is not over."""
+        now, digest = monotonic(), hash(raw)
+        before, until = self._filled.pop(key, (0, 0.0))
+        if before == digest and now < until:
+            self.tell("same", key)
+        self._filled[key] = digest, now + ttl_ms / 1000
+        if len(self._filled) > _REMEMBERED:
+            self._filled.popitem(last=False)
 
     def _call(self, event: Event) -> None:
         for hook in tuple(self.hooks):

@@ -33,7 +33,6 @@ from fastrdb.transactions import (
 )
 from fastrdb.values import ABSENT, Codec, DecodeError, decode_missing, encode_missing, is_mapped, is_missing
 
-from .drops import Drops
 from .policy import Decision, Pace, Policy, whole_ms
 
 if TYPE_CHECKING:
@@ -103,7 +102,6 @@ class Entries:
         follows: whether the statements of its loads show which rows these read.
         tagged: whether either holds: then entries have tags.
         coarse: of the latest load, why tags are wide.
-        drops: which of its entries were invalidated for nothing, and which results met a write.
         says_anything: the log has it that a load may have read anything.
         unstorable: why the latest result has no entry; None if it had one.
     """
@@ -119,7 +117,7 @@ class Entries:
         "aged",
         "registered",
         "unstorable",
-        *("depends_on", "follows", "says_anything", "tagged", "coarse", "drops"),
+        *("depends_on", "follows", "says_anything", "tagged", "coarse"),
     )
     stores_absent = False
 
@@ -140,7 +138,6 @@ class Entries:
         self.depends_on: Declared | None = None
         self.follows = self.tagged = self.says_anything = False
         self.coarse: tuple[str, ...] = ()
-        self.drops = Drops()
 
     def note_reads(self, client: Any, load: RunningLoad) -> None:
         """Note which tables a followed load has read, and say once if that may be any.

@@ -363,7 +363,7 @@ class Loading(Reading):
                 if self.entries.tagged:
                     flight.stored()
                     if not self.refresh and key not in self.seen:
-                        self.entries.drops.stored(counters, key, raw, ttl_ms)
+                        counters.stored(key, raw, ttl_ms)
                 counters.tell("fill", key, seconds=seconds, size=len(raw))
                 counters.latest = None
             elif slow:
@@ -371,7 +371,7 @@ class Loading(Reading):
             else:
                 counters.unstored(key, LOST if done is False else written(done), meant=True)
                 if done is not False:
-                    self.entries.drops.refused(counters, key, written(done))
+                    counters.refused(key, written(done))
 
     async def _drop_old(self, left: Collection[str]) -> None:
         """Delete entries in whose place nothing was stored: the database has said something else."""

@@ -9,7 +9,9 @@ from tests.races.scenarios import fills
 from tests.support.world.world import Scenario, World
 
 
-@pytest.mark.parametrize("race", [fills.lost_reply, fills.late_copy, fills.zombie_acquire, fills.zombie_fill], ids=label)
+@pytest.mark.parametrize(
+    "race", [fills.lost_reply, fills.late_copy, fills.zombie_acquire, fills.zombie_fill], ids=label
+)
 async def test_lost_reply_leaves_nothing_stale(everywhere: World, race: Scenario) -> None:
     """An acquire whose reply was lost is granted again; one that arrives after a writer, or a late fill, is not."""
     await race(everywhere)
