@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from redis.asyncio import Redis
-from sqlalchemy import select, text, update
+from sqlalchemy import insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from fastrdb import Cache
@@ -38,7 +38,7 @@ async def tenant(postgresql: Database) -> Callable[[], AsyncSession]:
         await connection.execute(text("CREATE SCHEMA red"))
         mapped = await connection.execution_options(schema_translate_map=RED)
         await mapped.run_sync(Base.metadata.create_all)
-        await mapped.execute(Club.__table__.insert().values(id=1, name="old"))
+        await mapped.execute(insert(Club).values(id=1, name="old"))
     return lambda: AsyncSession(postgresql.engine.execution_options(schema_translate_map=RED))
 
 

@@ -281,6 +281,7 @@ async def deaths_that_were_lost(w: Tags) -> None:
         for key in keys_of(w.client, part):
             await w.client.delete(key)
     await w.client.delete(KEY)
+    left: list[bytes] = []
     for _ in range(100):  # each looks at one of two entries
         await w.stored(ORGS, key=near(KEY))
         await w.writes.invalidate(w.client, keys=[near(KEY)])
