@@ -310,7 +310,7 @@ class _Text:
         self.names: dict[str, Any] = {}
 
     def name(self, value: Any) -> str:
-        """Return a new name by which the text knows `value`."""
+        """Return a new name that stands for `value` in the text."""
         made = f"{self.prefix}{len(self.names)}"
         self.names[made] = value
         return made

@@ -143,7 +143,7 @@ class Image:
 class Reach:
     """The names of all that the writes of one transaction reach. Many of them become names of whole tables.
 
-    A column of which one write of a table knows the values and another does not is named as a whole.
+    A column is named as a whole if its values are known of one write of a table and unknown of another.
     """
 
     __slots__ = ("names", "_columns", "_hide", "_most")

@@ -43,7 +43,7 @@ class BarrierInfo:
 
 @dataclass(frozen=True, slots=True)
 class IndexInfo:
-    """The index: how many keys it has, and whether it knows all keys there are. A new namespace has none yet."""
+    """The index: how many keys it has, and whether it has all keys there are. A new namespace has none yet."""
 
     keys: int
     whole: bool

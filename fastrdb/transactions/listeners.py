@@ -263,7 +263,7 @@ def _note_sent(transaction: Transaction) -> None:
 
 # --- the return of COMMIT, of which SQLAlchemy has no event
 #
-# Its `commit` event comes before, and its session's `after_commit` knows nothing of connections. So the dialect's own
+# Its `commit` event comes before, and its session's `after_commit` names no connection. So the dialect's own
 # method is wrapped: each COMMIT of an engine passes through it.
 
 

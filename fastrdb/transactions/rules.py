@@ -236,7 +236,7 @@ def older(connection: Connection, transaction: Transaction | None, level: str, s
     return f"the session's snapshot ({level}) may be older than the lease"
 
 
-# --- what only the driver's connection knows, or what is known of it beyond one transaction
+# --- facts of the driver's connection, and what outlasts one transaction
 
 
 def autocommits(connection: Connection) -> bool:
@@ -251,7 +251,7 @@ def autocommits(connection: Connection) -> bool:
 
 
 def sqlite_driver(connection: Connection) -> Any:
-    """Return the driver's connection to SQLite, which knows its transaction's state; None for other databases."""
+    """Return the driver's connection to SQLite, which has its transaction's state; None for other databases."""
     return connection.connection.driver_connection if connection.dialect.name == "sqlite" else None
 
 
@@ -279,7 +279,7 @@ def level_is_set(connection: Connection) -> None:
 
 
 def has_written(connection: Connection) -> bool:
-    """Ask the database whether functions that were called have written. Only PostgreSQL knows; False for others."""
+    """Ask the database whether functions that were called have written. Only PostgreSQL can say; False for others."""
     if connection.dialect.name != "postgresql":
         return False
     return bool(connection.exec_driver_sql("SELECT txid_current_if_assigned() IS NOT NULL").scalar())
