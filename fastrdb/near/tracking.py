@@ -269,7 +269,7 @@ class ServerTracking:
             await self._sleep(self._near.heartbeat / _PINGS)
             if covering(self._wanted) != heads:
                 raise _OutgrownError
-            # Only a pool of Sentinel's names its master. The old one may be alive, and reports no change of the new one.
+            # Only a pool of Sentinel's names its master. The old one may be alive, and reports none of its changes.
             master = getattr(self._pool, "master_address", None)
             if master is not None and master != (connection.host, connection.port):
                 raise RedisConnectionError("the master is another one now")
