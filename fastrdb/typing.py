@@ -201,7 +201,7 @@ class Options(TypedDict, total=False):
     session_factory: Callable[[], Any]
     """Gives an AsyncSession, or an async context manager of one, for reloads in the background."""
     verify: float
-    """This share of calls (0.001, say) has the entry compared with the database, in the background."""
+    """This share of hits (0.001, say) has the entry compared with the database, in the background."""
     version: str | int | None
     """A part of each key, behind `?%v=`: another version reads and writes other entries; "auto": by the schema."""
     shared: bool

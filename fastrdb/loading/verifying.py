@@ -1,8 +1,9 @@
-"""`verify=`: a share of calls has the entry compared with the database, in the background.
+"""`verify=`: a share of hits has the entry compared with the database, in the background.
 
 So a write that no invalidation names is found before a user finds it. The order is: read the entry, load with a session
 of its own, read the entry again. A write in between has deleted the entry before its COMMIT. So an entry is out of date
-if it still stands at the second read, and differs from what was loaded.
+if it still stands at the second read, and differs from what was loaded. A miss has no entry at the first read, which
+goes out before the miss asks for its lease.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ NO_ROW_LEFT = "the row is not there any more"
 
 
 class Verifying:
-    """The calls of one function, `query`, of which a share is verified, one at a time. `way` answers a call."""
+    """The hits of one function, `query`, of which a share is verified, one at a time. `way` answers a call."""
 
     def __init__(self, query: Any, way: Callable[..., Any], *, with_argument: Any, own_session: Any) -> None:
         self._query, self._way, self._with_argument, self._own_session = query, way, with_argument, own_session
@@ -71,7 +72,7 @@ class Verifying:
                 if not missing_row(error):
                     raise
                 wrong = NO_ROW_LEFT
-        if await store.get(client, key) != raw:
+        if await store.get(client, key) != raw:  # mechanism: verified-twice
             return
         if wrong is None:
             query.counters.tell("verified", key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from sqlalchemy import delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from fastrdb import Cache, Event, OptionError
+from fastrdb.loading import verifying
 from fastrdb.testing import Gate
 from tests.support.servers.databases import Database
 from tests.support.world.items import Base, Item, Row
@@ -72,6 +74,95 @@ async def shop_of(client: Redis, database: Database, **options: Any) -> Shop:
     await shop.settled()
     shop.told.clear()
     return shop
+
+
+async def test_only_hits_are_verified(client: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A miss is none; of the hits, that share which chance says. A function whose entries may be old takes no part."""
+    cache = Cache(client, verify=0.25)
+    chances = iter([0.9, 0.24, 0.26, 0.25, 0.0])
+    drawn = SimpleNamespace(random=lambda: 0.0)
+    monkeypatch.setattr(verifying, "random", drawn)
+
+    async def settled() -> None:
+        while tasks := cache.here().tasks:
+            await asyncio.wait(set(tasks))
+
+    async def load(number: int) -> int:
+        return number
+
+    checked = cache.cached("number:{number}", verify=1.0)(load)
+    for number in range(3):
+        await checked(number)
+        await settled()
+    assert (checked.stats.loads, checked.stats.verified) == (3, 0)
+    drawn.random = lambda: next(chances)
+    some = cache.cached("some:{number}")(load)
+    kept = cache.cached("kept:{number}", never_invalidated=True)(load)
+    await kept(1)
+    await kept(1)
+    counts = list[int]()
+    for _ in range(5):
+        await some(1)
+        await settled()
+        counts.append(some.stats.verified)
+    assert counts == [0, 1, 1, 1, 2]
+    assert next(chances, None) is None
+    assert kept.stats.verified == 0
+
+
+@pytest.mark.parametrize("options", [{"depends_on": Row}, {"auto": True}], ids=["depends_on", "auto"])
+async def test_entries_with_tags_are_verified(client: Redis, sqlite: Database, options: dict[str, Any]) -> None:
+    """A write that no statement of the process has shown is found, and one that was followed is not wrong."""
+    await sqlite.create(Base)
+    cache = Cache(client, auto="auto" in options)
+    gate: Gate | None = None
+
+    @cache.cached("row:{number}", schema=Item, verify=1.0, session_factory=sqlite.sessions, **options)
+    async def load(db: AsyncSession, number: int) -> Row:
+        if gate is not None:
+            await gate.hold()
+        return (await db.scalars(select(Row).where(Row.id == number))).one()
+
+    @cache.invalidates(touches=Row)
+    async def rename(db: AsyncSession, name: str) -> None:
+        await db.execute(update(Row).values(name=name))
+        await db.commit()
+
+    async def read() -> str:
+        async with sqlite.sessions() as db:
+            item: Item = await load(db, 1)
+            return item.name
+
+    async def settled() -> None:
+        while tasks := cache.here().tasks:
+            await asyncio.wait(set(tasks))
+
+    async with sqlite.sessions() as db:
+        await db.execute(insert(Row).values(id=1, name="a"))
+        await db.commit()
+    assert [await read(), await read()] == ["a", "a"]
+    await settled()
+    assert (load.stats.verified, load.stats.wrong) == (1, 0)
+    gate = Gate()
+    assert await read() == "a"
+    await gate.reached()
+    async with sqlite.sessions() as db:
+        await rename(db, "b")
+    gate.open()
+    await settled()
+    gate = None
+    assert (load.stats.verified, load.stats.wrong) == (1, 0)
+    assert await read() == "b"
+    await settled()
+    with cache.untracked():
+        async with sqlite.sessions() as db:
+            await db.execute(update(Row).values(name="c"))
+            await db.commit()
+    assert await read() == "b"
+    await settled()
+    assert load.stats.wrong == 1
+    assert await read() == "c"
+    await settled()
 
 
 async def test_entry_that_is_right_stays(client: Redis, sqlite: Database) -> None:

@@ -289,6 +289,7 @@ _OF_LOADS = {
         False,
     ),
     "unstorable-alone": _line("callers of results that have no entry do not wait for each other", "elif False:"),
+    "verified-twice": _line("an entry that a write has deleted since its first read is not compared", "if False:"),
     "join-by-token": _function(
         "a caller joins only the load whose lease it has found", "loading.load:Loading._acquire"
     ),

@@ -17,7 +17,7 @@ from fastrdb.protocol import Busy
 from fastrdb.testing import EmbeddedServer
 from tests.near import test_functions as whole
 from tests.races.mechanisms import label, original, without
-from tests.races.scenarios import commits, fills, near, sessions
+from tests.races.scenarios import commits, fills, near, reloads, sessions
 from tests.races.seams import Change
 from tests.support.servers import databases
 from tests.support.servers.databases import Database, ServerDatabase
@@ -69,6 +69,7 @@ ON_SQLITE: dict[Change, list[Scenario]] = {
     without("release-checks-token"): [fills.release_spares_others],
     without("own-lease-granted-again"): [fills.lost_reply],
     without("lease-has-moment"): [fills.late_copy],
+    without("verified-twice"): [reloads.verified_across_a_write],
     without("rule-1-own-writes"): [sessions.own_writes],
     without("call-covers-commits"): [commits.hidden_session, commits.connection_inside],
     without("older-transaction-covered"): [commits.older_hidden_session, commits.connection_outside],

@@ -127,4 +127,31 @@ async def barrier_during_the_reload(w: World) -> None:
     await w.fair()
 
 
-RACES = [early_reload, background_reload, invalidated_before_the_reload, barred_reload, barrier_during_the_reload]
+async def verified_across_a_write(w: World) -> None:
+    """Write after `verify=` has read the entry, and before it loads the row: no entry was wrong."""
+    reader = Reader(w.one, verify=1.0, session_factory=w.database.sessions)
+    assert await reader.read() == "old"
+    await _verified(w)
+    gate = w.one.gates.before("load")
+    assert await reader.read() == "old"
+    await gate.reached()
+    await w.two.write("new")
+    gate.open()
+    await _verified(w)
+    assert (reader.get.stats.hits, reader.get.stats.wrong) == (1, 0)
+    await w.fair()
+
+
+async def _verified(w: World) -> None:
+    while tasks := w.one.cache.here().tasks:
+        await asyncio.wait(set(tasks))
+
+
+RACES = [
+    early_reload,
+    background_reload,
+    invalidated_before_the_reload,
+    barred_reload,
+    barrier_during_the_reload,
+    verified_across_a_write,
+]
