@@ -91,7 +91,7 @@ class Breaker:
     """
 
     __slots__ = (
-        *("_clock", "_due", "_health", "_on_silence", "_task", "_tries"),
+        *("_clock", "_due", "_health", "_on_silence", "_said", "_task", "_tries"),
         *("address", "failures", "node", "opened", "opens", "timeout", "trying"),
     )
 
@@ -106,7 +106,7 @@ class Breaker:
     ) -> None:
         self.address, self.timeout = "", timeout
         self._health, self.node, self._on_silence, self._clock = health, node, on_silence, clock
-        self.opened = self.trying = False
+        self.opened = self.trying = self._said = False
         self.failures = self.opens = self._tries = 0
         self._due = 0.0
         self._task: asyncio.Task[None] | None = None
@@ -174,6 +174,12 @@ class Breaker:
 
     def _failed(self, operation: str, reason: str) -> None:
         self.failures += 1
+        if not self._said:  # a program may end before its third failure
+            self._said = True
+            logger.warning(
+                "Redis%s did not answer (%s: %s): the call goes on without it; a single failure is said once",
+                *(self._place, operation, reason),
+            )
         if self.opened or self.failures < FAILURES:
             return
         self.opened = True

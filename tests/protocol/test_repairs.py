@@ -213,7 +213,7 @@ async def test_what_is_owed_is_bounded(gated: GatedClient, make_store: Callable[
 async def test_one_message_per_change_of_state(
     gated: GatedClient, store: Store, pauses: Pauses, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One warning and one message of what is pending, one of each of the breaker, however many commits there were."""
+    """Once it is said what is pending and what is done, and what the breaker does, however many commits there were."""
     caplog.set_level(logging.INFO, "fastrdb")
     gated.fail_with(ConnectionError("gone"))
     for _ in range(3):
@@ -228,7 +228,7 @@ async def test_one_message_per_change_of_state(
     pauses.end()
     await repaired(store)
     told = [(record.levelname, "invalidation" in record.getMessage()) for record in caplog.records]
-    assert sorted(told) == sorted([("WARNING", True), ("INFO", True), ("WARNING", False), ("INFO", False)])
+    assert sorted(told) == sorted([("WARNING", True), ("INFO", True), *[("WARNING", False)] * 2, ("INFO", False)])
 
 
 async def test_closing_gives_up_at_its_limit(gated: GatedClient, store: Store, pauses: Pauses) -> None:

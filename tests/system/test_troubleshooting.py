@@ -404,6 +404,13 @@ async def _silent(scene: Scene) -> object:
     return scene.log.messages
 
 
+@says("Redis at … did not answer (…): the call goes on without it; a single failure is said once")
+async def _dead_port(scene: Scene) -> object:
+    async with Redis(port=1) as redis, Cache(redis) as cache:
+        assert await cache.cached("n:{number}")(plain)(1) == 1
+    return scene.log.messages
+
+
 @says("another caller's load took longer than …")
 async def _longer_than_wait(scene: Scene) -> object:
     events: list[Event] = []
