@@ -195,7 +195,10 @@ class Loading(Reading):
             await self.alone("unavailable", failed)
         if busy := {key: each for key, each in answers.items() if isinstance(each, Busy)}:
             late = await Waiting(self, self._flights, self._watches, self._deadline).wait_for(busy)
+            cause = self.entries.unstorable
             await self.alone("bypass", late)
+            for key in (key for key, why in late.items() if why == cause):
+                self.entries.counters.unstored(key, late[key])
 
     async def _take_or_lead(self, answers: _Answers, leases: dict[str, Flight]) -> None:
         granted, barred = list[str](), list[str]()

@@ -12,6 +12,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from fastrdb import Cache, no_store
+from fastrdb.testing import Gate
 from tests.support.servers.databases import Database
 from tests.support.waiting import until
 from tests.support.world.items import Base, Item, Row
@@ -74,6 +75,37 @@ async def test_cause_is_said_once_and_counted(client: Redis, caplog: pytest.LogC
     assert [found.what for found in cache.check() if "stored" in found.what] == [
         f"none of its results was stored: {told} (3 times)"
     ]
+
+
+async def test_result_of_a_caller_that_does_not_wait_counts(client: Redis) -> None:
+    """Callers of a function whose results have no entry load side by side; each result is one that is not stored."""
+    cache = Cache(client)
+    load = cache.cached("thing:{number}")(unlike)
+    await load(0)
+    gate = Gate()
+
+    async def held(number: int) -> Item:
+        await gate.hold()
+        return await unlike(number)
+
+    slow = cache.cached("slow:{number}")(held)
+    slow.query.unstorable = "dict comes back as Item"
+    leader = asyncio.create_task(slow(1))
+    await gate.reached()
+    follower = asyncio.create_task(slow(1))
+    await until(lambda: _bypassed(slow))
+    gate.open()
+    await asyncio.gather(leader, follower)
+    assert slow.stats.unstored == 2
+    await client.script_flush()  # the lease of the first call is given back late: its script is sent once more
+    for number in (2, 2):
+        await load(number)
+    assert load.stats.unstored == 3
+    assert sum(cache.functions()[0].unstored.values()) == 3
+
+
+async def _bypassed(function: Any) -> bool:
+    return bool(function.stats.bypasses)
 
 
 async def test_stored_result_ends_the_reason(client: Redis) -> None:
