@@ -22,6 +22,7 @@ from benchmarks.questions import (
     lists,
     loops,
     memory,
+    metrics,
     miss,
     near,
     outage,
@@ -49,6 +50,7 @@ QUESTIONS: dict[str, Question] = {
     "outage": outage.rows,
     "loops": loops.rows,
     "followed": followed.rows,
+    "metrics": metrics.rows,
 }
 FOLDER = Path("build") / "benchmarks"
 
