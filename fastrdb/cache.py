@@ -13,13 +13,13 @@ from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, overload
 
-from .errors import OptionError, PatternError
+from .errors import OptionError
 from .events import Counters, Hook, Stats
 from .invalidation import Invalidation, follow_with, follows
 from .keys import MISSING, CallPlan, Inspected, Prefix, hashed, inspect_function
 from .loading import CachedFunction, CachedMany, Policy
 from .near import Near
-from .options import Seconds, at_least_one, flag, seconds, share, synchronous
+from .options import Seconds, at_least_one, flag, refuse_function, seconds, share, synchronous
 from .orm import Declared, Dependency, Rows, Table, images_of
 from .protocol import OnError, Readiness
 from .registry import SHORT_S, Finding, FunctionInfo, Registered
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 _NOT_OF_POLICY = frozenset({"auto", "depends_on", "ignore", "near", "shared", "never_invalidated", "version"})
 _NONE: Mapping[Any, Any] = MappingProxyType({})
-_PUBLIC = ("disabled", "hooks", "namespace", "redis")
+_PUBLIC = ("disabled", "hooks", "namespace", "redis", "samplers")
 """What users need of the inside of a cache."""
 F = TypeVar("F", bound=Callable[..., Coroutine[Any, Any, Any]])
 
@@ -61,8 +61,9 @@ class Cache(Runtime):
         hash_keys: a secret; every value in a key is replaced by its hash under the secret, so that key names do
             not show whose data it is. The entries stay as readable as before.
         max_bytes: a larger entry is answered, and not stored: while it travels, others wait.
-        verify: this share of calls (0.001, say) has the entry compared with the database, unless a function says
-            otherwise; `cached_many` does not take part. A function that takes a session needs session_factory=.
+        verify: this share of hits (0.001, say) has the entry compared with the database, unless a function says
+            otherwise. `cached_many` and functions with never_invalidated=True do not take part. A function that takes
+            a session needs session_factory=.
         watched: with `fastrdb watch`: entries are bypassed while the heartbeat of a watcher is older than this.
         auto: invalidate by what SQLAlchemy sends. Each cached function depends on the rows that its statements read.
             Each commit of this process drops what depends on the rows that it has changed. Needs `redis`.
@@ -143,7 +144,7 @@ class Cache(Runtime):
             OptionError: a sync function, one without return type, or an option that cannot be.
             SchemaError: a type whose values would come back from JSON changed.
         """
-        _refuse_function(pattern, "cached", '"user:{email}"')
+        refuse_function(pattern, "cached", '"user:{email}"')
         return partial(self._cached, "cached", pattern, schema, MISSING, options)
 
     @overload
@@ -152,7 +153,7 @@ class Cache(Runtime):
     def cached_list(self, list_pattern: str, *, schema: type[S], **options: Unpack[Options]) -> ListWithSchema[S]: ...
     def cached_list(self, list_pattern: str, *, schema: Any = None, **options: Unpack[Options]) -> Any:
         """Do what `cached` does for functions that return a list: `schema` is that of one item."""
-        _refuse_function(list_pattern, "cached_list", '"user:page:{page}:limit:{limit}"')
+        refuse_function(list_pattern, "cached_list", '"user:page:{page}:limit:{limit}"')
         return partial(self._cached, "cached_list", list_pattern, schema, list[Any], options)
 
     @overload
@@ -175,7 +176,7 @@ class Cache(Runtime):
             PatternError: no placeholder, or several, that name a list; and what `cached` raises.
             OptionError, SchemaError: what `cached` raises; a return type that is neither mapping nor list.
         """
-        _refuse_function(pattern, "cached_many", '"user:id:{ids}"')
+        refuse_function(pattern, "cached_many", '"user:id:{ids}"')
         return partial(self._cached_many, pattern, schema, options)
 
     def invalidates(
@@ -198,7 +199,7 @@ class Cache(Runtime):
             PatternError: an unknown placeholder.
             OptionError: a sync function, or neither prefix, keys nor touches.
         """
-        _refuse_function(prefix, "invalidates", '"user:*"', what="prefix")
+        refuse_function(prefix, "invalidates", '"user:*"', what="prefix")
         prefixes = [prefix] if isinstance(prefix, str) else list(prefix)
         return partial(self._invalidates, prefixes, list(keys), touches)
 
@@ -322,6 +323,13 @@ class Cache(Runtime):
         """Return the sum over all functions decorated with this cache, in this process."""
         return Counters.total(self.counted)
 
+    def counts(self) -> dict[str, Stats]:
+        """Return the counts of each function by its name, in this process, and never fewer than before.
+
+        Functions that are gone are there, too, and invalidations by hand under the name of the cache's class.
+        """
+        return Counters.by_function(self.counted)
+
     def functions(self) -> list[FunctionInfo]:
         """Return each decorated function with pattern, options and counts, in the order of decoration."""
         return self.registry.infos()
@@ -370,16 +378,11 @@ class Cache(Runtime):
         await self.aclose()
 
 
-def _refuse_function(given: object, decorator: str, example: str, what: str = "pattern") -> None:
-    """Raise PatternError for a function in place of a text: the decorator stands there without parentheses."""
-    if callable(given):
-        raise PatternError(f"{decorator} needs a {what}: @{decorator}({example})")
-
-
 def _policy(owner: str, decorator: str, options: Options, verify: float = 0.0) -> Policy:
     if unknown := options.keys() - Options.__annotations__.keys():
         raise OptionError(f"{owner}: {decorator} has no option {', '.join(sorted(unknown))}")
     chosen: dict[str, Any] = {name: value for name, value in options.items() if name not in _NOT_OF_POLICY}
+    verify = 0.0 if options.get("never_invalidated") else verify  # its entries may be old until their time is over
     return Policy.of(owner, **{"exp": 3600.0, "verify": verify, **chosen})
 
 

@@ -37,7 +37,7 @@ Counted = Literal[
     "stale",  # answered from Redis although `exp` is over; `reason` says why
     "early",  # a load began although `exp` is not over
     "failed",  # a load in the background raised; `reason` says what
-    "deleted",  # an invalidation has deleted `count` entries
+    "deleted",  # an invalidation has deleted `count` entries under `key`: an event for each prefix, key and table
     "verified",  # an entry was compared with the database, and is the same
     "wrong",  # an entry was not what the database says, and was deleted; `reason` says where
     "refused",  # of those not stored: a row that the result depends on was written meanwhile; `reason` has the table
@@ -61,7 +61,10 @@ class Event:
     kind: Kind
     """What happened: see `Kind`, which says what each kind means."""
     key: str
-    """The key without the namespace. Of an invalidation: what its prefixes begin with, and its keys, with commas."""
+    """The key without the namespace. Of an invalidation: what its prefixes begin with, and its keys, with commas.
+
+    Of deleted entries: what their prefix begins with, their keys with commas, or the table that these depended on.
+    """
     reason: str = ""
     """Why it happened, in words without any value; "" where there is nothing to say."""
     seconds: float | None = field(default=None, compare=False)
@@ -73,7 +76,11 @@ class Event:
 
 
 class Hook(Protocol):
-    """A function that a `Cache` calls with each event. It must not block the event loop; an error is logged once."""
+    """A function that a `Cache` calls with its events. It must not block the event loop; an error is logged once.
+
+    `Cache.hooks` get each event. `Cache.samplers` get one of 64 hits of each function, no near hit, and each other
+    event: so a hit costs less. The number of hits is in `Cache.counts`.
+    """
 
     def __call__(self, event: Event, /) -> None:
         """Take note of `event`."""
@@ -121,25 +128,39 @@ _MOST_CAUSES, _OTHERS = 20, "other causes"
 _REMEMBERED = 1024
 """So many keys of each function are known by the digest of their latest entry."""
 _MANY_REFUSED = 20
+_MOST_PREFIXES, _ELSEWHERE = 50, "other prefixes"
+_SAMPLED = 64
+"""Samplers get one of so many hits. An event for each hit costs a tenth of the hit."""
 
 
 class Counters:
-    """The running counts of one decorated function, and the hooks that are called with each event.
+    """The running counts of one decorated function, and the hooks that are called with its events.
 
-    `hooks` is the list of the cache: what is added to it later is called as well. `causes` has the reasons for which
-    results were not stored, and how often; `latest` is that of the latest result, or None if it was stored.
+    Attributes:
+        hooks, samplers: the lists of the cache: what is added to them later is called as well.
+        unsampled: so many hits more, and the samplers get one.
+        causes: the reasons for which results were not stored, and how often.
+        latest: the reason of the latest result, or None if it was stored.
+        prefixes: of the function, each as what it begins with, whether placeholders follow, and its text.
+        dropped: how many entries were deleted under each prefix, or for each table.
     """
 
-    __slots__ = ("function", "hooks", "counts", "causes", "latest", "_complained", "_said_refused", "_filled")
+    __slots__ = (
+        *("function", "hooks", "samplers", "unsampled", "counts", "causes", "latest", "prefixes", "dropped"),
+        *("_complained", "_said_refused", "_filled"),
+    )
 
-    def __init__(self, function: str, hooks: Sequence[Hook] = ()) -> None:
+    def __init__(self, function: str, hooks: Sequence[Hook] = (), samplers: Sequence[Hook] = ()) -> None:
         self.function = function
-        self.hooks = hooks
+        self.hooks, self.samplers = hooks, samplers
+        self.unsampled = 0
         self.counts: dict[Counted, int] = dict.fromkeys(_FIELDS, 0)
         self.causes: dict[str, int] = {}
         self.latest: str | None = None
         self._complained = self._said_refused = False
         self._filled: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        self.prefixes: Sequence[tuple[str, bool, str]] = ()
+        self.dropped: dict[str, int] = {}
 
     def tell(
         self,
@@ -153,8 +174,35 @@ class Counters:
     ) -> None:
         """Count an event, and call the hooks with it, if there are any."""
         self.counts[kind] += count
-        if self.hooks:
-            self._call(Event(self.function, kind, key, reason, seconds, size, count))
+        sampled = bool(self.samplers) and kind != "near" and (kind != "hit" or self.is_sample())
+        if self.hooks or sampled:
+            self._call(Event(self.function, kind, key, reason, seconds, size, count), sampled=sampled)
+
+    def is_sample(self) -> bool:
+        """Return whether the samplers get the hit that may follow. If none does, set `unsampled` to 0."""
+        if self.unsampled:
+            self.unsampled -= 1
+            return False
+        self.unsampled = _SAMPLED - 1
+        return True
+
+    def hit(self, key: str, seconds: float, size: int, *, sampled: bool) -> None:
+        """Count a hit for which `is_sample` was asked before it was read."""
+        self.counts["hit"] += 1
+        self._call(Event(self.function, "hit", key, "", seconds, size), sampled=sampled)
+
+    def deleted(self, key: str, count: int, seconds: float | None = None) -> None:
+        """Count entries that one invalidation has deleted under one prefix, or by their keys."""
+        self.counts["deleted"] += count
+        if self.hooks or self.samplers:
+            self._call(Event(self.function, "deleted", key, "", seconds, None, count))
+        prefix, known = key, -1
+        for head, goes_on, text in self.prefixes:
+            if len(head) > known and (key == head or (goes_on and key.startswith(head))):
+                prefix, known = text, len(head)
+        if prefix not in self.dropped and len(self.dropped) >= _MOST_PREFIXES:
+            prefix = _ELSEWHERE
+        self.dropped[prefix] = self.dropped.get(prefix, 0) + count
 
     def unstored(self, key: str, reason: str, *, meant: bool = False, size: int | None = None) -> None:
         """Count a result that was not stored. The log gets each cause once, at INFO where that is `meant`."""
@@ -190,8 +238,8 @@ class Counters:
         if len(self._filled) > _REMEMBERED:
             self._filled.popitem(last=False)
 
-    def _call(self, event: Event) -> None:
-        for hook in tuple(self.hooks):
+    def _call(self, event: Event, *, sampled: bool = True) -> None:
+        for hook in (*self.hooks, *self.samplers) if sampled else tuple(self.hooks):
             try:
                 hook(event)
             except Exception as error:  # noqa: BLE001  # no call and no invalidation may fail for a hook
@@ -211,7 +259,7 @@ class Counters:
             error = type(raised).__name__
             raise
         finally:
-            if self.hooks:
+            if self.hooks or self.samplers:
                 key, seconds = next(iter(keys)), monotonic() - begun
                 self._call(Event(self.function, "loaded", key, error, seconds, count=len(keys)))
 
@@ -219,6 +267,14 @@ class Counters:
     def total(each: Iterable[Counters]) -> Stats:
         """Return the sum of many."""
         return sum((counters.snapshot() for counters in each), Stats())
+
+    @staticmethod
+    def by_function(each: Iterable[Counters]) -> dict[str, Stats]:
+        """Return the sum of those of each name."""
+        found: dict[str, Stats] = {}
+        for counters in each:
+            found[counters.function] = found.get(counters.function, Stats()) + counters.snapshot()
+        return found
 
     def snapshot(self) -> Stats:
         """Return a copy of the counts."""

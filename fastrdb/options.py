@@ -1,4 +1,4 @@
-"""Option values that every part checks in the same way: durations and counts."""
+"""Values of options and decorators that every part checks in the same way."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import inspect
 from datetime import timedelta
 from typing import TypeVar
 
-from .errors import OptionError
+from .errors import OptionError, PatternError
 
 Seconds = float | timedelta
 T = TypeVar("T")
@@ -59,3 +59,9 @@ def share(value: object, *, name: str, owner: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
         raise OptionError(f"{owner}: {name}={value!r} must be a share from 0 (none) to 1 (all)")
     return float(value)
+
+
+def refuse_function(given: object, decorator: str, example: str, what: str = "pattern") -> None:
+    """Raise PatternError for a function in place of a text: the decorator stands there without parentheses."""
+    if callable(given):
+        raise PatternError(f"{decorator} needs a {what}: @{decorator}({example})")

@@ -42,7 +42,8 @@ class FunctionInfo:
     """One decorated function of a cache, with its counts in this process.
 
     `pattern` is that of its keys, or "" for a function that only invalidates. `options` are those that were given.
-    `unstored` has the causes for which results were not stored, and how often.
+    `unstored` has the causes for which results were not stored, and how often. `dropped` has the prefixes under which
+    its invalidations have deleted entries, and how many; of followed writes, the tables.
     """
 
     function: str
@@ -51,6 +52,7 @@ class FunctionInfo:
     options: Mapping[str, Any]
     stats: Stats
     unstored: Mapping[str, int]
+    dropped: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -115,6 +117,8 @@ class Registry:
                 raise refusal
         self._functions[self._next] = new
         self._next += 1
+        patterns = new.prefixes or ([] if new.pattern is None else [new.pattern])
+        new.counters.prefixes = [(_literal(each), bool(each.parts), each.text) for each in patterns]
         for text in new.wide:
             logger.info("%s", _wide(new, text))
         return new
@@ -135,6 +139,7 @@ class Registry:
                 dict(each.options),
                 each.counters.snapshot(),
                 dict(each.counters.causes),
+                dict(each.counters.dropped),
             )
             for each in self
         ]
@@ -183,10 +188,15 @@ class Registry:
 
 def _reaches(prefix: Pattern, pattern: Pattern) -> bool:
     """Return whether a prefix may reach keys of a pattern, as far as the texts before placeholders say."""
-    head = prefix.head.partition("*")[0].partition("?")[0]
+    head = _literal(prefix)
     if pattern.head.startswith(head):
         return True
     return bool(pattern.parts) and head.startswith(pattern.head)
+
+
+def _literal(prefix: Pattern) -> str:
+    """Return what all keys under a prefix begin with, before placeholders and globs."""
+    return prefix.head.partition("*")[0].partition("?")[0]
 
 
 def _same_keys(new: Registered, other: Registered) -> PatternError | None:

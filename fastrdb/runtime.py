@@ -138,17 +138,17 @@ class Runtime:
         self.near, self.near_by_default = near, near_by_default
         self.on_error: OnError = on_error
         self.hooks: list[Hook] = [] if hook is None else [hook]
-        self.seal = seal
-        self.timeout, self.lease, self.barrier, self.max_bytes = timeout, lease, barrier, max_bytes
-        self.watched = watched
+        self.samplers: list[Hook] = []
+        self.seal, self.max_bytes, self.watched = seal, max_bytes, watched
+        self.timeout, self.lease, self.barrier = timeout, lease, barrier
         self.near_heads: set[str] = set()  # the heads of keys that functions keep in this process
         self.owned: set[str] = set()  # the heads of the keys of all functions
         self.counted: list[Counters] = []
         self.registry = Registry()
-        self._own_counters = self.counters(type(self).__name__)
+        self.own_counters = self.counters(type(self).__name__)
         self._publisher = Publisher(self.registry) if publish else None
         if self._publisher is not None:
-            self.hooks.append(self._publisher.tally)
+            self.samplers.append(self._publisher.tally)
         _runtimes.add(self)
 
     def move(self, namespace: str, redis: Any) -> None:
@@ -161,7 +161,7 @@ class Runtime:
 
     def counters(self, function: str) -> Counters:
         """Return the counters of one more decorated function."""
-        counters = Counters(function, self.hooks)
+        counters = Counters(function, self.hooks, self.samplers)
         self.counted.append(counters)
         return counters
 
@@ -227,7 +227,7 @@ class Runtime:
             watched=self.watched,
             seal=self.seal,
         )
-        tell = self._own_counters.tell  # not a method of this cache: its stores may outlive it for a moment
+        tell = self.own_counters.tell  # not a method of this cache: its stores may outlive it for a moment
         store.obstacles.listeners.append(lambda kind, reason: tell(kind, "", reason))
         return store
 
@@ -306,7 +306,7 @@ class Runtime:
 
         Return the number of entries deleted; None if Redis has missed it, and the invalidation is pending.
         """
-        store, told = self.store(client), counters or self._own_counters
+        store, told = self.store(client), counters or self.own_counters
         if self.on_error == "raise":
             task = asyncio.ensure_future(store.invalidate(client, prefixes, keys, told, images))
         else:

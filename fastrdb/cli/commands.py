@@ -28,6 +28,7 @@ Namespace = Annotated[str, typer.Option("--namespace", "-n", envvar="FASTRDB_NAM
 Key = Annotated[str, typer.Argument(help="Without the namespace.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 UNREACHABLE = 2
+_MOST_PREFIXES = 20
 _NO_TAGS = "no tags: no entry, or its function is invalidated by prefixes"
 
 
@@ -192,7 +193,7 @@ def stats(url: Url = URL, namespace: Namespace = "", as_json: AsJson = False) ->
         if as_json:
             _print({"processes": published, "functions": Inspector.totals(published)})
         else:
-            console().print(show.functions(published))
+            console().print(show.functions(published), "", show.dropped(published, _MOST_PREFIXES))
         return 0
 
     raise typer.Exit(_run(url, add_up, as_json))

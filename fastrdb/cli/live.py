@@ -9,9 +9,9 @@ from rich.live import Live
 
 from fastrdb import Inspector
 
-from .show import drops, functions
+from .show import dropped, drops, functions
 
-_MOST_DROPS = 8
+_MOST_DROPS = _MOST_PREFIXES = 5
 
 
 async def follow(console: Console, inspector: Inspector, every: float, times: float) -> None:
@@ -31,4 +31,4 @@ async def follow(console: Console, inspector: Inspector, every: float, times: fl
 
 async def _page(inspector: Inspector) -> RenderableType:
     published = await inspector.published()
-    return Group(functions(published), "", drops(published, _MOST_DROPS))
+    return Group(functions(published), "", dropped(published, _MOST_PREFIXES), "", drops(published, _MOST_DROPS))

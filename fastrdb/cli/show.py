@@ -93,6 +93,19 @@ def functions(published: Mapping[str, Any]) -> RenderableType:
     return Group(table, foot)
 
 
+def dropped(published: Mapping[str, Any], most: int) -> RenderableType:
+    """Return a table of the prefixes under which most entries were deleted, and the functions that did it."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("prefix", "dropped by"):
+        table.add_column(name, overflow="fold")
+    table.add_column("in all", justify="right", no_wrap=True)
+    totals = Inspector.totals(published).items()
+    rows = [(count, prefix, name) for name, each in totals for prefix, count in each["dropped"].items()]
+    for count, prefix, name in sorted(rows, key=lambda row: -row[0])[:most]:
+        table.add_row(plain(prefix), plain(name), f"{count:,}")
+    return table
+
+
 def drops(published: Mapping[str, Any], most: int) -> RenderableType:
     """Return a table of the latest invalidations, the newest first."""
     table = Table("dropped", "by", "entries", box=None, header_style="bold", pad_edge=False)

@@ -74,8 +74,8 @@ class CacheStatus:
         return "; ".join(parts) + (_key_part(keyed[0].key) if self._key and keyed else "")
 
 
-_ANSWERS = LOOKUPS | {"join", "bypass", "unavailable"}
-_CALLS = _ANSWERS | {"load"}
+_ANSWERS = {*LOOKUPS, "join", "bypass", "unavailable"}
+_CALLS = {*_ANSWERS, "load"}
 """The kinds of events that a call of a cached function has. A write alone has others, and gets no header."""
 
 

@@ -14,12 +14,11 @@ from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
 from opentelemetry.trace import TracerProvider
 
-from fastrdb import Cache, Event
+from fastrdb import Cache
 
 from .recording import METRICS, Recorder
 from .spans import NAME, Spans
 
-_WITHOUT_SPAN = frozenset({"hit", "near"})
 _OPERATIONS = {"hit": "GET", "stale": "GET"}
 
 
@@ -38,18 +37,14 @@ def instrument(
         tracer_provider: for a span around each load, each wait for another caller's load, and each invalidation.
         keys: whether spans have the key, which may hold personal data.
     """
-    measure, trace_ = _metrics_of(meter_provider or metrics.get_meter_provider()), Spans(tracer_provider, keys)
-
-    def hook(event: Event) -> None:
-        measure(event)
-        if event.kind not in _WITHOUT_SPAN:
-            trace_(event)
-
-    cache.hooks.append(hook)
+    measured, traced = _metrics_of(meter_provider or metrics.get_meter_provider()), Spans(tracer_provider, keys)
+    measured.attach(cache)
+    cache.samplers.append(traced)
 
     def end() -> None:
-        if hook in cache.hooks:
-            cache.hooks.remove(hook)
+        measured.detach(cache)
+        if traced in cache.samplers:
+            cache.samplers.remove(traced)
 
     return end
 
@@ -67,7 +62,7 @@ _NAMES = {
 
 
 class _Metrics(Recorder):
-    """The hook that counts and measures, of all caches of one provider."""
+    """The sampler that counts and measures, of all caches of one provider."""
 
     def __init__(self, provider: MeterProvider) -> None:
         super().__init__()
@@ -89,6 +84,7 @@ class _Metrics(Recorder):
         self._record[name](value, self._attributes_of(name, function, kind))
 
     def _observed(self, options: CallbackOptions) -> Iterator[Observation]:
+        self.note_requests()
         for (function, kind), count in list(self.requests.items()):
             yield Observation(count, self._attributes_of("requests", function, kind))
 

@@ -1,17 +1,20 @@
 """Metrics of Prometheus, made of the events of a cache.
 
-With `PROMETHEUS_MULTIPROC_DIR` set, the metrics of all processes add up, as all of prometheus_client's own do.
+With `PROMETHEUS_MULTIPROC_DIR` set, the metrics of all processes add up, as all of prometheus_client's own do. Lookups
+of another process are up to a second late then, and those of a process without any event since until it ends.
 """
 
 from __future__ import annotations
 
 import atexit
 from collections.abc import Callable, Iterable
+from functools import partial
+from time import monotonic
 from weakref import WeakKeyDictionary, ref
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram, Metric
 
-from fastrdb import Cache
+from fastrdb import Cache, Event
 
 from .recording import METRICS, Recorder
 
@@ -25,10 +28,12 @@ _NAMES = {
     "size": ("fastrdb_entry_bytes", ""),
 }
 """Names of metrics, and of the label that sets values apart."""
+_EVERY_S = 1.0
+"""A process of several writes lookups to its file so often, while there are events."""
 
 
 class CacheMetrics(Recorder):
-    """The metrics of all caches of one registry, as a hook.
+    """The metrics of all caches of one registry, as a sampler.
 
     Args:
         registry: where the metrics are collected. One registry takes one object of this class.
@@ -38,7 +43,7 @@ class CacheMetrics(Recorder):
         super().__init__()
         self._metrics: dict[str, Counter | Histogram] = {}
         self._children: dict[tuple[str, str, str], Callable[[float], None]] = {}
-        self._noted: dict[tuple[str, str], int] = {}
+        self._due = 0.0
         registry.register(self)  # before the metrics: it is collected first
         for name, (text, _, buckets) in METRICS.items():
             called, label = _NAMES[name]
@@ -50,6 +55,13 @@ class CacheMetrics(Recorder):
             )
         atexit.register(_note, ref(self))  # for the files of the multiprocess mode
 
+    def __call__(self, event: Event) -> None:
+        """Take note of `event`, and now and then of lookups: another process may be the one that is collected."""
+        super().__call__(event)
+        if monotonic() >= self._due:
+            self._due = monotonic() + _EVERY_S
+            self.note_requests()
+
     def collect(self) -> Iterable[Metric]:
         """Bring the counts up to date. The metrics collect themselves."""
         self.note_requests()
@@ -59,12 +71,9 @@ class CacheMetrics(Recorder):
         """Return no metric."""
         return ()
 
-    def note_requests(self) -> None:
-        """Add what is new."""
-        for (function, kind), count in list(self.requests.items()):
-            if new := count - self._noted.get((function, kind), 0):
-                self._noted[function, kind] = count
-                self.put("requests", function, kind, new)
+    def add_requests(self, function: str, kind: str, count: int) -> None:
+        """Record lookups that are new."""
+        self.put("requests", function, kind, count)
 
     def put(self, name: str, function: str, kind: str, value: float) -> None:
         """Record a value."""
@@ -86,14 +95,8 @@ _known: WeakKeyDictionary[CollectorRegistry, CacheMetrics] = WeakKeyDictionary()
 
 def instrument(cache: Cache, *, registry: CollectorRegistry = REGISTRY) -> Callable[[], None]:
     """Report what `cache` does in `registry`, together with other caches of it. Return a function that ends this."""
-    hook = _known.get(registry)
-    if hook is None:
-        hook = _known[registry] = CacheMetrics(registry)
-    if hook not in cache.hooks:
-        cache.hooks.append(hook)
-
-    def end() -> None:
-        if hook in cache.hooks:
-            cache.hooks.remove(hook)
-
-    return end
+    metrics = _known.get(registry)
+    if metrics is None:
+        metrics = _known[registry] = CacheMetrics(registry)
+    metrics.attach(cache)
+    return partial(metrics.detach, cache)

@@ -1,16 +1,15 @@
-"""From events to metrics, whatever library takes them: which ones there are, and which event goes into which."""
+"""From events and counts to metrics, whatever library takes them: which ones there are, and what goes into which."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
-from fastrdb import Event
+from fastrdb import Cache, Event, Stats
 
-LOOKUPS = frozenset({"near", "hit", "stale", "miss"})
-"""The kinds of events that say what a look for an entry has found: all but a miss are answers from the cache."""
-SAMPLED = 16
-"""One of so many lookups of a function is measured: to measure each would be felt on a hit."""
+LOOKUPS = {"near": "near", "hit": "hits", "stale": "stale", "miss": "misses"}
+"""The kinds of events that say what a look for an entry has found, with their counts: all but a miss are answers."""
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 BYTES = (64.0, 256.0, 1024.0, 4096.0, 16_384.0, 65_536.0, 262_144.0, 1_048_576.0, 8_388_608.0)
 
@@ -29,38 +28,60 @@ METRICS = {
     "deleted": Metric("Entries that invalidations have deleted", "{entry}"),
     "load": Metric("Calls of the cached function itself, by the error if there was one", "s", SECONDS),
     "wait": Metric("Waits for another caller's load", "s", SECONDS),
-    "redis": Metric("Round trips to Redis, by the event: of hits one of 16", "s", SECONDS),
+    "redis": Metric("Round trips to Redis, by the event: of hits one of 64", "s", SECONDS),
     "size": Metric("Entries when stored", "By", BYTES),
 }
 
 
 class Recorder(ABC):
-    """A hook that puts events into metrics.
+    """A sampler that puts events into metrics. Lookups are read from the counts of caches, since an event costs more.
 
     Attributes:
-        requests: how many lookups of each function and kind there were.
+        requests: how many lookups of each function and kind there were, as of the latest `note_requests`.
     """
 
     def __init__(self) -> None:
         self.requests: dict[tuple[str, str], int] = {}
+        self._seen: WeakKeyDictionary[Cache, dict[str, Stats]] = WeakKeyDictionary()
 
     @abstractmethod
     def put(self, name: str, function: str, kind: str, value: float) -> None:
         """Record a value in a metric but `requests`; `kind` sets the values of a function apart."""
 
-    def note_requests(self) -> None:  # noqa: B027  # a library that asks for `requests` needs no note
-        """Take note of `requests`, of which some are new: called now and then."""
+    def add_requests(self, function: str, kind: str, count: int) -> None:  # noqa: B027  # OpenTelemetry asks by itself
+        """Record lookups that are new."""
+
+    def attach(self, cache: Cache) -> None:
+        """Begin with a cache, if that has not been done."""
+        if self not in cache.samplers:
+            self._seen[cache] = cache.counts()
+            cache.samplers.append(self)
+
+    def detach(self, cache: Cache) -> None:
+        """End with a cache."""
+        if self in cache.samplers:
+            self.note_requests()
+            cache.samplers.remove(self)
+            del self._seen[cache]
+
+    def note_requests(self) -> None:
+        """Take note of the lookups since the latest time."""
+        for cache, before in list(self._seen.items()):
+            self._seen[cache] = now = cache.counts()
+            for function, stats in now.items():
+                old = before.get(function)
+                for kind, name in LOOKUPS.items():
+                    new = getattr(stats, name) - (0 if old is None else getattr(old, name))
+                    if new:
+                        self.requests[function, kind] = self.requests.get((function, kind), 0) + new
+                        self.add_requests(function, kind, new)
 
     def __call__(self, event: Event) -> None:
         """Take note of `event`."""
         kind, function, seconds = event.kind, event.function, event.seconds
         if kind in LOOKUPS:
-            count = self.requests.get((function, kind), 0)
-            self.requests[function, kind] = count + event.count
-            if count % SAMPLED == 0:
-                self.note_requests()
-                if seconds is not None:
-                    self.put("redis", function, kind, seconds)
+            if seconds is not None:
+                self.put("redis", function, kind, seconds)
         elif kind == "loaded":
             self.put("load", function, event.reason, seconds or 0.0)
         elif kind == "deleted":

@@ -35,6 +35,8 @@ class Spans(threading.local):
             if self._latest is None or self._latest is not trace.get_current_span():
                 self._latest = self._begin(event)
             return
+        if event.kind == "hit":
+            return
         self._latest = None
         if event.kind == "loaded":
             self._end(event)

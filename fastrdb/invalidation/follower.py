@@ -60,7 +60,7 @@ class Following:
                     "not been used in any event loop yet: invalidate by hand"
                 )
             return None
-        return store, partial(store.intent, cache.redis)
+        return store, partial(store.intent, cache.redis, cache.own_counters)
 
     def _store(self) -> Store | None:
         """Return the store of the running event loop; without one, that of any loop that runs in another thread."""

@@ -148,18 +148,21 @@ class CachedFunction(Entries):
         raw, failure = None, None
         followed = running.get() is not None and is_followed()  # then an entry is read together with its tags
         if free and not self.aged and not followed:
-            begun = monotonic() if counters.hooks else 0.0
+            sampled = counters.samplers and counters.is_sample()
+            begun = monotonic() if sampled or counters.hooks else 0.0
             try:
                 raw = await store.get(client, key)
                 if raw is not None:
                     value = self.codec.decode(raw)
-                    if counters.hooks:
-                        counters.tell("hit", key, seconds=monotonic() - begun, size=len(raw))
+                    if begun:
+                        counters.hit(key, monotonic() - begun, len(raw), sampled=bool(sampled))
                     else:  # here, since the call would be felt
                         counters.counts["hit"] += 1
                     return value
             except (CacheUnavailableError, DecodeError) as error:
                 failure = error
+            if sampled:
+                counters.unsampled = 0
         read = free and not self.aged and not followed
         run, budget = partial(function, *args, **kwargs), store.budget(client, (key,), read=read)
         call = CallContext(client, store, session, budget, partial(self.keys_now, run), is_fixed(run))

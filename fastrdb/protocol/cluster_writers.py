@@ -8,7 +8,7 @@ import asyncio
 import logging
 import secrets
 from collections import defaultdict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -90,10 +90,10 @@ class ClusterWriters(Backend):
         keys = set(exact)
         while any(jobs.values()):
             keys |= await self._fence(client, jobs, swept, work.token, bars, budget)
-            swept.deleted += await self._delete(client, keys - own, spared, budget)
+            _count(swept, await self._delete(client, keys - own, spared, budget), wide)
             keys = set()
             budget.renew()
-        swept.deleted += await self._delete(client, keys - own, spared, budget)
+        _count(swept, await self._delete(client, keys - own, spared, budget), wide)
         swept.deleted += await self._take(client, work, budget)
         return swept
 
@@ -206,9 +206,9 @@ class ClusterWriters(Backend):
             await asyncio.sleep(_PAUSE_S)
         return self.link.raised(calls, replies)
 
-    async def _delete(self, client: Client, keys: Iterable[bytes], spared: str | None, budget: Budget) -> int:
-        """Delete keys with their leases, but those whose lease has the spared token. Return how many."""
-        deleted = 0
+    async def _delete(self, client: Client, keys: Iterable[bytes], spared: str | None, budget: Budget) -> list[bytes]:
+        """Delete keys with their leases, but those whose lease has the spared token. Return which there were."""
+        deleted = list[bytes]()
         for portion in portions(list(keys), self.limits.chunk, budget):
             leases = [self.keyspace.lease(key) for key in portion]
             going = list(zip(portion, leases, strict=True))
@@ -231,7 +231,7 @@ class ClusterWriters(Backend):
             ]
             held, gone = await self._away(client, takes, portion, budget)
             work.leases.update(zip(portion, held, strict=True))
-            deleted += gone
+            deleted += len(gone)
         # The index may have been lost since the keys were entered, and be whole again without these.
         if self.trust.evicts:  # mechanism: write-indexed-again
             again = [
@@ -248,13 +248,16 @@ class ClusterWriters(Backend):
 
     async def _away(
         self, client: Client, first: Sequence[Call | Command], entries: Sequence[bytes], budget: Budget
-    ) -> tuple[list[Any], int]:
-        """Send for each entry a command for its lease, then delete the entry: a holder cannot store it any more."""
+    ) -> tuple[list[Any], list[bytes]]:
+        """Send for each entry a command for its lease, then delete the entry: a holder cannot store it any more.
+
+        Return the replies of the first, and which entries there were.
+        """
         commands = [
             command for lease, entry in zip(first, entries, strict=True) for command in (lease, ("UNLINK", entry))
         ]
         replies: list[Any] = await self.link.many(client, commands, budget=budget) if commands else []
-        return replies[::2], sum(replies[1::2])
+        return replies[::2], [entry for entry, gone in zip(entries, replies[1::2], strict=True) if gone]
 
     def _fills(self, writes: Iterable[Write]) -> list[Call]:
         in_slot = self._names.in_slot
@@ -262,6 +265,17 @@ class ClusterWriters(Backend):
 
     def _release(self, entry: bytes, token: str) -> Call:
         return Call(RELEASE, (self.keyspace.lease(entry),), (token,))
+
+
+def _count(swept: Swept, gone: Collection[bytes], wide: Iterable[Target]) -> None:
+    """Count deleted entries, each for the target with the longest head that it lies under."""
+    swept.deleted += len(gone)
+    heads = {target.head: target for target in wide}
+    lengths = sorted(set(map(len, heads)), reverse=True)
+    for entry in gone:
+        target = next((heads[entry[:each]] for each in lengths if entry[:each] in heads), None)
+        if target is not None:
+            swept.dropped[target] += 1
 
 
 def _exactly(entries: Iterable[bytes]) -> list[Target]:

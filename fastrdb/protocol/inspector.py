@@ -243,9 +243,11 @@ class Inspector:
         """Return the counts of each function over the processes of `published`. Times are [how often, seconds]."""
         found: dict[str, dict[str, Any]] = {}
         for each in (function for process in published.values() for function in process["functions"]):
-            total = found.setdefault(each["function"], {"pattern": each["pattern"], "stats": {}, "times": {}})
-            for name, count in each["stats"].items():
-                total["stats"][name] = total["stats"].get(name, 0) + count
+            empty: dict[str, Any] = {"pattern": each["pattern"], "stats": {}, "times": {}, "dropped": {}}
+            total = found.setdefault(each["function"], empty)
+            for counts in ("stats", "dropped"):
+                for name, count in each.get(counts, {}).items():  # of an older version, `dropped` is not there
+                    total[counts][name] = total[counts].get(name, 0) + count
             for name, (count, seconds) in each["times"].items():
                 before = total["times"].get(name, [0, 0.0])
                 total["times"][name] = [before[0] + count, before[1] + seconds]

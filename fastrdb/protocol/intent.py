@@ -63,7 +63,6 @@ class Writer:
         self.keyspace, self.on_error, self.renewal_s = backend.keyspace, on_error, renewal_s
         self.loop = asyncio.get_running_loop()
         self._insisting, self._near = insisting, near
-        self.dropped = Counter[str]()
         self.columns: dict[str, set[str]] = {}
         self.repairs = Repairs(
             self._repair, self._unbar, backend.keyspace.everything, health, barrier_s=2 * renewal_s, sleep=sleep
@@ -86,12 +85,21 @@ class Writer:
                 self._near.pushed(swept.found)
         if work.names:
             self.note_columns(target.name.decode() for target in swept.added)
-            for name, count in swept.dropped.items():
-                self.dropped[name.decode()] += count
         if swept.deleted and counters is not None:
-            seconds = monotonic() - begun
-            counters.tell("deleted", self.keyspace.plain(work.targets), seconds=seconds, count=swept.deleted)
+            self._tell(counters, swept, [*work.targets, *work.names], monotonic() - begun)
         return swept
+
+    def _tell(self, counters: Counters, swept: Swept, targets: Sequence[Target], seconds: float | None) -> None:
+        """Count what was deleted, for each prefix and table. The first one has the time of the whole sweep."""
+        shown, by_target = self.keyspace.shown, Counter[str]()
+        for reached, count in swept.dropped.items():
+            by_target[shown(reached)] += count
+        if (rest := swept.deleted - sum(by_target.values())) > 0:  # by their keys, or found without their range
+            left = [target for target in targets if target.filter == EXACTLY] or targets
+            by_target[", ".join(dict.fromkeys(map(shown, left)))] += rest
+        for key, count in by_target.items():
+            counters.deleted(key, count, seconds)
+            seconds = None
 
     def note_columns(self, names: Iterable[str]) -> None:
         """Note which columns entries are tagged by."""

@@ -6,6 +6,7 @@ Names of entries are those in Redis. Every method raises CacheUnavailableError w
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping, MutableMapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
@@ -126,13 +127,13 @@ class Swept:
 
     Attributes:
         deleted: the number of entries.
-        dropped: for each name of tags the number of entries deleted by it.
+        dropped: for the head and filter of each range the number of entries deleted there, as far as that is known.
         found: the entries that were found by tags.
         added: names of columns that are in use, and that the writer has not named.
     """
 
     deleted: int = 0
-    dropped: dict[bytes, int] = field(default_factory=dict)
+    dropped: Counter[tuple[bytes, bytes]] = field(default_factory=Counter)
     found: list[bytes] = field(default_factory=list)
     added: list[Target] = field(default_factory=list)
 

@@ -29,7 +29,7 @@ NO_BARRIER = b"0" * 32 + b"\0\n"
 """A barrier that covers no key. Where it is missing, barriers were lost."""
 SHARDS = 16
 """With more, each write of a prefix has more shards to ask; with fewer, some masters of a large cluster have none."""
-_VARIANTS = {b"?%", b"&%"}
+_VARIANTS = (b"?%", b"&%")
 _BYTES_PER_CALL = 256 * 1024
 _FIRST_KEY = b"\1"  # index members before this are no keys
 
@@ -189,10 +189,13 @@ class Keyspace:
         """Return what prefixes and keys reach, each target once."""
         return [*dict.fromkeys([*map(self.under, prefixes), *map(self.exactly, keys)])]
 
-    def plain(self, targets: Iterable[Target]) -> str:
-        """Return what targets begin with, without the namespace, for an event: not the variants of a single key."""
-        heads = [target.head for target in targets if not _VARIANTS & {target.head[-2:]}]
-        return ", ".join(dict.fromkeys(head.removeprefix(self.before).decode("utf-8", "replace") for head in heads))
+    def shown(self, reached: tuple[bytes, bytes]) -> str:
+        """Return the head of a target or range as events have it: without namespace; of tags the table only."""
+        head, filter_ = reached
+        if filter_ == TAG:
+            return head.strip(TAG).partition(b":")[0].decode("utf-8", "replace") or "*"
+        head = head[:-2] if head[-2:] in _VARIANTS else head
+        return head.removeprefix(self.before).decode("utf-8", "replace")
 
     def known(self, heads: Iterable[str]) -> list[bytes]:
         """Return what names of entries begin with: the namespace, or those of the `heads` of patterns with a text."""

@@ -1,4 +1,4 @@
-"""Counts of one process, as a hook, and the task that publishes them to Redis for other processes to read."""
+"""Counts of one process, as a sampler, and the task that publishes them to Redis for other processes to read."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ logger = logging.getLogger("fastrdb")
 _EVERY_S = 5.0
 _MOST_DROPS = 50
 _LONGEST_KEY = 500
-_SAMPLED = 16
 _TIMED = {"hit": "redis", "stale": "redis", "fill": "redis", "loaded": "load", "join": "wait"}
 
 
@@ -34,16 +33,11 @@ class Tally:
     """The times of each function's loads, waits and round trips, and the latest invalidations of this process."""
 
     def __init__(self) -> None:
-        self._hits = 0
         self._times: dict[str, dict[str, list[float]]] = {}
         self._drops: deque[dict[str, Any]] = deque(maxlen=_MOST_DROPS)
 
     def __call__(self, event: Event) -> None:
-        """Take note of `event`: of hits one of 16, since it would be felt."""
-        if event.kind == "hit":
-            self._hits += 1
-            if self._hits % _SAMPLED != 1:
-                return
+        """Take note of `event`, as a sampler: of hits one of 64."""
         if event.kind == "deleted":
             drop = {"at": time(), "function": event.function, "key": event.key[:_LONGEST_KEY], "count": event.count}
             self._drops.append(drop)
@@ -61,6 +55,7 @@ class Tally:
                 "stats": {name: count for name, count in asdict(info.stats).items() if count},
                 "times": self._times.get(info.function, {}),
                 "unstored": dict(info.unstored),
+                "dropped": dict(info.dropped),
             }
             for info in registry.infos()
         ]

@@ -202,7 +202,7 @@ class ServerBackend(Backend):
             swept.deleted += int(count)
             swept.found += found
             for at, number in zip(counts[::2], counts[1::2], strict=True):
-                swept.dropped[ranges[at].head] = swept.dropped.get(ranges[at].head, 0) + number
+                swept.dropped[ranges[at][2:]] += number
             if not names and done == len(ranges):
                 return bytes(held)
             budget.renew()

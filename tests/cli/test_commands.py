@@ -61,7 +61,8 @@ async def _fill(port: int, *, cluster: bool) -> None:
         record = {"host": "web1", "pid": 7, "pending": False}
         function = {"function": "user", "pattern": "user:{number}"}
         stats = {"hits": 3, "misses": 1, "loads": 1}
-        counts = {"functions": [function | {"stats": stats, "times": {"load": [2, 0.5]}}]}
+        gone = {"user:{number}:*": 4}
+        counts = {"functions": [function | {"stats": stats, "times": {"load": [2, 0.5]}, "dropped": gone}]}
         drops = [{"at": 1.0, "function": "rename", "key": "user:9", "count": 4}]
         for process in ("one", "two"):
             await Inspector(client, "shop").publish(process, record | counts | {"drops": drops})
@@ -118,11 +119,13 @@ def test_stats_add_up_processes(url: str) -> None:
     stats = found("stats", "--url", url)
     assert stats["functions"]["user"]["stats"] == {"hits": 6, "misses": 2, "loads": 2}
     assert stats["functions"]["user"]["times"] == {"load": [4, 1.0]}
+    assert stats["functions"]["user"]["dropped"] == {"user:{number}:*": 8}
     for name in ("stats", "top"):
         shown = call(name, "--url", url).stdout
         assert "75.0%" in shown
         assert "250.0 ms" in shown
         assert "2 processes" in shown
+        assert ["user:{number}:*", "user", "8"] in [line.split() for line in shown.splitlines()]
     assert "user:9" in shown
     assert "rename" in shown
 
@@ -233,6 +236,31 @@ def test_invalidate_asks_on_a_terminal(server: EmbeddedServer) -> None:
                 terminal.until("3 entries deleted")
             assert terminal.end() == status
             assert admin.exists("shop:user:1") == left
+
+
+ON_A_TERMINAL = [
+    (["keys", "user:*"], "3 entries"),
+    (["get", "user:1"], "Ann"),
+    (["why", "user:1"], "there is an entry of"),
+    (["deps", "user:1"], "no tags"),
+    (["who", "users"], "no entry"),
+    (["stats"], "2 processes"),
+    (["top", "--times", "1"], ""),
+    (["invalidate", "user:1", "-y"], "deleted"),
+    (["docs"], "operations"),
+]
+
+
+def test_commands_on_a_terminal(url: str) -> None:
+    """Each ends with 0, shows what was asked for, and writes nothing that the terminal would obey."""
+    for arguments, text in ON_A_TERMINAL:
+        options = [] if arguments[0] == "docs" else ["--url", url, "--namespace", "shop"]
+        terminal = Terminal(*arguments, *options)
+        if text:
+            shown = terminal.until(text)
+            assert "Traceback" not in shown
+        assert terminal.end() == 0, arguments
+    assert found("get", "user:2", "--url", url)
 
 
 def test_doctor_fits_a_terminal(server: EmbeddedServer) -> None:

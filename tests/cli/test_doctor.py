@@ -185,15 +185,17 @@ def test_another_password_is_told(login: str) -> None:
 
 
 def test_tls_is_spoken_and_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the certificate all is well; without it, and without TLS, the message says how to write the address."""
+    """With certificate and password all is well; without one of these, the message says how to write the address."""
     certificate = Certificate.made(tmp_path)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    with EmbeddedServer(args=certificate.server_arguments(port)) as server:
+    arguments = (*certificate.server_arguments(port), "--requirepass", "right")
+    with EmbeddedServer(args=arguments) as server:
         assert server.running
         known = f"?ssl_ca_certs={certificate.certificate}"
-        assert doctor(f"rediss://localhost:{port}{known}")[0] == 0
+        assert doctor(f"rediss://:right@localhost:{port}{known}")[0] == 0
+        assert "another login" in doctor(f"rediss://localhost:{port}{known}")[1]["error"]["found"]
         assert "ssl_ca_certs" in doctor(f"rediss://localhost:{port}")[1]["error"]["found"]
         assert "rediss://" in doctor(f"redis://localhost:{port}")[1]["error"]["found"]
         monkeypatch.setattr(connect, "_CONNECT_S", 1.0)

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 from redis.asyncio import Redis
+from redis.asyncio.cluster import RedisCluster
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from fastrdb import Cache, FastRDB, Finding, OptionError, PatternError, Stats
+from fastrdb import Cache, Event, FastRDB, Finding, OptionError, PatternError, Stats
+from fastrdb.events import Counters
 from tests.support.world.items import Item
 
 
@@ -226,6 +228,52 @@ async def test_invalidation_returns_how_many_it_deleted(client: Redis) -> None:
     assert await cache.invalidate("user:*") == 2
     assert await cache.invalidate(keys=["user:1"]) == 0
     assert (load.stats.deleted, cache.stats().deleted) == (1, 3)
+
+
+async def test_deleted_entries_are_counted_by_prefix(client: Redis) -> None:
+    """The function says how many each of its prefixes has deleted, the hook for each prefix as it was filled in."""
+    await _deleted_by_prefix(client)
+
+
+async def test_deleted_entries_are_counted_by_prefix_on_a_cluster(cluster_client: RedisCluster) -> None:
+    """The same, where entries are deleted in the slots of their keys."""
+    await _deleted_by_prefix(cluster_client)
+
+
+async def _deleted_by_prefix(client: Any) -> None:
+    told: list[Event] = []
+    cache = Cache(client, hook=told.append)
+    users, posts = reader(cache, "user:{number}:name"), reader(cache, "post:{number}")
+
+    @cache.invalidates(["user:{number}:*", "post:*"], keys=["post:{number}"])
+    async def change(number: int) -> None:
+        return None
+
+    for number in range(3):
+        await users(number)
+        await posts(number)
+    await change(1)
+    await users(1)
+    await change(1)
+    await posts(2)
+    await posts.invalidate(2)
+    deleted = [event for event in told if event.kind == "deleted"]
+    assert sorted((event.key, event.count) for event in deleted[:2]) == [("post:", 3), ("user:1:", 1)]
+    assert [(event.key, event.count) for event in deleted[2:]] == [("user:1:", 1), ("post:2", 1)]
+    assert [event.seconds is None for event in deleted] == [False, True, False, False]
+    dropped = {info.function.rpartition(".")[2]: info.dropped for info in cache.functions()}
+    assert dropped["change"] == {"user:{number}:*": 2, "post:*": 3}
+    assert [info.dropped for info in cache.functions() if info.pattern == "post:{number}"] == [{"post:{number}": 1}]
+
+
+def test_counts_by_prefix_are_bounded() -> None:
+    """Of invalidations by hand, each may have a prefix of its own."""
+    counters = Counters("f")
+    for number in range(60):
+        counters.deleted(f"user:{number}:", 2)
+    assert len(counters.dropped) == 51
+    assert counters.dropped["other prefixes"] == 20
+    assert counters.counts["deleted"] == 120
 
 
 async def test_invalidation_that_redis_misses_returns_none() -> None:

@@ -72,7 +72,7 @@ async def test_a_hook_hears_everything_in_order(client: Redis) -> None:
         Event(name, "loaded", "item:2"),
         Event(name, "unstored", "item:2", "cache_if"),
         Event(write.__qualname__, "invalidation", "item:, top"),
-        Event(write.__qualname__, "deleted", "item:, top"),
+        Event(write.__qualname__, "deleted", "item:"),
     ]
 
 
@@ -127,6 +127,30 @@ async def test_hooks_may_come_later(client: Redis) -> None:
     await load(1)
     assert [event.kind for event in first] == ["miss", "load", "loaded", "fill", "hit", "hit"]
     assert [event.kind for event in second] == ["hit"]
+
+
+async def test_samplers_get_one_hit_of_64(client: Redis) -> None:
+    """The first one, whatever came before; a miss is no turn. Each other event is there, and `counts` has all hits."""
+    every, sampled = list[Event](), list[Event]()
+    cache = Cache(client)
+    cache.samplers.append(sampled.append)
+
+    @cache.cached("number:{number}")
+    async def load(number: int) -> int:
+        return number
+
+    for number in range(3):
+        await load(number)
+    for _ in range(64):
+        await load(0)
+    assert [event.kind for event in sampled] == ["miss", "load", "loaded", "fill"] * 3 + ["hit"]
+    cache.hooks.append(every.append)
+    await load(0)
+    await load(0)
+    assert [event.kind for event in every] == ["hit", "hit"]
+    assert sampled[13:] == every[:1]
+    assert all(event.seconds and event.size for event in every)
+    assert cache.counts()[load.__qualname__] == load.stats == Stats(hits=66, misses=3, loads=3, fills=3)
 
 
 async def test_events_of_a_shared_load(client: Redis, gated: GatedClient) -> None:

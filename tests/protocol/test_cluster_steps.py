@@ -67,12 +67,12 @@ async def _nothing_barred(client: Any, asks: Sequence[Ask], budget: Any) -> dict
 
 async def _away(
     sweeper: Any, client: Any, entries: Sequence[bytes], commands: list[tuple[Any, ...]]
-) -> tuple[list[bytes], int]:
+) -> tuple[list[bytes], list[bytes]]:
     held = []
     for each in commands:
         replies = await sweeper.link.many(client, each)
         held.append(next((reply for reply in replies if isinstance(reply, bytes)), b""))
-    return held, 0
+    return held, []
 
 
 def leases_survive(sweeper: Any, client: Any, first: Sequence[Any], entries: Sequence[bytes], _: Any) -> Any:

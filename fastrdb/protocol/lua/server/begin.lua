@@ -6,7 +6,7 @@
 --       tables that are reached by rows (`table:`, and its columns that are named, one a line); ranges to sweep (start,
 --       stop, head, filter each; the filter \0 is for a range of tags); keys to delete; keys to lease, with their tags
 -- Result: {ranges done, last member looked at, entries deleted, what is lost, the writer's lease, names to add, numbers of
---         ranges of tags with the entries deleted there, entries found by tags}.
+--         ranges with the entries deleted there, entries found by tags}.
 --         Fewer ranges done than sent: the budget of members is spent, and nothing behind the ranges has been done; call
 --         again from that member on. Lost: 1, the index is not complete there, and search.lua finds what the other ranges
 --         reach; 2, tags were lost, and all entries must be deleted. With names to add, nothing has been swept.
@@ -50,7 +50,7 @@ for at = first, last, 4 do
       deleted = deleted + delete(member)
     end
   end
-  if by_tag and deleted > before then
+  if deleted > before then
     counts[#counts + 1] = done
     counts[#counts + 1] = deleted - before
   end
