@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +17,7 @@ from fastrdb import Cache, default_cache
 from fastrdb.protocol import Store, scripts
 from fastrdb.testing import GatedClient, script_texts
 from tests import conftest
+from tests.support.programs.browser import browser
 from tests.support.servers import databases
 from tests.support.servers.databases import Database, ServerDatabase
 from tests.support.world.stores import acquire, fill
@@ -163,3 +165,21 @@ def test_caches_of_tests_are_patient_and_those_of_users_are_not(patient_caches: 
     """A user's `Cache` waits for Redis for 0.25 s, as the README says; a test's waits longer."""
     assert patient_caches == 0.25
     assert {Cache().timeout, default_cache.timeout} == {5}
+
+
+@pytest.mark.parametrize(
+    ("apt", "ci", "outcome"),
+    [(None, "1", pytest.skip), ("1", "1", pytest.skip), ("0", "", pytest.skip), ("0", "1", pytest.fail)],
+)
+def test_browser_is_asked_of_ci_where_it_could_be_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, apt: str | None, ci: str, outcome: Any
+) -> None:
+    """A machine whose lists of packages have none is skipped, in CI too; the reason says so."""
+    if apt is not None:
+        program = tmp_path / "apt-cache"
+        program.write_text(f"#!/bin/sh\nexit {apt}\n", "utf-8")
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CI", ci)
+    with pytest.raises(outcome.Exception, match="no chromium and chromedriver on the PATH"), browser(tmp_path):
+        raise AssertionError

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from tests.support.availability import missing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,10 +26,16 @@ WAIT = 60.0
 
 @contextmanager
 def browser(folder: Path) -> Iterator[Any]:
-    """Start a browser with its profile in `folder`, and yield its driver. Skip the test where there is none."""
+    """Start a browser with its profile in `folder`, and yield its driver.
+
+    Where there is none, skip the test. In CI, fail it if the machine's package manager has one to install.
+    """
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if chromium is None or driver is None:
-        pytest.skip("no chromium and chromedriver on the PATH (Debian: apt-get install chromium chromium-driver)")
+        what = "no chromium and chromedriver on the PATH"
+        if is_installable("chromium-driver"):
+            missing(f"{what}: apt-get install chromium chromium-driver")
+        pytest.skip(f"{what}, and apt-cache knows none")
     from selenium import webdriver  # noqa: PLC0415  # needed only where there is a browser
 
     options = webdriver.ChromeOptions()
@@ -39,6 +48,12 @@ def browser(folder: Path) -> Iterator[Any]:
         yield opened
     finally:
         opened.quit()
+
+
+def is_installable(package: str) -> bool:
+    """Return whether the lists of apt on this machine have a package."""
+    apt = shutil.which("apt-cache")
+    return apt is not None and subprocess.run([apt, "show", package], capture_output=True, check=False).returncode == 0
 
 
 def wait_for(opened: Any, ready: Any) -> Any:
