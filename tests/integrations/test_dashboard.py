@@ -218,6 +218,8 @@ def test_the_page_in_a_browser(page: tuple[Any, str], tmp_path: Path) -> None:
     assert "user:{name}" in row.text
     assert "33.3 %" in row.text
     assert "rename" in text("#dropped-table")
+    writer = next(each for each in driver.find_elements(By.CSS_SELECTOR, "#table tbody tr") if "rename" in each.text)
+    assert "user:{name} 1" in writer.text
     assert text("#state") == "live, 1 process"
     driver.save_screenshot(str(tmp_path / "wide.png"))
 

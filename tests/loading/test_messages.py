@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import logging
 import warnings
 from typing import Any
@@ -17,6 +18,7 @@ from redis.backoff import NoBackoff
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from fastrdb import Cache, NoEventLoopError, OptionError, PatternError, cached, cached_list, cached_many, invalidates
+from fastrdb.testing import TcpProxy
 
 own = Cache()
 NOTHING: Any = None
@@ -125,6 +127,37 @@ async def test_server_that_is_down_is_named(caplog: pytest.LogCaptureFixture) ->
     (_, record) = caplog.records
     assert record.getMessage().startswith("Redis at localhost:1 does not answer (GET: ")
     assert record.getMessage().endswith("): calls go on without it")
+
+
+async def test_server_that_is_silent_is_named(client: Redis, caplog: pytest.LogCaptureFixture) -> None:
+    """The line says how long was waited for it."""
+    port = client.connection_pool.connection_kwargs["port"]
+    async with TcpProxy(port) as proxy, Redis(port=proxy.port) as silent, Cache(silent, timeout=0.02) as cache:
+        proxy.drop()
+
+        @cache.cached("number")
+        async def load() -> int:
+            return 1
+
+        with caplog.at_level(logging.WARNING, logger="fastrdb"):
+            assert await load() == 1
+    said = f"Redis at localhost:{proxy.port} did not answer (GET: no answer within 0.02 s): "
+    assert caplog.records[0].getMessage().startswith(said)
+
+
+def test_function_keeps_its_docstring() -> None:
+    """Of a function, of a method on its class and of one that is bound; type checkers see it by `__wrapped__`."""
+
+    class Users:
+        @own.cached("named:{number}")
+        async def get(self, number: int) -> int:
+            """Return the number of a user."""
+            return number
+
+    assert (get_user.__doc__, get_user.__name__) == ("Return the number.", "get_user")
+    for method in (Users.get, Users().get):
+        assert (inspect.getdoc(method), method.__name__) == ("Return the number of a user.", "get")
+        assert str(inspect.signature(method)).endswith("number: 'int') -> 'int'")
 
 
 def test_list_of_ids_is_explained() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
+
 import pytest
 from redis.asyncio import Redis
 from redis.asyncio.cluster import RedisCluster
@@ -74,5 +76,5 @@ async def test_cache_without_a_client_says_so() -> None:
 
 
 def test_version_is_that_of_the_package() -> None:
-    """`fastrdb.__version__` is a text."""
-    assert fastrdb.__version__[0].isdigit()
+    """`fastrdb.__version__` is what is installed."""
+    assert fastrdb.__version__ == version("fastrdb")

@@ -87,8 +87,13 @@ function functionRow(name, each, points) {
   cell(row, "Load", time(times.load), "number", curve(points.load, "Load time"));
   cell(row, "Redis", time(times.redis), "number");
   cell(row, "Unstored", number(stats.unstored), "number");
-  cell(row, "Dropped", number(stats.deleted), "number");
+  cell(row, "Dropped", number(stats.deleted), "number", prefixes(each.dropped));
   return row;
+}
+
+function prefixes(dropped) {
+  const most = Object.entries(dropped).sort((one, other) => other[1] - one[1]).slice(0, 3);
+  return most.length ? element("small", most.map(([prefix, count]) => `${prefix} ${number(count)}`).join(", ")) : null;
 }
 
 function sums(functions) {
