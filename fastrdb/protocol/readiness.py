@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,8 @@ from .interface import Granted
 
 if TYPE_CHECKING:
     from fastrdb.transport import Client
+
+    from .trust import Trust
 
 _PROBE = "fastrdb:ready:"
 
@@ -25,9 +26,10 @@ class Readiness:
         reachable: Redis has answered within the timeout.
         refused: what Redis has refused to do, and why, such as a command that an ACL forbids; "" for nothing.
         pending: why entries are not read for now, such as an invalidation that Redis has missed; "" for no reason.
-        policy: the eviction policy if it may evict the index, such as `allkeys-lru`; "" for none. The cache works with
-            it, at a cost: see the guarantees.
+        policy: the eviction policy of the server, such as `noeviction`; "" if the server does not say it.
         unreachable: why Redis was not reached; "" if it was.
+        evicts: the policy may evict the index, as `allkeys-lru` may. The cache works with it, at a cost: see the
+            guarantees.
     """
 
     reachable: bool
@@ -35,18 +37,19 @@ class Readiness:
     pending: str
     policy: str
     unreachable: str = ""
+    evicts: bool = False
 
     def __bool__(self) -> bool:
         return self.reachable and not self.refused and not self.pending
 
 
-async def readiness(store: Any, client: Client, policy: Callable[[], str], fill: Any) -> Readiness:
+async def readiness(store: Any, client: Client, trust: Trust, fill: Any) -> Readiness:
     """Read, take a lease, store an entry and delete it. May be repeated; what a cancelled call leaves lapses."""
     key, token = f"{_PROBE}{secrets.token_hex(8)}", secrets.token_hex(16)
     try:
         await store.get_many(client, [key])
     except CacheUnavailableError as error:
-        return Readiness(False, "", "", policy(), str(error))
+        return Readiness(False, "", "", trust.policy, str(error), trust.evicts)
     try:
         answers = await store.acquire(client, {key: token})
         if isinstance(answer := answers[key], Granted):
@@ -54,5 +57,5 @@ async def readiness(store: Any, client: Client, policy: Callable[[], str], fill:
         await store.release(client, {key: token})
         await store.invalidate(client, keys=[key])
     except CacheUnavailableError as error:
-        return Readiness(True, str(error), "", policy())
-    return Readiness(True, "", store.bypass_reason(client) or "", policy())
+        return Readiness(True, str(error), "", trust.policy, evicts=trust.evicts)
+    return Readiness(True, "", store.bypass_reason(client) or "", trust.policy, evicts=trust.evicts)

@@ -312,7 +312,7 @@ class Store:
 
     async def readiness(self, client: Client) -> Readiness:
         """Return whether this store can do its work. Raises nothing that Redis causes."""
-        return await readiness(self, client, lambda: self._backend.trust.policy, Fill)
+        return await readiness(self, client, self._backend.trust, Fill)
 
     # --- the end of an event loop
 

@@ -57,8 +57,9 @@ class Trust:
         self._met: set[bytes] = set()  # ids: on a cluster all since the beginning, else the latest
         self._unknown: set[bytes] = set()  # of these, the ids that no trusted note had
         self._noted: dict[bytes, float] = {}  # the latest note, with its numbers
-        self._policies: dict[bytes, bytes] = {}  # by id: servers need not evict by the same policy
-        self._policy = b""
+        # Whether a server may evict the index, and its policy, by id: servers need not have the same.
+        self._policies: dict[bytes, tuple[bool, bytes]] = {}
+        self._policy = False, b""
         self._without_entries = True
         self._token = secrets.token_hex(16)  # for all attempts: a process that failed need not wait for itself
         self._task: asyncio.Task[None] | None = None
@@ -72,12 +73,12 @@ class Trust:
     @property
     def evicts(self) -> bool:
         """Return whether a server may evict the index."""
-        return bool(self._policy)
+        return self._policy[0]
 
     @property
     def policy(self) -> str:
-        """Return the policy by which a server may evict the index; "" for none."""
-        return self._policy.decode()
+        """Return the eviction policy of the server, of several one that may evict the index; "" if none is known."""
+        return self._policy[1].decode()
 
     # --- greetings
 
@@ -98,15 +99,15 @@ class Trust:
         if not replication_id:
             self._cannot_know(role)
         elif self._on_cluster:
-            self._note_policy(replication_id, more[0])
-            self._without_entries = self._without_entries and bool(more[1])
+            self._note_policy(replication_id, (bool(more[1]), more[0]))
+            self._without_entries = self._without_entries and bool(more[2])
             self.saw(replication_id)
         elif role == b"slave":
             raise RedisConnectionError("the server is a replica, which may be behind: it is not used")
         else:
-            self._note_policy(replication_id, more[0])
+            self._note_policy(replication_id, (bool(more[1]), more[0]))
             self._met = self._unknown = {replication_id}
-            self._judge(_numbered(more[1]))  # mechanism: greeting-judged
+            self._judge(_numbered(more[2]))  # mechanism: greeting-judged
         return None
 
     def saw(self, replication_id: bytes) -> None:
@@ -161,16 +162,16 @@ class Trust:
             reason = why.decode("utf-8", "replace")
             logger.warning("Redis gives no replication id (%s): a restart with old data is not noticed", reason)
 
-    def _note_policy(self, replication_id: bytes, policy: bytes) -> None:
+    def _note_policy(self, replication_id: bytes, policy: tuple[bool, bytes]) -> None:
         if not self._on_cluster:
             self._policies.clear()
         self._policies[replication_id] = policy
         found = max(self._policies.values())  # mechanism: one-master-evicts
-        if found and found != self._policy:
+        if found[0] and found != self._policy:
             logger.warning(
                 "Redis has maxmemory-policy %s and may evict the index: each time it does, the next write has to look "
                 "at all keys. Set noeviction or volatile-*",
-                found.decode(),
+                found[1].decode(),
             )
         self._policy = found
 

@@ -208,7 +208,7 @@ class Connection:
             if self._late:
                 raise used_up() from error
             if self._silent:
-                raise RedisTimeoutError(f"no reply for {self.timeout:g} s") from error
+                raise RedisTimeoutError(f"no answer within {self.timeout:g} s") from error
             raise
         finally:
             self._busy = self._silent = self._late = False

@@ -18,7 +18,7 @@ from fastrdb.testing.server import EmbeddedServer
 async def test_cache_that_works_is_ready(client: Redis) -> None:
     """The probe leaves nothing behind, and counts as no call."""
     async with Cache(client) as cache:
-        assert await cache.ready() == Readiness(reachable=True, refused="", pending="", policy="")
+        assert await cache.ready() == Readiness(reachable=True, refused="", pending="", policy="noeviction")
         assert await cache.ready()
         assert cache.stats() == fastrdb.Stats()
     assert [*await client.keys("*ready*"), *await client.keys("*lease*")] == []
@@ -55,7 +55,11 @@ async def test_evicting_policy_is_said() -> None:
         async with Redis(port=server.port) as client, Cache(client) as cache:
             found = await cache.ready()
     assert found
-    assert found.policy == "allkeys-lru"
+    assert (found.policy, found.evicts) == ("allkeys-lru", True)
+    with EmbeddedServer(args=("--maxmemory-policy", "allkeys-lru")) as server:
+        async with Redis(port=server.port) as client, Cache(client) as cache:
+            found = await cache.ready()
+    assert (found.policy, found.evicts) == ("allkeys-lru", False)
 
 
 async def test_pending_invalidation_is_said(client: Redis) -> None:

@@ -35,11 +35,18 @@ local function replication_id()
   return known_id, known_role
 end
 
--- The policy by which the server evicts keys without a TTL, such as the index; '' if it evicts none, or denies INFO.
+-- The policy by which the server evicts keys, '' if it denies INFO; and 1 if it evicts keys without a TTL, such as the
+-- index, else 0.
 local function eviction_policy()
   local info = redis.pcall('INFO', 'memory')
-  if type(info) ~= 'string' or string.find(info, '\nmaxmemory:0\r') then return '' end
-  return string.match(info, 'maxmemory_policy:(allkeys[%w-]*)') or ''
+  local policy = type(info) == 'string' and string.match(info, 'maxmemory_policy:([%w-]+)') or ''
+  if string.sub(policy, 1, 7) ~= 'allkeys' or string.find(info, '\nmaxmemory:0\r') then return policy, 0 end
+  return policy, 1
+end
+
+local function evicts_index()
+  local _, evicts = eviction_policy()
+  return evicts == 1
 end
 
 -- A lease holds a token, the replication id under which it was granted, the kind of its holder, and the moment of the

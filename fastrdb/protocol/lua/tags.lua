@@ -16,7 +16,7 @@ local function tick(keys)
     now = math.max(now, last + 1) -- mechanism: clock-goes-on
   else
     -- A new namespace: nothing can have been lost, unless the server evicts.
-    if redis.call('EXISTS', keys.tags, keys.tagged, keys.columns) == 0 and eviction_policy() == '' then
+    if redis.call('EXISTS', keys.tags, keys.tagged, keys.columns) == 0 and not evicts_index() then
       redis.call('ZADD', keys.tags, 0, COMPLETE)
       redis.call('HSET', keys.tagged, COMPLETE, '')
       redis.call('ZADD', keys.columns, 0, COMPLETE)

@@ -9,7 +9,7 @@ for i = 3, #ARGV do
   local is_barred, lost = barred(barriers, ARGV[i]) -- mechanism: shard-barrier-check
   -- Without index and trusted ids the namespace is new, unless all three were evicted.
   local began = redis.call('EXISTS', index, trusted) > 0
-  began = began or eviction_policy() ~= '' -- mechanism: evicted-shard
+  began = began or evicts_index() -- mechanism: evicted-shard
   if lost and began then -- mechanism: shard-lost-barriers-noticed
     bar_all(barriers, ARGV[2])
     is_barred = true

@@ -32,7 +32,7 @@ local function is_trusted(index, expiry, barriers, trusted, before)
   if redis.call('ZSCORE', trusted, id) then return true end
   if redis.call('EXISTS', trusted, index) > 0 then return false end -- mechanism: same-server
   if has_no_entries(before) then enter(index, expiry, COMPLETE, '+inf') end
-  if eviction_policy() == '' then redis.call('ZADD', barriers, '+inf', NO_BARRIER) end
+  if not evicts_index() then redis.call('ZADD', barriers, '+inf', NO_BARRIER) end
   redis.call('ZADD', trusted, 0, id)
   return true
 end
