@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 TESTS = Path(__file__).parent
 SMOKE = {
     "cli/test_commands.py",
+    "integrations/test_metrics.py",
     *(
         "keys",
         "values/test_codec.py",

@@ -7,7 +7,6 @@ OpenTelemetry's own names; all others begin with `fastrdb.cache`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 from weakref import WeakKeyDictionary
 
 from opentelemetry import metrics
@@ -52,13 +51,15 @@ def instrument(
 _NAMES = {
     "requests": ("fastrdb.cache.requests", "fastrdb.cache.request.type"),
     "events": ("fastrdb.cache.events", "fastrdb.cache.event.type"),
-    "deleted": ("fastrdb.cache.entries.deleted", ""),
+    "deleted": ("fastrdb.cache.entry.deletions", ""),
     "load": ("fastrdb.cache.load.duration", "error.type"),
     "wait": ("fastrdb.cache.wait.duration", ""),
     "redis": ("db.client.operation.duration", "fastrdb.cache.event.type"),
     "size": ("fastrdb.cache.entry.size", ""),
 }
 """Names of metrics, and of the attribute that sets values apart."""
+_BOUNDS = {"redis": (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)}
+"""The bounds that the conventions ask for with the name `db.client.operation.duration`."""
 
 
 class _Metrics(Recorder):
@@ -74,8 +75,9 @@ class _Metrics(Recorder):
             if name == "requests":
                 meter.create_observable_counter(called, [self._observed], unit, text)
             elif buckets:
-                advice: dict[str, Any] = {"explicit_bucket_boundaries_advisory": buckets}
-                self._record[name] = meter.create_histogram(called, unit, text, **advice).record
+                bounds = _BOUNDS.get(name, buckets)
+                histogram = meter.create_histogram(called, unit, text, explicit_bucket_boundaries_advisory=bounds)
+                self._record[name] = histogram.record
             else:
                 self._record[name] = meter.create_counter(called, unit, text).add
 

@@ -25,7 +25,7 @@ class Metric(NamedTuple):
 METRICS = {
     "requests": Metric("Looks for an entry, by what was found", "{request}"),
     "events": Metric("All other events, by their kind", "{event}"),
-    "deleted": Metric("Entries that invalidations have deleted", "{entry}"),
+    "deleted": Metric("Entries that invalidations have deleted", "{deletion}"),
     "load": Metric("Calls of the cached function itself, by the error if there was one", "s", SECONDS),
     "wait": Metric("Waits for another caller's load", "s", SECONDS),
     "redis": Metric("Round trips to Redis, by the event: of hits one of 64", "s", SECONDS),

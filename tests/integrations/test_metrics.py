@@ -25,12 +25,13 @@ from redis.asyncio import Redis
 import fastrdb.integrations
 from fastrdb import Cache
 from fastrdb.integrations import opentelemetry, prometheus
+from fastrdb.integrations.recording import SECONDS
 from fastrdb.testing import EmbeddedServer, GatedClient
 from tests.support import ROOT
 
 
 async def use(cache: Cache, gated: GatedClient, inside: Any = None) -> None:
-    """Make two misses, of which one raises, a hit, a wait for another caller's load and a load of many keys."""
+    """Make two misses, of which one raises, a hit, a wait for another load, a load of many keys and an invalidation."""
 
     @cache.cached("double:{number}")
     async def double(number: int, redis: Redis) -> int:
@@ -55,6 +56,7 @@ async def use(cache: Cache, gated: GatedClient, inside: Any = None) -> None:
     with pytest.raises(LookupError):
         await double(-1, client)
     assert await many([1, 2, 3], client) == {1: 1, 2: 2, 3: 3}
+    assert await double.invalidate(2, client) == 1
 
 
 # --- OpenTelemetry
@@ -88,11 +90,16 @@ async def test_opentelemetry_has_metrics_by_its_conventions(client: Redis, gated
     assert units == {
         "fastrdb.cache.requests": "{request}",
         "fastrdb.cache.events": "{event}",
+        "fastrdb.cache.entry.deletions": "{deletion}",
         "fastrdb.cache.load.duration": "s",
         "fastrdb.cache.wait.duration": "s",
         "db.client.operation.duration": "s",
         "fastrdb.cache.entry.size": "By",
     }
+    bounds = {name: {point.explicit_bounds for _, point, _ in found[name]} for name in units if "duration" in name}
+    conventional = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10)
+    assert bounds.pop("db.client.operation.duration") == {conventional}
+    assert set().union(*bounds.values()) == {SECONDS}
     errors = [point.count for at, point, _ in found["fastrdb.cache.load.duration"] if at.get("error.type")]
     assert errors == [1]
     operations = {at["db.operation.name"] for at, _, _ in found["db.client.operation.duration"]}
@@ -118,7 +125,7 @@ async def test_opentelemetry_has_spans_around_loads_and_waits(client: Redis, gat
     assert sorted(short) == sorted(
         [("query", "query")] * 2
         + [("double", "load")] * 3
-        + [("double", "wait"), ("many", "load"), ("request", "request")]
+        + [("double", "wait"), ("double", "invalidate"), ("many", "load"), ("request", "request")]
     )
     loads = {span.context.span_id: span for span in spans if span.name.startswith("load") and span.context}
     assert all(span.parent and span.parent.span_id == request.get_span_context().span_id for span in loads.values())
@@ -178,6 +185,8 @@ async def test_prometheus_has_the_same_in_its_text(client: Redis, gated: GatedCl
     assert found["fastrdb_events_total", "double", "fill"] == 2
     assert found["fastrdb_entry_bytes_count", "double", ""] == 2
     assert found["fastrdb_wait_seconds_count", "double", ""] == 1
+    assert found["fastrdb_deleted_entries_total", "double", ""] == 1
+    assert found["fastrdb_redis_seconds_count", "double", "hit"] == 1
 
 
 PROGRAM = """
