@@ -88,7 +88,7 @@ async def test_result_of_a_caller_that_does_not_wait_counts(client: Redis) -> No
         await gate.hold()
         return await unlike(number)
 
-    slow = cache.cached("slow:{number}")(held)
+    slow: Any = cache.cached("slow:{number}")(held)
     slow.query.unstorable = "dict comes back as Item"
     leader = asyncio.create_task(slow(1))
     await gate.reached()

@@ -405,7 +405,7 @@ async def _silent(scene: Scene) -> object:
 
 
 @says("Redis at … did not answer (…): the call goes on without it; a single failure is said once")
-async def _dead_port(scene: Scene) -> object:
+async def _one_failure(scene: Scene) -> object:
     async with Redis(port=1) as redis, Cache(redis) as cache:
         assert await cache.cached("n:{number}")(plain)(1) == 1
     return scene.log.messages
