@@ -118,11 +118,12 @@ class Loading(Reading):
         """Load these keys for this caller only, and count an event of this `kind` for each, with `why`."""
         for key, reason in why.items():
             self.entries.counters.tell(kind, key, reason)
-        plan = self.entries.plan
+            if reason == self.entries.unstorable:
+                self.entries.counters.unstored(key, reason)
         if why and self.call.tags_now is not None:
             hand_on(self.call.declared(self.asked))
         if why:
-            with RunningCall(plan.function, plan.session_name, self.call.session):
+            with RunningCall(self.entries.plan.function, self.entries.plan.session_name, self.call.session):
                 await self._load(why)
 
     # --- in place of an entry
@@ -195,10 +196,7 @@ class Loading(Reading):
             await self.alone("unavailable", failed)
         if busy := {key: each for key, each in answers.items() if isinstance(each, Busy)}:
             late = await Waiting(self, self._flights, self._watches, self._deadline).wait_for(busy)
-            cause = self.entries.unstorable
             await self.alone("bypass", late)
-            for key in (key for key, why in late.items() if why == cause):
-                self.entries.counters.unstored(key, late[key])
 
     async def _take_or_lead(self, answers: _Answers, leases: dict[str, Flight]) -> None:
         granted, barred = list[str](), list[str]()
