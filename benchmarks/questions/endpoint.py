@@ -57,12 +57,11 @@ async def rows(sizes: Sizes) -> list[Row]:
     The page is compared with no cache only: the others have no function for what it is made of.
     """
     found: list[Row] = []
-    async with blog() as town:
-        for callers in (1, sizes.crowds[0]):
-            for path, names in ((ROW, NAMES), (PAGE, ())):
-                with EmbeddedServer() as server:
-                    async with opened(server.port, names) as field, isolated(cache, redis=field.client):
-                        found += await _measured(sizes, town, field, path, callers)
+    with EmbeddedServer() as server:
+        async with blog() as town, opened(server.port, NAMES) as field, isolated(cache, redis=field.client):
+            for callers in (1, sizes.crowds[0]):
+                for path in (ROW, PAGE):
+                    found += await _measured(sizes, town, field, path, callers)
     return found
 
 
@@ -134,7 +133,10 @@ async def blog() -> AsyncIterator[Town]:
 
 async def _measured(sizes: Sizes, town: Town, field: Field, path: str, callers: int) -> list[Row]:
     task = town.author if path == ROW else town.page
-    others, loads = _others(town, field, path, task)
+    plain = task()
+    others, loads = {WITHOUT: _application(town, field.client, path, plain)}, {WITHOUT: plain.loads}
+    if path == ROW:
+        _add_others(town, field, f"endpoint-{callers}", others, loads)
     app = create_app(town.engine)
     async with app.router.lifespan_context(app):
         applications = {OURS: app, **others}
@@ -161,20 +163,17 @@ async def _compared(
     return table(case, field.absent, timings, ran, void)
 
 
-def _others(
-    town: Town, field: Field, path: str, task: Callable[[], Task]
-) -> tuple[dict[str, FastAPI], dict[str, Loads]]:
-    """Return an application for each other cache and one for none, and the count of the loads of each."""
-    plain = task()
-    applications, loads = {WITHOUT: _application(town, field.client, path, plain)}, {WITHOUT: plain.loads}
-    for entrant in enter(field, "endpoint", task):
-        applications[entrant.name] = _application(town, field.client, path, plain, entrant.call)
+def _add_others(
+    town: Town, field: Field, topic: str, applications: dict[str, FastAPI], loads: dict[str, Loads]
+) -> None:
+    """Add an application for each other cache, and the count of its loads."""
+    for entrant in enter(field, topic, town.author):
+        applications[entrant.name] = _application(town, field.client, ROW, town.author(), entrant.call)
         loads[entrant.name] = entrant.loads
     for name, contestant in field.contestants.items():
         if isinstance(contestant, FastapiCache):  # it goes on the endpoint, not on a function that the endpoint calls
-            own, decorate = task(), partial(contestant.endpoint, head="endpoint")
-            applications[name], loads[name] = _application(town, field.client, path, own, decorate=decorate), own.loads
-    return applications, loads
+            own, decorate = town.author(), partial(contestant.endpoint, head=topic)
+            applications[name], loads[name] = _application(town, field.client, ROW, own, decorate=decorate), own.loads
 
 
 def _application(
