@@ -81,7 +81,7 @@ async def test_ids_that_are_stored(client: Redis) -> None:
 
 async def tagged(client: Redis, number: int) -> None:
     """Store so many ids under one tag, which expire unread, and check that their tags go with them."""
-    store, tags = Store(timeout=DEADLINE), (table_tag("users"), row_tag("users", "id", 1) or "")
+    store, tags = Store(timeout=DEADLINE, lease=120.0), (table_tag("users"), row_tag("users", "id", 1) or "")
     for keys in batches(number):
         outcomes = await store.acquire(client, dict.fromkeys(keys, "t"), tagged=True)
         granted = {key: each for key, each in outcomes.items() if isinstance(each, Granted)}
