@@ -135,7 +135,7 @@ async def _precision(engine: AsyncEngine, client: Redis, users: int, writes: int
     }
     for name, (options, depends_on, limit) in makers.items():
         collect()  # a cache follows for as long as it lives
-        entries, dropped = await _dropped(engine, Cache(client, **options), depends_on, users, writes)
+        entries, dropped = await _dropped(engine, Cache(client, timeout=5.0, **options), depends_on, users, writes)
         case = f"one user changed, of {entries:,} entries"
         found.append(Row("followed", case, name, dropped / writes, "entries", limit=limit, note="dropped per write"))
     collect()
