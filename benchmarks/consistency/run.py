@@ -31,7 +31,7 @@ _LEFT_ALONE = 0.2
 """Seconds at most between two tries of a server that has not answered."""
 _START = 1.5
 """Seconds from starting the processes to the beginning."""
-_LATE = 60.0
+_LATE = 600.0
 
 
 class RunError(RuntimeError):

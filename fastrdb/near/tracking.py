@@ -21,7 +21,7 @@ from weakref import WeakKeyDictionary
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from fastrdb.transport import ended, own_connection, redacted
+from fastrdb.transport import ended, is_master, own_connection, redacted
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterable
@@ -269,12 +269,12 @@ class ServerTracking:
             await self._sleep(self._near.heartbeat / _PINGS)
             if covering(self._wanted) != heads:
                 raise _OutgrownError
-            # Only a pool of Sentinel's names its master. The old one may be alive, and reports none of its changes.
-            master = getattr(self._pool, "master_address", None)
-            if master is not None and master != (connection.host, connection.port):
-                raise RedisConnectionError("the master is another one now")
             if self._asked is None:
-                self._asked = self._near.clock()
+                asked = self._near.clock()
+                # The former master may be alive, and reports nothing that happens on the new one.
+                if not await is_master(self._pool, connection):
+                    raise RedisConnectionError("the master is another one now")
+                self._asked = asked
                 # A master that has become a replica answers a PING, too, and its reports may be behind.
                 await connection.send_command("ROLE" if self._master else "PING", check_health=False)
             elif self._near.clock() - self._asked > self._near.heartbeat * _DEAD:

@@ -83,6 +83,9 @@ class Writer:
             swept = await backend.begin(client, work, backend.link.budget(client))
             if swept.found:
                 self._near.pushed(swept.found)
+        if backend.trust.other_data and backend.link.may_have_left(client):  # mechanism: unhealed-master-refused
+            backend.heal(client)
+            raise CacheUnavailableError("begin", "other processes may still read from the former master")
         if work.names:
             self.note_columns(target.name.decode() for target in swept.added)
         if swept.deleted and counters is not None:

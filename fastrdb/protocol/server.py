@@ -71,9 +71,11 @@ class ServerBackend(Backend):
 
     def heal(self, client: Client) -> None:
         """Start deleting untrusted data in the background."""
-        self.trust.heal(
-            partial(self.link.many, client, errors=True), partial(self.delete, client, [self.keyspace.everything])
-        )
+        self.trust.heal(partial(self.link.many, client, errors=True), partial(self._delete_all, client))
+
+    async def _delete_all(self, client: Client) -> None:
+        await self.link.left_by_all(client)  # mechanism: former-master-left
+        await self.delete(client, [self.keyspace.everything])
 
     # --- readers
 

@@ -6,6 +6,7 @@ from .connection import Greeting, own_connection
 from .health import OTHER_DATA, Breaker, Health, ended, redacted
 from .passthrough import Client, is_cluster
 from .scripts import Argument, Call, Command, Script
+from .sentinel import is_master
 from .slots import SLOTS, hash_tag, slot_of, tags
 from .timeouts import Budget
 
@@ -26,6 +27,7 @@ __all__ = [
     "ended",
     "hash_tag",
     "is_cluster",
+    "is_master",
     "own_connection",
     "redacted",
     "slot_of",

@@ -24,6 +24,7 @@ from .health import OTHER_DATA, Breaker, Health
 from .passthrough import Client, Passthrough, is_cluster, is_plain
 from .pipeline import Pipeline
 from .scripts import Call, Command
+from .sentinel import has_sentinels, left_by_all
 from .timeouts import Budget
 
 
@@ -182,6 +183,14 @@ class RedisClient:
             return False
         self.breaker.probe(self._find(client).ping)
         return True
+
+    def may_have_left(self, client: Client) -> bool:
+        """Return whether other processes may still use a former master of this client's: Sentinel names the master."""
+        return has_sentinels(getattr(client, "connection_pool", None))
+
+    async def left_by_all(self, client: Client) -> None:
+        """Wait until no process uses a former master."""
+        await left_by_all(getattr(client, "connection_pool", None))
 
     async def look(self, client: Client) -> None:
         """Refresh the topology of a cluster, and wait for it."""

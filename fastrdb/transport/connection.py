@@ -23,12 +23,11 @@ from redis.exceptions import InvalidResponse
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from .scripts import Command
+from .sentinel import GREETING_S, is_master
 from .timeouts import Budget, used_up
 
 HELD_UP_S = 0.02
 """A timer that comes so late means that the event loop was blocked: the reply may be in the buffer already."""
-_GREETING_S = 1.0
-"""A greeting counts for so long: a server may become a replica without closing the connection."""
 _IDLE_S = 60.0
 """A connection that is unused for so long is closed. Longer than the gaps of ordinary traffic, since opening costs."""
 _LOOK = 0.05
@@ -195,6 +194,8 @@ class Connection:
             wire = self._wire
             if wire is None or not wire.is_open:  # mechanism: reconnection-noted
                 wire = await self._connect()
+            elif began >= self._greeting_due and not await self._is_master(wire):  # mechanism: sentinel-asked
+                wire = await self._connect()
             try:
                 if began < self._greeting_due:  # mechanism: greeting-grows-old
                     self._exchange = wire.send(commands)
@@ -235,6 +236,13 @@ class Connection:
 
     # --- what is sent on it
 
+    async def _is_master(self, wire: Wire) -> bool:
+        try:
+            async with asyncio.timeout(None) as self._connecting:
+                return await is_master(self._settings(), wire.connection)
+        finally:
+            self._connecting = None
+
     async def _connect(self) -> Wire:
         pool = self._settings()
         if pool is None:
@@ -257,7 +265,7 @@ class Connection:
 
     async def _greeted(self, wire: Wire, commands: Sequence[Command]) -> list[Any]:
         """Send commands behind the greeting, in one round trip. The greeting is judged before any reply is returned."""
-        question = self._greeting.question()
+        question, began = self._greeting.question(), self.began
         self._exchange = wire.send((question, *commands))  # mechanism: greeting-repeated
         first, *replies = await self._exchange
         try:
@@ -269,7 +277,7 @@ class Connection:
         except RedisConnectionError:
             wire.close()
             raise
-        self._greeting_due = self.began + _GREETING_S
+        self._greeting_due = began + GREETING_S
         return replies
 
     # --- the watchdog
@@ -331,7 +339,7 @@ class Connection:
         self._idle = None
         left = self.began + _IDLE_S - self._loop.time()
         if self._busy or left > 0:  # mechanism: connection-in-use-stays
-            self._idle = self._loop.call_later(max(left, _GREETING_S), self._close_if_idle)
+            self._idle = self._loop.call_later(max(left, GREETING_S), self._close_if_idle)
         else:
             self.close()
 

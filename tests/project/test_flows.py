@@ -38,7 +38,7 @@ async def flows(
     unfollowed: None, client: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Flows]:
     """Prepare the flows on the private server and a SQLite file. What a timer does in between is in no flow."""
-    monkeypatch.setattr(connection, "_GREETING_S", 3600)
+    monkeypatch.setattr(connection, "GREETING_S", 3600)
     monkeypatch.setattr(connection, "_LOOK", 3600)
     engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/flows.sqlite")
     async with Cache() as cache, Cache(near=True) as near_cache:

@@ -30,7 +30,7 @@ TIMEOUT = 20 * STEP
 @pytest.fixture(autouse=True)
 def _a_busy_machine_is_not_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevent that a connection is greeted anew because the test stood still for a moment."""
-    monkeypatch.setattr(connections, "_GREETING_S", 1e9)
+    monkeypatch.setattr(connections, "GREETING_S", 1e9)
 
 
 @pytest.fixture
