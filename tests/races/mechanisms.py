@@ -192,6 +192,8 @@ _OF_WRITERS = {
         "await delete_all(); await self.settle(send); seen = self._newest | self._met",
     ),
     "newest-mark-remembered": _line("a process remembers the newest mark that it has seen", "self._newest = set()"),
+    "former-master-left": _line("a new master is healed when all processes have left the former one"),
+    "unhealed-master-refused": _line("no commit succeeds on a new master before that", "if False:"),
     "barriers-replaced": _line("the barriers of a repair replace those of the COMMIT that was abandoned"),
     "second-sweep": _line("a writer whose barriers did not stand sweeps once more", "if False:"),
     "greeting-judged": _line("a new connection is asked whose data it gives"),
@@ -394,6 +396,7 @@ _OF_THE_TRANSPORT = {
     ),
     "connection-in-use-stays": _line("a connection is not closed while it is used", "if left > 0:"),
     "greeting-grows-old": _line("a connection is greeted again now and then", "if self._greeting_due:"),
+    "sentinel-asked": _line("a server that Sentinel names no more is left", "elif False:"),
     "greeting-repeated": _line(
         "a greeting that was cancelled is said again",
         "self._greeting_due = 1e9\nself._exchange = wire.send((question, *commands))",
