@@ -31,7 +31,7 @@ from fastrdb.transactions import (
     session_s_own,
     wrote,
 )
-from fastrdb.values import ABSENT, Codec, DecodeError, decode_missing, encode_missing, is_mapped, is_missing
+from fastrdb.values import ABSENT, Codec, DecodeError, decode_missing, encode_missing, is_mapped, is_missing, own_copy
 
 from .policy import Decision, Pace, Policy, whole_ms
 
@@ -209,7 +209,7 @@ class Entries:
     def own_value(self, kept: Kept) -> Any:
         """Return the value of an entry that this process keeps; MISS if it is another function's object."""
         if kept.owner is not None:
-            return kept.value if kept.owner is self.codec else MISS
+            return own_copy(kept.value) if kept.owner is self.codec else MISS
         try:
             return self.codec.decode(kept.value)
         except DecodeError:
@@ -218,7 +218,7 @@ class Entries:
     def keep(self, store: Store, ticket: Token | None, entry: Timed, value: Any, left_ms: float) -> None:
         """Keep an entry in this process for as long as its `exp` lasts, if `ticket` says that it may be kept."""
         if ticket is not None:
-            kept = (value, self.codec) if self.codec.shared else (entry.raw, None)
+            kept = (own_copy(value), self.codec) if self.codec.shared else (entry.raw, None)
             store.near.keep(ticket, *kept, size=len(entry.raw), ttl_ms=whole_ms(left_ms))
 
     async def read(
@@ -274,7 +274,7 @@ class Entries:
             except NotPlainError:
                 return raw, reason, Alone()
             return raw, reason, Landed(b"", partial(plain_copy, kept))
-        return raw, reason, Landed(raw, (lambda: value) if self.codec.shared else None)
+        return raw, reason, Landed(raw, partial(own_copy, own_copy(value)) if self.codec.shared else None)
 
     def failed(
         self, error: Exception, why: str | None, *, many: bool, of_several: bool

@@ -1,7 +1,7 @@
 """The face of `fastrdb.values`."""
 
 from .codec import ABSENT, Codec, DecodeError, decode_missing, encode_missing, is_missing, left_open
-from .types import is_mapped
+from .types import is_mapped, own_copy
 
 __all__ = [
     "ABSENT",
@@ -12,4 +12,5 @@ __all__ = [
     "is_mapped",
     "is_missing",
     "left_open",
+    "own_copy",
 ]

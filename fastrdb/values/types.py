@@ -143,31 +143,56 @@ def _named(thing: Any) -> str:
 
 # --- what may be handed to many callers
 
+_NOTHING: Schema = {"type": "none"}
+_ANYTHING: Schema = {"type": "any"}
 
-def is_immutable(schema: Schema, known: dict[str, Schema] | None = None) -> bool:
-    """Return whether no caller can change anything in such a value. `known` are the definitions around it."""
+
+def is_immutable(schema: Schema, known: dict[str, Schema] | None = None, *, inside: bool = False) -> bool:
+    """Return whether no caller can change anything in such a value but what `own_copy` gives each a copy of.
+
+    `known` are the definitions around it; `inside` says that it is a part of another value.
+    """
     known = {} if known is None else known
     kind = kind_of(schema)
     if kind == "definitions":
         known |= {definition["ref"]: definition for definition in schema["definitions"]}
-        return is_immutable(schema["schema"], known)
+        return is_immutable(schema["schema"], known, inside=inside)
     if kind == "definition-ref":
-        # Taken out while it is looked at: a type that holds itself is as immutable as the rest of it.
-        definition = known.pop(schema["schema_ref"], None)
-        return definition is None or is_immutable(definition, known)
+        # While it is looked at, a type that holds itself is as immutable as the rest of it, unless it is a model.
+        definition, ref = known.get(schema["schema_ref"], _NOTHING), schema["schema_ref"]
+        known[ref] = _ANYTHING if _holds(definition, "model") else _NOTHING
+        return is_immutable(definition, known, inside=inside)
     if kind in _SCALARS:
         return True
     if kind in ("function-after", "function-wrap"):  # the function gives the value; around a model it gives the model
-        return _holds_model(schema) and is_immutable(schema["schema"], known)
-    if not _is_frozen_container(schema, kind):
+        return _holds(schema, "model", "dataclass") and is_immutable(schema["schema"], known, inside=inside)
+    if not _is_frozen_container(schema, kind) or (inside and kind == "model"):
         return False
-    return all(is_immutable(part, known) for part, _ in parts(schema))
+    inside = inside or kind not in ("nullable", "union", "tagged-union", "function-before")
+    return all(is_immutable(part, known, inside=inside) for part, _ in parts(schema))
 
 
-def _holds_model(schema: Schema) -> bool:
+def own_copy(value: Any) -> Any:
+    """Return an immutable value as one of many callers gets it: of a frozen model a copy with fields set of its own.
+
+    `model_fields_set` of a frozen model can be changed all the same. The fields themselves are shared.
+    """
+    fields = getattr(value, "__pydantic_fields_set__", None)
+    if fields is None:
+        return value
+    made, put = object.__new__(type(value)), object.__setattr__
+    put(made, "__dict__", value.__dict__)
+    put(made, "__pydantic_fields_set__", fields.copy())
+    put(made, "__pydantic_extra__", None)
+    put(made, "__pydantic_private__", None)
+    return made
+
+
+def _holds(schema: Schema, *kinds: str) -> bool:
+    """Return whether a type is of one of these kinds, perhaps inside of functions."""
     while kind_of(schema).startswith("function-") and "schema" in schema:
         schema = schema["schema"]
-    return kind_of(schema) in ("model", "dataclass")
+    return kind_of(schema) in kinds
 
 
 def _is_frozen_container(schema: Schema, kind: str) -> bool:
@@ -179,9 +204,15 @@ def _is_frozen_container(schema: Schema, kind: str) -> bool:
         )  # pydantic does not look at the standard library's frozen=
         frozen = settings.get("frozen") or (standard is not None and standard.frozen)
         loose = schema["schema"].get("extra_behavior") == "allow" or getattr(cls, "__private_attributes__", None)
-        return bool(frozen) and not loose and not _has_memo(cls)
+        return bool(frozen) and not loose and not _has_memo(cls) and not _has_slots(cls)
     return kind in _FROZEN_IF_PARTS_ARE
 
 
 def _has_memo(cls: type) -> bool:
     return any(isinstance(item, functools.cached_property) for base in cls.__mro__ for item in vars(base).values())
+
+
+def _has_slots(cls: type) -> bool:
+    """Return whether a pydantic model has slots besides pydantic's own, of which `own_copy` makes no copy."""
+    own = (vars(base).get("__slots__") for base in cls.__mro__ if base.__module__ != "pydantic.main")
+    return hasattr(cls, "__pydantic_fields_set__") and any(own)

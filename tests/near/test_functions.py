@@ -6,7 +6,7 @@ import asyncio
 import os
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from pydantic import BaseModel, ConfigDict
@@ -132,15 +132,41 @@ async def test_every_type(cache: Cache, gated: GatedClient, declared: Any, value
     assert decorated.stats.near == 1
 
 
-async def test_a_frozen_model_is_handed_out_as_it_is(cache: Cache, gated: GatedClient) -> None:
-    """A frozen model cannot be changed, so all callers get the same object."""
+class Place(NamedTuple):
+    x: int
+
+
+async def test_what_cannot_be_changed_is_handed_out_as_it_is(cache: Cache, gated: GatedClient) -> None:
+    """All callers get the same object."""
 
     @cache.cached("point:{x}")
-    async def get(x: int) -> Point:
-        return Point(x=x)
+    async def get(x: int) -> Place:
+        return Place(x)
 
     await warm(cache.store(gated), gated, "point:1", lambda: get(1))
     assert await get(1) is await get(1)
+
+
+async def test_the_fields_set_of_a_frozen_model_are_its_callers_own(cache: Cache, gated: GatedClient) -> None:
+    """Whoever empties the set, also the caller whose answer is kept, empties its own; the fields are shared."""
+
+    @cache.cached("point:{x}")
+    async def get(x: int) -> Point | None:
+        return Point(x=x)
+
+    async def emptied() -> None:
+        found = await get(1)
+        assert found is not None
+        assert found.model_dump(exclude_unset=True) == {"x": 1}
+        found.model_fields_set.clear()
+
+    await warm(cache.store(gated), gated, "point:1", emptied)
+    await emptied()
+    found = await get(1)
+    assert found == Point(x=1)
+    assert found is not None
+    assert vars(found) is vars(await get(1))
+    assert get.stats.near == 3
 
 
 def renumber(found: Loose) -> None:

@@ -208,23 +208,39 @@ class Loosely:
     a: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Point:
+    a: int
+    b: Point | None = None
+
+
+class Flat(BaseModel):
+    model_config = ConfigDict(frozen=True)
+    a: int
+    b: Point | None = None
+
+
+class WithSlot(Flat):
+    __slots__ = ("c",)
+
+
 class Row(NamedTuple):
     a: int
 
 
-@pytest.mark.parametrize("kind", [int, str | None, Frozen, tuple[Frozen, ...], Frozen | None, Pair, Absent, bytes])
+@pytest.mark.parametrize("kind", [int, str | None, Flat, tuple[Point, ...], Flat | None, Point, Absent, bytes])
 def test_what_nobody_can_change_is_shared(kind: Any) -> None:
-    """Frozen all the way down, recursive or not: one value for many callers."""
+    """Frozen all the way down, with a model at the top only, since each caller gets fields set of its own."""
     assert Codec(kind, owner="load").shared
 
 
 @pytest.mark.parametrize(
     "kind",
     [Thawed, list[Frozen], tuple[Thawed, ...], WithList, WithPrivate, WithExtras, WithMemo, WithFunction, Loosely,
-     dict[str, int], Frozen | Thawed],
+     dict[str, int], Frozen | Thawed, Frozen, Pair, tuple[Flat, ...], WithSlot],
 )  # fmt: skip
 def test_what_somebody_can_change_is_not_shared(kind: Any) -> None:
-    """One mutable part anywhere, a memo, private state or extras: each caller gets its own."""
+    """One mutable part anywhere, a model inside, a memo, private state or extras: each caller gets its own."""
     assert not Codec(kind, owner="load").shared
 
 
