@@ -49,6 +49,7 @@ def is_plain(client: Any) -> bool:
 
     An instrumentation that wraps redis-py's class changes nothing: fastrdb does not go through it. A subclass with an
     `execute_command` of its own, a client with one on the instance, or a pool of another kind must see every command.
+    So must a client whose connections are no sockets: those of fakeredis, say.
     """
     kind = RedisCluster if is_cluster(client) else Redis
     owner = next((cls for cls in type(client).__mro__ if "execute_command" in vars(cls)), None)
@@ -59,10 +60,12 @@ def is_plain(client: Any) -> bool:
         if hasattr(client, "__dict__")
         else None
     )
-    pool = type(getattr(client, "connection_pool", None))
-    return (own is None or getattr(own, "__module__", "").startswith("redis.")) and (
-        kind is RedisCluster or pool.__module__.startswith("redis.")
-    )
+    if own is not None and not getattr(own, "__module__", "").startswith("redis."):
+        return False
+    pool = getattr(client, "connection_pool", None)
+    connect = getattr(getattr(pool, "connection_class", None), "_connect", None)
+    sockets = connect is None or connect.__module__.startswith("redis.")
+    return kind is RedisCluster or (type(pool).__module__.startswith("redis.") and sockets)
 
 
 class Passthrough:

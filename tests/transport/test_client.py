@@ -13,6 +13,7 @@ import pytest
 from redis import CredentialProvider
 from redis._parsers import _AsyncRESP2Parser, _AsyncRESP3Parser
 from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis, UnixDomainSocketConnection
+from redis.asyncio.connection import Connection as RedisConnection
 
 from fastrdb import Cache
 from fastrdb.errors import CacheUnavailableError
@@ -252,7 +253,15 @@ def test_which_clients_are_asked_themselves(monkeypatch: pytest.MonkeyPatch) -> 
     class OwnPool(ConnectionPool):
         """Makes connections as it likes."""
 
+    class Memory(RedisConnection):
+        """Connects to no socket, as fakeredis does."""
+
+        async def _connect(self) -> None:
+            pass
+
     assert is_plain(Redis())
+    assert is_plain(Redis.from_pool(ConnectionPool(connection_class=UnixDomainSocketConnection, path="redis.sock")))
+    assert not is_plain(Redis.from_pool(ConnectionPool(connection_class=Memory)))
     assert is_plain(Silent())
     assert not is_plain(Own())
     assert not is_plain(Redis.from_pool(OwnPool()))
