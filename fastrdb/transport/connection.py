@@ -192,9 +192,9 @@ class Connection:
             self._start_watch(began)
         try:
             wire = self._wire
+            if wire is not None and began >= self._greeting_due:  # mechanism: sentinel-asked
+                wire = wire if await self._is_master(wire) else None
             if wire is None or not wire.is_open:  # mechanism: reconnection-noted
-                wire = await self._connect()
-            elif began >= self._greeting_due and not await self._is_master(wire):  # mechanism: sentinel-asked
                 wire = await self._connect()
             try:
                 if began < self._greeting_due:  # mechanism: greeting-grows-old

@@ -396,7 +396,7 @@ _OF_THE_TRANSPORT = {
     ),
     "connection-in-use-stays": _line("a connection is not closed while it is used", "if left > 0:"),
     "greeting-grows-old": _line("a connection is greeted again now and then", "if self._greeting_due:"),
-    "sentinel-asked": _line("a server that Sentinel names no more is left", "elif False:"),
+    "sentinel-asked": _line("a server that Sentinel names no more is left", "if False:"),
     "greeting-repeated": _line(
         "a greeting that was cancelled is said again",
         "self._greeting_due = 1e9\nself._exchange = wire.send((question, *commands))",
