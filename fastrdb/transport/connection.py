@@ -23,7 +23,7 @@ from redis.exceptions import InvalidResponse
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from .scripts import Command
-from .sentinel import GREETING_S, is_master
+from .sentinel import GREETING_S, has_sentinels, is_master
 from .timeouts import Budget, used_up
 
 HELD_UP_S = 0.02
@@ -173,7 +173,7 @@ class Connection:
         self._budget: Budget | None = None
         self._connecting: asyncio.Timeout | None = None
         self._greeting_due = self.began = 0.0
-        self._busy = self._silent = self._late = False
+        self._busy = self._silent = self._late = self._has_sentinels = False
         self._watch: asyncio.TimerHandle | None = None
         self._idle: asyncio.TimerHandle | None = None
         # Of the look: when it is due, the latest sign of life and when it came, and excuses since.
@@ -192,7 +192,7 @@ class Connection:
             self._start_watch(began)
         try:
             wire = self._wire
-            if wire is not None and began >= self._greeting_due:  # mechanism: sentinel-asked
+            if self._has_sentinels and wire is not None and began >= self._greeting_due:  # mechanism: sentinel-asked
                 wire = wire if await self._is_master(wire) else None
             if wire is None or not wire.is_open:  # mechanism: reconnection-noted
                 wire = await self._connect()
@@ -249,6 +249,7 @@ class Connection:
             raise RedisConnectionError("the client is gone")
         if self._wire is not None:
             self._wire.close()
+        self._has_sentinels = has_sentinels(pool)
         connection = own_connection(pool, protocol=2)  # or there could be pushes among the replies
         try:
             async with asyncio.timeout(None) as self._connecting:
