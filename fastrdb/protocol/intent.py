@@ -62,7 +62,7 @@ class Writer:
         self.backend = insisting if on_error == "raise" else backend
         self.keyspace, self.on_error, self.renewal_s = backend.keyspace, on_error, renewal_s
         self.loop = asyncio.get_running_loop()
-        self._insisting, self._near = insisting, near
+        self._insisting, self._near, self._health = insisting, near, health
         self.columns: dict[str, set[str]] = {}
         self.repairs = Repairs(
             self._repair, self._unbar, backend.keyspace.everything, health, barrier_s=2 * renewal_s, sleep=sleep
@@ -83,7 +83,7 @@ class Writer:
             swept = await backend.begin(client, work, backend.link.budget(client))
             if swept.found:
                 self._near.pushed(swept.found)
-        if backend.trust.other_data and backend.link.may_have_left(client):  # mechanism: unhealed-master-refused
+        if backend.trust in self._health and backend.link.may_have_left(client):  # mechanism: unhealed-master-refused
             backend.heal(client)
             raise CacheUnavailableError("begin", "other processes may still read from the former master")
         if work.names:
