@@ -49,6 +49,7 @@ class CallPlan:
         function: the function's name.
         return_type: its return annotation, MISSING without one.
         session_name: the parameter that takes its session, or None.
+        other_sessions: further parameters that take one.
         where_client: how messages call its client.
         redis_optional: its parameter for Redis has the default None.
         pattern: of its keys, or None.
@@ -93,6 +94,8 @@ class CallPlan:
         if "redis" in by_role:
             self.where_client = f"{found.name}: parameter '{by_role['redis'].name}'"
         self.session_name = by_role["session"].name if "session" in by_role else None
+        sessions = [each.name for each in found.parameters if each.role == "session"]
+        self.other_sessions = tuple(name for name in sessions if name != self.session_name)
         self.redis_optional = "redis" in by_role and by_role["redis"].default is None
         self.pattern = parsed
         self.head = "" if parsed is None else parsed.head

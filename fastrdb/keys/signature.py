@@ -203,8 +203,8 @@ def redis_of(instance: Any) -> Any:
 
 
 def db_of(instance: Any) -> Any:
-    """Return `instance.db` or else `instance.session`, whichever is a session; else None."""
-    own = (getattr(instance, name, None) for name in ("db", "session"))
+    """Return the first of `instance.db`, `.session`, `._db` and `._session` that is a session; else None."""
+    own = (getattr(instance, name, None) for name in ("db", "session", "_db", "_session"))
     return next((each for each in own if is_session(each)), None)
 
 

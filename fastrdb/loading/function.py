@@ -26,7 +26,9 @@ from fastrdb.transactions import (
     is_followed,
     is_loading,
     next_order,
+    one_schema_map,
     plain_session,
+    read_under,
     running,
     schema_map,
     session_of,
@@ -118,12 +120,16 @@ class CachedFunction(Entries):
             session = session_of(session)
             if session is not None and schema_map(session) is not None:
                 key = with_variant(key, session)
+                read_under(session)
+        others, bind = self.plan.other_sessions, self.plan.bind
+        if others and not one_schema_map(session, bind(instance, args, kwargs).arguments, others):
+            return None, session, key
         return self.cache.own(self.plan) if client is MISSING else client, session, key
 
     def answering(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return what stands for the function where no instance is bound to it: `answer` by the shortest way."""
         target, quick, cache, get = getattr(function, "__self__", None), self.plan.quick, self.cache, self._named_get
-        if target is not None or quick is None:
+        if target is not None or self.plan.other_sessions:
             return lambda *args, **kwargs: self.answer(function, target, args, kwargs)
 
         def answer(*args: Any, **kwargs: Any) -> Any:
@@ -248,7 +254,7 @@ class CachedFunction(Entries):
     async def refresh(self, run: partial[Any], values: Any) -> Any:
         """Load now, whatever is in Redis, and store; return the value."""
         call = self.call(values)
-        if call is None:
+        if call is None or not one_schema_map(call.session, values.arguments, self.plan.other_sessions):
             return self.codec.convert(await run())
         key = self.key(values, call.session)
         call.keys_now, call.fixed = partial(self.keys_now, run), is_fixed(run)
@@ -263,8 +269,9 @@ class CachedFunction(Entries):
         client = self.cache.client(self.plan, values)
         if client is None:
             return None
-        store = self.cache.store(client, self.plan)
-        return CallContext(client, store, session_of(values.session), store.budget(client, keys))
+        store, session = self.cache.store(client, self.plan), session_of(values.session)
+        read_under(session)
+        return CallContext(client, store, session, store.budget(client, keys))
 
     def key(self, values: BoundCall, session: Session | None = None) -> str:
         """Return the key without the namespace."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fastrdb.errors import OptionError, SchemaError
 from fastrdb.keys import BoundCall, BoundMany, CallPlan, ResultShape
 from fastrdb.runtime import Runtime, as_coroutine_of
-from fastrdb.transactions import is_expired, session_of
+from fastrdb.transactions import is_expired, one_schema_map, session_of
 from fastrdb.values import Codec
 
 from .function import CachedFunction, is_fixed, with_argument, with_variant
@@ -103,6 +103,8 @@ class CachedMany(CachedFunction):
         ids = list(values.ids)
         session = session_of(values.session)
         self.refuse_session(session)
+        if not one_schema_map(session, arguments_of(run), self.plan.other_sessions):
+            values = values._replace(client=None)
         return self._named_answer(values, ids, self.keys(values, session), run, refresh)
 
     async def _answer(

@@ -8,7 +8,7 @@ Rule 5: a schema_translate_map is part of the key.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Final
 from weakref import WeakKeyDictionary
@@ -49,6 +49,10 @@ OTHER_SCHEMAS = "the session's schema_translate_map has changed since its key wa
 _CURRENT = ("READ COMMITTED", "AUTOCOMMIT")  # levels at which a statement sees all that is committed by then
 # SQLSTATE: connection exception, login refused, no such database, insufficient resources, shutting down or not yet up
 _UNREACHABLE = ("08", "28", "3D", "53", "57P")
+UNNAMED_SCHEMAS = (
+    "a session that is no argument of the call has a schema_translate_map, which is not in the key: take the session "
+    "as a parameter"
+)
 EVENT_SCHEMAS = "an event has given a statement a schema_translate_map, which is not in the key"
 _SCHEMA_MAP = "schema_translate_map"
 GIVEN_MAP = "fastrdb_schema_translate_map"
@@ -145,6 +149,24 @@ def schema_maps(session: Session) -> list[SchemaMap]:
         pairs, at = _decoder.raw_decode(text, at)
         found.append(dict(pairs))
     return found
+
+
+def one_schema_map(session: Session | None, arguments: Mapping[str, Any], others: Collection[str]) -> bool:
+    """Return whether further arguments of a call, where they are sessions, have the map of its session, as its key has.
+
+    `others` are the names of these arguments.
+    """
+    if not others:
+        return True
+    own = None if session is None else schema_map(session)
+    found = (session_of(arguments.get(name)) for name in others)
+    return all(schema_map(each) == own for each in found if each is not None)
+
+
+def unnamed_schemas(connection: Connection, named: str | None) -> bool:
+    """Return whether a connection has a map that is none of those in the text `named`, which is in a key."""
+    found: Any = connection.get_execution_options().get(_SCHEMA_MAP)
+    return bool(found) and _map_text(found) not in (named or "").split("|")
 
 
 def note_schemas(options: Mapping[str, Any]) -> dict[str, Any]:

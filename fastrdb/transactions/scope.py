@@ -23,12 +23,14 @@ from fastrdb.errors import SessionInUseError
 from .rules import (
     OTHER_SCHEMAS,
     READ_BACK,
+    UNNAMED_SCHEMAS,
     WROTE,
     ask_level,
     has_written,
     known_level,
     older,
     schema_map,
+    unnamed_schemas,
     untold,
     why_not_stored,
     why_unpublished,
@@ -219,11 +221,18 @@ class RunningLoad(RunningCall):
         if transaction in self._seen or self.session in transaction.sessions:
             return
         self._seen[transaction] = connection
+        if unnamed_schemas(connection, self._schemas):
+            self.unfit = self.unfit or UNNAMED_SCHEMAS
         try:
             level = known_level(connection) or ask_level(connection)
             self.unfit = self.unfit or older(connection, transaction, level, self._since)
         except Exception as error:  # noqa: BLE001  # the driver's own
             self.unfit = untold(error)
+
+    def read_under(self, schemas: str) -> None:
+        """Note that a cached function inside is read under a schema_translate_map: it may be a hit."""
+        if schemas != self._schemas:
+            self.unfit = self.unfit or UNNAMED_SCHEMAS
 
     async def _unpublished(self, transaction: Transaction, connection: Connection) -> str | None:
         """Apply rule 1 to such a transaction: say why its statements may have read what was never committed."""
@@ -282,6 +291,13 @@ def no_store(reason: str) -> None:
     """
     for load in loads_around():
         load.notes.append(reason)
+
+
+def read_under(session: Session | None) -> None:
+    """Note in the loads around this code under which schema_translate_map a cached function is about to be read."""
+    if running.get() is not None and session is not None and (schemas := schema_map(session)) is not None:
+        for load in loads_around():
+            load.read_under(schemas)
 
 
 def leads(token: str) -> bool:

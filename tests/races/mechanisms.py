@@ -283,6 +283,14 @@ _OF_WRITERS = {
 }
 
 _OF_LOADS = {
+    "unnamed-schemas-unstored": _function(
+        "what is read under a schema map that is not in the key is not stored",
+        "transactions.rules:unnamed_schemas",
+        False,
+    ),
+    "nested-schemas-unstored": _function(
+        "nor what holds a hit that was read under one", "transactions.scope:RunningLoad.read_under"
+    ),
     "objects-bounded": _line("a load in a session with very many objects copies none of them", "if False:"),
     "late-followers": _line("a caller that asked after a load began to read gets only what was stored", "late = False"),
     "last-connection-noticed": _function(

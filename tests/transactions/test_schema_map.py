@@ -13,7 +13,8 @@ from sqlalchemy import Connection, event, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, ORMExecuteState, Session, mapped_column
 
-from fastrdb import FastRDB, cached, default_cache, invalidates
+from fastrdb import FastRDB, cached, cached_many, default_cache, invalidates
+from tests.races.mechanisms import without
 from tests.support.servers.databases import Database
 
 TENANTS = ("red", "blue")
@@ -217,6 +218,86 @@ async def test_map_that_the_function_gives_its_statement_is_the_functions_own(
         async with db:
             assert [await load(db, client, tenant) for tenant in TENANTS] == [*TENANTS]
     assert load.stats.fills == 4
+
+
+async def test_each_session_of_a_call_counts(engine: AsyncEngine, client: Redis) -> None:
+    """Only the first one is in the key. So a call is answered without the cache where another one has another map."""
+
+    @cached("second:{number}")
+    async def second(db: AsyncSession, tenant: AsyncSession, redis: Redis, number: int) -> str:
+        return (await tenant.scalars(select(Note.body).where(Note.id == number))).one()
+
+    @cached_many("second:many:{ids}")
+    async def several(db: AsyncSession, redis: Redis, ids: list[int], *, tenant: AsyncSession) -> dict[int, str]:
+        rows = await tenant.execute(select(Note.id, Note.body).where(Note.id.in_(ids)))
+        return {row.id: row.body for row in rows}
+
+    async def read(db: AsyncSession) -> list[str]:
+        mapped = engine.execution_options(schema_translate_map={None: "red"})
+        async with AsyncSession(mapped) as red, AsyncSession(engine) as plain:
+            found = [await second(first, db, client, 1) for first in (red, plain)]
+            found += [await second.refresh(db=red, tenant=db, redis=client, number=1)]
+            return [*found, (await several(red, client, [1], tenant=db))[1]]
+
+    for _ in range(2):
+        assert await in_each(engine, by_engine, read) == [[tenant] * 4 for tenant in TENANTS]
+    assert (second.stats.hits, several.stats.hits) == (1, 1), "of the calls whose two sessions have one map"
+
+
+class Repository:
+    """A class that keeps its session under one of the usual names."""
+
+    def __init__(self, name: str, db: AsyncSession, redis: Redis) -> None:
+        setattr(self, name, db)
+        self.redis, self._found = redis, db
+
+    @default_cache.cached("kept:{number}")
+    async def body_of(self, number: int) -> str:
+        """Return the body of a note."""
+        return (await self._found.scalars(select(Note.body).where(Note.id == number))).one()
+
+
+@pytest.mark.parametrize("name", ["db", "session", "_db", "_session"])
+async def test_session_of_an_instance_is_found(engine: AsyncEngine, client: Redis, name: str) -> None:
+    """Each tenant has an entry of its own."""
+    hits = Repository.body_of.stats.hits
+    for _ in range(2):
+        read = await in_each(engine, by_engine, lambda db: Repository(name, db, client).body_of(1))
+        assert read == [*TENANTS]
+    assert Repository.body_of.stats.hits == hits + 2
+
+
+async def test_tenant_that_only_the_function_finds_keeps_the_result_out(engine: AsyncEngine, client: Redis) -> None:
+    """A session that the call does not name, in an attribute or a variable: nothing is stored, and the log says why."""
+    current = ""
+
+    @cached("unnamed:{number}")
+    async def unnamed(redis: Redis, number: int) -> str:
+        async with AsyncSession(engine.execution_options(schema_translate_map={None: current})) as db:
+            return (await db.scalars(select(Note.body).where(Note.id == number))).one()
+
+    @cached("around:{number}")
+    async def around(redis: Redis, number: int) -> str:
+        async with AsyncSession(engine.execution_options(schema_translate_map={None: current})) as db:
+            return await body_of(db, redis, number)
+
+    for _ in range(2):
+        for current in TENANTS:
+            assert await unnamed(client, 1) == current
+            assert await around(client, 1) == current, "also where the inner call is a hit"
+        read = await in_each(engine, by_engine, lambda db: Repository("elsewhere", db, client).body_of(1))
+        assert read == [*TENANTS]
+    assert await client.keys("unnamed:*") == await client.keys("around:*") == await client.keys("kept:*") == []
+
+
+@pytest.mark.parametrize("mechanism", ["unnamed-schemas-unstored", "nested-schemas-unstored"])
+async def test_tenants_are_mixed_up(
+    engine: AsyncEngine, client: Redis, monkeypatch: pytest.MonkeyPatch, mechanism: str
+) -> None:
+    """With one mechanism taken out, one tenant gets the answer of another."""
+    without(mechanism).apply(monkeypatch.setattr)
+    with pytest.raises(AssertionError):
+        await test_tenant_that_only_the_function_finds_keeps_the_result_out(engine, client)
 
 
 @pytest.mark.parametrize("way", WAYS)
