@@ -148,7 +148,7 @@ async def test_what_cannot_be_changed_is_handed_out_as_it_is(cache: Cache, gated
 
 
 async def test_the_fields_set_of_a_frozen_model_are_its_callers_own(cache: Cache, gated: GatedClient) -> None:
-    """Whoever empties the set, also the caller whose answer is kept, empties its own; the fields are shared."""
+    """A caller that empties the set empties its own, also the one whose answer is kept. All share the fields."""
 
     @cache.cached("point:{x}")
     async def get(x: int) -> Point | None:

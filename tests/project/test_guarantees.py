@@ -32,6 +32,7 @@ FILES = {
     "a write reaches many keys, or a call asks for many ids": "many_keys",
     "thousands miss at once": "crowd",
     "Redis comes back with other data (an old snapshot, a replica that lagged)": "restart",
+    "Sentinel makes a replica the master, and the former master goes on for seconds": "failover",
     "the server of a client is a replica": "replica",
     "the barriers were lost, or lapsed, before COMMIT was done": "lapsed_barriers",
     "the index was evicted, or deleted by hand": "lost_index",
