@@ -1,146 +1,101 @@
-"""No script does work without bound, whatever stands in Redis and whatever a caller gives as an argument."""
+"""No script of the protocol does more than a bounded amount of work, whatever others have left in Redis."""
 
 from __future__ import annotations
 
-import asyncio
-from typing import Any
+import secrets
 
 import pytest
 from redis.asyncio import Redis
 
-from fastrdb.keys import Prefix
-from fastrdb.protocol import Barred, Granted, Store, repairs
-from fastrdb.testing import FaultyClient
-from tests.protocol.test_sweep import stored
+from fastrdb.keys import Image
+from fastrdb.protocol import Fill, Granted, Store
+from fastrdb.protocol.interface import UNKNOWN
 from tests.races.mechanisms import without
-from tests.support.world.stores import acquire, acquire_many, key_of, members, store_on
+from tests.support.world.stores import store_on
 
-MOST_LOOKS = 2048
-LAST = b"0" * 32 + b"\0\n"
-
-
-async def bar_others(client: Any, count: int, key: str = "k") -> None:
-    """Set so many barriers that do not cover the key, in its shard."""
-    deadline = 10**14
-    barriers = {b"%032dother:%d\n" % (at, at): deadline for at in range(count)}
-    await client.zadd(key_of(client, "barriers", key), {**barriers, LAST: float("inf")})
+MANY = 3000
+TAGS = ("users\0", "users:id=1\0")
+WRITE = Image("users", {"id": frozenset(["2"])})
 
 
-@pytest.fixture
-async def store(any_client: Any) -> Any:
-    """Return a store that has been used."""
-    made = store_on(any_client)
-    assert await acquire(made, any_client, "k", "first") == Granted()
-    await made.release(any_client, {"k": "first"})
-    yield made
-    await made.aclose()
+async def granted(store: Store, client: Redis, key: str) -> Granted:
+    """Return the lease of a key whose value may have tags."""
+    outcome = (await store.acquire(client, {key: secrets.token_hex(16)}, tagged=True))[key]
+    assert isinstance(outcome, Granted)
+    return outcome
 
 
-async def test_miss_looks_at_a_bounded_number_of_barriers(any_client: Any, store: Store) -> None:
-    """With as many as it looks at, an unrelated key is granted. With more, it counts as barred: nothing is stored."""
-    await bar_others(any_client, MOST_LOOKS - 1)
-    assert await acquire(store, any_client, "k", "a") == Granted()
-    await store.release(any_client, {"k": "a"})
-    await bar_others(any_client, MOST_LOOKS)
-    assert await acquire(store, any_client, "k", "b") == Barred()
+async def filled(store: Store, client: Redis, key: str, lease: Granted) -> bool | bytes:
+    """Store a value with tags under a lease."""
+    (stored,) = await store.fill(client, [Fill(key, lease.lease, b"1", 60_000, TAGS, lease.since)])
+    return stored
 
 
-async def test_bound_is_for_a_script_and_not_for_a_key(any_client: Any, store: Store) -> None:
-    """On a cluster one script enters many keys: those behind the bound count as barred."""
-    await bar_others(any_client, MOST_LOOKS // 2)
-    outcomes = await acquire_many(store, any_client, {"k": "a"})
-    assert outcomes == {"k": Granted()}
+async def now_ms(client: Redis) -> int:
+    """Return the server's time."""
+    seconds, micros = await client.time()
+    return int(seconds) * 1000 + int(micros) // 1000
 
 
-@pytest.mark.parametrize("change", [without("looks-bounded", "if false then")], ids=str)
-async def test_bound_is_lost_without_the_mechanism(client: Redis, monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
-    """All barriers are looked at, but for those that were not read."""
-    change.apply(monkeypatch.setattr)
-    async with asyncio.timeout(20):
-        store = store_on(client)
-        await acquire(store, client, "k", "first")
-        await store.release(client, {"k": "first"})
-        await bar_others(client, MOST_LOOKS)
-        assert await acquire(store, client, "k", "b") != Barred()
-        await store.aclose()
-
-
-# Keys and prefixes that are the worst for a comparison letter by letter.
-HOSTILE = [
-    ("h:" + "a" * 400, "h:*" + "?" * 190 + "b"),
-    ("h:" + "ab" * 200, "h:*a?a?a?a?b*a?a?c"),
-    ("h:é" * 90, "h:*??é?*x"),
-]
-
-
-@pytest.mark.parametrize(("key", "pattern"), HOSTILE)
-async def test_comparison_that_is_cut_short_deletes_more(any_client: Any, store: Store, key: str, pattern: str) -> None:
-    """All that the prefix reaches is deleted, always; other entries may be."""
-    prefix = Prefix.of(pattern)
-    assert prefix is not None
-    keys = [f"{key}{at}" for at in range(130)] + [f"{key}{at}b:c" for at in range(130)] + ["h:xb"]
-    await stored(any_client, store, keys)
-    await store.invalidate(any_client, [prefix])
-    left = {each for each, raw in zip(keys, await store.get_many(any_client, keys), strict=True) if raw is not None}
-    assert not {each for each in left if prefix.matches(each)}
-
-
-async def test_comparison_that_is_cut_short_deletes_less_without_the_mechanism(
-    client: Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Without the mechanism, entries that were not compared to the end would be left."""
-    without("steps-bounded").apply(monkeypatch.setattr)
+async def refused_behind_barriers(client: Redis) -> None:
+    """Fill while very many writers of other rows are about to commit."""
     store = store_on(client)
+    lease = await granted(store, client, "user:1")
+    assert await filled(store, client, "user:1", lease) is True
+    lease = await granted(store, client, "user:2")
+    until = await now_ms(client) + 60_000
+    names = [f"{secrets.token_hex(16)}\0users:id=x{number}\0\n\0" for number in range(MANY)]
+    await client.zadd("fastrdb:barriers", dict.fromkeys(names, until))
+    assert await filled(store, client, "user:2", lease) == UNKNOWN
+    await client.zrem("fastrdb:barriers", *names[: MANY // 2])
+    assert await filled(store, client, "user:3", await granted(store, client, "user:3")) is True
+    await store.aclose()
+
+
+async def test_fill_looks_at_a_bounded_number_of_barriers(client: Redis) -> None:
+    """With more of them the value is answered, and not stored. With fewer, barriers on other rows are no obstacle."""
+    await refused_behind_barriers(client)
+
+
+async def test_fill_looks_at_all_barriers_without_the_bound(client: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the mechanism, each fill looks at all."""
+    without("name-looks-bounded").apply(monkeypatch.setattr)
     with pytest.raises(AssertionError):
-        await test_comparison_that_is_cut_short_deletes_more(client, store, *HOSTILE[0])
-    await store.aclose()
+        await refused_behind_barriers(client)
 
 
-async def test_barriers_of_abandoned_commits_are_replaced(any_client: Any, store: Store) -> None:
-    """However many COMMITs of the same rows have an unknown outcome, one barrier stands for each prefix."""
-    for _ in range(5):
-        intent = store.intent(any_client)
-        intent.add([Prefix.of("k*")])  # type: ignore[list-item]
-        await intent.begin()
-        intent.abandon()
-        await store.repairs.aclose(5)
-    standing = await members(any_client, "barriers")
-    assert len({barrier for barrier in standing if barrier != LAST}) == 1
-    assert await acquire(store, any_client, "k", "a") == Barred()
-
-
-async def test_barriers_pile_up_without_the_mechanism(client: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each abandoned COMMIT leaves its own, until these lapse."""
-    without("barriers-replaced").apply(monkeypatch.setattr)
+async def forgotten_by_a_write(client: Redis) -> int:
+    """Return how many of many old stamps one write forgets."""
     store = store_on(client)
-    with pytest.raises(AssertionError):
-        await test_barriers_of_abandoned_commits_are_replaced(client, store)
+    assert await filled(store, client, "user:1", await granted(store, client, "user:1")) is True
+    old = (await now_ms(client) - 3_600_000) * 1000
+    await client.zadd("fastrdb:ended", {f"users:id=x{number}\0": old + number for number in range(MANY)})
+    await store.invalidate(client, images=[WRITE])
+    left = await client.zcount("fastrdb:ended", old, old + MANY)
     await store.aclose()
+    return MANY - int(left)
 
 
-async def test_barriers_of_a_repair_are_few(client: Redis) -> None:
-    """Many rows whose COMMITs were abandoned are barred by their common head."""
+async def test_write_forgets_more_stamps_than_it_adds_and_not_all_at_once(client: Redis) -> None:
+    """So the set does not grow, and the first write after a busy time does not hold the server up."""
+    assert 3 < await forgotten_by_a_write(client) < 100
+
+
+async def test_write_forgets_all_stamps_without_the_bound(client: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the mechanism, one write forgets all."""
+    without("stamps-forgotten-in-portions").apply(monkeypatch.setattr)
+    assert await forgotten_by_a_write(client) == MANY
+
+
+async def test_write_of_a_table_with_very_many_columns_in_use_reaches_all_of_its_rows(client: Redis) -> None:
+    """A writer that names one row does not name each of thousands of columns: more is deleted, and no entry is old."""
     store = store_on(client)
-    for number in range(repairs._MOST_BARRIERS + 10):
-        store.repairs.add(client, [store.keyspace.exactly(f"tenant:a:{number}")], barred=True, reason="a test")
-        await store.repairs.aclose(5)
-    standing = {barrier[32:] for barrier in await members(client, "barriers")}
-    assert b"tenant:a:\n" in standing
-    assert len(standing) < repairs._MOST_BARRIERS
-    assert await acquire(store, client, "tenant:a:1", "a") == Barred()
-    assert await acquire(store, client, "tenant:b:1", "b") == Granted()
-    await store.aclose()
-
-
-async def test_many_pending_targets_leave_others_alone(client: Redis) -> None:
-    """More targets than are remembered become their common prefix, and not the whole namespace."""
-    faulty = FaultyClient(client)
-    store = Store(namespace="ns", timeout=5)
-    await stored(client, store, ["tenant:b:1"])
-    faulty.fail_with(ConnectionError("gone"))
-    await store.invalidate_soon(faulty, keys=[f"tenant:a:{n}" for n in range(repairs._MOST_PENDING + 1)])
-    assert [target.head for target in store.repairs.left()] == [b"ns:tenant:a:"]
-    faulty.heal()
-    await store.repairs.aclose(5)
-    assert await client.get("ns:tenant:b:1") == b"1"
+    assert await filled(store, client, "user:1", await granted(store, client, "user:1")) is True
+    other = await granted(store, client, "order:1")
+    (stored,) = await store.fill(client, [Fill("order:1", other.lease, b"1", 60_000, ("orders:id=1\0",), other.since)])
+    assert stored is True or stored == b"orders:id=1\0"
+    await client.zadd("fastrdb:columns", {f"users:c{number}": 0 for number in range(20_000)})
+    await store.invalidate(client, images=[WRITE])
+    assert await client.get("user:1") is None
+    assert (await client.get("order:1") is not None) is (stored is True)
     await store.aclose()

@@ -154,10 +154,16 @@ _OF_TAGS = {
     "shard-checks-tags": _lua("a fill looks at what writers have reached since its grant", "local why"),
     "tag-stamps": _lua("a fill is refused if a writer on one of its tags has ended since its grant"),
     "stamp-set": _lua("a writer that ends leaves a stamp on what it reached"),
+    "name-looks-bounded": _lua("a fill looks at a bounded number of barriers", "if false then return nil end"),
+    "columns-bounded": _lua("a writer looks at a bounded number of columns", "if false then"),
+    "stamps-forgotten-in-portions": _lua(
+        "a writer forgets a bounded number of stamps",
+        "local over = redis.call('ZRANGEBYSCORE', keys.ended, STAMPS_FROM, ms(now - 2000 * keep))",
+    ),
     "tag-barriers": _lua("a fill is refused while a writer on one of its tags stands"),
     "lapsed-barriers": _lua(
         "a fill looks at barriers that have lapsed since its grant",
-        "for _, barrier in ipairs(redis.call('ZRANGEBYSCORE', barriers, '(' .. ms(now_ms()), '+inf')) do",
+        "local found = redis.call('ZRANGEBYSCORE', barriers, '(' .. ms(now_ms()), '+inf')",
     ),
     "lapsed-barriers-kept": _lua(
         "barriers that have lapsed are kept for as long as a load may take",

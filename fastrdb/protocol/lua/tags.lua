@@ -7,6 +7,7 @@
 local CLOCK, BEGAN = '\0clock', '\0began' -- members of `ended`: the clock; when this set began, below zero
 local STAMPS_FROM = '(1000000000000' -- stamps are microseconds, and greater; the two above are never removed
 local TAGGED_LIST = '[^\n]+'
+local MOST_COLUMNS = 256 -- so many columns of a table that entries are tagged by a writer looks at
 
 -- The clock of grants and ends, in microseconds. It goes on when the clock of the machine is set back.
 local function tick(keys)
@@ -89,33 +90,44 @@ local function stamp(keys, barriers, lease_ms, first, last)
   insist(barriers)
   local now = tick(keys)
   local keep = math.max(lease_ms, -(redis.call('ZSCORE', barriers, KEEP) or 0))
-  redis.call('ZREMRANGEBYSCORE', keys.ended, STAMPS_FROM, ms(now - 2000 * keep))
+  -- Some of the old ones, and more than are added: all of a busy time at once would hold the server up.
+  local over = redis.call('ZRANGEBYSCORE', keys.ended, STAMPS_FROM, ms(now - 2000 * keep), 'LIMIT', 0, 2 * (last - first + 1)) -- mechanism: stamps-forgotten-in-portions
+  if #over > 0 then redis.call('ZREM', keys.ended, unpack(over)) end
   for i = first, last do redis.call('ZADD', keys.ended, 'GT', ms(now), ARGV[i]) end -- mechanism: stamp-set
 end
 
 -- The columns in use that the writer has not named, as names. A list in ARGV: `table:`, and what it has named, one a line.
+-- Where a table has very many of them, the name of all its rows instead.
 local function unnamed(keys, first, last)
   local named, found = {}, {}
   for i = first, last, 2 do
     for column in string.gmatch(ARGV[i + 1], TAGGED_LIST) do named[column] = true end
-    for _, column in ipairs(redis.call('ZRANGEBYLEX', keys.columns, '[' .. ARGV[i], '(' .. ARGV[i] .. '\255')) do
-      if not named[column] then found[#found + 1] = column .. '=' end -- mechanism: columns-in-use-named
+    local columns = redis.call('ZRANGEBYLEX', keys.columns, '[' .. ARGV[i], '(' .. ARGV[i] .. '\255', 'LIMIT', 0, MOST_COLUMNS + 1)
+    if #columns > MOST_COLUMNS then -- mechanism: columns-bounded
+      found[#found + 1] = ARGV[i]
+    else
+      for _, column in ipairs(columns) do
+        if not named[column] then found[#found + 1] = column .. '=' end -- mechanism: columns-in-use-named
+      end
     end
   end
   return found
 end
 
--- The names of writers whose barriers stand, or have lapsed since; nil if barriers were lost, or if all is barred.
+-- The set of the names of writers whose barriers stand, or have lapsed since; nil if barriers were lost, if all is
+-- barred, or if there are too many to look at.
 local function names_barred(barriers, since, before)
   if not redis.call('ZSCORE', barriers, NO_BARRIER) then return nil end
   local names = {}
   -- The clock of stamps may be ahead of the clock of deadlines: what stands now counts in any case.
   local from = math.min(math.floor(since / 1000), now_ms())
-  for _, barrier in ipairs(redis.call('ZRANGEBYSCORE', barriers, '(' .. ms(from), '+inf')) do -- mechanism: lapsed-barriers
+  local found = redis.call('ZRANGEBYSCORE', barriers, '(' .. ms(from), '+inf', 'LIMIT', 0, MOST_LOOKS + 1) -- mechanism: lapsed-barriers
+  if #found > MOST_LOOKS then return nil end -- mechanism: name-looks-bounded
+  for _, barrier in ipairs(found) do
     local newline = string.find(barrier, '\n', TOKEN_BYTES + 1, true)
     local head = string.sub(barrier, TOKEN_BYTES + 1, (newline or 0) - 1)
     if begins(head, '\0') then
-      if barrier ~= NO_BARRIER then names[#names + 1] = string.sub(head, 2) end
+      if barrier ~= NO_BARRIER then names[string.sub(head, 2)] = true end
     elseif head == '' or head == before then
       return nil
     end
@@ -125,13 +137,11 @@ end
 
 -- Has a writer on this tag ended since, or is one between the begin of its COMMIT and its end?
 local function reached_since(keys, names, tag, since)
-  for _, name in ipairs(names) do
-    if begins(tag, name) then return true end -- mechanism: tag-barriers
-  end
   local colon, equals = string.find(tag, ':', 1, true), string.find(tag, '=', 1, true)
   local covering = {tag, ''}
   if equals then covering = {tag, string.sub(tag, 1, equals), string.sub(tag, 1, colon), ''} end
   for _, name in ipairs(covering) do
+    if names[name] then return true end -- mechanism: tag-barriers
     local ended = redis.call('ZSCORE', keys.ended, name)
     if ended and tonumber(ended) > since then return true end -- mechanism: tag-stamps
   end
