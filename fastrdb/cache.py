@@ -91,7 +91,7 @@ class Cache(Runtime):
         barrier: Seconds = 10.0,
         hook: Hook | None = None,
         hash_keys: bytes | None = None,
-        max_bytes: int = 8 * 1024 * 1024,
+        max_bytes: int = 1024 * 1024,
         watched: Seconds | None = None,
         publish: bool = False,
         verify: float = 0.0,

@@ -152,7 +152,7 @@ def schema_maps(session: Session) -> list[SchemaMap]:
 
 
 def one_schema_map(session: Session | None, arguments: Mapping[str, Any], others: Collection[str]) -> bool:
-    """Return whether further arguments of a call, where they are sessions, have the map of its session, as its key has.
+    """Return whether the further sessions among the arguments of a call have the map of its session, as its key has.
 
     `others` are the names of these arguments.
     """

@@ -74,7 +74,7 @@ class Failover:
         return app
 
     async def promote(self) -> None:
-        """Have the replica do without its master, which goes on."""
+        """Make the replica a master of its own; the former master goes on."""
         async with Redis(port=self.former[1]) as master, Redis(port=self.new[1]) as replica:
             await synced(master)
             await replica.replicaof("NO", "ONE")

@@ -240,8 +240,8 @@ def test_defaults_of_options_are_those_of_the_signatures() -> None:
             value = parameters[name].default
             if default == "none":
                 assert not value, name
-            elif default == "8 MiB":
-                assert value == 8 * 2**20, name
+            elif default == "1 MiB":
+                assert value == 2**20, name
             else:
                 assert value == ast.literal_eval(default), name
 
