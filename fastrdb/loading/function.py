@@ -116,13 +116,12 @@ class CachedFunction(Entries):
     def _located(self, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Session | None, str]:
         """Return client, session and key of one call. Raises at once what is wrong with its arguments."""
         client, session, key = self.plan.locate(instance, args, kwargs)
-        if session is not None:
-            session = session_of(session)
-            if session is not None and schema_map(session) is not None:
-                key = with_variant(key, session)
-                read_under(session)
-        others, bind = self.plan.other_sessions, self.plan.bind
-        if others and not one_schema_map(session, bind(instance, args, kwargs).arguments, others):
+        if (session := session_of(session)) is not None:
+            key = with_variant(key, session)
+            read_under(session)
+        if not one_schema_map(
+            session, self.plan.other_sessions, lambda: self.plan.bind(instance, args, kwargs).arguments
+        ):
             return None, session, key
         return self.cache.own(self.plan) if client is MISSING else client, session, key
 
@@ -254,7 +253,7 @@ class CachedFunction(Entries):
     async def refresh(self, run: partial[Any], values: Any) -> Any:
         """Load now, whatever is in Redis, and store; return the value."""
         call = self.call(values)
-        if call is None or not one_schema_map(call.session, values.arguments, self.plan.other_sessions):
+        if call is None or not one_schema_map(call.session, self.plan.other_sessions, lambda: values.arguments):
             return self.codec.convert(await run())
         key = self.key(values, call.session)
         call.keys_now, call.fixed = partial(self.keys_now, run), is_fixed(run)

@@ -8,7 +8,7 @@ Rule 5: a schema_translate_map is part of the key.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Final
 from weakref import WeakKeyDictionary
@@ -151,7 +151,7 @@ def schema_maps(session: Session) -> list[SchemaMap]:
     return found
 
 
-def one_schema_map(session: Session | None, arguments: Mapping[str, Any], others: Collection[str]) -> bool:
+def one_schema_map(session: Session | None, others: Collection[str], arguments: Callable[[], Any]) -> bool:
     """Return whether the further sessions among the arguments of a call have the map of its session, as its key has.
 
     `others` are the names of these arguments.
@@ -159,7 +159,8 @@ def one_schema_map(session: Session | None, arguments: Mapping[str, Any], others
     if not others:
         return True
     own = None if session is None else schema_map(session)
-    found = (session_of(arguments.get(name)) for name in others)
+    given = arguments()
+    found = (session_of(given.get(name)) for name in others)
     return all(schema_map(each) == own for each in found if each is not None)
 
 
