@@ -116,12 +116,9 @@ class CachedFunction(Entries):
     def _located(self, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Session | None, str]:
         """Return client, session and key of one call. Raises at once what is wrong with its arguments."""
         client, session, key = self.plan.locate(instance, args, kwargs)
-        if (session := session_of(session)) is not None:
-            key = with_variant(key, session)
-            read_under(session)
-        if not one_schema_map(
-            session, self.plan.other_sessions, lambda: self.plan.bind(instance, args, kwargs).arguments
-        ):
+        read_under(session := session_of(session))
+        key, bind = with_variant(key, session), partial(self.plan.bind, instance, args, kwargs)
+        if not one_schema_map(session, self.plan.other_sessions, lambda: bind().arguments):
             return None, session, key
         return self.cache.own(self.plan) if client is MISSING else client, session, key
 
