@@ -168,7 +168,9 @@ async def denials(admin: Redis) -> list[tuple[str, str]]:
 
 async def test_functions_that_follow_what_they_read_need_a_few_commands_more(server: EmbeddedServer) -> None:
     """The documents name these; with them nothing is denied, and without them a load is not stored."""
-    sentence = next(line for line in SECURITY.splitlines() if line.startswith("Functions that follow what they read"))
+    sentence = next(
+        line for line in SECURITY.splitlines() if line.startswith("Functions with `depends_on=` or `auto=True`")
+    )
     for more, stored in ((re.findall(r"\+[a-z]+", sentence), True), ([], False)):
         async with restricted(server, "~item:*", *more) as (client, admin), Cache(client, timeout=PATIENT) as cache:
             await admin.flushall()
