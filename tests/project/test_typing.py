@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from tests.support import ROOT
 from tests.support.source.checkers import Complaint, mypy, pyright
+from tests.support.source.editor import editor
 
 FILES = ("facts.py", "errors.py")
 Checker = Callable[..., list[Complaint]]
@@ -40,3 +42,33 @@ def test_errors_are_found(complaints: list[Complaint]) -> None:
     expected = {number for number, line in enumerate(lines, 1) if line.endswith("# error")}
     assert len(expected) > 30
     assert {each.line for each in complaints if each.name == "errors.py"} == expected
+
+
+HOVERED = """
+from fastrdb import cached
+
+@cached("user:{number}")
+async def get_user(number: int) -> int:
+    \"\"\"Return the number of a user.\"\"\"
+    return number
+
+class Users:
+    @cached("named:{number}")
+    async def get(self, number: int) -> int:
+        \"\"\"Return one named user.\"\"\"
+        return number
+
+get_user
+Users().get
+"""
+
+
+def test_editor_shows_the_docstring(tmp_path: Path) -> None:
+    """Over a cached function and over a method of an instance, with the function's own parameters and result."""
+    file = tmp_path / "hovered.py"
+    file.write_text(HOVERED, "utf-8")
+    with editor(file) as opened:
+        for line, said in (("get_user", "Return the number of a user."), ("Users().get", "Return one named user.")):
+            shown = opened.hover(line)
+            assert "Cached[(number: int), int]" in shown
+            assert shown.endswith(said)
