@@ -69,7 +69,7 @@ class BinlogSource(ChangeSource):
     def __init__(self, engine: AsyncEngine, name: str) -> None:
         self.engine, self.name = engine, name
         self._connection: AsyncConnection | None = None
-        self._cascades = Cascades(engine.sync_engine.dialect)
+        self._cascades = Cascades()
         self._server = ""
         self._log: Log | None = None
 

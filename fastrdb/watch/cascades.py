@@ -13,7 +13,6 @@ from .source import ROWS_NAMED, texts
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
-    from sqlalchemy.engine import Dialect
 
     from fastrdb.inference import Verb
 
@@ -35,13 +34,12 @@ class Row:
 class Cascades:
     """The foreign keys of one database, asked for table by table, until `forget`."""
 
-    def __init__(self, dialect: Dialect) -> None:
-        self._dialect = dialect
-        self._catalog = Catalog(dialect)
+    def __init__(self) -> None:
+        self._catalog: Catalog | None = None
 
     def forget(self) -> None:
         """Ask for the foreign keys again, which may have changed."""
-        self._catalog = Catalog(self._dialect)
+        self._catalog = None
 
     def images(self, connection: Connection, rows: Iterable[Row]) -> list[Image]:
         """Return the images of changed rows, and of the rows that the database changes because of these."""
@@ -58,6 +56,8 @@ class Cascades:
         return [Image(each.table, each.columns or None) for each in found]
 
     def _facts(self, connection: Connection, table: str) -> Any:
+        if self._catalog is None:  # a dialect has its default schema from its first connection on
+            self._catalog = Catalog(connection.dialect)
         facts = self._catalog.facts(connection, table)
         if facts.reads is None:  # the database has not answered
             return facts

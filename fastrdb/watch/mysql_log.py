@@ -29,7 +29,7 @@ _GONE: Final = 1236  # the server's error for a place that its log does not have
 _UNREAD: Final = (*range(39, 43), *range(165, 172))
 """Types of events that may hold rows and that the library does not decode: partial, packed, compressed."""
 _HARMLESS: Final = re.compile(
-    r"BEGIN|COMMIT|ROLLBACK|SAVEPOINT|RELEASE|XA|SET|GRANT|REVOKE|ANALYZE|FLUSH|#|CREATE (?!OR REPLACE)"
+    r"BEGIN|COMMIT|ROLLBACK|SAVEPOINT|RELEASE|XA (?!COMMIT)|SET|GRANT|REVOKE|ANALYZE|FLUSH|#|CREATE (?!OR REPLACE)"
     r"|(?:CREATE OR REPLACE|DROP|ALTER) (?:DEFINER\S+ )?(?:/\*!\d+ )?(?:TEMPORARY|USER|ROLE|TRIGGER|EVENT|INDEX)\b",
     re.IGNORECASE,
 )
@@ -167,6 +167,9 @@ class Log:
     def _take_statement(self, statement: str, schema: str, found: Found) -> None:
         if _HARMLESS.match(statement):
             found.defined |= statement[:6].upper() == "CREATE"
+            return
+        if statement[:9].upper() == "XA COMMIT":  # the rows were in the log when it was prepared, and seen by no reader
+            found.everything = True
             return
         target = _TARGET.match(statement)
         if target is not None:

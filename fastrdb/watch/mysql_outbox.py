@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import secrets
 from collections.abc import Collection, Iterable, Sequence
 from functools import partial
@@ -48,6 +49,10 @@ _NEW = text(f"SELECT id, kind, tbl, image FROM {OUTBOX} WHERE id > 0 ORDER BY id
 _DELETE = text(f"DELETE FROM {OUTBOX} WHERE id IN :ids").bindparams(bindparam("ids", expanding=True))
 _COUNTED = text(f"UPDATE {OUTBOX} SET image = :image WHERE id = -1")
 _MARK_AGAIN = text(f"REPLACE INTO {OUTBOX} (id, kind, tbl, image) VALUES (-1, '', '', :image)")
+_NAMED: Final = re.compile(r"(?:NEW|OLD)\.`((?:[^`]|``)+)`")
+_COLUMNS = text(
+    "SELECT table_name AS tbl, column_name AS name FROM information_schema.columns WHERE table_schema = database()"
+)
 _INSTALLED = text("SELECT 1 FROM information_schema.tables WHERE table_schema = database() AND table_name = :name")
 _TRIGGERS = text(
     "SELECT trigger_name AS name, event_object_table AS tbl, action_statement AS body FROM information_schema.triggers"
@@ -66,7 +71,7 @@ class MySQLOutbox(ChangeSource):
     def __init__(self, engine: AsyncEngine, name: str) -> None:
         self.engine, self.name = engine, name
         self._connection: AsyncConnection | None = None
-        self._cascades = Cascades(engine.sync_engine.dialect)
+        self._cascades = Cascades()
         self._lead: Lead | None = None
 
     async def install_sql(self, tables: Collection[str] = (), columns: Iterable[str] = ()) -> list[str]:
@@ -153,7 +158,9 @@ class MySQLOutbox(ChangeSource):
                 bodies[row.tbl] = bodies.get(row.tbl, "") + row.body
             reported: dict[str, set[str]] = {}
             for table in await tables_of(connection):
-                if table in bodies:
+                if table in bodies and f"', {_literal(table)}, JSON_OBJECT" not in bodies[table]:
+                    status.unwatched[table] = "renamed after `install`: run it again"
+                elif table in bodies:
                     status.watched.append(table)
                     reported[table] = {word for word in bodies[table].split("'") if word}
                 else:
@@ -164,6 +171,11 @@ class MySQLOutbox(ChangeSource):
                 status.missing_columns += [
                     f"{table}:{name}" for name in names if name in lacking and f"{table}:{name}".lower() in asked
                 ]
+            for table, gone in (await _gone(connection)).items():
+                status.notes.append(
+                    f"{table}: each write fails, since a trigger names a column that is gone ({gone}): run"
+                    " `fastrdb watch install`"
+                )
             status.waiting = int(await connection.scalar(_COUNT) or 0)
             if position and (lost := _loss(position, await connection.scalar(_MARKED))):
                 status.notes.append(f"{lost}: the next poll invalidates everything")
@@ -176,6 +188,19 @@ class MySQLOutbox(ChangeSource):
         if connection is not None:
             await connection.invalidate()  # the lock ends with the session, which a pool would keep
             await connection.close()
+
+
+async def _gone(connection: AsyncConnection) -> dict[str, str]:
+    """Return for each table a column that a trigger names and the table has no more."""
+    columns: dict[str, set[str]] = {}
+    for row in await connection.execute(_COLUMNS):
+        columns.setdefault(row.tbl, set()).add(row.name)
+    found: dict[str, str] = {}
+    for row in await connection.execute(_TRIGGERS):
+        named = {name.replace("``", "`") for name in _NAMED.findall(row.body)}
+        for name in sorted(named - columns.get(row.tbl, named)):
+            found[row.tbl] = name
+    return found
 
 
 def _parsed(position: str | None) -> tuple[str, int]:

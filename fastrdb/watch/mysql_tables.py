@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 OUTBOX: Final = "fastrdb_outbox"
 _TABLES = text(
-    "SELECT table_name FROM information_schema.tables WHERE table_schema = database() AND table_type = 'BASE TABLE'"
+    "SELECT table_name FROM information_schema.tables"
+    " WHERE table_schema = database() AND table_type IN ('BASE TABLE', 'SYSTEM VERSIONED')"
     " AND table_name <> :outbox ORDER BY table_name"
 )
 # Integers (booleans among them), dates and UUIDs. Readers tag by no text: its collation may take different ones for

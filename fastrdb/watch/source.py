@@ -126,7 +126,7 @@ class ChangeSource(ABC):
 
 def image(table: str, values: Mapping[str, Iterable[Any]] | None) -> Image:
     """Return the image of a change, with `values` before and after the change by column; None: any row."""
-    if values is None:
+    if not values:
         return Image(table)
     return Image(table, {column: texts(each) for column, each in values.items()})
 

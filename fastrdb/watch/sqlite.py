@@ -28,11 +28,37 @@ _OUTBOX: Final = (
     # One row, so that there is a number in sqlite_sequence, which stays when rows are deleted.
     "INSERT INTO fastrdb_outbox (tbl) SELECT '' WHERE NOT EXISTS (SELECT 1 FROM fastrdb_outbox)",
 )
-_TABLES = text(
-    "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' AND name <> 'fastrdb_outbox'"
-    " AND sql NOT LIKE 'CREATE VIRTUAL%' ORDER BY name"
+# A virtual table keeps its data in tables of these names, which readers do not name.
+_SHADOWS: Final = [
+    "data",
+    "idx",
+    "content",
+    "docsize",
+    "config",
+    "segments",
+    "segdir",
+    "stat",
+    "node",
+    "rowid",
+    "parent",
+]
+_TABLES = text(f"""
+SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' AND name <> 'fastrdb_outbox'
+AND sql NOT LIKE 'CREATE VIRTUAL%' AND name NOT IN (
+    SELECT virtual.name || suffix.column1 FROM sqlite_master AS virtual,
+    (VALUES {", ".join(f"('_{suffix}')" for suffix in _SHADOWS)}) AS suffix WHERE virtual.sql LIKE 'CREATE VIRTUAL%'
+) ORDER BY name
+""")
+# A text may be no UTF-8: Python decodes it, and not the driver, which would fail.
+_EVENTS: Final = ("insert", "update", "delete", "replace")
+_VIRTUAL = text("SELECT name FROM sqlite_master WHERE sql LIKE 'CREATE VIRTUAL%' ORDER BY name")
+_TRIGGERS = text(
+    "SELECT name, tbl_name, sql FROM sqlite_master WHERE type = 'trigger' AND name LIKE 'fastrdb\\_%' ESCAPE '\\'"
 )
-_NEW = text("SELECT id, tbl, image FROM fastrdb_outbox WHERE id > :at AND id <= :last ORDER BY id LIMIT :page")
+_NEW = text(
+    "SELECT id, tbl, CAST(image AS BLOB) AS image FROM fastrdb_outbox WHERE id > :at AND id <= :last"
+    " ORDER BY id LIMIT :page"
+)
 _AFFINITIES: Final = ("INT", "CHAR", "TEXT", "CLOB", "UUID", "BOOL", "DATE")
 
 
@@ -54,17 +80,21 @@ class SQLiteSource(ChangeSource):
             if missing := [name for name in tables if name not in found]:
                 raise OptionError(f"watch: no table {', '.join(missing)}; there are: {', '.join(found)}")
             statements: list[str] = list(_OUTBOX)
+            old = (await connection.execute(_TRIGGERS)).all()
             for table in tables or found:
-                statements += _trigger_sql(table, *await _columns(connection, table, wanted))
+                made = _trigger_sql(table, *await _columns(connection, table, wanted))
+                # Triggers that the table had under an earlier name report that name.
+                names = {f"fastrdb_{event}_{table}" for event in _EVENTS}
+                leftover = [row.name for row in old if row.tbl_name == table and row.name not in names]
+                statements += [f"DROP TRIGGER {_quoted(name)}" for name in leftover]
+                statements += made
         return statements
 
     async def uninstall_sql(self) -> list[str]:
         """See `ChangeSource`."""
         async with self.engine.connect() as connection:
-            rows = await connection.scalars(
-                text("SELECT name FROM sqlite_master WHERE type = 'trigger' AND name LIKE 'fastrdb\\_%' ESCAPE '\\'")
-            )
-            return [*(f"DROP TRIGGER {_quoted(name)}" for name in rows), "DROP TABLE IF EXISTS fastrdb_outbox"]
+            names = [row.name for row in await connection.execute(_TRIGGERS)]
+            return [*(f"DROP TRIGGER {_quoted(name)}" for name in names), "DROP TABLE IF EXISTS fastrdb_outbox"]
 
     async def run(self, statements: Sequence[str]) -> None:
         """See `ChangeSource`."""
@@ -129,11 +159,14 @@ class SQLiteSource(ChangeSource):
         async with self.engine.connect() as connection:
             if not await connection.scalar(text("SELECT 1 FROM sqlite_master WHERE name = 'fastrdb_outbox'")):
                 return Status(notes=["nothing is installed: run `fastrdb watch install`"])
-            rows = await connection.execute(text("SELECT tbl_name, sql FROM sqlite_master WHERE type = 'trigger'"))
-            triggers = {row.tbl_name: row.sql for row in rows if "fastrdb_outbox" in row.sql}
+            triggers = {row.tbl_name: row.sql for row in await connection.execute(_TRIGGERS)}
             status = Status(installed=True)
+            for table in (await connection.scalars(_VIRTUAL)).all():
+                status.unwatched[table] = "a virtual table, which has no triggers"
             for table in (await connection.scalars(_TABLES)).all():
-                if table in triggers:
+                if table in triggers and f"SELECT {_literal(table)}," not in triggers[table]:
+                    status.unwatched[table] = "renamed after `install`: run it again"
+                elif table in triggers:
                     status.watched.append(table)
                 else:
                     status.unwatched[table] = "no trigger: made after `install`, or left out"
@@ -185,12 +218,16 @@ def _trigger_sql(table: str, columns: Sequence[str], unique: Sequence[Sequence[s
     """Return the triggers of one table.
 
     INSERT OR REPLACE deletes rows without a trigger: the trigger before an INSERT records those with the same keys.
+    A column of any type may have a value of any kind. JSON has no blobs, and no write may fail: a blob or a float is
+    recorded as a float, whose texts are not one, so that any value counts as changed.
     """
 
     def record(*rows: str) -> str:
-        values = [
-            f"{_literal(name)}, json_array({', '.join(f'{row}.{_quoted(name)}' for row in rows)})" for name in columns
-        ]
+        def value(row: str, name: str) -> str:
+            column = f"{row}.{_quoted(name)}"
+            return f"CASE WHEN typeof({column}) IN ('blob', 'real') THEN 0.5 ELSE {column} END"
+
+        values = [f"{_literal(name)}, json_array({', '.join(value(row, name) for row in rows)})" for name in columns]
         return f"INSERT INTO fastrdb_outbox (tbl, image) SELECT {_literal(table)}, json_object({', '.join(values)})"
 
     same = " OR ".join(
@@ -212,7 +249,7 @@ def _trigger_sql(table: str, columns: Sequence[str], unique: Sequence[Sequence[s
     return statements
 
 
-def _merged(rows: Sequence[tuple[str, str | None]]) -> list[Any]:
+def _merged(rows: Sequence[tuple[str, bytes | None]]) -> list[Any]:
     """Return one image for each table: a statement that changes many rows writes as many rows here."""
     found: dict[str, dict[str, list[Any]] | None] = {}
     counts: dict[str, int] = {}
@@ -222,7 +259,7 @@ def _merged(rows: Sequence[tuple[str, str | None]]) -> list[Any]:
         if raw is None or counts[table] > ROWS_NAMED:
             found[table] = None
         elif values is not None:
-            for column, each in json.loads(raw).items():
+            for column, each in json.loads(raw.decode(errors="replace")).items():
                 values.setdefault(column, []).extend(each)
     return [image(table, values) for table, values in found.items()]
 

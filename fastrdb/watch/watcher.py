@@ -117,7 +117,7 @@ class Watcher:
     # --- a life
 
     async def run(self) -> None:
-        """Poll until the task is cancelled. Troubles of database and Redis are logged once, and tried again.
+        """Poll until the task is cancelled. Whatever fails is logged once, and tried again.
 
         Raises:
             OptionError: nothing is installed, or a setting of the database permits no watching.
@@ -135,10 +135,16 @@ class Watcher:
         """Poll once; return the pause before the next poll, in seconds."""
         try:
             poll = await self.poll()
-        except _TROUBLE as error:
+        except OptionError as error:
+            logger.error("fastrdb watch: %s: the watcher ends: %s", self.source.name, error)  # noqa: TRY400  # the user's
+            raise
+        except Exception as error:  # a watcher that has ended leaves what is stale
             name = type(error).__name__
             if name != self._troubled:
-                logger.warning("fastrdb watch: %s: %s; it is tried again", self.source.name, name)
+                expected = isinstance(error, _TROUBLE)
+                logger.warning(
+                    "fastrdb watch: %s: %s; it is tried again", self.source.name, name, exc_info=not expected
+                )
             self._troubled, self.leads = name, False
             with suppress(*_TROUBLE):
                 await self.source.close()

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 from fastrdb import OptionError
 from fastrdb.keys import Image
@@ -257,3 +258,44 @@ async def test_a_row_that_is_not_decoded_is_any_row(watched: Watched, monkeypatc
     monkeypatch.setattr(row_event.UpdateRowsEvent, "_fetch_one_row", fail)
     await watched.write("UPDATE users SET bio = 'x' WHERE id = 1", "INSERT INTO orgs VALUES (3, 'three')")
     assert await watched.changes() == {"users": None, "orgs": {"id": {"3"}}}
+
+
+@binlog
+async def test_the_commit_of_a_prepared_transaction_invalidates_everything(watched: Watched) -> None:
+    """Its rows were in the log when it was prepared: readers saw the old ones until now."""
+    await watched.install()
+    async with watched.database.engine.connect() as connection:
+        session = await connection.execution_options(isolation_level="AUTOCOMMIT")
+        for statement in ("XA START 'x'", "UPDATE users SET bio = 'x' WHERE id = 1", "XA END 'x'", "XA PREPARE 'x'"):
+            await session.exec_driver_sql(statement)
+        await watched.changes()
+        await session.exec_driver_sql("XA COMMIT 'x'")
+    _, images = await watched.poll()
+    assert [image.table for image in images] == [None]
+
+
+@outbox
+async def test_writes_that_fail_because_of_a_dropped_column_are_named(watched: Watched) -> None:
+    """MariaDB checks the columns of a trigger before it runs; `install` makes triggers without it."""
+    await watched.write("ALTER TABLE users ADD COLUMN team INT UNIQUE")
+    await watched.install()
+    await watched.write("ALTER TABLE users DROP COLUMN team")
+    with pytest.raises(DBAPIError, match="team"):
+        await watched.write("UPDATE users SET bio = 'x' WHERE id = 1")
+    notes = (await watched.source.status(watched.position)).notes
+    assert [("users: each write fails" in note, "(team)" in note) for note in notes] == [(True, True)]
+    await watched.source.run(await watched.source.install_sql())
+    await watched.write("UPDATE users SET bio = 'x' WHERE id = 1")
+    assert (await watched.changes())["users"]["id"] == {"1"}
+    assert (await watched.source.status(watched.position)).notes == []
+
+
+@outbox
+async def test_a_renamed_table_is_named_until_it_is_installed_again(watched: Watched) -> None:
+    """Its triggers report the earlier name, and no trigger can find out the present one."""
+    await watched.install()
+    await watched.write("RENAME TABLE users TO members")
+    assert "renamed" in (await watched.source.status(watched.position)).unwatched["members"]
+    await watched.source.run(await watched.source.install_sql())
+    await watched.write("UPDATE members SET bio = 'x' WHERE id = 1")
+    assert set(await watched.changes()) == {"members"}

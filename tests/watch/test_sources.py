@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from sqlalchemy import text
 
 from fastrdb import OptionError
 from tests.watch.conftest import Watched
@@ -118,6 +119,46 @@ async def test_installing_again_changes_nothing(watched: Watched) -> None:
     await watched.source.run(await watched.source.install_sql())
     assert (await watched.changes())["users"]["id"] == {"1"}
     assert watched.lost == []
+
+
+sqlite = pytest.mark.parametrize("watchable", ["sqlite"], indirect=True)
+
+
+@sqlite
+@pytest.mark.parametrize("value", ["x'ff'", "9e999", "1.5", "CAST(x'ff00' AS TEXT)"])
+async def test_no_write_fails_because_of_a_value_that_json_has_not(watched: Watched, value: str) -> None:
+    """A column of SQLite takes any value, and the watcher reads what the triggers have made of it."""
+    await watched.install()
+    await watched.write(f"UPDATE users SET email = {value} WHERE id = 1")
+    found = (await watched.changes())["users"]
+    assert (found["id"], found["org_id"]) == ({"1"}, {"1"})
+
+
+@sqlite
+async def test_a_renamed_table_is_named_until_it_is_installed_again(watched: Watched) -> None:
+    """Its triggers report the earlier name, and no trigger can find out the present one."""
+    await watched.install()
+    await watched.write("ALTER TABLE users RENAME TO members")
+    assert "renamed" in (await watched.source.status(watched.position)).unwatched["members"]
+    await watched.source.run(await watched.source.install_sql())
+    await watched.write("UPDATE members SET bio = 'x' WHERE id = 1")
+    assert set(await watched.changes()) == {"members"}
+    assert (await watched.source.status(watched.position)).unwatched == {}
+
+
+@sqlite
+async def test_a_virtual_table_is_named_and_its_data_is_not(watched: Watched) -> None:
+    """It can have no triggers; the tables that hold its data are nothing that a reader names."""
+    async with watched.database.engine.connect() as connection:
+        if not await connection.scalar(text("SELECT 1 FROM pragma_compile_options WHERE compile_options LIKE '%FTS5'")):
+            pytest.skip("this SQLite has no fts5")
+    await watched.write("CREATE VIRTUAL TABLE pages USING fts5 (body)")
+    await watched.install()
+    status = await watched.source.status(watched.position)
+    assert (status.watched, status.unwatched) == (
+        ["orgs", "users"],
+        {"pages": "a virtual table, which has no triggers"},
+    )
 
 
 @pytest.mark.parametrize("watchable", ["sqlite"], indirect=True)
