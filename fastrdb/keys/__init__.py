@@ -6,7 +6,7 @@ from .encoding import quote
 from .generic import filled, open_in, type_in, variables
 from .pattern import Pattern, Seal, add_pairs, hashed
 from .prefix import VARIANTS, Prefix, PrefixTemplates, Reached, fingerprint
-from .signature import Inspected, ResultShape, inspect_function
+from .signature import Inspected, ResultShape, inspect_function, is_fixed
 from .tag import ANYTHING, END, EVERYTHING, Image, Reach, bounded, hiding, row_tag, shown, table_tag, value_text
 from .variant import without_variant
 
@@ -36,6 +36,7 @@ __all__ = [
     "hashed",
     "hiding",
     "inspect_function",
+    "is_fixed",
     "members",
     "open_in",
     "quote",

@@ -14,19 +14,21 @@ from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import FrameType, NoneType
 from typing import Any, ForwardRef, Literal, get_args, get_origin
 
 from fastrdb.errors import OptionError, PatternError, SchemaError
 
-from .declared import MAPPINGS, MISSING, SEQUENCES, is_keyable, members
+from .declared import MAPPINGS, MISSING, SCALARS, SEQUENCES, is_keyable, members
 
 Role = Literal["value", "redis", "session", "self"]
 
 _REDIS = frozenset(("Redis", "RedisCluster", "StrictRedis", "Valkey", "ValkeyCluster"))
 _SESSION = frozenset(("AsyncSession", "async_scoped_session"))
 _SELF = frozenset(("self", "cls", "mcs"))
+_FIXED = frozenset((*SCALARS, NoneType))
+_CLIENTS_AND_SESSIONS = ("redis.", "sqlalchemy.ext.asyncio")  # modules of their types
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -308,3 +310,10 @@ class ResultShape:
     def of_values(self, value: Any) -> Any:
         """Return the type of a result with values of type *value*."""
         return types.GenericAlias(dict, (self.key, value)) if self.mapping else types.GenericAlias(list, (value,))
+
+
+def is_fixed(run: partial[Any], copied: int = 0) -> bool:
+    """Return True if no argument can change after the call, but for so many of which the load has a copy."""
+    kinds = [kind for each in (*run.args, *run.keywords.values()) if (kind := type(each)) not in _FIXED]
+    unfixed = [kind for kind in kinds if not kind.__module__.startswith(_CLIENTS_AND_SESSIONS)]
+    return len(unfixed) <= copied and getattr(run.func, "__self__", None) is None

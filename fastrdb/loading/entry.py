@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastrdb.errors import CacheUnavailableError
 from fastrdb.events import Counters
-from fastrdb.keys import ANYTHING, END, UNSAID, CallPlan, members
+from fastrdb.keys import ANYTHING, END, UNSAID, CallPlan, is_fixed, members
 from fastrdb.orm import Declared, NotPlainError, plain_copy
 from fastrdb.protocol import Budget, Store, Timed
 from fastrdb.registry import Registered
@@ -42,23 +42,26 @@ if TYPE_CHECKING:
 
 OTHER_KEYS = "the arguments, or the session's schema_translate_map, have changed since its key was made"
 _FOREVER_MS = -1  # what PTTL says of an entry that never expires
+_NONE_SEEN: dict[str, Timed] = {}  # these two are shared, and stay empty: a crowd of callers makes no containers
+_NO_KEYS: list[str] = []
 
 
 @dataclass(slots=True)
 class CallContext:
     """One call of a cached function: where its entries are, its session, and how long to wait for Redis.
 
-    `keys_now` returns the keys of the call with a session, made from its present arguments; None if these cannot be
-    looked at. `fixed`: the arguments cannot change after the call. `tags_now` returns the tags that the function
-    declares, for each key.
+    `run` runs the function. `keys_now` returns the keys of `run` with a session, made from its present arguments; None
+    if these cannot be looked at. `copied`: the load has a copy of so many arguments. `tags_now` returns the tags that
+    the function declares, for each key.
     """
 
     client: Any
     store: Store
     session: Session | None
     budget: Budget
-    keys_now: Callable[[Session | None], Sequence[str] | None] | None = None
-    fixed: bool = False
+    run: partial[Any] | None = None
+    keys_now: Callable[[partial[Any], Session | None], Sequence[str] | None] | None = None
+    copied: int = 0
     tags_now: Callable[[Session | None], Sequence[Sequence[str]]] | None = None
 
     def declared(self, asked: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -72,10 +75,10 @@ class CallContext:
         The keys are made when the function is called. The caller may change a list before its load begins. A reload in
         the background has a session of its own, which may read the tables of another tenant.
         """
-        if self.keys_now is None or (self.fixed and not background):
+        if self.run is None or self.keys_now is None or (not background and is_fixed(self.run, self.copied)):
             return None
         try:
-            keys = self.keys_now(self.session)
+            keys = self.keys_now(self.run, self.session)
         except UNSAID:
             return OTHER_KEYS
         except Exception:  # noqa: BLE001  # of an object that was loaded when the key was made
@@ -316,9 +319,7 @@ class Reading:
     def __init__(self, entries: Entries, call: CallContext, asked: Sequence[str], *, many: bool) -> None:
         self.entries, self.call, self.asked, self.many = entries, call, asked, many
         self.values: dict[str, Any] = dict.fromkeys(asked, MISS)
-        self.seen: dict[str, Timed] = {}
-        self.stale: list[str] = []
-        self.early: list[str] = []
+        self.seen, self.stale, self.early = _NONE_SEEN, _NO_KEYS, _NO_KEYS
         self.seconds = 0.0
 
     def missing(self) -> list[str]:
@@ -330,6 +331,7 @@ class Reading:
 
         Raises CacheUnavailableError.
         """
+        self.seen, self.stale, self.early = {}, [], []
         entries, call, store = self.entries, self.call, self.call.store
         if entries.near and not is_loading():
             for key in self.missing():

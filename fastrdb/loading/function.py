@@ -7,13 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from datetime import date, datetime, time, timedelta
-from decimal import Decimal
 from functools import partial
 from inspect import Parameter, signature
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
-from uuid import UUID
 
 from fastrdb.errors import CacheUnavailableError, OptionError
 from fastrdb.invalidation import Put, enlist
@@ -46,10 +43,6 @@ from .verifying import Verifying
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
-
-
-_FIXED = frozenset((str, int, float, bool, type(None), bytes, Decimal, UUID, date, datetime, time, timedelta))
-_CLIENTS_AND_SESSIONS = ("redis.", "sqlalchemy.ext.asyncio")  # modules of their types
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +160,7 @@ class CachedFunction(Entries):
                 counters.unsampled = 0
         read = free and not self.aged and not followed
         run, budget = partial(function, *args, **kwargs), store.budget(client, (key,), read=read)
-        call = CallContext(client, store, session, budget, partial(self.keys_now, run), is_fixed(run))
+        call = CallContext(client, store, session, budget, run, self.keys_now)
         if self.depends_on is not None:
             call.tags_now = partial(self._tags_now, run)
         return await self._missed(call, key, run, read=read, raw=raw, failure=failure)
@@ -253,7 +246,7 @@ class CachedFunction(Entries):
         if call is None or not one_schema_map(call.session, self.plan.other_sessions, lambda: values.arguments):
             return self.codec.convert(await run())
         key = self.key(values, call.session)
-        call.keys_now, call.fixed = partial(self.keys_now, run), is_fixed(run)
+        call.run, call.keys_now = run, self.keys_now
         if self.depends_on is not None:
             call.tags_now = partial(self._tags_now, run)
         loading = Loading(self, call, (key,), partial(self._run, run), many=False, refresh=True)
@@ -374,13 +367,6 @@ class CachedFunction(Entries):
             over = "its exp is over, and it is kept for fail_safe"
             return replace(found, state="miss", reasons=(*found.reasons, over))
         return found
-
-
-def is_fixed(run: partial[Any], copied: int = 0) -> bool:
-    """Return True if no argument can change after the call, but for so many of which the load has a copy."""
-    kinds = [kind for each in (*run.args, *run.keywords.values()) if (kind := type(each)) not in _FIXED]
-    unfixed = [kind for kind in kinds if not kind.__module__.startswith(_CLIENTS_AND_SESSIONS)]
-    return len(unfixed) <= copied and getattr(run.func, "__self__", None) is None
 
 
 def with_variant(key: str, session: Session | None) -> str:

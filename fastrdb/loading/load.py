@@ -43,7 +43,9 @@ logger = logging.getLogger("fastrdb")
 LOST = "the lease was lost: a write came between"
 BARRED = "a write to it is being committed"
 
-_Answers = dict[str, Answer | CacheUnavailableError]
+_Answers = Mapping[str, Answer | CacheUnavailableError]
+_NO_WATCHES: dict[str, Watch] = {}  # shared, and stays empty, as the next one
+_NO_TAGS: Tags = {}
 
 
 class Loader(Protocol):
@@ -86,10 +88,9 @@ class Loading(Reading):
         super().__init__(entries, call, asked, many=many)
         self.load, self.refresh, self.background = load, refresh, background
         self._flights = entries.cache.here().flights
-        self._watches: dict[str, Watch] = {}
+        self._watches = _NO_WATCHES
         self._deadline = asyncio.get_running_loop().time() + entries.policy.wait
-        self._granted: dict[str, Granted] = {}
-        self._tags: Tags = {}
+        self._tags = _NO_TAGS
         self.asked_at = next_order() if entries.tagged else 0
         self._begun, self._notes = 0.0, cast("Sequence[str]", ())
 
@@ -195,6 +196,7 @@ class Loading(Reading):
         if failed := {key: str(each) for key, each in answers.items() if isinstance(each, CacheUnavailableError)}:
             await self.alone("unavailable", failed)
         if busy := {key: each for key, each in answers.items() if isinstance(each, Busy)}:
+            self._watches = self._watches or {}
             late = await Waiting(self, self._flights, self._watches, self._deadline).wait_for(busy)
             await self.alone("bypass", late)
 
@@ -252,22 +254,18 @@ class Loading(Reading):
         call, seen_ms = self.call, {key: entry.ttl_ms for key, entry in self.seen.items()}
         left = call.budget.left
         try:
-            answers: _Answers = {
-                **await call.store.acquire(
-                    *(call.client, tokens),
-                    budget=call.budget,
-                    refresh=self.refresh,
-                    seen_ms=seen_ms,
-                    tagged=self.entries.tagged,
-                )
-            }
+            answers = await call.store.acquire(
+                *(call.client, tokens),
+                budget=call.budget,
+                refresh=self.refresh,
+                seen_ms=seen_ms,
+                tagged=self.entries.tagged,
+            )
         except CacheUnavailableError as error:
             return dict.fromkeys(tokens, error)
         if any(isinstance(answer, Busy) for answer in answers.values()):  # the call waits for others: `wait` bounds it
             call.budget.left = left  # mechanism: budget-spares-waiting
-        for key, answer in answers.items():
-            if isinstance(answer, Granted):
-                self._granted[key] = answer
+        self._granted = {key: answer for key, answer in answers.items() if isinstance(answer, Granted)}
         return answers
 
     async def _lead(self, keys: Sequence[str], leases: dict[str, Flight]) -> None:

@@ -13,7 +13,7 @@ from fastrdb.runtime import Runtime, as_coroutine_of
 from fastrdb.transactions import is_expired, one_schema_map, session_of
 from fastrdb.values import Codec
 
-from .function import CachedFunction, is_fixed, with_argument, with_variant
+from .function import CachedFunction, with_argument, with_variant
 from .load import Loader, Loading
 from .policy import Policy
 from .stored import Stored
@@ -120,7 +120,7 @@ class CachedMany(CachedFunction):
             found = [None if loaded[key] is None else self.codec.convert(loaded[key]) for key in keys]
         else:
             reason = self.bypass_reason(call.store, call.client, call.session)
-            call.keys_now, call.fixed = partial(self._keys_of, *given), is_fixed(run, 1)
+            call.run, call.keys_now, call.copied = run, partial(self._keys_of, ids, type(values.ids)), 1
             if self.depends_on is not None:
                 call.tags_now = partial(self._tags_of, *given)
             found = await Loading(self, call, keys, load, refresh=refresh).resolve(reason, look=not refresh)
@@ -151,7 +151,7 @@ class CachedMany(CachedFunction):
         by_id = dict(zip(order, values, strict=True))
         return [by_id[ids[at]] for at in positions]
 
-    def _keys_of(self, run: partial[Any], ids: list[Any], kind: type, session: Any) -> Any:
+    def _keys_of(self, ids: list[Any], kind: type, run: partial[Any], session: Any) -> Any:
         """Return the keys, made from the present arguments but for the ids, of which the load has a copy."""
         if any(map(is_expired, (*run.args, *run.keywords.values()))):
             return None

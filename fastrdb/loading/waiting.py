@@ -94,13 +94,13 @@ class Waiting:
 
     async def _join(self, flight: Flight) -> FlightOutcome | Late | None:
         """Return the outcome; None if the load seems to wait for a connection that this caller holds."""
-        sessions = {*used_here(), *([] if self._reading.call.session is None else [self._reading.call.session])}
         while True:
             left = max(0.0, self._left())
             outcome = await flight.join(min(left, self._reading.entries.cache.timeout), self._reading.asked_at)
             if not isinstance(outcome, Late) or left <= self._reading.entries.cache.timeout:
                 return outcome
-            if not flight.is_connected() and holds_last_connection(sessions):
+            own = self._reading.call.session
+            if not flight.is_connected() and holds_last_connection({*used_here(), *([] if own is None else [own])}):
                 return None
 
     def _watch(self, key: str) -> Watch:
