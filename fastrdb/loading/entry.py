@@ -42,8 +42,7 @@ if TYPE_CHECKING:
 
 OTHER_KEYS = "the arguments, or the session's schema_translate_map, have changed since its key was made"
 _FOREVER_MS = -1  # what PTTL says of an entry that never expires
-_NONE_SEEN: dict[str, Timed] = {}  # these two are shared, and stay empty: a crowd of callers makes no containers
-_NO_KEYS: list[str] = []
+_NONE_SEEN, _NO_KEYS = dict[str, Timed](), list[str]()  # shared, and stay empty: a crowd makes no containers
 
 
 @dataclass(slots=True)
@@ -69,13 +68,17 @@ class CallContext:
         tags = () if self.tags_now is None else self.tags_now(self.session)
         return {key: tuple(each) for key, each in zip(asked, tags, strict=False)}
 
-    def other_keys(self, asked: Sequence[str], *, background: bool) -> str | None:
+    def may_change(self, *, background: bool) -> bool:
+        """Return whether a load may be that of other keys by now: see `other_keys`."""
+        return self.run is not None and (background or not is_fixed(self.run, self.copied))
+
+    def other_keys(self, asked: Sequence[str]) -> str | None:
         """Return why a load with the present arguments and session is not that of the keys; else None.
 
         The keys are made when the function is called. The caller may change a list before its load begins. A reload in
         the background has a session of its own, which may read the tables of another tenant.
         """
-        if self.run is None or self.keys_now is None or (not background and is_fixed(self.run, self.copied)):
+        if self.run is None or self.keys_now is None:
             return None
         try:
             keys = self.keys_now(self.run, self.session)

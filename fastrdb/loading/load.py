@@ -324,7 +324,8 @@ class Loading(Reading):
                 if self.entries.tagged:
                     self._tags = self.call.declared(self.asked)
                     begin_tags(self._tags, load, leases.values())
-                other, self._notes = self.call.other_keys(self.asked, background=self.background), load.notes
+                changing, self._notes = self.call.may_change(background=self.background), load.notes
+                other = self.call.other_keys(self.asked) if changing else None
                 for flight in leases.values():
                     flight.is_connected = load.is_connected
                 try:
@@ -333,7 +334,8 @@ class Loading(Reading):
                     raise  # each follower has a session of its own
                 except Exception as raised:  # noqa: BLE001  # raised again when followers have their answer
                     error = raised
-                other = other or self.call.other_keys(self.asked, background=self.background)
+                if changing:
+                    other = other or self.call.other_keys(self.asked)
             if self.entries.tagged:
                 self.entries.note_reads(self.call.client, load)
                 self._tags, self.entries.coarse = end_tags(self.asked, self._tags, load), tuple(load.coarse)
