@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from redis.asyncio.cluster import RedisCluster
+from redis.asyncio.cluster import ClusterPipeline, RedisCluster
 
 from fastrdb import Cache
 from fastrdb.keys.prefix import Prefix
@@ -44,6 +44,37 @@ class OfItsOwn(RedisCluster):
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         """Execute a command as any other client does."""
         return await super().execute_command(*args, **options)
+
+
+class InTurn(OfItsOwn):
+    """A client that sends one command at a time, and so has one connection to each server.
+
+    Over two, redis-py sends ASKING over one and the command over the other, until it gives up: "TTL exhausted".
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.turn = asyncio.Lock()
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        """Execute a command when the one before is answered."""
+        async with self.turn:
+            return await super().execute_command(*args, **options)
+
+    def pipeline(self, *args: Any, **options: Any) -> ClusterPipeline:
+        """Return a pipeline that waits for its turn, too."""
+        return PipelineInTurn(self)
+
+
+class PipelineInTurn(ClusterPipeline):
+    """A pipeline that is sent when the command before is answered."""
+
+    cluster_client: InTurn
+
+    async def execute(self, *args: Any, **options: Any) -> Any:
+        """Send the commands as any other pipeline does."""
+        async with self.cluster_client.turn:
+            return await super().execute(*args, **options)
 
 
 GONE: dict[str, Callable[[str], bool]] = {
@@ -317,9 +348,9 @@ def moved(move: Move, gone: Callable[[str], bool]) -> None:
     ("kind", "moving", "gone"),
     [
         *((RedisCluster, moving, gone) for moving in SLOTS for gone in GONE),
-        (OfItsOwn, "entries", "fastrdb's own"),
-        (OfItsOwn, "entries", "all"),
-        (OfItsOwn, "shard", "fastrdb's own"),
+        (InTurn, "entries", "fastrdb's own"),
+        (InTurn, "entries", "all"),
+        (InTurn, "shard", "fastrdb's own"),
     ],
 )
 async def test_while_a_slot_is_moved(cluster: Cluster, moving: str, gone: str, kind: type[RedisCluster]) -> None:
@@ -337,7 +368,7 @@ async def test_while_a_slot_is_moved(cluster: Cluster, moving: str, gone: str, k
             assert [await one.read(n) for n in rows] == [truth[n] for n in rows]
             # A client with methods of its own is asked itself. While a slot moves, redis-py refuses some commands,
             # so a commit stays pending until the move is over, and the process bypasses its entries for so long.
-            if moving == "entries" and kind is not OfItsOwn:
+            if moving == "entries" and kind is not InTurn:
                 assert not one.store.has_pending
                 assert [await other.read(n) for n in rows] == [truth[n] for n in rows]
         await all_go_on(works)
@@ -346,7 +377,7 @@ async def test_while_a_slot_is_moved(cluster: Cluster, moving: str, gone: str, k
         for process in (one, other):
             assert [await process.read(n) for n in rows] == [truth[n] for n in rows]
             assert [await process.near(n) for n in rows] == [truth[n] for n in rows]
-        if moving == "shard" or kind is OfItsOwn:  # a late repair leaves barriers until these lapse
+        if moving == "shard" or kind is InTurn:  # a late repair leaves barriers until these lapse
             await lapse_barriers(first)
         await one.stored(*rows)
         for process in (one, other):
@@ -356,7 +387,7 @@ async def test_while_a_slot_is_moved(cluster: Cluster, moving: str, gone: str, k
 async def test_what_is_refused_is_not_tried_again(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that is asked itself goes past the cache: redis-py would send it sixteen times, in half a second."""
     cluster.flush()
-    async with tapped(cluster, monkeypatch) as tap, cluster.client(OfItsOwn) as client:
+    async with tapped(cluster, monkeypatch) as tap, cluster.client(InTurn) as client:
         process = Process(client, defaultdict(lambda: "v"))
         await process.stored(0)
         with Move(cluster, SLOTS["entries"]) as move:
@@ -364,3 +395,28 @@ async def test_what_is_refused_is_not_tried_again(cluster: Cluster, monkeypatch:
             assert await process.read(1) == "v"
         await process.cache.aclose()
     assert len([words for _, words in tap.sent if words[0] == b"EVALSHA" and b"{t}:1" in words]) == 1
+
+
+async def test_redis_py_gives_up(cluster: Cluster) -> None:
+    """Over two connections to a server, redis-py follows nothing: calls load by themselves, and a commit is pending."""
+    cluster.flush()
+    async with cluster.client(OfItsOwn) as client:
+        process = Process(client, defaultdict(lambda: "v"))
+        await process.stored(0, 1)
+        with Move(cluster, SLOTS["entries"]) as move:
+            moved(move, GONE["all"])
+            for node in client.get_primaries():
+                await asyncio.gather(client.ping(target_nodes=node), client.ping(target_nodes=node))
+            assert await process.read(0) == "v"
+            assert process.read.stats.unavailable == 1
+            intent = process.write(1)
+            await intent.begin()
+            process.commit(1)
+            await intent.end(committed=True)
+            assert process.store.has_pending
+            assert await process.read(1) == "v'"
+        await settled(process)
+        await lapse_barriers(client)
+        assert await process.read(1) == "v'"
+        await process.stored(0, 1)
+        await process.cache.aclose()
