@@ -8,26 +8,32 @@ search must then find a violation, else it proves nothing.
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+from tests.races.model.search import (
+    FREE,
+    NOTHING,
+    READ_ENDED,
+    Outcome,
+    Rule,
+    acknowledged,
+    broken_by,
+    explore,
+    hit,
+    is_stale,
+    released,
+    starting,
+    with_reader,
+    with_writer,
+    writer_id,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-P = TypeVar("P")
-NOTHING = -1
-FREE = 0
 LOST = -1  # among the barriers: there may have been others
-
-
-class Rule(Enum):
-    """A condition that must hold in each state."""
-
-    CONVERGED = "when all have ended, the entry is absent or equals the database"
-    ACKNOWLEDGED = "a read that starts after a write was acknowledged never gives an older version"
-    COMMITTED = "a hit is never older than what was committed when the read began"
 
 
 class Layout(Enum):
@@ -42,6 +48,7 @@ class Layout(Enum):
 class Fault(Enum):
     """An event that may go wrong at any time."""
 
+    __hash__ = object.__hash__  # the one of Enum is slow, and is needed for each state
     CANCEL = auto()
     CRASH = auto()
     EXPIRY = auto()
@@ -127,18 +134,11 @@ class World(NamedTuple):
     writers: tuple[Writer, ...]
 
 
-class Outcome(NamedTuple):
-    """The result of a search: the number of states, and the way to the first violation if there is one."""
-
-    states: int
-    rule: Rule | None
-    trace: list[World]
-
-
 ReadStep: TypeAlias = "Callable[[World, Reader, int], tuple[Reader, World]]"
 WriteStep: TypeAlias = "Callable[[World, Writer, int], tuple[Writer, World]]"
-_READ_ENDED = {"hit", "answered"}
+_ENDED = {"hit", "answered"}
 _WRITE_ENDED = {"done", "crashed"}
+_ENDED = Reader("answered", 0)
 
 
 class Model:
@@ -175,19 +175,7 @@ class Model:
 
     def explore(self) -> Outcome:
         """Visit every reachable state, nearest first, until one breaks a rule."""
-        first = self._first()
-        came_from: dict[World, World | None] = {first: None}
-        queue = deque([first])
-        while queue:
-            world = queue.popleft()
-            rule = self._broken(world)
-            if rule in self.setup.rules:
-                return Outcome(len(came_from), rule, _trace(came_from, world))
-            for following in self._moves(world):
-                if following not in came_from:
-                    came_from[following] = world
-                    queue.append(following)
-        return Outcome(len(came_from), None, [])
+        return explore(self._first(), self._moves, self._broken, self.setup.rules)
 
     def _first(self) -> World:
         readers = (Reader("start"),) * self.setup.readers
@@ -196,12 +184,9 @@ class Model:
 
     def _broken(self, world: World) -> Rule | None:
         for reader in world.readers:
-            if reader.at == "hit" and reader.value < reader.committed:
-                return Rule.COMMITTED
-            if reader.at in _READ_ENDED and NOTHING < reader.value < reader.acknowledged:
-                return Rule.ACKNOWLEDGED
-        stale = world.entry not in (NOTHING, world.committed)
-        return Rule.CONVERGED if stale and not world.barriers and _all_ended(world) else None
+            if (rule := broken_by(reader)) is not None:
+                return rule
+        return Rule.CONVERGED if is_stale(world) else None
 
     def _has(self, mutant: Mutant) -> bool:
         return self.setup.mutant is mutant
@@ -283,35 +268,36 @@ class Model:
         if step is None:
             return
         after, changed = step(world, reader, place + 1)
-        yield changed._replace(readers=_put(world.readers, place, after))
+        yield with_reader(changed, place, _settled(after))
         if Fault.CANCEL in self.setup.faults and reader.at in {"load", "fill"}:  # its lease stays until it expires
             cancelled = reader._replace(at="answered", value=world.committed)
-            yield world._replace(readers=_put(world.readers, place, cancelled))
+            yield with_reader(world, place, _settled(cancelled))
 
     def _writer_moves(self, world: World, place: int, writer: Writer) -> Iterator[World]:
-        me = _writer_id(place)
+        me = writer_id(place)
         if writer.at == "start":
             if world.row_lock == FREE:  # its UPDATE takes the row's lock, or waits for it
                 begun = Writer("begin", world.committed + 1)
-                yield world._replace(row_lock=me, writers=_put(world.writers, place, begun))
+                yield with_writer(world._replace(row_lock=me), place, begun)
         elif writer.at == "crashed":
             if me in world.barriers:  # its deadline has passed
                 yield world._replace(barriers=world.barriers - {me})
         elif writer.at != "done":
             after, changed = self._write_steps[writer.at](world, writer, me)
-            yield changed._replace(writers=_put(world.writers, place, after))
+            yield with_writer(changed, place, after)
             if Fault.CRASH in self.setup.faults:  # before COMMIT the database rolls back
                 lock = FREE if world.row_lock == me else world.row_lock
-                yield world._replace(row_lock=lock, writers=_put(world.writers, place, writer._replace(at="crashed")))
+                yield with_writer(world._replace(row_lock=lock), place, Writer("crashed"))
 
     # The steps of a reader.
 
     def _start(self, world: World, _reader: Reader, _me: int) -> tuple[Reader, World]:
-        return Reader("get", NOTHING, world.committed, world.acknowledged), world
+        begun = Reader("get", NOTHING, world.committed, world.acknowledged)
+        return begun, world if starting(world) > 1 else world._replace(acknowledged=0)  # no other asks
 
     def _get(self, world: World, reader: Reader, _me: int) -> tuple[Reader, World]:
         if world.entry != NOTHING:
-            return _hit(world, reader)
+            return hit(world, reader)
         at = "acquire"
         if self.slots:
             at = "enter" if self._has(Mutant.BARRIER_CHECK_FIRST) else "lease"
@@ -319,14 +305,14 @@ class Model:
 
     def _acquire(self, world: World, reader: Reader, me: int) -> tuple[Reader, World]:
         if world.entry != NOTHING:
-            return _hit(world, reader)
+            return hit(world, reader)
         if world.lease != FREE or self._barred(world):
             return reader._replace(at="load only"), world
         return reader._replace(at="load"), self._indexed_by_reader(world)._replace(lease=me)
 
     def _lease(self, world: World, reader: Reader, me: int) -> tuple[Reader, World]:
         if world.entry != NOTHING:
-            return _hit(world, reader)
+            return hit(world, reader)
         if world.lease != FREE:
             return reader._replace(at="load only"), world
         at = "load" if self._has(Mutant.BARRIER_CHECK_FIRST) else "enter"
@@ -339,7 +325,7 @@ class Model:
         return reader._replace(at="lease" if first else "load"), self._indexed_by_reader(world)
 
     def _release(self, world: World, reader: Reader, me: int) -> tuple[Reader, World]:
-        return reader._replace(at="load only"), world._replace(lease=_released(world, me))
+        return reader._replace(at="load only"), world._replace(lease=released(world, me))
 
     def _load_only(self, world: World, reader: Reader, _me: int) -> tuple[Reader, World]:
         return reader._replace(at="answered", value=world.committed), world
@@ -352,7 +338,7 @@ class Model:
         if world.lease != me and not self._has(Mutant.FILL_WITHOUT_LEASE):
             return answered, world
         indexed = world.indexed if self.slots else True
-        return answered, world._replace(entry=reader.value, lease=_released(world, me), indexed=indexed)
+        return answered, world._replace(entry=reader.value, lease=released(world, me), indexed=indexed)
 
     def _indexed_by_reader(self, world: World) -> World:
         return world if self._has(Mutant.READS_NOT_INDEXED) else self._put_in_index(world)
@@ -434,7 +420,7 @@ class Model:
         if world.lease != me and not self._has(Mutant.BLIND_WRITE_THROUGH):
             return after, world
         indexed = world.indexed if self.slots else True
-        return after, world._replace(entry=writer.version, lease=_released(world, me), indexed=indexed)
+        return after, world._replace(entry=writer.version, lease=released(world, me), indexed=indexed)
 
     def _unbar(self, world: World, writer: Writer, me: int) -> tuple[Writer, World]:
         if me in world.barriers or self._has(Mutant.NO_SECOND_SWEEP) or self._has(Mutant.NO_BARRIER):
@@ -448,10 +434,15 @@ class Model:
         return writer._replace(at="acknowledge" if after.at == "claim" else f"{after.at} again"), swept
 
     def _acknowledge(self, world: World, writer: Writer, _me: int) -> tuple[Writer, World]:
-        return writer._replace(at="done"), world._replace(acknowledged=max(world.acknowledged, writer.version))
+        return Writer("done"), acknowledged(world, writer.version)
 
     def _lease_after_delete(self, world: World, taken: int) -> int:
         return (world.lease or taken) if self._has(Mutant.LEASES_SURVIVE) else taken
+
+
+def _settled(reader: Reader) -> Reader:
+    """Return all ended readers that break no rule as one: what each was answered changes nothing any more."""
+    return _ENDED if reader.at in READ_ENDED and broken_by(reader) is None else reader
 
 
 def _expiry(world: World) -> Iterator[World]:
@@ -461,33 +452,5 @@ def _expiry(world: World) -> Iterator[World]:
         yield world._replace(entry=NOTHING)
 
 
-def _hit(world: World, reader: Reader) -> tuple[Reader, World]:
-    return reader._replace(at="hit", value=world.entry), world
-
-
-def _released(world: World, token: int) -> int:
-    return FREE if world.lease == token else world.lease
-
-
-def _writer_id(place: int) -> int:
-    return 100 + place
-
-
 def _names_key(writer: int) -> bool:
-    return writer == _writer_id(0)
-
-
-def _all_ended(world: World) -> bool:
-    readers = all(reader.at in _READ_ENDED for reader in world.readers)
-    return readers and all(writer.at in _WRITE_ENDED for writer in world.writers)
-
-
-def _put(processes: tuple[P, ...], place: int, process: P) -> tuple[P, ...]:
-    return (*processes[:place], process, *processes[place + 1 :])
-
-
-def _trace(came_from: dict[World, World | None], last: World) -> list[World]:
-    trace = [last]
-    while (before := came_from[trace[-1]]) is not None:
-        trace.append(before)
-    return trace[::-1]
+    return writer == writer_id(0)

@@ -6,17 +6,31 @@ reach the tag. Only the first of them has the key, too, and writes it through. `
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from tests.races.model.protocol import FREE, NOTHING, Rule
+from tests.races.model.search import (
+    FREE,
+    NOTHING,
+    READ_ENDED,
+    Outcome,
+    Rule,
+    acknowledged,
+    broken_by,
+    explore,
+    hit,
+    is_stale,
+    released,
+    starting,
+    with_reader,
+    with_writer,
+    writer_id,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-P = TypeVar("P")
 ALONE = -1
 
 
@@ -30,6 +44,7 @@ class Layout(Enum):
 class Fault(Enum):
     """An event that may go wrong at any time."""
 
+    __hash__ = object.__hash__
     CANCEL = auto()
     CRASH = auto()
     EXPIRY = auto()
@@ -38,6 +53,7 @@ class Fault(Enum):
 class Column(Enum):
     """The state of the tag's column."""
 
+    __hash__ = object.__hash__  # the one of Enum is slow, and is needed for each state
     UNUSED = auto()
     NEW = auto()  # a barrier stands, or might stand, that was set when the column was unused
     IN_USE = auto()
@@ -125,14 +141,6 @@ class World(NamedTuple):
     writers: tuple[Writer, ...]
 
 
-class Outcome(NamedTuple):
-    """The result of a search: the number of states, and the way to the first violation if there is one."""
-
-    states: int
-    rule: Rule | None
-    trace: list[World]
-
-
 ReadStep: TypeAlias = "Callable[[World, Reader, int], tuple[Reader, World]]"
 WriteStep: TypeAlias = "Callable[[World, Writer, int], tuple[Writer, World]]"
 _GRANTED = {"enter", "load", "loaded", "tag", "fill"}
@@ -142,8 +150,8 @@ _SEEN = {
     "fill",
     "unstored",
 }  # the load has read, and its result is not refused or accepted, or refused
-_READ_ENDED = {"hit", "answered", "stored", "unstored", "cancelled"}
-_WRITE_ENDED = {"done", "crashed"}
+_NEVER_LEADING = {"hit", "answered"}
+_ENDED = Reader("answered", 0)
 _DELETING = {"unlease", "delete", "unlease by hand", "delete by hand"}
 
 
@@ -181,19 +189,7 @@ class Model:
 
     def explore(self) -> Outcome:
         """Visit every reachable state, nearest first, until one breaks a rule."""
-        first = self._first()
-        came_from: dict[World, World | None] = {first: None}
-        queue = deque([first])
-        while queue:
-            world = queue.popleft()
-            rule = self._broken(world)
-            if rule is not None:
-                return Outcome(len(came_from), rule, _trace(came_from, world))
-            for following in self._moves(world):
-                if following not in came_from:
-                    came_from[following] = world
-                    queue.append(following)
-        return Outcome(len(came_from), None, [])
+        return explore(self._first(), self._moves, self._broken)
 
     def _first(self) -> World:
         readers = (Reader("start"),) * self.setup.readers
@@ -203,14 +199,12 @@ class Model:
         return World(0, 0, entry, FREE, not unused, column, frozenset(), frozenset(), FREE, readers, writers)
 
     def _broken(self, world: World) -> Rule | None:
-        if not self.setup.outside:  # what a program outside commits is stale until its invalidation
-            for reader in world.readers:
-                if reader.at == "hit" and reader.value < reader.committed:
-                    return Rule.COMMITTED
-                if reader.at in _READ_ENDED and NOTHING < reader.value < reader.acknowledged:
-                    return Rule.ACKNOWLEDGED
-        stale = world.entry not in (NOTHING, world.committed)
-        return Rule.CONVERGED if stale and not world.barriers and _all_ended(world) else None
+        for reader in world.readers if not self.setup.outside else ():
+            if (
+                rule := broken_by(reader)
+            ) is not None:  # what a program outside commits is stale until its invalidation
+                return rule
+        return Rule.CONVERGED if is_stale(world) else None
 
     def _has(self, mutant: Mutant) -> bool:
         return self.setup.mutant is mutant
@@ -227,50 +221,56 @@ class Model:
         if Fault.EXPIRY in self.setup.faults:
             yield from _expiry(world)
 
+    def _settled(self, reader: Reader) -> Reader:
+        """Return all ended readers that break no rule as one, unless others may wait for this one's result."""
+        over = reader.at in (_NEVER_LEADING if self.setup.joining else READ_ENDED) and broken_by(reader) is None
+        return _ENDED if over else reader
+
     def _reader_moves(self, world: World, place: int, reader: Reader) -> Iterator[World]:
         if reader.at == "waiting":
             after = self._wait(world, reader)
             if after is not None:
-                yield world._replace(readers=_put(world.readers, place, after))
+                yield with_reader(world, place, self._settled(after))
             return
         step = self._read_steps.get(reader.at)
         if step is None:
             return
         after, changed = step(world, reader, place)
-        yield changed._replace(readers=_put(changed.readers, place, after))
+        yield with_reader(changed, place, self._settled(after))
         if Fault.CANCEL in self.setup.faults and reader.at in _GRANTED:  # its lease stays until it expires
             cancelled = Reader("cancelled", NOTHING, reader.committed, reader.acknowledged)
-            yield world._replace(readers=_put(world.readers, place, cancelled))
+            yield with_reader(world, place, self._settled(cancelled))
 
     def _writer_moves(self, world: World, place: int, writer: Writer) -> Iterator[World]:
-        me = _writer_id(place)
+        me = writer_id(place)
         outside = place >= self.setup.writers
         if writer.at == "start":
             if world.row_lock == FREE:  # its UPDATE takes the row's lock, or waits for it
                 begun = Writer("commit outside" if outside else "begin", world.committed + 1)
-                yield world._replace(row_lock=me, writers=_put(world.writers, place, begun))
+                yield with_writer(world._replace(row_lock=me), place, begun)
         elif writer.at == "crashed":
             if me in world.barriers:  # its deadline has passed
                 lapsed = world._replace(barriers=world.barriers - {me})
                 yield lapsed if self._has(Mutant.LAPSED_FORGOTTEN) else _reach_readers(lapsed, writer.names)
         elif writer.at != "done":
             after, changed = self._write_steps[writer.at](world, writer, me)
-            yield changed._replace(writers=_put(world.writers, place, after))
+            yield with_writer(changed, place, after)
             if Fault.CRASH in self.setup.faults and not outside:  # before COMMIT the database rolls back
                 lock = FREE if world.row_lock == me else world.row_lock
-                yield world._replace(row_lock=lock, writers=_put(world.writers, place, writer._replace(at="crashed")))
+                yield with_writer(world._replace(row_lock=lock), place, writer._replace(at="crashed"))
 
     # The steps of a reader.
 
     def _start(self, world: World, _reader: Reader, _place: int) -> tuple[Reader, World]:
-        return Reader("get", NOTHING, world.committed, world.acknowledged), world
+        begun = Reader("get", NOTHING, world.committed, world.acknowledged)
+        return begun, world if starting(world) > 1 else world._replace(acknowledged=0)  # no other asks
 
     def _get(self, world: World, reader: Reader, _place: int) -> tuple[Reader, World]:
-        return _hit(world, reader) if world.entry != NOTHING else (reader._replace(at="acquire"), world)
+        return hit(world, reader) if world.entry != NOTHING else (reader._replace(at="acquire"), world)
 
     def _acquire(self, world: World, reader: Reader, place: int) -> tuple[Reader, World]:
         if world.entry != NOTHING:
-            return _hit(world, reader)
+            return hit(world, reader)
         holder = world.lease - 1
         if world.lease != FREE:
             if not self.setup.joining or holder >= self.setup.readers:
@@ -334,7 +334,7 @@ class Model:
         return world._replace(entry=reader.value, lease=FREE if mine else world.lease)
 
     def _unstored(self, world: World, reader: Reader, place: int) -> tuple[Reader, World]:
-        return reader._replace(at="unstored"), world._replace(lease=_released(world, place + 1))
+        return reader._replace(at="unstored"), world._replace(lease=released(world, place + 1))
 
     def _used(self, world: World) -> World:
         """Put the column into use. Each barrier that stands now may belong to a writer that has not named it."""
@@ -343,7 +343,7 @@ class Model:
         return world._replace(column=Column.NEW, unsure=world.barriers)
 
     def _refused(self, world: World, reader: Reader) -> bool:
-        standing = [world.writers[barrier - _writer_id(0)].names for barrier in world.barriers]
+        standing = [world.writers[barrier - writer_id(0)].names for barrier in world.barriers]
         table, named = reader.table, reader.named
         if self._has(Mutant.STAMPS_IGNORED):
             table = named = False
@@ -419,10 +419,10 @@ class Model:
         return writer._replace(at="acknowledge"), ended
 
     def _acknowledge(self, world: World, writer: Writer, _me: int) -> tuple[Writer, World]:
-        return writer._replace(at="done"), world._replace(acknowledged=max(world.acknowledged, writer.version))
+        return Writer("done"), acknowledged(world, writer.version)
 
     def _puts(self, me: int) -> bool:
-        return self.setup.puts and me == _writer_id(0) and self.setup.writers > 0
+        return self.setup.puts and me == writer_id(0) and self.setup.writers > 0
 
     def _taken(self, me: int) -> int:
         return me if self._puts(me) else FREE
@@ -468,31 +468,3 @@ def _expiry(world: World) -> Iterator[World]:
         yield world._replace(entry=NOTHING)
     elif world.tagged and world.lease == FREE and not any(writer.at in _DELETING for writer in world.writers):
         yield world._replace(tagged=False)
-
-
-def _hit(world: World, reader: Reader) -> tuple[Reader, World]:
-    return reader._replace(at="hit", value=world.entry), world
-
-
-def _released(world: World, token: int) -> int:
-    return FREE if world.lease == token else world.lease
-
-
-def _writer_id(place: int) -> int:
-    return 100 + place
-
-
-def _all_ended(world: World) -> bool:
-    readers = all(reader.at in _READ_ENDED for reader in world.readers)
-    return readers and all(writer.at in _WRITE_ENDED for writer in world.writers)
-
-
-def _put(processes: tuple[P, ...], place: int, process: P) -> tuple[P, ...]:
-    return (*processes[:place], process, *processes[place + 1 :])
-
-
-def _trace(came_from: dict[World, World | None], last: World) -> list[World]:
-    trace = [last]
-    while (before := came_from[trace[-1]]) is not None:
-        trace.append(before)
-    return trace[::-1]

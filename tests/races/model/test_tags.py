@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.races.model.tags import Fault, Layout, Model, Mutant, Outcome, Setup
+from tests.races.model.tags import Fault, Layout, Model, Mutant, Setup
 
 WITHOUT_CANCEL = frozenset({Fault.CRASH, Fault.EXPIRY})
 BY_HAND = {Mutant.BY_HAND_WITHOUT_STAMP, Mutant.SWEPT_BEFORE_STAMP}
@@ -35,11 +35,6 @@ LONG = {
 }
 
 
-def explain(outcome: Outcome) -> str:
-    """Return how a rule was broken, state by state."""
-    return f"{outcome.rule}\n" + "\n".join(map(str, outcome.trace))
-
-
 def name(value: object) -> str | None:
     """Name a layout or a mutant in a test's id."""
     return value.name.lower() if isinstance(value, (Layout, Mutant)) else None
@@ -63,7 +58,7 @@ def setup_of(layout: Layout, mutant: Mutant) -> Setup:
 def test_small_worlds(layout: Layout, small: str) -> None:
     """As it is built, with every fault: no reachable state breaks a rule."""
     outcome = Model(Setup(layout, **SHORT[small])).explore()  # type: ignore[arg-type]
-    assert outcome.rule is None, explain(outcome)
+    assert outcome.rule is None, str(outcome)
     assert outcome.states > 500, "the search has seen too little to prove anything"
 
 
@@ -74,7 +69,7 @@ def test_small_worlds(layout: Layout, small: str) -> None:
 def test_larger_worlds(layout: Layout, large: str) -> None:
     """The same with more processes: some hundred thousand states or some millions each."""
     outcome = Model(Setup(layout, **LONG[large])).explore()  # type: ignore[arg-type]
-    assert outcome.rule is None, explain(outcome)
+    assert outcome.rule is None, str(outcome)
     assert outcome.states > 50_000, "the search has seen too little to prove anything"
 
 
@@ -88,4 +83,4 @@ def test_mutants_are_refuted(layout: Layout, mutant: Mutant) -> None:
 def test_one_server_does_without_leases(mutant: Mutant) -> None:
     """Where the look and the fill are one step, stamps and barriers alone are enough."""
     outcome = Model(Setup(Layout.SERVER, 1, 2, faults=WITHOUT_CANCEL, mutant=mutant)).explore()
-    assert outcome.rule is None, explain(outcome)
+    assert outcome.rule is None, str(outcome)
