@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 from fastrdb import Cache, Event
+from fastrdb.singleflight import Flight
 from fastrdb.testing import Gates
 from tests.races.mechanisms import label, without
 from tests.races.seams import Change
@@ -127,16 +129,22 @@ async def test_caller_waits_without_the_mechanism(
         await race(caller)
 
 
-async def test_load_with_a_connection_is_waited_for(caller: Caller) -> None:
+async def test_load_with_a_connection_is_waited_for(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
     """A caller that holds the last connection joins a load that has one: the load is not done twice."""
-    gate = caller.gates.after("load")
+    gate, again, join, waits = caller.gates.after("load"), asyncio.Event(), Flight.join, count(1)
+
+    async def counted(flight: Flight, *arguments: Any) -> Any:
+        if next(waits) == 2:
+            again.set()
+        return await join(flight, *arguments)
+
+    monkeypatch.setattr(Flight, "join", counted)
     async with AsyncSession(caller.engine) as mine, AsyncSession(caller.engine) as theirs:
         await mine.execute(text("SELECT 1"))
         other = asyncio.create_task(caller.one(theirs, caller.client))
         await gate.reached()
         follower = asyncio.create_task(caller.one(mine, caller.client))
-        await caller.until("miss", 2)
-        await asyncio.sleep(0.12)  # longer than the timeout, after which a caller looks
+        await again.wait()  # one timeout has passed, after which a caller looks at the load that it waits for
         gate.open()
         assert list(await asyncio.gather(other, follower)) == [1, 1]
     assert (caller.count("load"), caller.count("join")) == (1, 1)

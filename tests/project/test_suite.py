@@ -9,8 +9,8 @@ from tests.conftest import SMOKE, TESTS
 from tests.project.test_structure import ORDER
 from tests.support.source.modules import PACKAGE
 
-MAY_SLEEP = {"support/waiting.py", "protocol/test_growth.py", "loading/test_waiting.py"}
-"""The polls that other tests use, a test that needs the server's own clock, and one that waits past a real timeout."""
+MAY_SLEEP = {"support/waiting.py", "protocol/test_growth.py"}
+"""The polls that other tests use, and a test that needs the server's own clock."""
 CLOCKS = {"time", "monotonic", "perf_counter", "process_time"}
 
 
