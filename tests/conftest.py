@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +76,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         name = item.path.relative_to(TESTS).as_posix()
         if name in SMOKE or name.partition("/")[0] in SMOKE:
             item.add_marker(pytest.mark.smoke)
+
+
+def pytest_collection_finish() -> None:
+    """Take what lives as long as the run out of the collector's sight: tests that collect garbage look at their own."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Give it back: hypothesis, which may be imported as late as here, looks for what refers to its generators."""
+    gc.unfreeze()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -151,6 +163,19 @@ async def client(server: EmbeddedServer, fastrdb_client: redis.asyncio.Redis) ->
     """Provide a client of the private server, which is empty."""
     await fastrdb_client.flushall()
     return fastrdb_client
+
+
+@pytest.fixture
+async def following(client: redis.asyncio.Redis) -> AsyncIterator[Cache]:
+    """Provide a cache that follows. As long as one lives it follows all writes, so those of other tests are collected.
+
+    The same is done behind the test.
+    """
+    gc.collect()
+    async with Cache(client, auto=True) as made:
+        yield made
+    del made
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

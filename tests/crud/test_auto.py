@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
@@ -122,18 +121,9 @@ class World:
 
 
 @pytest.fixture
-def alone() -> Iterator[None]:
-    """Collect the caches of a test after it: as long as one lives, it follows the writes of all tests."""
-    gc.collect()
-    yield
-    gc.collect()
-
-
-@pytest.fixture
-async def cache(client: Redis, alone: None) -> AsyncIterator[Cache]:
+def cache(following: Cache) -> Cache:
     """Return a cache that follows."""
-    async with Cache(client, auto=True) as made:
-        yield made
+    return following
 
 
 @pytest.fixture

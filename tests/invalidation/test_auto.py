@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -27,18 +26,9 @@ class Audit(Base):
 
 
 @pytest.fixture
-def alone() -> Iterator[None]:
-    """Collect the caches of a test after it: as long as one lives, it follows the writes of all tests."""
-    gc.collect()
-    yield
-    gc.collect()
-
-
-@pytest.fixture
-async def cache(client: Redis, alone: None) -> AsyncIterator[Cache]:
+def cache(following: Cache) -> Cache:
     """Return a cache that follows."""
-    async with Cache(client, auto=True) as made:
-        yield made
+    return following
 
 
 @pytest.fixture
