@@ -16,7 +16,7 @@ import pytest
 from redis.asyncio import Redis
 
 from benchmarks import plots
-from benchmarks.__main__ import QUESTIONS
+from benchmarks.__main__ import QUESTIONS, main
 from benchmarks.catalogue import Query, Task, database, one_user
 from benchmarks.comparison import Case, enter, hits, idle_sessions, misses
 from benchmarks.contestants import field as fields_of
@@ -47,12 +47,20 @@ class Forgetful(Contestant):
 
 
 @pytest.mark.timeout(200)
-def test_a_tiny_run_answers_every_question(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "questions",
+    [
+        pytest.param({"hit", "miss", "stampede", "invalidation", "slowlog"}, id="those with limits"),
+        pytest.param(set(QUESTIONS), id="all", marks=pytest.mark.slow),
+    ],
+)
+def test_a_tiny_run_answers_its_questions(questions: set[str], tmp_path: Path) -> None:
     """`python -m benchmarks --smoke` has a figure for each row, or says why not; and hits were hits."""
-    done = run("benchmarks", "--smoke", "--json", "--out", str(tmp_path / "plots"))
+    only = ("--only", ",".join(name for name in QUESTIONS if name in questions))
+    done = run("benchmarks", "--smoke", "--json", *only, "--out", str(tmp_path / "plots"))
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert {row["question"] for row in report["rows"]} == set(QUESTIONS)
+    assert {row["question"] for row in report["rows"]} == questions
     assert [row for row in report["rows"] if row["value"] is None and row["note"] not in REASONS] == []
     assert {"machine", "Python", "server", "redis", "pydantic", "cashews", "dogpile.cache"} <= report["machine"].keys()
     asked = {row["question"] for row in report["rows"] if row["limit"] is not None}
@@ -71,28 +79,41 @@ def test_one_question_is_a_table_in_markdown(tmp_path: Path) -> None:
     assert lines[2].startswith("| hit, list of 10 | fastrdb |")
 
 
-def test_an_unknown_question_is_refused() -> None:
-    """Before anything is measured, by name."""
-    done = run("benchmarks", "--only", "hit,nonsense")
-    assert done.returncode == 2
-    assert "no such question: nonsense" in done.stderr
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--only", "hit,nonsense"], "no such question: nonsense"),
+        (["versions"], "need each other"),
+        (["versions", "--against", "tests/typing"], "no folder `fastrdb`"),
+    ],
+)
+def test_wrong_arguments_are_refused(
+    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything is measured: an unknown question, a comparison with nothing, a folder without a package."""
+    monkeypatch.setattr("sys.argv", ["benchmarks", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
 
 
-def test_two_versions_are_compared_in_one_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "cases",
+    [
+        pytest.param(list(versions.CASES)[:2], id="two"),
+        pytest.param(list(versions.CASES), id="all", marks=pytest.mark.slow),
+    ],
+)
+def test_two_versions_are_compared_in_one_run(cases: list[str], tmp_path: Path) -> None:
     """Each case of `versions` has a figure of both sides and a ratio; here both are the same version."""
-    arguments = ("versions", "--against", str(ROOT), "--smoke", "--json", "--out", str(tmp_path))
-    done = run("benchmarks", *arguments)
+    arguments = ("versions", "--against", str(ROOT), "--cases", ",".join(cases), "--smoke", "--json")
+    done = run("benchmarks", *arguments, "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)["rows"]
-    assert [row["case"] for row in rows[::2]] == [text for text, _ in versions.CASES.values()]
+    assert [row["case"] for row in rows[::2]] == [text for name, (text, _) in versions.CASES.items() if name in cases]
     assert all(row["value"] for row in rows)
     assert all(row["ratio"] for row in rows[1::2])
-
-
-def test_versions_without_a_checkout_is_refused(tmp_path: Path) -> None:
-    """The comparison needs the other version, and a folder that has one."""
-    assert "need each other" in run("benchmarks", "versions").stderr
-    assert "no folder `fastrdb`" in run("benchmarks", "versions", "--against", str(tmp_path)).stderr
 
 
 def test_sizes_grow() -> None:
