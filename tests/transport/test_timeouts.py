@@ -114,6 +114,7 @@ def _leave_out_loads(clock: LoopClock, monkeypatch: pytest.MonkeyPatch) -> None:
 async def _slow(place: Any, **settings: Any) -> AsyncIterator[Slow]:
     pace = Pace(LoopClock())
     ports = ports_of(place)
+    settings = {"lease": 600, "barrier": 600} | settings  # the server's clock goes on while the test's stands still
     async with (
         slowed(pace, *ports, cluster=len(ports) > 1) as client,
         Cache(client, timeout=TIMEOUT, **settings) as cache,
