@@ -19,7 +19,9 @@ from fastrdb.testing import Gates
 from tests.races.mechanisms import label, without
 from tests.races.seams import Change
 
-LIMIT = 3.0  # seconds: a call that waits longer waits for `wait`, which is 30 s here
+WAIT = 60  # seconds, which the callers of this module may wait for others
+LIMIT = 25.0  # a call that waits longer waits for `wait`
+LOOK = 0.05  # so soon a caller looks again at a load that it waits for: elsewhere, after a `timeout`
 
 
 class Text(str):
@@ -34,21 +36,21 @@ class Caller:
     def __init__(self, client: Redis, engine: AsyncEngine) -> None:
         self.client, self.engine, self.gates = client, engine, Gates()
         self.events: list[Event] = []
-        self.cache = Cache(hook=self.events.append, timeout=0.05)
+        self.cache = Cache(hook=self.events.append)
         self.result: Callable[[], Any] = lambda: Text("a")
 
-        @self.cache.cached("one", wait=30)
+        @self.cache.cached("one", wait=WAIT)
         async def one(db: AsyncSession, redis: Redis) -> int:
             found: int = (await db.execute(text("SELECT 1"))).scalar_one()
             await self.gates.leave("load")
             return found
 
-        @self.cache.cached("name", wait=30)
+        @self.cache.cached("name", wait=WAIT)
         async def name(redis: Redis) -> str:
             await self.gates.arrive("load")
             return self.result()  # type: ignore[no-any-return]
 
-        @self.cache.cached("rows", wait=30)
+        @self.cache.cached("rows", wait=WAIT)
         async def rows(redis: Redis) -> list[tuple[int, str]]:
             async with AsyncSession(self.engine) as db:
                 found: Any = (await db.execute(text("SELECT 1 AS id, 'a' AS name"))).all()
@@ -68,8 +70,14 @@ class Caller:
 
 
 @pytest.fixture
-async def caller(client: Redis, tmp_path: Path) -> AsyncIterator[Caller]:
-    """Return a caller whose pool has two connections."""
+async def caller(client: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Caller]:
+    """Return a caller whose pool has two connections, and who looks soon, though Redis has all its time."""
+    join = Flight.join
+
+    async def look_soon(flight: Flight, wait: float, asked: int = 0) -> Any:
+        return await join(flight, min(wait, LOOK), asked)
+
+    monkeypatch.setattr(Flight, "join", look_soon)
     engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/one.sqlite", pool_size=1, max_overflow=1)
     made = Caller(client, engine)
     yield made
@@ -78,7 +86,7 @@ async def caller(client: Redis, tmp_path: Path) -> AsyncIterator[Caller]:
     await engine.dispose()
 
 
-async def last_connection(caller: Caller) -> None:
+async def last_connection(caller: Caller, limit: float = LIMIT) -> None:
     """Ask with the last connection of the pool for what another caller, without a connection, is about to load."""
     async with AsyncSession(caller.engine) as mine, AsyncSession(caller.engine) as busy:
         await mine.execute(text("SELECT 1"))
@@ -87,7 +95,7 @@ async def last_connection(caller: Caller) -> None:
             other = asyncio.create_task(caller.one(theirs, caller.client))
             await caller.until("load")
             try:
-                async with asyncio.timeout(LIMIT):
+                async with asyncio.timeout(limit):
                     assert await caller.one(mine, caller.client) == 1
                 assert not other.done()
             finally:
@@ -95,13 +103,13 @@ async def last_connection(caller: Caller) -> None:
                 assert await other == 1
 
 
-async def no_queue(caller: Caller) -> None:
+async def no_queue(caller: Caller, limit: float = LIMIT) -> None:
     """Ask twice at once for a result without an entry: each caller loads its own."""
     await caller.name(caller.client)
     gate = caller.gates.before("load")
     first = asyncio.create_task(caller.name(caller.client))
     await gate.reached()
-    async with asyncio.timeout(LIMIT):
+    async with asyncio.timeout(limit):
         assert type(await caller.name(caller.client)) is Text
     assert not first.done()
     gate.open()
@@ -109,7 +117,7 @@ async def no_queue(caller: Caller) -> None:
 
 
 @pytest.mark.parametrize("race", [last_connection, no_queue], ids=label)
-async def test_caller_does_not_wait_in_vain(caller: Caller, race: Callable[[Caller], Awaitable[None]]) -> None:
+async def test_caller_does_not_wait_in_vain(caller: Caller, race: Callable[..., Awaitable[None]]) -> None:
     """The call loads by itself instead."""
     await race(caller)
     assert caller.count("bypass") == 1
@@ -121,12 +129,12 @@ async def test_caller_does_not_wait_in_vain(caller: Caller, race: Callable[[Call
     ids=label,
 )
 async def test_caller_waits_without_the_mechanism(
-    caller: Caller, monkeypatch: pytest.MonkeyPatch, change: Change, race: Callable[[Caller], Awaitable[None]]
+    caller: Caller, monkeypatch: pytest.MonkeyPatch, change: Change, race: Callable[..., Awaitable[None]]
 ) -> None:
     """The waits are as long as `wait`."""
     change.apply(monkeypatch.setattr)
     with pytest.raises(TimeoutError):
-        await race(caller)
+        await race(caller, 1.0)
 
 
 async def test_load_with_a_connection_is_waited_for(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
