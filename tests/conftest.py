@@ -85,7 +85,7 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_sessionfinish() -> None:
-    """Give it back: hypothesis, which may be imported as late as here, looks for what refers to its generators."""
+    """Show it again: hypothesis, which may be imported as late as here, looks for what refers to its generators."""
     gc.unfreeze()
 
 

@@ -389,7 +389,7 @@ async def test_a_pair_drops_the_lists_of_its_own_key(filled: Database, cache: Ca
         return list(await db.scalars(chosen.where(LABELLED.c.label_id == label_id).order_by(Person.id)))
 
     async def states() -> list[str]:
-        found = []
+        found = list[str]()
         for label_id in (1, 2):
             async with filled.sessions() as db:
                 found.append((await labelled.explain(db, label_id)).state)

@@ -71,7 +71,7 @@ class Caller:
 
 @pytest.fixture
 async def caller(client: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Caller]:
-    """Return a caller whose pool has two connections, and who looks soon, though Redis has all its time."""
+    """Return a caller whose pool has two connections, and which looks soon, though Redis has all its time."""
     join = Flight.join
 
     async def look_soon(flight: Flight, wait: float, asked: int = 0) -> Any:

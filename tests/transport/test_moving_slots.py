@@ -63,7 +63,7 @@ class InTurn(OfItsOwn):
 
     def pipeline(self, *args: Any, **options: Any) -> ClusterPipeline:
         """Return a pipeline that waits for its turn, too."""
-        return PipelineInTurn(self)
+        return PipelineInTurn(self)  # type: ignore[abstract]  # only by redis-py's types
 
 
 class PipelineInTurn(ClusterPipeline):

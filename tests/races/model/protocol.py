@@ -136,8 +136,6 @@ class World(NamedTuple):
 
 ReadStep: TypeAlias = "Callable[[World, Reader, int], tuple[Reader, World]]"
 WriteStep: TypeAlias = "Callable[[World, Writer, int], tuple[Writer, World]]"
-_ENDED = {"hit", "answered"}
-_WRITE_ENDED = {"done", "crashed"}
 _ENDED = Reader("answered", 0)
 
 

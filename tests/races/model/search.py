@@ -67,7 +67,7 @@ def _trace(came_from: dict[W, W | None], last: W) -> list[W]:
 
 
 def broken_by(reader: Any) -> Rule | None:
-    """Return the rule that a read breaks which has ended."""
+    """Return the rule that an ended read breaks."""
     if reader.at == "hit" and reader.value < reader.committed:
         return Rule.COMMITTED
     if reader.at in READ_ENDED and NOTHING < reader.value < reader.acknowledged:
