@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from functools import cache
 from importlib import resources
 
 from fastrdb.transport import Script
@@ -12,6 +13,7 @@ _NAMES = re.compile(r"^local (?:function )?(\w+(?:, \w+)*)", re.MULTILINE)
 _COMMENT = re.compile(r"--.*")
 
 
+@cache
 def load_script(topology: str, name: str) -> Script:
     """Return `<topology>/<name>.lua` with the functions in front that the script uses; "" is for both topologies."""
     shared = [f"{topology}/shared"] if topology else []
@@ -24,13 +26,14 @@ def read(paths: Iterable[str] = IN_FRONT) -> str:
     return "\n".join(resources.files(__name__).joinpath(f"{path}.lua").read_text("utf-8") for path in paths)
 
 
-def scripts() -> list[Script]:
+@cache
+def scripts() -> tuple[Script, ...]:
     """Return all scripts, each as it is sent. Some of the two topologies share a name."""
     found = [load_script("", name) for name in ("discard", "renew", "watched")]
     for topology in ("server", "cluster"):
         stems = sorted(each.name.removesuffix(".lua") for each in (resources.files(__name__) / topology).iterdir())
         found += [load_script(topology, stem) for stem in stems if stem != "shared"]
-    return found
+    return tuple(found)
 
 
 def _used(front: str, script: str) -> str:
