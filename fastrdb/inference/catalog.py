@@ -165,7 +165,8 @@ def forget_again(connection: Connection) -> None:
 
 def transaction_begins(connection: Connection) -> None:
     """Forget what only the connection's transaction before this one has seen."""
-    connection.info.pop(_OWN, None)
+    if not connection.invalidated:  # else `info` would connect again, and raise an error of the driver
+        connection.info.pop(_OWN, None)
 
 
 def transaction_commits(dialect: Dialect, info: dict[Any, Any]) -> None:
