@@ -171,6 +171,17 @@ async def test_lost_keys_leave_nothing_stale(on_each: Tags, lost: tuple[str, ...
     await w.gone()
 
 
+async def test_a_hot_tag_is_swept_in_portions(any_client: Any) -> None:
+    """A script looks at a few entries of a tag, and the next one goes on behind these."""
+    async with open_store(any_client, chunk=7) as store:
+        w, keys = Tags(any_client, store, store), [f"user:{number}" for number in range(50)]
+        for key in keys:
+            await w.stored(tags.USERS, key=key)
+        await w.write(Image("users"))
+        for key in keys:
+            await w.gone(key)
+
+
 async def test_keys_without_tags_are_not_touched(w: Tags) -> None:
     """An entry without tags uses none of the keys of tags, from the lease to the invalidation."""
     outcome = (await w.reads.acquire(w.client, {KEY: "t" * 32}))[KEY]
