@@ -199,7 +199,7 @@ OTHER = TABLE.alias()
 )
 def test_a_look_needs_rows_that_decide_alone(where: sa.ColumnElement[bool], by_row: bool) -> None:
     """A subquery or a function may find another row when the statement runs, and as many rows."""
-    compiled = sa.delete(TABLE).where(where).compile(dialect=postgresql.dialect())
+    compiled = sa.delete(TABLE).where(where).compile(dialect=postgresql.dialect())  # type: ignore[no-untyped-call]
     (change,) = writes_of(compiled).of([compiled.params], {})
     assert change.by_row is by_row
 
