@@ -97,8 +97,9 @@ async def test_declarations_and_statements_mean_the_same_table(
     """Each way to read goes by each way to write."""
 
     given: Any = {"depends_on": [Club]} if read is declared else {}
+    decorate: Any = cache.cached("club", **given)
 
-    @cache.cached("club", **given)
+    @decorate  # type: ignore[untyped-decorator]
     async def club(db: AsyncSession) -> str:
         return str(await read(db))
 
