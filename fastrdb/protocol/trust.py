@@ -59,7 +59,7 @@ class Trust:
         self._noted: dict[bytes, float] = {}  # the latest note, with its numbers
         # Whether a server may evict the index, and its policy, by id: servers need not have the same.
         self._policies: dict[bytes, tuple[bool, bytes]] = {}
-        self._policy = False, b""
+        self._policy: tuple[bool, bytes] = False, b""
         self._without_entries = True
         self._token = secrets.token_hex(16)  # for all attempts: a process that failed need not wait for itself
         self._task: asyncio.Task[None] | None = None

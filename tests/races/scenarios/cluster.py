@@ -187,8 +187,8 @@ async def written_through_against_another(w: Slots) -> None:
 
 async def written_through_and_evicted(w: Slots) -> None:
     """Evict the index before a writer takes its lease, and let another make it whole: a third one finds the lease."""
-    w.writes._backend.trust._policies[b"another"] = b"allkeys-lru"
-    w.writes._backend.trust._policy = b"allkeys-lru"
+    w.writes._backend.trust._policies[b"another"] = (True, b"allkeys-lru")
+    w.writes._backend.trust._policy = (True, b"allkeys-lru")
     intent = w.writes.intent(w.writer)
     intent.put(KEY, OLD, 60_000)
     gate = w.writer.before("take")
