@@ -26,6 +26,7 @@ from benchmarks.questions import (
     miss,
     near,
     outage,
+    outside,
     response,
     slowlog,
     stampede,
@@ -51,6 +52,7 @@ QUESTIONS: dict[str, Question] = {
     "loops": loops.rows,
     "followed": followed.rows,
     "metrics": metrics.rows,
+    "outside": outside.rows,
 }
 FOLDER = Path("build") / "benchmarks"
 
