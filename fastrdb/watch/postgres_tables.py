@@ -27,6 +27,8 @@ OUTBOX: Final = (
         " xid xid8 NOT NULL DEFAULT pg_current_xact_id(), tbl text NOT NULL, image jsonb)"
     ),
     "CREATE INDEX IF NOT EXISTS outbox_xid ON fastrdb.outbox (xid, id)",
+    # Without it each poll would walk over all rows, the dead ones too, to find the mark.
+    "CREATE INDEX IF NOT EXISTS outbox_mark ON fastrdb.outbox (tbl) WHERE tbl = ''",
     "COMMENT ON TABLE fastrdb.outbox IS 'Changes for fastrdb watch. The row without a table marks it as whole.'",
 )
 _TABLES = text("""

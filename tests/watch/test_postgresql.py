@@ -51,6 +51,15 @@ async def test_a_long_snapshot_keeps_no_change_back(watched: Watched) -> None:
             await watched.source.clean(str(watched.position))
 
 
+async def test_the_mark_is_found_without_walking_over_the_changes(watched: Watched) -> None:
+    """A poll would become slower with each change that waits, or that is dead under an old snapshot."""
+    await watched.install()
+    async with watched.database.engine.connect() as connection:
+        await connection.execute(text("SET LOCAL enable_seqscan = off"))
+        plan = await connection.scalars(text("EXPLAIN SELECT image FROM fastrdb.outbox WHERE tbl = '' LIMIT 1"))
+        assert "outbox_mark" in " ".join(plan)
+
+
 async def test_installing_again_waits_for_no_reader(watched: Watched) -> None:
     """A trigger that is there is left alone: making it again would lock the table, in each deploy."""
     await watched.install()
