@@ -169,6 +169,42 @@ async def test_without_redis_the_position_stays(watched: Watched, client: Redis,
         assert poll.found == 1
 
 
+@pytest.mark.parametrize("watchable", ["sqlite", "postgresql", "mariadb", "binlog"], indirect=True)
+async def test_a_watcher_without_redis_for_long_loses_nothing(watched: Watched, client: Redis, cache: Cache) -> None:
+    """The position and the heartbeat stay; all changes are handed over when Redis answers again."""
+    await watched.install()
+    faulty = FaultyClient(client)
+    async with Cache(faulty, on_error="raise") as own, Watcher(watched.source, own, every=0.005) as watcher:
+        await until(partial(_began, watcher))
+        tags = {f"user:{number}": (tag("users", "id", number),) for number in (1, 2, 3)}
+        await store_entries(client, tags, cache)
+        faulty.fail_with()
+        await until(partial(_troubled, watcher))
+        key = cache.store(client).keyspace.watch
+        before: dict[bytes, bytes] = await client.hgetall(key)  # type: ignore[misc]
+        tries = len(faulty.log)
+        for number in (1, 2):
+            await watched.write(f"UPDATE users SET bio = 'x' WHERE id = {number}")
+
+        async def tried_again() -> bool:
+            return len(faulty.log) >= tries + 2
+
+        await until(tried_again)
+        assert await client.hgetall(key) == before  # type: ignore[misc]
+        assert len(await client.keys("user:*")) == 3
+        faulty.heal()
+
+        async def caught_up() -> bool:
+            return await client.keys("user:*") == [b"user:3"]
+
+        await until(caught_up)
+
+
+async def _troubled(watcher: Watcher) -> bool:
+    """Return whether the watcher has met a trouble, and does not lead."""
+    return bool(watcher._troubled)  # noqa: SLF001
+
+
 async def _began(watcher: Watcher) -> bool:
     """Return whether a first poll is in Redis."""
     return await watcher.journal.position() is not None
