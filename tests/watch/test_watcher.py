@@ -202,7 +202,7 @@ async def test_a_watcher_without_redis_for_long_loses_nothing(watched: Watched, 
 
 async def _troubled(watcher: Watcher) -> bool:
     """Return whether the watcher has met a trouble, and does not lead."""
-    return bool(watcher._troubled)  # noqa: SLF001
+    return bool(watcher._troubled)
 
 
 async def _began(watcher: Watcher) -> bool:
