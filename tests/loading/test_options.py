@@ -268,7 +268,7 @@ async def test_a_caller_with_wait_0_loads_for_itself(client: Redis, gated: Gated
 async def test_callers_share_a_value_only_if_it_is_immutable(
     client: Redis, gated: GatedClient, model: Any, shared: bool
 ) -> None:
-    """A follower gets a value of its own, unless the model is frozen."""
+    """A follower gets a value of its own; of a frozen model the fields are shared."""
 
     async def load(redis: Any, number: int) -> Any:
         return model(id=number) if model is Frozen else model(id=number, name="a")
@@ -283,7 +283,9 @@ async def test_callers_share_a_value_only_if_it_is_immutable(
     values = [await first, *others]
     assert values[0] == values[1] == values[2]
     assert decorated.stats.joins == 2
-    assert (values[0] is values[1]) is (values[1] is values[2]) is shared
+    assert (vars(values[0]) is vars(values[1])) is (vars(values[1]) is vars(values[2])) is shared
+    assert values[0] is not values[1]
+    assert values[0].model_fields_set is not values[1].model_fields_set
 
 
 # --- namespace

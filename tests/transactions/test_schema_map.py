@@ -14,7 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, ORMExecuteState, Session, mapped_column
 
 from fastrdb import FastRDB, cached, cached_many, default_cache, invalidates
-from tests.races.mechanisms import without
+from tests.races.mechanisms import label, without
+from tests.races.seams import Change
 from tests.support.servers.databases import Database
 
 TENANTS = ("red", "blue")
@@ -290,12 +291,12 @@ async def test_tenant_that_only_the_function_finds_keeps_the_result_out(engine: 
     assert await client.keys("unnamed:*") == await client.keys("around:*") == await client.keys("kept:*") == []
 
 
-@pytest.mark.parametrize("mechanism", ["unnamed-schemas-unstored", "nested-schemas-unstored"])
+@pytest.mark.parametrize("change", [without("unnamed-schemas-unstored"), without("nested-schemas-unstored")], ids=label)
 async def test_tenants_are_mixed_up(
-    engine: AsyncEngine, client: Redis, monkeypatch: pytest.MonkeyPatch, mechanism: str
+    engine: AsyncEngine, client: Redis, monkeypatch: pytest.MonkeyPatch, change: Change
 ) -> None:
     """With one mechanism taken out, one tenant gets the answer of another."""
-    without(mechanism).apply(monkeypatch.setattr)
+    change.apply(monkeypatch.setattr)
     with pytest.raises(AssertionError):
         await test_tenant_that_only_the_function_finds_keeps_the_result_out(engine, client)
 
