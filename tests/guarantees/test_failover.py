@@ -148,7 +148,7 @@ async def test_without_an_answer_of_a_sentinel_calls_go_on_without_the_cache(fai
     told.master = failover.former
 
     async def hit() -> bool:
-        return await app.read() == "old"
+        return bool(await app.read() == "old")
 
     await until(hit)
 
