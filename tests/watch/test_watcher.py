@@ -181,7 +181,7 @@ async def test_a_watcher_without_redis_for_long_loses_nothing(watched: Watched, 
         faulty.fail_with()
         await until(partial(_troubled, watcher))
         key = cache.store(client).keyspace.watch
-        before: dict[bytes, bytes] = await client.hgetall(key)  # type: ignore[misc]
+        before = await client.hgetall(key)
         tries = len(faulty.log)
         for number in (1, 2):
             await watched.write(f"UPDATE users SET bio = 'x' WHERE id = {number}")
@@ -190,7 +190,7 @@ async def test_a_watcher_without_redis_for_long_loses_nothing(watched: Watched, 
             return len(faulty.log) >= tries + 2
 
         await until(tried_again)
-        assert await client.hgetall(key) == before  # type: ignore[misc]
+        assert await client.hgetall(key) == before
         assert len(await client.keys("user:*")) == 3
         faulty.heal()
 
@@ -288,7 +288,7 @@ async def test_a_heartbeat_is_of_the_moment_before_its_poll(watched: Watched, cl
 
     watched.source.poll = slow  # type: ignore[method-assign]
     await watcher.poll()
-    alive = int(await client.hget(cache.store(client).keyspace.watch, f"{watched.source.name}\0alive"))  # type: ignore[misc,arg-type]
+    alive = int(await client.hget(cache.store(client).keyspace.watch, f"{watched.source.name}\0alive"))  # type: ignore[arg-type]
     assert alive <= moments[0]
 
 
