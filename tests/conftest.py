@@ -16,6 +16,7 @@ from fastrdb.protocol import Store
 from fastrdb.registry import Registry
 from fastrdb.testing import GatedClient
 from fastrdb.testing.server import EmbeddedServer, find_binaries
+from fastrdb.transactions.follow import followers
 from tests.support.availability import missing
 from tests.support.servers import databases
 from tests.support.servers import postgresql as private_postgresql
@@ -55,10 +56,19 @@ package."""
 pytest_plugins = ["pytester", "fastrdb.testing.plugin"]
 
 
+of_modules: set[Any] = set()
+"""The caches with `auto=True` that modules of tests have: these live as long as the run."""
+
+
 @pytest.fixture(autouse=True)
 def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clear the registry of the module-level decorators, so that each test is the only program."""
+    """Let each test be the only program: clear the registry of the module-level decorators, and end what follows.
+
+    A cache of an earlier test, not collected yet, would invalidate what this test writes.
+    """
     monkeypatch.setattr(default_cache, "registry", Registry())
+    for each in set(followers) - of_modules:
+        followers.discard(each)
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
@@ -82,6 +92,7 @@ def pytest_collection_finish() -> None:
     """Take what lives as long as the run out of the collector's sight: tests that collect garbage look at their own."""
     gc.collect()
     gc.freeze()
+    of_modules.update(followers)
 
 
 def pytest_sessionfinish() -> None:
@@ -167,15 +178,9 @@ async def client(server: EmbeddedServer, fastrdb_client: redis.asyncio.Redis) ->
 
 @pytest.fixture
 async def following(client: redis.asyncio.Redis) -> AsyncIterator[Cache]:
-    """Provide a cache that follows. As long as one lives it follows all writes, so those of other tests are collected.
-
-    The same is done behind the test.
-    """
-    gc.collect()
+    """Provide a cache that follows."""
     async with Cache(client, auto=True) as made:
         yield made
-    del made
-    gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -180,7 +180,7 @@ class History:
             return FINE
         acked = self._acked[read.row].outdated(write.version, read.started)
         age = read.started - (known if acked is None else acked)
-        if age <= self._rules.bound:
+        if 0 < self._rules.bound >= age:
             return Verdict(Kind.BOUND, age)
         if near and self._rules.heartbeat and age <= self._rules.heartbeat and not self._own(read):
             return Verdict(Kind.NEAR, age)

@@ -138,7 +138,8 @@ async def test_a_disabled_trigger_is_named_and_made_again(watched: Watched, how:
     await watched.write(f"ALTER TABLE users {how}")
     assert "disabled" in (await watched.source.status(watched.position)).unwatched["users"]
     await watched.source.run(await watched.source.install_sql())
-    assert (await watched.source.status(watched.position)).unwatched == {}
+    unwatched = (await watched.source.status(watched.position)).unwatched
+    assert {name for name in unwatched if "." not in name} == set()  # other tests have schemas of their own
     await watched.write("UPDATE users SET bio = 'x' WHERE id = 1")
     assert (await watched.changes())["users"]["id"] == {"1"}
 
