@@ -12,6 +12,7 @@ import select
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from typing import Any
 
 import pyte
@@ -203,7 +204,10 @@ class Terminal:
         os.write(self._own, text.encode())
 
     def end(self) -> int:
-        """Wait for the end of the command; return its status."""
+        """Read on until the command has ended; return its status. A command whose output is not read does not end."""
+        with suppress(OSError):  # raised when the command has ended
+            while select.select([self._own], [], [], LIMIT_S)[0] and os.read(self._own, 65_536):
+                pass
         status = self.process.wait(LIMIT_S)
         os.close(self._own)
         return status
