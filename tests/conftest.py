@@ -62,7 +62,7 @@ of_modules: set[Any] = set()
 
 @pytest.fixture(autouse=True)
 def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let each test be the only program: clear the registry of the module-level decorators, and end what follows.
+    """Make each test the only program: clear the registry of the module-level decorators, and end what follows.
 
     A cache of an earlier test, not collected yet, would invalidate what this test writes.
     """
