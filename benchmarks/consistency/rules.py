@@ -180,7 +180,7 @@ class History:
             return FINE
         acked = self._acked[read.row].outdated(write.version, read.started)
         age = read.started - (known if acked is None else acked)
-        if 0 < self._rules.bound >= age:
+        if self._rules.bound and age <= self._rules.bound:
             return Verdict(Kind.BOUND, age)
         if near and self._rules.heartbeat and age <= self._rules.heartbeat and not self._own(read):
             return Verdict(Kind.NEAR, age)

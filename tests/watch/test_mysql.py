@@ -25,19 +25,6 @@ both = pytest.mark.parametrize("watchable", ["mariadb", "binlog"], indirect=True
 
 
 @both
-async def test_a_slow_transaction_is_not_skipped(watched: Watched) -> None:
-    """Its row has the lower id, and is committed after the poll that has read a higher one."""
-    await watched.install()
-    async with watched.database.engine.connect() as slow, slow.begin():
-        await slow.execute(text("UPDATE users SET bio = 'slow' WHERE id = 1"))
-        await watched.write("UPDATE users SET bio = 'fast' WHERE id = 2")
-        assert (await watched.changes())["users"]["id"] == {"2"}
-        assert await watched.changes() == {}
-    assert (await watched.changes())["users"]["id"] == {"1"}
-    assert await watched.changes() == {}
-
-
-@both
 async def test_one_watcher_leads_and_another_takes_over(watched: Watched) -> None:
     """The lead is a lock of the session, which ends with its connection."""
     await watched.install()

@@ -26,19 +26,6 @@ from tests.watch.conftest import TABLES, Watched
 pytestmark = pytest.mark.parametrize("watchable", ["postgresql"], indirect=True)
 
 
-async def test_a_slow_transaction_is_not_skipped(watched: Watched) -> None:
-    """Its row has the lower id, and is committed after the poll that has read a higher one."""
-    await watched.install()
-    async with watched.database.engine.connect() as slow, slow.begin():
-        await slow.execute(text("UPDATE users SET bio = 'slow' WHERE id = 1"))
-        await watched.write("UPDATE users SET bio = 'fast' WHERE id = 2")
-        assert (await watched.changes())["users"]["id"] == {"2"}
-        assert await watched.changes() == {}
-    assert (await watched.changes())["users"]["id"] == {"1"}
-    await watched.source.clean(str(watched.position))
-    assert await watched.changes() == {}
-
-
 async def test_a_long_snapshot_keeps_no_change_back(watched: Watched) -> None:
     """Rows that were read cannot be removed under it, and are not read again."""
     await watched.install()

@@ -199,10 +199,9 @@ class Model:
         return World(0, 0, entry, FREE, not unused, column, frozenset(), frozenset(), FREE, readers, writers)
 
     def _broken(self, world: World) -> Rule | None:
+        # What a program outside commits is stale until its invalidation.
         for reader in world.readers if not self.setup.outside else ():
-            if (
-                rule := broken_by(reader)
-            ) is not None:  # what a program outside commits is stale until its invalidation
+            if (rule := broken_by(reader)) is not None:
                 return rule
         return Rule.CONVERGED if is_stale(world) else None
 
