@@ -95,6 +95,15 @@ def pytest_collection_finish() -> None:
     of_modules.update(followers)
 
 
+@pytest.fixture
+def own_garbage() -> None:
+    """Collect what earlier tests left: a test that reads what Python says of garbage would blame itself for theirs.
+
+    A cancelled connect of asyncpg, for one, leaves a future whose error is reported as late as this.
+    """
+    gc.collect()
+
+
 def pytest_sessionfinish() -> None:
     """Show it again: hypothesis, which may be imported as late as here, looks for what refers to its generators."""
     gc.unfreeze()

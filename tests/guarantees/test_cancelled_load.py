@@ -196,6 +196,7 @@ async def test_cancelled_invalidation_is_finished(w: World, sent: bool) -> None:
     await w.quiet()
 
 
+@pytest.mark.usefixtures("own_garbage")
 async def test_ten_thousand_cancelled_reads(client: Redis, caplog: pytest.LogCaptureFixture) -> None:
     """Reads cancelled anywhere, beside writes: no answer older than an answered write, and nothing is left behind."""
     world = Versions(client, random.Random(1))

@@ -41,6 +41,7 @@ async def rename(redis: Redis) -> None:
     """Do nothing."""
 
 
+@pytest.mark.usefixtures("own_garbage")
 @pytest.mark.parametrize(
     ("call", "name"),
     [
