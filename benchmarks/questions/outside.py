@@ -1,6 +1,7 @@
 """The cost of `fastrdb watch` for writers, and how long after a commit its change is in Redis.
 
-Two tables that are alike take turns, and only one of them is watched. The servers of databases are private ones.
+Two tables that are alike take turns, and only one of them is watched. The servers of databases are private ones. The
+cache of another question follows all writes of this process, and does not here, since the writer is another program.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from benchmarks.contestants.base import HOST
 from benchmarks.harness import Known, Sizes, interleaved
 from benchmarks.report import Limit, Ratio, Row, Unit
 from fastrdb import Cache
+from fastrdb.demo.blog.cache import cache as blog
 from fastrdb.testing.server import EmbeddedServer
 from fastrdb.watch import ChangeSource, Watcher, source_of
 from fastrdb.watch.mysql_outbox import MySQLOutbox
@@ -52,6 +54,7 @@ async def rows(sizes: Sizes) -> list[Row]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory()))
         redis = stack.enter_context(EmbeddedServer())
+        stack.enter_context(blog.untracked())
         urls = {"sqlite": make_url(f"sqlite+aiosqlite:///{folder / 'rows.sqlite'}")}
         if (binaries := postgresql.find_binaries()) is not None:
             urls["postgresql"] = stack.enter_context(postgresql.started(binaries))

@@ -1,6 +1,7 @@
 """The face of `fastrdb.inference`."""
 
 from .catalog import (
+    OWN_STATEMENTS,
     Catalog,
     asking,
     catalog_of,
@@ -20,6 +21,7 @@ from .writes import Change, Verb, Writes, changes_of_text, writes_of
 
 __all__ = [
     "CALLED",
+    "OWN_STATEMENTS",
     "Catalog",
     "Change",
     "Names",

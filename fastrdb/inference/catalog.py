@@ -26,6 +26,8 @@ from .sources import SOURCES
 
 # In `Connection.info`: a statement of fastrdb's own is running; the catalog of a transaction that changes tables.
 _ASKING, _OWN = "fastrdb.asking", "fastrdb.catalog"
+OWN_STATEMENTS: Final = "fastrdb_own_statements"
+"""The execution option of an engine all of whose statements are fastrdb's own."""
 _DDL: Final = re.compile(r"\s*(?:CREATE|ALTER|DROP|RENAME)\b", re.IGNORECASE)
 
 
@@ -187,5 +189,5 @@ def asking(connection: Connection) -> Iterator[None]:
 
 
 def is_asking(connection: Connection) -> bool:
-    """Return True while a statement of fastrdb's own runs on the connection."""
-    return bool(connection.info.get(_ASKING))
+    """Return True while a statement of fastrdb's own runs on the connection, or if all of its statements are."""
+    return OWN_STATEMENTS in connection.get_execution_options() or bool(connection.info.get(_ASKING))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastrdb.errors import OptionError
+from fastrdb.inference import OWN_STATEMENTS
 
 from .mysql import MySQLSource
 from .postgres import PostgresSource
@@ -13,12 +14,12 @@ from .sqlite import SQLiteSource
 
 
 def source_of(engine: Any) -> ChangeSource:
-    """Return the source for an `AsyncEngine`, by its dialect.
+    """Return the source for an `AsyncEngine`, by its dialect. A cache with `auto=True` follows none of its statements.
 
     Raises:
         OptionError: there is none for this database.
     """
-    dialect = engine.dialect.name
+    dialect, engine = engine.dialect.name, engine.execution_options(**{OWN_STATEMENTS: True})
     if dialect == "postgresql":
         return PostgresSource(engine)
     if dialect == "sqlite":

@@ -24,7 +24,7 @@ from fastrdb.errors import OptionError
 from fastrdb.keys import Image
 
 from .lead import Lead, named
-from .postgres_tables import OUTBOX, Table, chosen, kin_of, reported_of, tables_of, trigger_sql
+from .postgres_tables import KIN, OUTBOX, Table, chosen, reported_of, tables_of, trigger_sql
 from .source import ChangeSource, Images, Poll, Status, image
 
 if TYPE_CHECKING:
@@ -38,13 +38,16 @@ _READER: Final = _LOCK + 1
 _EVENTS: Final = 4  # of each table: INSERT, UPDATE, DELETE, TRUNCATE
 
 _TAKE = text("SELECT pg_try_advisory_lock(:ours, hashtext(COALESCE(CAST(:namespace AS text), current_database())))")
-_CLEAN = text(
-    "DELETE FROM fastrdb.outbox"
-    " WHERE tbl <> '' AND xid < pg_snapshot_xmin(CAST(CAST(:position AS text) AS pg_snapshot))"
-)
+_CLEAN = text("""
+DELETE FROM fastrdb.outbox WHERE tbl <> '' AND xid >= CAST(CAST(:cleaned AS text) AS xid8)
+AND xid < pg_snapshot_xmax(CAST(CAST(:position AS text) AS pg_snapshot))
+AND pg_visible_in_snapshot(xid, CAST(CAST(:position AS text) AS pg_snapshot))
+""")
 _MARK: Final = "INSERT INTO fastrdb.outbox (tbl) SELECT '' WHERE NOT EXISTS (SELECT FROM fastrdb.outbox WHERE tbl = '')"
-_UNMARK = text("DELETE FROM fastrdb.outbox WHERE tbl = ''")
-_MARK_AGAIN = text("INSERT INTO fastrdb.outbox (tbl, image) VALUES ('', to_jsonb(CAST(:mark AS text)))")
+_MARK_AGAIN = text("""
+WITH gone AS (DELETE FROM fastrdb.outbox WHERE tbl = '')
+INSERT INTO fastrdb.outbox (tbl, image) VALUES ('', to_jsonb(CAST(:mark AS text)))
+""")
 _TRIGGERS = text("""
 SELECT t.tgrelid, t.tgname, CAST(t.tgenabled AS text) AS tgenabled, p.proname, p.prosrc
 FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
@@ -62,24 +65,33 @@ _REPLICAS = text("""
 SELECT EXISTS (SELECT FROM pg_db_role_setting
     WHERE array_to_string(setconfig, ',') LIKE '%session_replication_role=replica%')
 """)
-_NEW = text("""
-SELECT id, CAST(xid AS text) AS xid, tbl, CAST(image AS text) AS image FROM (
-    (SELECT * FROM fastrdb.outbox WHERE tbl <> '' AND xid >= pg_snapshot_xmax(CAST(CAST(:since AS text) AS pg_snapshot))
-     AND (xid, id) > (CAST(CAST(:xid AS text) AS xid8), CAST(:id AS bigint)) ORDER BY xid, id LIMIT :page)
-    UNION ALL
-    (SELECT * FROM fastrdb.outbox WHERE tbl <> ''
-     AND xid = ANY (ARRAY(SELECT pg_snapshot_xip(CAST(CAST(:since AS text) AS pg_snapshot))))
-     AND (xid, id) > (CAST(CAST(:xid AS text) AS xid8), CAST(:id AS bigint)) ORDER BY xid, id LIMIT :page)
-) AS found ORDER BY found.xid, found.id LIMIT :page
-""")
-_NOW = text("""
-SELECT CAST(pg_current_snapshot() AS text),
-    (SELECT COALESCE(image ->> 0, '') FROM fastrdb.outbox WHERE tbl = '' LIMIT 1),
-    COALESCE(pg_snapshot_xmax(CAST(CAST(:since AS text) AS pg_snapshot)) > pg_snapshot_xmax(pg_current_snapshot()),
-        false),
-    (SELECT count(*) FROM (SELECT FROM fastrdb.outbox
-        WHERE tbl <> '' AND xid >= COALESCE(pg_snapshot_xmin(CAST(CAST(:since AS text) AS pg_snapshot)), '0')
-        LIMIT :most) AS waiting)
+_SINCE: Final = "CAST(CAST(:since AS text) AS pg_snapshot)"
+# Two index scans: what began behind the position, and what was running then.
+_BEHIND: Final = f"SELECT * FROM fastrdb.outbox WHERE tbl <> '' AND xid >= COALESCE(pg_snapshot_xmax({_SINCE}), '0')"
+_RUNNING: Final = (
+    f"SELECT * FROM fastrdb.outbox WHERE tbl <> '' AND xid = ANY (ARRAY(SELECT pg_snapshot_xip({_SINCE})))"
+)
+_STATE: Final = f"""
+CAST(pg_current_snapshot() AS text) AS now,
+(SELECT COALESCE(image ->> 0, '') FROM fastrdb.outbox WHERE tbl = '' LIMIT 1) AS mark,
+COALESCE(pg_snapshot_xmax({_SINCE}) > pg_snapshot_xmax(pg_current_snapshot()), false) AS older,
+(SELECT count(*) FROM (({_BEHIND} LIMIT :most) UNION ALL ({_RUNNING} LIMIT :most)) AS waiting) AS waiting
+"""
+_NOW = text(f"SELECT {_STATE}")
+_NEXT: Final = """
+(xid, id) > (CAST(CAST(:xid AS text) AS xid8), CAST(:id AS bigint))
+AND pg_visible_in_snapshot(xid, COALESCE(CAST(CAST(:now AS text) AS pg_snapshot), pg_current_snapshot()))
+ORDER BY xid, id LIMIT :page
+"""
+# One statement, for one round trip and one snapshot: each statement of a poll would wait for the server once more.
+_POLL = text(f"""
+WITH RECURSIVE found AS (
+    SELECT * FROM (({_BEHIND} AND {_NEXT}) UNION ALL ({_RUNNING} AND {_NEXT})) AS new ORDER BY xid, id LIMIT :page
+), {KIN}
+SELECT {_STATE},
+(SELECT CAST(json_agg(json_build_array(CAST(xid AS text), id, tbl, image) ORDER BY xid, id) AS text)
+    FROM found) AS rows,
+(SELECT CAST(json_agg(json_build_array(name, other)) AS text) FROM kin) AS kin
 """)
 
 
@@ -90,7 +102,7 @@ class PostgresSource(ChangeSource):
         self.engine = engine
         self.name = named("postgresql", engine.url, 5432)
         self._connection: AsyncConnection | None = None
-        self._kin: dict[str, tuple[str, ...]] = {}
+        self._cleaned = "0"
         self._leads = False
         self._lead: Lead | None = None
 
@@ -126,62 +138,53 @@ class PostgresSource(ChangeSource):
             return True
         if self._connection is None:
             connection = await self.engine.connect()
-            self._connection = await connection.execution_options(isolation_level="REPEATABLE READ")
-        async with self._connection.begin():
-            if not await self._connection.scalar(_INSTALLED):
-                raise OptionError(f"watch: {self.name} has no fastrdb.outbox: run `fastrdb watch install` first")
-            lead = self._lead = self._lead or Lead(self.name, namespace)
-            self._leads = await lead.take(
-                partial(_locked, self._connection, _READER, namespace), partial(_locked, self._connection, _LOCK, None)
-            )
+            self._connection = await connection.execution_options(isolation_level="AUTOCOMMIT")
+            # The planner takes recursion over partitions for costly: compiling it takes a second, in each poll.
+            await connection.exec_driver_sql("SET jit = off")
+        if not await self._connection.scalar(_INSTALLED):
+            raise OptionError(f"watch: {self.name} has no fastrdb.outbox: run `fastrdb watch install` first")
+        lead = self._lead = self._lead or Lead(self.name, namespace)
+        self._leads = await lead.take(
+            partial(_locked, self._connection, _READER, namespace), partial(_locked, self._connection, _LOCK, None)
+        )
         return self._leads
 
     async def poll(self, position: str | None, images: Images) -> Poll:
-        """See `ChangeSource`. Reads in one REPEATABLE READ transaction, in pages."""
-        connection = self._led()
-        async with connection.begin():
-            mark, since = _parsed(position)
-            row = (await connection.execute(_NOW, {"since": since, "most": _MOST_WAITING})).one()
-            lost = _loss(mark, *row[1:]) if since else "there is no position of an earlier poll"
-            if not lost and since:
-                return Poll(f"{mark} {row[0]}", await self._pages(connection, since, images))
-        return Poll(f"{secrets.token_hex(8)} {row[0]}", lost=lost)
+        """See `ChangeSource`. Each page is a statement; all read what the first one's snapshot sees."""
+        connection, (mark, since) = self._led(), _parsed(position)
+        now, xid, last, total = None, "0", -1, 0
+        while True:
+            given = {"since": since, "now": now, "xid": xid, "id": last, "page": _PAGE, "most": _MOST_WAITING}
+            found = (await connection.execute(_POLL, given)).one()
+            lost = _loss(mark, found) if since else "there is no position of an earlier poll"
+            if lost:
+                return Poll(f"{secrets.token_hex(8)} {found.now}", lost=lost)
+            now, rows = now or found.now, json.loads(found.rows or "[]")
+            if rows:
+                await images(_images(rows, json.loads(found.kin or "[]")))
+                xid, last = rows[-1][:2]
+                total += len(rows)
+            if len(rows) < _PAGE:
+                return Poll(f"{mark} {now}", total)
 
     def _led(self) -> AsyncConnection:
         if self._connection is None:
             raise OptionError("watch: lead() comes before poll()")
         return self._connection
 
-    async def _pages(self, connection: AsyncConnection, since: str, images: Images) -> int:
-        xid, last, total = "0", -1, 0
-        while True:
-            given = {"since": since, "xid": xid, "id": last, "page": _PAGE}
-            rows = (await connection.execute(_NEW, given)).all()
-            if rows:
-                if not total:
-                    self._kin = await kin_of(connection)
-                await images([found for row in rows for found in self._images(row.tbl, row.image)])
-                xid, last = rows[-1].xid, rows[-1].id
-                total += len(rows)
-            if len(rows) < _PAGE:
-                return total
-
-    def _images(self, table: str, found: str | None) -> list[Image]:
-        values = None if found is None else json.loads(found)
-        # A reader names a partition or its parent; a statement fires the triggers of the one that it names.
-        return [image(name, values) for name in (table, *self._kin.get(table, ()))]
-
     async def mark(self, position: str) -> None:
         """See `ChangeSource`."""
-        async with self.engine.begin() as connection:
-            await connection.execute(_UNMARK)
-            await connection.execute(_MARK_AGAIN, {"mark": _parsed(position)[0]})
+        await self._led().execute(_MARK_AGAIN, {"mark": _parsed(position)[0]})
 
     async def clean(self, position: str) -> None:
-        """See `ChangeSource`."""
+        """See `ChangeSource`. Begins behind what was deleted before: under an old snapshot, that is still to walk over.
+
+        What a poll has read goes, also while a transaction of long ago is open.
+        """
+        since = str(_parsed(position)[1])
         try:
-            async with self.engine.begin() as other:
-                await other.execute(_CLEAN, {"position": _parsed(position)[1]})
+            await self._led().execute(_CLEAN, {"position": since, "cleaned": self._cleaned})
+            self._cleaned = since.partition(":")[0]
         except DBAPIError as error:  # deleted later; reading goes on
             if error.connection_invalidated:
                 raise
@@ -200,8 +203,8 @@ class PostgresSource(ChangeSource):
                 _note_table(status, table, triggers.get(table.oid, []), wanted)
             mark, since = _parsed(position)
             row = (await connection.execute(_NOW, {"since": since, "most": _MOST_WAITING})).one()
-            status.waiting = int(row[3])
-            if since and (lost := _loss(mark, *row[1:])):
+            status.waiting = int(row.waiting)
+            if since and (lost := _loss(mark, row)):
                 status.notes.append(f"{lost}: the next poll invalidates everything")
             status.leader = await connection.scalar(_LEADER, {"ours": _LOCK})
             if await connection.scalar(_REPLICAS):
@@ -213,6 +216,7 @@ class PostgresSource(ChangeSource):
     async def close(self) -> None:
         """See `ChangeSource`."""
         connection, self._connection, self._leads, self._lead = self._connection, None, False, None
+        self._cleaned = "0"
         if connection is not None:
             await connection.invalidate()  # the lock ends with the session, which a pool would keep
             await connection.close()
@@ -228,15 +232,28 @@ def _parsed(position: str | None) -> tuple[str, str | None]:
     return mark, since or None
 
 
-def _loss(expected: str, mark: str | None, older: bool, waiting: int) -> str:
+def _loss(expected: str, state: Any) -> str:
     """Return why changes since a position may be missing; empty if all are there."""
-    if mark is None:
+    if state.mark is None:
         return "the outbox was emptied (a crash, a failover, or TRUNCATE)"
-    if mark != expected:
+    if state.mark != expected:
         return "the outbox is another one than at the last poll, or was read for another namespace"
-    if older:
+    if state.older:
         return "the database is older than at the last poll"
-    return f"more than {_MOST_WAITING:,} changes wait" if waiting >= _MOST_WAITING else ""
+    return f"more than {_MOST_WAITING:,} changes wait" if state.waiting >= _MOST_WAITING else ""
+
+
+def _images(rows: Sequence[Any], kin: Sequence[Sequence[str]]) -> list[Image]:
+    """Return the images of rows. A reader names a partition or its parent, and a statement fires the triggers of one.
+
+    Args:
+        rows: each the number of a transaction, an id, a table and its values.
+        kin: pairs of a table and another that holds rows of the same.
+    """
+    others: dict[str, list[str]] = {}
+    for name, other in kin:
+        others.setdefault(name, []).append(other)
+    return [image(name, values) for _, _, table, values in rows for name in (table, *others.get(table, ()))]
 
 
 def _note_table(status: Status, table: Table, triggers: Sequence[Any], wanted: Collection[str]) -> None:

@@ -48,18 +48,23 @@ WHERE a.attnum > 0 AND NOT a.attisdropped
 ORDER BY a.attrelid, a.attnum
 """)
 _REPORTED = re.compile(r"'((?:[^']|'')*)', jsonb_agg\(")
-_KIN = text("""
-WITH RECURSIVE up AS (
-    SELECT inhrelid AS child, inhparent AS parent FROM pg_inherits
-    UNION SELECT up.child, i.inhparent FROM up JOIN pg_inherits i ON i.inhrelid = up.parent
-), named AS (
+KIN: Final = """
+named AS (
     SELECT c.oid, CASE WHEN n.nspname = current_schema() THEN '' ELSE n.nspname || '.' END || c.relname AS name
-    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-    WHERE c.oid IN (SELECT child FROM up UNION SELECT parent FROM up)
-) SELECT child.name AS child, parent.name AS parent
-FROM up JOIN named child ON child.oid = up.child JOIN named parent ON parent.oid = up.parent
-WHERE child.name <> parent.name
-""")
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE EXISTS (SELECT FROM found)
+    AND c.oid IN (SELECT inhrelid FROM pg_inherits UNION ALL SELECT inhparent FROM pg_inherits)
+), up AS (
+    SELECT name, oid FROM named WHERE name IN (SELECT tbl FROM found)
+    UNION SELECT up.name, i.inhparent FROM up JOIN pg_inherits i ON i.inhrelid = up.oid
+), down AS (
+    SELECT name, oid FROM named WHERE name IN (SELECT tbl FROM found)
+    UNION SELECT down.name, i.inhrelid FROM down JOIN pg_inherits i ON i.inhparent = down.oid
+), kin AS (
+    SELECT one.name, named.name AS other FROM (SELECT * FROM up UNION SELECT * FROM down) AS one
+    JOIN named USING (oid) WHERE one.name <> named.name
+)
+"""
+"""Of a WITH RECURSIVE: each table of `found` beside each partition or parent that holds rows of the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,15 +123,6 @@ def chosen(found: list[Table], tables: Collection[str]) -> list[Table]:
     if missing := [name for name in tables if name not in by_name]:
         raise OptionError(f"watch: no table {', '.join(missing)}; there are: {', '.join(t.known_as for t in found)}")
     return [by_name[name] for name in tables]
-
-
-async def kin_of(connection: AsyncConnection) -> dict[str, tuple[str, ...]]:
-    """Return for each table the partitions and parents that hold rows of the same."""
-    found: dict[str, list[str]] = {}
-    for child, parent in await connection.execute(_KIN):
-        found.setdefault(child, []).append(parent)
-        found.setdefault(parent, []).append(child)
-    return {name: tuple(kin) for name, kin in found.items()}
 
 
 def trigger_sql(table: Table, default: str, there: Collection[tuple[int, str, str]]) -> list[str]:

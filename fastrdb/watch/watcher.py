@@ -123,10 +123,12 @@ class Watcher:
             OptionError: nothing is installed, or a setting of the database permits no watching.
         """
         try:
-            pause = 0.0
-            while True:
+            pause, task = 0.0, asyncio.current_task()
+            # Before Python 3.12 `asyncio.wait_for`, which redis-py uses, swallows a cancellation that comes late.
+            while task is None or not task.cancelling():
                 await asyncio.sleep(pause)
                 pause = await self._step()
+            raise asyncio.CancelledError
         finally:
             self.leads = False
             await asyncio.shield(self.source.close())

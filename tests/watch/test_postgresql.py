@@ -10,13 +10,14 @@ import signal
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError
 
 from fastrdb.keys import Image
-from fastrdb.watch import source_of
+from fastrdb.watch import postgres, source_of
 from tests.support.availability import missing
 from tests.support.servers import databases
 from tests.support.servers import postgresql as private_postgresql
@@ -36,6 +37,88 @@ async def test_a_long_snapshot_keeps_no_change_back(watched: Watched) -> None:
             await watched.write(f"UPDATE users SET bio = 'x' WHERE id = {number}")
             assert (await watched.changes())["users"]["id"] == {number}
             await watched.source.clean(str(watched.position))
+
+
+async def test_a_long_transaction_keeps_no_change_back(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own row waits, and others do not: they are read, counted no more, and deleted behind."""
+    monkeypatch.setattr(postgres, "_MOST_WAITING", 3)
+    await watched.install()
+    async with watched.database.engine.connect() as slow, slow.begin():
+        await slow.exec_driver_sql("UPDATE users SET bio = 'slow' WHERE id = 1")
+        for round_ in range(3):
+            await watched.write(*(f"UPDATE users SET bio = '{round_}' WHERE id = {number}" for number in (2, 3)))
+            assert (await watched.changes())["users"]["id"] == {"2", "3"}
+            assert (await watched.source.status(watched.position)).waiting == 0
+            await watched.source.clean(str(watched.position))
+            assert await _count(watched) == 0
+    assert (await watched.changes())["users"]["id"] == {"1"}
+    assert watched.lost == []
+
+
+async def _count(watched: Watched) -> int:
+    """Return the number of changes in the outbox."""
+    async with watched.database.engine.connect() as connection:
+        return int(await connection.scalar(text("SELECT count(*) FROM fastrdb.outbox WHERE tbl <> ''")) or 0)
+
+
+async def test_a_commit_between_two_pages_is_reported_by_the_next_poll_alone(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All pages of a poll show what its first snapshot sees, and the position is that snapshot."""
+    monkeypatch.setattr(postgres, "_PAGE", 2)
+    await watched.install()
+    async with watched.database.engine.connect() as slow, slow.begin():
+        await slow.exec_driver_sql("INSERT INTO users VALUES (10, 1, 'slow@x', '')")
+        await watched.write(*(f"INSERT INTO users VALUES ({n}, 1, '{n}@x', '')" for n in range(11, 16)))
+        pages = list[set[str]]()
+
+        async def note(images: Sequence[Image]) -> None:
+            if not pages:
+                await slow.commit()
+                await watched.write("INSERT INTO users VALUES (16, 1, '16@x', '')")
+            pages.append({number for each in images for number in (each.columns or {})["id"] or ()})
+
+        poll = await watched.source.poll(watched.position, note)
+    assert pages == [{"11", "12"}, {"13", "14"}, {"15"}]
+    watched.position = poll.position
+    assert (await watched.changes())["users"]["id"] == {"10", "16"}
+
+
+async def test_a_poll_is_one_statement_and_holds_no_snapshot_while_it_hands_over(watched: Watched) -> None:
+    """Each further statement would wait for the server once more, and a snapshot would keep dead rows of all tables."""
+    await watched.install()
+    statements = list[str]()
+    event.listen(
+        watched.database.engine.sync_engine, "before_cursor_execute", lambda *args: statements.append(str(args[2]))
+    )
+    assert await watched.changes() == {}
+    assert len(statements) == 1
+    await watched.write("UPDATE users SET bio = 'x' WHERE id = 1")
+    statements.clear()
+    states = list[str]()
+
+    async def note(_: Sequence[Image]) -> None:
+        async with watched.database.engine.connect() as other:
+            states.append(str(await other.scalar(text(_STATE_OF_LEADER))))
+
+    await watched.source.poll(watched.position, note)
+    assert len([each for each in statements if "found" in each]) == 1
+    assert len(statements) == 1 + len(states)
+    assert states == ["idle, no snapshot"]
+
+
+_STATE_OF_LEADER = """
+SELECT a.state || CASE WHEN a.backend_xmin IS NULL THEN ', no snapshot' ELSE '' END
+FROM pg_stat_activity a JOIN pg_locks l USING (pid) JOIN pg_database d ON d.oid = l.database
+WHERE l.locktype = 'advisory' AND l.objid <> 0 AND d.datname = current_database() LIMIT 1
+"""
+
+
+async def test_no_poll_is_compiled(watched: Watched) -> None:
+    """The planner takes a walk over partitions for costly, and compiling takes longer than many polls."""
+    await watched.install()
+    source: Any = watched.source
+    assert await source._connection.scalar(text("SHOW jit")) == "off"
 
 
 async def test_the_mark_is_found_without_walking_over_the_changes(watched: Watched) -> None:

@@ -15,7 +15,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from fastrdb import Cache, OptionError
-from fastrdb.keys import row_tag, table_tag
+from fastrdb.keys import ANYTHING, row_tag, table_tag
 from fastrdb.protocol import Fill, Store
 from fastrdb.testing import FaultyClient
 from fastrdb.watch import Journal, Poll, Watcher, ages, columns_in_use, source_of
@@ -235,6 +235,50 @@ async def test_a_watcher_runs_in_an_application_until_the_block_ends(
         await until(partial(_began, watcher))
         assert list(await ages(cache)) == [watched.source.name]
     assert await Watcher(watched.source, cache).poll() is not None
+
+
+@pytest.mark.parametrize("watchable", ["sqlite"], indirect=True)
+async def test_a_watcher_ends_although_a_library_has_swallowed_the_cancellation(
+    watched: Watched, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before Python 3.12 `asyncio.wait_for` does so, where what it waits for ends at the same time."""
+    await watched.install()
+    original, reached = watched.source.poll, asyncio.Event()
+
+    async def swallowing(position: str | None, images: Images) -> Poll:
+        reached.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        return await original(position, images)
+
+    monkeypatch.setattr(watched.source, "poll", swallowing)
+    watcher = Watcher(watched.source, cache)
+    async with watcher:
+        await reached.wait()
+        monkeypatch.setattr(watched.source, "poll", original)
+    assert await watcher.journal.position() is not None
+
+
+@pytest.mark.parametrize("watchable", ["postgresql"], indirect=True)
+async def test_a_cache_that_follows_writes_does_not_follow_those_of_a_watcher(
+    watched: Watched, client: Redis, cache: Cache
+) -> None:
+    """A watcher inside of an application deletes what it has read; that changes nothing that an entry depends on."""
+    await watched.install()
+    async with Cache(client, auto=True) as following:
+        source = watched.source
+        await watched.changes()
+        with following.untracked():
+            await watched.write("UPDATE users SET bio = 'x' WHERE id = 1")
+        await watched.changes()
+        await store_entries(client, {"any": (ANYTHING,)}, cache)
+        await source.clean(str(watched.position))
+        await source.mark(str(watched.position))
+        await source.run(await source.install_sql())
+        await watched.changes()
+        assert await client.exists("any")
+        await watched.write("UPDATE users SET bio = 'y' WHERE id = 1")
+        assert not await client.exists("any")
 
 
 async def test_entries_are_bypassed_while_no_watcher_is_alive(watched: Watched, client: Redis) -> None:
