@@ -40,7 +40,7 @@ async def test_a_long_snapshot_keeps_no_change_back(watched: Watched) -> None:
 
 
 async def test_a_long_transaction_keeps_no_change_back(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its own row waits, and others do not: they are read, counted no more, and deleted behind."""
+    """Its own row waits. All other rows are read, counted no more, and deleted behind."""
     monkeypatch.setattr(postgres, "_MOST_WAITING", 3)
     await watched.install()
     async with watched.database.engine.connect() as slow, slow.begin():
