@@ -126,7 +126,8 @@ class Flight:
         for token in self._tokens:
             if self._flights.by_token.get(token) is self:
                 del self._flights.by_token[token]
-        self.settle(Again())
+        if self._outcome is None:
+            self.settle(Again())
         if self._late is not None:
             self._late.settle(Again())
 

@@ -273,7 +273,8 @@ class Loading(Reading):
         entries, tell = self.entries, self.entries.counters.tell
         for key in keys[len(leases) :]:
             tell("bypass", key, BARRED)
-        self._renew(leases, entries.cache.lease, renewed=False)
+        later, pause = asyncio.get_running_loop().call_later, self.call.store.renewal_s
+        self._renewing = later(pause, self._renew, leases, entries.cache.lease - pause)
         try:
             error, why = await self._load_under_lease(keys, leases)
         finally:
@@ -300,14 +301,13 @@ class Loading(Reading):
         if error is not None:
             raise error
 
-    def _renew(self, leases: Mapping[str, Flight], left: float, *, renewed: bool = True) -> None:
+    def _renew(self, leases: Mapping[str, Flight], left: float) -> None:
         """Renew the leases now and then, for `left` seconds, so that other processes go on waiting for this load."""
-        store, loop = self.call.store, asyncio.get_running_loop()
-        if renewed:
-            tokens = {key: flight.token for key, flight in leases.items()}
-            self.entries.cache.background(store.renew(self.call.client, tokens))
+        store, later = self.call.store, asyncio.get_running_loop().call_later
+        tokens = {key: flight.token for key, flight in leases.items()}
+        self.entries.cache.background(store.renew(self.call.client, tokens))
         if left > 0:
-            self._renewing = loop.call_later(store.renewal_s, self._renew, leases, left - store.renewal_s)
+            self._renewing = later(store.renewal_s, self._renew, leases, left - store.renewal_s)
 
     async def _load_under_lease(
         self, keys: Sequence[str], leases: Mapping[str, Flight]

@@ -166,7 +166,8 @@ class Keyspace:
 
     def lease(self, entry: bytes) -> bytes:
         """Return the name of an entry's lease: in the same slot, by the entry's own hash tag or by a new one."""
-        return self.leases + (entry if hash_tag(entry) is not entry else b"{%s}" % entry)
+        tagged = b"{" in entry and hash_tag(entry) is not entry
+        return self.leases + (entry if tagged else b"{%s}" % entry)
 
     def shard(self, entry: bytes) -> Shard:
         """Return the shard of an entry."""

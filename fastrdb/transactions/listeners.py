@@ -314,7 +314,8 @@ def _on_session_transaction(session: Session, transaction: SessionTransaction) -
 @event.listens_for(Session, "do_orm_execute", insert=True)  # before listeners that change the statement's options
 def _on_orm_execute(execution: ORMExecuteState) -> None:
     session = execution.session
-    session_used(session)
+    if session.in_transaction():  # else one begins, which is reported
+        session_used(session)
     if not execution.is_select or execution.is_column_load or (load := fresh_reads()) is None:
         return
     execution.update_execution_options(**note_schemas(execution.execution_options))
@@ -328,7 +329,7 @@ def _on_session_begin(session: Session, root: SessionTransaction, connection: Co
     if connection not in state.connections:
         state.connections.append(connection)
     transaction = transaction_of(connection)
-    if transaction is not None and session not in transaction.sessions:
+    if transaction is not None and (not transaction.users or session not in transaction.sessions):
         transaction.users.append(ref(session))
     for targets in targets_around():
         targets.join(session)

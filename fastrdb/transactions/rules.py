@@ -38,7 +38,6 @@ from .state import (
     connections_of,
     next_order,
     outer_connection,
-    state_of,
     transaction_of,
     undone_since,
 )
@@ -196,14 +195,18 @@ def _map_text(schemas: Mapping[str | None, str | None]) -> str:
 # --- rules 1 and 2
 
 
-def wrote(session: Session) -> bool:
-    """Rule 1: return True if its open transaction has written, flushed or not."""
+def wrote(session: Session, connections: Collection[Connection] | None = None) -> bool:
+    """Rule 1: return True if its open transaction has written, flushed or not.
+
+    `connections` are those of the transaction, where the caller has them.
+    """
     # Adding, changing and deleting objects begins one. A hit pays for this: `has_transaction`, without a call.
     if not session.in_transaction() and (not isinstance(bind := session.bind, Connection) or not bind.in_transaction()):
         return False
-    if changed(session) or state_of(session).declared:
+    if changed(session) or ((state := session.info.get(STATE)) is not None and state.declared):
         return True
-    return any(found.wrote for c in connections_of(session) if (found := transaction_of(c)))
+    used = connections_of(session) if connections is None else connections
+    return any(found.wrote for each in used if (found := transaction_of(each)))
 
 
 async def why_not_stored(session: Session, since: int) -> str | None:
@@ -211,11 +214,12 @@ async def why_not_stored(session: Session, since: int) -> str | None:
 
     `since` is when the lease was granted: a transaction that was open by then may look at an older snapshot.
     """
-    if wrote(session):
+    connections = connections_of(session)
+    if wrote(session, connections):
         return WROTE
     if undone_since(session, since):
         return READ_BACK
-    for connection in connections_of(session):
+    for connection in connections:
         if connection.closed:
             continue
         transaction = transaction_of(connection)
@@ -249,11 +253,11 @@ def older(connection: Connection, transaction: Transaction | None, level: str, s
     """Rule 2: say why a statement on `connection` may be answered from before `since`; None if it cannot."""
     if level == "READ UNCOMMITTED":
         return "READ UNCOMMITTED sees what may never be committed"
-    driver = sqlite_driver(connection)
-    if driver is not None and streams(connection, since):
+    if streams(connection, since):
         return "a result that is still being read holds an older snapshot"
     if level in _CURRENT or (transaction is not None and transaction.order > since):
         return None
+    driver = sqlite_driver(connection)
     if driver is not None and not driver.in_transaction:  # it sends BEGIN late, or never: see sqlite3's manual
         return None
     return f"the session's snapshot ({level}) may be older than the lease"
@@ -314,7 +318,7 @@ def stream_begins(connection: Connection, context: Any) -> None:
 
 
 def streams(connection: Connection, since: int) -> bool:
-    """Return True if a result that is being read began before the point `since`."""
+    """Return True if a result that is being read began before the point `since`: noted for SQLite only."""
     return any(order < since for order in connection.info.get(_STREAMS, {}).values())
 
 

@@ -26,6 +26,7 @@ from .rules import (
     UNNAMED_SCHEMAS,
     WROTE,
     ask_level,
+    has_transaction,
     has_written,
     known_level,
     older,
@@ -148,7 +149,8 @@ class RunningLoad(RunningCall):
     async def __aenter__(self) -> Self:
         self._since = next_order()
         self._schemas = None if self.session is None else schema_map(self.session)
-        await self._check()  # now, too: when the load is done, that transaction may be over
+        if self.session is not None and has_transaction(self.session):
+            await self._check()  # now, too: when the load is done, that transaction may be over
         self.__enter__()
         self._hide_identity_maps()
         return self

@@ -131,6 +131,7 @@ class Flows:
         found["commit"] = await self._calls(self._rename, "a@x", "A2")
         await self._do(self._crud.get, email="a@x")
         found["update"] = await self._calls(self._crud.update, Change(name="A3"), email="a@x")
+        await self._client.delete("many:2", "many:3")  # of the flows before
         await self._do(self._many, [1])
         found["many"] = await self._calls(self._many, [1, 2, 3])
         await self._do(self._stale, "a@x")
