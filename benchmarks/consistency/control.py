@@ -43,6 +43,7 @@ class Control:
         self._victim: Any = context.RawValue(ctypes.c_longlong, -1)
         self._sentence: Any = context.RawValue(ctypes.c_int, 0)
         self._unwell: Any = context.RawValue(ctypes.c_double, 0.0)
+        self._late: Any = context.RawValue(ctypes.c_double, 0.0)
 
     def condemn(self, process: int, sentence: Sentence) -> None:
         """Have it happen to a process: its end, a standstill, or a COMMIT that arrives late."""
@@ -64,10 +65,18 @@ class Control:
         """From now on until this moment, Redis may have missed something."""
         self._unwell.value = until
 
+    def late(self, until: float) -> None:
+        """Note a COMMIT that arrives later than its caller waits: until this moment its process must see to it.
+
+        If the process ended before, and Redis had been restarted in between, what was loaded since would stay. The
+        guarantees say so, so a run makes no such case.
+        """
+        self._late.value = max(self._late.value, until)
+
     @property
     def calm(self) -> bool:
-        """Whether Redis has been within reach for long enough."""
-        return bool(monotonic() > self._unwell.value)
+        """Whether Redis has been within reach for long enough, and no COMMIT is on its way."""
+        return bool(monotonic() > max(self._unwell.value, self._late.value))
 
 
 @dataclass(frozen=True, slots=True)

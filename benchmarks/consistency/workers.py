@@ -304,6 +304,7 @@ class Writer(Worker):
         if self.proxy is None or task is None:
             return
         loop = asyncio.get_running_loop()
+        self.orders.control.late(monotonic() + LATE + self.orders.plan.settings.repair)
         self.proxy.hold()
         loop.call_later(_WRITE_MS / 1000, task.cancel)
         loop.call_later(LATE, self.proxy.heal)
