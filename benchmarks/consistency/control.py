@@ -6,6 +6,7 @@ A lock would stay held by a process that is killed.
 from __future__ import annotations
 
 import ctypes
+import math
 from dataclasses import dataclass
 from multiprocessing.context import BaseContext
 from pathlib import Path
@@ -19,17 +20,12 @@ from benchmarks.consistency.workload import Workload
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What every process is told. Moments are seconds of CLOCK_MONOTONIC."""
+    """What every process is told."""
 
     settings: Settings
     workload: Workload
     url: str
     folder: Path
-    began: float
-    ends: float
-    """Writers and readers stop."""
-    audit: float
-    """Nothing that was begun can be in force any more: whatever is read must equal the database."""
 
 
 Sentence = Literal["kill", "stall", "delay"]
@@ -37,13 +33,37 @@ _SENTENCES: dict[int, Sentence] = {1: "kill", 2: "stall", 3: "delay"}
 
 
 class Control:
-    """What is to happen to which process at its next COMMIT, and until when it must not happen."""
+    """When the run is, what is to happen to which process at its next COMMIT, and until when it must not happen.
 
-    def __init__(self, context: BaseContext) -> None:
+    Moments are seconds of CLOCK_MONOTONIC.
+    """
+
+    def __init__(self, context: BaseContext, settings: Settings) -> None:
+        self._began: Any = context.RawValue(ctypes.c_double, math.inf)
+        self._seconds, self._quiet = settings.seconds, settings.quiet
         self._victim: Any = context.RawValue(ctypes.c_longlong, -1)
         self._sentence: Any = context.RawValue(ctypes.c_int, 0)
         self._unwell: Any = context.RawValue(ctypes.c_double, 0.0)
         self._late: Any = context.RawValue(ctypes.c_double, 0.0)
+
+    def begin(self) -> None:
+        """Begin: all processes are ready."""
+        self._began.value = monotonic()
+
+    @property
+    def began(self) -> float:
+        """When it began; infinity before."""
+        return float(self._began.value)
+
+    @property
+    def ends(self) -> float:
+        """When writers and readers stop."""
+        return self.began + self._seconds
+
+    @property
+    def audit(self) -> float:
+        """From when on nothing that was begun can be in force: whatever is read must equal the database."""
+        return self.ends + self._quiet
 
     def condemn(self, process: int, sentence: Sentence) -> None:
         """Have it happen to a process: its end, a standstill, or a COMMIT that arrives late."""

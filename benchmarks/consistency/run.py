@@ -29,9 +29,8 @@ from benchmarks.consistency.workload import BLOCK, Workload
 _CONTEXT = get_context("forkserver")
 _LEFT_ALONE = 0.2
 """Seconds at most between two tries of a server that has not answered."""
-_START = 1.5
-"""Seconds from starting the processes to the beginning."""
 _LATE = 600.0
+"""Seconds that processes may take to be ready, and to end, on a busy machine."""
 
 
 class RunError(RuntimeError):
@@ -91,6 +90,18 @@ class Crew:
         process.start()
         self.living[number] = (kind, process)
 
+    async def ready(self) -> None:
+        """Wait until all readers and writers have connected. Raises RunError."""
+        end = monotonic() + _LATE
+        places = [
+            self.plan.folder / f"{number}.ready" for number, (kind, _) in self.living.items() if kind != "watcher"
+        ]
+        while not all(place.exists() for place in places):
+            if monotonic() > end:
+                raise RunError("processes that do not begin")
+            self.check()
+            await asyncio.sleep(0.05)
+
     async def kill_a_writer(self) -> None:
         """End one at its next COMMIT, and start another in its place."""
         number = self._a_writer()
@@ -136,7 +147,7 @@ class Crew:
         self.control.condemn(number, sentence)
         try:
             while not done():
-                if monotonic() > self.plan.ends:
+                if monotonic() > self.control.ends:
                     return False
                 await asyncio.sleep(0.01)
         finally:
@@ -146,7 +157,7 @@ class Crew:
     async def wait(self) -> None:
         """Wait until all have ended by themselves. Raises RunError."""
         while any(process.is_alive() for kind, process in self.living.values() if kind != "watcher"):
-            if monotonic() > self.plan.audit + _LATE:
+            if monotonic() > self.control.audit + _LATE:
                 raise RunError(f"processes that do not end: {sorted(self.living)}")
             self.check()
             await asyncio.sleep(0.05)
@@ -181,14 +192,11 @@ def run(settings: Settings, tell: Callable[[str], None] = lambda _: None) -> Out
             asyncio.run((followed if settings.auto else database).create(url, workload.total))
             if settings.outside:
                 asyncio.run(outside.install(url))
-            began = monotonic() + _START
-            ends = began + settings.seconds
-            plan = Plan(settings, workload, url, folder, began, ends, ends + settings.quiet)
-            return asyncio.run(_run(plan, running, tell))
+            return asyncio.run(_run(Plan(settings, workload, url, folder), running, tell))
 
 
 async def _run(plan: Plan, running: Servers, tell: Callable[[str], None]) -> Outcome:
-    settings, control, outages = plan.settings, Control(_CONTEXT), list[Outage]()
+    settings, control, outages = plan.settings, Control(_CONTEXT, plan.settings), list[Outage]()
     proxied = any(FAULTS[name].proxied for name in settings.faults)
     async with AsyncExitStack() as stack:
         if proxied:
@@ -200,11 +208,12 @@ async def _run(plan: Plan, running: Servers, tell: Callable[[str], None]) -> Out
         for kind, number in (("writer", settings.writers), ("reader", settings.readers)):
             for place in range(number):
                 crew.start(kind, detour=proxied and place % 2 == 1)
-        await asyncio.sleep(plan.began - monotonic())
+        await crew.ready()
+        control.begin()
         tell(f"running for {settings.seconds:g} s")
         stage = Stage(running, control, crew, random.Random(settings.seed), settings.repair, outages, settings.allowed)
-        playing = asyncio.create_task(play(stage, settings.faults, plan.ends))
-        while monotonic() < plan.ends:
+        playing = asyncio.create_task(play(stage, settings.faults, control.ends))
+        while monotonic() < control.ends:
             crew.check()
             await asyncio.sleep(0.1)
         done = await playing

@@ -61,12 +61,12 @@ class Worker(ABC):
     @property
     def elapsed(self) -> float:
         """Seconds since the run began."""
-        return monotonic() - self.plan.began
+        return monotonic() - self.orders.control.began
 
     @property
     def over(self) -> bool:
         """Whether it is time to stop."""
-        return monotonic() >= self.plan.ends
+        return monotonic() >= self.orders.control.ends
 
     def session(self) -> AsyncSession:
         """Give a session, as a request has one."""
@@ -128,7 +128,7 @@ class Reader(Worker):
         """Read until the end; then wait, and read everything."""
         await asyncio.gather(*(self._caller() for _ in range(self.settings.callers)))
         self.stats = self.subject.stats()
-        await asyncio.sleep(max(0.0, self.plan.audit - monotonic()))
+        await asyncio.sleep(max(0.0, self.orders.control.audit - monotonic()))
         await self._audit()
 
     async def _caller(self) -> None:
@@ -339,6 +339,9 @@ async def _main(kind: str, orders: Orders) -> None:
         try:
             with Log(orders.path("reads" if kind == "reader" else "writes"), buffered=kind == "reader") as log:
                 worker = KINDS[kind](orders, engine, subject, log, proxy)
+                orders.path("ready").touch()
+                while monotonic() < orders.control.began:  # noqa: ASYNC110  # shared memory wakes nobody
+                    await asyncio.sleep(0.01)
                 blocking = asyncio.create_task(worker.block_the_loop())
                 await worker.run()
                 await blocking

@@ -263,7 +263,7 @@ def test_a_source_is_the_farthest_that_a_call_went() -> None:
 
 def test_a_process_whose_commit_is_on_its_way_is_not_ended() -> None:
     """The guarantees leave that case open: what was loaded since a restart of Redis would stay."""
-    control = Control(get_context())
+    control = Control(get_context(), Settings())
     control.condemn(1, "kill")
     assert control.sentence(1) == "kill"
     control.late(math.inf)
@@ -436,16 +436,19 @@ def consistency(*arguments: str) -> tuple[int, str]:
 SHORT = ("--database", "sqlite", "--barrier", "1.5", "--timeout", "2")
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("world", [[], ["--auto"]], ids=["by hand", "followed"])
 def test_a_short_run_is_clean(world: list[str], tmp_path: Path) -> None:
     """A few seconds on SQLite, writers killed, keys evicted, reads cancelled: nothing is wrong."""
     file = tmp_path / "run.json"
     chosen = "cancel,cancel-writes,kill,stall,evict,script-flush,slow-load"
-    status, said = consistency("--seconds", "6", "--faults", chosen, "--json", str(file), *SHORT, *world)
-    assert status == 0, said
-    facts = json.loads(file.read_text())
-    assert facts["verdict"] == "nothing wrong"
+    for seconds in ("6", "12", "24", "48"):  # a busy machine needs longer for as many
+        status, said = consistency("--seconds", seconds, "--faults", chosen, "--json", str(file), *SHORT, *world)
+        assert status == 0, said
+        facts = json.loads(file.read_text())
+        assert facts["verdict"] == "nothing wrong"
+        if facts["reads"] > 200 and facts["committed"] > 20:
+            break
     assert facts["reads"] > 200
     assert facts["sources"]["hit"] > 0
     assert facts["committed"] > 20
