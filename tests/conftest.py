@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis.asyncio
+from hypothesis import settings
 from redis.asyncio.cluster import RedisCluster
 
 from fastrdb import Cache, default_cache
@@ -55,6 +56,11 @@ package."""
 
 pytest_plugins = ["pytester", "fastrdb.testing.plugin"]
 
+# Of all property tests: a busy machine may stand still for longer than hypothesis lets one example take.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
+
+gc.disable()  # until all tests are there: a collection finds nothing to free in what the run keeps
 
 of_modules: set[Any] = set()
 """The caches with `auto=True` that modules of tests have: these live as long as the run."""
@@ -92,6 +98,7 @@ def pytest_collection_finish() -> None:
     """Take what lives as long as the run out of the collector's sight: tests that collect garbage look at their own."""
     gc.collect()
     gc.freeze()
+    gc.enable()
     of_modules.update(followers)
 
 

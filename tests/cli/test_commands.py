@@ -12,6 +12,7 @@ import select
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -176,15 +177,15 @@ def test_the_tools_that_are_missing_are_named(
 
 
 class Terminal:
-    """A terminal of 90 columns and 24 lines, on which the command runs."""
+    """A terminal of 90 columns and 24 lines, on which a program runs: the command, where no other is given."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, program: Sequence[str] = ("-m", "fastrdb")) -> None:
         self.screen = pyte.Screen(90, 24)
         self._stream = pyte.ByteStream(self.screen)
         self._own, its = pty.openpty()
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "90", "LINES": "24"}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "fastrdb", *arguments], stdin=its, stdout=its, stderr=its, env=environment
+            [sys.executable, *program, *arguments], stdin=its, stdout=its, stderr=its, env=environment
         )
         os.close(its)
 
@@ -242,6 +243,19 @@ def test_invalidate_asks_on_a_terminal(server: EmbeddedServer) -> None:
             assert admin.exists("shop:user:1") == left
 
 
+ONE_AFTER_ANOTHER = """
+import json, sys
+from fastrdb.cli import main
+
+for number, arguments in enumerate(json.loads(sys.argv[1])):
+    sys.argv = ["fastrdb", *arguments]
+    try:
+        main()
+    except SystemExit as ended:
+        print(f"command {number} ended with {ended.code}", flush=True)
+    sys.stdin.readline()  # until the screen has been read
+"""
+"""Runs commands in one process: to start one takes longer than any of the commands."""
 ON_A_TERMINAL = [
     (["keys", "user:*"], "3 entries"),
     (["get", "user:1"], "Ann"),
@@ -257,13 +271,15 @@ ON_A_TERMINAL = [
 
 def test_commands_on_a_terminal(url: str) -> None:
     """Each ends with 0, shows what was asked for, and writes nothing that the terminal would obey."""
-    for arguments, text in ON_A_TERMINAL:
-        options = [] if arguments[0] == "docs" else ["--url", url, "--namespace", "shop"]
-        terminal = Terminal(*arguments, *options)
+    options = ["--url", url, "--namespace", "shop"]
+    given = [[*each, *(() if each == ["docs"] else options)] for each, _ in ON_A_TERMINAL]
+    terminal = Terminal(json.dumps(given), program=("-c", ONE_AFTER_ANOTHER))
+    for number, (_, text) in enumerate(ON_A_TERMINAL):
         if text:
-            shown = terminal.until(text)
-            assert "Traceback" not in shown
-        assert terminal.end() == 0, arguments
+            assert "Traceback" not in terminal.until(text)
+        terminal.until(f"command {number} ended with 0")
+        terminal.write("\n")
+    assert terminal.end() == 0
     assert found("get", "user:2", "--url", url)
 
 

@@ -151,7 +151,7 @@ def meaning(args: list[Any], kwargs: dict[str, Any]) -> str:
     return repr([*sorted(found.pop("more").items(), key=lambda pair: str(pair[0])), *found.items()])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(CALL, min_size=2, max_size=6), st.sampled_from(PLANS))
 def test_equal_keys_are_equal_calls(calls: list[tuple[list[Any], dict[str, Any]]], plan: CallPlan) -> None:
     """Two calls have one key if and only if the function gets the same arguments, of whatever kind."""
@@ -160,7 +160,7 @@ def test_equal_keys_are_equal_calls(calls: list[tuple[list[Any], dict[str, Any]]
         assert same == (key_of(plan, *first[0], **first[1]) == key_of(plan, *second[0], **second[1]))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(ARGUMENT, max_size=8),
     st.dictionaries(st.sampled_from(["a", "b", "c", "d", "email", "x"]), ARGUMENT, max_size=4),

@@ -144,7 +144,7 @@ def identity(value: Any) -> Any:
     return (type(value), repr(value))
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(VALUES, VALUES, DECLARED)
 def test_equal_text_means_equal_value(first: Any, second: Any, declared: Any) -> None:
     """Whatever is declared, two texts are equal if and only if their values are equal and of the same type."""
@@ -152,14 +152,14 @@ def test_equal_text_means_equal_value(first: Any, second: Any, declared: Any) ->
     assert (identity(first) == identity(second)) == alike
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(SCALARS, min_size=2, max_size=12), DECLARED)
 def test_many_scalars_keep_apart(values: list[Any], declared: Any) -> None:
     """Among many values there are as many texts as there are different values."""
     assert len({encode_value(each, declared) for each in values}) == len({identity(each) for each in values})
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(TEXT)
 def test_text_holds_nothing_that_means_something(text: str) -> None:
     """A declared str is written without separators, wildcards, blanks or controls, and can be sent."""
@@ -322,7 +322,7 @@ def test_prefixes_may_hold_wildcards(text: str) -> None:
 SEPARATORS = ["-", ":", "x-", "-x", "::", "_", ".", "@", "a:b", "&b=", "→", "-:", "/"]
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.data(), st.sampled_from(SEPARATORS), st.sampled_from(SEPARATORS))
 def test_separators_keep_placeholders_apart(data: st.DataObject, first: str, second: str) -> None:
     """Three values in one key stay apart, whatever separates them."""
@@ -338,7 +338,7 @@ def test_separators_keep_placeholders_apart(data: st.DataObject, first: str, sec
     assert (identity(calls[0]) == identity(calls[1])) == (keys[0] == keys[1])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text(alphabet="a%é€😀:3A", min_size=0, max_size=900))
 def test_long_keys_end_in_a_digest(text: str) -> None:
     """A key has at most 512 bytes of UTF-8, breaks off between characters and escapes, and is itself if it is short."""

@@ -110,7 +110,7 @@ def test_the_empty_prefix_is_no_prefix() -> None:
 
 
 @pytest.mark.parametrize("pattern", ["k:{a}", "k:{a}:x:{b}", "k:{a}-{b}", "k:{a}_x"])
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(mine=VALUES, other=VALUES, rest=st.sampled_from(["b", "b:c", "", "1"]))
 def test_a_value_reaches_only_its_own_keys(pattern: str, mine: Any, other: Any, rest: str) -> None:
     """A prefix that holds a value reaches all keys that have an equal one there, and no key that has another.
@@ -197,7 +197,7 @@ def test_digests_are_reached(lua: redis.Redis, text: str, size: int, unit: str) 
                     assert found_by_lua(lua, prefix, [fitted]) == [prefix.matches(fitted)]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     text=st.text(alphabet="ab:*?%.-^$é", max_size=6),
     keys=st.lists(st.text(alphabet="ab:?%.-^$é&", max_size=8), min_size=1, max_size=8),

@@ -27,7 +27,7 @@ from fastrdb.values.codec import Codec, EncodeError
 from tests.support.world.samples import CODEC, EVERYTHING, SAMPLE, Address, Cat, Color, Dog, Everything, Page
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(EVERYTHING)
 def test_a_value_comes_back_the_same(value: Everything) -> None:
     """decode(encode(x)) == x over every kind of field, and verify() sees no difference."""

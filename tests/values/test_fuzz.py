@@ -449,7 +449,7 @@ def test_a_value_of_each_type_comes_back_the_same_or_is_not_stored(annotation: A
     found = set[bool]()
 
     @given({**SCALARS, **HOLDERS}[annotation])
-    @settings(max_examples=25, deadline=None, database=None)
+    @settings(max_examples=25, database=None)
     def check(value: Any) -> None:
         found.add(stored(annotation, value))
 
@@ -494,7 +494,7 @@ TYPES = st.recursive(LEAVES | KEYS, holders, max_leaves=2)
 
 
 @given(st.data())
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 def test_a_value_of_a_type_made_of_others_comes_back_the_same_or_is_not_stored(data: st.DataObject) -> None:
     """Lists, dicts, unions, tuples and models of one another; what cannot be read back may be refused at decoration."""
     annotation, values = data.draw(TYPES)

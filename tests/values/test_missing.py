@@ -131,7 +131,7 @@ def test_an_error_that_would_come_back_changed_has_no_entry(make: Callable[[], E
 
 
 @given(st.text())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_negative_entries_hold_their_message(message: str) -> None:
     """A negative entry is JSON with the message in plain sight, and is a value of no type at all."""
     raw = encode_missing(NoResultFound(message), NoResultFound)

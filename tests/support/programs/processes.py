@@ -19,6 +19,9 @@ from tests.support.servers import databases
 from tests.support.world.world import PATIENT, Process
 
 LIMIT = 40.0  # seconds
+# Forks of one process that has imported all this, and has nothing open: to import it takes longer than most tests.
+_CONTEXT = get_context("forkserver")
+_CONTEXT.set_forkserver_preload([__name__])
 Moment = Literal["before", "after"]
 
 
@@ -77,8 +80,7 @@ async def _call_together(port: int, callers: int, barrier: Barrier) -> None:
 
 async def run(target: Any, *arguments: Any, count: int = 1) -> list[int | None]:
     """Run `target(*arguments)` in so many new processes, and return their exit codes."""
-    context = get_context("spawn")
-    processes = [context.Process(target=target, args=arguments, daemon=True) for _ in range(count)]
+    processes = [_CONTEXT.Process(target=target, args=arguments, daemon=True) for _ in range(count)]
     for process in processes:
         process.start()
     try:
@@ -91,4 +93,4 @@ async def run(target: Any, *arguments: Any, count: int = 1) -> list[int | None]:
 
 def together(parties: int) -> Barrier:
     """Return the barrier at which processes wait for each other."""
-    return get_context("spawn").Barrier(parties)
+    return _CONTEXT.Barrier(parties)

@@ -1,4 +1,4 @@
-"""Projects of users, whose tests run in a process of their own with the pytest plugin."""
+"""Projects of users, whose tests run with the pytest plugin: in this process, since one of their own starts slowly."""
 
 from __future__ import annotations
 
@@ -21,4 +21,4 @@ def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytes
 
 def run_file(project: pytest.Pytester, *arguments: str) -> pytest.RunResult:
     """Run what is there with the plugin."""
-    return project.runpytest_subprocess("-p", PLUGIN, "-p", "no:cacheprovider", *arguments)
+    return project.runpytest_inprocess("-p", PLUGIN, "-p", "no:cacheprovider", *arguments)

@@ -1,4 +1,7 @@
-"""Runs mypy, pyright and ruff from the tests' own interpreter, and reads their reports."""
+"""Runs mypy, pyright and ruff from the tests' own interpreter, and reads their reports.
+
+A checker reads the libraries' types first, which takes longer than any file of the project: one run is for all files.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 from typing import NamedTuple
 
 from tests.support import ROOT
@@ -15,9 +17,9 @@ _MYPY_LINE = re.compile(r"^(?P<file>[^:]+):(?P<line>\d+): error: (?P<text>.*)$",
 
 
 class Complaint(NamedTuple):
-    """One error that a checker found: in the file of this name, on this line, counted from 1."""
+    """One error that a checker found: in this file, as the checker writes it, and on this line, counted from 1."""
 
-    name: str
+    file: str
     line: int
     text: str
 
@@ -30,21 +32,21 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
 
 
 def mypy(*files: str) -> list[Complaint]:
-    """Return the complaints of mypy, strict, about these files, or about all of the project."""
+    """Return the complaints of mypy, strict, about these files and folders."""
     done = run("mypy", "--strict", "--no-error-summary", "--no-color-output", *files)
     assert done.returncode in {0, 1}, done.stdout + done.stderr
     lines = _MYPY_LINE.finditer(done.stdout)
-    return [Complaint(Path(found["file"]).name, int(found["line"]), found["text"]) for found in lines]
+    return [Complaint(found["file"], int(found["line"]), found["text"]) for found in lines]
 
 
 def pyright(*files: str) -> list[Complaint]:
-    """Return the complaints of pyright about these files, or about all of the project."""
+    """Return the complaints of pyright about these files and folders."""
     done = run("pyright", "--pythonpath", sys.executable, "--outputjson", *files)
     assert done.returncode in {0, 1}, done.stdout + done.stderr
     report = json.loads(done.stdout[done.stdout.index("{") :])
     assert report["summary"]["filesAnalyzed"] > 0
     return [
-        Complaint(Path(found["file"]).name, found["range"]["start"]["line"] + 1, found["message"])
+        Complaint(found["file"], found["range"]["start"]["line"] + 1, found["message"])
         for found in report["generalDiagnostics"]
         if found["severity"] == "error"
     ]
