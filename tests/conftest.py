@@ -302,16 +302,14 @@ def mariadb_server() -> Iterator[ServerDatabase]:
 @pytest.fixture
 async def postgresql(postgresql_server: ServerDatabase) -> AsyncIterator[Database]:
     """Provide an empty PostgreSQL database."""
-    await postgresql_server.clear()
-    async with databases.opened(postgresql_server.url) as opened:
+    async with postgresql_server.emptied() as opened:
         yield opened
 
 
 @pytest.fixture
 async def mariadb(mariadb_server: ServerDatabase) -> AsyncIterator[Database]:
     """Provide an empty MariaDB database."""
-    await mariadb_server.clear()
-    async with databases.opened(mariadb_server.url) as opened:
+    async with mariadb_server.emptied() as opened:
         yield opened
 
 

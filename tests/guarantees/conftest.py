@@ -49,9 +49,8 @@ def opens(client: Redis) -> Opens:
 
     @asynccontextmanager
     async def open_world(server: ServerDatabase, **options: Any) -> AsyncIterator[World]:
-        await server.clear()
         await client.flushall()
-        async with databases.opened(server.url, **options) as database, world(database, client) as made:
+        async with server.emptied(**options) as database, world(database, client) as made:
             yield made
 
     return open_world

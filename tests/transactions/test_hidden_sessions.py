@@ -17,7 +17,6 @@ import fastrdb.transactions.scope
 from fastrdb.transactions.scope import RunningCall
 from tests.races.mechanisms import without
 from tests.races.scenarios import hidden
-from tests.support.servers import databases
 from tests.support.servers.databases import Database, ServerDatabase
 from tests.support.world.world import Scenario, World, world
 
@@ -30,8 +29,7 @@ def name(scenario: Scenario) -> str:
 @asynccontextmanager
 async def on(server: ServerDatabase, client: Redis, **options: Any) -> AsyncIterator[World]:
     """Yield a world on a server, with an engine of its own."""
-    await server.clear()
-    async with databases.opened(server.url, **options) as database, world(database, client) as made:
+    async with server.emptied(**options) as database, world(database, client) as made:
         yield made
 
 

@@ -46,7 +46,7 @@ class NoServerError(Exception):
 
 @dataclass(frozen=True)
 class Database:
-    """One database, empty at the start of the test. Without a pool, so it can be used in any event loop."""
+    """One database, empty at the start of the test. Its pool keeps connections, as users' do: of one event loop."""
 
     engine: AsyncEngine
     sessions: async_sessionmaker[AsyncSession]
@@ -57,15 +57,15 @@ class Database:
         return self.engine.dialect.name
 
     async def create(self, base: type[DeclarativeBase]) -> None:
-        """Make all tables of *base*."""
+        """Make all tables of *base*, none of which is there."""
         async with self.engine.begin() as connection:
-            await connection.run_sync(base.metadata.create_all)
+            await connection.run_sync(base.metadata.create_all, checkfirst=False)
 
 
 @contextlib.asynccontextmanager
 async def opened(url: URL | str, **options: Any) -> AsyncIterator[Database]:
     """Open the database at *url* for the block; its engine is disposed of afterwards."""
-    engine = create_async_engine(url, poolclass=NullPool, **options)
+    engine = create_async_engine(url, **options)
     try:
         yield Database(engine, async_sessionmaker(engine, expire_on_commit=False))
     finally:
@@ -100,6 +100,16 @@ class ServerDatabase:
             await self.drop()
             await self.create()
 
+    @contextlib.asynccontextmanager
+    async def emptied(self, **options: Any) -> AsyncIterator[Database]:
+        """Empty it, and open it for the block: with one connection for both, where the server makes that possible."""
+        if self.admin.get_backend_name() != "postgresql":
+            await self.clear()
+        async with opened(self.url, **options) as database:
+            if self.admin.get_backend_name() == "postgresql":
+                await _execute(database.engine, *_EMPTY)
+            yield database
+
     async def drop(self) -> None:
         """Drop the database, with all connections to it."""
         name = self.url.database
@@ -128,11 +138,16 @@ def server_database(variable: str, defaults: Sequence[URL]) -> Iterator[ServerDa
 
 async def execute(url: URL, *statements: str) -> None:
     """Execute statements outside of any transaction."""
-    engine = create_async_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+    engine = create_async_engine(url, poolclass=NullPool)
+    await _execute(engine, *statements)
+    await engine.dispose()
+
+
+async def _execute(engine: AsyncEngine, *statements: str) -> None:
     async with asyncio.timeout(_CONNECT_LIMIT * 4), engine.connect() as connection:
+        await connection.execution_options(isolation_level="AUTOCOMMIT")
         for statement in statements:
             await connection.execute(text(statement))
-    await engine.dispose()
 
 
 async def _first_that_answers(urls: Sequence[URL]) -> URL:

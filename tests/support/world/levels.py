@@ -72,6 +72,7 @@ async def opened(place: Place, url: Any, **options: Any) -> AsyncIterator[Databa
         if place.server == "sqlite":
             async with database.engine.connect() as connection:
                 await connection.execute(text(f"PRAGMA journal_mode={place.journal}"))
+            await database.engine.dispose()  # this connection begins as it likes
         if place.begins:
             _send_begin(database)
         yield database
