@@ -251,5 +251,5 @@ def test_ci_runs_the_test_command_of_the_readme() -> None:
     demo, *tests = (block.strip() for block in blocks(README, "sh")[:3])
     script = (ROOT / ".ci" / "run").read_text("utf-8")
     commands = [line for line in script.splitlines() if line and not line.startswith("#")]
-    assert commands[3:] == tests  # after set, cd and export CI
+    assert commands[4:] == tests  # after set, cd, export CI and unset
     assert demo.endswith("python -m fastrdb demo")

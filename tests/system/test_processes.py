@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import os
 import subprocess
 import sys
 import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,66 +25,71 @@ from tests.support.programs.apps import App
 from tests.support.waiting import until
 from tests.support.world.world import PATIENT, spawn
 
-LIMIT = 40
+Program = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def program(name: str, server: EmbeddedServer, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run one, with every warning an error and asyncio's own checks on."""
-    command = [sys.executable, "-X", "dev", "-W", "error", "-m", "tests.support.programs", name, str(server.port)]
-    return subprocess.run(
-        [*command, *arguments],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=LIMIT,
-    )
+@pytest.fixture(scope="module")
+def program(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
+    """Provide a function that runs a program, with every warning an error and asyncio's own checks on."""
+    command = [sys.executable, "-X", "dev", "-W", "error", "-m", "tests.support.programs"]
+
+    def run(name: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        folder = tmp_path_factory.mktemp(name)
+        said = {each: str(folder / each) for each in ("stdout", "stderr")}
+        asked = {"name": name, "port": server.port, "arguments": arguments, "environment": environment, **said}
+        assert starts.stdin is not None
+        assert starts.stdout is not None
+        print(json.dumps(asked), file=starts.stdin, flush=True)
+        status = int(starts.stdout.readline())
+        return subprocess.CompletedProcess(asked, status, *(Path(each).read_text() for each in said.values()))
+
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as starts:
+        yield run
 
 
 @pytest.mark.parametrize(
     "how",
     ["", "client", "cache client", "flight", "flight client", "flight cache client", "cancelled client", "cancelled"],
 )
-def test_the_end_of_a_program(server: EmbeddedServer, client: Redis, how: str) -> None:
+def test_the_end_of_a_program(program: Program, client: Redis, how: str) -> None:
     """However a program ends: no task is destroyed, no connection is left open, and no warning is printed."""
-    done = program("ends", server, *how.split())
+    done = program("ends", *how.split())
     assert (done.returncode, done.stdout, done.stderr) == (0, "the end\n", "")
 
 
-async def test_no_lease_is_left(server: EmbeddedServer, client: Redis) -> None:
+async def test_no_lease_is_left(program: Program, client: Redis) -> None:
     """A load that was under way when the program ended has given its leases back: no other process waits for them."""
-    await asyncio.to_thread(program, "ends", server, "flight")
+    await asyncio.to_thread(program, "ends", "flight")
     assert [key async for key in client.scan_iter("fastrdb:lease:*")] == []
 
 
 @pytest.mark.parametrize("closing", ["closed", "open"])
-def test_one_event_loop_after_the_other(server: EmbeddedServer, client: Redis, closing: str) -> None:
+def test_one_event_loop_after_the_other(program: Program, client: Redis, closing: str) -> None:
     """A cache and a client at module level, and `asyncio.run` again and again: every call is answered by Redis."""
-    done = program("loops", server, closing)
+    done = program("loops", closing)
     assert (done.returncode, done.stdout) == (0, "the end\n"), done.stderr
 
 
-def test_what_a_loop_owes_the_next_one_pays(server: EmbeddedServer, client: Redis) -> None:
+def test_what_a_loop_owes_the_next_one_pays(program: Program, client: Redis) -> None:
     """An invalidation that Redis missed is not forgotten with the event loop of its commit."""
-    done = program("owes", server, "")
+    done = program("owes", "")
     assert (done.returncode, done.stdout) == (0, "the end\n"), done.stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.parametrize("when", ["ended", "running"])
 @pytest.mark.parametrize("held", ["", "1"], ids=["idle", "in use"])
-def test_a_fork(server: EmbeddedServer, client: Redis, when: str, held: str) -> None:
+def test_a_fork(program: Program, client: Redis, when: str, held: str) -> None:
     """Parent and child use cache and client of one module at once: each has connections of its own."""
-    done = program("forks", server, when, FASTRDB_HELD=held)
+    done = program("forks", when, FASTRDB_HELD=held)
     assert (done.returncode, done.stdout) == (0, "the end\n"), done.stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.parametrize("held", ["", "1"], ids=["idle", "in use"])
-def test_a_fork_that_shares(server: EmbeddedServer, client: Redis, held: str) -> None:
+def test_a_fork_that_shares(program: Program, client: Redis, held: str) -> None:
     """Without leaving everything to the parent the two processes speak on one socket."""
-    done = program("forks", server, "running", "unhooked", FASTRDB_HELD=held)
+    done = program("forks", "running", "unhooked", FASTRDB_HELD=held)
     assert done.returncode != 0
 
 

@@ -1,8 +1,13 @@
-"""Whole programs that use a cache, each in a process of its own: `python -m tests.support.programs NAME PORT ...`."""
+"""Whole programs that use a cache, each in a process of its own.
+
+`python -m tests.support.programs` has imported all that they need, and forks one for each line that it reads: to import
+it takes longer than the programs do.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sys
@@ -151,8 +156,23 @@ def _fork(work: Callable[[], Any], limit: int) -> int:
         os._exit(status)
 
 
-if __name__ == "__main__":
-    client = Redis(port=int(sys.argv[2]), max_connections=10)
+def asked_for(limit: int) -> Any:
+    """Return what a line asks for, in the process that is to do it; print how each one before it has ended."""
+    for line in sys.stdin:
+        asked = json.loads(line)
+        child = os.fork()
+        if not child:
+            signal.alarm(limit)
+            for stream, name in ((1, "stdout"), (2, "stderr")):
+                os.dup2(os.open(asked[name], os.O_WRONLY | os.O_CREAT), stream)
+            os.environ.update(asked["environment"])
+            return asked
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    return None
+
+
+if __name__ == "__main__" and (asked := asked_for(limit=40)):
+    client = Redis(port=asked["port"], max_connections=10)
     programs: dict[str, Callable[..., None]] = {"ends": ends, "loops": loops, "owes": owes, "forks": forks}
-    programs[sys.argv[1]](*sys.argv[3:])
+    programs[asked["name"]](*asked["arguments"])
     print("the end")
