@@ -41,7 +41,7 @@ def program(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) ->
         assert starts.stdout is not None
         print(json.dumps(asked), file=starts.stdin, flush=True)
         status = int(starts.stdout.readline())
-        return subprocess.CompletedProcess(asked, status, *(Path(each).read_text() for each in said.values()))
+        return subprocess.CompletedProcess(command, status, *(Path(each).read_text() for each in said.values()))
 
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as starts:
         yield run
