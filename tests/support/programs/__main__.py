@@ -1,7 +1,7 @@
 """Whole programs that use a cache, each in a process of its own.
 
-`python -m tests.support.programs` has imported all that they need, and forks one for each line that it reads: to import
-it takes longer than the programs do.
+`python -m tests.support.programs` imports what these programs need, and forks one for each line of its input: to import
+takes longer than a program.
 """
 
 from __future__ import annotations
