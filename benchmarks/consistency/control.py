@@ -28,12 +28,12 @@ class Plan:
     folder: Path
 
 
-Sentence = Literal["kill", "stall", "delay"]
-_SENTENCES: dict[int, Sentence] = {1: "kill", 2: "stall", 3: "delay"}
+Sentence = Literal["kill", "stall", "delay", "kill late"]
+_SENTENCES: dict[int, Sentence] = {1: "kill", 2: "stall", 3: "delay", 4: "kill late"}
 
 
 class Control:
-    """When the run is, what is to happen to which process at its next COMMIT, and until when it must not happen.
+    """When the run is, what is to happen to which process at its next COMMIT, and whether loads may end.
 
     Moments are seconds of CLOCK_MONOTONIC.
     """
@@ -45,6 +45,7 @@ class Control:
         self._sentence: Any = context.RawValue(ctypes.c_int, 0)
         self._unwell: Any = context.RawValue(ctypes.c_double, 0.0)
         self._late: Any = context.RawValue(ctypes.c_double, 0.0)
+        self._holds: Any = context.RawValue(ctypes.c_bool, False)
 
     def begin(self) -> None:
         """Begin: all processes are ready."""
@@ -79,7 +80,16 @@ class Control:
         if self._victim.value != process:
             return None
         sentence = _SENTENCES[self._sentence.value]
-        return None if sentence == "kill" and not self.calm else sentence
+        return None if sentence in ("kill", "kill late") and not self.calm else sentence
+
+    @property
+    def holds_loads(self) -> bool:
+        """Whether loads that have read do not end for now."""
+        return bool(self._holds.value)
+
+    @holds_loads.setter
+    def holds_loads(self, held: bool) -> None:
+        self._holds.value = held
 
     def unwell(self, until: float) -> None:
         """From now on until this moment, Redis may have missed something."""

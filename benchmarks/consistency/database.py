@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
+from enum import Enum, auto
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -28,6 +30,8 @@ SLOW, SLOW_SECONDS = 0.2, 0.04
 """The share of loads and of COMMITs that are slow, and how long they take at most, where the faults say so."""
 LONG, LONG_SECONDS = 0.2, 4.0
 """The share of loads that outlast a barrier, and how long they take at most, where the faults say so."""
+_HELD_SECONDS = 0.02
+"""Seconds between two looks of a load that is held."""
 _SLOW_COMMIT = text("SELECT set_config('commit_delay', :micros, true), set_config('commit_siblings', '0', true)")
 """PostgreSQL: this transaction's COMMIT waits before others see it. Superusers may do that."""
 
@@ -80,6 +84,18 @@ async def load_block(db: AsyncSession, block: int) -> list[RowOut]:
     return [RowOut(id=row, version=v, attempt=a) for row, v, a in await db.execute(chosen.order_by(Row.id))]
 
 
+class Pace(Enum):
+    """How long loads take."""
+
+    AS_THE_FAULTS_SAY = auto()
+    HELD = auto()  # loads that have read do not end
+    QUICK = auto()
+
+
+pace: ContextVar[Callable[[], Pace]] = ContextVar("pace", default=lambda: Pace.AS_THE_FAULTS_SAY)
+"""Of the loads of this process, now."""
+
+
 class Table:
     """What cached functions and writers do to the rows; slowly at times, where the faults say so."""
 
@@ -116,6 +132,11 @@ class Table:
 
     async def linger(self) -> None:
         """Do something else after the query."""
+        now = pace.get()
+        while now() is Pace.HELD:  # noqa: ASYNC110  # set in memory that processes share, which wakes up no task
+            await asyncio.sleep(_HELD_SECONDS)
+        if now() is Pace.QUICK:
+            return
         if self._long_load and self._chance.random() < LONG:
             await asyncio.sleep(self._chance.random() * LONG_SECONDS)
         if self._slow_load and self._chance.random() < SLOW:

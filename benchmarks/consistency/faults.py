@@ -24,12 +24,14 @@ from redis.exceptions import RedisError
 from benchmarks.consistency.control import Control
 from benchmarks.consistency.rules import Outage
 from benchmarks.consistency.servers import NetworkFault, Servers, restart
-from benchmarks.consistency.settings import STALL
+from benchmarks.consistency.settings import GATHERING, STALL
 from fastrdb.testing.server import EmbeddedServer
 from tests.support.servers.sentinels import SERVICE
 
 _AWAY = 0.4
 """Seconds that Redis is out of reach: longer than the deadline of an operation."""
+_SHOWING = 1.0
+"""Seconds without a write, in which a stale entry stays, and is read."""
 _FAILOVER_LIMIT = 15.0
 _SLOW = ("sqlite", "postgresql")
 _REMOTE = ("postgresql", "mariadb")
@@ -41,6 +43,17 @@ class Victims(Protocol):
 
     async def kill_a_writer(self) -> None:
         """End one at its next COMMIT, and start another."""
+        ...
+
+    async def kill_a_writer_late(self) -> bool:
+        """End one between its next COMMIT and end; True if it has ended.
+
+        It stands still before the COMMIT for GATHERING seconds. From then on, loads that have read do not end.
+        """
+        ...
+
+    def start_a_writer(self) -> None:
+        """Start one more."""
         ...
 
     def kill_watchers(self, number: int | None) -> None:
@@ -69,6 +82,7 @@ class Stage:
     victims: Victims
     chance: random.Random
     repair: float
+    barrier: float
     outages: list[Outage]
     allowed: float = 0.0
     """Seconds for which an answer may be out of date."""
@@ -119,6 +133,22 @@ async def _kill(stage: Stage) -> None:
     while not stage.control.calm:  # noqa: ASYNC110  # what it owes to Redis is lost with it
         await asyncio.sleep(0.05)
     await stage.victims.kill_a_writer()
+
+
+async def _kill_under_loads(stage: Stage) -> None:
+    """Loads that have read before a COMMIT end when the barrier has lapsed of the writer, killed after its COMMIT.
+
+    The loads begin while the writer stands still before its COMMIT. With one process that writes, no other writer
+    leaves a stamp meanwhile.
+    """
+    try:
+        if not await stage.victims.kill_a_writer_late():
+            return
+        await asyncio.sleep(stage.barrier + GATHERING)
+    finally:
+        stage.control.holds_loads = False
+    await asyncio.sleep(_SHOWING)
+    stage.victims.start_a_writer()
 
 
 async def _kill_a_watcher(stage: Stage) -> None:
@@ -275,6 +305,12 @@ FAULTS = {
             "watcher-killed", "the watcher that leads is killed, and another takes over", _kill_a_watcher, watchers=True
         ),
         Fault("watchers-killed", "all watchers are killed, and start later", _kill_watchers, watchers=True),
+        Fault(
+            "kill-under-loads",
+            "a writer is killed between COMMIT and end, and its barrier lapses under loads",
+            _kill_under_loads,
+            default=False,
+        ),
         Fault("stall", "a writer stands still before COMMIT, or between COMMIT and end", _stall),
         Fault("slow-load", "one load in five does something else after its query"),
         Fault("long-load", "one load in five may take longer than a short barrier", default=False),

@@ -104,15 +104,28 @@ class Crew:
 
     async def kill_a_writer(self) -> None:
         """End one at its next COMMIT, and start another in its place."""
+        if await self._killed_a_writer("kill"):
+            self.start_a_writer()
+
+    async def kill_a_writer_late(self) -> bool:
+        """End one between its next COMMIT and end; False if the run is over before."""
+        return await self._killed_a_writer("kill late")
+
+    def start_a_writer(self) -> None:
+        """Start one more."""
+        self.start("writer", detour=False)
+
+    async def _killed_a_writer(self, sentence: Sentence) -> bool:
+        """End one; False if the run is over before."""
         number = self._a_writer()
         kind, process = self.living.pop(number)
-        if not await self._punished(number, "kill", lambda: not process.is_alive()):
+        if not await self._punished(number, sentence, lambda: not process.is_alive()):
             self.living[number] = (kind, process)
-            return
+            return False
         if process.exitcode != -signal.SIGKILL:
             raise RunError(f"{kind} {number} ended with {process.exitcode} before it was killed")
         self.killed += 1
-        self.start("writer", detour=False)
+        return True
 
     def kill_watchers(self, number: int | None) -> None:
         """End so many, the one that has lived longest first, which leads; None for all."""
@@ -211,7 +224,8 @@ async def _run(plan: Plan, running: Servers, tell: Callable[[str], None]) -> Out
         await crew.ready()
         control.begin()
         tell(f"running for {settings.seconds:g} s")
-        stage = Stage(running, control, crew, random.Random(settings.seed), settings.repair, outages, settings.allowed)
+        chance, times = random.Random(settings.seed), (settings.repair, settings.barrier)
+        stage = Stage(running, control, crew, chance, *times, outages, settings.allowed)
         playing = asyncio.create_task(play(stage, settings.faults, control.ends))
         while monotonic() < control.ends:
             crew.check()

@@ -133,6 +133,8 @@ def _columns(change: Any, following: Iterable[Any]) -> set[str]:
 
 _RACY = {"faults": ("slow-load", "slow-commit")}
 _AUTO: dict[str, Any] = {"auto": True, **_RACY}
+_LONG: dict[str, Any] = {"auto": True, "faults": ("long-load",)}
+"""Loads that last longer than writers, which begin, commit and end meanwhile."""
 _SNAPSHOT = {"database": "postgresql", "isolation": "REPEATABLE READ"}
 
 _OUTSIDE: dict[str, Any] = {"auto": True, "outside": True, "watched": 2.0}
@@ -197,9 +199,18 @@ BUGS: dict[str, Bug] = {
         {"faults": ("snapshot",)},
     ),
     "no-repair": Bug("what Redis missed is never made up for", (without("repairs"),), {"faults": ("black-hole",)}),
-    "no-stamp": Bug("a writer that ends leaves no stamp on its tags", (without("stamp-set"),), _AUTO),
-    "stamps-unasked": Bug("a fill looks at no stamp of its tags", (without("tag-stamps"),), _AUTO),
-    "tags-unbarred": Bug("a fill looks at no barrier on its tags", (without("tag-barriers"),), _AUTO),
+    "no-stamp": Bug("a writer that ends leaves no stamp on its tags", (without("stamp-set"),), _LONG),
+    "stamps-unasked": Bug("a fill looks at no stamp of its tags", (without("tag-stamps"),), _LONG),
+    "tags-unbarred": Bug(
+        "a fill looks at no barrier on its tags",
+        (without("tag-barriers"),),
+        {"auto": True, "faults": ("stall", "slow-commit")},  # what is read before a COMMIT is stored before the end
+    ),
+    "lapsed-forgotten": Bug(
+        "a barrier that has lapsed while a load was under way counts for no fill",
+        (without("lapsed-barriers"),),
+        {"auto": True, "faults": ("kill-under-loads",), "writers": 1, "rate": 12.0, "barrier": 1.0},
+    ),
     "tags-not-indexed": Bug("an entry is not found by its tags", (without("tag-indexed"),), _AUTO),
     "columns-unnamed": Bug(
         "a writer names only the columns that its process has seen in use", (without("columns-in-use-named"),), _AUTO
@@ -207,7 +218,7 @@ BUGS: dict[str, Bug] = {
     "told-early": Bug(
         "callers that asked late get what a load has read, although it was not stored",
         (without("late-followers"),),
-        {"auto": True, "faults": ("long-load",)},
+        _LONG,
     ),
     "no-look": Bug(
         "what rows were before a statement counts only as far as the statement says it",

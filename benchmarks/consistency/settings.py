@@ -13,6 +13,8 @@ STALL = 0.8
 """Seconds for which a process stands still: longer than the deadline of an operation, shorter than the barrier."""
 LATE = 2.5
 """Seconds by which a COMMIT is late: longer than drivers wait for a cancelled one, shorter than the barrier."""
+GATHERING = 0.3
+"""Seconds in which loads begin that are to end only when a barrier has lapsed; and for which they last longer still."""
 HEARTBEAT = 1.0
 """Seconds by which an answer from a near cache may be out of date if the push channel dies silently."""
 

@@ -9,7 +9,6 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict
 from typing import Any
 
 from redis.asyncio import Redis
@@ -131,7 +130,7 @@ class FastRDBSubject(Subject):
 
     def stats(self) -> dict[str, int]:
         """As `cache.stats()` has them."""
-        return asdict(self.cache.stats())
+        return self.cache.stats().counts()
 
     async def aclose(self, limit: float) -> None:
         """Repairs come to their end."""

@@ -28,7 +28,7 @@ from benchmarks.consistency.control import Orders
 from benchmarks.consistency.logs import Formatter, Log, Step
 from benchmarks.consistency.peers import subject_of
 from benchmarks.consistency.rules import PROCESS_BITS
-from benchmarks.consistency.settings import LATE, STALL
+from benchmarks.consistency.settings import GATHERING, LATE, STALL
 from benchmarks.consistency.subjects import Attempt, Subject, noting, source_of
 from benchmarks.consistency.workload import BLOCK
 from fastrdb import CacheUnavailableError, FastRDBError
@@ -67,6 +67,12 @@ class Worker(ABC):
     def over(self) -> bool:
         """Whether it is time to stop."""
         return monotonic() >= self.orders.control.ends
+
+    def pace(self) -> database.Pace:
+        """Tell how long loads take now: those of the last check, when all is quiet, are no part of the run."""
+        if self.over:
+            return database.Pace.QUICK
+        return database.Pace.HELD if self.orders.control.holds_loads else database.Pace.AS_THE_FAULTS_SAY
 
     def session(self) -> AsyncSession:
         """Give a session, as a request has one."""
@@ -191,6 +197,7 @@ class Reader(Worker):
 
 
 _told: ContextVar[Callable[[], None]] = ContextVar("told", default=lambda: None)
+_committed: ContextVar[Callable[[], None]] = ContextVar("committed", default=lambda: None)
 
 
 class Writer(Worker):
@@ -201,11 +208,12 @@ class Writer(Worker):
         self._numbers = count((self.orders.number << PROCESS_BITS) + 1)
         self._reads = Log(self.orders.path("reads"), buffered=False)
         event.listen(self.engine.sync_engine, "commit", self._before_commit)
+        self._listen_behind_commit()
 
     async def run(self) -> None:
         """Write until the end."""
         # A process that stands still is late with all that it had sent to Redis: that would be an outage of its own.
-        callers = 1 if {"stall", "lost-barriers"} & set(self.settings.faults) else CALLERS
+        callers = 1 if {"stall", "lost-barriers", "kill-under-loads"} & set(self.settings.faults) else CALLERS
         await asyncio.gather(
             *(self._caller(self.settings.writers * callers / self.settings.rate) for _ in range(callers))
         )
@@ -252,10 +260,9 @@ class Writer(Worker):
 
         if self.settings.protocol == "fastrdb":  # the others tell Redis when they have committed
             _told.set(step("told"))
+        _committed.set(step("committed"))
 
         async with self.subject.session(self.engine, style) as db:
-            event.listen(db.sync_session, "after_commit", step("committed"), once=True)
-            event.listen(db.sync_session, "after_commit", self._after_commit, once=True)
             await self.subject.write(db, Attempt(number, step("begun")), rows, style)
             if style != "undone":
                 step("acked")()
@@ -282,11 +289,32 @@ class Writer(Worker):
         if self.orders.control.sentence(self.orders.number) == "delay":
             self.orders.control.pardon()
             self._delay()
+        elif self.orders.control.sentence(self.orders.number) == "kill late":
+            self.orders.control.holds_loads = True
+            sleep(GATHERING)
         elif self.chance.random() < 0.5:
             self._suffer()
 
-    def _after_commit(self, _: object) -> None:
+    def _listen_behind_commit(self) -> None:
+        """Have a COMMIT call `_after_commit` when the driver returns.
+
+        fastrdb puts its own call around this one, so what it does then comes later. Listeners of the session come too
+        late: fastrdb has told Redis of the end before these are called.
+        """
+        dialect = self.engine.sync_engine.dialect
+        do_commit = dialect.do_commit
+
+        def commit(connection: Any) -> None:
+            do_commit(connection)
+            self._after_commit()
+
+        dialect.do_commit = commit  # type: ignore[method-assign]
+
+    def _after_commit(self) -> None:
         """The database has committed, the cache does not know yet."""
+        _committed.get()()
+        if self.orders.control.sentence(self.orders.number) == "kill late":
+            os.kill(os.getpid(), signal.SIGKILL)
         self._suffer()
 
     def _suffer(self) -> None:
@@ -342,6 +370,7 @@ async def _main(kind: str, orders: Orders) -> None:
                 orders.path("ready").touch()
                 while monotonic() < orders.control.began:  # noqa: ASYNC110  # shared memory wakes nobody
                     await asyncio.sleep(0.01)
+                database.pace.set(worker.pace)
                 blocking = asyncio.create_task(worker.block_the_loop())
                 await worker.run()
                 await blocking
