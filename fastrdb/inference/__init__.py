@@ -15,7 +15,7 @@ from .catalog import (
 from .facts import Spread
 from .look import check, look
 from .names import Names
-from .reads import ReadRows, reads_of, reads_of_text
+from .reads import Origins, ReadRows, reads_of, reads_of_text
 from .text import CALLED, functions_in, harmless
 from .writes import Change, Verb, Writes, changes_of_text, writes_of
 
@@ -25,6 +25,7 @@ __all__ = [
     "Catalog",
     "Change",
     "Names",
+    "Origins",
     "ReadRows",
     "Spread",
     "Verb",

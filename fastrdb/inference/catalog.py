@@ -21,11 +21,12 @@ from fastrdb.keys import ANYTHING, table_tag
 
 from .facts import UNKNOWN_FUNCTION, UNKNOWN_TABLE, Facts, Function, Tables, links_of, tables_in
 from .names import Names
-from .reads import ReadRows
+from .reads import Origins
 from .sources import SOURCES
 
 # In `Connection.info`: a statement of fastrdb's own is running; the catalog of a transaction that changes tables.
 _ASKING, _OWN = "fastrdb.asking", "fastrdb.catalog"
+_SHARED = "fastrdb.shared"  # the catalog of the engine: a look here takes half the time of one by the dialect
 OWN_STATEMENTS: Final = "fastrdb_own_statements"
 """The execution option of an engine all of whose statements are fastrdb's own."""
 _DDL: Final = re.compile(r"\s*(?:CREATE|ALTER|DROP|RENAME)\b", re.IGNORECASE)
@@ -38,7 +39,8 @@ class Catalog:
         self.names = Names(dialect.default_schema_name)
         source = SOURCES.get(dialect.name)
         self._source = source(self) if source is not None else None
-        self._besides: WeakKeyDictionary[ReadRows, tuple[frozenset[str], tuple[str, ...]]] = WeakKeyDictionary()
+        self.forgotten = False  # this one is no more what `catalog_of` returns
+        self._besides: dict[Origins, tuple[frozenset[str], tuple[str, ...]]] = {}
         self._facts: dict[str, Facts] = {}
         self._functions: dict[str, Function] = {}
         self._tables: Mapping[str, list[tuple[str | None, str]]] = {}
@@ -71,20 +73,21 @@ class Catalog:
                 facts = self.facts(connection, name)
                 waiting += [*(facts.writes or ()), *(link.child for link in facts.links)]
 
-    def besides(self, connection: Connection, found: ReadRows) -> tuple[frozenset[str], tuple[str, ...]]:
+    def besides(self, connection: Connection, origins: Origins) -> tuple[frozenset[str], tuple[str, ...]]:
         """Return the tags that a query has besides those of its statement: for views, policies and functions."""
-        if found not in self._besides:
-            self._besides[found] = self._ask_besides(connection, found)
-        return self._besides[found]
+        known = self._besides.get(origins)
+        if known is None:
+            known = self._besides[origins] = self._ask_besides(connection, origins)
+        return known
 
     def forget_queries(self) -> None:
         """Forget what was found out for queries."""
         self._besides.clear()
 
-    def _ask_besides(self, connection: Connection, found: ReadRows) -> tuple[frozenset[str], tuple[str, ...]]:
+    def _ask_besides(self, connection: Connection, origins: Origins) -> tuple[frozenset[str], tuple[str, ...]]:
         tags, coarse = set[str](), list[str]()
-        named = [(f"{name}()", self.function(connection, name).reads) for name in sorted(found.functions)]
-        named += [(name, self._reads(connection, name)) for name in sorted(found.tables)]
+        named = [(f"{name}()", self.function(connection, name).reads) for name in sorted(origins.functions)]
+        named += [(name, self._reads(connection, name)) for name in sorted(origins.tables)]
         for name, tables in named:
             if tables is None:
                 tags.add(ANYTHING)
@@ -139,14 +142,26 @@ def declare_views(views: Mapping[str, frozenset[str]]) -> None:
 _catalogs: WeakKeyDictionary[Dialect, Catalog] = WeakKeyDictionary()
 
 
-def catalog_of(connection: Connection) -> Catalog:
-    """Return the catalog of the connection's engine; of a transaction that changes tables, its own."""
-    if (own := connection.info.get(_OWN)) is not None:
-        return cast("Catalog", own)
+def catalog_of(connection: Connection, info: dict[Any, Any] | None = None) -> Catalog:
+    """Return the catalog of the connection's engine; of a transaction that changes tables, its own.
+
+    `info` is that of the connection, from a caller that has it: a miss that is followed pays for a second one.
+    """
+    info = connection.info if info is None else info
+    known = cast("Catalog | None", info.get(_OWN) or info.get(_SHARED))
+    if known is not None and not known.forgotten:
+        return known
     found = _catalogs.get(connection.dialect)
     if found is None:
         found = _catalogs[connection.dialect] = Catalog(connection.dialect)
+    info[_SHARED] = found
     return found
+
+
+def _forget_shared(dialect: Dialect) -> None:
+    found = _catalogs.pop(dialect, None)
+    if found is not None:
+        found.forgotten = True
 
 
 def forget(connection: Connection, statement: str) -> None:
@@ -155,14 +170,14 @@ def forget(connection: Connection, statement: str) -> None:
     Until the transaction ends, it sees other facts than all others do, and has a catalog of its own.
     """
     if _DDL.match(statement):
-        _catalogs.pop(connection.dialect, None)
+        _forget_shared(connection.dialect)
         connection.info[_OWN] = Catalog(connection.dialect)
 
 
 def forget_again(connection: Connection) -> None:
     """Forget what others have asked for while a statement ran that may have changed it, and committed by itself."""
     if _OWN in connection.info:
-        _catalogs.pop(connection.dialect, None)
+        _forget_shared(connection.dialect)
 
 
 def transaction_begins(connection: Connection) -> None:
@@ -174,7 +189,7 @@ def transaction_begins(connection: Connection) -> None:
 def transaction_commits(dialect: Dialect, info: dict[Any, Any]) -> None:
     """Forget what others have asked for before a COMMIT, which has returned, changed it."""
     if info.pop(_OWN, None) is not None:
-        _catalogs.pop(dialect, None)
+        _forget_shared(dialect)
 
 
 @contextmanager

@@ -10,8 +10,8 @@ name of its parameter, and is taken from the parameters of each execution.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, Literal, NamedTuple
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, Literal, NamedTuple, cast
 
 from sqlalchemy import BindParameter, Column
 from sqlalchemy.sql import operators
@@ -155,7 +155,9 @@ class Conditions:
             yield other, one
 
 
-def texts_at(places: Places, values: Mapping[str, Any], expanded: Mapping[str, Any], kind: type) -> set[str] | None:
+def texts_at(
+    places: Places, values: Mapping[str, Any], expanded: Mapping[str, Any], kind: type
+) -> Collection[str] | None:
     """Return the texts of the values of one execution at these places; None if one cannot be known.
 
     Args:
@@ -164,6 +166,12 @@ def texts_at(places: Places, values: Mapping[str, Any], expanded: Mapping[str, A
         expanded: the names that stand for the single values of an IN.
         kind: the Python type of the column. A value of another type may be converted by the database.
     """
+    if len(places) == 1:  # as in most statements, and mostly all values are of the column's type
+        what, place = places[0]
+        names = (place,) if what == "one" else expanded.get(place, ())
+        texts = [value_text(values[name]) for name in names if type(values.get(name, places)) is kind]
+        if 0 < len(texts) == len(names) <= MOST_VALUES and None not in texts:
+            return cast("list[str]", texts)
     found = set[str]()
     for what, place in places:
         if what == "null":

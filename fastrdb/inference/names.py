@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, Generic, NamedTuple, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import ref
 
 from fastrdb.orm import SchemaMap as SchemaMap
 
@@ -48,15 +48,20 @@ class OncePerForm(Generic[T]):
 
     def __init__(self, read: Callable[[Any, Names], T]) -> None:
         self._read = read
-        self._known: WeakKeyDictionary[Any, dict[Any, T]] = WeakKeyDictionary()
+        self._known: dict[int, tuple[ref[Any], dict[Any, T]]] = {}
 
     def __call__(self, compiled: Any, translated: SchemaMap | None = None) -> T:
         """Return what was read, at the first call or now."""
-        forms = self._known.get(compiled)
-        if forms is None:
-            forms = self._known[compiled] = {}
+        known = self._known.get(id(compiled))  # a WeakKeyDictionary takes three times as long
+        forms = self._forms(compiled) if known is None else known[1]
         key = frozenset(translated.items()) if translated else None
         found = forms.get(key)
         if found is None:
             found = forms[key] = self._read(compiled, Names(compiled.dialect.default_schema_name, translated))
         return found
+
+    def _forms(self, compiled: Any) -> dict[Any, T]:
+        """Keep what is read of a compiled statement for as long as the statement lives: then its id is another's."""
+        forms, name, known = dict[Any, T](), id(compiled), self._known
+        known[name] = ref(compiled, lambda _: known.pop(name, None)), forms
+        return forms

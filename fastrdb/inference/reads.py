@@ -31,51 +31,65 @@ _TEXTS: Final = (TextClause, getattr(elements, "AbstractTextClause", TextClause)
 _WRAPPERS: Final = (sel.AliasedReturnsRows, sel.SelectStatementGrouping, sel.FromGrouping, elements.Grouping)
 
 
-class Asked(NamedTuple):
-    """A table of which only the rows with certain values in one column matter."""
+class Origins(NamedTuple):
+    """The names in a statement of tables and functions, of which the catalog knows more."""
+
+    tables: frozenset[str] = frozenset()
+    functions: frozenset[str] = frozenset()
+
+
+class TagColumn(NamedTuple):
+    """A column of a table, and its tags up to the value."""
 
     table: str
-    column: str
-    head: str  # of the tag, up to the value
+    name: str
+    head: str
+
+
+class Asked(NamedTuple):
+    """Tables of which only the rows matter that have certain values in one column: in each the same values.
+
+    A join hands a value on from table to table, and its text is made once.
+    """
+
     places: Places
     kind: type
+    columns: tuple[TagColumn, ...]
 
 
-@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class ReadRows:
     """The dependencies of one compiled statement, before its values are known.
 
     Attributes:
         tags: those that all executions have.
         asked: tables that have a tag for each value.
-        tables: the names of all tables; the catalog says which are views.
-        functions: the functions of the database that may read tables, in lower case.
+        origins: the names of all tables, of which the catalog says which are views; and the functions of the database
+            that may read tables, in lower case.
         coarse: a sentence for each tag that is wider than one row or value.
     """
 
     tags: frozenset[str]
     asked: tuple[Asked, ...]
-    tables: frozenset[str]
-    functions: frozenset[str]
+    origins: Origins
     coarse: tuple[str, ...]
 
     def of(self, values: Mapping[str, Any], expanded: Mapping[str, Any]) -> tuple[set[str], tuple[str, ...]]:
         """Return the tags of one execution, and the sentences about the wide ones. See `texts_at` for the arguments."""
         found, coarse = set(self.tags), self.coarse
-        for table, column, head, places, kind in self.asked:
+        for places, kind, columns in self.asked:
             texts = texts_at(places, values, expanded, kind)
-            if texts is None:
-                found.add(table_tag(table))
-                coarse = (*coarse, _too_wide(table, column))
-            else:
-                for text in texts:
-                    found.add(f"{head}{text}{END}")
+            for table, name, head in columns:
+                if texts is None:
+                    found.add(table_tag(table))
+                    coarse = (*coarse, _too_wide(table, name))
+                else:
+                    for text in texts:
+                        found.add(f"{head}{text}{END}")
         return found, coarse
 
 
-NOTHING_KNOWN: Final = ReadRows(
-    frozenset({ANYTHING}), (), frozenset(), frozenset(), ("anything: the statement is text",)
-)
+NOTHING_KNOWN: Final = ReadRows(frozenset({ANYTHING}), (), Origins(), ("anything: the statement is text",))
 _forms: OncePerForm[ReadRows] = OncePerForm(lambda compiled, names: _Reader(compiled, names).result())
 
 
@@ -91,7 +105,7 @@ def reads_of_text(text: str, dialect: str, names: Names) -> ReadRows:
         return NOTHING_KNOWN
     tables = frozenset(names.plain(name) for name in named.reads)
     coarse = tuple(f"{table}: any row, because the statement is text" for table in sorted(tables))
-    return ReadRows(frozenset(map(table_tag, tables)), (), tables, named.functions, coarse)
+    return ReadRows(frozenset(map(table_tag, tables)), (), Origins(tables, named.functions), coarse)
 
 
 class _Around(NamedTuple):
@@ -127,7 +141,7 @@ class _Reader:
         self._compiled, self._names = compiled, names
         self._conditions = Conditions(compiled)
         self._tags = set[str]()
-        self._asked: list[Asked] = []
+        self._asked: dict[tuple[Places, type], list[TagColumn]] = {}
         self._tables, self._functions = set[str](), set[str]()
         self._coarse: dict[str, None] = {}
         self._seen = set[int]()  # the CTEs that were read
@@ -144,12 +158,11 @@ class _Reader:
         if self._has_nested_orm:
             self._read_criteria(getattr(state, "select_statement", None))
         if ANYTHING in self._tags:
-            self._tags, self._asked = {ANYTHING}, []
+            self._tags, self._asked = {ANYTHING}, {}
         return ReadRows(
             frozenset(self._tags),
-            tuple(self._asked),
-            frozenset(self._tables),
-            frozenset(self._functions),
+            tuple(Asked(*values, tuple(columns)) for values, columns in self._asked.items()),
+            Origins(frozenset(self._tables), frozenset(self._functions)),
             tuple(self._coarse),
         )
 
@@ -235,7 +248,7 @@ class _Reader:
         if kind is None or head is None or len(places) > MOST_VALUES:
             self._whole(name, f"values of {column} may be equal in the database and different here")
         else:
-            self._asked.append(Asked(name, column, head.removesuffix(END), places, kind))
+            self._asked.setdefault((places, kind), []).append(TagColumn(name, column, head.removesuffix(END)))
 
     # --- expressions
 

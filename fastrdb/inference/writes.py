@@ -9,7 +9,7 @@ The private attributes of SQLAlchemy that are read here are pinned by a test.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -295,12 +295,12 @@ def _given(names: Iterable[str], values: Mapping[str, Any], kind: type | None) -
     return found
 
 
-def _union(sets: Iterable[set[str] | None]) -> Texts | None:
+def _union(sets: Iterable[Collection[str] | None]) -> Texts | None:
     found = set[str]()
     for each in sets:
         if each is None:
             return None
-        found |= each
+        found.update(each)
     return frozenset(found) if len(found) <= MOST_ROWS else None
 
 

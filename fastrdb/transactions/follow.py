@@ -111,18 +111,19 @@ def _reads(connection: Connection, statement: str, context: Any) -> None:
 
 
 def _tags(connection: Connection, statement: str, context: Any) -> tuple[Iterable[str], Sequence[str]]:
-    declared, translated = context.execution_options.get("fastrdb_reads"), context.execution_options.get(_MAP)
+    options, compiled = context.execution_options, context.compiled
+    declared, translated = options.get("fastrdb_reads"), options.get(_MAP)
     if declared is not None:
         return Declared(declared, owner="fastrdb_reads").tags({}, connection.dialect.name, [translated]), ()
-    compiled = context.compiled
     if compiled is None:
         names = Names(connection.dialect.default_schema_name, translated)
         found, values = reads_of_text(statement, connection.dialect.name, names), {}
     else:
         found, values = reads_of(compiled, translated), context.compiled_parameters[0]
     tags, coarse = found.of(values, context._expanded_parameters if compiled is not None else {})
-    also, why = catalog_of(connection).besides(connection, found)
-    if connection.info.get(_SEARCHES) and any("." not in table for table in found.tables):
+    info = connection.info
+    also, why = catalog_of(connection, info).besides(connection, found.origins)
+    if info.get(_SEARCHES) and any("." not in table for table in found.origins.tables):
         return {ANYTHING}, ("anything: the connection has another search_path",)
     return (tags | also, (*coarse, *why)) if also or why else (tags, coarse)
 
@@ -185,7 +186,7 @@ def _functions(statement: str, context: Any) -> Iterable[str]:
     compiled = context.compiled
     if compiled is None or context.is_text:
         return functions_in(statement, context.dialect.name)
-    return reads_of(compiled, context.execution_options.get(_MAP)).functions
+    return reads_of(compiled, context.execution_options.get(_MAP)).origins.functions
 
 
 def _changes(

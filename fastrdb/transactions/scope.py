@@ -172,10 +172,11 @@ class RunningLoad(RunningCall):
         asking = self.session if self.asking is True else self.asking
         return bool(connections_of(asking)) if asking is not None else self.asking is None
 
-    def add(self, tags: Iterable[str], coarse: Iterable[str] = ()) -> None:
+    def add(self, tags: Iterable[str], coarse: Collection[str] = ()) -> None:
         """Add tags of what is read, and a sentence about each that is wide."""
         self.tags.update(tags)
-        self.coarse.update(dict.fromkeys(coarse))
+        if coarse:
+            self.coarse.update(dict.fromkeys(coarse))
 
     def keep_loaded(self, session: Session) -> bool:
         """Note what the caller's objects have loaded: populate_existing unloads what its statement does not load.

@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
 
-from fastrdb.inference import Catalog, Change, ReadRows, Spread, declare_views
+from fastrdb.inference import Catalog, Change, Origins, Spread, declare_views
 from fastrdb.inference import catalog as catalog_module
 from fastrdb.keys import ANYTHING, Image, table_tag
 from tests.support.servers.databases import Database
@@ -68,9 +68,9 @@ async def asked(database: Database, ask: Callable[[sa.Connection, Catalog], T]) 
         return await connection.run_sync(lambda inner: ask(inner, Catalog(inner.dialect)))
 
 
-def depending(*tables: str, functions: tuple[str, ...] = ()) -> ReadRows:
+def depending(*tables: str, functions: tuple[str, ...] = ()) -> Origins:
     """Return what a statement names."""
-    return ReadRows(frozenset(), (), frozenset(tables), frozenset(functions), ())
+    return Origins(frozenset(tables), frozenset(functions))
 
 
 async def test_a_view_depends_on_its_tables(made: Database) -> None:

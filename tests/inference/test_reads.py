@@ -33,7 +33,7 @@ class Recorder:
         tags, coarse = found.of(context.compiled_parameters[0], context._expanded_parameters)
         self.tags |= tags
         self.coarse += coarse
-        self.functions |= found.functions
+        self.functions |= found.origins.functions
 
 
 @pytest.fixture
