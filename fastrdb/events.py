@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections import OrderedDict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from time import monotonic
@@ -88,7 +88,11 @@ class Hook(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """The number of events of each kind in this process, in the order of `Counted`; `+` adds two of them up."""
+    """The number of events of each kind in this process, in the order of `Counted`; `+` adds two of them up.
+
+    `dropped` has those that were deleted by what reached them: a prefix, or the table of a followed write. The greatest
+    number comes first. It makes no two of them unequal.
+    """
 
     near: int = 0
     hits: int = 0
@@ -115,12 +119,22 @@ class Stats:
     wrong: int = 0
     refused: int = 0
     same: int = 0
+    dropped: Mapping[str, int] = field(default_factory=dict, compare=False)
 
     def __add__(self, other: Stats) -> Stats:
-        return Stats(**{name: getattr(self, name) + getattr(other, name) for name in _FIELDS.values()})
+        counts = {name: getattr(self, name) + getattr(other, name) for name in _FIELDS.values()}
+        return Stats(**counts, dropped=_most_first(Counter(self.dropped) + Counter(other.dropped)))
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of events of each kind by its name here."""
+        return {name: getattr(self, name) for name in _FIELDS.values()}
 
 
-_FIELDS: dict[Counted, str] = dict(zip(get_args(Counted), (each.name for each in fields(Stats)), strict=True))
+def _most_first(counter: Counter[str]) -> dict[str, int]:
+    return dict(counter.most_common())
+
+
+_FIELDS: dict[Counted, str] = dict(zip(get_args(Counted), [each.name for each in fields(Stats)][:-1], strict=True))
 
 
 _INDEX = re.compile(r"\[\d+\]")
@@ -278,4 +292,5 @@ class Counters:
 
     def snapshot(self) -> Stats:
         """Return a copy of the counts."""
-        return Stats(**{_FIELDS[kind]: count for kind, count in self.counts.items()})
+        counts = {_FIELDS[kind]: count for kind, count in self.counts.items()}
+        return Stats(**counts, dropped=_most_first(Counter(self.dropped)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -73,5 +72,5 @@ class Meter:
 
 def difference(after: Stats, before: Stats) -> Stats:
     """Return the growth of each count from one reading to the next."""
-    pairs = zip(dataclasses.astuple(after), dataclasses.astuple(before), strict=True)
-    return Stats(*(new - old for new, old in pairs))
+    old = before.counts()
+    return Stats(**{name: new - old[name] for name, new in after.counts().items()}, dropped={})

@@ -9,7 +9,6 @@ import secrets
 import socket
 from collections import deque
 from contextlib import suppress
-from dataclasses import asdict
 from time import time
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +51,7 @@ class Tally:
             {
                 "function": info.function,
                 "pattern": info.pattern,
-                "stats": {name: count for name, count in asdict(info.stats).items() if count},
+                "stats": {name: count for name, count in info.stats.counts().items() if count},
                 "times": self._times.get(info.function, {}),
                 "unstored": dict(info.unstored),
                 "dropped": dict(info.dropped),

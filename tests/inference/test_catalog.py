@@ -126,6 +126,21 @@ async def test_facts_are_asked_once(made: Database) -> None:
     assert first == second > 0
 
 
+def test_connections_that_have_the_catalog_forget_it_too() -> None:
+    """A transaction that changes tables has its own; when it is over, each connection of the engine asks anew."""
+    engine = sa.create_engine("sqlite://", poolclass=sa.QueuePool)
+    with engine.connect() as one, engine.connect() as other:
+        shared = catalog_module.catalog_of(one)
+        assert catalog_module.catalog_of(other) is shared
+        catalog_module.forget(one, "CREATE TABLE t (id INTEGER)")
+        between = catalog_module.catalog_of(other)
+        assert len({shared, catalog_module.catalog_of(one), between}) == 3
+        catalog_module.transaction_commits(one.dialect, one.info)
+        assert catalog_module.catalog_of(other) is catalog_module.catalog_of(one)
+        assert catalog_module.catalog_of(other) not in (shared, between)
+    engine.dispose()
+
+
 # --- PostgreSQL alone
 
 

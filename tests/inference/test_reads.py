@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from gc import collect
 from typing import Any
+from weakref import ref
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import event, func, select
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session, aliased, joinedload, selectinload, with_loader_criteria
 from sqlalchemy.sql.functions import GenericFunction
 
-from fastrdb.inference import reads, reads_of
+from fastrdb.inference import Names, reads, reads_of
+from fastrdb.inference.names import OncePerForm
 from fastrdb.keys import ANYTHING, row_tag, table_tag
 
 from .models import TAGGING, Admin, Base, Label, Org, Person, Post
@@ -286,3 +290,27 @@ def test_a_translated_schema_is_a_part_of_the_name(recorder: Recorder) -> None:
         options = {"schema_translate_map": {None: schema}}
         connection.execute(select(Label.name).where(Label.id == 5), execution_options=options).all()
     assert recorder.tags == {row_tag("other.label", "id", 5), row_tag("label", "id", 5)}
+
+
+def test_what_is_known_of_a_statement_goes_with_the_statement() -> None:
+    """And is read once for each schema_translate_map."""
+    read = list[Any]()
+
+    class Known:
+        pass
+
+    def once(compiled: Any, names: Names) -> Known:
+        read.append(names.translated)
+        return Known()
+
+    known_of = OncePerForm(once)
+    for number in range(3):
+        compiled = sa.select(sa.literal(number)).compile(dialect=sqlite.dialect())
+        known = known_of(compiled)
+        assert known_of(compiled) is known
+        assert known_of(compiled, {"a": "b"}) is known_of(compiled, {"a": "b"}) is not known
+        gone = ref(known)
+        del compiled, known
+        collect()
+        assert gone() is None
+    assert read == [None, {"a": "b"}] * 3

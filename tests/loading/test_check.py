@@ -264,6 +264,8 @@ async def _deleted_by_prefix(client: Any) -> None:
     dropped = {info.function.rpartition(".")[2]: info.dropped for info in cache.functions()}
     assert dropped["change"] == {"user:{number}:*": 2, "post:*": 3}
     assert [info.dropped for info in cache.functions() if info.pattern == "post:{number}"] == [{"post:{number}": 1}]
+    assert cache.stats().dropped == {"post:*": 3, "user:{number}:*": 2, "post:{number}": 1}
+    assert all(info.stats.dropped == info.dropped for info in cache.functions())
 
 
 def test_counts_by_prefix_are_bounded() -> None:

@@ -19,9 +19,9 @@ def test_each_kind_has_its_own_count() -> None:
     for kind in get_args(Counted):
         counters = Counters("f")
         counters.tell(kind, "k")
-        counts = counters.snapshot()
-        (name,) = [name for name in Stats.__slots__ if getattr(counts, name) == 1]
-        assert sum(getattr(counts, other) for other in Stats.__slots__) == 1
+        counts = counters.snapshot().counts()
+        (name,) = [name for name, count in counts.items() if count == 1]
+        assert sum(counts.values()) == 1
         assert name.startswith(kind[:-1]), "the fields of Stats are in the order of Counted"
 
 
@@ -34,6 +34,21 @@ def test_a_snapshot_stays_as_it_is() -> None:
     counters.tell("load", "k")
     assert before == Stats(hits=1)
     assert before + counters.snapshot() == Stats(hits=3, loads=1)
+
+
+def test_deleted_entries_are_added_up_by_what_reached_them() -> None:
+    """The most come first, whichever function has deleted them. What is shown later is not changed by what follows."""
+    one, two = Counters("one"), Counters("two")
+    one.deleted("users", 1)
+    one.deleted("orders", 3)
+    two.deleted("users", 4)
+    before = Counters.total([one, two])
+    two.deleted("users", 1)
+    assert list(before.dropped.items()) == [("users", 5), ("orders", 3)]
+    assert before.deleted == sum(before.dropped.values())
+    assert Counters.total([one, two]).dropped == {"users": 6, "orders": 3}
+    assert Counters.by_function([one, two])["two"].dropped == {"users": 5}
+    assert Counters("none").snapshot().dropped == {}
 
 
 def test_an_event_cannot_be_changed() -> None:
