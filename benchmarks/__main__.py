@@ -28,6 +28,7 @@ from benchmarks.questions import (
     outage,
     outside,
     response,
+    rivals,
     slowlog,
     stampede,
     versions,
@@ -53,6 +54,7 @@ QUESTIONS: dict[str, Question] = {
     "followed": followed.rows,
     "metrics": metrics.rows,
     "outside": outside.rows,
+    "rivals": rivals.rows,
 }
 FOLDER = Path("build") / "benchmarks"
 

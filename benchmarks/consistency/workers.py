@@ -304,8 +304,8 @@ class Writer(Worker):
         dialect = self.engine.sync_engine.dialect
         do_commit = dialect.do_commit
 
-        def commit(connection: Any) -> None:
-            do_commit(connection)
+        def commit(dbapi_connection: Any) -> None:
+            do_commit(dbapi_connection)
             self._after_commit()
 
         dialect.do_commit = commit  # type: ignore[method-assign]

@@ -117,7 +117,7 @@ async def rows(sizes: Sizes) -> list[Row]:
     """The precision, then the costs."""
     users = min(USERS, 100 * sizes.calls)
     with EmbeddedServer() as server:
-        async with _filled(users) as engine, Redis(host=HOST, port=server.port) as client:
+        async with filled(users) as engine, Redis(host=HOST, port=server.port) as client:
             found = await _precision(engine, client, users, max(2, sizes.rounds // 4))
             found += await _reads(engine, client, sizes)
             collect()
@@ -135,14 +135,14 @@ async def _precision(engine: AsyncEngine, client: Redis, users: int, writes: int
     }
     for name, (options, depends_on, limit) in makers.items():
         collect()  # a cache follows for as long as it lives
-        entries, dropped = await _dropped(engine, Cache(client, timeout=5.0, **options), depends_on, users, writes)
+        entries, dropped = await dropped_by(engine, Cache(client, timeout=5.0, **options), depends_on, users, writes)
         case = f"one user changed, of {entries:,} entries"
         found.append(Row("followed", case, name, dropped / writes, "entries", limit=limit, note="dropped per write"))
     collect()
     return found
 
 
-async def _dropped(
+async def dropped_by(
     engine: AsyncEngine, following: Cache, depends_on: Sequence[type[Any]], users: int, writes: int
 ) -> tuple[int, int]:
     """Give how many entries there were, and how many the writes have dropped."""
@@ -152,12 +152,12 @@ async def _dropped(
         await application.read(db)
         assert await application.read(db) == 0, "too little is stored"
         for number in range(writes):
-            await _change(db, 7 * number % users, moved=number % MOVES == MOVES - 1)
+            await change(db, 7 * number % users, moved=number % MOVES == MOVES - 1)
             dropped += await application.read(db)
         return application.entries, dropped
 
 
-async def _change(db: AsyncSession, number: int, *, moved: bool = False) -> None:
+async def change(db: AsyncSession, number: int, *, moved: bool = False) -> None:
     """Get, change, commit."""
     found = await db.get_one(Member, number, populate_existing=True)
     found.name = f"{found.name.partition('-')[0]}-{id(object())}"
@@ -224,9 +224,9 @@ async def _writes(engine: AsyncEngine, client: Redis, users: int, sizes: Sizes) 
 
         @by_hand.invalidates("written:{number}:*")
         async def change_by_hand(db: AsyncSession, number: int) -> None:
-            await _change(db, number)
+            await change(db, number)
 
-        async def change(number: int, following: Cache | None, write: Callable[..., Awaitable[None]]) -> None:
+        async def followed_by(number: int, following: Cache | None, write: Callable[..., Awaitable[None]]) -> None:
             with ExitStack() as stack:
                 for cache in (looking, blind):
                     if cache is not following:
@@ -234,9 +234,9 @@ async def _writes(engine: AsyncEngine, client: Redis, users: int, sizes: Sizes) 
                 await write(db, number % users)
 
         calls: dict[str, Round] = {
-            "by hand": one_by_one(partial(change, following=None, write=change_by_hand)),
-            "without a look": one_by_one(partial(change, following=blind, write=_change)),
-            "with a look": one_by_one(partial(change, following=looking, write=_change)),
+            "by hand": one_by_one(partial(followed_by, following=None, write=change_by_hand)),
+            "without a look": one_by_one(partial(followed_by, following=blind, write=change)),
+            "with a look": one_by_one(partial(followed_by, following=looking, write=change)),
         }
         for calls_of in calls.values():
             await calls_of(range(3))
@@ -267,7 +267,7 @@ async def _compared(
 
 
 @asynccontextmanager
-async def _filled(users: int) -> AsyncIterator[AsyncEngine]:
+async def filled(users: int) -> AsyncIterator[AsyncEngine]:
     """Give a database with users: on the PostgreSQL server that tests use if there is one, else a SQLite file."""
     variable, defaults = databases.SERVERS["postgresql"]
     with TemporaryDirectory() as folder, ExitStack() as stack:
