@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship, selectinload
 
 from fastrdb import Cache, FastRDB
+from tests.races.mechanisms import without
 from tests.support.servers.databases import Database
 
 
@@ -281,6 +282,42 @@ ON_SERVERS = (moved, crud_moved, crud_upserted)
 async def test_a_write_drops_what_shows_its_rows(world: World, write: Write, expected: set[str]) -> None:
     """No answer is old, and no other entry goes: not the pages of another parent, nor other rows."""
     assert await world.dropped(write) == expected
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("write", [crud_created, crud_updated, crud_moved, crud_upserted, crud_updated_many])
+async def test_a_write_stores_nothing_itself(world: World, write: Write) -> None:
+    """Only the statements of a load tell what an entry depends on, so the next `get` stores the row."""
+    await world.answers()
+    before = await world.entries()
+    async with world.database.sessions() as db:
+        await write(world, db)
+    assert (await world.entries()) < before
+
+
+async def written_and_changed_by_another(w: World) -> None:
+    """Update a row by the class, and then with others by a statement that does not name its key."""
+    await w.answers()
+    async with w.database.sessions() as db:
+        await crud_updated(w, db)
+    async with w.database.sessions() as db:
+        await updated_in_bulk(w, db)
+        await db.commit()
+    assert await w.answers() == await w.answers(None)
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+async def test_what_was_written_is_not_stale_when_another_changes_it(world: World) -> None:
+    """Each entry is found by its tags, so by each column's value that a writer names."""
+    await written_and_changed_by_another(world)
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+async def test_a_row_that_its_write_stored_would_be_stale(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written through has no tags: no other writer would find it."""
+    without("followed-unput").apply(monkeypatch.setattr)
+    with pytest.raises(AssertionError, match="another"):
+        await written_and_changed_by_another(world)
 
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)

@@ -275,6 +275,10 @@ _OF_WRITERS = {
     "shared-connection-noticed": _function(
         "sessions on the one connection of a pool share their transaction", "transactions.state:_shared"
     ),
+    "followed-unput": _line(
+        "FastRDB stores nothing itself where its entries follow writes: another writer finds entries by their tags",
+        "if redis is None or not self._writes_through:",
+    ),
     "crud-lists-before-flush": _function(
         "lists are invalidated before a statement that commits by itself",
         "crud.writes:RowWrite._invalidate_before_flush",
