@@ -52,10 +52,13 @@ async def _hand_over_later(watcher: Any, images: Sequence[Any]) -> None:
     task.add_done_callback(_ending.discard)
 
 
-async def _read_behind_the_last(source: Any, connection: Any, since: str, images: Any) -> int:
+async def _read_behind_the_last(source: Any, position: str | None, images: Any) -> Any:
     """Take it that what was open at the last poll is not committed later."""
-    last = since.split(":")[1]
-    return int(await _pages(source, connection, f"{last}:{last}:", images))
+    mark, _, since = (position or "").partition(" ")
+    if since:
+        last = since.split(":")[1]
+        position = f"{mark} {last}:{last}:"
+    return await _poll(source, position, images)
 
 
 async def _trust_in_any_case(bound: Any, client: Any) -> None:
@@ -64,7 +67,7 @@ async def _trust_in_any_case(bound: Any, client: Any) -> None:
 
 
 _hand_over = original("changes-handed-over")
-_pages = original("outbox-by-snapshot")
+_poll = original("outbox-by-snapshot")
 _chance = Random()
 _acquire = original("join-by-token")
 _bypass_reason = original("blockers-respected")

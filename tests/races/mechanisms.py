@@ -248,7 +248,7 @@ _OF_WRITERS = {
         "a watcher stores its position when Redis has the changes", "watch.watcher:Watcher._invalidate"
     ),
     "outbox-by-snapshot": _function(
-        "what was open at the last poll is read when it is committed", "watch.postgres:PostgresSource._pages"
+        "what was open at the last poll is read when it is committed", "watch.postgres:PostgresSource.poll"
     ),
     "heartbeat-checked": _function(
         "entries are read only while the heartbeat of the watcher is young", "protocol.watched:WatchedBound.check"
