@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from fastrdb.keys import Image, hashed
-from fastrdb.testing import GatedClient
 from tests.races.mechanisms import label, without
 from tests.races.scenarios import tags
 from tests.races.scenarios.tags import KEY, OTHER, Tags, row, tag
 from tests.races.seams import Change
 from tests.support.waiting import until
+from tests.support.world.gates import gated
 from tests.support.world.stores import is_cluster, keys_of, lapse_barriers, lose, members, open_store, put
 
 Race = Callable[[Tags], Awaitable[None]]
@@ -206,18 +206,21 @@ async def test_entries_that_expire_unread_leave_no_tags(on_server: Tags) -> None
     assert await w.client.hlen(b"fastrdb:tagged") == 1
 
 
-async def test_commit_that_redis_misses_is_repaired_by_its_tags(on_server: Tags, gated: GatedClient) -> None:
-    """Redis is unreachable at begin and end: the repair deletes the entry, and refuses the load under way."""
-    w = on_server
+@pytest.mark.parametrize("missed", [("begin",), ("end",), ("begin", "end")], ids="+".join)
+async def test_commit_that_redis_misses_is_repaired_by_its_tags(on_each: Tags, missed: tuple[str, ...]) -> None:
+    """Redis is out of reach at begin, at end, or both: the repair deletes the entry, and refuses the load under way."""
+    w = on_each
     await w.stored(tag("id", 1), tag("email", "a"))
     granted = await w.lease(OTHER)
-    gated.fail_with(ConnectionError)
-    intent = w.writes.intent(gated)
+    writer = gated(w.client)
+    intent = w.writes.intent(writer)
     intent.add(images=[row(id=1)])
-    await intent.begin()
-    await intent.end(committed=True)
-    assert w.writes.has_pending
-    gated.heal()
+    for name, step in (("begin", intent.begin()), ("end", intent.end(committed=True))):
+        if name in missed:
+            writer.fail_with(ConnectionError)
+        await step
+        assert w.writes.has_pending or name not in missed
+        writer.heal()
 
     async def is_repaired() -> bool:
         return not w.writes.has_pending

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 from collections.abc import Iterator
@@ -9,15 +10,17 @@ from types import SimpleNamespace
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.exc import DBAPIError
 
 from fastrdb.inference import Change, Spread, check, writes_of
 from fastrdb.inference.facts import Facts, Link
 from fastrdb.keys import Image
 from fastrdb.transactions import add_follower
 from tests.support.servers.databases import Database
+from tests.support.waiting import until
 
 from .followers import NotingFollower
 from .test_followed_writes import Person, fill, known
@@ -97,6 +100,53 @@ async def test_an_upsert_reaches_the_values_of_its_conflict(people: Database, fo
     (image,) = follower.images
     assert known(image, "number") == {"102"}
     assert known(image, "org_id") is None
+
+
+async def test_connections_that_are_made_anew_are_followed(people: Database, follower: NotingFollower) -> None:
+    """A session goes on with another connection when the database has ended the first one, as it does when it stops."""
+    written = sa.update(Person).where(Person.id == 1).values(score=1)
+    async with people.sessions() as lost, people.sessions() as other:
+        first = await lost.scalar(text("SELECT pg_backend_pid()"))
+        assert await other.scalar(text("SELECT pg_terminate_backend(:pid, 30000)"), {"pid": first})
+        with pytest.raises(DBAPIError):
+            await lost.execute(written)
+        await lost.rollback()
+        follower.images.clear()
+        assert await lost.scalar(text("SELECT pg_backend_pid()")) != first
+        await lost.execute(written)
+        await lost.commit()
+    assert [known(image, "id") for image in follower.images] == [{"1"}]
+
+
+async def test_a_look_waits_where_its_statement_would(people: Database, follower: NotingFollower) -> None:
+    """Two sessions that change the same rows in the same order come to their ends, as they do without a look."""
+    follower.columns, looks = {"people": ("id", "org_id")}, list[str]()
+    event.listen(
+        people.engine.sync_engine,
+        "before_cursor_execute",
+        lambda *args: looks.append(args[2]) if "FOR NO KEY UPDATE" in args[2] else None,
+    )
+
+    def changed(number: int) -> sa.Update:
+        return sa.update(Person).where(Person.id == number).values(score=Person.score + 1)
+
+    async with people.sessions() as one, people.sessions() as other, people.sessions() as third:
+        pid = await other.scalar(text("SELECT pg_backend_pid()"))
+
+        async def is_waiting() -> bool:
+            return bool(await third.scalar(text("SELECT cardinality(pg_blocking_pids(:pid)) > 0"), {"pid": pid}))
+
+        await one.execute(changed(1))
+        second = asyncio.create_task(other.execute(changed(1)))
+        await until(is_waiting)
+        await one.execute(changed(2))
+        await one.commit()
+        await second
+        await other.execute(changed(2))
+        await other.commit()
+        found = await third.scalars(sa.select(Person.score).where(Person.id < 3))
+    assert len(looks) == 4
+    assert set(found) == {2}
 
 
 TRIGGER = (
