@@ -270,7 +270,7 @@ class Bindings(Generic[Response]):
         """Store at the commit the answers of these rows, each being what `get` gives by then.
 
         Nothing is stored if several rows may have one key, or if an answer shows more than its row, which is locked.
-        Where entries follow writes, nothing is stored either: only statements of a load tell what an entry depends on.
+        Where entries follow writes, nothing is stored either: only a load shows which rows an answer depends on.
         """
         if redis is None or not self._writes_through or self.follows:  # mechanism: followed-unput
             return

@@ -287,7 +287,7 @@ async def test_a_write_drops_what_shows_its_rows(world: World, write: Write, exp
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("write", [crud_created, crud_updated, crud_moved, crud_upserted, crud_updated_many])
 async def test_a_write_stores_nothing_itself(world: World, write: Write) -> None:
-    """Only the statements of a load tell what an entry depends on, so the next `get` stores the row."""
+    """Only a load shows which rows an answer depends on, so the next `get` stores the row."""
     await world.answers()
     before = await world.entries()
     async with world.database.sessions() as db:
@@ -314,7 +314,7 @@ async def test_what_was_written_is_not_stale_when_another_changes_it(world: Worl
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 async def test_a_row_that_its_write_stored_would_be_stale(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is written through has no tags: no other writer would find it."""
+    """A value that is written through has no tags: no other writer would find it."""
     without("followed-unput").apply(monkeypatch.setattr)
     with pytest.raises(AssertionError, match="another"):
         await written_and_changed_by_another(world)

@@ -119,7 +119,7 @@ async def test_connections_that_are_made_anew_are_followed(people: Database, fol
 
 
 async def test_a_look_waits_where_its_statement_would(people: Database, follower: NotingFollower) -> None:
-    """Two sessions that change the same rows in the same order come to their ends, as they do without a look."""
+    """Two sessions that change the same rows in the same order come to their ends, as without a look."""
     follower.columns, looks = {"people": ("id", "org_id")}, list[str]()
     event.listen(
         people.engine.sync_engine,
