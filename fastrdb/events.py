@@ -42,6 +42,10 @@ Counted = Literal[
     "wrong",  # an entry was not what the database says, and was deleted; `reason` says where
     "refused",  # of those not stored: a row that the result depends on was written meanwhile; `reason` has the table
     "same",  # of those stored: the result is the one that was invalidated, so that was for nothing
+    "lead",  # a watcher leads for the database `key`
+    "lead_lost",  # a watcher that led does so no more; `reason` says why
+    "change",  # a watcher has passed on `count` changes of the database `key`, at most `seconds` after their commits
+    "lost",  # changes of the database `key` may be missing, so that everything is invalidated; `reason` says why
 ]
 Kind = Literal[
     Counted,
@@ -53,7 +57,7 @@ Kind = Literal[
 class Event:
     """One thing that happened in a call of a function. Times, sizes and counts make no two events unequal.
 
-    An event of the whole cache has the cache's class as its function, and no key.
+    One of the whole cache has the cache's class as its function, and no key; one of a watcher `Watcher`, and a database.
     """
 
     function: str
@@ -68,11 +72,11 @@ class Event:
     reason: str = ""
     """Why it happened, in words without any value; "" where there is nothing to say."""
     seconds: float | None = field(default=None, compare=False)
-    """How long it took: a load, the wait for another caller's load, or Redis. None where nothing was waited for."""
+    """How long it took: a load, a wait for another caller's load, Redis, or at most a change from outside; else None."""
     size: int | None = field(default=None, compare=False)
     """The size of the entry in bytes, where there is one."""
     count: int = field(default=1, compare=False)
-    """How many: keys that were loaded by one call of the function, or entries that were deleted."""
+    """How many: keys that were loaded by one call of the function, entries that were deleted, or changes."""
 
 
 class Hook(Protocol):
@@ -119,6 +123,10 @@ class Stats:
     wrong: int = 0
     refused: int = 0
     same: int = 0
+    leads: int = 0
+    leads_lost: int = 0
+    changes: int = 0
+    losses: int = 0
     dropped: Mapping[str, int] = field(default_factory=dict, compare=False)
 
     def __add__(self, other: Stats) -> Stats:

@@ -10,6 +10,7 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
@@ -29,6 +30,19 @@ Namespace = Annotated[str, typer.Option("--namespace", "-n", envvar="FASTRDB_NAM
 _SILENT_S = 60.0
 """A watcher that runs leaves a heartbeat each half second."""
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|)")
+
+
+class JSONLines(logging.Formatter):
+    """A formatter that makes one line of JSON of a record, with the fields that the record has."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        line = {"time": moment, "level": record.levelname.lower(), "message": record.getMessage()}
+        line |= getattr(record, "fastrdb", {})
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
 
 
 def duration(text: str) -> float:
@@ -110,10 +124,16 @@ def run(
     namespace: Namespace = "",
     every: Annotated[str, typer.Option(help="The pause between polls: 20ms, 1s.")] = "20ms",
     once: Annotated[bool, typer.Option("--once", help="Poll once, and end.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Log a line of JSON for each record.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Log each poll that has found changes, too.")] = False,
 ) -> None:
-    """Run a watcher until SIGTERM. Of several, one leads and the others wait."""
+    """Run a watcher until SIGTERM. Of several, one leads and the others wait. The log goes to stderr."""
     pause = duration(every)
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    handler = logging.StreamHandler()
+    handler.setFormatter(JSONLines() if as_json else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.INFO)
+    if verbose:
+        logging.getLogger("fastrdb").setLevel(logging.DEBUG)
 
     async def work(source: ChangeSource) -> None:
         async with (
@@ -124,6 +144,9 @@ def run(
             if once:
                 poll = await watcher.poll()
                 await source.close()
+                if as_json:
+                    print(json.dumps({"leads": watcher.leads} | ({} if poll is None else asdict(poll))))
+                    return
                 print("Another watcher leads." if poll is None else f"Changes: {poll.found}. {poll.lost}".rstrip())
                 return
             task = asyncio.ensure_future(watcher.run())
@@ -132,9 +155,17 @@ def run(
                 loop.add_signal_handler(number, task.cancel)
             await asyncio.wait([task])
             if not task.cancelled():
-                task.result()
+                _result(task)
 
     _run(database, work)
+
+
+def _result(task: asyncio.Future[None]) -> None:
+    """Raise what has ended a watcher, or end with 2 if its log has said so."""
+    try:
+        task.result()
+    except OptionError:
+        raise typer.Exit(2) from None
 
 
 @watch.command()

@@ -27,8 +27,7 @@ from .sources import SOURCES
 # In `Connection.info`: a statement of fastrdb's own is running; the catalog of a transaction that changes tables.
 _ASKING, _OWN = "fastrdb.asking", "fastrdb.catalog"
 _SHARED = "fastrdb.shared"  # the catalog of the engine: a look here takes half the time of one by the dialect
-OWN_STATEMENTS: Final = "fastrdb_own_statements"
-"""The execution option of an engine all of whose statements are fastrdb's own."""
+OWN_STATEMENTS: Final = "fastrdb_own_statements"  # the option of an engine that sends none but fastrdb's own
 _DDL: Final = re.compile(r"\s*(?:CREATE|ALTER|DROP|RENAME)\b", re.IGNORECASE)
 
 

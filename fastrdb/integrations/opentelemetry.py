@@ -55,6 +55,7 @@ _NAMES = {
     "load": ("fastrdb.cache.load.duration", "error.type"),
     "wait": ("fastrdb.cache.wait.duration", ""),
     "redis": ("db.client.operation.duration", "fastrdb.cache.event.type"),
+    "delay": ("fastrdb.cache.watch.delay", ""),
     "size": ("fastrdb.cache.entry.size", ""),
 }
 """Names of metrics, and of the attribute that sets values apart."""

@@ -25,6 +25,7 @@ _NAMES = {
     "load": ("fastrdb_load_seconds", "error"),
     "wait": ("fastrdb_wait_seconds", ""),
     "redis": ("fastrdb_redis_seconds", "type"),
+    "delay": ("fastrdb_watch_delay_seconds", ""),
     "size": ("fastrdb_entry_bytes", ""),
 }
 """Names of metrics, and of the label that sets values apart."""

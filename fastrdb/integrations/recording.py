@@ -29,6 +29,7 @@ METRICS = {
     "load": Metric("Calls of the cached function itself, by the error if there was one", "s", SECONDS),
     "wait": Metric("Waits for another caller's load", "s", SECONDS),
     "redis": Metric("Round trips to Redis, by the event: of hits one of 64", "s", SECONDS),
+    "delay": Metric("Time from a commit outside to its invalidation, at most", "s", SECONDS),
     "size": Metric("Entries when stored", "By", BYTES),
 }
 
@@ -86,6 +87,10 @@ class Recorder(ABC):
             self.put("load", function, event.reason, seconds or 0.0)
         elif kind == "deleted":
             self.put("deleted", function, "", event.count)
+        elif kind == "change":
+            self.put("events", function, kind, event.count)
+            if seconds is not None:
+                self.put("delay", function, "", seconds)
         else:
             self.put("events", function, kind, event.count)
             if seconds is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Self
@@ -16,15 +15,15 @@ from fastrdb.keys import Image
 from fastrdb.options import Seconds, seconds
 
 from .databases import source_of
-from .journal import Journal
+from .journal import Journal, ages
 from .source import ChangeSource, Poll
+from .telemetry import Telemetry
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from fastrdb.cache import Cache
 
-logger = logging.getLogger("fastrdb")
 _BUSY_S: Final = 0.005
 """The pause after a poll that has found changes."""
 _BEAT_S: Final = 0.5
@@ -69,8 +68,10 @@ class Watcher:
         """The number of changes that this watcher has handed over."""
         self._position: str | None = None
         self._beaten = self._cleaned = 0.0
+        self._covered: float | None = None
+        """The moment, by the clock of the event loop, up to which all commits are in Redis."""
         self._task: asyncio.Task[None] | None = None
-        self._troubled = ""
+        self._telemetry = Telemetry(cache, self.source.name)
 
     # --- one step
 
@@ -82,21 +83,34 @@ class Watcher:
         if not self.leads:
             if not await self.source.lead(self.cache.namespace):
                 return None
-            self._position = await self.journal.position()
-            self.leads = True
-            logger.info("fastrdb watch: leads for %s", self.source.name)
+            await self._begin()
         # Before the poll: what is committed while it runs is not in Redis when it ends.
         now = asyncio.get_running_loop().time()
         moment = await self.journal.clock() if now - self._beaten >= _BEAT_S else None
         poll = await self.source.poll(self._position, self._invalidate)
         if poll.lost:
-            logger.warning("fastrdb watch: %s: %s: everything is invalidated", self.source.name, poll.lost)
+            self._telemetry.lost(poll.lost)
             await self._invalidate([Image(None)])
         await self._record(poll, moment)
         if moment is not None:
             self._beaten = now
         self.found += poll.found
+        since, self._covered = self._covered, now
+        self._telemetry.polled(poll, None if since is None else asyncio.get_running_loop().time() - since)
         return poll
+
+    async def _begin(self) -> None:
+        """Go on where the watcher before has ended."""
+        self._position = await self.journal.position()
+        age = (await ages(self.cache)).get(self.source.name)
+        self._covered = None if age is None else asyncio.get_running_loop().time() - age
+        self.leads = True
+        self._telemetry.leads()
+
+    def _end(self, reason: str) -> None:
+        if self.leads:
+            self.leads = False
+            self._telemetry.leads_no_more(reason)
 
     async def _record(self, poll: Poll, moment: int | None) -> None:
         if poll.position != self._position or moment is not None:
@@ -113,6 +127,7 @@ class Watcher:
         for part in _portions(images):
             if await self.cache.delete(self.cache.redis, images=part) is None:
                 raise ConnectionError("Redis has missed an invalidation")
+            self._telemetry.passed_on(image.table for image in part)
 
     # --- a life
 
@@ -130,7 +145,7 @@ class Watcher:
                 pause = await self._step()
             raise asyncio.CancelledError
         finally:
-            self.leads = False
+            self._end("the watcher ends")
             await asyncio.shield(self.source.close())
 
     async def _step(self) -> float:
@@ -138,22 +153,15 @@ class Watcher:
         try:
             poll = await self.poll()
         except OptionError as error:
-            logger.error("fastrdb watch: %s: the watcher ends: %s", self.source.name, error)  # noqa: TRY400  # the user's
+            self._telemetry.refused(error)
             raise
-        except Exception as error:  # a watcher that has ended leaves what is stale
-            name = type(error).__name__
-            if name != self._troubled:
-                expected = isinstance(error, _TROUBLE)
-                logger.warning(
-                    "fastrdb watch: %s: %s; it is tried again", self.source.name, name, exc_info=not expected
-                )
-            self._troubled, self.leads = name, False
+        except Exception as error:  # noqa: BLE001  # a watcher that has ended leaves what is stale
+            self._telemetry.failed(error, expected=isinstance(error, _TROUBLE))
+            self._end(type(error).__name__)
             with suppress(*_TROUBLE):
                 await self.source.close()
             return _RETRY_S
-        if self._troubled:
-            logger.info("fastrdb watch: %s: works again", self.source.name)
-            self._troubled = ""
+        self._telemetry.works()
         if poll is None:
             return _RETRY_S
         return _BUSY_S if poll.found else self.every

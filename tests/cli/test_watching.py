@@ -8,7 +8,7 @@ import signal
 import sys
 from asyncio.subprocess import PIPE, STDOUT, Process
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import MetaData, Table, text
@@ -66,7 +66,8 @@ async def test_the_commands_from_installing_to_uninstalling(
     database = ("--database", shop.engine.url.render_as_string(hide_password=False))
     redis = ("--redis", server.url)
     status, said = await command("run", *database, *redis)
-    assert (status, said.endswith(f"the watcher ends: {_missing(shop)}{_missing(shop)}")) == (2, True)
+    assert (status, said.endswith(f"the watcher ends: {_missing(shop)}")) == (2, True)
+    assert said.count("has no fastrdb_outbox") == 1
     code, printed = await command("install", *database, "--print")
     assert code == 0
     assert "CREATE TRIGGER" in printed
@@ -97,6 +98,45 @@ async def test_the_commands_from_installing_to_uninstalling(
     assert await ages(cache) == {}
     assert await client.exists(cache.store(client).keyspace.watch) == 0
     await cache.aclose()
+
+
+async def test_a_watcher_logs_lines_of_json_with_fields(shop: Database, server: EmbeddedServer, client: Redis) -> None:
+    """From the lead over the changes to the end; each line is an object, and stands for one record."""
+    database = ("--database", shop.engine.url.render_as_string(hide_password=False))
+    redis = ("--redis", server.url, "--namespace", "shop")
+    status, said = await command("run", *database, *redis, "--json")
+    assert (status, [(each["event"], each["level"]) for each in map(json.loads, said.splitlines())]) == (
+        2,
+        [("refused", "error")],
+    )
+    await command("install", *database)
+    async with Cache(client, namespace="shop") as cache:
+        process = await start("run", *database, *redis, "--json", "--verbose", "--every", "10ms")
+        try:
+            await until(partial(_alive, cache))
+            async with shop.engine.begin() as connection:
+                await connection.execute(text("UPDATE users SET name = 'Anna' WHERE id = 1"))
+            assert process.stdout is not None
+            lines = list[dict[str, Any]]()
+            while not lines or lines[-1].get("event") != "change":
+                lines.append(json.loads(await process.stdout.readline()))
+        finally:
+            process.send_signal(signal.SIGTERM)
+            output, _ = await process.communicate()
+    lines += map(json.loads, output.splitlines())
+    assert process.returncode == 0
+    assert {line["source"] for line in lines if "source" in line} == set(await ages(cache))
+    assert [line["event"] for line in lines if "event" in line] == ["lead", "lost", "change", "lead_lost"]
+    change = next(line for line in lines if line.get("event") == "change")
+    assert (change["tables"], change["changes"], change["namespace"], change["level"]) == (
+        ["users"],
+        1,
+        "shop",
+        "debug",
+    )
+    assert change["lag"] >= 0
+    status, said = await command("run", *database, *redis, "--json", "--once")
+    assert json.loads(said.splitlines()[-1])["found"] == 0
 
 
 async def test_an_old_heartbeat_of_another_database_is_named_until_it_is_forgotten(

@@ -217,7 +217,7 @@ async def test_a_watcher_without_redis_for_long_loses_nothing(watched: Watched, 
 
 async def _troubled(watcher: Watcher) -> bool:
     """Return whether the watcher has met a trouble, and does not lead."""
-    return bool(watcher._troubled)
+    return watcher._telemetry.is_troubled
 
 
 async def _began(watcher: Watcher) -> bool:

@@ -1,0 +1,95 @@
+"""What a watcher reports of itself: events of its cache, and records of the log with the same facts as fields.
+
+A record has its fields in the attribute `fastrdb`, a dictionary, for a formatter that writes them: see
+`fastrdb watch run --json`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastrdb.cache import Cache
+
+    from .source import Poll
+
+logger = logging.getLogger("fastrdb")
+
+
+class Telemetry:
+    """The events and the log of one watcher. Each method reports what has just happened."""
+
+    def __init__(self, cache: Cache, source: str) -> None:
+        self._counters = cache.counters("Watcher")
+        self._source, self._namespace = source, cache.namespace
+        self._trouble = ""
+        self._tables = set[str]()
+
+    @property
+    def is_troubled(self) -> bool:
+        """Return whether an outage has begun and has not ended."""
+        return bool(self._trouble)
+
+    def leads(self) -> None:
+        """Report that the watcher leads."""
+        self._counters.tell("lead", self._source)
+        self._log(logging.INFO, "lead", "leads")
+
+    def leads_no_more(self, reason: str) -> None:
+        """Report that a watcher that led does so no more."""
+        self._counters.tell("lead_lost", self._source, reason)
+        self._log(logging.INFO, "lead_lost", f"leads no more: {reason}", reason=reason)
+
+    def failed(self, error: Exception, *, expected: bool) -> None:
+        """Report the first failure of an outage as an event, and each kind of failure once in the log."""
+        name = type(error).__name__
+        if not self._trouble:
+            self._counters.tell("outage", self._source, name)
+        if name != self._trouble:
+            given = None if expected else error
+            self._log(logging.WARNING, "outage", f"{name}; it is tried again", error=given, reason=name)
+        self._trouble = name
+
+    def works(self) -> None:
+        """Report the end of an outage, if there was one."""
+        if self._trouble:
+            self._trouble = ""
+            self._counters.tell("recovery", self._source)
+            self._log(logging.INFO, "recovery", "works again")
+
+    def refused(self, error: Exception) -> None:
+        """Report that the watcher ends, since it can do nothing."""
+        self._log(logging.ERROR, "refused", f"the watcher ends: {error}", reason=str(error))
+
+    def lost(self, reason: str) -> None:
+        """Report that changes may be missing, before everything is invalidated."""
+        self._counters.tell("lost", self._source, reason)
+        self._log(logging.WARNING, "lost", f"{reason}: everything is invalidated", reason=reason)
+
+    def passed_on(self, tables: Iterable[str | None]) -> None:
+        """Note the tables whose changes have reached Redis, for `polled`."""
+        self._tables.update(table or "*" for table in tables)
+
+    def polled(self, poll: Poll, lag: float | None) -> None:
+        """Report the changes of a poll, if there are any, and the longest delay since a commit of them.
+
+        Args:
+            poll: whose position is stored.
+            lag: in seconds; None if no poll has been before.
+        """
+        tables, self._tables = sorted(self._tables), set()
+        if not poll.found:
+            return
+        self._counters.tell("change", self._source, seconds=lag, count=poll.found)
+        fields = {"tables": tables, "changes": poll.found, "position": poll.position}
+        if lag is not None:
+            fields["lag"] = round(lag, 6)
+        self._log(logging.DEBUG, "change", f"{poll.found} changes of {', '.join(tables)}", **fields)
+
+    def _log(self, level: int, event: str, text: str, *, error: Exception | None = None, **fields: Any) -> None:
+        named = {"event": event, "source": self._source, "namespace": self._namespace}
+        logger.log(
+            level, "fastrdb watch: %s: %s", self._source, text, exc_info=error, extra={"fastrdb": named | fields}
+        )
