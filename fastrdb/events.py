@@ -57,7 +57,7 @@ Kind = Literal[
 class Event:
     """One thing that happened in a call of a function. Times, sizes and counts make no two events unequal.
 
-    One of the whole cache has the cache's class as its function, and no key; one of a watcher `Watcher`, and a database.
+    One of the whole cache has the cache's class as its function, and no key; one of a watcher `Watcher` and a database.
     """
 
     function: str
@@ -72,7 +72,7 @@ class Event:
     reason: str = ""
     """Why it happened, in words without any value; "" where there is nothing to say."""
     seconds: float | None = field(default=None, compare=False)
-    """How long it took: a load, a wait for another caller's load, Redis, or at most a change from outside; else None."""
+    """How long it took: a load, a wait for another caller's load, Redis, at most a change from outside; else None."""
     size: int | None = field(default=None, compare=False)
     """The size of the entry in bytes, where there is one."""
     count: int = field(default=1, compare=False)

@@ -61,6 +61,10 @@ FROM pg_locks l JOIN pg_stat_activity a USING (pid)
 WHERE l.locktype = 'advisory' AND l.classid = :ours AND l.granted
 AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
 """)
+_PREPARED = text("""
+SELECT CAST(xid AS text) FROM pg_snapshot_xip(CAST(CAST(:now AS text) AS pg_snapshot)) AS xid
+WHERE CAST(xid AS xid) IN (SELECT transaction FROM pg_prepared_xacts WHERE database = current_database())
+""")
 _REPLICAS = text("""
 SELECT EXISTS (SELECT FROM pg_db_role_setting
     WHERE array_to_string(setconfig, ',') LIKE '%session_replication_role=replica%')
@@ -151,21 +155,22 @@ class PostgresSource(ChangeSource):
 
     async def poll(self, position: str | None, images: Images) -> Poll:
         """See `ChangeSource`. Each page is a statement; all read what the first one's snapshot sees."""
-        connection, (mark, since) = self._led(), _parsed(position)
+        connection, (mark, since, prepared) = self._led(), _parsed(position)
         now, xid, last, total = None, "0", -1, 0
         while True:
             given = {"since": since, "now": now, "xid": xid, "id": last, "page": _PAGE, "most": _MOST_WAITING}
             found = (await connection.execute(_POLL, given)).one()
-            lost = _loss(mark, found) if since else "there is no position of an earlier poll"
+            lost = _loss(mark, found, prepared) if since else "there is no position of an earlier poll"
             if lost:
-                return Poll(f"{secrets.token_hex(8)} {found.now}", lost=lost)
+                open_ = (await connection.scalars(_PREPARED, {"now": found.now})).all()
+                return Poll(_position(secrets.token_hex(8), found.now, open_), lost=lost)
             now, rows = now or found.now, json.loads(found.rows or "[]")
             if rows:
                 await images(_images(rows, json.loads(found.kin or "[]")))
                 xid, last = rows[-1][:2]
                 total += len(rows)
             if len(rows) < _PAGE:
-                return Poll(f"{mark} {now}", total)
+                return Poll(_position(mark, str(now), prepared), total)
 
     def _led(self) -> AsyncConnection:
         if self._connection is None:
@@ -201,10 +206,10 @@ class PostgresSource(ChangeSource):
                 triggers.setdefault(row.tgrelid, []).append(row)
             for table in await tables_of(connection, wanted):
                 _note_table(status, table, triggers.get(table.oid, []), wanted)
-            mark, since = _parsed(position)
+            mark, since, prepared = _parsed(position)
             row = (await connection.execute(_NOW, {"since": since, "most": _MOST_WAITING})).one()
             status.waiting = int(row.waiting)
-            if since and (lost := _loss(mark, row)):
+            if since and (lost := _loss(mark, row, prepared)):
                 status.notes.append(f"{lost}: the next poll invalidates everything")
             status.leader = await connection.scalar(_LEADER, {"ours": _LOCK})
             if await connection.scalar(_REPLICAS):
@@ -226,18 +231,28 @@ async def _locked(connection: AsyncConnection, ours: int, namespace: str | None)
     return bool(await connection.scalar(_TAKE, {"ours": ours, "namespace": namespace}))
 
 
-def _parsed(position: str | None) -> tuple[str, str | None]:
-    """Return the mark of a position, and the snapshot."""
-    mark, _, since = (position or "").partition(" ")
-    return mark, since or None
+def _position(mark: str, snapshot: str, prepared: Iterable[str]) -> str:
+    """Return a position: the mark, the snapshot, and the transactions that were prepared when changes were lost.
+
+    A crash empties the outbox, and a prepared transaction outlives the crash: its changes are not in the outbox.
+    """
+    return " ".join([mark, snapshot, *prepared])
 
 
-def _loss(expected: str, state: Any) -> str:
+def _parsed(position: str | None) -> tuple[str, str | None, list[str]]:
+    """Return the parts of a position."""
+    mark, since, *prepared = (position or " ").split(" ")
+    return mark, since or None, prepared
+
+
+def _loss(expected: str, state: Any, prepared: Collection[str]) -> str:
     """Return why changes since a position may be missing; empty if all are there."""
-    if state.mark is None:
-        return "the outbox was emptied (a crash, a failover, or TRUNCATE)"
-    if state.mark != expected:
+    if state.mark != expected:  # mechanism: outbox-mark
+        if state.mark is None:
+            return "the outbox was emptied (a crash, a failover, or TRUNCATE)"
         return "the outbox is another one than at the last poll, or was read for another namespace"
+    if not {*state.now.split(":")[2].split(",")}.issuperset(prepared):
+        return "a prepared transaction has ended whose changes were lost from the outbox"
     if state.older:
         return "the database is older than at the last poll"
     return f"more than {_MOST_WAITING:,} changes wait" if state.waiting >= _MOST_WAITING else ""

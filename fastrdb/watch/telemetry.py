@@ -83,7 +83,7 @@ class Telemetry:
         if not poll.found:
             return
         self._counters.tell("change", self._source, seconds=lag, count=poll.found)
-        fields = {"tables": tables, "changes": poll.found, "position": poll.position}
+        fields: dict[str, Any] = {"tables": tables, "changes": poll.found, "position": poll.position}
         if lag is not None:
             fields["lag"] = round(lag, 6)
         self._log(logging.DEBUG, "change", f"{poll.found} changes of {', '.join(tables)}", **fields)

@@ -125,7 +125,8 @@ class Watcher:
 
     async def _invalidate(self, images: Sequence[Image]) -> None:
         for part in _portions(images):
-            if await self.cache.delete(self.cache.redis, images=part) is None:
+            deleted = await self.cache.delete(self.cache.redis, images=part)
+            if deleted is None:  # mechanism: redis-has-taken-changes
                 raise ConnectionError("Redis has missed an invalidation")
             self._telemetry.passed_on(image.table for image in part)
 

@@ -431,6 +431,12 @@ _OF_THE_TRANSPORT = {
     "redirection-in-deadline": _line("a redirection has what its read has left", "left = 8.0"),
 }
 
+_OF_WATCHING = {
+    "outbox-mark": _line("an outbox that was emptied has lost its mark", "if False:"),
+    "outbox-lead": _function("one watcher leads", "watch.lead:Lead.take", True),
+    "redis-has-taken-changes": _line("a position is stored when Redis has taken the changes before it", "if False:"),
+}
+
 MECHANISMS: dict[str, Mechanism] = {
     **_ON_ONE_SERVER,
     **_ON_A_CLUSTER,
@@ -440,4 +446,5 @@ MECHANISMS: dict[str, Mechanism] = {
     **_OF_FOLLOWING,
     **_OF_THE_NEAR_CACHE,
     **_OF_THE_TRANSPORT,
+    **_OF_WATCHING,
 }

@@ -8,7 +8,7 @@ import os
 import random
 import signal
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -214,6 +214,18 @@ async def test_a_disabled_trigger_is_named_and_made_again(watched: Watched, how:
     assert (await watched.changes())["users"]["id"] == {"1"}
 
 
+async def test_a_role_that_fires_no_trigger_is_named(watched: Watched) -> None:
+    """Such a role writes on a subscriber of logical replication, or restores a dump."""
+    await watched.install()
+    name = watched.database.engine.url.database
+    await watched.write(f'ALTER DATABASE "{name}" SET session_replication_role = replica')
+    try:
+        notes = (await watched.source.status(watched.position)).notes
+    finally:
+        await watched.write(f'ALTER DATABASE "{name}" RESET session_replication_role')
+    assert [note for note in notes if "session_replication_role" in note] == notes != []
+
+
 KINDS = {
     "uuid": ("'11111111-2222-3333-4444-555555555555'", {"id": {"11111111-2222-3333-4444-555555555555"}}),
     "bigint": ("9007199254740993", {"id": {"9007199254740993"}}),
@@ -342,6 +354,50 @@ async def test_each_commit_is_reported_exactly_once(watched: Watched, writes: in
     assert set(heard.values()) == {1}
 
 
+@pytest.fixture
+async def preparing(preparing_server: databases.ServerDatabase) -> AsyncIterator[databases.Database]:
+    """Return an empty database of a server that has prepared transactions."""
+    await preparing_server.clear()
+    async with databases.opened(preparing_server.url) as database:
+        yield database
+
+
+async def execute(database: databases.Database, *statements: str) -> None:
+    """Execute statements of which some begin and end transactions."""
+    async with database.engine.connect() as connection:
+        await connection.execution_options(isolation_level="AUTOCOMMIT")
+        for statement in statements:
+            await connection.exec_driver_sql(statement)
+
+
+async def test_a_transaction_that_was_prepared_long_ago_is_reported_when_it_is_committed(
+    watchable: object, preparing: databases.Database
+) -> None:
+    """Its row has been in the outbox since, and other rows were read and deleted meanwhile."""
+    watched = Watched(preparing, source_of(preparing.engine))
+    await watched.write(*TABLES)
+    await watched.install()
+    await execute(preparing, "BEGIN", "UPDATE users SET bio = 'late' WHERE id = 1", "PREPARE TRANSACTION 'late'")
+    for number in range(3):
+        await watched.write(f"UPDATE users SET bio = '{number}' WHERE id = 2")
+        assert (await watched.changes())["users"]["id"] == {"2"}
+        await watched.source.clean(str(watched.position))
+    await watched.source.close()
+    assert await watched.source.lead()
+    await execute(preparing, "COMMIT PREPARED 'late'")
+    assert (await watched.changes())["users"]["id"] == {"1"}
+    assert watched.lost == []
+    await watched.source.close()
+    await watched.source.run(await watched.source.uninstall_sql())
+
+
+async def test_nothing_is_installed_that_makes_commits_wait_or_keeps_wal(watched: Watched) -> None:
+    """NOTIFY takes a lock that all commits share, and a slot without a reader fills the disk."""
+    made = " ".join(await watched.source.install_sql()).lower()
+    assert "unlogged" in made
+    assert not any(word in made for word in ("notify", "replication_slot"))
+
+
 async def _answers(database: databases.Database) -> bool:
     """Return whether a server takes connections again."""
     try:
@@ -361,6 +417,7 @@ async def test_a_crash_of_the_server_loses_nothing_unnoticed(watchable: object) 
             await watched.write(*TABLES)
             await watched.install()
             await watched.write("UPDATE users SET bio = 'x' WHERE id = 1")
+            await execute(database, "BEGIN", "DELETE FROM users WHERE id = 2", "PREPARE TRANSACTION 'outlives'")
             async with database.engine.connect() as victim:
                 pid = await victim.scalar(text("SELECT pg_backend_pid()"))
                 os.kill(pid, signal.SIGKILL)  # the server restarts all of its processes, as after a loss of power
@@ -373,4 +430,10 @@ async def test_a_crash_of_the_server_loses_nothing_unnoticed(watchable: object) 
             await watched.source.mark(str(watched.position))
             await watched.write("UPDATE users SET bio = 'y' WHERE id = 1")
             assert (await watched.changes())["users"]["id"] == {"1"}
+            await execute(database, "COMMIT PREPARED 'outlives'")
+            assert "prepared transaction has ended" in (await watched.poll())[0].lost
+            await watched.source.mark(str(watched.position))
+            await watched.write("UPDATE users SET bio = 'z' WHERE id = 1")
+            assert (await watched.changes())["users"]["id"] == {"1"}
+            assert len(watched.lost) == 2
             await watched.source.close()

@@ -6,6 +6,8 @@ import pytest
 from sqlalchemy import text
 
 from fastrdb import OptionError
+from fastrdb.watch import mysql_outbox, postgres
+from fastrdb.watch import sqlite as sqlite_source
 from tests.watch.conftest import Watched
 
 with_triggers = pytest.mark.parametrize("watchable", ["sqlite", "postgresql", "mariadb"], indirect=True)
@@ -51,6 +53,18 @@ async def test_many_rows_count_as_any_row(watched: Watched) -> None:
     rows = ", ".join(f"({number}, 1, 'n{number}@x', '')" for number in range(100, 250))
     await watched.write(f"INSERT INTO users VALUES {rows}")
     assert await watched.changes() == {"users": None}
+
+
+async def test_more_changes_than_a_page_are_all_reported(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One transaction may make more; its changes come in one poll, and none of them twice."""
+    for module in (postgres, mysql_outbox, sqlite_source):
+        monkeypatch.setattr(module, "_PAGE", 2)
+    await watched.install()
+    await watched.write(*(f"UPDATE users SET bio = 'x' WHERE id = {number}" for number in (1, 2, 3, 1, 2)))
+    poll, images = await watched.poll()
+    assert (poll.found, poll.lost) == (5, "")
+    assert {text for each in images for text in (each.columns or {}).get("id") or ()} == {"1", "2", "3"}
+    assert (await watched.poll())[0].found == 0
 
 
 async def test_null_is_a_value(watched: Watched) -> None:
