@@ -60,7 +60,8 @@ async def test_more_changes_than_a_page_are_all_reported(watched: Watched, monke
     for module in (postgres, mysql_outbox, sqlite_source):
         monkeypatch.setattr(module, "_PAGE", 2)
     await watched.install()
-    await watched.write(*(f"UPDATE users SET bio = 'x' WHERE id = {number}" for number in (1, 2, 3, 1, 2)))
+    numbers = (1, 2, 3, 1, 2)
+    await watched.write(*(f"UPDATE users SET bio = '{at}' WHERE id = {number}" for at, number in enumerate(numbers)))
     poll, images = await watched.poll()
     assert (poll.found, poll.lost) == (5, "")
     assert {text for each in images for text in (each.columns or {}).get("id") or ()} == {"1", "2", "3"}

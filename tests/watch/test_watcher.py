@@ -179,9 +179,16 @@ async def test_without_redis_the_position_stays(watched: Watched, client: Redis,
             await watcher.poll()
         assert await watcher.journal.position() == before
         faulty.heal()
-        poll = await watcher.poll()
-        assert poll is not None
-        assert poll.found == 1
+        polls = list[Poll]()
+
+        async def taken() -> bool:
+            with contextlib.suppress(ConnectionError):  # Redis is skipped for a while, where it has failed often
+                if (poll := await watcher.poll()) is not None:
+                    polls.append(poll)
+            return bool(polls)
+
+        await until(taken)
+        assert [poll.found for poll in polls] == [1]
 
 
 @pytest.mark.parametrize("watchable", ["sqlite", "postgresql", "mariadb", "binlog"], indirect=True)
