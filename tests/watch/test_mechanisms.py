@@ -15,7 +15,7 @@ from fastrdb.watch import Watcher, source_of
 from tests.races.mechanisms import without
 from tests.races.seams import Change
 from tests.watch.conftest import Watched
-from tests.watch.test_watcher import store_entries
+from tests.watch.test_watcher import ended_lead, store_entries
 
 Scene = Callable[[Watched, Redis], Awaitable[None]]
 
@@ -29,7 +29,7 @@ async def emptied(watched: Watched, client: Redis) -> None:
     """A change goes with the outbox, as in a crash; the entry that depends on it does not stay."""
     async with Cache(client) as cache:
         watcher = Watcher(watched.source, cache)
-        await watcher.poll()
+        await ended_lead(watcher)
         await stored(client, cache)
         await watched.write("UPDATE users SET bio = 'x' WHERE id = 1", "TRUNCATE fastrdb.outbox")
         await watcher.poll()
@@ -40,7 +40,7 @@ async def two_namespaces(watched: Watched, client: Redis) -> None:
     """The watcher of another namespace is refused, so the first one loses nothing."""
     async with Cache(client, namespace="one") as one, Cache(client, namespace="two") as two:
         first, second = Watcher(watched.source, one), Watcher(source_of(watched.database.engine), two)
-        await first.poll()
+        await ended_lead(first)
         try:
             with suppress(OptionError):
                 for _ in range(3):
@@ -57,7 +57,7 @@ async def redis_away(watched: Watched, client: Redis) -> None:
     faulty = FaultyClient(client)
     async with Cache(faulty) as cache, Cache(client) as reading:
         watcher = Watcher(watched.source, cache)
-        await watcher.poll()
+        await ended_lead(watcher)
         await stored(client, reading)
         before = await watcher.journal.position()
         await watched.write("UPDATE users SET bio = 'x' WHERE id = 1")
