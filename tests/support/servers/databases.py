@@ -37,7 +37,11 @@ _EMPTY = (
     "DROP SCHEMA public CASCADE",
     "CREATE SCHEMA public",
 )
-_KILL_CONNECTIONS = "FOR c IN (SELECT id FROM information_schema.processlist WHERE db = '{}') DO KILL c.id; END FOR"
+# A connection may end by itself before it is killed: error 1094.
+_KILL_CONNECTIONS = (
+    "BEGIN NOT ATOMIC DECLARE CONTINUE HANDLER FOR 1094 BEGIN END;"
+    " FOR c IN (SELECT id FROM information_schema.processlist WHERE db = '{}') DO KILL c.id; END FOR; END"
+)
 
 
 class NoServerError(Exception):
