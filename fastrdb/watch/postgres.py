@@ -158,7 +158,14 @@ class PostgresSource(ChangeSource):
         connection, (mark, since, prepared) = self._led(), _parsed(position)
         now, xid, last, total = None, "0", -1, 0
         while True:
-            given = {"since": since, "now": now, "xid": xid, "id": last, "page": _PAGE, "most": _MOST_WAITING}
+            given: dict[str, Any] = {
+                "since": since,
+                "now": now,
+                "xid": xid,
+                "id": last,
+                "page": _PAGE,
+                "most": _MOST_WAITING,
+            }
             found = (await connection.execute(_POLL, given)).one()
             lost = _loss(mark, found, prepared) if since else "there is no position of an earlier poll"
             if lost:

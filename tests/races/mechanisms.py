@@ -434,7 +434,6 @@ _OF_THE_TRANSPORT = {
 _OF_WATCHING = {
     "outbox-mark": _line("an outbox that was emptied has lost its mark", "if False:"),
     "outbox-lead": _function("one watcher leads", "watch.lead:Lead.take", True),
-    "redis-has-taken-changes": _line("a position is stored when Redis has taken the changes before it", "if False:"),
 }
 
 MECHANISMS: dict[str, Mechanism] = {

@@ -32,6 +32,7 @@ TESTS = {
     ],
     "a transaction commits late, or was prepared long ago": [
         "test_watcher:test_a_slow_transaction_is_not_skipped",
+        "test_mechanisms:committed_late",
         "test_postgresql:test_each_commit_is_reported_exactly_once",
         "test_postgresql:test_a_transaction_that_was_prepared_long_ago_is_reported_when_it_is_committed",
         "test_mysql:test_the_commit_of_a_prepared_transaction_invalidates_everything",
