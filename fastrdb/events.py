@@ -43,7 +43,7 @@ Counted = Literal[
     "refused",  # of those not stored: a row that the result depends on was written meanwhile; `reason` has the table
     "same",  # of those stored: the result is the one that was invalidated, so that was for nothing
     "lead",  # a watcher leads for the database `key`
-    "lead_lost",  # a watcher that led does so no more; `reason` says why
+    "lead_end",  # a watcher that led does so no more; `reason` says why
     "change",  # a watcher has passed on `count` changes of the database `key`, at most `seconds` after their commits
     "lost",  # changes of the database `key` may be missing, so that everything is invalidated; `reason` says why
 ]
@@ -124,7 +124,7 @@ class Stats:
     refused: int = 0
     same: int = 0
     leads: int = 0
-    leads_lost: int = 0
+    lead_ends: int = 0
     changes: int = 0
     losses: int = 0
     dropped: Mapping[str, int] = field(default_factory=dict, compare=False)

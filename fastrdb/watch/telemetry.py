@@ -39,8 +39,8 @@ class Telemetry:
 
     def leads_no_more(self, reason: str) -> None:
         """Report that a watcher that led does so no more."""
-        self._counters.tell("lead_lost", self._source, reason)
-        self._log(logging.INFO, "lead_lost", f"leads no more: {reason}", reason=reason)
+        self._counters.tell("lead_end", self._source, reason)
+        self._log(logging.INFO, "lead_end", f"leads no more: {reason}", reason=reason)
 
     def failed(self, error: Exception, *, expected: bool) -> None:
         """Report the first failure of an outage as an event, and each kind of failure once in the log."""

@@ -126,7 +126,7 @@ async def test_a_watcher_logs_lines_of_json_with_fields(shop: Database, server: 
     lines += map(json.loads, output.splitlines())
     assert process.returncode == 0
     assert {line["source"] for line in lines if "source" in line} == set(await ages(cache))
-    assert [line["event"] for line in lines if "event" in line] == ["lead", "lost", "change", "lead_lost"]
+    assert [line["event"] for line in lines if "event" in line] == ["lead", "lost", "change", "lead_end"]
     change = next(line for line in lines if line.get("event") == "change")
     assert (change["tables"], change["changes"], change["namespace"], change["level"]) == (
         ["users"],

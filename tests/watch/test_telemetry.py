@@ -60,16 +60,16 @@ async def test_a_watcher_reports_its_life_as_events(watched: Watched, client: Re
             ("lost", name, "there is no position of an earlier poll", 1),
             ("change", name, "", 2),
             ("outage", name, outage, 1),
-            ("lead_lost", name, outage, 1),
+            ("lead_end", name, outage, 1),
             ("lead", name, "", 1),
             ("change", name, "", 1),
             ("recovery", name, "", 1),
-            ("lead_lost", name, "the watcher ends", 1),
+            ("lead_end", name, "the watcher ends", 1),
         ]
         delays = [each.seconds for each in events if each.kind == "change"]
         assert all(each is not None and each >= 0 for each in delays)
         stats = cache.stats()
-        assert (stats.leads, stats.leads_lost, stats.changes, stats.losses) == (2, 2, 3, 1)
+        assert (stats.leads, stats.lead_ends, stats.changes, stats.losses) == (2, 2, 3, 1)
 
 
 async def test_a_record_has_its_facts_as_fields(
