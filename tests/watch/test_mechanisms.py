@@ -28,7 +28,7 @@ async def stored(client: Redis, cache: Cache) -> None:
 
 
 async def emptied(watched: Watched, client: Redis) -> None:
-    """A change goes with the outbox, as in a crash; the entry that depends on it does not stay."""
+    """Empty the outbox with a change in it, as a crash does: the entry that depends on it does not stay."""
     async with Cache(client) as cache:
         watcher = Watcher(watched.source, cache)
         await ended_lead(watcher)
@@ -39,7 +39,7 @@ async def emptied(watched: Watched, client: Redis) -> None:
 
 
 async def two_namespaces(watched: Watched, client: Redis) -> None:
-    """The watcher of another namespace is refused, so the first one loses nothing."""
+    """Start a watcher of another namespace: it is refused, so the first one loses nothing."""
     async with Cache(client, namespace="one") as one, Cache(client, namespace="two") as two:
         first, second = Watcher(watched.source, one), Watcher(source_of(watched.database.engine), two)
         await ended_lead(first)
@@ -55,7 +55,7 @@ async def two_namespaces(watched: Watched, client: Redis) -> None:
 
 
 async def redis_away(watched: Watched, client: Redis) -> None:
-    """A change waits until Redis has taken it."""
+    """Take Redis away: a change waits until Redis has taken it."""
     faulty = FaultyClient(client)
     async with Cache(faulty) as cache, Cache(client) as reading:
         watcher = Watcher(watched.source, cache)
@@ -73,7 +73,7 @@ async def redis_away(watched: Watched, client: Redis) -> None:
 
 
 async def committed_late(watched: Watched, client: Redis) -> None:
-    """A transaction draws its number before another one, and commits after a poll has read the other one's change."""
+    """Commit a transaction after a poll has read a change of a later one."""
     async with Cache(client) as cache, watched.database.engine.connect() as slow, slow.begin():
         watcher = Watcher(watched.source, cache)
         await ended_lead(watcher)
