@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -23,11 +22,9 @@ READ = text("SELECT name FROM red.clubs")
 
 @pytest.fixture
 async def cache(client: Redis) -> AsyncIterator[Cache]:
-    """Return a cache that follows, alone in this process."""
-    gc.collect()
+    """Return a cache that follows."""
     async with Cache(client, auto=True) as made:
         yield made
-    gc.collect()
 
 
 @pytest.fixture

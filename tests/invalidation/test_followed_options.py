@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -75,11 +74,9 @@ class World:
 
 @pytest.fixture(params=[False, True], ids=["redis", "near"])
 async def cache(request: pytest.FixtureRequest, client_of_each: Any) -> AsyncIterator[Cache]:
-    """Return a cache that follows, alone in this process."""
-    gc.collect()
+    """Return a cache that follows."""
     async with Cache(client_of_each, auto=True, near=request.param, timeout=5) as made:
         yield made
-    gc.collect()
 
 
 @pytest.fixture(params=["client", "cluster_client"])

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
-from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -27,14 +25,11 @@ from .test_followed_writes import Person, fill, known
 
 
 @pytest.fixture
-def follower() -> Iterator[NotingFollower]:
-    """Return a follower that knows of no column in use; afterwards nothing is followed."""
+def follower() -> NotingFollower:
+    """Return a follower that knows of no column in use."""
     made = NotingFollower({})
     add_follower(made)
-    yield made
-    made.tracked = False
-    del made
-    gc.collect()
+    return made
 
 
 @pytest.fixture

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -64,14 +63,11 @@ class Stamp(Base):
 
 
 @pytest.fixture
-def follower() -> Iterator[NotingFollower]:
-    """Yield a follower whose entries are tagged by three columns of one table; afterwards nothing is followed."""
+def follower() -> NotingFollower:
+    """Return a follower whose entries are tagged by three columns of one table."""
     made = NotingFollower({"people": COLUMNS, "members": ("person_id", "club_id"), "letters": ("person_id", "id")})
     add_follower(made)
-    yield made
-    made.tracked = False
-    del made
-    gc.collect()
+    return made
 
 
 async def fill(database: Database) -> None:
