@@ -168,10 +168,20 @@ def texts_at(
     """
     if len(places) == 1:  # as in most statements, and mostly all values are of the column's type
         what, place = places[0]
-        names = (place,) if what == "one" else expanded.get(place, ())
-        texts = [value_text(values[name]) for name in names if type(values.get(name, places)) is kind]
-        if 0 < len(texts) == len(names) <= MOST_VALUES and None not in texts:
-            return cast("list[str]", texts)
+        if what == "one":
+            value = values.get(place, places)
+            if type(value) is kind and (text := value_text(value)) is not None:
+                return (text,)
+        elif 0 < len(names := expanded.get(place, ())) <= MOST_VALUES:
+            texts = [value_text(value) for value in map(values.get, names) if type(value) is kind]
+            if len(texts) == len(names) and None not in texts:
+                return cast("list[str]", texts)
+    return _texts_at_all(places, values, expanded, kind)
+
+
+def _texts_at_all(
+    places: Places, values: Mapping[str, Any], expanded: Mapping[str, Any], kind: type
+) -> set[str] | None:
     found = set[str]()
     for what, place in places:
         if what == "null":

@@ -53,8 +53,8 @@ class OncePerForm(Generic[T]):
     def __call__(self, compiled: Any, translated: SchemaMap | None = None) -> T:
         """Return what was read, at the first call or now."""
         known = self._known.get(id(compiled))  # a WeakKeyDictionary takes three times as long
-        forms = self._forms(compiled) if known is None else known[1]
         key = frozenset(translated.items()) if translated else None
+        forms = self._forms(compiled) if known is None else known[1]
         found = forms.get(key)
         if found is None:
             found = forms[key] = self._read(compiled, Names(compiled.dialect.default_schema_name, translated))

@@ -24,7 +24,7 @@ from sqlalchemy.sql.functions import FunctionElement
 from fastrdb.keys import ANYTHING, END, row_tag, table_tag
 
 from .conditions import MOST_VALUES, Conditions, Pinned, Place, Places, parts_of, texts_at
-from .names import Names, OncePerForm, SchemaMap
+from .names import Names, OncePerForm
 from .text import OF_THE_MOMENT, functions_in, harmless, named_in, reads_nothing
 
 _TEXTS: Final = (TextClause, getattr(elements, "AbstractTextClause", TextClause))  # the second since SQLAlchemy 2.1
@@ -90,12 +90,9 @@ class ReadRows:
 
 
 NOTHING_KNOWN: Final = ReadRows(frozenset({ANYTHING}), (), Origins(), ("anything: the statement is text",))
-_forms: OncePerForm[ReadRows] = OncePerForm(lambda compiled, names: _Reader(compiled, names).result())
 
-
-def reads_of(compiled: Any, translated: SchemaMap | None = None) -> ReadRows:
-    """Return the dependencies of a compiled statement, which is read once for each schema_translate_map."""
-    return _forms(compiled, translated)
+reads_of: Final = OncePerForm[ReadRows](lambda compiled, names: _Reader(compiled, names).result())
+"""Returns the dependencies of a compiled statement, which is read once for each schema_translate_map."""
 
 
 def reads_of_text(text: str, dialect: str, names: Names) -> ReadRows:

@@ -45,7 +45,7 @@ def value_text(value: Any) -> str | None:
     Values that are equal have one text, whatever their types: `5`, `True` for `1`, and the text `"5"`.
     """
     if type(value) is int and -_WIDE < value < _WIDE:  # a miss that is followed pays for this
-        return int.__repr__(value)
+        return f"{value}"
     if not isinstance(value, _TAGGABLE) or isinstance(value, datetime):
         return None
     texts = forms_of(value)
