@@ -74,7 +74,7 @@ def install(
             return
         await source.run(statements)
         status = await source.status(None)
-        print(f"Watched: {', '.join(status.watched)}")
+        print(f"Watched: {', '.join(status.watched) or 'nothing: the schema has no table; run this after migrations'}")
 
     _run(database, work)
 

@@ -160,7 +160,7 @@ class SQLiteSource(ChangeSource):
             if not await connection.scalar(text("SELECT 1 FROM sqlite_master WHERE name = 'fastrdb_outbox'")):
                 return Status(notes=["nothing is installed: run `fastrdb watch install`"])
             triggers = {row.tbl_name: row.sql for row in await connection.execute(_TRIGGERS)}
-            status = Status(installed=True)
+            status = Status(installed=True, leader="none is needed: each watcher of a file reads all changes")
             for table in (await connection.scalars(_VIRTUAL)).all():
                 status.unwatched[table] = "a virtual table, which has no triggers"
             for table in (await connection.scalars(_TABLES)).all():
