@@ -86,11 +86,21 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     return None if whole else 0
 
 
+def _in_smoke(file: Path) -> bool:
+    name = file.relative_to(TESTS).as_posix()
+    return name in SMOKE or name.partition("/")[0] in SMOKE
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Import for `-m smoke` no other module of tests: to import all takes longer than these tests do."""
+    others = config.option.markexpr == "smoke" and collection_path.suffix == ".py" and not _in_smoke(collection_path)
+    return True if others else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests in `SMOKE`."""
     for item in items:
-        name = item.path.relative_to(TESTS).as_posix()
-        if name in SMOKE or name.partition("/")[0] in SMOKE:
+        if _in_smoke(item.path):
             item.add_marker(pytest.mark.smoke)
 
 
