@@ -121,11 +121,6 @@ def own_garbage() -> None:
     gc.collect()
 
 
-def pytest_sessionfinish() -> None:
-    """Show it again: hypothesis, which may be imported as late as here, looks for what refers to its generators."""
-    gc.unfreeze()
-
-
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Define `cache_timeout` of pyproject.toml."""
     parser.addini("cache_timeout", "seconds that a Cache waits for Redis where a test gives no timeout")
