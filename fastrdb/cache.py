@@ -36,12 +36,10 @@ if TYPE_CHECKING:
 
 _NOT_OF_POLICY = frozenset({"auto", "depends_on", "ignore", "near", "shared", "never_invalidated", "version"})
 _NONE: Mapping[Any, Any] = MappingProxyType({})
-_PUBLIC = ("disabled", "hooks", "namespace", "redis", "samplers")
-"""What users need of the inside of a cache."""
 F = TypeVar("F", bound=Callable[..., Coroutine[Any, Any, Any]])
 
 
-class Cache(Runtime):
+class Cache:
     """A cache in Redis: its settings, and the decorators that use it.
 
     The module-level `cached`, `cached_list`, `cached_many` and `invalidates` belong to a plain `Cache()`.
@@ -108,7 +106,8 @@ class Cache(Runtime):
             raise OptionError(f"{owner}: on_error={on_error!r} must be 'bypass' or 'raise'")
         if not re.fullmatch(r"(?!fastrdb$)[A-Za-z0-9_.\-]*", namespace):  # all of fastrdb's own keys begin so
             raise OptionError(f"{owner}: namespace={namespace!r} must be letters, digits, _ . - and not 'fastrdb'")
-        super().__init__(
+        runtime = self.runtime = Runtime(
+            owner=owner,
             near=near if isinstance(near, Near) else Near(),
             near_by_default=bool(near),
             on_error=on_error,
@@ -121,9 +120,29 @@ class Cache(Runtime):
             watched=None if watched is None else seconds(watched, name="watched", owner=owner),
             publish=publish,
         )
-        self.verify = share(verify, name="verify", owner=owner)
-        self.move(namespace, None if redis is None else checked(redis, f"{owner}: redis"))
-        self.follower = follow_with(self, owner, auto, precision, effects, quiet, views)
+        self._verify = share(verify, name="verify", owner=owner)
+        runtime.move(namespace, None if redis is None else checked(redis, f"{owner}: redis"))
+        runtime.follower = follow_with(runtime, owner, auto, precision, effects, quiet, views)
+
+    @property
+    def redis(self) -> Any:
+        """The client for functions that are not given one, or None."""
+        return self.runtime.redis
+
+    @property
+    def namespace(self) -> str:
+        """What is put before every key, without its colon."""
+        return self.runtime.namespace
+
+    @property
+    def hooks(self) -> list[Hook]:
+        """The hooks that are called with every `Event`; add your own."""
+        return self.runtime.hooks
+
+    @property
+    def samplers(self) -> list[Hook]:
+        """The hooks that are called with one of 64 hits, and each other event; add your own."""
+        return self.runtime.samplers
 
     # --- the decorators
 
@@ -206,17 +225,17 @@ class Cache(Runtime):
     def _cached(self, decorator: str, pattern: str, schema: Any, shape: Any, options: Options, function: Any) -> Any:
         def made(found: Inspected) -> CachedFunction:
             ignore = options.get("ignore", ())
-            plan = CallPlan.of(found, pattern=pattern, ignore=ignore, decorator=decorator, seal=self.seal)
+            plan = CallPlan.of(found, pattern=pattern, ignore=ignore, decorator=decorator, seal=self.runtime.seal)
             owner = plan.function
-            near = _near(owner, options, self.near_by_default)
-            policy = _policy(owner, decorator, options, self.verify)
+            near = _near(owner, options, self.runtime.near_by_default)
+            policy = _policy(owner, decorator, options, self._verify)
             annotation = plan.return_type
             if annotation is MISSING:
                 if schema is None:
                     raise OptionError(f"{owner}: declare what it returns, or give schema=: values must be read back")
                 annotation = shape
             codec = Codec(annotation, schema=schema, owner=owner)
-            return CachedFunction(self, plan, codec, policy, near=near)
+            return CachedFunction(self.runtime, plan, codec, policy, near=near)
 
         return self._decorated(decorator, function, schema, made, options)
 
@@ -225,8 +244,8 @@ class Cache(Runtime):
 
         def made(found: Inspected) -> CachedFunction:
             policy = _policy(found.name, decorator, options)
-            near, ignore = _near(found.name, options, self.near_by_default), options.get("ignore", ())
-            return CachedMany.of(self, found, pattern, policy, schema=schema, ignore=ignore, near=near)
+            near, ignore = _near(found.name, options, self.runtime.near_by_default), options.get("ignore", ())
+            return CachedMany.of(self.runtime, found, pattern, policy, schema=schema, ignore=ignore, near=near)
 
         return self._decorated(decorator, function, schema, made, options)
 
@@ -240,14 +259,14 @@ class Cache(Runtime):
     ) -> Any:
         """Return the wrapper of a cached function, which gets its place in the registry."""
         query.declare(options.get("depends_on"), found, decorator)
-        query.follows = follows(self.follower, found, decorator, options.get("auto"))
+        query.follows = follows(self.runtime.follower, found, decorator, options.get("auto"))
         query.tagged = query.tagged or query.follows
         plan, module = query.plan, getattr(function, "__module__", "")
         version = query.codec.version(options.get("version"))
         shared = flag(options.get("shared", False), name="shared", owner=plan.function)
         endless = flag(options.get("never_invalidated", False), name="never_invalidated", owner=plan.function)
         plan.variant.settle(module, found.name, version, shared=shared)
-        query.registered = self.registry.add(
+        query.registered = self.runtime.registry.add(
             Registered(
                 plan.function,
                 module,
@@ -265,7 +284,7 @@ class Cache(Runtime):
 
     def _invalidates(self, prefixes: list[str], keys: list[str], touches: Any, function: Any) -> Any:
         plan = CallPlan.of(
-            function, pattern=None, prefixes=prefixes, keys=keys, decorator="invalidates", seal=self.seal
+            function, pattern=None, prefixes=prefixes, keys=keys, decorator="invalidates", seal=self.runtime.seal
         )
         if not prefixes and not keys and not touches:
             raise OptionError(f"{plan.function}: invalidates needs a prefix, keys or touches")
@@ -274,10 +293,10 @@ class Cache(Runtime):
             names = ["self", "result", *(each.name for each in inspect_function(function, "invalidates").parameters)]
             owner = f"@invalidates on {plan.function}: touches"
             written = Declared(touches, owner=owner, parameters=names)
-        counters, given = self.counters(plan.function), dict(prefix=prefixes, keys=keys)  # noqa: C408
+        counters, given = self.runtime.counters(plan.function), dict(prefix=prefixes, keys=keys)  # noqa: C408
         module, reached = getattr(function, "__module__", ""), plan.templates.patterns
         registered = Registered(plan.function, module, "invalidates", counters, given, prefixes=reached)
-        run = Invalidation(self, plan, self.registry.add(registered), written).named_run
+        run = Invalidation(self.runtime, plan, self.runtime.registry.add(registered), written).named_run
 
         def call(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return run(partial(wrapped, *args, **kwargs), plan.bind(instance, args, kwargs))
@@ -312,27 +331,27 @@ class Cache(Runtime):
         given: list[Any] = [what] if isinstance(what, str | Rows | Table | type) else list(what)
         found = [made for text in given if isinstance(text, str) for made in Prefix.plain(text, owner)]
         images = images_of([each for each in given if not isinstance(each, str)], owner)
-        client = self.required(owner) if redis is None else redis
+        client = self.runtime.required(owner) if redis is None else redis
         before = f"{self.namespace}:" if self.namespace else ""
         named = dict.fromkeys(name for key in keys for name in (key, key.removeprefix(before)))
-        return await self.delete(client, [*found, *map(Prefix.variants, named)], list(named), images=images)
+        return await self.runtime.delete(client, [*found, *map(Prefix.variants, named)], list(named), images=images)
 
     # --- to look at
 
     def stats(self) -> Stats:
         """Return the sum over all functions decorated with this cache, in this process."""
-        return Counters.total(self.counted)
+        return Counters.total(self.runtime.counted)
 
     def counts(self) -> dict[str, Stats]:
         """Return the counts of each function by its name, in this process, and never fewer than before.
 
         Functions that are gone are there, too, and invalidations by hand under the name of the cache's class.
         """
-        return Counters.by_function(self.counted)
+        return Counters.by_function(self.runtime.counted)
 
     def functions(self) -> list[FunctionInfo]:
         """Return each decorated function with pattern, options and counts, in the order of decoration."""
-        return self.registry.infos()
+        return self.runtime.registry.infos()
 
     def check(self) -> list[Finding]:
         """Return what is likely to be a mistake; a test may say `assert not cache.check()`.
@@ -341,7 +360,7 @@ class Cache(Runtime):
         keys; functions that nothing invalidates; prefixes that drop a class's entries at each write; functions of which
         no result was ever stored.
         """
-        return self.registry.findings()
+        return self.runtime.registry.findings()
 
     async def ready(self, redis: Redis | RedisCluster | None = None) -> Readiness:
         """Return whether the cache can do its work: a little of it is done, on a key of its own.
@@ -349,19 +368,24 @@ class Cache(Runtime):
         The record is true if it can, so a readiness probe may say `200 if await cache.ready() else 503`. Raises
         OptionError where there is no client.
         """
-        client = self.required(f"{type(self).__name__}.ready") if redis is None else redis
-        return await self.store(client).readiness(client)
+        client = self.runtime.required(f"{type(self).__name__}.ready") if redis is None else redis
+        return await self.runtime.store(client).readiness(client)
 
     def seen(self) -> dict[str, list[str]]:
         """Return the followed functions of this process with the tables that their loads have read; `*` is any."""
-        return {info.function: sorted(info.reads) for info in self.registry if info.reads}
+        return {info.function: sorted(info.reads) for info in self.runtime.registry if info.reads}
+
+    def disabled(self) -> AbstractContextManager[None]:
+        """Go past the cache inside of `with cache.disabled(): ...`, in this task and those that it starts.
+
+        Cached functions just run, with Redis or without; nothing is read and nothing is stored. Invalidations are
+        done all the same, since others go on reading. The module-level decorators' cache is `default_cache`.
+        """
+        return disabling(self.runtime)
 
     def untracked(self) -> AbstractContextManager[None]:
         """Follow no writes inside of the block, as for migrations and seeds."""
-        return disabling(self.follower)
-
-    def __dir__(self) -> list[str]:
-        return sorted({*_PUBLIC, *(name for name in vars(Cache) if not name.startswith("_"))})
+        return disabling(self.runtime.follower)
 
     async def aclose(self, limit: float = 5.0) -> None:
         """Wait for what runs in the background of this event loop, at most `limit` seconds.
@@ -369,7 +393,7 @@ class Cache(Runtime):
         Clients stay open, since the caller has made them.
         """
         await drain()
-        await self.here().aclose(limit)
+        await self.runtime.here().aclose(limit)
 
     async def __aenter__(self) -> Self:
         return self

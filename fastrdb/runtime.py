@@ -11,7 +11,7 @@ import asyncio
 import inspect
 import os
 from collections.abc import AsyncGenerator, Callable, Coroutine, Hashable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from contextvars import Context, ContextVar
 from dataclasses import dataclass
 from threading import get_ident
@@ -118,11 +118,15 @@ _Recent = tuple[Callable[[], Any], int, Callable[[], asyncio.AbstractEventLoop |
 
 
 class Runtime:
-    """The inside of a `Cache`, which has checked the settings given here."""
+    """The inside of a `Cache`, which has checked the settings given here. `owner` is its name in messages.
+
+    The functions that are decorated with the cache hold this, and not the cache.
+    """
 
     def __init__(
         self,
         *,
+        owner: str,
         near: Near,
         near_by_default: bool,
         on_error: OnError,
@@ -135,6 +139,7 @@ class Runtime:
         watched: float | None,
         publish: bool,
     ) -> None:
+        self.owner = owner
         self.near, self.near_by_default = near, near_by_default
         self.on_error: OnError = on_error
         self.hooks: list[Hook] = [] if hook is None else [hook]
@@ -145,7 +150,8 @@ class Runtime:
         self.owned: set[str] = set()  # the heads of the keys of all functions
         self.counted: list[Counters] = []
         self.registry = Registry()
-        self.own_counters = self.counters(type(self).__name__)
+        self.own_counters = self.counters(owner)
+        self.follower: Any = None  # see `follow_with`
         self._publisher = Publisher(self.registry) if publish else None
         if self._publisher is not None:
             self.samplers.append(self._publisher.tally)
@@ -210,7 +216,7 @@ class Runtime:
         return store
 
     def _checked(self, client: Any, plan: CallPlan | None) -> Any:
-        where = f"{type(self).__name__}: its client" if plan is None else plan.where_client
+        where = f"{self.owner}: its client" if plan is None else plan.where_client
         return checked(client, where, mocks=is_disabled(self))
 
     def _new_store(self, *, cluster: bool) -> Store:
@@ -231,16 +237,6 @@ class Runtime:
         store.obstacles.listeners.append(lambda kind, reason: tell(kind, "", reason))
         return store
 
-    # --- off for some tasks
-
-    def disabled(self) -> AbstractContextManager[None]:
-        """Go past the cache inside of `with cache.disabled(): ...`, in this task and those that it starts.
-
-        Cached functions just run, with Redis or without; nothing is read and nothing is stored. Invalidations are
-        done all the same, since others go on reading. The module-level decorators' cache is `default_cache`.
-        """
-        return disabling(self)
-
     def bypass_reason(self, store: Store, client: Any) -> str | None:
         """Return why entries may not be read for now, or None."""
         return DISABLED if is_disabled(self) else store.bypass_reason(client)
@@ -252,7 +248,7 @@ class Runtime:
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
-            raise NoEventLoopError(type(self).__name__) from None
+            raise NoEventLoopError(self.owner) from None
         latest, state = self._latest
         if latest() is not loop or state is None:
             state = self._states.get(loop) or self._begin(loop)

@@ -72,7 +72,7 @@ def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
 
     A cache of an earlier test, not collected yet, would invalidate what this test writes.
     """
-    monkeypatch.setattr(default_cache, "registry", Registry())
+    monkeypatch.setattr(default_cache.runtime, "registry", Registry())
     for each in set(followers) - of_modules:
         followers.discard(each)
 
@@ -138,11 +138,11 @@ def patient_caches(pytestconfig: pytest.Config) -> Iterator[float]:
     A busy machine may stand still for longer than 0.25 s, and a test would then see a cache that does without Redis.
     A test of the timeout itself gives its own. The fixture's value is the default for users.
     """
-    timeout, default = float(pytestconfig.getini("cache_timeout")), default_cache.timeout
+    timeout, default = float(pytestconfig.getini("cache_timeout")), default_cache.runtime.timeout
     with pytest.MonkeyPatch.context() as patch:
         for init in (Cache.__init__, Store.__init__):
             patch.setitem(init.__kwdefaults__ or {}, "timeout", timeout)
-        patch.setattr(default_cache, "timeout", timeout)
+        patch.setattr(default_cache.runtime, "timeout", timeout)
         yield default
 
 

@@ -87,7 +87,7 @@ class Bindings(Generic[Response]):
         self.cache = cache
         self.typed = {n: f.python_type for n, f in self.columns.fields.items() if n not in _TAKEN}
         self.owner = f"FastRDB[{self.columns.name}]"
-        self.follows = settings.get("auto", cache.follower is not None)
+        self.follows = settings.get("auto", cache.runtime.follower is not None)
         self.convert = Codec(Any, schema=schema, owner=self.owner).convert
         self._pattern = self._template("pattern", pattern)
         self._list_pattern = self._template("list_pattern", list_pattern, _PAGING)
@@ -206,16 +206,18 @@ class Bindings(Generic[Response]):
 
         def templates_of(found: Sequence[Pattern]) -> PrefixTemplates:
             texts = [template.text for template in found]
-            plan = CallPlan.of(write, pattern=None, prefixes=texts, decorator="invalidates", seal=self.cache.seal)
-            self.cache.owned |= plan.templates.heads
+            plan = CallPlan.of(
+                write, pattern=None, prefixes=texts, decorator="invalidates", seal=self.cache.runtime.seal
+            )
+            self.cache.runtime.owned |= plan.templates.heads
             return plan.templates
 
         self._by_row = templates_of(by_row)
         self._always = templates_of(always).before([{}]).prefixes
-        self._counters = self.cache.counters(f"{self.owner}.write")
+        self._counters = self.cache.runtime.counters(f"{self.owner}.write")
         wide = [text for each, text in zip(templates, filter(None, prefixes), strict=True) if self._covers(each)]
         reached, model = [*always, *by_row, *templates], self.columns.model
-        self._registered = self.cache.registry.add(
+        self._registered = self.cache.runtime.registry.add(
             Registered(
                 self._counters.function,
                 model.__module__,
@@ -255,7 +257,7 @@ class Bindings(Generic[Response]):
         if redis is None:
             return
         if not self._registered.written:
-            self.cache.registry.first_write(self._registered)
+            self.cache.runtime.registry.first_write(self._registered)
         known = {fingerprint(each.values()): each for each in (self.columns.values(row, self._used) for row in rows)}
         new = [values for one, values in known.items() if one not in done]
         if not new:
@@ -264,7 +266,7 @@ class Bindings(Generic[Response]):
         done.update(known)
         if prefixes:
             self._counters.tell("invalidation", ", ".join(prefix.head for prefix in prefixes))
-        await enlist(self.cache, redis, db.sync_session, prefixes, writes=True, counters=self._counters)
+        await enlist(self.cache.runtime, redis, db.sync_session, prefixes, writes=True, counters=self._counters)
 
     async def store(self, db: AsyncSession, redis: Any, answers: Iterable[tuple[Any, Response]]) -> None:
         """Store at the commit the answers of these rows, each being what `get` gives by then.
@@ -287,7 +289,7 @@ class Bindings(Generic[Response]):
                     keys.append(key)
                 else:
                     puts.append(Put(key, raw, item.ttl_ms(answer)))
-        await enlist(self.cache, redis, db.sync_session, keys=keys, puts=puts)
+        await enlist(self.cache.runtime, redis, db.sync_session, keys=keys, puts=puts)
 
     # --- parts
 

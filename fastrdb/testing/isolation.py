@@ -52,12 +52,12 @@ async def isolated(*caches: Cache, redis: Redis | None = None) -> AsyncIterator[
 async def _moved(cache: Cache, namespace: str, redis: Redis | None) -> AsyncIterator[None]:
     kept = cache.namespace, cache.redis
     await cache.aclose(_CLOSE_LIMIT_S)
-    cache.move(namespace, cache.redis if redis is None else redis)
+    cache.runtime.move(namespace, cache.redis if redis is None else redis)
     try:
         async with emptied(cache):
             yield
     finally:
-        cache.move(*kept)
+        cache.runtime.move(*kept)
 
 
 @asynccontextmanager

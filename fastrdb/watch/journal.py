@@ -84,7 +84,7 @@ async def columns_in_use(cache: Cache) -> list[str]:
 
 
 def _store(cache: Cache) -> Store:
-    return cache.store(cache.redis)
+    return cache.runtime.store(cache.redis)
 
 
 def _text(value: Any) -> str:

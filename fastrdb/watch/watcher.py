@@ -125,7 +125,7 @@ class Watcher:
 
     async def _invalidate(self, images: Sequence[Image]) -> None:
         for part in _portions(images):
-            if await self.cache.delete(self.cache.redis, images=part) is None:
+            if await self.cache.runtime.delete(self.cache.redis, images=part) is None:
                 raise ConnectionError("Redis has missed an invalidation")
             self._telemetry.passed_on(image.table for image in part)
 

@@ -96,7 +96,7 @@ async def test_the_commands_from_installing_to_uninstalling(
     assert (process.returncode, b"Traceback" in output) == (0, False)
     assert await command("uninstall", *database, *redis) == (0, "")
     assert await ages(cache) == {}
-    assert await client.exists(cache.store(client).keyspace.watch) == 0
+    assert await client.exists(cache.runtime.store(client).keyspace.watch) == 0
     await cache.aclose()
 
 

@@ -75,7 +75,7 @@ async def test_stale_reads_of_every_kind(rows: Database, client: Redis, cache: C
     await age(client, 30_000)
     async with rows.sessions() as db:
         assert await ask(db) == old == ["a", ["a", "a"], ["a", "a"], 0]
-    await asyncio.gather(*cache.here().reloads.values())
+    await asyncio.gather(*cache.runtime.here().reloads.values())
     async with rows.sessions() as db:
         assert await ask(db) == ["b", ["b", "b"], ["b", "b"], 2]
     assert cache.stats().failed == 0

@@ -215,7 +215,7 @@ async def test_ten_thousand_cancelled_reads(client: Redis, caplog: pytest.LogCap
     assert outcomes.count("right") > 1000
     for cache, (read, _) in zip(world.caches, world.functions, strict=True):
         await cache.aclose()
-        assert not cache.here().flights.by_token
+        assert not cache.runtime.here().flights.by_token
         for key, version in world.written.items():
             assert await read(client, key) == version
     gc.collect()

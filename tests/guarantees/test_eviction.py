@@ -62,7 +62,7 @@ class Crowd:
     async def write(self) -> None:
         """Commit a new version of one."""
         cache, item = self.random.choice(self.caches), self.random.randrange(KEYS)
-        intent = cache.store(cache.redis).intent(cache.redis)
+        intent = cache.runtime.store(cache.redis).intent(cache.redis)
         prefix = Prefix.of(f"item:{item}", whole=True)
         assert prefix is not None
         intent.add([prefix])

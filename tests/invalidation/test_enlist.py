@@ -29,7 +29,7 @@ async def w(sqlite: Database, client: Redis) -> AsyncIterator[World]:
 
 async def do(w: World, db: AsyncSession | None, *args: Any, **options: Any) -> None:
     """Enlist from the second process."""
-    await enlist(w.two.cache, w.two.client, None if db is None else db.sync_session, *args, **options)
+    await enlist(w.two.cache.runtime, w.two.client, None if db is None else db.sync_session, *args, **options)
 
 
 async def write(db: AsyncSession | AsyncConnection) -> None:

@@ -63,11 +63,11 @@ class World:
     async def age(self, left_s: float) -> None:
         """Shorten the life of the entry in Redis, as if time had passed; this process keeps no other one."""
         assert await self.client.pexpire("name:1", round(left_s * 1000))
-        self.cache.store(self.client).near.clear()
+        self.cache.runtime.store(self.client).near.clear()
 
     async def settled(self) -> None:
         """Wait for what runs in the background."""
-        here = self.cache.here()
+        here = self.cache.runtime.here()
         await asyncio.gather(*here.reloads.values())
         await asyncio.gather(*here.tasks)
 
@@ -223,7 +223,7 @@ async def nested(w: World) -> None:
         await inner()
         return bool(w.function.stats.near)
 
-    if w.cache.near_by_default:
+    if w.cache.runtime.near_by_default:
         await until(is_kept_here)
     for number in range(3):
         await inner()

@@ -155,8 +155,8 @@ async def test_a_client_for_each_request_finds_what_others_know(server: Embedded
     """Stores belong to servers, not to client objects; another database is another server."""
     cache = Cache()
     async with Redis(port=server.port, host="127.0.0.1") as again, Redis(port=server.port, db=1) as other:
-        assert cache.store(client) is cache.store(again)
-        assert cache.store(client) is not cache.store(other)
+        assert cache.runtime.store(client) is cache.runtime.store(again)
+        assert cache.runtime.store(client) is not cache.runtime.store(other)
 
 
 def fake(**attributes: Any) -> Any:
@@ -183,12 +183,12 @@ async def test_servers_differ_by_their_address() -> None:
         lambda: fake(connection_kwargs={"host": "a", "port": 2}),
         lambda: fake(connection_kwargs={"host": "a", "port": 2, "db": 1}),
     ]
-    stores = [cache.store(make()) for make in makes]
+    stores = [cache.runtime.store(make()) for make in makes]
     assert len({id(store) for store in stores}) == len(makes)
-    assert [cache.store(make()) for make in makes] == stores
+    assert [cache.runtime.store(make()) for make in makes] == stores
     lone, other = fake(), fake()
-    assert cache.store(lone) is cache.store(lone)
-    assert cache.store(lone) is not cache.store(other)
+    assert cache.runtime.store(lone) is cache.runtime.store(lone)
+    assert cache.runtime.store(lone) is not cache.runtime.store(other)
 
 
 async def test_what_is_no_client_is_refused_when_first_used() -> None:

@@ -95,7 +95,7 @@ class Shop:
 
     async def settled(self) -> None:
         """Wait for what runs in the background."""
-        await asyncio.gather(*self.cache.here().reloads.values())
+        await asyncio.gather(*self.cache.runtime.here().reloads.values())
 
 
 @pytest.fixture
@@ -950,7 +950,7 @@ async def test_a_cancelled_acquire_gives_its_leases_back(client: Redis, gated: G
         await call
     await shop.cache.aclose()
     assert await client.keys("fastrdb:lease:*") == []
-    assert shop.cache.here().flights.by_token == {}
+    assert shop.cache.runtime.here().flights.by_token == {}
 
 
 # --- races with writers
@@ -988,7 +988,7 @@ async def test_barred_ids_are_loaded_and_not_stored(sqlite: Database, client: Re
     async with sqlite.sessions() as db:
         await db.execute(insert(Row), [{"id": n, "name": "a"} for n in (1, 2)])
         await db.commit()
-        intent = cache.store(client).intent(client)
+        intent = cache.runtime.store(client).intent(client)
         intent.add(keys=["row:1"])
         await intent.begin()
         assert await load(db, [1, 2]) == items(1, 2)
@@ -1137,7 +1137,7 @@ async def test_the_reload_has_a_session_of_its_own(sqlite: Database, client: Red
         await load(db, [1, 2])
         await client.pexpire("row:1", 30_000)
         assert await load(db, [1, 2]) == items(1, 2)
-        await asyncio.gather(*cache.here().reloads.values())
+        await asyncio.gather(*cache.runtime.here().reloads.values())
         assert [session is db for session in used] == [True, False]
     assert not used[1].in_transaction()
     assert await client.pttl("row:1") > 60_000

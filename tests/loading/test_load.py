@@ -48,7 +48,7 @@ class Source:
 async def lease_elsewhere(client: Redis) -> None:
     """Take the lease of the key in another process."""
     async with Cache(timeout=5) as other:
-        assert isinstance(await acquire(other.store(client), client, KEY, "another's", refresh=True), Granted)
+        assert isinstance(await acquire(other.runtime.store(client), client, KEY, "another's", refresh=True), Granted)
 
 
 class Reader:
@@ -105,7 +105,7 @@ class Reader:
 
     async def reloaded(self) -> None:
         """Wait for reloads in the background."""
-        await asyncio.gather(*self.cache.here().reloads.values())
+        await asyncio.gather(*self.cache.runtime.here().reloads.values())
 
     @property
     def kinds(self) -> list[str]:
@@ -146,7 +146,7 @@ async def make(way: str, source: Source) -> AsyncIterator[Make]:
     source.gates.open_all()
     for each in made:
         await each.cache.aclose()
-        assert each.cache.here().flights.by_token == {}
+        assert each.cache.runtime.here().flights.by_token == {}
 
 
 async def nothing_left(client: Redis, *readers: Reader) -> None:
@@ -222,7 +222,7 @@ async def test_a_lease_that_is_lost_stores_nothing(client: Redis, make: Make, so
 async def test_a_key_under_a_barrier_is_loaded_and_not_stored(client: Redis, make: Make) -> None:
     """A COMMIT is on its way."""
     reader = make(client)
-    intent = reader.cache.store(client).intent(client)
+    intent = reader.cache.runtime.store(client).intent(client)
     intent.add(keys=[KEY])
     await intent.begin()
     assert await reader.read() == "a"
@@ -511,7 +511,7 @@ async def test_a_reload_waits_for_no_other(
     gate = gated.before("acquire")
     assert await reader.read() == "a"
     await gate.reached()
-    intent = reader.cache.store(client).intent(client)
+    intent = reader.cache.runtime.store(client).intent(client)
     intent.add(keys=["other", KEY])
     if why == "leased":
         await lease_elsewhere(client)

@@ -65,7 +65,7 @@ async def test_evicting_policy_is_said() -> None:
 async def test_pending_invalidation_is_said(client: Redis) -> None:
     """Entries are not read until it is repaired, so the process is not ready."""
     async with Cache(client) as cache:
-        store = cache.store(client)
+        store = cache.runtime.store(client)
         store.obstacles.block(cache, "owed", "")
         store.repairs._pending[store.keyspace.everything] = False
         found = await cache.ready()

@@ -79,7 +79,7 @@ class Shop:
 
     async def settled(self) -> None:
         """Wait for what runs in the background."""
-        here = self.cache.here()
+        here = self.cache.runtime.here()
         await asyncio.gather(*here.reloads.values())
         await asyncio.gather(*here.tasks)  # what a reload leaves behind: it releases its lease
 
@@ -215,7 +215,7 @@ async def test_closing_the_cache_waits_for_reloads(client: Redis, source: Source
     gate.open()
     await closing
     assert await client.get("item:1") == b'{"id":1,"name":"b"}'
-    assert shop.cache.here().reloads == {}
+    assert shop.cache.runtime.here().reloads == {}
 
 
 async def test_closing_the_cache_cuts_off_what_takes_too_long(client: Redis, source: Source) -> None:
@@ -227,7 +227,7 @@ async def test_closing_the_cache_cuts_off_what_takes_too_long(client: Redis, sou
     await shop.get()
     await gate.reached()
     await shop.cache.aclose(limit=0)
-    assert shop.cache.here().reloads == {}
+    assert shop.cache.runtime.here().reloads == {}
     assert await client.keys("*item:1*") == [b"item:1"]
 
 
@@ -310,7 +310,7 @@ async def test_a_reload_is_no_part_of_the_call_around_it(sqlite: Database, gated
         async def write(db: AsyncSession) -> None:
             await get(db, 1)
             gated.log.clear()
-            await asyncio.gather(*cache.here().reloads.values())
+            await asyncio.gather(*cache.runtime.here().reloads.values())
             assert gated.names() == ["acquire", "fill"]
 
         seen.set("request")
@@ -375,7 +375,7 @@ async def test_the_reload_has_a_session_of_its_own(rows: Database, client: Redis
         await age(client, 30_000, key)
         async with rows.sessions() as db:
             assert (await get(db, **arguments)).name == "a"
-        await asyncio.gather(*cache.here().reloads.values())
+        await asyncio.gather(*cache.runtime.here().reloads.values())
         assert await client.get(key) == b'{"id":1,"name":"b"}'
         assert used[-1] not in used[:-1]
         assert used[-1] is not db
@@ -405,7 +405,7 @@ async def test_a_session_that_is_none_is_logged(rows: Database, client: Redis) -
         await get(db, 1)
         await age(client, 30_000, "row:1")
         await get(db, 1)
-    await asyncio.gather(*cache.here().reloads.values())
+    await asyncio.gather(*cache.runtime.here().reloads.values())
     assert heard[-1].kind == "failed"
     assert "get: session_factory gave int, which is not an AsyncSession" in heard[-1].reason
 

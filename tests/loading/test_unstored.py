@@ -70,7 +70,7 @@ async def test_cause_is_said_once_and_counted(client: Redis, caplog: pytest.LogC
     (info,) = cache.functions()
     ((told, count),) = info.unstored.items()
     assert (count, load.stats.unstored) == (3, 3)
-    await asyncio.gather(*cache.here().tasks)
+    await asyncio.gather(*cache.runtime.here().tasks)
     assert (await load.explain(3)).reasons == (f"the latest result was not stored: {told} (3 in all)",)
     assert [found.what for found in cache.check() if "stored" in found.what] == [
         f"none of its results was stored: {told} (3 times)"

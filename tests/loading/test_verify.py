@@ -51,7 +51,7 @@ class Shop:
 
     async def settled(self) -> None:
         """Wait for what runs in the background."""
-        while tasks := self.cache.here().tasks:
+        while tasks := self.cache.runtime.here().tasks:
             await asyncio.wait(set(tasks))
 
     async def write(self, statement: Any) -> None:
@@ -84,7 +84,7 @@ async def test_only_hits_are_verified(client: Redis, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(verifying, "random", drawn)
 
     async def settled() -> None:
-        while tasks := cache.here().tasks:
+        while tasks := cache.runtime.here().tasks:
             await asyncio.wait(set(tasks))
 
     async def load(number: int) -> int:
@@ -134,7 +134,7 @@ async def test_entries_with_tags_are_verified(client: Redis, sqlite: Database, o
             return item.name
 
     async def settled() -> None:
-        while tasks := cache.here().tasks:
+        while tasks := cache.runtime.here().tasks:
             await asyncio.wait(set(tasks))
 
     async with sqlite.sessions() as db:
@@ -240,11 +240,11 @@ async def test_cache_verifies_all_of_its_functions(client: Redis) -> None:
 
     await one()
     await two()
-    await asyncio.gather(*cache.here().tasks)
+    await asyncio.gather(*cache.runtime.here().tasks)
     value[0] = 2
     await one()
     await two()
-    await asyncio.gather(*cache.here().tasks)
+    await asyncio.gather(*cache.runtime.here().tasks)
     assert (one.stats.wrong, two.stats.wrong, two.stats.verified) == (1, 0, 0)
     assert [await one(), await two()] == [2, 1]
 

@@ -180,7 +180,7 @@ async def test_function_whose_results_are_not_stored_says_so_once(
         await caller.name(caller.client)
     (record,) = caplog.records
     assert "Text comes back as str" in record.getMessage()
-    await asyncio.gather(*caller.cache.here().tasks)  # the leases are given back
+    await asyncio.gather(*caller.cache.runtime.here().tasks)  # the leases are given back
     assert (await caller.name.explain(caller.client)).reasons == (
         "the latest result was not stored: value: Text comes back as str (2 in all)",
     )

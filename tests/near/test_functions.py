@@ -104,7 +104,7 @@ async def test_a_near_hit_asks_nobody(cache: Cache, gated: GatedClient) -> None:
     async def get(x: int) -> Point:
         return Point(x=x)
 
-    await warm(cache.store(gated), gated, "point:1", lambda: get(1))
+    await warm(cache.runtime.store(gated), gated, "point:1", lambda: get(1))
     sent, before = len(gated.log), get.stats
     assert await get(1) == Point(x=1)
     assert len(gated.log) == sent
@@ -125,7 +125,7 @@ async def test_every_type(cache: Cache, gated: GatedClient, declared: Any, value
 
     get.__annotations__["return"] = declared
     decorated = cache.cached("value:{x}")(get)
-    await warm(cache.store(gated), gated, "value:1", lambda: decorated(1))
+    await warm(cache.runtime.store(gated), gated, "value:1", lambda: decorated(1))
     found = await decorated(1)
     assert found == value
     assert type(found) is type(value)
@@ -139,7 +139,7 @@ async def test_what_cannot_be_changed_is_handed_out_as_it_is(cache: Cache, gated
     async def get(x: int) -> tuple[int, ...]:
         return (x,)
 
-    await warm(cache.store(gated), gated, "point:1", lambda: get(1))
+    await warm(cache.runtime.store(gated), gated, "point:1", lambda: get(1))
     assert await get(1) is await get(1)
 
 
@@ -156,7 +156,7 @@ async def test_the_fields_set_of_a_frozen_model_are_its_callers_own(cache: Cache
         assert found.model_dump(exclude_unset=True) == {"x": 1}
         found.model_fields_set.clear()
 
-    await warm(cache.store(gated), gated, "point:1", emptied)
+    await warm(cache.runtime.store(gated), gated, "point:1", emptied)
     await emptied()
     found = await get(1)
     assert found == Point(x=1)
@@ -185,7 +185,7 @@ async def test_what_a_caller_changes_is_its_own(
     async def get(x: int) -> Loose:
         return Loose(x=x, tags=["a"])
 
-    await warm(cache.store(gated), gated, "loose:1", lambda: get(1))
+    await warm(cache.runtime.store(gated), gated, "loose:1", lambda: get(1))
     change(await get(1))
     assert await get(1) == Loose(x=1, tags=["a"])
     assert get.stats.near == 2
@@ -202,7 +202,7 @@ async def test_two_functions_one_key(cache: Cache, gated: GatedClient) -> None:
         return cache.cached("same:{x}")(load)
 
     one, two, three = version(Point), version(Other), version(Open)
-    await warm(cache.store(gated), gated, "same:1", lambda: one(1))
+    await warm(cache.runtime.store(gated), gated, "same:1", lambda: one(1))
     for _ in range(3):
         assert type(await one(1)) is Point
         assert type(await two(1)) is Other
@@ -217,7 +217,7 @@ async def test_what_is_known_to_be_missing(cache: Cache, gated: GatedClient) -> 
     async def get(x: int) -> Point:
         raise NoResultFound("no such row")
 
-    near = near_of(cache.store(gated))
+    near = near_of(cache.runtime.store(gated))
     for _ in range(4):
         with pytest.raises(NoResultFound, match="no such row"):
             await get(1)
@@ -232,9 +232,9 @@ async def test_an_entry_that_cannot_be_read(cache: Cache, gated: GatedClient) ->
     async def get(x: int) -> Point:
         return Point(x=x)
 
-    await warm(cache.store(gated), gated, "point:1", lambda: get(1))
+    await warm(cache.runtime.store(gated), gated, "point:1", lambda: get(1))
     await gated.set("point:1", b"rubbish", px=60_000)
-    await told(cache.store(gated), gated, "point:mark")
+    await told(cache.runtime.store(gated), gated, "point:mark")
     assert await get(1) == Point(x=1)
     assert get.stats.corrupt == 1
 
@@ -244,8 +244,8 @@ async def test_an_entry_that_cannot_be_read(cache: Cache, gated: GatedClient) ->
 
 def test_the_settings_of_a_cache() -> None:
     """`near=` is True, False, None or a Near; anything else is refused by name."""
-    assert Cache(near=Near(entries=5)).near == Near(entries=5)
-    assert Cache(near=True).near == Cache().near == Near()
+    assert Cache(near=Near(entries=5)).runtime.near == Near(entries=5)
+    assert Cache(near=True).runtime.near == Cache().runtime.near == Near()
     for wrong in (1, "yes", {"entries": 5}):
         with pytest.raises(OptionError, match=r"Cache: near=.* must be a Near, True, False or None"):
             Cache(near=wrong)  # type: ignore[arg-type]
@@ -283,7 +283,7 @@ async def test_who_keeps_entries(gated: GatedClient, of_cache: Any, of_function:
         async def get(x: int) -> Point:
             return Point(x=x)
 
-        store = cache.store(gated)
+        store = cache.runtime.store(gated)
         if near:
             await warm(store, gated, "point:1", lambda: get(1))
         for _ in range(3):
@@ -303,11 +303,11 @@ async def test_bounds_are_the_caches(gated: GatedClient) -> None:
             return Point(x=x)
 
         await get(0)
-        near = near_of(cache.store(gated))
+        near = near_of(cache.runtime.store(gated))
         await near.until(lambda: near.begin("point:0") is not None)
         for x in range(10):
             await get(x)
-        await told(cache.store(gated), gated, "point:mark")
+        await told(cache.runtime.store(gated), gated, "point:mark")
         for x in range(10):
             await get(x)
         assert len(near) == 3
@@ -327,7 +327,7 @@ async def test_a_write_by_another_program(cache: Cache, gated: GatedClient, clie
     async def get(x: int) -> int:
         return next(loads)
 
-    store = cache.store(gated)
+    store = cache.runtime.store(gated)
     await warm(store, gated, "number:1", lambda: get(1))
     await client.set("number:1", b"7", px=60_000)
     await told(store, client, "number:mark")
@@ -462,7 +462,7 @@ async def test_closing_and_using_again(cache: Cache, gated: GatedClient) -> None
     async def get(x: int) -> Point:
         return Point(x=x)
 
-    store = cache.store(gated)
+    store = cache.runtime.store(gated)
     for _ in range(2):
         await warm(store, gated, "point:1", lambda: get(1))
         await cache.aclose()
@@ -483,7 +483,7 @@ def test_loops_one_after_the_other(server: EmbeddedServer) -> None:
 
     async def main() -> Store:
         async with Redis(port=server.port) as client:
-            store = cache.store(client)
+            store = cache.runtime.store(client)
             await warm(store, client, "loops:1", lambda: get(client, 1))
             assert await get(client, 1) == Point(x=1)
             return store
@@ -503,7 +503,7 @@ def test_a_forked_worker(server: EmbeddedServer) -> None:
         return Point(x=x)
 
     async def read(client: Redis) -> Store:
-        store = cache.store(client)
+        store = cache.runtime.store(client)
         await warm(store, client, "fork:1", lambda: get(client, 1))
         return store
 
@@ -539,7 +539,7 @@ async def test_the_crud_class(sqlite: Database, client: Redis) -> None:
             cache=cache,
             near=True,
         )
-        store = cache.store(client)
+        store = cache.runtime.store(client)
 
         async def get(db: AsyncSession | None = None) -> str:
             async with sqlite.sessions() as own:
@@ -587,7 +587,7 @@ async def test_load_that_asks_a_near_function_stores_nothing_late(
             nonlocal name
             name = "new"
 
-        store = here.store(client)
+        store = here.runtime.store(client)
         store._tracking.servers[""]._connect = lambda _, **options: own_connection(slow.connection_pool, **options)
         await warm(store, client, "user:1", lambda: user(1))
         proxy.hold("down")

@@ -56,7 +56,7 @@ async def test_what_is_kept_here_ends_with_its_exp(cache: Cache, gated: GatedCli
     get = timed(cache, stale=60)
     await get(1)
     await client.pexpire("point:1", 90_000)  # half a minute is left of exp
-    store = cache.store(gated)
+    store = cache.runtime.store(gated)
     await whole.warm(store, client, "point:1", lambda: get(1))
     kept = store.near.lookup("point:1")
     assert kept is not None
@@ -70,7 +70,7 @@ async def test_what_is_kept_here_ends_with_its_exp(cache: Cache, gated: GatedCli
 async def test_what_is_stale_is_not_kept_here(cache: Cache, gated: GatedClient, client: Redis) -> None:
     """It is served until the reload is done, and the new value is kept."""
     get = timed(cache, stale=60)
-    store = cache.store(gated)
+    store = cache.runtime.store(gated)
     await whole.warm(store, client, "point:1", lambda: get(1))
     await client.pexpire("point:1", 30_000)
     await whole.told(store, client, "point:mark")
@@ -79,7 +79,7 @@ async def test_what_is_stale_is_not_kept_here(cache: Cache, gated: GatedClient, 
     assert store.near.lookup("point:1") is None
     await gate.reached()
     gate.open()
-    await asyncio.gather(*cache.here().reloads.values())
+    await asyncio.gather(*cache.runtime.here().reloads.values())
     assert get.stats.stale == 1
     await whole.told(store, client, "point:mark")
     await get(1)
@@ -99,7 +99,7 @@ async def test_a_session_that_has_written_is_not_answered_from_here(
     async with sqlite.sessions() as db:
         await db.execute(insert(Row).values(id=1, name="a"))
         await db.commit()
-        await whole.warm(cache.store(gated), client, "row:1", lambda: get(db, 1))
+        await whole.warm(cache.runtime.store(gated), client, "row:1", lambda: get(db, 1))
         await db.execute(update(Row).values(name="b"))
         assert (await get(db, 1)).name == "b"
         await db.rollback()
@@ -118,7 +118,7 @@ async def test_many_are_kept_here(cache: Cache, gated: GatedClient, client: Redi
 
     get: Any = cache.cached_many("point:{ids}", **options)(load)
 
-    store = cache.store(gated)
+    store = cache.runtime.store(gated)
     await whole.warm(store, client, "point:1", lambda: get([1, 2]))
     before = get.stats
     gated.log.clear()
@@ -145,7 +145,7 @@ async def test_get_many_is_answered_from_here(
     async with sqlite.sessions() as db:
         await db.execute(insert(Row), [{"id": n, "name": "a"} for n in (1, 2)])
         await db.commit()
-        await whole.warm(cache.store(gated), client, "row:1", lambda: crud.get_many(db, id=[1, 2]))
+        await whole.warm(cache.runtime.store(gated), client, "row:1", lambda: crud.get_many(db, id=[1, 2]))
         gated.log.clear()
         assert (await crud.get(db, id=1)).name == "a"
         assert await crud.get_many(db, id=[2, 1]) == [Item(id=2, name="a"), Item(id=1, name="a")]
@@ -165,4 +165,4 @@ async def test_past_the_near_cache_nothing_changes(gated: GatedClient) -> None:
         await get([1, 2])
         await get([1, 2])
         assert get.stats == Stats(misses=2, loads=2, fills=2, hits=2)
-        assert len(cache.store(gated).near) == 0
+        assert len(cache.runtime.store(gated).near) == 0

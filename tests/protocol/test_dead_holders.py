@@ -98,7 +98,7 @@ async def test_slow_load_renews_its_lease(gated: GatedClient) -> None:
             await gates.arrive("load")
             return 1
 
-        cache.store(gated).renewal_s = 0.001
+        cache.runtime.store(gated).renewal_s = 0.001
         call = asyncio.create_task(load(gated))
         await gate.reached()
         await let_pass(gated)

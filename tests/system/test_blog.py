@@ -28,7 +28,7 @@ from fastrdb.testing import isolated
 from fastrdb.testing.server import EmbeddedServer
 from tests.support.servers.databases import Database
 
-cache.move("blog", None)  # outside of the tests here, no commit of this process concerns it
+cache.runtime.move("blog", None)  # outside of the tests here, no commit of this process concerns it
 MISSING = 9_999
 
 

@@ -40,7 +40,7 @@ async def rounds(port: int, meet: Barrier | None = None) -> list[int]:
             results += await asyncio.gather(*(double(client, n) for n in range(5) for _ in range(3)))
             await forget(client, 1)
         await default_cache.aclose()
-        assert not default_cache.here().flights.by_token
+        assert not default_cache.runtime.here().flights.by_token
         return results
 
 

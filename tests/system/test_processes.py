@@ -115,7 +115,7 @@ async def test_a_cache_that_is_dropped(client: Redis) -> None:
         app = App({1: "v"}, client, timeout=PATIENT)
         await app.read()
         assert len(await client.client_list()) == 2
-        states.append(weakref.ref(app.cache.here()))
+        states.append(weakref.ref(app.cache.runtime.here()))
         return weakref.ref(app.cache)
 
     async def nothing_is_left() -> bool:
@@ -146,7 +146,7 @@ def test_an_event_loop_that_has_ended_is_let_go(server: EmbeddedServer) -> None:
         asyncio.run(main())
     gc.collect()
     assert [loop() is None for loop in loops] == [True, True, False]
-    assert len(cache._states) == 1
+    assert len(cache.runtime._states) == 1
 
 
 async def test_one_load_for_all_processes(server: EmbeddedServer, client: Redis) -> None:

@@ -602,7 +602,7 @@ async def _pending_elsewhere(scene: Scene) -> object:
         record = {
             "host": "web1",
             "pid": 7,
-            "pending": cache.store(redis).bypass_reason(redis),
+            "pending": cache.runtime.store(redis).bypass_reason(redis),
             "functions": [],
             "drops": [],
         }

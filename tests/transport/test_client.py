@@ -327,8 +327,8 @@ async def test_a_client_for_each_request(server: EmbeddedServer, client: Redis) 
         for number in range(20):
             await request(number, shared)
         assert load.stats.hits == 20
-        assert len(cache.here().stores) == 1
-        (store,) = cache.here().stores.values()
+        assert len(cache.runtime.here().stores) == 1
+        (store,) = cache.runtime.here().stores.values()
         await shared.disconnect()
         del shared
 

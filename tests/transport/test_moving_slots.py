@@ -113,7 +113,7 @@ class Process:
     @property
     def store(self) -> Any:
         """The store behind the client."""
-        return self.cache.store(self.client)
+        return self.cache.runtime.store(self.client)
 
     async def stored(self, *ns: int) -> None:
         """Store entries."""

@@ -85,7 +85,7 @@ class WholeInSlots(Whole):
 
     async def begun_twice(self) -> None:
         """Write on in a transaction after its COMMIT has begun."""
-        intent = self.cache.store(self.client).intent(self.client)
+        intent = self.cache.runtime.store(self.client).intent(self.client)
         intent.put("one:}{", b'"}{"', 60_000)
         await intent.begin()
         intent.add([Prefix("one:}")])
@@ -95,7 +95,7 @@ class WholeInSlots(Whole):
 
     async def owed(self) -> None:
         """Repair an invalidation that Redis has missed."""
-        store = self.cache.store(self.client)
+        store = self.cache.runtime.store(self.client)
         await store.renew(self.client, {"one:}{": "token", "one:{}": "token"})  # as in a load that lasts
         store.add_pending(self.client, {Target(b"timed:"): True, Target(b"near:{a", b"="): False})
         while store.bypass_reason(self.client):
@@ -112,7 +112,7 @@ class WholeInSlots(Whole):
 
     async def restarted(self) -> None:
         """Change a master's history to one that is not trusted."""
-        store = self.cache.store(self.client)
+        store = self.cache.runtime.store(self.client)
         trust = store._backend.trust
         await lose(self.admin, "trusted")
         trust._newest, trust._met, trust._unknown, trust._noted = set(), set(), set(), {}

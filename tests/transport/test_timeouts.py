@@ -67,7 +67,7 @@ class Slow:
     async def quiet(self) -> None:
         """Wait for the end of all that is still on its way to Redis, until that is well."""
         await self.pace.clock.all_awake()
-        store = self.cache.store(self.client)
+        store = self.cache.runtime.store(self.client)
 
         async def well() -> bool:
             with suppress(CacheUnavailableError):
@@ -123,7 +123,7 @@ async def _slow(place: Any, **settings: Any) -> AsyncIterator[Slow]:
         Cache(client, timeout=TIMEOUT, **settings) as cache,
     ):
         with pace.clock.put_in():  # it stands still: however busy the machine is, no answer is late
-            await _warm(cache.store(client), client)
+            await _warm(cache.runtime.store(client), client)
         yield Slow(cache, pace, client, len(ports))
 
 
@@ -233,7 +233,7 @@ async def test_a_miss_waits_for_one_deadline(slow: Slow) -> None:
 @pytest.mark.parametrize("slow", ["cluster"], indirect=True)
 async def test_a_redirection_is_a_part_of_its_read(slow: Slow) -> None:
     """A caller that asks the wrong master of a cluster first has the rest for the right one, and for the miss."""
-    (masters,) = slow.cache.store(slow.client)._link._routes.values()
+    (masters,) = slow.cache.runtime.store(slow.client)._link._routes.values()
     assert isinstance(masters, ClusterTransport)
     for takes, key in (0.3, b"f0:1"), (0.7, b"f1:1"):
         right = masters._node_of(slot_of(key))
@@ -282,14 +282,14 @@ async def test_what_others_load_is_waited_for_as_long_as_wait_says(slow: Slow, m
 
 async def test_a_commit_waits_for_one_deadline_before_and_one_after(slow: Slow) -> None:
     """However many steps it takes: on a cluster barriers, deletions, leases, then fills and barriers again."""
-    intent = slow.cache.store(slow.client).intent(slow.client)
+    intent = slow.cache.runtime.store(slow.client).intent(slow.client)
     intent.add([Prefix("some:")], ["one"])
     intent.put("other", b"1", 60_000)
     _, before = await slow.waits(intent.begin, 0.7)
     _, after = await slow.waits(partial(intent.end, committed=True), 0.7)
     assert before <= MOST
     assert after <= MOST
-    assert slow.cache.store(slow.client).has_pending == isinstance(slow.client, RedisCluster), (
+    assert slow.cache.runtime.store(slow.client).has_pending == isinstance(slow.client, RedisCluster), (
         "what was not done in time"
     )
 
@@ -297,7 +297,7 @@ async def test_a_commit_waits_for_one_deadline_before_and_one_after(slow: Slow) 
 @pytest.mark.parametrize("by_hand", [True, False], ids=["by hand", "commit"])
 async def test_much_work_takes_its_time(slow: Slow, by_hand: bool) -> None:
     """As long as each portion is done in time: that is progress, and no silence."""
-    store = slow.cache.store(slow.client)
+    store = slow.cache.runtime.store(slow.client)
     tokens = {f"some:{number}": str(number) for number in range(4 * CHUNK)}
     await acquire_many(store, slow.client, tokens)
     await fill_many(store, slow.client, [(key, token, b"1", 60_000) for key, token in tokens.items()])
@@ -312,7 +312,7 @@ async def test_much_work_takes_its_time(slow: Slow, by_hand: bool) -> None:
 
 async def test_many_ids_take_a_deadline_for_each_portion(slow: Slow) -> None:
     """So many keys are asked for in one go, and no more; a request for more would never be cached otherwise."""
-    store, keys = slow.cache.store(slow.client), [f"some:{number}" for number in range(2 * CHUNK + 1)]
+    store, keys = slow.cache.runtime.store(slow.client), [f"some:{number}" for number in range(2 * CHUNK + 1)]
     assert store.budget(slow.client, keys).left == 3 * TIMEOUT
 
 

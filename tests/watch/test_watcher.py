@@ -28,7 +28,7 @@ Entries = Mapping[str, tuple[str, ...]]
 
 async def store_entries(client: Redis, entries: Entries, cache: Cache) -> None:
     """Store entries with tags, as loads do."""
-    store: Store = cache.store(client)
+    store: Store = cache.runtime.store(client)
     granted: dict[str, Any] = await store.acquire(client, dict.fromkeys(entries, "t" * 32), tagged=True)
     fills = [Fill(key, granted[key].lease, b"1", 60_000, tags, granted[key].since) for key, tags in entries.items()]
     assert await store.fill(client, fills) == [True] * len(fills)
@@ -202,7 +202,7 @@ async def test_a_watcher_without_redis_for_long_loses_nothing(watched: Watched, 
         await store_entries(client, tags, cache)
         faulty.fail_with()
         await until(partial(_troubled, watcher))
-        key = cache.store(client).keyspace.watch
+        key = cache.runtime.store(client).keyspace.watch
         before = await client.hgetall(key)
         tries = len(faulty.log)
         for number in (1, 2):
@@ -297,7 +297,7 @@ async def test_entries_are_bypassed_while_no_watcher_is_alive(watched: Watched, 
         calls.append(number)
         return number
 
-    store = cache.store(client)
+    store = cache.runtime.store(client)
     bound = store.watched
     assert bound is not None
 
@@ -354,14 +354,14 @@ async def test_a_heartbeat_is_of_the_moment_before_its_poll(watched: Watched, cl
 
     watched.source.poll = slow  # type: ignore[method-assign]
     await watcher.poll()
-    alive = int(await client.hget(cache.store(client).keyspace.watch, f"{watched.source.name}\0alive"))  # type: ignore[arg-type]
+    alive = int(await client.hget(cache.runtime.store(client).keyspace.watch, f"{watched.source.name}\0alive"))  # type: ignore[arg-type]
     assert alive <= moments[0]
 
 
 async def test_entries_are_bypassed_without_another_check_when_the_heartbeat_is_too_old(client: Redis) -> None:
     """A timer bypasses them: the next check may be late."""
     cache = Cache(client, watched=60)
-    store = cache.store(client)
+    store = cache.runtime.store(client)
     bound, journal = store.watched, Journal(cache, "db")
     assert bound is not None
     await journal.save("1", await journal.clock() - 59_000)

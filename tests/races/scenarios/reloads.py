@@ -37,7 +37,7 @@ class Reader:
 
     async def settled(self) -> None:
         """Wait for what runs in the background."""
-        await asyncio.gather(*self.process.cache.here().reloads.values())
+        await asyncio.gather(*self.process.cache.runtime.here().reloads.values())
 
 
 async def _past_exp(w: World, **options: Any) -> Reader:
@@ -143,7 +143,7 @@ async def verified_across_a_write(w: World) -> None:
 
 
 async def _verified(w: World) -> None:
-    while tasks := w.one.cache.here().tasks:
+    while tasks := w.one.cache.runtime.here().tasks:
         await asyncio.wait(set(tasks))
 
 

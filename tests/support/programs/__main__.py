@@ -88,15 +88,15 @@ async def _miss(there: Redis, gone: Redis) -> None:
     await read(there, 1)
     kwargs, pool = there.connection_pool.connection_kwargs, gone.connection_pool
     pool.connection_kwargs["port"] = kwargs["port"]  # of the same server, as the cache sees it
-    store = cache.store(gone)
+    store = cache.runtime.store(gone)
     pool.connection_kwargs["port"] = 1
-    assert store is cache.store(there)
+    assert store is cache.runtime.store(there)
     await store.invalidate_soon(gone, keys=["n:1"])
     assert store.has_pending
 
 
 async def _made_up_for(there: Redis) -> bool:
-    store = cache.store(there)
+    store = cache.runtime.store(there)
     assert store.has_pending
     assert await read(there, 1) == 1
     assert cache.stats().bypasses == 1
@@ -131,7 +131,7 @@ async def _reads(count: int) -> None:
 
 async def _fork_and_read(limit: int) -> None:
     await _reads(50)
-    await cache.store(client)._link.aclose()
+    await cache.runtime.store(client)._link.aclose()
     if os.environ.get("FASTRDB_HELD"):
         await _reads(1)  # there is a connection, which the child would use
     child = _fork(lambda: asyncio.new_event_loop().run_until_complete(_reads(300)), limit)

@@ -41,7 +41,7 @@ class App:
     @property
     def store(self) -> Store:
         """The store behind the client."""
-        return self.cache.store(self.client)
+        return self.cache.runtime.store(self.client)
 
     def spy(self, before: list[Gate], after: list[Gate]) -> None:
         """Hold each sweep of this process at a gate, before it and after it, as many as there are gates."""

@@ -93,8 +93,8 @@ class Whole:
     async def unwell(self) -> None:
         """Pause Redis for so long that it is left alone, and then asked for a sign of life."""
         await self.read()
-        store = self.cache.store(self.client)
-        await self.admin.client_pause(int(4000 * self.cache.timeout))
+        store = self.cache.runtime.store(self.client)
+        await self.admin.client_pause(int(4000 * self.cache.runtime.timeout))
         while not store.obstacles:
             await self.read()
         while store.obstacles:
@@ -184,7 +184,7 @@ class Whole:
         await self.read(exact=False)
         async with self.session() as db:
             await self.known.refresh(db, self.client, EMAIL)
-        while self.cache.store(self.client).obstacles:
+        while self.cache.runtime.store(self.client).obstacles:
             await self.read()
             await asyncio.sleep(0)
         assert await self.admin.zcard(trusted)

@@ -130,7 +130,7 @@ class Process:
     @property
     def store(self) -> Store:
         """The store behind the client."""
-        return self.cache.store(self.client)
+        return self.cache.runtime.store(self.client)
 
     async def read(self, item_id: int = 1) -> str:
         """Return the answer to a caller with a session of its own."""
@@ -215,7 +215,7 @@ class World:
         """Everything has ended, and nothing was left behind but entries and their index."""
         for process in (self.one, self.two):
             await process.cache.aclose()
-            assert not process.cache.here().flights.by_token
+            assert not process.cache.runtime.here().flights.by_token
         assert await self.keys("fastrdb:lease:*") == set()
         assert await members(self.client, "barriers") == set()
 
