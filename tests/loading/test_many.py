@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from sqlalchemy import insert, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from fastrdb import Cache, Stats, cached, no_store
+from fastrdb import Cache, Stats, cached, default_cache, no_store
 from fastrdb.loading.many import get_many
 from fastrdb.testing import GatedClient
 from tests.support.servers.databases import Database
@@ -74,7 +74,7 @@ async def test_what_it_stored_is_found_by_single_calls(client: Redis) -> None:
     before = batch.one.stats.loads
     assert await batch.one(client, 1) == Item(id=1, name="a")
     assert batch.one.stats.loads == before
-    await batch.one.query.cache.aclose()
+    await default_cache.aclose()
     assert await client.keys("fastrdb:lease:*") == []
     assert await members(client, "index") == {b"item:1", b"item:2"}
 
@@ -145,7 +145,7 @@ async def test_an_error_of_the_load_gives_the_leases_back(client: Redis) -> None
     values = [query.plan.bind(None, (), {"redis": client, "number": 1})]
     with pytest.raises(ValueError, match=r"\[0\]"):
         await get_many(query, values, load)
-    await query.cache.aclose()
+    await default_cache.aclose()
     assert await client.keys("*item:1*") == []
 
 
