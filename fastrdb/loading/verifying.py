@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fastrdb.errors import CacheUnavailableError
-from fastrdb.runtime import is_disabled
+from fastrdb.runtime import disabling, is_disabled
 from fastrdb.transactions import apart, missing_row, sync_session
 from fastrdb.values import DecodeError, is_missing
 
@@ -46,7 +46,7 @@ class Verifying:
         query = self._query
         try:
             # Cached functions inside of this one run, too: an old entry of theirs would confirm an old one here.
-            with apart(), query.cache.disabled():
+            with apart(), disabling(query.cache):
                 await self._compare(query.cache.store(client, query.plan), client, key, run)
         except CacheUnavailableError:
             pass

@@ -13,7 +13,7 @@ from sqlalchemy import insert, select
 from sqlalchemy.exc import NoResultFound
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from fastrdb import Cache, OptionError, SchemaError, cached, cached_list
+from fastrdb import Cache, OptionError, SchemaError, cached, cached_list, default_cache
 from fastrdb.testing import GatedClient
 from tests.support.servers.databases import Database
 from tests.support.world.items import Base, Frozen, Item, Loader, Row
@@ -198,11 +198,10 @@ async def test_other_errors_are_never_stored(client: Redis) -> None:
         loader.calls += 1
         raise ValueError(number)
 
-    cache_of = load.query.cache  # type: ignore[attr-defined]
     for _ in range(2):
         with pytest.raises(ValueError, match="1"):
             await load(client, 1)
-    await cache_of.aclose()
+    await default_cache.aclose()
     assert loader.calls == 2
     assert await client.keys("*item:1*") == []
 
