@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
-from weakref import WeakKeyDictionary
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+from weakref import finalize
 
 from fastrdb import Cache, Event, Stats
+from fastrdb.events import Counters
 
 LOOKUPS = {"near": "near", "hit": "hits", "stale": "stale", "miss": "misses"}
 """The kinds of events that say what a look for an entry has found, with their counts: all but a miss are answers."""
@@ -34,6 +37,15 @@ METRICS = {
 }
 
 
+@dataclass(slots=True)
+class Seen:
+    """The counters of one cache, their counts as of the latest look, and what runs when the cache is dropped."""
+
+    counted: Sequence[Counters]
+    counts: dict[str, Stats]
+    end: finalize[..., Any]
+
+
 class Recorder(ABC):
     """A sampler that puts events into metrics. Lookups are read from the counts of caches, since an event costs more.
 
@@ -43,7 +55,8 @@ class Recorder(ABC):
 
     def __init__(self) -> None:
         self.requests: dict[tuple[str, str], int] = {}
-        self._seen: WeakKeyDictionary[Cache, dict[str, Stats]] = WeakKeyDictionary()
+        self._seen: dict[int, Seen] = {}  # by the id of `counted`
+        self._gone: list[int] = []
 
     @abstractmethod
     def put(self, name: str, function: str, kind: str, value: float) -> None:
@@ -55,7 +68,11 @@ class Recorder(ABC):
     def attach(self, cache: Cache) -> None:
         """Begin with a cache, if that has not been done."""
         if self not in cache.samplers:
-            self._seen[cache] = cache.counts()
+            counted = cache.runtime.counted
+            # The counts of a cache that is dropped are left to the next look: garbage is collected anywhere, under a
+            # lock of the metrics, say.
+            end = finalize(cache.runtime, self._gone.append, id(counted))
+            self._seen[id(counted)] = Seen(counted, cache.counts(), end)
             cache.samplers.append(self)
 
     def detach(self, cache: Cache) -> None:
@@ -63,19 +80,23 @@ class Recorder(ABC):
         if self in cache.samplers:
             self.note_requests()
             cache.samplers.remove(self)
-            del self._seen[cache]
+            self._seen.pop(id(cache.runtime.counted)).end.detach()
 
     def note_requests(self) -> None:
         """Take note of the lookups since the latest time."""
-        for cache, before in list(self._seen.items()):
-            self._seen[cache] = now = cache.counts()
-            for function, stats in now.items():
+        gone = list(self._gone)
+        for seen in list(self._seen.values()):
+            before, seen.counts = seen.counts, Counters.by_function(seen.counted)
+            for function, stats in seen.counts.items():
                 old = before.get(function)
                 for kind, name in LOOKUPS.items():
                     new = getattr(stats, name) - (0 if old is None else getattr(old, name))
                     if new:
                         self.requests[function, kind] = self.requests.get((function, kind), 0) + new
                         self.add_requests(function, kind, new)
+        for place in gone:
+            self._gone.remove(place)
+            self._seen.pop(place, None)
 
     def __call__(self, event: Event) -> None:
         """Take note of `event`."""

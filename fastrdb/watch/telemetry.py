@@ -22,7 +22,7 @@ class Telemetry:
     """The events and the log of one watcher. Each method reports what has just happened."""
 
     def __init__(self, cache: Cache, source: str) -> None:
-        self._counters = cache.counters("Watcher")
+        self._counters = cache.runtime.counters("Watcher")
         self._source, self._namespace = source, cache.namespace
         self._trouble = ""
         self._tables = set[str]()

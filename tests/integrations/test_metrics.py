@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import re
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +232,30 @@ def test_prometheus_adds_up_processes(server: EmbeddedServer, client: Redis, tmp
     found = samples(run(SCRAPE))
     hits = found["fastrdb_requests_total", "one", "hit"], found["fastrdb_requests_total", "one", "miss"]
     assert hits == (4, 2)
+
+
+async def test_a_cache_that_is_dropped_leaves_its_counts(client: Redis) -> None:
+    """What it has answered since the latest look is in the next one; then nothing of it is left."""
+    registry = CollectorRegistry()
+
+    async def use() -> weakref.ref[Any]:
+        async with Cache(client) as cache:
+            prometheus.instrument(cache, registry=registry)
+
+            @cache.cached("one:{number}")
+            async def one(number: int) -> int:
+                return number
+
+            await one(1)
+            await one(1)
+            return weakref.ref(cache.runtime)
+
+    dropped = await use()
+    gc.collect()
+    assert dropped() is None
+    for _ in range(2):
+        found = samples(generate_latest(registry).decode())
+        assert found["fastrdb_requests_total", "one", "hit"] == 1
 
 
 async def test_the_dashboard_of_grafana_asks_for_metrics_that_there_are() -> None:
