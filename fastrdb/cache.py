@@ -13,28 +13,28 @@ from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, overload
 
+from .decoration import near_of, policy_of, register
 from .errors import OptionError
 from .events import Counters, Hook, Stats
-from .invalidation import Invalidation, follow_with, follows
+from .invalidation import Invalidation, follow_with
 from .keys import MISSING, CallPlan, Inspected, Prefix, hashed, inspect_function
-from .loading import CachedFunction, CachedMany, Policy
+from .loading import CachedFunction, CachedMany
 from .near import Near
-from .options import Seconds, at_least_one, flag, refuse_function, seconds, share, synchronous
+from .options import Seconds, at_least_one, refuse_function, seconds, share, synchronous
 from .orm import Declared, Dependency, Rows, Table, images_of
 from .protocol import OnError, Readiness
-from .registry import SHORT_S, Finding, FunctionInfo, Registered
+from .registry import Finding, FunctionInfo, Registered
 from .runtime import Runtime, checked, disabling
 from .transactions import drain
 from .typing import Cached as Cached
 from .typing import ListWithSchema, ManyWithSchema, Options, S, WithoutSchema, WithSchema
 from .values import Codec
-from .wrappers import by_class, cached_wrapper, invalidating_wrapper
+from .wrappers import by_class, invalidating_wrapper
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
     from redis.asyncio.cluster import RedisCluster
 
-_NOT_OF_POLICY = frozenset({"auto", "depends_on", "ignore", "near", "shared", "never_invalidated", "version"})
 _NONE: Mapping[Any, Any] = MappingProxyType({})
 F = TypeVar("F", bound=Callable[..., Coroutine[Any, Any, Any]])
 
@@ -106,10 +106,9 @@ class Cache:
             raise OptionError(f"{owner}: on_error={on_error!r} must be 'bypass' or 'raise'")
         if not re.fullmatch(r"(?!fastrdb$)[A-Za-z0-9_.\-]*", namespace):  # all of fastrdb's own keys begin so
             raise OptionError(f"{owner}: namespace={namespace!r} must be letters, digits, _ . - and not 'fastrdb'")
-        runtime = self.runtime = Runtime(
-            owner=owner,
-            near=near if isinstance(near, Near) else Near(),
-            near_by_default=bool(near),
+        self.runtime = runtime = Runtime(
+            owner,
+            near=near,
             on_error=on_error,
             timeout=seconds(timeout, name="timeout", owner=owner),
             lease=seconds(lease, name="lease", owner=owner),
@@ -131,7 +130,7 @@ class Cache:
 
     @property
     def namespace(self) -> str:
-        """What is put before every key, without its colon."""
+        """The text before every key, without its colon."""
         return self.runtime.namespace
 
     @property
@@ -227,8 +226,8 @@ class Cache:
             ignore = options.get("ignore", ())
             plan = CallPlan.of(found, pattern=pattern, ignore=ignore, decorator=decorator, seal=self.runtime.seal)
             owner = plan.function
-            near = _near(owner, options, self.runtime.near_by_default)
-            policy = _policy(owner, decorator, options, self._verify)
+            near = near_of(owner, options, self.runtime.near_by_default)
+            policy = policy_of(owner, decorator, options, self._verify)
             annotation = plan.return_type
             if annotation is MISSING:
                 if schema is None:
@@ -243,44 +242,16 @@ class Cache:
         decorator = "cached_many"
 
         def made(found: Inspected) -> CachedFunction:
-            policy = _policy(found.name, decorator, options)
-            near, ignore = _near(found.name, options, self.runtime.near_by_default), options.get("ignore", ())
+            policy = policy_of(found.name, decorator, options)
+            near, ignore = near_of(found.name, options, self.runtime.near_by_default), options.get("ignore", ())
             return CachedMany.of(self.runtime, found, pattern, policy, schema=schema, ignore=ignore, near=near)
 
         return self._decorated(decorator, function, schema, made, options)
 
     def _decorated(self, decorator: str, function: Any, schema: Any, made: Any, options: Options) -> Any:
         found = inspect_function(function, decorator)
-        registered = partial(self._registered, decorator, function, found, options)
+        registered = partial(register, self.runtime, decorator, function, found, options)
         return by_class(function, found, made, registered) if schema is None else registered(made(found))
-
-    def _registered(
-        self, decorator: str, function: Any, found: Inspected, options: Options, query: CachedFunction
-    ) -> Any:
-        """Return the wrapper of a cached function, which gets its place in the registry."""
-        query.declare(options.get("depends_on"), found, decorator)
-        query.follows = follows(self.runtime.follower, found, decorator, options.get("auto"))
-        query.tagged = query.tagged or query.follows
-        plan, module = query.plan, getattr(function, "__module__", "")
-        version = query.codec.version(options.get("version"))
-        shared = flag(options.get("shared", False), name="shared", owner=plan.function)
-        endless = flag(options.get("never_invalidated", False), name="never_invalidated", owner=plan.function)
-        plan.variant.settle(module, found.name, version, shared=shared)
-        query.registered = self.runtime.registry.add(
-            Registered(
-                plan.function,
-                module,
-                decorator,
-                query.counters,
-                {**options},
-                plan.pattern,
-                query.codec.type,
-                of_subclass=plan.function != found.name,
-                shared=shared,
-                ends=query.tagged or endless or query.policy.exp_ms <= SHORT_S * 1000,
-            )
-        )
-        return cached_wrapper(function, query)
 
     def _invalidates(self, prefixes: list[str], keys: list[str], touches: Any, function: Any) -> Any:
         plan = CallPlan.of(
@@ -400,21 +371,6 @@ class Cache:
 
     async def __aexit__(self, *exc: object) -> None:
         await self.aclose()
-
-
-def _policy(owner: str, decorator: str, options: Options, verify: float = 0.0) -> Policy:
-    if unknown := options.keys() - Options.__annotations__.keys():
-        raise OptionError(f"{owner}: {decorator} has no option {', '.join(sorted(unknown))}")
-    chosen: dict[str, Any] = {name: value for name, value in options.items() if name not in _NOT_OF_POLICY}
-    verify = 0.0 if options.get("never_invalidated") else verify  # its entries may be old until their time is over
-    return Policy.of(owner, **{"exp": 3600.0, "verify": verify, **chosen})
-
-
-def _near(owner: str, options: Options, default: bool) -> bool:
-    near = options.get("near")
-    if near is not None and not isinstance(near, bool):
-        raise OptionError(f"{owner}: near={near!r} must be True, False or None: its bounds are the cache's")
-    return default if near is None else near
 
 
 default_cache = Cache()

@@ -125,10 +125,9 @@ class Runtime:
 
     def __init__(
         self,
-        *,
         owner: str,
-        near: Near,
-        near_by_default: bool,
+        *,
+        near: Near | bool | None,
         on_error: OnError,
         timeout: float,
         lease: float,
@@ -140,7 +139,7 @@ class Runtime:
         publish: bool,
     ) -> None:
         self.owner = owner
-        self.near, self.near_by_default = near, near_by_default
+        self.near, self.near_by_default = near if isinstance(near, Near) else Near(), bool(near)
         self.on_error: OnError = on_error
         self.hooks: list[Hook] = [] if hook is None else [hook]
         self.samplers: list[Hook] = []

@@ -235,7 +235,7 @@ def test_prometheus_adds_up_processes(server: EmbeddedServer, client: Redis, tmp
 
 
 async def test_a_cache_that_is_dropped_leaves_its_counts(client: Redis) -> None:
-    """What it has answered since the latest look is in the next one; then nothing of it is left."""
+    """Its answers since the latest look are counted by the next one, and once."""
     registry = CollectorRegistry()
 
     async def use() -> weakref.ref[Any]:
