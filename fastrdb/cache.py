@@ -13,12 +13,11 @@ from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, overload
 
-from .decoration import near_of, policy_of, register
 from .errors import OptionError
 from .events import Counters, Hook, Stats
 from .invalidation import Invalidation, follow_with
 from .keys import MISSING, CallPlan, Inspected, Prefix, hashed, inspect_function
-from .loading import CachedFunction, CachedMany
+from .loading import CachedFunction, CachedMany, Policy
 from .near import Near
 from .options import Seconds, at_least_one, refuse_function, seconds, share, synchronous
 from .orm import Declared, Dependency, Rows, Table, images_of
@@ -29,12 +28,13 @@ from .transactions import drain
 from .typing import Cached as Cached
 from .typing import ListWithSchema, ManyWithSchema, Options, S, WithoutSchema, WithSchema
 from .values import Codec
-from .wrappers import by_class, invalidating_wrapper
+from .wrappers import by_class, invalidating_wrapper, register
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
     from redis.asyncio.cluster import RedisCluster
 
+_NOT_OF_POLICY = frozenset({"auto", "depends_on", "ignore", "near", "shared", "never_invalidated", "version"})
 _NONE: Mapping[Any, Any] = MappingProxyType({})
 F = TypeVar("F", bound=Callable[..., Coroutine[Any, Any, Any]])
 
@@ -226,8 +226,8 @@ class Cache:
             ignore = options.get("ignore", ())
             plan = CallPlan.of(found, pattern=pattern, ignore=ignore, decorator=decorator, seal=self.runtime.seal)
             owner = plan.function
-            near = near_of(owner, options, self.runtime.near_by_default)
-            policy = policy_of(owner, decorator, options, self._verify)
+            near = _near(owner, options, self.runtime.near_by_default)
+            policy = _policy(owner, decorator, options, self._verify)
             annotation = plan.return_type
             if annotation is MISSING:
                 if schema is None:
@@ -242,8 +242,8 @@ class Cache:
         decorator = "cached_many"
 
         def made(found: Inspected) -> CachedFunction:
-            policy = policy_of(found.name, decorator, options)
-            near, ignore = near_of(found.name, options, self.runtime.near_by_default), options.get("ignore", ())
+            policy = _policy(found.name, decorator, options)
+            near, ignore = _near(found.name, options, self.runtime.near_by_default), options.get("ignore", ())
             return CachedMany.of(self.runtime, found, pattern, policy, schema=schema, ignore=ignore, near=near)
 
         return self._decorated(decorator, function, schema, made, options)
@@ -371,6 +371,21 @@ class Cache:
 
     async def __aexit__(self, *exc: object) -> None:
         await self.aclose()
+
+
+def _policy(owner: str, decorator: str, options: Options, verify: float = 0.0) -> Policy:
+    if unknown := options.keys() - Options.__annotations__.keys():
+        raise OptionError(f"{owner}: {decorator} has no option {', '.join(sorted(unknown))}")
+    chosen: dict[str, Any] = {name: value for name, value in options.items() if name not in _NOT_OF_POLICY}
+    verify = 0.0 if options.get("never_invalidated") else verify  # its entries may be old until their time is over
+    return Policy.of(owner, **{"exp": 3600.0, "verify": verify, **chosen})
+
+
+def _near(owner: str, options: Options, default: bool) -> bool:
+    near = options.get("near")
+    if near is not None and not isinstance(near, bool):
+        raise OptionError(f"{owner}: near={near!r} must be True, False or None: its bounds are the cache's")
+    return default if near is None else near
 
 
 default_cache = Cache()

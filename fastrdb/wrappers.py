@@ -6,7 +6,7 @@ schema, since that is what a call returns.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -19,8 +19,12 @@ import wrapt
 from pydantic import JsonValue
 
 from .errors import OptionError, SchemaError
+from .invalidation import follows
 from .keys import MISSING, filled, open_in, type_in, variables
 from .loading import CachedFunction, Explanation, Stored
+from .options import flag
+from .registry import SHORT_S, Registered
+from .runtime import Runtime
 from .values import left_open
 
 if TYPE_CHECKING:
@@ -245,3 +249,35 @@ def invalidating_wrapper(function: Any, call: Callable[..., Any]) -> Any:
 def _unused(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Fill a parameter of wrapt: the wrappers' own `__call__` comes first."""
     return wrapped(*args, **kwargs)
+
+
+# --- its place in the registry
+
+
+def register(
+    runtime: Runtime, decorator: str, function: Any, found: Inspected, options: Mapping[str, Any], query: CachedFunction
+) -> Any:
+    """Set the options of a cached function, put it into the registry, and return its wrapper."""
+    query.declare(options.get("depends_on"), found, decorator)
+    query.follows = follows(runtime.follower, found, decorator, options.get("auto"))
+    query.tagged = query.tagged or query.follows
+    plan, module = query.plan, getattr(function, "__module__", "")
+    version = query.codec.version(options.get("version"))
+    shared = flag(options.get("shared", False), name="shared", owner=plan.function)
+    endless = flag(options.get("never_invalidated", False), name="never_invalidated", owner=plan.function)
+    plan.variant.settle(module, found.name, version, shared=shared)
+    query.registered = runtime.registry.add(
+        Registered(
+            plan.function,
+            module,
+            decorator,
+            query.counters,
+            {**options},
+            plan.pattern,
+            query.codec.type,
+            of_subclass=plan.function != found.name,
+            shared=shared,
+            ends=query.tagged or endless or query.policy.exp_ms <= SHORT_S * 1000,
+        )
+    )
+    return cached_wrapper(function, query)

@@ -37,7 +37,7 @@ MOST_CONTEXT_VARIABLES = 2
 ORDER = [
     *("errors", "events", "options", "singleflight"),
     *("keys", "registry", "values", "orm", "inference", "transport", "near", "protocol", "transactions"),
-    *("runtime", "invalidation", "loading", "typing", "wrappers", "decoration", "cache", "crud", "watch"),
+    *("runtime", "invalidation", "loading", "typing", "wrappers", "cache", "crud", "watch"),
     *("__init__", "integrations", "testing", "demo", "cli", "__main__"),
 ]
 HOMES = {
