@@ -7,7 +7,7 @@ began before a commit has lost its lease, and a call made after that commit must
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain, repeat
 from typing import Any, Self
@@ -49,6 +49,7 @@ class Late:
 
 
 FlightOutcome = Landed | Failed | Absent | Again | Alone
+_LATE, _AGAIN = Late(), Again()  # made once: a stampede waits for the garbage collector as well
 _POLL_PAUSES_S = (0.005, 0.01, 0.02, 0.04, 0.08, 0.1)  # the last one again and again
 
 
@@ -74,7 +75,7 @@ class Flight:
         self._flights = flights
         self._followers: set[asyncio.Future[FlightOutcome | Late]] | None = None
         self._outcome: FlightOutcome | None = None
-        self._tokens = [token]
+        self._tokens: tuple[str, ...] = (token,)
 
     def __enter__(self) -> Self:
         return self
@@ -84,7 +85,7 @@ class Flight:
 
     def answers_to(self, token: str) -> None:
         """Open this flight for callers that find `token`, too."""
-        self._tokens.append(token)
+        self._tokens = (*self._tokens, token)
         self._flights.by_token[token] = self
 
     async def join(self, wait: float, asked: int = 0) -> FlightOutcome | Late:
@@ -99,7 +100,7 @@ class Flight:
             return self._outcome
         loop = asyncio.get_running_loop()
         follower: asyncio.Future[FlightOutcome | Late] = loop.create_future()
-        over = loop.call_later(wait, _answer, follower, Late())
+        over = loop.call_later(wait, _answer, follower, _LATE)
         self._followers = self._followers or set()
         self._followers.add(follower)
         try:
@@ -127,9 +128,9 @@ class Flight:
             if self._flights.by_token.get(token) is self:
                 del self._flights.by_token[token]
         if self._outcome is None:
-            self.settle(Again())
+            self.settle(_AGAIN)
         if self._late is not None:
-            self._late.settle(Again())
+            self._late.settle(_AGAIN)
 
     def _for_late(self) -> Flight:
         if self._late is None:
@@ -171,7 +172,7 @@ class Watch:
     def __init__(self, flights: Flights) -> None:
         self._flights = flights
         self._flight: Flight | None = None
-        self._pauses = chain(_POLL_PAUSES_S, repeat(_POLL_PAUSES_S[-1]))
+        self._pauses: Iterator[float] | None = None
 
     def other(self, token: str) -> Flight | None:
         """Return the flight of another caller in this process for `token`; None if this caller has to poll."""
@@ -186,6 +187,8 @@ class Watch:
 
     async def pause(self, longest: float) -> None:
         """Wait for the next look at the lease, at most `longest` seconds."""
+        if self._pauses is None:
+            self._pauses = chain(_POLL_PAUSES_S, repeat(_POLL_PAUSES_S[-1]))
         await asyncio.sleep(min(next(self._pauses), longest))
 
     def saw(self, raw: bytes) -> None:

@@ -113,7 +113,7 @@ class Loading(Reading):
         finally:
             for watch in self._watches.values():
                 watch.close()
-        return [self.values[key] for key in self.asked]
+        return [*map(self.values.__getitem__, self.asked)]
 
     async def alone(self, kind: Counted, why: Mapping[str, str]) -> None:
         """Load these keys for this caller only, and count an event of this `kind` for each, with `why`."""
@@ -236,11 +236,15 @@ class Loading(Reading):
     ) -> _Answers:
         """Ask for leases, use the answers, and give back what is left of the leases at the end."""
         # Before `acquire`: a caller that finds a lease of this call has to find its flight.
-        flights = {key: self._flights.open(secrets.token_hex(16)) for key in keys}
+        tokens = [secrets.token_hex(16) for _ in keys]
+        flights = dict(zip(keys, map(self._flights.open, tokens), strict=True))
         leases = flights
         try:
-            answers = await self._acquire({key: flight.token for key, flight in flights.items()})
-            leases = {key: flights[key] for key in keys if isinstance(answers[key], Granted | CacheUnavailableError)}
+            answers = await self._acquire(dict(zip(keys, tokens, strict=True)))
+            leases = {}  # no comprehension: with one, a crowd that waits holds cells for its variables
+            for key, answer in answers.items():
+                if isinstance(answer, Granted | CacheUnavailableError):
+                    leases[key] = flights[key]
             await use(answers, leases)
             return answers
         finally:  # without an answer, too: the server may have granted them all the same
@@ -251,15 +255,10 @@ class Loading(Reading):
                 self.entries.cache.background(self.call.store.release(self.call.client, left))
 
     async def _acquire(self, tokens: dict[str, str]) -> _Answers:
-        call, seen_ms = self.call, {key: entry.ttl_ms for key, entry in self.seen.items()}
-        left = call.budget.left
+        call, left, tagged = self.call, self.call.budget.left, self.entries.tagged
         try:
             answers = await call.store.acquire(
-                *(call.client, tokens),
-                budget=call.budget,
-                refresh=self.refresh,
-                seen_ms=seen_ms,
-                tagged=self.entries.tagged,
+                call.client, tokens, budget=call.budget, refresh=self.refresh, seen=self.seen, tagged=tagged
             )
         except CacheUnavailableError as error:
             return dict.fromkeys(tokens, error)

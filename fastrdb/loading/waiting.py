@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from functools import partial
 from time import monotonic
 from typing import Any, Protocol
 
 from fastrdb.protocol import Busy
 from fastrdb.singleflight import Absent, Again, Alone, Failed, Flight, FlightOutcome, Flights, Landed, Late, Watch
-from fastrdb.transactions import holds_last_connection, is_followed, leads, missing_row, used_here
+from fastrdb.transactions import holds_last_connection, is_followed, leads, missing_row, running, used_here
 
 _LAST_CONNECTION = "another caller's load may be waiting for a connection of the pool, and this caller has the last"
 NESTED = "it is a part of a load that is followed, which needs the tags of what it reads"
@@ -40,11 +39,11 @@ class Waiting:
 
         A key that has no value then, and is not returned, needs another look at its lease.
         """
-        late, looked_at = dict[str, str](), list[str]()
+        late, looked_at, inside = dict[str, str](), list[str](), running.get() is not None
         for key, holder in busy.items():
-            if leads(holder.token):
+            if inside and leads(holder.token):
                 late[key] = "it is a part of the load that holds the lease"
-            elif is_followed():
+            elif inside and is_followed():
                 late[key] = NESTED
             elif self._reading.entries.unstorable is not None:  # mechanism: unstorable-alone
                 late[key] = self._reading.entries.unstorable
@@ -64,23 +63,22 @@ class Waiting:
         """Take another caller's result; return why there is none for this one. Raises the other's error."""
         begun = monotonic()
         outcome = await self._join(flight)
-        tell = partial(self._reading.entries.counters.tell, "join", key, seconds=monotonic() - begun)
         match outcome:
             case None:
                 return _LAST_CONNECTION
             case Landed(raw, value):
-                tell()
+                self._joined(key, begun)
                 decoded = self._reading.entries.value
                 self._reading.values[key] = (
                     await decoded(self._reading.call, key, raw, many=self._reading.many) if value is None else value()
                 )
             case Failed(error):
-                tell()
+                self._joined(key, begun)
                 if not (self._reading.many and missing_row(error)):
                     raise error
                 self._reading.values[key] = None
             case Absent() if self._reading.many or self._reading.entries.codec.optional:
-                tell()
+                self._joined(key, begun)
                 self._reading.values[key] = None
             case Absent():
                 return "the load that it waited for found nothing"
@@ -91,6 +89,9 @@ class Waiting:
             case Again():  # the leader is gone: another round
                 pass
         return None
+
+    def _joined(self, key: str, begun: float) -> None:
+        self._reading.entries.counters.tell("join", key, seconds=monotonic() - begun)
 
     async def _join(self, flight: Flight) -> FlightOutcome | Late | None:
         """Return the outcome; None if the load seems to wait for a connection that this caller holds."""

@@ -19,7 +19,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from fastrdb.transport import Budget, Call, Client, Health, Met, RedisClient
+from fastrdb.transport import Budget, Client, Command, Health, Met, RedisClient
 
 from .cluster_scan import ClusterScan
 from .cluster_sweeper import IndexSweeper
@@ -80,7 +80,7 @@ class ClusterBackend(ClusterWriters):
         """Ask for leases, and enter the index with those that are granted."""
         times = self.limits.lease_ms, self.limits.fresh_ms
         calls = [
-            Call(LEASE, self._names.in_slot(entry), (token, times[0], old, times[1])) for entry, token, old, _ in asks
+            LEASE.call(self._names.in_slot(entry), (token, times[0], old, times[1])) for entry, token, old, _ in asks
         ]
         outcomes = [self._outcome(reply) for reply in await self.link.many(client, calls, budget=budget)]
         granted = [at for at, outcome in enumerate(outcomes) if isinstance(outcome, Granted)]
@@ -115,8 +115,7 @@ class ClusterBackend(ClusterWriters):
         for ask in asks:
             shards[self.keyspace.shard(ask.entry), ask.tagged].append(ask.entry)
         calls = [
-            Call(
-                ENTER,
+            ENTER.call(
                 (*shard.all, *(shard.of_tags if tagged else ())),
                 (self.limits.lease_ms, self.limits.barrier_ms, *each),
             )
@@ -143,7 +142,7 @@ class ClusterBackend(ClusterWriters):
         stored = await self._and_list_dead(client, self._fills(writes), lives, budget)
         done = {write.entry: bool(reply) for write, reply in zip(writes, stored, strict=True)}
         again = [
-            Call(RETAG, self.keyspace.shard(entry).of_tags[:2], (entry, entered[entry][1], tags))
+            RETAG.call(self.keyspace.shard(entry).of_tags[:2], (entry, entered[entry][1], tags))
             for entry, _, _, _, tags, _ in writes
             if done[entry] and tags and entered[entry][1] != tags
         ]
@@ -162,7 +161,7 @@ class ClusterBackend(ClusterWriters):
             shard = self.keyspace.shard(write.entry)
             arguments = (self.keyspace.before, write.entry, write.since or 0, write.tags)
             keys = (shard.barriers, *shard.of_tags, shard.index, shard.expiry)
-            calls.append(Call(TAG_ENTRY, keys, arguments))
+            calls.append(TAG_ENTRY.call(keys, arguments))
         replies = await self.link.many(client, calls, budget=budget)
         entered = {write.entry: (why, tags) for write, (why, tags) in zip(writes, replies, strict=True)}
         refused = [write for write in writes if entered[write.entry][0]]
@@ -179,7 +178,7 @@ class ClusterBackend(ClusterWriters):
 
     async def inspect(self, client: Client, entry: bytes) -> Entry:
         """Return what Redis holds."""
-        barred = Call(BARRED, (self.keyspace.shard(entry).barriers,), (entry,))
+        barred = BARRED.call((self.keyspace.shard(entry).barriers,), (entry,))
         looks = (("PTTL", entry), ("STRLEN", entry), ("EXISTS", self.keyspace.lease(entry)), barred)
         ttl_ms, size, leased, is_barred = await self.link.many(client, looks)
         return Entry(None if ttl_ms == GONE else ttl_ms, size, bool(leased), bool(is_barred))
@@ -187,12 +186,12 @@ class ClusterBackend(ClusterWriters):
     async def _and_list_dead(
         self,
         client: Client,
-        calls: Sequence[Call],
+        calls: Sequence[Command],
         lives: Mapping[Shard, Sequence[bytes | int]],
         budget: Budget | None,
     ) -> list[Any]:
         """Run scripts, note in shards until when entries live, and have members checked that may be dead."""
-        expired = [Call(EXPIRED, (shard.expiry,), (DEAD_PER_FILL, *each)) for shard, each in lives.items()]
+        expired = [EXPIRED.call((shard.expiry,), (DEAD_PER_FILL, *each)) for shard, each in lives.items()]
         replies = await self.link.many(client, [*calls, *expired], budget=budget, errors=True)
         for found in replies[len(calls) :]:
             if not isinstance(found, Exception):  # tidiness only

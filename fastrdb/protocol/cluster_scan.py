@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from fastrdb.errors import CacheUnavailableError
-from fastrdb.transport import SLOTS, Budget, Call, Client, Command, RedisClient
+from fastrdb.transport import SLOTS, Budget, Client, Command, RedisClient
 
 from .keyspace import COMPLETE, INCOMPLETE, ClusterKeyspace, portions
 from .lua import load_script
@@ -29,7 +29,7 @@ _KEYS_AT_ONCE = 512
 _COMMANDS_AT_ONCE = 1024
 _PAUSE_S = 0.05
 
-Run = Callable[[Sequence[Call | Command]], Awaitable[list[Any]]]
+Run = Callable[[Sequence[Command]], Awaitable[list[Any]]]
 
 
 class ClusterScan:
@@ -59,7 +59,7 @@ class ClusterScan:
             await link.many(client, [("ZADD", shard.index, 0, member) for shard in shards], budget=budget)
             await self._delete_all(client, partial(_step, link, client, budget), scanning=True)
             budget.renew()
-            calls = [Call(MAKE_COMPLETE, (shard.index,), (member,)) for shard in shards]
+            calls = [MAKE_COMPLETE.call((shard.index,), (member,)) for shard in shards]
             complete = await link.many(client, calls, budget=budget)
             if not all(complete):
                 raise CacheUnavailableError(MAKE_COMPLETE.name, "the index was lost once more meanwhile")
@@ -87,7 +87,7 @@ class ClusterScan:
         for portion in portions(rosters, _SLOTS_AT_ONCE):
             places = dict.fromkeys(portion, b"-inf")
             while places:
-                calls = [Call(LISTED, (roster,), (place, _NAMES_AT_ONCE)) for roster, place in places.items()]
+                calls = [LISTED.call((roster,), (place, _NAMES_AT_ONCE)) for roster, place in places.items()]
                 parts = dict(zip(places, await run(calls), strict=True))
                 listed = [name for _, names in parts.values() for name in names]
                 await run([("UNLINK", name) for name in listed if name.startswith(self._keyspace.leases) is leases])
@@ -103,7 +103,7 @@ class ClusterScan:
             cursor, ids = b"0", set[bytes]()
             while not ids or cursor != b"0":
                 ((cursor, replication_id, found),) = await run(
-                    [Call(SCAN, (self._keyspace.roster(slot),), (cursor, _KEYS_AT_ONCE, *heads))]
+                    [SCAN.call((self._keyspace.roster(slot),), (cursor, _KEYS_AT_ONCE, *heads))]
                 )
                 ids.add(replication_id)
                 lives = await run([("PTTL", name) for name in found])
@@ -114,7 +114,7 @@ class ClusterScan:
             scanned |= ids
 
 
-async def _step(link: RedisClient, client: Client, budget: Budget, commands: Sequence[Call | Command]) -> list[Any]:
+async def _step(link: RedisClient, client: Client, budget: Budget, commands: Sequence[Command]) -> list[Any]:
     budget.renew()
     return await link.many(client, commands, budget=budget, portion=_COMMANDS_AT_ONCE)
 

@@ -9,7 +9,7 @@ from contextvars import Context
 from typing import Any
 
 from fastrdb.errors import CacheUnavailableError
-from fastrdb.transport import Call, Client, RedisClient
+from fastrdb.transport import Client, RedisClient
 
 from .interface import GONE
 from .keyspace import ClusterKeyspace, Shard
@@ -66,7 +66,7 @@ class IndexSweeper:
         await self._link.many(
             client,
             [
-                Call(REMOVE_DEAD, (shard.index, shard.expiry, shard.tags, shard.tagged), each)
+                REMOVE_DEAD.call((shard.index, shard.expiry, shard.tags, shard.tagged), each)
                 for shard, each in shards.items()
             ],
         )

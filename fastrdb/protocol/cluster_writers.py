@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from redis.exceptions import TryAgainError
 
 from fastrdb.errors import CacheUnavailableError
-from fastrdb.transport import OTHER_DATA, Budget, Call, Client, Command
+from fastrdb.transport import OTHER_DATA, Budget, Client, Command
 
 from .cluster_scan import ClusterScan
 from .interface import Backend, NamedRows, Sweep, Swept, Write
@@ -120,8 +120,7 @@ class ClusterWriters(Backend):
             await self.link.many(client, [self._release(entry, token) for entry in entries], budget=budget)
         barred = self._by_shard(fence)
         down = [
-            Call(
-                UNBAR,
+            UNBAR.call(
                 (shard.barriers, *(shard.of_tags if stamps else ())),
                 (self.limits.lease_ms, *lists(stamps, [target.barrier(token) for target in barred[shard]])),
             )
@@ -190,13 +189,13 @@ class ClusterWriters(Backend):
             await self._delete(client, await self._fence(client, jobs, Swept(), mark, False, budget), mark, budget)
             budget.renew()
         member = INCOMPLETE + mark.encode()
-        await self._patiently(client, [Call(COMPLETE_TAGS, shard.of_tags, (member,)) for shard in shards], budget)
+        await self._patiently(client, [COMPLETE_TAGS.call(shard.of_tags, (member,)) for shard in shards], budget)
 
-    def _fence_call(self, shard: Shard, job: _Job, mark: str) -> Call:
+    def _fence_call(self, shard: Shard, job: _Job, mark: str) -> Command:
         keys = (*shard.work, *(shard.of_tags if job.with_tags else ()))
-        return Call(FENCE, keys, (self.limits.barrier_ms, self.limits.chunk, self.limits.lease_ms, mark, *lists(*job)))
+        return FENCE.call(keys, (self.limits.barrier_ms, self.limits.chunk, self.limits.lease_ms, mark, *lists(*job)))
 
-    async def _patiently(self, client: Client, calls: Sequence[Call], budget: Budget) -> list[Any]:
+    async def _patiently(self, client: Client, calls: Sequence[Command], budget: Budget) -> list[Any]:
         """Run scripts, and again where the keys of a shard are being moved, one after the other."""
         replies: list[Any] = []
         for _ in range(_TRIES):
@@ -227,7 +226,7 @@ class ClusterWriters(Backend):
         deleted = 0
         for portion in portions(list(work.leases), self.limits.chunk, budget):
             takes = [
-                Call(TAKE, (self.keyspace.lease(entry),), (work.token, self.limits.barrier_ms)) for entry in portion
+                TAKE.call((self.keyspace.lease(entry),), (work.token, self.limits.barrier_ms)) for entry in portion
             ]
             held, gone = await self._away(client, takes, portion, budget)
             work.leases.update(zip(portion, held, strict=True))
@@ -247,7 +246,7 @@ class ClusterWriters(Backend):
         return [(target.head, work.tags.get(target.head, b"")) for target in targets]
 
     async def _away(
-        self, client: Client, first: Sequence[Call | Command], entries: Sequence[bytes], budget: Budget
+        self, client: Client, first: Sequence[Command], entries: Sequence[bytes], budget: Budget
     ) -> tuple[list[Any], list[bytes]]:
         """Send for each entry a command for its lease, then delete the entry: a holder cannot store it any more.
 
@@ -259,12 +258,12 @@ class ClusterWriters(Backend):
         replies: list[Any] = await self.link.many(client, commands, budget=budget) if commands else []
         return replies[::2], [entry for entry, gone in zip(entries, replies[1::2], strict=True) if gone]
 
-    def _fills(self, writes: Iterable[Write]) -> list[Call]:
+    def _fills(self, writes: Iterable[Write]) -> list[Command]:
         in_slot = self._names.in_slot
-        return [Call(FILL, in_slot(entry), (held, raw, ttl_ms)) for entry, held, raw, ttl_ms, *_ in writes]
+        return [FILL.call(in_slot(entry), (held, raw, ttl_ms)) for entry, held, raw, ttl_ms, *_ in writes]
 
-    def _release(self, entry: bytes, token: str) -> Call:
-        return Call(RELEASE, (self.keyspace.lease(entry),), (token,))
+    def _release(self, entry: bytes, token: str) -> Command:
+        return RELEASE.call((self.keyspace.lease(entry),), (token,))
 
 
 def _count(swept: Swept, gone: Collection[bytes], wide: Iterable[Target]) -> None:

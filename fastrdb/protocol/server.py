@@ -15,7 +15,7 @@ from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Any
 
-from fastrdb.transport import Argument, Budget, Call, Client, Health, RedisClient
+from fastrdb.transport import Argument, Budget, Client, Command, Health, RedisClient
 
 from .interface import (
     DEAD_PER_FILL,
@@ -100,23 +100,23 @@ class ServerBackend(Backend):
 
     async def get_tagged(self, client: Client, entries: Sequence[bytes]) -> list[Tagged | None]:
         """Return entries, each with its tags, by a script each."""
-        calls = [Call(NESTED, (entry, self._shard.index), ()) for entry in entries]
+        calls = [NESTED.call((entry, self._shard.index), ()) for entry in entries]
         return [Tagged(*reply) for reply in await self.link.many(client, calls, portion=self.limits.chunk)]
 
     async def acquire(self, client: Client, asks: Sequence[Ask], budget: Budget | None = None) -> list[Outcome]:
         """Ask for leases, by a script each."""
+        replies = await self.link.many(client, self._acquires(asks), budget=budget, portion=self.limits.chunk)
+        return [*map(self._outcome, replies)]
+
+    def _acquires(self, asks: Sequence[Ask]) -> list[Command]:
+        # Apart from `acquire`, where the cells of a comprehension would last for as long as Redis takes.
         lease, shared, before = self.keyspace.lease, self._for_readers, self.keyspace.before
-        calls = [
-            Call(
-                ACQUIRE,
+        return [
+            ACQUIRE.call(
                 (entry, lease(entry), *shared),
                 (token, self.limits.lease_ms, self.limits.barrier_ms, before, old, self.limits.fresh_ms, int(tagged)),
             )
             for entry, token, old, tagged in asks
-        ]
-        return [
-            self._outcome(reply)
-            for reply in await self.link.many(client, calls, budget=budget, portion=self.limits.chunk)
         ]
 
     def _outcome(self, reply: list[bytes]) -> Outcome:
@@ -136,7 +136,7 @@ class ServerBackend(Backend):
         lease, shared = self.keyspace.lease, self._for_readers
         more = (self.keyspace.leases, DEAD_PER_FILL, self.keyspace.before)
         calls = [
-            Call(FILL, (entry, lease(entry), *shared), (held, raw, ttl_ms, *more, tags))
+            FILL.call((entry, lease(entry), *shared), (held, raw, ttl_ms, *more, tags))
             for entry, held, raw, ttl_ms, tags, _ in writes
         ]
         replies = await self.link.many(client, calls, budget=budget, portion=self.limits.chunk)
@@ -146,8 +146,7 @@ class ServerBackend(Backend):
         """Release leases, by a script each."""
         names, shard = self.keyspace, self._shard
         calls = [
-            Call(
-                RELEASE,
+            RELEASE.call(
                 (entry, names.lease(entry), shard.index, shard.expiry),
                 (token, names.leases, DEAD_PER_FILL),
             )
@@ -157,7 +156,7 @@ class ServerBackend(Backend):
 
     async def inspect(self, client: Client, entry: bytes) -> Entry:
         """Return what Redis holds."""
-        call = Call(INSPECT, (entry, self.keyspace.lease(entry), self._shard.barriers), ())
+        call = INSPECT.call((entry, self.keyspace.lease(entry), self._shard.barriers), ())
         ((ttl_ms, size, leased, barred),) = await self.link.many(client, (call,))
         return Entry(None if ttl_ms == GONE else ttl_ms, size, bool(leased), bool(barred))
 
@@ -198,7 +197,7 @@ class ServerBackend(Backend):
         """
         token, *_, spare, _lease = settings
         while True:
-            call = Call(BEGIN, self._for_writers, (*settings, *lists(barriers, stamps, rows, ranges, *rest)))
+            call = BEGIN.call(self._for_writers, (*settings, *lists(barriers, stamps, rows, ranges, *rest)))
             (reply,) = await self.link.many(client, (call,), budget=budget)
             done, last, count, lost, held, names, counts, found = reply
             swept.deleted += int(count)
@@ -227,7 +226,7 @@ class ServerBackend(Backend):
         logger.warning("the tags in Redis were lost, or are new: everything is invalidated once")
         everything = [self.keyspace.everything.range()]
         await self._begin(client, settings, swept, False, [], [], [], everything, [], [], budget=budget)
-        await self.link.many(client, (Call(COMPLETE_TAGS, (self._shard.index,), (settings[0],)),), budget=budget)
+        await self.link.many(client, (COMPLETE_TAGS.call((self._shard.index,), (settings[0],)),), budget=budget)
 
     async def end(
         self,
@@ -245,7 +244,7 @@ class ServerBackend(Backend):
         fills = [(entry, lease, raw, b"%d" % ttl_ms) for entry, lease, raw, ttl_ms, *_ in writes]
         for call in batches(self.limits.chunk, fills, released, stamps, barriers, budget=budget):
             arguments = (token, self.keyspace.leases, self.keyspace.before, self.limits.lease_ms, *lists(*call))
-            (stands,) = await self.link.many(client, (Call(END, self._for_readers, arguments),), budget=budget)
+            (stands,) = await self.link.many(client, (END.call(self._for_readers, arguments),), budget=budget)
             stood = stood and bool(stands)
         return stood
 
@@ -285,6 +284,6 @@ class ServerBackend(Backend):
 
     async def _look(self, client: Client, arguments: Sequence[Argument], budget: Budget) -> tuple[bytes, int, int]:
         """Look at some keys. Return the next cursor, the longest life of an unknown key in ms, the entries deleted."""
-        call = Call(SEARCH, (self._shard.index, self._shard.expiry), arguments)
+        call = SEARCH.call((self._shard.index, self._shard.expiry), arguments)
         ((cursor, longest_ms, deleted),) = await self.link.many(client, (call,), budget=budget)
         return cursor, longest_ms, deleted

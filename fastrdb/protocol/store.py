@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from itertools import repeat
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, NamedTuple, overload
 
 from fastrdb.errors import CacheUnavailableError
 from fastrdb.keys import Reach, hiding
 from fastrdb.near import Near, NearCache, Token, Tracking
-from fastrdb.transport import OTHER_DATA, Budget, Call, Client, Health
+from fastrdb.transport import OTHER_DATA, Budget, Client, Health
 
 from .cluster import ClusterBackend
 from .intent import Intent, OnError, Writer, columns_named
@@ -184,7 +185,7 @@ class Store:
         *,
         budget: Budget | None = None,
         refresh: bool = False,
-        seen_ms: Mapping[str, int] = MappingProxyType({}),
+        seen: Mapping[str, Timed] = MappingProxyType({}),
         tagged: bool = False,
     ) -> dict[str, Outcome]:
         """Ask for the right to load keys and store them, each with a token of its own, in one round trip.
@@ -194,14 +195,15 @@ class Store:
 
         Args:
             refresh: also where there are entries.
-            seen_ms: also where there is an entry with at most so many milliseconds to live: the caller has seen it,
-                and wants a newer one, or to load.
+            seen: also where there is an entry with at most as long to live as one of these: the caller has seen it, and
+                wants a newer one, or to load.
             tagged: what is loaded may have tags.
         """
-        asks = [
-            Ask(self.keyspace.entry(key), token, "*" if refresh else seen_ms.get(key, ""), tagged)
-            for key, token in tokens.items()
-        ]
+        # No comprehension: with one, a crowd that waits holds cells for its variables.
+        olds: Iterable[int | str] = repeat("*" if refresh else "")
+        if seen and not refresh:
+            olds = map(_ms, map(seen.get, tokens))
+        asks = [*map(Ask, map(self.keyspace.entry, tokens), tokens.values(), olds, repeat(tagged))]
         return dict(zip(tokens, await self._backend.acquire(client, asks, budget), strict=True))
 
     async def get_tagged(self, client: Client, keys: Sequence[str]) -> list[Tagged | None]:
@@ -249,12 +251,12 @@ class Store:
         lease, fresh_ms = self.keyspace.lease, self._limits.fresh_ms
         entries = {self.keyspace.entry(key): token for key, token in tokens.items()}
         await self._link.many(
-            client, [Call(RENEW, (lease(entry),), (token, fresh_ms)) for entry, token in entries.items()]
+            client, [RENEW.call((lease(entry),), (token, fresh_ms)) for entry, token in entries.items()]
         )
 
     async def discard(self, client: Client, key: str, raw: bytes, budget: Budget | None = None) -> bool:
         """Delete an entry that cannot be read, if it still holds `raw`."""
-        (done,) = await self._link.many(client, (Call(DISCARD, (self.keyspace.entry(key),), (raw,)),), budget=budget)
+        (done,) = await self._link.many(client, (DISCARD.call((self.keyspace.entry(key),), (raw,)),), budget=budget)
         return bool(done)
 
     async def inspect(self, client: Client, key: str) -> Entry:
@@ -339,3 +341,7 @@ class Store:
 
 def _whole_ms(seconds: float) -> int:
     return max(1, round(seconds * 1000))
+
+
+def _ms(seen: Timed | None) -> int | str:
+    return "" if seen is None else seen.ttl_ms

@@ -24,14 +24,14 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError
 
 from fastrdb.errors import CacheUnavailableError
-from fastrdb.transport import OTHER_DATA, Call, Command, Health, ended
+from fastrdb.transport import OTHER_DATA, Command, Health, ended, whole
 
 from .keyspace import COMPLETE, INCOMPLETE, NO_BARRIER, ClusterKeyspace, Keyspace
 from .lua import load_script
 
 logger = logging.getLogger("fastrdb")
 
-Send = Callable[[Sequence[Call | Command]], Awaitable[list[Any]]]
+Send = Callable[[Sequence[Command]], Awaitable[list[Any]]]
 DeleteAll = Callable[[], Awaitable[object]]
 
 GREET_SERVER, GREET_CLUSTER = load_script("server", "greet"), load_script("cluster", "greet")
@@ -52,7 +52,7 @@ class Trust:
         self._keyspace, self._health = keyspace, health
         self._on_cluster = isinstance(keyspace, ClusterKeyspace)
         keys = () if self._on_cluster else keyspace.shards[0].all
-        self._greeting = Call(GREET_CLUSTER if self._on_cluster else GREET_SERVER, keys, (keyspace.before,))
+        self._greeting = (GREET_CLUSTER if self._on_cluster else GREET_SERVER).call(keys, (keyspace.before,))
         self._newest: set[bytes] = set()  # the mark with the highest number, of all trusted notes
         self._met: set[bytes] = set()  # ids: on a cluster all since the beginning, else the latest
         self._unknown: set[bytes] = set()  # of these, the ids that no trusted note had
@@ -84,7 +84,7 @@ class Trust:
 
     def question(self) -> Command:
         """Return what a server is asked before its data is used."""
-        return self._greeting.known()
+        return self._greeting
 
     def heard(self, reply: Any) -> Command | None:
         """Take the reply to the question. Return what to ask instead if the server did not know the script.
@@ -92,7 +92,7 @@ class Trust:
         Raises redis-py's ConnectionError if this server is not to be used.
         """
         if isinstance(reply, NoScriptError):
-            return self._greeting.whole()
+            return whole(self._greeting)
         if isinstance(reply, Exception):  # an ACL, say: every other script will get the same error
             return None
         replication_id, role, *more = reply

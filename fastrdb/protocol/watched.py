@@ -10,7 +10,7 @@ from contextvars import Context
 from typing import TYPE_CHECKING, Final
 
 from fastrdb.errors import CacheUnavailableError
-from fastrdb.transport import Call, Client, Health, ended
+from fastrdb.transport import Client, Health, ended
 
 from .lua import load_script
 
@@ -64,7 +64,7 @@ class WatchedBound:
         loop = asyncio.get_running_loop()
         asked, age_ms = loop.time(), -1
         with suppress(CacheUnavailableError):
-            call = Call(WATCHED, (self._backend.keyspace.watch,), ())
+            call = WATCHED.call((self._backend.keyspace.watch,), ())
             (age_ms,) = await self._backend.link.many(client, (call,))
         self.age = None if age_ms < 0 else age_ms / 1000
         self._stop_timer()

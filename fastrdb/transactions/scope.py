@@ -26,7 +26,6 @@ from .rules import (
     UNNAMED_SCHEMAS,
     WROTE,
     ask_level,
-    has_transaction,
     has_written,
     known_level,
     older,
@@ -149,7 +148,8 @@ class RunningLoad(RunningCall):
     async def __aenter__(self) -> Self:
         self._since = next_order()
         self._schemas = None if self.session is None else schema_map(self.session)
-        if self.session is not None and has_transaction(self.session):
+        session = self.session  # here without a call, since each miss pays for this
+        if session is not None and (session.in_transaction() or isinstance(session.bind, Connection)):
             await self._check()  # now, too: when the load is done, that transaction may be over
         self.__enter__()
         self._hide_identity_maps()

@@ -5,7 +5,7 @@ from .cluster import Met
 from .connection import Greeting, own_connection
 from .health import OTHER_DATA, Breaker, Health, ended, redacted
 from .passthrough import Client, is_cluster
-from .scripts import Argument, Call, Command, Script
+from .scripts import Argument, Command, Script, whole
 from .sentinel import is_master
 from .slots import SLOTS, hash_tag, slot_of, tags
 from .timeouts import Budget
@@ -16,7 +16,6 @@ __all__ = [
     "Argument",
     "Breaker",
     "Budget",
-    "Call",
     "Client",
     "Command",
     "Greeting",
@@ -32,4 +31,5 @@ __all__ = [
     "redacted",
     "slot_of",
     "tags",
+    "whole",
 ]

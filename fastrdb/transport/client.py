@@ -23,7 +23,7 @@ from .connection import Greeting
 from .health import OTHER_DATA, Breaker, Health
 from .passthrough import Client, Passthrough, is_cluster, is_plain
 from .pipeline import Pipeline
-from .scripts import Call, Command
+from .scripts import Command, name_of, whole
 from .sentinel import has_sentinels, left_by_all
 from .timeouts import Budget
 
@@ -107,7 +107,7 @@ class RedisClient:
     async def many(
         self,
         client: Client,
-        commands: Sequence[Call | Command],
+        commands: Sequence[Command],
         *,
         budget: Budget | None = None,
         portion: int = maxsize,
@@ -121,34 +121,37 @@ class RedisClient:
             errors: return the server's errors as values. Else the first one is raised when all have been tried.
         """
         if len(commands) > portion:
-            parts = [commands[at : at + portion] for at in range(0, len(commands), portion)]
-            return [reply for part in parts for reply in await self.many(client, part, budget=budget, errors=errors)]
+            return await self._in_portions(client, commands, portion, budget=budget, errors=errors)
         if not commands:
             return []
         route: Route = self._route if self._latest() is client else self._find(client)
-        sent: list[Command] = [each.known() if isinstance(each, Call) else each for each in commands]
         try:
-            replies = await route.send(sent, insist=self._insists, budget=budget)
+            replies = await route.send(commands, insist=self._insists, budget=budget)
             failed = any(isinstance(reply, Exception) for reply in replies)
             if failed:
-                await self._bring_scripts(route, commands, sent, replies, budget)
+                await self._bring_scripts(route, commands, replies, budget)
         except CacheUnavailableError as error:
-            raise CacheUnavailableError(_name(commands[0]), error.reason) from error
+            raise CacheUnavailableError(name_of(commands[0]), error.reason) from error
         return self.raised(commands, replies) if failed and not errors else replies
+
+    async def _in_portions(
+        self, client: Client, commands: Sequence[Command], portion: int, **options: Any
+    ) -> list[Any]:
+        parts = [commands[at : at + portion] for at in range(0, len(commands), portion)]
+        return [reply for part in parts for reply in await self.many(client, part, **options)]
 
     async def _bring_scripts(
         self,
         route: Route,
-        commands: Sequence[Call | Command],
-        sent: Sequence[Command],
+        commands: Sequence[Command],
         replies: list[Any],
         budget: Budget | None,
     ) -> None:
         """Send again what the server did not know: the first of each script brings it along, at each of the masters."""
         unknown = [at for at, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
         while unknown:
-            first = {sent[at][1]: at for at in reversed(unknown)}.values()
-            again = [commands[at].whole() if at in first else sent[at] for at in unknown]  # type: ignore[union-attr]
+            first = {commands[at][1]: at for at in reversed(unknown)}.values()
+            again = [whole(commands[at]) if at in first else commands[at] for at in unknown]
             found = await route.send(again, insist=self._insists, budget=budget)
             for at, reply in zip(unknown, found, strict=True):
                 replies[at] = reply
@@ -156,13 +159,13 @@ class RedisClient:
             if len(unknown) == before:
                 break
 
-    def raised(self, commands: Sequence[Call | Command], replies: list[Any]) -> list[Any]:
+    def raised(self, commands: Sequence[Command], replies: list[Any]) -> list[Any]:
         """Return the replies; raise the first error among them."""
         for command, reply in zip(commands, replies, strict=True):
             if isinstance(reply, CacheUnavailableError):
                 raise reply
             if isinstance(reply, Exception):
-                raise self.breaker.on_error(_name(command), reply) from reply
+                raise self.breaker.on_error(name_of(command), reply) from reply
         return replies
 
     def budget(self, client: Client, read: Collection[bytes] = (), *, portions: int = 1) -> Budget:
@@ -262,7 +265,3 @@ def _address(client: Client) -> str:
     if (service := getattr(pool, "service_name", None)) is not None:
         return f"the Sentinel service {service}"
     return str(known.get("path") or (f"{known['host']}:{known.get('port', 6379)}" if "host" in known else ""))
-
-
-def _name(command: Call | Command) -> str:
-    return command.script.name if isinstance(command, Call) else str(command[0])

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 Argument = bytes | str | int
 Command = Sequence[Argument]
+_scripts: dict[str, Script] = {}
+"""All scripts by their digests. A command holds the digest, since a crowd makes one command for each caller."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,18 +25,19 @@ class Script:
         """Return the script with its digest."""
         return cls(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
+    def __post_init__(self) -> None:
+        _scripts[self.sha] = self
 
-class Call(NamedTuple):
-    """One run of a script."""
+    def call(self, keys: Sequence[bytes], arguments: Sequence[Argument]) -> tuple[Argument, ...]:
+        """Return the command that runs it on a server that has it."""
+        return ("EVALSHA", self.sha, len(keys), *keys, *arguments)
 
-    script: Script
-    keys: Sequence[bytes]
-    arguments: Sequence[Argument]
 
-    def known(self) -> tuple[Argument, ...]:
-        """Return the command for a server that has the script."""
-        return ("EVALSHA", self.script.sha, len(self.keys), *self.keys, *self.arguments)
+def whole(command: Command) -> Command:
+    """Return the command of `Script.call` that brings the script along, and leaves it there."""
+    return ("EVAL", _scripts[str(command[1])].text, *command[2:])
 
-    def whole(self) -> tuple[Argument, ...]:
-        """Return the command that brings the script along, and leaves it there."""
-        return ("EVAL", self.script.text, len(self.keys), *self.keys, *self.arguments)
+
+def name_of(command: Command) -> str:
+    """Return the name of a command, or of the script that it runs."""
+    return _scripts[str(command[1])].name if command[0] == "EVALSHA" else str(command[0])

@@ -144,7 +144,7 @@ async def test_an_entry_that_was_seen_does_not_answer(any_client: Redis, store: 
     assert await acquire(store, any_client, "k", "c", seen_ms=seen.ttl_ms) == Busy("b")
     await fill(store, any_client, "k", "b", b"2", 20_000)
     assert await acquire(store, any_client, "k", "c", seen_ms=seen.ttl_ms) == Hit(b"2")
-    outcomes = await acquire_many(store, any_client, {"k": "d", "new": "e"}, seen_ms={"k": 20_000})
+    outcomes = await acquire_many(store, any_client, {"k": "d", "new": "e"}, seen={"k": Timed(b"", 20_000)})
     assert outcomes == {"k": Granted(), "new": Granted()}
     await any_client.persist("k")
     assert await acquire(store, any_client, "k", "d", seen_ms=20_000) == Hit(b"2")

@@ -17,7 +17,7 @@ from fastrdb.protocol import Busy, Store
 from fastrdb.protocol import trust as trust_module
 from fastrdb.protocol.keyspace import ClusterKeyspace, Keyspace
 from fastrdb.testing import EmbeddedServer
-from fastrdb.transport.scripts import Call, Command
+from fastrdb.transport.scripts import Command
 from tests.races.mechanisms import label, without
 from tests.races.seams import Change
 from tests.support.servers.sentinels import AT_ONCE, follow, synced
@@ -36,7 +36,7 @@ async def test_who_could_not_go_on_need_not_wait_for_itself(
     trust = store._backend.trust
     fails = iter([True, True])
 
-    async def run(commands: Sequence[Call | Command]) -> list[Any]:
+    async def run(commands: Sequence[Command]) -> list[Any]:
         return await store._link.many(cluster_client, commands, errors=True)
 
     async def delete_all() -> None:

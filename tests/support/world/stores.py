@@ -46,8 +46,8 @@ async def acquire(
     store: Store, client: Any, key: str, token: str, *, refresh: bool = False, seen_ms: int | None = None
 ) -> Outcome:
     """Ask for one lease."""
-    seen = {} if seen_ms is None else {key: seen_ms}
-    return (await acquire_many(store, client, {key: token}, refresh=refresh, seen_ms=seen))[key]
+    seen = {} if seen_ms is None else {key: Timed(b"", seen_ms)}
+    return (await acquire_many(store, client, {key: token}, refresh=refresh, seen=seen))[key]
 
 
 async def acquire_many(store: Store, client: Any, tokens: dict[str, str], **options: Any) -> dict[str, Outcome]:
