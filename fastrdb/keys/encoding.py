@@ -238,6 +238,8 @@ def forms_of(value: Any) -> tuple[str, ...]:
 
     Empty for a container, whose items may be equal to others in many ways.
     """
+    if type(value) is int and value not in (0, 1):  # a bulk write pays for this; these two are booleans, too
+        return (str(value), f"{value}.0")
     while isinstance(value, Enum) and scalar_base(type(value)) is None:
         value = value.value
     if value is None:

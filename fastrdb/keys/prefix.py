@@ -24,6 +24,7 @@ VARIANTS: Final = ("?%", MARK)
 RESULT: Final = "result"
 """The name by which a prefix takes the function's result."""
 _HEAD_LIMIT_BYTES: Final = 460  # a little less than what is kept of a long key: no key is cut where a head compares
+_MOST_BYTES: Final = 4  # of one character in UTF-8
 _WILDCARDS = re.compile(r"[*?]")
 _PLAIN = frozenset((str, int, bool, float, Decimal, UUID, bytes, datetime, date, time, timedelta, NoneType))
 _NOTHING: Final = object()  # the attribute of a value that is None
@@ -63,7 +64,7 @@ class Prefix:
         if not whole:
             glob = f"{glob.rstrip('*')}*"
         head = guard(head)
-        if len(raw := head.encode()) > _HEAD_LIMIT_BYTES:
+        if len(head) * _MOST_BYTES > _HEAD_LIMIT_BYTES and len(raw := head.encode()) > _HEAD_LIMIT_BYTES:
             kept = cut(raw, _HEAD_LIMIT_BYTES)
             head, glob = kept, head[len(kept) :] + glob
         return cls(head, glob, whole)
