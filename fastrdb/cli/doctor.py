@@ -24,9 +24,9 @@ _SLOW_S, _TIMEOUT_S, _PATIENT_S = 0.02, 0.25, 5.0
 _SKEW_S = 1.0
 _MOST_KEYS = 1_000_000
 _COMMANDS = (
-    *("GET key", "MGET key", "SET key 1 PX 1", "DEL key", "UNLINK key", "EXISTS key", "PTTL key", "STRLEN key"),
+    *("GET key", "MGET key", "SET key 1 PX 1", "DEL key", "UNLINK key", "EXISTS key", "PTTL key"),
     *("ZADD key 0 a", "ZCARD key", "ZSCORE key a", "ZREM key a", "ZRANGEBYLEX key - +", "ZRANGEBYSCORE key 0 1"),
-    *("SCAN 0 COUNT 1", "TIME", "EVAL return(1) 1 key", "DEL key"),
+    *("STRLEN key", "GETRANGE key 0 1", "SCAN 0 COUNT 1", "TIME", "EVAL return(1) 1 key", "DEL key"),
 )
 _TAG_COMMANDS = (
     *("HSET key a 1", "HGET key a", "HEXISTS key a", "HDEL key a"),

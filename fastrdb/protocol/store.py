@@ -35,6 +35,9 @@ from .lua import load_script
 DISCARD, RENEW = load_script("", "discard"), load_script("", "renew")
 _LEAST_FRESH_S = 0.05
 """A lease stays fresh for `timeout`, but at least for so long: a loop that is busy must not lose its leases."""
+_PIECES, _PIECE_BYTES = 32, 128
+"""Of an entry that is to be deleted if it is still the same, at most so many pieces are compared: a megabyte holds the
+server up for milliseconds. An entry of up to 4 KiB is compared as a whole."""
 
 
 class Fill(NamedTuple):
@@ -255,8 +258,14 @@ class Store:
         )
 
     async def discard(self, client: Client, key: str, raw: bytes, budget: Budget | None = None) -> bool:
-        """Delete an entry that cannot be read, if it still holds `raw`."""
-        (done,) = await self._link.many(client, (DISCARD.call((self.keyspace.entry(key),), (raw,)),), budget=budget)
+        """Delete an entry that cannot be read, if it still holds `raw`.
+
+        Of a large entry the length and some pieces are compared. Another entry may be deleted that has all of these.
+        """
+        places = range(0, len(raw), max(_PIECE_BYTES, -(-len(raw) // _PIECES)))
+        pieces = [part for at in places for part in (at, raw[at : at + _PIECE_BYTES])]
+        call = DISCARD.call((self.keyspace.entry(key),), (len(raw), *pieces))
+        (done,) = await self._link.many(client, (call,), budget=budget)
         return bool(done)
 
     async def inspect(self, client: Client, key: str) -> Entry:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
@@ -18,6 +18,7 @@ from fastrdb.protocol import Barred, Busy, Entry, Granted, Hit, Store, Timed
 from fastrdb.protocol.lua import load_script
 from fastrdb.testing import GatedClient
 from fastrdb.testing.server import EmbeddedServer
+from fastrdb.transport import Command
 from tests.support.world.stores import (
     acquire,
     acquire_many,
@@ -219,6 +220,40 @@ async def test_discard_spares_a_better_entry(any_client: Redis, store: Store) ->
     assert not await store.discard(any_client, "k", b"other")
     assert await store.discard(any_client, "k", b"broken")
     assert not await store.discard(any_client, "k", b"broken")
+
+
+@pytest.mark.parametrize("size", [0, 1, 127, 128, 129, 4095, 4096])
+async def test_discard_compares_a_small_entry_as_a_whole(any_client: Redis, store: Store, size: int) -> None:
+    """One byte that differs, wherever it is, or one more, is another entry."""
+    raw = bytes(at % 251 for at in range(size))
+    await any_client.set("k", raw)
+    for at in {0, size // 2, size - 1} if size else ():
+        assert not await store.discard(any_client, "k", raw[:at] + b"\xff" + raw[at + 1 :])
+    assert not await store.discard(any_client, "k", raw + b"x")
+    assert await store.discard(any_client, "k", raw)
+    assert not await any_client.exists("k")
+
+
+@pytest.mark.parametrize("size", [4097, 8191, 8193, 1024 * 1024 - 1, 1024 * 1024])
+async def test_discard_sends_little_of_a_large_entry(
+    any_client: Redis, store: Store, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """A script that is given a megabyte, or reads one, holds the server up for milliseconds."""
+    sent: list[Command] = []
+    send = store._link.many
+
+    async def many(client: Redis, commands: Sequence[Command], **options: Any) -> list[Any]:
+        sent.extend(commands)
+        return await send(client, commands, **options)
+
+    monkeypatch.setattr(store._link, "many", many)
+    raw = bytes(at % 251 for at in range(size))
+    await any_client.set("k", raw)
+    for other in (raw[:-1], raw + b"x", b"\xff" + raw[1:], b"\xff" * size):
+        assert not await store.discard(any_client, "k", other)
+    assert await store.discard(any_client, "k", raw)
+    assert not await any_client.exists("k")
+    assert all(sum(len(part) for part in command[4:] if isinstance(part, bytes)) <= 4096 for command in sent)
 
 
 async def test_inspect(any_client: Redis, store: Store) -> None:
