@@ -53,8 +53,12 @@ _ROWLESS = (
     *("CREATE", "DECLARE", "FETCH", "CLOSE", "LISTEN", "UNLISTEN", "NOTIFY", "COMMENT", "GRANT", "REVOKE", "KILL"),
 )
 """Statements that change no row of a table."""
-_RUNS = re.compile(r"(?:EXPLAIN|ANALYZE)\b.*\b(?:INSERT|UPDATE|DELETE|MERGE|REPLACE)\b|CREATE\s+OR\b", re.DOTALL)
-"""An EXPLAIN ANALYZE of a write, which writes; the replacement of a view or a function, which changes answers."""
+_RUNS = re.compile(
+    r"(?:EXPLAIN|ANALYZE)\b.*\b(?:INSERT|UPDATE|DELETE|MERGE|REPLACE)\b|CREATE\s+OR\b|COMMIT\s+PREPARED\b|XA\s+COMMIT\b",
+    re.DOTALL,
+)
+"""An EXPLAIN ANALYZE of a write, which writes; the replacement of a view or a function, which changes answers; the
+second phase of a commit, which publishes what another connection, or another process, may have written."""
 _log = logging.getLogger("fastrdb")
 
 

@@ -9,11 +9,12 @@ from typing import Any, Literal
 
 import pytest
 from redis.asyncio import Redis
-from sqlalchemy import Engine, NullPool, event, text, update
+from sqlalchemy import Engine, NullPool, event, select, text, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.util import await_only
 
+from fastrdb import Cache
 from fastrdb.errors import CacheUnavailableError
 from fastrdb.testing import Gate
 from fastrdb.transactions import listeners as transactions
@@ -173,6 +174,48 @@ async def test_the_outcome_is_unknown(w: World, monkeypatch: pytest.MonkeyPatch)
     await w.lapse_barriers()
     await w.fair()
     assert await w.truth() == "new"
+
+
+# --- by hand, and by another connection
+
+
+async def prepare_by_hand(engine: AsyncEngine, gid: str) -> None:
+    """Write and prepare on a connection that is lost before the commit."""
+    lost = create_async_engine(engine.url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    async with lost.connect() as connection:
+        begin, *prepare = (
+            ("BEGIN", f"PREPARE TRANSACTION '{gid}'")
+            if engine.dialect.name == "postgresql"
+            else (f"XA START '{gid}'", f"XA END '{gid}'", f"XA PREPARE '{gid}'")
+        )
+        for statement in (begin, "UPDATE item SET name = 'new' WHERE id = 1", *prepare):
+            await connection.exec_driver_sql(statement)
+        await connection.invalidate()
+
+
+async def test_another_connection_commits_what_was_prepared(w: World, following: Cache) -> None:
+    """A cache that follows cannot read from COMMIT PREPARED what it publishes: it reaches everything."""
+
+    @following.cached("prepared:{item_id}")
+    async def name_of(db: AsyncSession, item_id: int) -> str:
+        return (await db.scalars(select(Item.name).where(Item.id == item_id))).one()
+
+    async def read() -> str:
+        async with databases.opened(w.database.engine.url) as database, database.sessions() as db:
+            return await name_of(db, 1)
+
+    assert await read() == "old"
+    engine, gid = w.database.engine, f"fastrdb-{w.database.engine.dialect.name}"
+    w.database.sessions.kw["info"]["gids"].append(gid)
+    await prepare_by_hand(engine, gid)
+    await w.lapse_barriers()
+    assert [await read(), await read()] == ["old", "old"]
+    async with engine.connect() as connection:
+        await connection.execution_options(isolation_level="AUTOCOMMIT")
+        way = f"COMMIT PREPARED '{gid}'" if engine.dialect.name == "postgresql" else f"XA COMMIT '{gid}'"
+        await connection.exec_driver_sql(way)
+    assert await w.truth() == "new"
+    assert await read() == "new"
 
 
 # --- two databases
