@@ -251,7 +251,14 @@ class CachedFunction(Entries):
             call.tags_now = partial(self._tags_now, run)
         loading = Loading(self, call, (key,), partial(self._run, run), many=False, refresh=True)
         reason = self.bypass_reason(call.store, call.client, call.session)
-        return (await loading.resolve(reason, look=False))[0]
+        (value,) = await loading.resolve(reason, look=False)
+        await self._refreshed(call, [key])
+        return value
+
+    async def _refreshed(self, call: CallContext, keys: Sequence[str]) -> None:
+        """Delete what a refresh could not replace when the transaction commits that has written what was loaded."""
+        if call.session is not None and wrote(call.session):
+            await self._drop(call, keys)
 
     def call(self, values: BoundCall | BoundMany, keys: Collection[Any] = ()) -> CallContext | None:
         """Return what the arguments come to; None where Redis is given as None."""

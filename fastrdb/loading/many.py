@@ -124,6 +124,8 @@ class CachedMany(CachedFunction):
             if self.depends_on is not None:
                 call.tags_now = partial(self._tags_of, *given)
             found = await Loading(self, call, keys, load, refresh=refresh).resolve(reason, look=not refresh)
+            if refresh:
+                await self._refreshed(call, keys)
         if not self.mapping:
             return found
         # Where None is a value, every id is in the mapping.

@@ -11,7 +11,7 @@ from sqlalchemy import insert, select, text, update
 from sqlalchemy.exc import DBAPIError, NoResultFound
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from fastrdb import Cache, KeyValueError, Stats, cached, no_store
+from fastrdb import Cache, KeyValueError, Stats, cached, cached_many, no_store
 from fastrdb.testing import GatedClient
 from tests.support.servers.databases import Database
 from tests.support.world.items import Base, Item, Loader, Row
@@ -177,6 +177,36 @@ async def test_refresh_of_what_is_not_stored(client: Redis, name: str | None) ->
             return None
 
     assert [await seen(call) for call in (load, load.refresh, load)] == ["a", name, name]
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["one", "many"])
+async def test_refresh_in_a_transaction_that_has_written_deletes_when_it_commits(
+    load: Any, database: Database, client: Redis, many: bool
+) -> None:
+    """Its value must not be stored before the COMMIT, and the old one must not stay behind it."""
+
+    @cached_many("rows:{ids}")
+    async def names(db: AsyncSession, redis: Redis, ids: list[int]) -> dict[int, str]:
+        return {row.id: row.name for row in await db.scalars(select(Row).where(Row.id.in_(ids)))}
+
+    async def name_by(call: Any, db: AsyncSession) -> Any:
+        return (await call(db, client, [1]))[1] if many else (await call(db, client, 1)).name
+
+    read = names if many else load
+    async with database.sessions() as reader:
+        assert await name_by(read, reader) == "a"
+    async with database.sessions() as db:
+        await rename(db, "never")
+        assert await name_by(read.refresh, db) == "never"
+        await db.rollback()
+        assert await name_by(read, db) == "a"
+    async with database.sessions() as db:
+        await rename(db, "b")
+        assert await name_by(read.refresh, db) == "b"
+        async with database.sessions() as reader:
+            assert await name_by(read, reader) == "a"
+        await db.commit()
+        assert await name_by(read, db) == "b"
 
 
 async def test_refresh_joins_a_load_that_is_going_on(client: Redis, gated: GatedClient) -> None:
