@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Final
+from urllib.parse import quote
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Engine
@@ -135,19 +136,27 @@ def schema_map(session: Session) -> str | None:
         known = bind.get_execution_options() if bind is not None else None
         return _map_text(found) if known and (found := known.get(_SCHEMA_MAP)) else None
     connections = connections_of(session)
-    used = {*connections, *(each.engine for each in connections)}
-    places = [each for each in {bind, *binds.values()} if each is not None and each not in used]
-    maps = (each.get_execution_options().get(_SCHEMA_MAP) for each in (*connections, *places))
-    return "|".join(sorted({_map_text(each) if each else "" for each in maps})) or None
+    for each in (*connections, bind, *binds.values()):  # a miss pays for this
+        if each is not None and each.get_execution_options().get(_SCHEMA_MAP):
+            return _map_of_places([("", bind), *((_bind_name(key), each) for key, each in binds.items())], connections)
+    return None
+
+
+def _map_of_places(places: Iterable[tuple[str, Any]], connections: Collection[Connection]) -> str | None:
+    """Return the text of the maps of a session's engines, by their names, and of the connections that it uses."""
+    used = {each: each for each in connections} | {each.engine: each for each in connections}
+    named = [(name, used.get(place, place)) for name, place in places if place is not None]
+    others = sorted(_map_text_of(each) for each in {*connections} - {place for _, place in named})
+    texts = sorted((name, _map_text_of(place)) for name, place in named)
+    if len(different := {*others, *(text for _, text in texts)}) <= 1:
+        return different.pop() or None
+    # Which place has which map: the same two the other way round are other tables.
+    return "|".join([*(f"{name}={text}" for name, text in texts), *others])
 
 
 def schema_maps(session: Session) -> list[SchemaMap]:
     """Return the maps of `schema_map`."""
-    text, found, at = schema_map(session) or "", list[SchemaMap](), 0
-    while (at := text.find("[", at)) >= 0:
-        pairs, at = _decoder.raw_decode(text, at)
-        found.append(dict(pairs))
-    return found
+    return _maps_in(schema_map(session) or "")
 
 
 def one_schema_map(session: Session | None, others: Collection[str], arguments: Callable[[], Any]) -> bool:
@@ -166,7 +175,7 @@ def one_schema_map(session: Session | None, others: Collection[str], arguments: 
 def unnamed_schemas(connection: Connection, named: str | None) -> bool:
     """Return whether a connection has a map that is none of those in the text `named`, which is in a key."""
     found: Any = connection.get_execution_options().get(_SCHEMA_MAP)
-    return bool(found) and _map_text(found) not in (named or "").split("|")
+    return bool(found) and _map_text(found) not in map(_map_text, _maps_in(named or ""))
 
 
 def note_schemas(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,6 +192,25 @@ def has_other_schemas(connection: Connection, options: Mapping[str, Any]) -> boo
     given = options[GIVEN_MAP] or connection.get_execution_options().get(_SCHEMA_MAP) or {}
     own = options.get(_SCHEMA_MAP) or {}
     return own != given and _map_text(own) != _map_text(given)
+
+
+def _maps_in(text: str) -> list[SchemaMap]:
+    found, at = list[SchemaMap](), 0
+    while (at := text.find("[", at)) >= 0:
+        pairs, at = _decoder.raw_decode(text, at)
+        found.append(dict(pairs))
+    return found
+
+
+def _bind_name(key: Any) -> str:
+    """Return a name for what is bound in `Session(binds=...)`, a class or a table: the same in all processes."""
+    return quote(f"{key.__module__}.{key.__qualname__}" if isinstance(key, type) else str(key), safe="")
+
+
+def _map_text_of(place: Any) -> str:
+    """Return the text of the map of an engine or a connection, "" without one."""
+    found = place.get_execution_options().get(_SCHEMA_MAP)
+    return _map_text(found) if found else ""
 
 
 def _map_text(schemas: Mapping[str | None, str | None]) -> str:

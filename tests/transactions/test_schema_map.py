@@ -338,6 +338,32 @@ async def test_model_with_an_engine_of_its_own_is_not_that_engine(engine: AsyncE
     assert len({body_of.key(db, client, 1) for db in (whole, partly, AsyncSession(engine))}) == 3
 
 
+async def test_two_maps_the_other_way_round_are_another_key(engine: AsyncEngine, client: Redis) -> None:
+    """Which model reads which schema is in the key, whether it is bound or chosen by a method."""
+    red = engine.execution_options(schema_translate_map={None: "red"})
+    blue = engine.execution_options(schema_translate_map={None: "blue"})
+    chosen = red
+
+    class Routed(Session):
+        def get_bind(self, *_: Any, **__: Any) -> Any:
+            return chosen.sync_engine
+
+    read = dict[str, str]()
+    for bind, model in ((engine, red), (red, engine), (red, blue), (blue, red)):
+        async with AsyncSession(bind, binds={Note: model}) as db:
+            key = body_of.key(db, client, 1)
+            assert key not in read
+            read[key] = await body_of(db, client, 1) if model is not engine else ""
+            assert body_of.key(db, client, 1) == key
+    assert [*read.values()] == ["red", "", "blue", "red"]
+    for first, second, body in ((red, blue, "blue"), (blue, red, "red")):
+        chosen = first
+        async with AsyncSession(sync_session_class=Routed) as db:
+            await db.connection()
+            chosen = second
+            assert await body_of(db, client, 1) == body
+
+
 async def test_load_that_changes_its_own_map_is_not_stored(engine: AsyncEngine, client: Redis) -> None:
     """Its key was made without that map."""
 
