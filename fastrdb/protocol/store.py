@@ -258,10 +258,7 @@ class Store:
         )
 
     async def discard(self, client: Client, key: str, raw: bytes, budget: Budget | None = None) -> bool:
-        """Delete an entry that cannot be read, if it still holds `raw`.
-
-        Of a large entry the length and some pieces are compared. Another entry may be deleted that has all of these.
-        """
+        """Delete an entry that cannot be read, if it still holds `raw`: of a large one, some pieces are compared."""
         places = range(0, len(raw), max(_PIECE_BYTES, -(-len(raw) // _PIECES)))
         pieces = [part for at in places for part in (at, raw[at : at + _PIECE_BYTES])]
         call = DISCARD.call((self.keyspace.entry(key),), (len(raw), *pieces))

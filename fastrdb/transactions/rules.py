@@ -138,7 +138,8 @@ def schema_map(session: Session) -> str | None:
     connections = connections_of(session)
     for each in (*connections, bind, *binds.values()):  # a miss pays for this
         if each is not None and each.get_execution_options().get(_SCHEMA_MAP):
-            return _map_of_places([("", bind), *((_bind_name(key), each) for key, each in binds.items())], connections)
+            places = (("", bind), *((quote(str(key), safe=""), each) for key, each in binds.items()))
+            return _map_of_places(places, connections)
     return None
 
 
@@ -200,11 +201,6 @@ def _maps_in(text: str) -> list[SchemaMap]:
         pairs, at = _decoder.raw_decode(text, at)
         found.append(dict(pairs))
     return found
-
-
-def _bind_name(key: Any) -> str:
-    """Return a name for what is bound in `Session(binds=...)`, a class or a table: the same in all processes."""
-    return quote(f"{key.__module__}.{key.__qualname__}" if isinstance(key, type) else str(key), safe="")
 
 
 def _map_text_of(place: Any) -> str:
