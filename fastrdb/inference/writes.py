@@ -62,6 +62,8 @@ class Change:
     def take_keys(self, column: Any, values: Sequence[Any], dialect: str) -> None:
         """Take the primary keys that the database has made for inserted rows."""
         kind = exact_type(column.type, dialect)
+        if any(_is_changed(value, _replaced(column, dialect)) for value in values):
+            return  # SQLAlchemy gives what was sent, and not what was stored
         texts = {value_text(value) for value in values if type(value) is kind}
         if texts and len(texts) == len(values) <= MOST_ROWS:
             self.new[column.name] = frozenset(text for text in texts if text is not None)
@@ -87,6 +89,7 @@ class Writes:
         table: the `Table` of the statement; None for one that only holds others that write.
         where: columns that WHERE pins, with the Python type of their values.
         sets: for each column that is inserted or set the names of its parameters, none for an expression.
+        replaced: for columns of keys that are inserted, the values in whose place the database makes another.
         others: the tables that are written besides, in CTEs.
         by_row: the values of a row alone decide whether it is changed.
         nothing: its WHERE is false, as where `FastRDB` takes SQLite's lock by an UPDATE of no row.
@@ -102,6 +105,7 @@ class Writes:
     likely: frozenset[str] = frozenset()
     by_row: bool = False
     nothing: bool = False
+    replaced: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
     def of(self, parameter_sets: Sequence[Mapping[str, Any]], expanded: Mapping[str, Any]) -> list[Change]:
         """Return the changes of one execution with these parameters."""
@@ -119,7 +123,8 @@ class Writes:
             if texts:
                 change.old[column] = texts
         for column, (names, exact) in self.sets.items():
-            change.new[column] = _union(_given(names, values, exact) for values in parameter_sets)
+            replaced = self.replaced.get(column, ())
+            change.new[column] = _union(_given(names, values, exact, replaced) for values in parameter_sets)
         return change
 
 
@@ -176,7 +181,9 @@ def _read(compiled: Any, names: Names) -> Writes:
     besides: tuple[tuple[Verb, str], ...] = tuple(dict.fromkeys(others))
     by_row = not isinstance(main, Insert) and _is_by_row(main, conditions.dialect)
     likely = frozenset(ranks_of(main.table))
-    return Writes(_kind(main), main.table, names.of(main.table), where, sets, whole, besides, likely, by_row)
+    replaced = {each.name: _replaced(each, conditions.dialect) for each in main.table.c if isinstance(main, Insert)}
+    own = _kind(main), main.table, names.of(main.table)
+    return Writes(*own, where, sets, whole, besides, likely, by_row, replaced=replaced)
 
 
 def _kind(statement: Any) -> Verb:
@@ -284,11 +291,26 @@ def _is_by_row(statement: Update | Delete, dialect: str) -> bool:
     return True
 
 
-def _given(names: Iterable[str], values: Mapping[str, Any], kind: type | None) -> set[str] | None:
+def _replaced(column: Any, dialect: str) -> tuple[Any, ...]:
+    """Return the values in whose place an INSERT into this column may make another, as AUTO_INCREMENT does."""
+    if not column.primary_key and column.autoincrement is not True:
+        return ()
+    return (None, 0) if dialect in ("mysql", "mariadb") else (None,)
+
+
+def _is_changed(value: Any, replaced: tuple[Any, ...]) -> bool:
+    """Return True if the database may store another value: PostgreSQL cuts spaces behind the length of a VARCHAR."""
+    return (type(value) is str and value.endswith(" ")) or (type(value) is not bool and value in replaced)
+
+
+def _given(
+    names: Iterable[str], values: Mapping[str, Any], kind: type | None, replaced: tuple[Any, ...]
+) -> set[str] | None:
     found = set[str]()
     for name in names:
         value = values.get(name, names)
-        text = value_text(value) if kind is not None and (value is None or type(value) is kind) else None
+        is_known = kind is not None and (value is None or type(value) is kind) and not _is_changed(value, replaced)
+        text = value_text(value) if is_known else None
         if text is None:
             return None
         found.add(text)

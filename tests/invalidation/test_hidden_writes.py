@@ -127,6 +127,21 @@ CASES = {
         _trigger("INSTEAD OF UPDATE ON names", "UPDATE posts SET org_id = 9 WHERE id = 1"),
         ("sqlite", "postgresql"),
     ),
+    "spaces behind the length of a column are cut": Case(
+        sa.select(ORGS.c.id).where(ORGS.c.name == "a" * 20),
+        sa.update(ORGS).where(ORGS.c.id == 2).values(name="a" * 20 + "  "),
+        {},
+        ("postgresql",),
+    ),
+    "a key of None is made by the database": Case(
+        sa.select(ORGS.c.name).where(ORGS.c.id == 3), sa.insert(ORGS).values(id=None, name="c"), {}, ("sqlite",)
+    ),
+    "a key of 0 is made by the database": Case(
+        sa.select(CODES.c.name).where(CODES.c.id == 3),
+        sa.insert(CODES).values(id=0, code=300, name="c"),
+        _with_codes("mariadb"),
+        ("mariadb",),
+    ),
     "a function deletes, and a key cascades": Case(
         COMMENT,
         sa.select(sa.func.purge(1)),
