@@ -169,7 +169,7 @@ class Counters:
 
     __slots__ = (
         *("function", "hooks", "samplers", "unsampled", "counts", "causes", "latest", "prefixes", "dropped"),
-        *("_complained", "_said_refused", "_filled"),
+        *("_logged_hook", "_logged_refusals", "_filled"),
     )
 
     def __init__(self, function: str, hooks: Sequence[Hook] = (), samplers: Sequence[Hook] = ()) -> None:
@@ -179,12 +179,12 @@ class Counters:
         self.counts: dict[Counted, int] = dict.fromkeys(_FIELDS, 0)
         self.causes: dict[str, int] = {}
         self.latest: str | None = None
-        self._complained = self._said_refused = False
+        self._logged_hook = self._logged_refusals = False
         self._filled: OrderedDict[str, tuple[int, float]] = OrderedDict()
         self.prefixes: Sequence[tuple[str, bool, str]] = ()
         self.dropped: dict[str, int] = {}
 
-    def tell(
+    def count(
         self,
         kind: Counted,
         key: str,
@@ -228,23 +228,23 @@ class Counters:
 
     def unstored(self, key: str, reason: str, *, meant: bool = False, size: int | None = None) -> None:
         """Count a result that was not stored. The log gets each cause once, at INFO where that is `meant`."""
-        self.tell("unstored", key, reason, size=size)
+        self.count("unstored", key, reason, size=size)
         cause = _INDEX.sub("[...]", reason)
         if cause not in self.causes:
             if len(self.causes) == _MOST_CAUSES:
                 cause = _OTHERS
             else:
                 level = logging.INFO if meant else logging.WARNING
-                logger.log(level, "%s: a result is not stored: %s; each cause is said once", self.function, reason)
+                logger.log(level, "%s: a result is not stored: %s; each cause is logged once", self.function, reason)
         self.latest = cause
         self.causes[cause] = self.causes.get(cause, 0) + 1
 
     def refused(self, key: str, reason: str) -> None:
         """Count a result that met a write. The log says once that most results of the function do."""
-        self.tell("refused", key, reason)
+        self.count("refused", key, reason)
         refused, stored = self.counts["refused"], self.counts["fill"]
-        if refused >= _MANY_REFUSED and refused > stored and not self._said_refused:
-            self._said_refused = True
+        if refused >= _MANY_REFUSED and refused > stored and not self._logged_refusals:
+            self._logged_refusals = True
             logger.warning(
                 "%s: %d of %d results were not stored, because %s: with auto=False and a short exp more would be",
                 *(self.function, refused, refused + stored, reason),
@@ -255,7 +255,7 @@ class Counters:
         now, digest = monotonic(), hash(raw)
         before, until = self._filled.pop(key, (0, 0.0))
         if before == digest and now < until:
-            self.tell("same", key)
+            self.count("same", key)
         self._filled[key] = digest, now + ttl_ms / 1000
         if len(self._filled) > _REMEMBERED:
             self._filled.popitem(last=False)
@@ -265,15 +265,15 @@ class Counters:
             try:
                 hook(event)
             except Exception as error:  # noqa: BLE001  # no call and no invalidation may fail for a hook
-                if not self._complained:
-                    self._complained = True
-                    logger.warning("the hook raises %s: this is said once", type(error).__name__)
+                if not self._logged_hook:
+                    self._logged_hook = True
+                    logger.warning("the hook raises %s: this is logged once", type(error).__name__)
 
     @contextmanager
     def loading(self, keys: Collection[str]) -> Iterator[None]:
         """Report that the function is called for these keys, and then that the call is done."""
         for key in keys:
-            self.tell("load", key)
+            self.count("load", key)
         begun, error = monotonic(), ""
         try:
             yield

@@ -232,8 +232,8 @@ class Runtime:
             watched=self.watched,
             seal=self.seal,
         )
-        tell = self.own_counters.tell  # not a method of this cache: its stores may outlive it for a moment
-        store.obstacles.listeners.append(lambda kind, reason: tell(kind, "", reason))
+        count = self.own_counters.count  # not a method of this cache: its stores may outlive it for a moment
+        store.obstacles.listeners.append(lambda kind, reason: count(kind, "", reason))
         return store
 
     def bypass_reason(self, store: Store, client: Any) -> str | None:
@@ -301,11 +301,11 @@ class Runtime:
 
         Return the number of entries deleted; None if Redis has missed it, and the invalidation is pending.
         """
-        store, told = self.store(client), counters or self.own_counters
+        store, counted = self.store(client), counters or self.own_counters
         if self.on_error == "raise":
-            task = asyncio.ensure_future(store.invalidate(client, prefixes, keys, told, images))
+            task = asyncio.ensure_future(store.invalidate(client, prefixes, keys, counted, images))
         else:
-            task = self.background(store.invalidate_soon(client, prefixes, keys, told, images))
+            task = self.background(store.invalidate_soon(client, prefixes, keys, counted, images))
         return await asyncio.shield(task)
 
     def leave(self) -> None:

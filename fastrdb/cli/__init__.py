@@ -1,4 +1,4 @@
-"""The `fastrdb` command: says which extra to install where something is missing, and hands over."""
+"""The `fastrdb` command: names the extra to install if a package is missing, else runs the command."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from importlib.util import find_spec
 
-# What is imported, and what it is called where it is installed from.
+# The name of each module, and of the distribution that has it.
 _TOOLS = {"typer": "typer", "rich": "rich"}
 _DEMO = {**_TOOLS, "fastapi": "fastapi", "uvicorn": "uvicorn", "email_validator": "email-validator"}
 
@@ -15,7 +15,7 @@ def main() -> None:
     """Run the command line. Ends the process: 1 with a message if something is missing, else the command's status."""
     if sys.argv[1:2] == ["demo"]:
         _require(_DEMO, "demo")
-        from fastrdb.demo.command import run  # noqa: PLC0415  # needs what has just been looked for
+        from fastrdb.demo.command import run  # noqa: PLC0415  # needs the packages that were just checked
     else:
         _require(_TOOLS, "cli")
         from .commands import run  # noqa: PLC0415  # likewise

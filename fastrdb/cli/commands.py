@@ -1,4 +1,4 @@
-"""The commands: each connects, looks, and prints a table, or JSON with `--json`."""
+"""The commands: each connects, reads, and prints a table, or JSON with `--json`."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def get(
         inspector = Inspector(client, namespace)
         entry, raw = await inspector.entry(key), await inspector.value(key)
         if entry is None or raw is None:
-            _say(f"no entry under {key}", as_json)
+            _print_error(f"no entry under {key}", as_json)
             return 1
         if as_json:
             _print(asdict(entry) | {"value": show.parsed(raw)})
@@ -166,13 +166,13 @@ def invalidate(
     namespace: Namespace = "",
     as_json: AsJson = False,
 ) -> None:
-    """Delete what lies under a prefix, after saying how many entries that is and asking."""
+    """Delete the entries under a prefix, after showing their number and asking."""
 
     async def delete(client: Any) -> int:
         count = await Inspector(client, namespace).count(prefix)
         if not yes:
             if as_json or not sys.stdin.isatty():
-                _say(f"{count} keys under {prefix}: give --yes to delete them", as_json)
+                _print_error(f"{count} keys under {prefix}: give --yes to delete them", as_json)
                 return 1
             if not typer.confirm(f"Delete {count} keys under {prefix}?"):
                 return 1
@@ -203,8 +203,8 @@ def stats(url: Url = URL, namespace: Namespace = "", as_json: AsJson = False) ->
 def top(
     url: Url = URL,
     namespace: Namespace = "",
-    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 2.0,
-    times: Annotated[int, typer.Option(min=0, help="So many looks; 0 until Ctrl-C.")] = 0,
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two refreshes.")] = 2.0,
+    times: Annotated[int, typer.Option(min=0, help="The number of refreshes; 0 until Ctrl-C.")] = 0,
 ) -> None:
     """Watch functions, hit ratio, loads and what is dropped, of all processes that publish their counts."""
 
@@ -236,7 +236,7 @@ def run() -> None:
 
 
 def console() -> Console:
-    """Return the terminal, where text is shown as it is: keys are no markup."""
+    """Return the terminal. Text is shown as it is: a key is not markup."""
     return Console(markup=False, emoji=False, highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
@@ -252,10 +252,10 @@ def _run(url: str, work: Callable[[Any], Awaitable[int]], as_json: bool) -> int:
     except KeyboardInterrupt:
         return 0
     except UnreachableError as error:
-        _say(str(error), as_json)
+        _print_error(str(error), as_json)
         return UNREACHABLE
     except FastRDBError as error:
-        _say(str(error), as_json)
+        _print_error(str(error), as_json)
         return UNREACHABLE
 
 
@@ -263,8 +263,8 @@ def _print(found: Any) -> None:
     typer.echo(json.dumps(found, ensure_ascii=False, indent=2))
 
 
-def _say(text: str, as_json: bool) -> None:
-    """Print an error: as JSON where a script reads it, which is on the way of answers."""
+def _print_error(text: str, as_json: bool) -> None:
+    """Print an error: to stderr, or as JSON to stdout, where a script reads answers."""
     if as_json:
         _print({"error": text})
     else:

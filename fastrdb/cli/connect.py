@@ -1,4 +1,4 @@
-"""A client for an address: of one server, or of a cluster where the server says that it is a part of one."""
+"""A client for an address: of one server, or of a cluster if the server reports that it is part of one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CONNECT_S = 5.0
 
 
 class UnreachableError(Exception):
-    """A server that cannot be used: what happened, and what to do. Neither has the password of the address."""
+    """An error that says why a server cannot be used, and what to do. It never holds the address's password."""
 
     def __init__(self, what: str, advice: str) -> None:
         super().__init__(what, advice)
@@ -55,7 +55,7 @@ async def _is_cluster(client: Any) -> bool:
     await client.execute_command("PING")
     try:
         info = await client.execute_command("INFO", "cluster")
-    except (NoPermissionError, ResponseError):  # an ACL without +info; a cluster's own command says it, too
+    except (NoPermissionError, ResponseError):  # an ACL without +info: a command of clusters shows it as well
         try:
             await client.execute_command("CLUSTER", "INFO")
         except (NoPermissionError, ResponseError):

@@ -1,6 +1,6 @@
-"""`fastrdb doctor`: whether a server or a cluster is fit for a cache, each finding with what to do.
+"""`fastrdb doctor`: checks whether a server or a cluster is fit for a cache, each finding with what to do.
 
-The rights are found out by doing what a cache does: a lease, a fill, a read and an invalidation of a key of its own.
+Rights are checked by doing what a cache does: a lease, a fill, a read and an invalidation of a key of its own.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ STATUS = {"ok": 0, "warning": 1, "failure": 2}
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """One thing that was looked at: what there is, and what to do if it is not well."""
+    """The finding of one check: what was found, and what to do if that is not well."""
 
     check: str
     level: Level
@@ -50,7 +50,7 @@ class Diagnosis:
 
 
 def ok(check: str, found: str) -> Diagnosis:
-    """Return a finding that needs nothing."""
+    """Return a finding that needs no action."""
     return Diagnosis(check, "ok", found)
 
 
@@ -84,8 +84,8 @@ class Doctor:
             try:
                 for found in await check():
                     yield found
-            except NoPermissionError as error:  # a cache itself does not look
-                yield ok(check.__name__, f"not looked at, the user may not: {error}")
+            except NoPermissionError as error:  # a cache itself does without this
+                yield ok(check.__name__, f"not checked, the user lacks the right: {error}")
             except RedisError as error:
                 yield Diagnosis(check.__name__, "warning", f"not known: {error}", "Run this again")
 
@@ -101,7 +101,7 @@ class Doctor:
     # --- the server
 
     async def info(self) -> list[Diagnosis]:
-        """Read INFO, without which the rest is guessed."""
+        """Read INFO, on which other checks depend."""
         try:
             self._infos = await self._each("INFO")
         except RedisError as error:
@@ -125,7 +125,7 @@ class Doctor:
         return found
 
     async def role(self) -> list[Diagnosis]:
-        """See that it is a master: a replica may be behind."""
+        """Check that the server is a master: a replica may be behind."""
         found = []
         for name, info in self._infos.items():
             if info.get("role") == "slave":
@@ -137,7 +137,7 @@ class Doctor:
         return found
 
     async def slots(self) -> list[Diagnosis]:
-        """See that a cluster is whole, and which slots are on their way."""
+        """Check that each slot of a cluster has a master, and name the slots that are moving."""
         if not self._cluster:
             return []
         found = []
@@ -168,7 +168,7 @@ class Doctor:
         return [*slots]
 
     async def policy(self) -> list[Diagnosis]:
-        """See that neither the index nor the barriers can be evicted, and how full the memory is."""
+        """Check that neither the index nor the barriers can be evicted, and how full the memory is."""
         found = []
         for name, info in self._infos.items():
             limit, policy = int(info.get("maxmemory", 0)), str(info.get("maxmemory_policy", "?"))
@@ -187,10 +187,10 @@ class Doctor:
     # --- what a cache does
 
     async def rights(self) -> list[Diagnosis]:
-        """Do what a cache does, with a key of this command's own."""
+        """Check the rights by doing what a cache does, with a key of this command's own."""
         if any(info.get("role") == "slave" for info in self._infos.values()):
             return []
-        if self._other_data:  # a cache that is used begins to delete all of it
+        if self._other_data:  # using a cache here would begin to delete all of the data
             return [Diagnosis("rights", "warning", "not tried: see trust", "Run this again when the data is trusted")]
         async with Cache(self._client, namespace=self._namespace, timeout=_PATIENT_S) as cache:
             ready = await cache.ready()
@@ -204,7 +204,7 @@ class Doctor:
         return [Diagnosis("rights", "failure", text, advice)]
 
     async def _refused(self, commands: Sequence[str] = _COMMANDS) -> list[str]:
-        """Return which single commands the user may not run, each tried on a key that does not exist."""
+        """Return the commands that the user may not run, each tried on a key that does not exist."""
         key, found = f"fastrdb:doctor:{{{secrets.token_hex(8)}}}", list[str]()
         for name, *arguments in (each.split() for each in commands):
             try:
@@ -212,11 +212,11 @@ class Doctor:
             except NoPermissionError:
                 found.append(name)
             except RedisError:
-                pass  # refused for another reason than a right
+                pass  # refused for another reason than a missing right
         return found
 
     async def near(self) -> list[Diagnosis]:
-        """Ask for the rights that a near cache needs besides."""
+        """Check the additional rights that a near cache needs."""
         try:
             await self._each("CLIENT", "TRACKING", "OFF")
         except NoPermissionError:
@@ -224,24 +224,24 @@ class Doctor:
         return [ok("near", "tracking is allowed")]
 
     async def tags(self) -> list[Diagnosis]:
-        """Ask for the rights of functions with depends_on= or auto=."""
+        """Check the rights of functions with depends_on= or auto=."""
         refused = await self._refused(_TAG_COMMANDS)
         if refused:
-            return [ok("tags", f"functions with depends_on= or auto= need besides: {', '.join(refused)}")]
+            return [ok("tags", f"functions with depends_on= or auto= also need: {', '.join(refused)}")]
         return [ok("tags", "functions may have depends_on= and auto=")]
 
     # --- the namespace
 
     async def index(self) -> list[Diagnosis]:
-        """See whether the index knows all keys."""
+        """Check whether the index is whole."""
         index = await self._inspector.index()
         if index.exists and not index.whole:
-            advice = "The next write of a prefix looks at all keys once. Was it evicted, or deleted by hand?"
+            advice = "The next write of a prefix scans all keys once. Was the index evicted, or deleted by hand?"
             return [Diagnosis("index", "warning", f"not whole, {index.keys:,} keys", advice)]
         return [ok("index", f"whole, {index.keys:,} keys" if index.exists else "none yet: nothing is cached here")]
 
     async def trust(self) -> list[Diagnosis]:
-        """See whether the data is that of the running server."""
+        """Check that the data is the server's own: a restart or a failover may bring back old data."""
         ids = {str(info["master_replid"]) for info in self._infos.values() if "master_replid" in info}
         trusted = await self._inspector.trusted()
         if not trusted or not ids or ids <= trusted:

@@ -15,7 +15,7 @@ _MOST_DROPS = _MOST_PREFIXES = 5
 
 
 async def follow(console: Console, inspector: Inspector, every: float, times: float) -> None:
-    """Show the counts so many times, `every` seconds apart, in the terminal's whole window."""
+    """Show the counts in the whole terminal, `times` times, `every` seconds apart."""
     if not console.is_terminal:
         console.print(await _page(inspector))
         return

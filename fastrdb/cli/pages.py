@@ -15,7 +15,7 @@ _FOLDER = Path(fastrdb.__file__).parent / "docs"
 
 
 class _WholeTable(TableElement):
-    """A table whose long words go on in the next line: by default rich cuts words that a narrow column cannot hold."""
+    """A table that wraps long words: by default rich cuts off words that a narrow column cannot hold."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         for part in super().__rich_console__(console, options):
@@ -41,7 +41,7 @@ def read(name: str) -> str | None:
 
 
 def show(console: Console, text: str) -> None:
-    """Print a page: as it is where the output is no terminal."""
+    """Print a page, formatted for a terminal, or as it is if the output is no terminal."""
     if not console.is_terminal:
         console.print(text)
     elif console.size.height < text.count("\n"):

@@ -1,4 +1,4 @@
-"""Tables for people. Keys and values are shown as text, without markup and control characters."""
+"""The output for people. Keys and values are shown as text, without markup and control characters."""
 
 from __future__ import annotations
 

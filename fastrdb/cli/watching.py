@@ -28,12 +28,12 @@ Database = Annotated[str, typer.Option("--database", envvar="FASTRDB_DATABASE", 
 Url = Annotated[str, typer.Option("--redis", envvar="FASTRDB_URL", help="The address of Redis.")]
 Namespace = Annotated[str, typer.Option("--namespace", "-n", envvar="FASTRDB_NAMESPACE", help="Of the cache.")]
 _SILENT_S = 60.0
-"""A watcher that runs leaves a heartbeat each half second."""
+"""The age in seconds from which a heartbeat means a silent watcher: a running one renews it each half second."""
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|)")
 
 
 class JSONLines(logging.Formatter):
-    """A formatter that makes one line of JSON of a record, with the fields that the record has."""
+    """A formatter that turns a log record into one line of JSON, with the record's own fields."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
@@ -49,7 +49,7 @@ def duration(text: str) -> float:
     """Return the seconds of a text such as `20ms`, `0.5s` or `1`."""
     found = _DURATION.fullmatch(text.strip())
     if found is None or float(found[1]) == 0:
-        raise typer.BadParameter(f"{text!r} is no duration: write 20ms, 0.5s or 1")
+        raise typer.BadParameter(f"{text!r} is not a duration: write 20ms, 0.5s or 1")
     return float(found[1]) / (1000 if found[2] == "ms" else 1)
 
 
@@ -86,7 +86,7 @@ def uninstall(
     namespace: Namespace = "",
     shown: Annotated[bool, typer.Option("--print", help="Print the SQL, and change nothing.")] = False,
 ) -> None:
-    """Take away triggers, outbox, and what the watcher has left in Redis. May be repeated."""
+    """Remove triggers, outbox, and the watcher's record in Redis. May be repeated."""
 
     async def work(source: ChangeSource) -> None:
         statements = await source.uninstall_sql()
@@ -161,7 +161,7 @@ def run(
 
 
 def _result(task: asyncio.Future[None]) -> None:
-    """Raise what has ended a watcher, or end with 2 if its log has said so."""
+    """Raise the error that ended a watcher, or exit with 2 if its log has the error."""
     try:
         task.result()
     except OptionError:
@@ -198,7 +198,7 @@ def status(
 
 
 def _silent(heartbeat: float | None, others: Mapping[str, float]) -> Iterator[str]:
-    """Yield a note for each watcher that has left no heartbeat lately."""
+    """Yield a note for each watcher whose heartbeat is old."""
     if heartbeat is None or heartbeat > _SILENT_S:
         yield "no watcher is at work: start `fastrdb watch run`, or read its log"
     for name, age in others.items():
@@ -239,7 +239,7 @@ def _run(database: str, work: Callable[[ChangeSource], Awaitable[None]]) -> None
 
 
 def _ended(work: Callable[[], Awaitable[None]]) -> None:
-    """Do the work. Say in one line what went wrong, and end with 2."""
+    """Do the work. Print an error in one line, and exit with 2."""
 
     async def done() -> None:
         await work()

@@ -1,7 +1,7 @@
 """The cached reads of one model, and what its writes invalidate and store.
 
-The reads are decorated functions with the model's columns as typed keyword parameters. So a key says what it is made
-of, and a filter that is no column gets into none.
+The reads are decorated functions with the model's columns as typed keyword parameters. So a key names its columns, and
+a filter that is no column is never part of one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from fastrdb.values import Codec
 from .statements import Statements, dialect_of, only, rows_of
 
 Response = TypeVar("Response")
-_PAGING: dict[str, Any] = {"limit": 10, "page": 1, "order_by": None, "ascending": True}  # the defaults are in no key
+_PAGING: dict[str, Any] = {"limit": 10, "page": 1, "order_by": None, "ascending": True}  # no key has the defaults
 _TAKEN = ("db", "redis")
 
 
@@ -51,7 +51,7 @@ class Settings(TypedDict, total=False):
 
 
 class _Unset(enum.Enum):
-    """The default of a filter that is not given: None is a filter."""
+    """The default of a filter that is not given: None is a filter, for NULL."""
 
     UNSET = "UNSET"
 
@@ -61,7 +61,7 @@ class Bindings(Generic[Response]):
 
     Attributes:
         item, page, count, exists: the reads; all take the session as `db`, the client as `redis`, and filters.
-        convert: makes the answer of a row.
+        convert: turns a row into an answer.
         item_fields, list_fields: the columns in the two patterns.
     """
 
@@ -166,7 +166,7 @@ class Bindings(Generic[Response]):
     async def _find_alike(
         self, db: AsyncSession, name: str, missing: Mapping[str, dict[str, Any]], found: dict[str, Any]
     ) -> None:
-        """Select again what is missing, one by one, if the database may take other values for equal, as `get` does."""
+        """Select missing rows again one by one, as `get` does, if the database may take different values for equal."""
         if not missing or self.columns.exact_in(dialect_of(db, self.columns.model), {name}):
             return
         first = next(iter(missing.values()))
@@ -198,7 +198,7 @@ class Bindings(Generic[Response]):
             as_prefix(self._list_pattern, exact - set(_PAGING)),
             f"{self._numbers}*",
         ]
-        texts = [] if self.follows else own  # the statements of a write say which entries it reaches
+        texts = [] if self.follows else own  # followed writes: their statements show which entries to delete
         templates = [Pattern.parse(text, owner=self.owner, kind="prefix") for text in prefixes if text]
         always, by_row = self._narrowed([*texts, *(as_prefix(template, self.typed) for template in templates)])
         self._used = tuple(sorted({field for template in by_row for field in template.fields}))
@@ -230,7 +230,7 @@ class Bindings(Generic[Response]):
         )
 
     def _narrowed(self, texts: Sequence[str]) -> tuple[list[Pattern], list[Pattern]]:
-        """Return the prefixes that are the same for all rows, then those of each row that lie under none of these."""
+        """Return the prefixes without placeholders, then those of each row; leave out what another prefix covers."""
         found = [Pattern.parse(text, owner=self.owner, kind="prefix") for text in dict.fromkeys(texts)]
         heads = {each: each.tail.rstrip("*") for each in found if not each.fields}
         wide = {each: head for each, head in heads.items() if not {*head} & {*"*?"}}
@@ -246,13 +246,13 @@ class Bindings(Generic[Response]):
         return [each for each in kept if not each.fields], [each for each in kept if each.fields]
 
     async def invalidate(self, db: AsyncSession, redis: Any, rows: Iterable[Any], done: set[Hashable]) -> None:
-        """Invalidate at the commit what shows these rows in their present state.
+        """Invalidate at the commit the entries that show these rows in their present state.
 
         Args:
             db: the session whose transaction writes the rows.
             redis: the client; None: nothing is invalidated.
             rows: rows that will be replaced, or that are new.
-            done: what this transaction has invalidated already. New rows are added.
+            done: the prefixes that this transaction has invalidated already. New ones are added.
         """
         if redis is None:
             return
@@ -265,14 +265,14 @@ class Bindings(Generic[Response]):
         prefixes = [*(() if done else self._always), *self._by_row.before(new).prefixes]
         done.update(known)
         if prefixes:
-            self._counters.tell("invalidation", ", ".join(prefix.head for prefix in prefixes))
+            self._counters.count("invalidation", ", ".join(prefix.head for prefix in prefixes))
         await enlist(self.cache.runtime, redis, db.sync_session, prefixes, writes=True, counters=self._counters)
 
     async def store(self, db: AsyncSession, redis: Any, answers: Iterable[tuple[Any, Response]]) -> None:
-        """Store at the commit the answers of these rows, each being what `get` gives by then.
+        """Store at the commit the answers of these rows, which `get` would then return.
 
-        Nothing is stored if several rows may have one key, or if an answer shows more than its row, which is locked.
-        Where entries follow writes, nothing is stored either: only a load shows which rows an answer depends on.
+        Nothing is stored if several rows may have one key, or if an answer shows more than its own, locked row.
+        Nothing is stored with `auto` either: only a load shows which rows an answer depends on.
         """
         if redis is None or not self._writes_through or self.follows:  # mechanism: followed-unput
             return
@@ -326,7 +326,7 @@ class Bindings(Generic[Response]):
     def _function(
         self, name: str, run: Callable[[AsyncSession, dict[str, Any]], Any], typed: Mapping[str, Any], result: Any
     ) -> Callable[..., Coroutine[Any, Any, Any]]:
-        """Return an async function over `run` with these keyword parameters, all of which may be left out."""
+        """Return an async function that calls `run`, with these optional keyword parameters."""
 
         async def bound(*, db: AsyncSession, redis: Any = None, **asked: Any) -> Any:
             return await run(db, asked)

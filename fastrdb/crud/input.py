@@ -1,4 +1,4 @@
-"""The `obj_in` of a caller: checked, as values of columns, and as instances of the model."""
+"""The `obj_in` of a caller: its checks, and its conversion to column values and to instances of the model."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def given(columns: Columns, obj_in: object, *, only_set: bool = False) -> dict[s
 def build(columns: Columns, values: Mapping[str, Any]) -> Any:
     """Return a new instance with these values.
 
-    The `__init__` of a dataclass may require what only the database can give (an id, a time). So `__init__` is not
-    called, but the other defaults of the dataclass hold.
+    The `__init__` of a dataclass may require values that only the database has (an id, a time). So `__init__` is not
+    called; the defaults of the dataclass are set all the same.
     """
     if not issubclass(columns.model, MappedAsDataclass):
         return columns.model(**values)
@@ -54,7 +54,7 @@ def build(columns: Columns, values: Mapping[str, Any]) -> Any:
 
 
 def change(instance: object, values: Mapping[str, Any]) -> None:
-    """Set these attributes."""
+    """Set these attributes of an instance."""
     for name, value in values.items():
         setattr(instance, name, value)
 
@@ -62,8 +62,8 @@ def change(instance: object, values: Mapping[str, Any]) -> None:
 def _written(columns: Columns, name: str, value: Any) -> Any:
     """Return the value as the column's type takes it.
 
-    SQLAlchemy's own types take no pydantic model: one becomes a dict, in a JSON column one of plain JSON values. A
-    type that the application has written gets the very value, as from a session.
+    SQLAlchemy's own types take no pydantic model, so it becomes a dict, of plain JSON values for a JSON column. A type
+    that the application has written gets the value itself.
     """
     field = columns.fields.get(name)
     if type(value) in _SCALARS or field is None:
@@ -93,7 +93,7 @@ def _settable(columns: Columns, name: str, value: object) -> bool:
     if name in columns.mapper.relationships.keys() and not value:  # noqa: SIM118  # not a dict
         return False
     descriptor = columns.mapper.all_orm_descriptors.get(name)
-    # A hybrid with a setter, or a synonym: the model itself says what setting it means.
+    # A hybrid with a setter, or a synonym: the model defines what setting it does.
     if descriptor is not None and (getattr(descriptor, "fset", None) or name in columns.mapper.synonyms):
         return True
     raise UnknownFieldError(name, columns.name, columns.fields)

@@ -49,28 +49,28 @@ def pages_of(total: int, limit: int) -> int:
 
 
 def check_page(limit: int, page: int) -> None:
-    """Raise ValueError, naming the argument, unless both are integers of at least 1 that a database can count to."""
+    """Raise ValueError, naming the argument, unless both are integers from 1 to the largest that a database takes."""
     for name, value in (("limit", limit), ("page", page)):
         if not _is_count(value) or value < 1:
             raise ValueError(f"{name}={value!r} must be an integer of at least 1")
     if limit > _LARGEST_OFFSET or (page - 1) * limit > _LARGEST_OFFSET:
-        raise ValueError(f"page={page!r} of limit={limit!r} is further than any database counts")
+        raise ValueError(f"page={page!r} of limit={limit!r} is past the largest number of a row")
 
 
 def paginate(data: Sequence[T], limit: int, page: int, total: int | None = None) -> PaginatedResponse[T]:
     """Return one page as a response.
 
-    Without `total`, more than `limit` items are the whole list, and the page is cut out. At most `limit` items and a
-    `page` after the first are taken for that page itself. Then `total` is the least that is known, with a warning.
+    Without `total`, more than `limit` items count as the whole list, of which the page is taken. At most `limit` items
+    with a `page` after the first count as that page itself: `total` is then a lower bound, with a warning.
 
     Args:
         data: the whole list, or one page of it.
         limit: the most items on a page.
         page: the number of the page, from 1.
-        total: the number of items on all pages; `data` is one page then.
+        total: the number of items on all pages; with it, `data` is one page.
 
     Raises:
-        PageOutOfRange: the list ends before that page. The first page always exists, even with nothing on it.
+        PageOutOfRange: the list ends before that page. The first page always exists, even if it is empty.
         ValueError: an argument that is not a count.
     """
     check_page(limit, page)

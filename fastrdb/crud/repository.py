@@ -48,7 +48,7 @@ class FastRDB(Generic[Model, Create, Update, Response]):
 
     A write commits, unless the caller has opened the transaction by `db.begin()` or a savepoint. Then the write only
     flushes, and the cache changes with the caller's commit. After an error, a transaction that the method began is
-    rolled back. A cancelled write is rolled back, too, unless its COMMIT has been sent.
+    rolled back. So is a cancelled write, unless its COMMIT has been sent: then the outcome is that of the database.
 
     Every method raises, before any I/O, UnknownFieldError for a filter that is not a column, and ValueError for a value
     that the column cannot have. Errors of the database pass through unchanged.
@@ -58,9 +58,9 @@ class FastRDB(Generic[Model, Create, Update, Response]):
         response_schema: the type of the answers, made from the attributes of a row.
         pattern: the key of one row, such as `"user:email:{email}"`; placeholders are columns.
         list_pattern: the keys of lists; placeholders are columns, page, limit, order_by and ascending.
-        exp: the life of an entry, in seconds or as a timedelta.
+        exp: the TTL of an entry, in seconds or as a timedelta.
         invalidate_pattern_prefix: one prefix or several that each write invalidates besides the model's own keys.
-            Placeholders take the values of the row; one that is not a column cuts the prefix there.
+            Placeholders take the values of the row; the prefix ends before one that is not a column.
         cache: the `Cache` to use, by default that of the module-level decorators.
         options: loader options of SQLAlchemy, such as `selectinload(User.posts)`, for every read.
         settings: the decorators' options.
@@ -304,9 +304,9 @@ class FastRDB(Generic[Model, Create, Update, Response]):
     def paginate(data: Sequence[Item], limit: int, page: int, total: int | None = None) -> PaginatedResponse[Item]:
         """Return one page as a response, with the totals.
 
-        Without `total`, more than `limit` items are the whole list, and the page is cut out. At most `limit` items and
-        a `page` after the first are taken for that page itself. Then `total` is the least that is known, with a
-        warning: give the true one as `total`, or use `get_page`.
+        Without `total`, more than `limit` items count as the whole list, of which the page is taken. At most `limit`
+        items with a `page` after the first count as that page itself: `total` is then a lower bound, with a warning.
+        Give the true one as `total`, or use `get_page`.
 
         Raises:
             PageOutOfRange: the list ends before that page.

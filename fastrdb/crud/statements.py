@@ -31,7 +31,7 @@ _PLAIN = (str, int, float, bool, type(None))
 _PARAMETERS = 10_000  # values in one IN: PostgreSQL and SQLite take 32,766 parameters
 _EAGER = (False, "joined", "selectin", "subquery", "immediate")
 _DEFERRED_TRIGGERS = "EXISTS (SELECT 1 FROM pg_catalog.pg_trigger WHERE tgdeferrable AND NOT tgisinternal)"
-"""PostgreSQL: a trigger of any table may change any row as late as in the COMMIT. Other databases have none such."""
+"""PostgreSQL: a deferred trigger may change any row during the COMMIT. Other databases have no deferred triggers."""
 
 
 class Statements:
@@ -50,7 +50,7 @@ class Statements:
         self._loaded = (*(undefer(self.columns.attribute(name)) for name in wanted), *self.options)
 
     def check(self, schema: Any) -> None:
-        """Raise OptionError for a field of the answers that no row has, or that a row would load only when asked.
+        """Raise OptionError for a field of the answers that no row has, or that a row would load lazily.
 
         A schema with a validator of its own for the whole row is not checked.
         """
@@ -75,7 +75,7 @@ class Statements:
     # --- reads
 
     def one(self, asked: Mapping[str, Any]) -> Select[Any]:
-        """Select at most two rows: enough to see that there is exactly one."""
+        """Select at most two rows: enough to check that there is exactly one."""
         return select(self.model).where(*self.where(asked)).options(*self._loaded).limit(2)
 
     def page(
@@ -183,7 +183,7 @@ def dialect_of(db: AsyncSession, model: Any) -> str:
 
 
 async def rows_of(db: AsyncSession, statement: Select[Any]) -> list[Any]:
-    """Return the rows as the database has them, not as the session has loaded them before.
+    """Return the rows with the database's present values, not those that the session loaded before.
 
     A session with changes that are not flushed keeps these.
     """

@@ -1,4 +1,4 @@
-"""One write of `FastRDB`: its transaction, its statements, and what the cache invalidates and stores for them."""
+"""One write of `FastRDB`: its transaction, its statements, and the invalidations and fills that go with it."""
 
 from __future__ import annotations
 
@@ -69,9 +69,9 @@ class RowWrite(Generic[Response]):
     ) -> list[Response]:
         """Set `changes` in the row of that key, or insert a row. If another transaction inserts it first, update.
 
-        MariaDB locks the gap where a row is not, and keeps the lock of a failed insert after the savepoint is rolled
-        back: two transactions that do so and go on wait for each other. So the first look takes no lock, and a
-        transaction that began here begins anew after a lost insert.
+        MariaDB locks the gap of a missing row, and keeps the lock of a failed insert after the savepoint is rolled
+        back: two such transactions would deadlock. So the first SELECT takes no lock. A transaction that began here
+        begins again after its insert has failed.
         """
         await self._begin()
         if (await self.db.scalars(self.sql.exists(key))).first() is not None and (found := await self._found(key)):
@@ -102,7 +102,7 @@ class RowWrite(Generic[Response]):
         await self.db.flush()
 
     async def _flush_and_answer(self, rows: Sequence[Any]) -> list[Response]:
-        """Flush, and return the rows as the database has them; at the commit the cache stores what it may of them."""
+        """Flush, and return the rows as the database has them. Where possible, the cache stores these at the commit."""
         await self.db.flush()
         settled = await self._reload(rows)
         await self._invalidate(rows)
@@ -113,9 +113,9 @@ class RowWrite(Generic[Response]):
         return answers
 
     async def _reload(self, rows: Sequence[Any]) -> set[int]:
-        """Load the rows again; return the ids of those that a `get` after the commit gives just so.
+        """Load the rows again; return the ids of those that a `get` after the commit would return unchanged.
 
-        Not of a row that this session hides from its own SELECTs (by `with_loader_criteria`, say), and of none that a
+        Left out are rows that this session hides from its own SELECTs (by `with_loader_criteria`, say), and rows that a
         deferred trigger may still change.
         """
         settled: set[int] = set()
@@ -133,11 +133,11 @@ class RowWrite(Generic[Response]):
         return settled
 
     async def _invalidate(self, rows: Sequence[Any]) -> None:
-        """Invalidate at the commit what shows these rows in their present state, old or new."""
+        """Invalidate at the commit the entries that show these rows in their present state, old or new."""
         await self.bound.invalidate(self.db, self.redis, rows, self._invalidated)
 
     async def _invalidate_before_flush(self, rows: Sequence[Any]) -> None:
-        """Do so before a flush that commits by itself; values that the database fills in are not known yet."""
+        """Invalidate before a flush that commits by itself; values that the database fills in are not known yet."""
         if await self._autocommits():
             with self.db.no_autoflush:
                 await self._invalidate(rows)
@@ -171,9 +171,9 @@ async def write(
 ) -> AsyncIterator[RowWrite[Response]]:
     """Yield a write. At the end commit, or only flush if the caller has opened the transaction.
 
-    After an error nothing of the write can be committed any more, and the session stays usable: rolled back here, or by
-    the caller that opened the transaction. A row that is not found changes nothing, so what the caller has done before
-    in a transaction that began by itself stays.
+    After an error nothing of the write can be committed, and the session stays usable: the transaction is rolled back
+    here, or by the caller that opened it. A missing row is the exception: it changes nothing, so work that the caller
+    did before in an autobegun transaction stays.
     """
     with RunningCall(bound.owner, "db", db.sync_session):
         made = RowWrite(db, redis, sql, bound)
@@ -198,7 +198,7 @@ def _opened_by_caller(db: AsyncSession) -> bool:
 
 
 async def _begin(db: AsyncSession) -> None:
-    """Begin a transaction in a session that does not begin one by itself."""
+    """Begin a transaction in a session with `autobegin=False`."""
     if not db.in_transaction() and not db.sync_session.autobegin:
         await db.begin()
 

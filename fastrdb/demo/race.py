@@ -31,8 +31,8 @@ class Race:
         """True if the later reader got something else than what was committed before it began."""
         return self.served != self.committed
 
-    def say(self, who: str, what: str) -> None:
-        """Write down what has just happened."""
+    def note(self, who: str, what: str) -> None:
+        """Add a moment: what has just happened, and at whom."""
         self.moments.append((who, what))
 
 
@@ -62,14 +62,14 @@ async def by_hand(redis: Redis, email: str, *, new: str) -> Race:
     race, key = Race(), f"by-hand:user:{email}"
     await redis.delete(key)
     found = await redis.get(key)
-    race.say("reader", f"GET gives {'nothing' if found is None else 'an entry'}")
+    race.note("reader", f"GET gives {'nothing' if found is None else 'an entry'}")
     loaded = await _load(email)
-    race.say("reader", f"loads {loaded.name!r}; its SET waits")
+    race.note("reader", f"loads {loaded.name!r}; its SET waits")
     await _write(None, redis, email, new)
     deleted = await redis.delete(key)
-    race.say("writer", f"commits {new!r}, and DEL deletes {deleted} keys")
+    race.note("writer", f"commits {new!r}, and DEL deletes {deleted} keys")
     await redis.set(key, loaded.model_dump_json(), ex=600)
-    race.say("reader", f"its SET arrives: {loaded.name!r}, for {await redis.ttl(key)} s")
+    race.note("reader", f"its SET arrives: {loaded.name!r}, for {await redis.ttl(key)} s")
     raw = await redis.get(key)
     later = await _load(email) if raw is None else UserResponse.model_validate_json(raw)
     return await _finish(race, later.name, "the database" if raw is None else "Redis", email)
@@ -94,14 +94,14 @@ async def with_fastrdb(redis: Redis, email: str, *, new: str) -> Race:
         events.clear()
         reader = asyncio.ensure_future(read(slow, redis, email, pause))
         loaded = await pause.loaded()
-        race.say("reader", f"GET gives {'nothing' if events[0].kind == 'miss' else 'an entry'}")
-        race.say("reader", f"{await _state(redis, lease)}; loads {loaded!r}; its fill waits")
+        race.note("reader", f"GET gives {'nothing' if events[0].kind == 'miss' else 'an entry'}")
+        race.note("reader", f"{await _state(redis, lease)}; loads {loaded!r}; its fill waits")
         await _write(cache, redis, email, new)
-        race.say("writer", f"commits {new!r}; the reader's {await _state(redis, lease)}")
+        race.note("writer", f"commits {new!r}; the reader's {await _state(redis, lease)}")
         pause.end()
         await reader
         refused = [event.reason for event in events if event.kind == "unstored"]
-        race.say("reader", f"its fill is refused: {refused[0].partition(':')[0]}" if refused else "its fill is stored")
+        race.note("reader", f"its fill is refused: {refused[0].partition(':')[0]}" if refused else "its fill is stored")
         events.clear()
         answer = await read(later, redis, email)
     return await _finish(race, answer.name, "Redis" if events[0].kind == "hit" else "the database", email)
@@ -113,7 +113,7 @@ async def _state(redis: Redis, lease: str) -> str:
 
 async def _finish(race: Race, served: str, source: str, email: str) -> Race:
     race.served, race.source, race.committed = served, source, (await _load(email)).name
-    race.say("later reader", f"gets {served!r} from {source}; committed: {race.committed!r}")
+    race.note("later reader", f"gets {served!r} from {source}; committed: {race.committed!r}")
     return race
 
 

@@ -1,7 +1,7 @@
 """The catalog of a database, asked once for each table and function of an engine.
 
 A statement does not show that a name is a view, that a table has triggers, or that a function reads tables. Without
-these facts, automatic invalidation would be wrong without a sign. What cannot be found out counts as everything.
+these facts, automatic invalidation would miss entries silently. An unknown fact counts as "any table".
 """
 
 from __future__ import annotations
@@ -26,42 +26,45 @@ from .sources import SOURCES
 
 # In `Connection.info`: a statement of fastrdb's own is running; the catalog of a transaction that changes tables.
 _ASKING, _OWN = "fastrdb.asking", "fastrdb.catalog"
-_SHARED = "fastrdb.shared"  # the catalog of the engine: a look here takes half the time of one by the dialect
+_SHARED = "fastrdb.shared"  # the catalog of the engine: a lookup here takes half the time of one by the dialect
 OWN_STATEMENTS: Final = "fastrdb_own_statements"  # the option of an engine that sends none but fastrdb's own
 _DDL: Final = re.compile(r"\s*(?:CREATE|ALTER|DROP|RENAME)\b", re.IGNORECASE)
 
 
 class Catalog:
-    """The facts of one engine, as far as these were asked for."""
+    """A cache of the facts that were read from the catalog of one engine."""
 
     def __init__(self, dialect: Dialect) -> None:
         self.names = Names(dialect.default_schema_name)
         source = SOURCES.get(dialect.name)
         self._source = source(self) if source is not None else None
-        self.forgotten = False  # this one is no more what `catalog_of` returns
+        self.forgotten = False  # `catalog_of` no longer returns this object
         self._besides: dict[Origins, tuple[frozenset[str], tuple[str, ...]]] = {}
         self._facts: dict[str, Facts] = {}
         self._functions: dict[str, Function] = {}
         self._tables: Mapping[str, list[tuple[str | None, str]]] = {}
 
     def facts(self, connection: Connection, table: str) -> Facts:
-        """Return what is known of a table. Asks the database in the connection's own transaction, the first time."""
+        """Return the facts of a table. The first call reads them in the connection's own transaction.
+
+        An error of the database gives `UNKNOWN_TABLE`.
+        """
         key = table.lower()
         if key not in self._facts:
             if self._source is None:
-                return Facts()  # another database: SQLAlchemy's metadata is all there is
-            self._facts[key] = Facts()  # a view in a circle, or a table whose trigger writes to the table
+                return Facts()  # a database without a source: SQLAlchemy's metadata has to do
+            self._facts[key] = Facts()  # ends recursion: a view in a circle, or a trigger that writes to its own table
             self._facts[key] = self._ask(connection, UNKNOWN_TABLE, partial(self._source.facts, connection, table))
         return self._facts[key]
 
     def known(self, table: str) -> Facts:
-        """Return what was asked before, without asking again."""
+        """Return the facts that were read before, without any I/O. A table that was not read is unknown."""
         return self._facts.get(table.lower(), Facts() if self._source is None else UNKNOWN_TABLE)
 
     def warm(self, connection: Connection, table: str, declared: Any = None) -> None:
-        """Ask for a table, and for all that the database may write because of a write to it.
+        """Read the facts of a table, and of all tables that the database may write because of a write to it.
 
-        Where this database cannot be asked, the metadata of the `declared` table says which foreign keys cascade.
+        Without a source for this database, the metadata of the `declared` table says which foreign keys cascade.
         """
         if self._source is None and declared is not None and table.lower() not in self._facts:
             self._facts[table.lower()] = Facts(links=links_of(declared, self.names.of))
@@ -80,7 +83,7 @@ class Catalog:
         return known
 
     def forget_queries(self) -> None:
-        """Forget what was found out for queries."""
+        """Forget the tags that `besides` has worked out."""
         self._besides.clear()
 
     def _ask_besides(self, connection: Connection, origins: Origins) -> tuple[frozenset[str], tuple[str, ...]]:
@@ -101,12 +104,12 @@ class Catalog:
         return self.facts(connection, table).reads if declared is None else declared
 
     def function(self, connection: Connection, name: str) -> Function:
-        """Return what is known of a function; `name` is its name or `schema.name`."""
+        """Return the facts of a function; `name` is its name or `schema.name`. An error gives `UNKNOWN_FUNCTION`."""
         key = name.lower()
         if key not in self._functions:
             if self._source is None:
                 return UNKNOWN_FUNCTION
-            self._functions[key] = Function()  # one that calls itself
+            self._functions[key] = Function()  # ends recursion: a function that calls itself
             ask = partial(self._source.function, connection, name)
             self._functions[key] = self._ask(connection, UNKNOWN_FUNCTION, ask)
         return self._functions[key]
@@ -132,7 +135,7 @@ _views: dict[str, frozenset[str]] = {}
 
 
 def declare_views(views: Mapping[str, frozenset[str]]) -> None:
-    """Take what users say of views that the catalog does not know: the tables that each is made of, in lower case."""
+    """Declare the tables that views read, for all catalogs: names of views in lower case, each with its tables."""
     _views.update(views)
     for catalog in _catalogs.values():
         catalog.forget_queries()
@@ -144,7 +147,7 @@ _catalogs: WeakKeyDictionary[Dialect, Catalog] = WeakKeyDictionary()
 def catalog_of(connection: Connection, info: dict[Any, Any] | None = None) -> Catalog:
     """Return the catalog of the connection's engine; of a transaction that changes tables, its own.
 
-    `info` is that of the connection, from a caller that has it: a miss that is followed pays for a second one.
+    A caller that has read `connection.info` passes it as `info`: reading it twice would slow each followed miss.
     """
     info = connection.info if info is None else info
     known = cast("Catalog | None", info.get(_OWN) or info.get(_SHARED))
@@ -164,9 +167,9 @@ def _forget_shared(dialect: Dialect) -> None:
 
 
 def forget(connection: Connection, statement: str) -> None:
-    """Forget the facts of an engine if this statement, which is about to run, may change these.
+    """Forget the facts of an engine if `statement`, which is about to run, may change the schema.
 
-    Until the transaction ends, it sees other facts than all others do, and has a catalog of its own.
+    Until it ends, the transaction has a catalog of its own: other transactions do not see its changes yet.
     """
     if _DDL.match(statement):
         _forget_shared(connection.dialect)
@@ -174,19 +177,19 @@ def forget(connection: Connection, statement: str) -> None:
 
 
 def forget_again(connection: Connection) -> None:
-    """Forget what others have asked for while a statement ran that may have changed it, and committed by itself."""
+    """Forget again after a DDL statement that commits by itself: others may have read old facts while it ran."""
     if _OWN in connection.info:
         _forget_shared(connection.dialect)
 
 
 def transaction_begins(connection: Connection) -> None:
-    """Forget what only the connection's transaction before this one has seen."""
+    """Drop the catalog that the connection's previous transaction had for itself."""
     if not connection.invalidated:  # else `info` would connect again, and raise an error of the driver
         connection.info.pop(_OWN, None)
 
 
 def transaction_commits(dialect: Dialect, info: dict[Any, Any]) -> None:
-    """Forget what others have asked for before a COMMIT, which has returned, changed it."""
+    """Forget the shared facts after the COMMIT of a transaction that changed tables: others read old ones before."""
     if info.pop(_OWN, None) is not None:
         _forget_shared(dialect)
 

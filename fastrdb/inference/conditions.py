@@ -2,7 +2,7 @@
 
 A condition of WHERE or ON is taken apart into parts that all must hold. A part may pin a column to some values:
 `c = value`, `c IN (values)`, `c IS NULL`, or an OR of such for one column. Other parts (ranges, negations, expressions)
-pin nothing, which is less narrow and never wrong. `a.x = b.y` hands the values of one column on to the other.
+pin nothing: the result is wider and never wrong. `a.x = b.y` gives the values of one column to the other.
 
 The expression in a compiled statement holds the values of the first execution. So a value is kept as a `Place`, the
 name of its parameter, and is taken from the parameters of each execution.
@@ -45,7 +45,7 @@ Pinned = dict[Spot, Places]
 
 
 def spot_of(column: Any) -> Spot | None:
-    """Return the place of a column in its FROM clause; None for what is no column of a table."""
+    """Return the place of a column in its FROM clause; None for any other expression."""
     if not isinstance(column, Column) or column.table is None:
         return None
     return Spot(hash(column.table), column.name)  # a column with annotations, as of the ORM, has the hash of its own
@@ -101,7 +101,7 @@ class Conditions:
         return outer.get(spot, ()) if spot is not None else ()
 
     def exact_type(self, column: Any) -> type | None:
-        """Return the Python type of a column of which the database takes only equal values for equal."""
+        """Return the column's Python type; None if the database may take different values of it for equal."""
         return exact_type(column.type, self.dialect)
 
     def is_value(self, given: Mapping[str, Any], column: Any) -> bool:
@@ -139,7 +139,7 @@ class Conditions:
         return {spot: places} if places and Place("null") not in places else {}
 
     def _is_plain(self, value: BindParameter[Any], column: Any) -> bool:
-        """Return True if the value goes to the database as one of the column: a TypeDecorator may change it."""
+        """Return True if the value is sent as it is. A TypeDecorator may change it on the way."""
         return value.type._isnull or exact_type(value.type, self.dialect) is self.exact_type(column)
 
     def _links(self, part: Any) -> Iterator[tuple[Spot, Spot]]:
@@ -206,7 +206,7 @@ def _ungrouped(clause: Any) -> Any:
 
 
 def _narrow(found: Pinned, offered: Pinned) -> None:
-    """Take over what is offered where it is narrower."""
+    """Add what is offered where it is narrower."""
     for spot, places in offered.items():
         if spot not in found or len(places) < len(found[spot]):
             found[spot] = places

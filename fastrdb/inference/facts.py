@@ -1,4 +1,4 @@
-"""The facts that a database's catalog has of a table or a function, and what follows from these. Pure."""
+"""The facts that a database's catalog has of a table or a function, and the images that follow. Pure."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _ACTS: Final[Mapping[Verb, tuple[Verb, ...]]] = {
     "delete": ("delete",),
     "any": ("update", "delete"),
 }
-"""On which of its actions a foreign key may act after a write."""
+"""The actions of a foreign key (ON UPDATE, ON DELETE) that a write of each kind may trigger."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +57,12 @@ class Facts:
     """The facts about one table.
 
     Attributes:
-        reads: the tables that a query of this one reads besides: those of a view, or of row-level security.
-        writes: the tables that a write to this one writes besides: those of its triggers, or under a view.
-        relatives: the tables that hold the same rows: what it is a partition of, and its partitions.
-        changes: the columns that triggers set before a row is written, or that are generated; None if that may be any.
+        reads: the other tables that a query of this one reads: those under a view, or of row-level security.
+        writes: the other tables that a write to this one writes: those of its triggers, or under a view.
+        relatives: the tables that hold the same rows: its partitions, and the table that it is a partition of.
+        changes: generated columns, and those that triggers set before a row is written; None if unknown.
         links: the foreign keys that point to it.
-        may_lock: a look under a lock is allowed.
+        may_lock: a SELECT ... FOR UPDATE of the table is allowed (see `look`).
     """
 
     reads: Tables = NO_TABLES
@@ -92,12 +92,12 @@ def tables_in(
     dialect: str,
     homes: Collection[str | None] | None = None,
 ) -> Tables:
-    """Return the tables that the text of a view, trigger or function may touch: more of them, never fewer.
+    """Return the tables that the text of a view, trigger or function may touch: perhaps too many, never too few.
 
     Args:
         body: SQL, or a language around SQL.
         tables: for each name in lower case, without its schema, the schemas and names of the tables.
-        function: returns what a function touches that the text calls.
+        function: returns the facts of a function that the text calls.
         dialect: the SQLAlchemy name of the database.
         homes: the schemas that a name without one may be in; None for any.
     """
@@ -130,7 +130,7 @@ def columns_set_in(body: str) -> Tables:
 
 
 def joined(parts: Iterable[Tables]) -> Tables:
-    """Return all tables of these; None if one is unknown."""
+    """Return the union of these sets of tables; None if one is unknown."""
     found = set[str]()
     for part in parts:
         if part is None:
@@ -159,7 +159,7 @@ class Spread:
 
     Args:
         facts: returns what the catalog has of a table.
-        effects: the tables that a write to a table writes besides, where the user has declared it.
+        effects: by table, the other tables that a write to it writes, as the user has declared.
     """
 
     def __init__(self, facts: Callable[[str], Facts], effects: Mapping[str, frozenset[str]]) -> None:
@@ -190,7 +190,7 @@ class Spread:
                 yield from self._linked(link, image, verb, changed)
 
     def _linked(self, link: Link, image: Image, kind: Verb, changed: frozenset[str]) -> Iterator[Image]:
-        """Yield what a foreign key carries on to the table that holds it, after an update or a delete."""
+        """Yield the images of what a foreign key does to the child table after an update or a delete."""
         action = (link.on_delete if kind == "delete" else link.on_update).upper()
         parent = link.parent_column
         follows = kind == "delete" or image.columns is None or parent is None or parent in changed
@@ -198,7 +198,7 @@ class Spread:
             return
         deleted = kind == "delete" and action == "CASCADE"
         below: Verb = "delete" if deleted else "update"
-        if (link.child, below) in self._seen:  # a circle: each further round reaches other rows
+        if (link.child, below) in self._seen:  # a circle of foreign keys: each round reaches other rows, so any row
             yield Image(link.child)
             return
         texts = (image.columns or {}).get(parent or "")

@@ -1,8 +1,8 @@
-"""The look before an UPDATE or DELETE: the values that its rows have now, read under the lock that it takes anyway.
+"""The look before an UPDATE or DELETE: a SELECT that locks its rows and reads their present values.
 
-The ORM's old values cannot be trusted: another session may have moved the row since it was loaded. The look takes no
-lock that the statement would not take a moment later. The rows that were looked at cannot change until then, so an
-equal count of rows means that no other row has come in between.
+The ORM's old values cannot be trusted: another session may have changed the row since it was loaded. The look takes no
+lock that the statement would not take a moment later. The locked rows cannot change until then. So if the statement
+changes as many rows as were locked, no other row has come in between.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from .writes import MOST_ROWS, Change, statement_of
 
 
 def look(connection: Connection, context: Any, change: Change, columns: Collection[str]) -> None:
-    """Fill `change.looked` with the values before, in these columns; leave it empty where these cannot be known.
+    """Fill `change.looked` with the present values of these columns; leave it empty where these cannot be known.
 
-    Runs a statement in the connection's transaction. An error of the database is that of the statement itself: a row
-    lock that times out, say, and passes through.
+    Runs a statement in the connection's transaction. An error of the database, such as a lock timeout, is raised
+    unchanged: the statement itself would meet the same one.
     """
     statement = statement_of(context.compiled)
     table = getattr(statement, "table", None)
@@ -43,7 +43,7 @@ def look(connection: Connection, context: Any, change: Change, columns: Collecti
 
 
 def check(cursor: Any, change: Change) -> None:
-    """After the statement: forget what was looked at if the statement has changed another number of rows."""
+    """Clear `change.looked` if the statement, which has run, changed another number of rows than were locked."""
     if change.rows is not None and getattr(cursor, "rowcount", -1) != change.rows:
         change.looked = {}
     change.rows = None
@@ -67,7 +67,7 @@ def _are_all(table: Table, change: Change, rows: int) -> bool:
 
 
 def _where(statement: Any, context: Any, values: Mapping[str, Any]) -> list[Any]:
-    """Return the statement's WHERE with the values of this execution: those in it are of the first one compiled."""
+    """Return the statement's WHERE with the values of this execution: it holds those of the first execution."""
     names, expanded = context.compiled.bind_names, context._expanded_parameters or {}
     escaped = getattr(context.compiled, "escaped_bind_names", None) or {}
 
@@ -82,7 +82,7 @@ def _where(statement: Any, context: Any, values: Mapping[str, Any]) -> list[Any]
 
 
 def _lock_sqlite(connection: Connection, table: Table) -> None:
-    """Take SQLite's write lock, as the statement is about to: it has no FOR UPDATE."""
+    """Take SQLite's write lock, which the statement takes next. SQLite has no FOR UPDATE."""
     driver = connection.connection.driver_connection if connection.dialect.name == "sqlite" else None
     if driver is not None and not driver.in_transaction:
         column = next(iter(table.primary_key), None)
@@ -97,7 +97,7 @@ def _options(context: Any) -> dict[str, Any]:
 
 
 def _texts(columns: Sequence[Any], rows: Sequence[Any], dialect: str) -> dict[str, frozenset[str]]:
-    """Return the values of each column, where all can be written in a tag."""
+    """Return the texts of each column's values; leave out a column with a value that has no text in tags."""
     found = {}
     for at, column in enumerate(columns):
         if exact_type(column.type, dialect) is None:

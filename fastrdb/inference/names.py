@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class Names(NamedTuple):
-    """The rules that make one name of a table, however a program writes it.
+    """The rules that give a table one name, however a program writes it.
 
     Attributes:
         default: the schema in which the connection looks first. A name has no schema if the table lies there.
@@ -61,7 +61,7 @@ class OncePerForm(Generic[T]):
         return found
 
     def _forms(self, compiled: Any) -> dict[Any, T]:
-        """Keep what is read of a compiled statement for as long as the statement lives: then its id is another's."""
+        """Make a place for what is read of a compiled statement; drop it with the statement, whose id is used again."""
         forms, name, known = dict[Any, T](), id(compiled), self._known
         known[name] = ref(compiled, lambda _: known.pop(name, None)), forms
         return forms

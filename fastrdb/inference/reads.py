@@ -1,9 +1,9 @@
 """The rows that a compiled SELECT depends on, as tags. Pure.
 
-For each table in a FROM clause: which equality must one of its rows satisfy to be a part of any answer? The rows with
-that value, now or later, are what the answer depends on. Without such an equality, each row of the table is.
+For each table in a FROM clause, the reader finds an equality that a row must satisfy to be part of any answer. The
+answer depends on the rows with that value, now or later. Without such an equality it depends on every row of the table.
 Each nested SELECT, each arm of a UNION and each CTE is read by itself: only rows that satisfy its own conditions can
-matter, whatever is made of its result. HAVING, GROUP BY, LIMIT and ORDER BY never narrow.
+matter, however its result is used. HAVING, GROUP BY, LIMIT and ORDER BY never narrow.
 
 A statement is read once for each compiled form, into a `ReadRows`. Each execution fills in its values.
 """
@@ -32,7 +32,7 @@ _WRAPPERS: Final = (sel.AliasedReturnsRows, sel.SelectStatementGrouping, sel.Fro
 
 
 class Origins(NamedTuple):
-    """The names in a statement of tables and functions, of which the catalog knows more."""
+    """The tables and functions that a statement names, for `Catalog.besides`."""
 
     tables: frozenset[str] = frozenset()
     functions: frozenset[str] = frozenset()
@@ -47,9 +47,9 @@ class TagColumn(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """Tables of which only the rows matter that have certain values in one column: in each the same values.
+    """Columns of one or more tables that are pinned to the same values: only rows with these matter.
 
-    A join hands a value on from table to table, and its text is made once.
+    A join gives a value to several tables; the text of the value is made once.
     """
 
     places: Places
@@ -63,7 +63,7 @@ class ReadRows:
 
     Attributes:
         tags: those that all executions have.
-        asked: tables that have a tag for each value.
+        asked: the pinned columns, with a tag for each value.
         origins: the names of all tables, of which the catalog says which are views; and the functions of the database
             that may read tables, in lower case.
         coarse: a sentence for each tag that is wider than one row or value.
@@ -75,7 +75,7 @@ class ReadRows:
     coarse: tuple[str, ...]
 
     def of(self, values: Mapping[str, Any], expanded: Mapping[str, Any]) -> tuple[set[str], tuple[str, ...]]:
-        """Return the tags of one execution, and the sentences about the wide ones. See `texts_at` for the arguments."""
+        """Return the tags of one execution, and a sentence about each wide one. See `texts_at` for the arguments."""
         found, coarse = set(self.tags), self.coarse
         for places, kind, columns in self.asked:
             texts = texts_at(places, values, expanded, kind)
@@ -123,7 +123,7 @@ class _Leaf(NamedTuple):
 
 @dataclass(slots=True)
 class _Scope:
-    """The FROM clause of one SELECT, taken apart. `nullable`: the origins in whose place NULLs may stand."""
+    """The parts of one SELECT's FROM clause. `nullable`: the origins whose rows an outer join may replace by NULLs."""
 
     leaves: list[_Leaf] = field(default_factory=list)
     nested: list[Any] = field(default_factory=list)
@@ -308,7 +308,7 @@ class _Reader:
 
 
 def _final(select: Any, around: _Around, *, as_from: bool) -> tuple[Any, Sequence[Any]]:
-    """Return a SELECT as SQLAlchemy compiles it, and its FROM clauses without those of the SELECTs around."""
+    """Return a SELECT as SQLAlchemy compiles it, and its own FROM clauses, without correlated ones."""
     state = select._compile_state_factory(select, select._default_compiler())
     explicit, implicit = around.froms, around.nearest
     if as_from:
@@ -339,7 +339,7 @@ def _is_given(places: Places) -> bool:
 
 
 def ranks_of(table: Any) -> dict[str, int]:
-    """Return how well each column narrows: primary key 0, unique 1, indexed 2; others are 3."""
+    """Return the rank of each column, best first: primary key 0, unique 1, indexed 2. Others, left out, are 3."""
     if not isinstance(table, Table):
         return {}
     ranks = {column.name: 2 for column in table.c if column.index or column.foreign_keys}

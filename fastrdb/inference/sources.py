@@ -13,16 +13,16 @@ from .names import Names
 
 
 class Asker(Protocol):
-    """A catalog, for what one fact needs of others."""
+    """The catalog, from which a source reads further facts."""
 
     names: Names
 
     def facts(self, connection: Connection, table: str) -> Facts:
-        """Return what is known of a table."""
+        """Return the facts of a table."""
         ...
 
     def function(self, connection: Connection, name: str) -> Function:
-        """Return what is known of a function."""
+        """Return the facts of a function."""
         ...
 
     def named_in(self, connection: Connection, body: str, homes: Collection[str | None] | None = None) -> Tables:
@@ -31,29 +31,29 @@ class Asker(Protocol):
 
 
 class Source(ABC):
-    """One kind of database."""
+    """The queries of one kind of database."""
 
     def __init__(self, catalog: Asker) -> None:
         self.catalog = catalog
 
     @abstractmethod
     def facts(self, connection: Connection, table: str) -> Facts:
-        """Ask for the facts of a table."""
+        """Read the facts of a table. Errors of the database are raised."""
 
     @abstractmethod
     def function(self, connection: Connection, name: str) -> Function:
-        """Ask for a function."""
+        """Read the facts of a function. Errors of the database are raised."""
 
     @abstractmethod
     def tables(self, connection: Connection) -> Iterable[tuple[str, str]]:
-        """Ask for the schemas and names of all tables and views."""
+        """Read the schemas and names of all tables and views. Errors of the database are raised."""
 
     def name(self, schema: str | None, table: str) -> str:
         """Return the name as tags have it."""
         return self.catalog.names.joined(schema, table)
 
     def through(self, connection: Connection, tables: Tables) -> Tables:
-        """Return these tables with all that the views among them read."""
+        """Return these tables, and the tables that the views among them read."""
         if tables is None:
             return None
         return joined([tables, *(self.catalog.facts(connection, each).reads for each in sorted(tables))])

@@ -37,11 +37,11 @@ _LACKS: Final = {
         }
     ),
 }
-"""Functions that a database does not have by itself: there, a user's function may have the name."""
+"""Functions that a database lacks. There a user may have a function of that name, so it is not harmless."""
 OF_THE_MOMENT: Final = frozenset({"NOW", "CURRENT_TIMESTAMP", "RANDOM", "CURRENT_USER", "CURRENT_DATE", "RAND"})
-"""Functions of which two calls may differ, though nothing was written between them."""
+"""Functions whose result may change although nothing was written."""
 CALLED: Final = re.compile(r'([\w$."`\]]+)\s*\(')
-"""Finds what stands before each parenthesis."""
+"""Finds the name before each opening parenthesis."""
 _LITERALS = re.compile(r"'(?:[^']|'')*'")
 _READS = re.compile(r"\b(?:SELECT|FROM|JOIN|TABLE|WITH|USING)\b")
 _NAME = r'((?:[\w$]+|"[^"]+"|`[^`]+`)(?:\.(?:[\w$]+|"[^"]+"|`[^`]+`))?)'

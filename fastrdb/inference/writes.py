@@ -1,8 +1,8 @@
 """The rows that a compiled INSERT, UPDATE or DELETE changes, as far as the statement says. Pure.
 
-An image holds for each column the values before and after the write. The statement says the values that it inserts
-and sets, and the values of columns that its WHERE pins. The values before the write of other columns are unknown,
-unless the rows have been looked at under a lock (`look`).
+An image holds for each column the values before and after the write. The values that are
+inserted or set, and those that WHERE pins, are in the statement. The old values of other columns are unknown, unless
+`look` has read the rows under a lock.
 
 The private attributes of SQLAlchemy that are read here are pinned by a test.
 """
@@ -39,14 +39,14 @@ class Change:
     """One execution of a statement that writes to one table.
 
     Attributes:
-        kind, table: what is done, "any" where rows may be updated and deleted, and the name of the table.
-        by_row: the values of a row alone decide whether it is changed, so a look finds the rows.
-        old: the values before of each column that WHERE pins.
-        new: the values after of each column that is inserted or set, None where one is unknown.
-        whole: nothing is known of the rows.
-        looked: the values before of all rows, by column, after a look under a lock.
-        rows: how many were looked at, until the statement has said how many it has changed.
-        likely: columns by which an entry may well be tagged: keys, and columns with an index.
+        kind, table: the kind of write, "any" where rows may be updated and deleted, and the name of the table.
+        by_row: whether a row is changed depends on its own values only, so that `look` finds the rows.
+        old: for each column that WHERE pins, the texts of its values before.
+        new: for each column that is inserted or set, the texts of its values after; None where one is unknown.
+        whole: any row may be changed, in any way.
+        looked: for each column that `look` has read, the texts of the values before, of all rows.
+        rows: the number of rows that `look` has locked, until `check` compares it with the statement's row count.
+        likely: columns by which entries are probably tagged: keys, and columns with an index.
     """
 
     kind: Verb
@@ -60,7 +60,7 @@ class Change:
     by_row: bool = False
 
     def take_keys(self, column: Any, values: Sequence[Any], dialect: str) -> None:
-        """Take the primary keys that the database has made for inserted rows."""
+        """Add the primary keys that the database has generated for inserted rows."""
         kind = exact_type(column.type, dialect)
         if any(_is_changed(value, _replaced(column, dialect)) for value in values):
             return  # SQLAlchemy gives what was sent, and not what was stored
@@ -69,7 +69,7 @@ class Change:
             self.new[column.name] = frozenset(text for text in texts if text is not None)
 
     def image(self) -> Image:
-        """Return what is known of the rows."""
+        """Return the image of the rows, with what is known of their values."""
         if self.whole:
             return Image(self.table)
         if self.kind in ("insert", "upsert"):
@@ -89,10 +89,10 @@ class Writes:
         table: the `Table` of the statement; None for one that only holds others that write.
         where: columns that WHERE pins, with the Python type of their values.
         sets: for each column that is inserted or set the names of its parameters, none for an expression.
-        replaced: for columns of keys that are inserted, the values in whose place the database makes another.
-        others: the tables that are written besides, in CTEs.
-        by_row: the values of a row alone decide whether it is changed.
-        nothing: its WHERE is false, as where `FastRDB` takes SQLite's lock by an UPDATE of no row.
+        replaced: for columns of keys that are inserted, the values that the database replaces by others.
+        others: the other tables that are written, such as in CTEs.
+        by_row: whether a row is changed depends on its own values only.
+        nothing: WHERE is false, as in the UPDATE of no row by which `FastRDB` takes SQLite's write lock.
     """
 
     kind: Verb
@@ -225,13 +225,13 @@ def _inserted(statement: Insert, conditions: Conditions) -> dict[str, tuple[tupl
 
 
 def _keeps_rows(statement: Insert) -> bool:
-    """Return True for an INSERT that changes no row that is there: all but an upsert."""
+    """Return True for an INSERT that changes no existing row: all but an upsert."""
     upsert: Any = statement._post_values_clause
     return upsert is None or type(upsert).__name__ == "OnConflictDoNothing"
 
 
 def _conflict_columns(upsert: Any) -> frozenset[str]:
-    """Return the columns in which the row that an upsert finds has the value that was to be inserted."""
+    """Return the columns in which an existing row that an upsert changes has the value to be inserted."""
     elements = getattr(upsert, "inferred_target_elements", None) or ()
     columns = {getattr(each, "name", each) for each in elements}
     changed = {getattr(key, "name", key) for key in dict(getattr(upsert, "update_values_to_set", None) or ())}
@@ -274,8 +274,8 @@ def _pinned(statement: Any, conditions: Conditions) -> dict[str, tuple[Places, t
 def _is_by_row(statement: Update | Delete, dialect: str) -> bool:
     """Return True if WHERE names the row alone, and nothing that may change while the row is locked.
 
-    What a subquery finds, or a function such as random(), may be another thing a moment after a look. Rows of another
-    table would be locked by a look, and are not by the statement.
+    The result of a subquery, or of a function such as random(), may change between a look and the statement. A look
+    would also lock rows of the other table, which the statement does not.
     """
     pure = harmless(dialect) - OF_THE_MOMENT - {"DATE", "STRFTIME"}  # SQLite's may be asked for 'now'
     parts: Iterable[Any] = (each for clause in statement._where_criteria for each in visitors.iterate(clause))
@@ -287,7 +287,7 @@ def _is_by_row(statement: Update | Delete, dialect: str) -> bool:
             if str(getattr(element, "name", "")).upper() not in pure or bool(element.packagenames):
                 return False
         elif isinstance(element, ReturnsRows | TextClause) or hasattr(type(element), "_compiler_dispatcher"):
-            return False  # a subquery, or SQL made by a function of the user
+            return False  # a subquery, or SQL that a user's function compiles
     return True
 
 

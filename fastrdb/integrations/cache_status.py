@@ -24,15 +24,15 @@ def _note(event: Event) -> None:
 
 
 class CacheStatus:
-    """ASGI middleware that says in the header `Cache-Status` (RFC 9211) how the cache answered.
+    """ASGI middleware that adds the header `Cache-Status` (RFC 9211): how the cache answered.
 
-    Without a call of a cached function there is no header. With several calls it is a hit if each call was one.
+    A response without a call of a cached function has no header. With several calls it is a hit if each call was one.
 
     Args:
         app: the application that is wrapped.
         cache: the cache, or several.
-        name: of the cache, in the header.
-        key: whether the header shows the key.
+        name: the name of the cache in the header.
+        key: show the key, which may hold personal data.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class CacheStatus:
 
 _ANSWERS = {*LOOKUPS, "join", "bypass", "unavailable"}
 _CALLS = {*_ANSWERS, "load"}
-"""The kinds of events that a call of a cached function has. A write alone has others, and gets no header."""
+"""The kinds of events of a cached function. A request that only writes has other events, and no header."""
 
 
 def describe(kinds: set[str]) -> list[str]:

@@ -1,6 +1,6 @@
-"""A page that shows what a cache does: an ASGI application to mount. Put a login before it: see docs/operations.md.
+"""A page that shows the state of a cache: an ASGI application to mount. Put a login before it: see docs/operations.md.
 
-It reads what processes publish (`Cache(publish=True)`) and what Redis holds. It changes nothing unless
+The page shows what processes publish (`Cache(publish=True)`) and what Redis holds. It changes nothing unless
 `allow_invalidate=True`, and shows no value unless `show_values=True`.
 """
 
@@ -59,11 +59,11 @@ class Dashboard:
     Args:
         cache: the cache, whose namespace is shown.
         redis: the client, if the cache has none of its own.
-        allow_invalidate: whether the page may delete what lies under a prefix.
+        allow_invalidate: whether the page may delete the entries under a prefix.
         show_values: whether the page shows the values of entries, which may be personal data.
 
     Raises:
-        OptionError: there is no client.
+        OptionError: neither `redis` is given nor does the cache have a client.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Dashboard:
         try:
             if path == "/events" and scope["method"] == "GET":
                 await self._stream(receive, send)
-            elif path == "":  # mounted, and asked for without the slash, on which the page's own links rely
+            elif path == "":  # the URL of a mount without its slash, which the page's relative links need
                 await _answer(send, 307, b"", {"location": f"{root}/"})
             elif path in _FILES and scope["method"] == "GET":
                 name, kind = _FILES[path]
@@ -126,10 +126,10 @@ class Dashboard:
         if not self._may["invalidate"]:
             raise RefusedError(403, "The page is read-only: allow_invalidate=True allows this.")
         headers = dict(scope["headers"])
-        # Another site's form can send neither of the two, and its script is asked about the header beforehand.
+        # Against CSRF: a form of another site can send neither, and its script fails the preflight for the header.
         same_site = headers.get(b"sec-fetch-site", b"same-origin") == b"same-origin"
         if headers.get(b"x-fastrdb") != b"invalidate" or not same_site:
-            raise RefusedError(403, "This is asked for by the page itself only.")
+            raise RefusedError(403, "Only the page itself may send this request.")
         asked = await _body(receive)
         prefix = asked.get("prefix")
         if not isinstance(prefix, str) or not prefix:
@@ -177,11 +177,11 @@ async def _body(receive: Receive) -> dict[str, Any]:
         message = await receive()
         raw, more = raw + message.get("body", b""), message.get("more_body", False)
         if len(raw) > _MOST_BODY:
-            raise RefusedError(413, "That is too long.")
+            raise RefusedError(413, "The request is too long.")
     try:
         found = json.loads(raw)
     except ValueError:
-        raise RefusedError(422, "This is no JSON.") from None
+        raise RefusedError(422, "The request is not JSON.") from None
     return found if isinstance(found, dict) else {}
 
 

@@ -26,7 +26,7 @@ from .cache_status import CacheStatus as CacheStatus
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-# --- what an application holds while it runs
+# --- the resources of a running application
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Resources:
     Attributes:
         redis: the client, or None.
         sessions: the factory, or None.
-        like: a session that is never used, where all sessions of the factory are alike: a key may depend on one.
+        like: a session that is never opened, if the factory makes all sessions alike: for keys that depend on one.
     """
 
     redis: Any
@@ -52,13 +52,13 @@ def lifespan(
 ) -> Callable[[Any], AbstractAsyncContextManager[None]]:
     """Return a lifespan: `FastAPI(lifespan=lifespan(cache, redis="redis://...", database="postgresql+asyncpg://..."))`.
 
-    At the end the caches finish their work in the background. Then what was opened here from an address is closed.
+    At shutdown the caches finish their work in the background. Then what was opened from an address is closed.
 
     Args:
-        caches: those that the application uses.
+        caches: the caches that the application uses.
         redis: an address, or a client, which stays open.
         database: an address, an engine, which stays open, or a factory of sessions.
-        also: a lifespan of the application's own, which runs inside of this one.
+        also: another lifespan, which runs inside of this one.
     """
 
     @asynccontextmanager
@@ -151,11 +151,11 @@ def cached_response(function: Function) -> Function: ...
 @overload
 def cached_response(*, max_age: float | None = ..., public: bool = ...) -> Callable[[Function], Function]: ...
 def cached_response(function: Any = None, *, max_age: float | None = None, public: bool = False) -> Any:
-    """Make of a cached function an endpoint that answers a hit with the stored JSON itself.
+    """Turn a cached function into an endpoint that answers a hit with the stored JSON itself.
 
-    The answer has a strong `ETag`, `Cache-Control` from the TTL left, and status 304 where the caller has the same.
-    A `Session` of this module is opened only where the function has to run. What is not stored goes through the
-    response model. It stands between the route and `cached`:
+    The response has a strong `ETag`, `Cache-Control` from the remaining TTL, and status 304 if the client has the same.
+    A `Session` of this module is opened only if the function has to run. A result that is not stored goes through the
+    response model. The decorator stands between the route and `cached`:
 
         @app.get("/users/{user_id}")
         @cached_response
@@ -164,12 +164,12 @@ def cached_response(function: Any = None, *, max_age: float | None = None, publi
 
     Args:
         function: the cached function.
-        max_age: the most seconds that a browser may use the answer without asking; 0: it asks each time. An
-            invalidation does not reach a browser. None: the TTL left.
+        max_age: the most seconds for which a browser may reuse the response without a request, since no invalidation
+            reaches a browser; 0 for a request each time; None for the remaining TTL.
         public: whether caches that many users share may keep the answer.
 
     Raises:
-        OptionError: not a function of `cached` or `cached_list`, or one whose stored JSON is not that of the response.
+        OptionError: not a function of `cached` or `cached_list`, or its stored JSON differs from the response model's.
     """
     if function is None:
         return lambda each: _Endpoint(each, max_age, public).wrapper()
@@ -190,7 +190,7 @@ _NOTHING_TO_CLOSE = nullcontext()
 
 
 class _Endpoint:
-    """One endpoint: the cached function, what FastAPI gives the function, and what the endpoint itself gives it."""
+    """One endpoint: the cached function, the arguments from FastAPI, and those that the endpoint fills in."""
 
     def __init__(self, function: Any, max_age: float | None, public: bool) -> None:
         self.name = getattr(function, "__qualname__", type(function).__name__)
@@ -232,7 +232,7 @@ class _Endpoint:
             session = await self._give(arguments, request.app, stack)
             stored = await self.peek(arguments)
             if stored is not None:
-                self.query.counters.tell("hit", stored.key)
+                self.query.counters.count("hit", stored.key)
                 ttl = f"; ttl={int(stored.ttl)}" if stored.ttl < math.inf else ""
                 return self._respond(request, stored, f"fastrdb; hit{ttl}")
             if session is None:
@@ -252,7 +252,7 @@ class _Endpoint:
         return get_session in overrides or get_client in overrides
 
     async def _give(self, arguments: dict[str, Any], app: Any, stack: AsyncExitStack | None) -> str | None:
-        """Add client and session. Return the name of a session that only stands for the one to load with."""
+        """Add client and session. Return the parameter whose session only stands in for the one to load with."""
         standing = None
         for name, part in self._own.items():
             override = app.dependency_overrides.get(part) if stack is not None else None
@@ -281,7 +281,7 @@ class _Endpoint:
         return f"{scope}, max-age={age}" if age else f"{scope}, no-cache"
 
     def _check(self, route: Any) -> None:
-        """Raise OptionError for a route whose response is to be another one than that of the function's type."""
+        """Raise OptionError for a route whose response differs from that of the function's type."""
         model = getattr(route, "response_model", self.query.codec.type)
         if model not in (None, self.query.codec.type):
             raise OptionError(f"{self.name}: cached_response answers as the function's own type, not response_model=")
@@ -292,7 +292,7 @@ class _Endpoint:
 
 
 async def _overriding(override: Callable[[], Any], stack: AsyncExitStack) -> Any:
-    """Return what a test gives instead of a session or a client; `stack` closes it."""
+    """Return what a test provides instead of a session or a client; `stack` closes it."""
     if inspect.isasyncgenfunction(override):
         return await stack.enter_async_context(asynccontextmanager(override)())
     found = override()
@@ -313,7 +313,7 @@ def matches(header: bytes, tag: bytes) -> bool:
 
 
 class _Json(Response):
-    """A response whose headers are given in the form in which each is sent: Starlette's own way is slow."""
+    """A response whose headers are given as the bytes to send: Starlette's encoding is slow."""
 
     def __init__(self, body: bytes, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self.status_code, self.body, self.background = status, body, None

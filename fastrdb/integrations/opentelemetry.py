@@ -28,7 +28,7 @@ def instrument(
     tracer_provider: TracerProvider | None = None,
     keys: bool = False,
 ) -> Callable[[], None]:
-    """Report what `cache` does, by the given providers or the global ones. Return a function that ends this.
+    """Report the events of `cache` to the given providers, or the global ones. Return a function that ends this.
 
     Args:
         cache: the cache. Call this once for each.
@@ -58,13 +58,13 @@ _NAMES = {
     "delay": ("fastrdb.cache.watch.delay", ""),
     "size": ("fastrdb.cache.entry.size", ""),
 }
-"""Names of metrics, and of the attribute that sets values apart."""
+"""The name of each metric, and of its attribute."""
 _BOUNDS = {"redis": (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)}
-"""The bounds that the conventions ask for with the name `db.client.operation.duration`."""
+"""The bounds, in seconds, that the conventions require for `db.client.operation.duration`."""
 
 
 class _Metrics(Recorder):
-    """The sampler that counts and measures, of all caches of one provider."""
+    """The sampler that records the metrics of all caches of one provider."""
 
     def __init__(self, provider: MeterProvider) -> None:
         super().__init__()

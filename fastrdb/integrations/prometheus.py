@@ -1,7 +1,8 @@
 """Metrics of Prometheus, made of the events of a cache.
 
-With `PROMETHEUS_MULTIPROC_DIR` set, the metrics of all processes add up, as all of prometheus_client's own do. Lookups
-of another process are up to a second late then, and those of a process without any event since until it ends.
+With `PROMETHEUS_MULTIPROC_DIR` set, the metrics of all processes add up, as all of prometheus_client's own do. Then
+lookups of another process appear up to a second late. Without a further event there, the latest appear when that
+process ends.
 """
 
 from __future__ import annotations
@@ -28,16 +29,16 @@ _NAMES = {
     "delay": ("fastrdb_watch_delay_seconds", ""),
     "size": ("fastrdb_entry_bytes", ""),
 }
-"""Names of metrics, and of the label that sets values apart."""
+"""The name of each metric, and of its label."""
 _EVERY_S = 1.0
-"""A process of several writes lookups to its file so often, while there are events."""
+"""In the multiprocess mode, the least seconds between two writes of lookups to the file of a process."""
 
 
 class CacheMetrics(Recorder):
     """The metrics of all caches of one registry, as a sampler.
 
     Args:
-        registry: where the metrics are collected. One registry takes one object of this class.
+        registry: where the metrics are collected. Each registry takes one object of this class.
     """
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
@@ -45,7 +46,7 @@ class CacheMetrics(Recorder):
         self._metrics: dict[str, Counter | Histogram] = {}
         self._children: dict[tuple[str, str, str], Callable[[float], None]] = {}
         self._due = 0.0
-        registry.register(self)  # before the metrics: it is collected first
+        registry.register(self)  # before the metrics, so that it is collected first
         for name, (text, _, buckets) in METRICS.items():
             called, label = _NAMES[name]
             labels = ["function", *([label] if label else [])]
@@ -57,14 +58,14 @@ class CacheMetrics(Recorder):
         atexit.register(_note, ref(self))  # for the files of the multiprocess mode
 
     def __call__(self, event: Event) -> None:
-        """Take note of `event`, and now and then of lookups: another process may be the one that is collected."""
+        """Record `event`, and at times the lookups: in multiprocess mode another process may collect the metrics."""
         super().__call__(event)
         if monotonic() >= self._due:
             self._due = monotonic() + _EVERY_S
             self.note_requests()
 
     def collect(self) -> Iterable[Metric]:
-        """Bring the counts up to date. The metrics collect themselves."""
+        """Bring the counts up to date, and return no metric: the metrics are collected by themselves."""
         self.note_requests()
         return ()
 
@@ -95,7 +96,7 @@ _known: WeakKeyDictionary[CollectorRegistry, CacheMetrics] = WeakKeyDictionary()
 
 
 def instrument(cache: Cache, *, registry: CollectorRegistry = REGISTRY) -> Callable[[], None]:
-    """Report what `cache` does in `registry`, together with other caches of it. Return a function that ends this."""
+    """Report the events of `cache` in `registry`, beside its other caches. Return a function that ends this."""
     metrics = _known.get(registry)
     if metrics is None:
         metrics = _known[registry] = CacheMetrics(registry)

@@ -1,4 +1,4 @@
-"""From events and counts to metrics, whatever library takes them: which ones there are, and what goes into which."""
+"""The metrics, for any library: their descriptions, and which event or count goes into which metric."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastrdb import Cache, Event, Stats
 from fastrdb.events import Counters
 
 LOOKUPS = {"near": "near", "hit": "hits", "stale": "stale", "miss": "misses"}
-"""The kinds of events that say what a look for an entry has found, with their counts: all but a miss are answers."""
+"""The kinds of events that end a lookup, with their counts: all but a miss are answers."""
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 BYTES = (64.0, 256.0, 1024.0, 4096.0, 16_384.0, 65_536.0, 262_144.0, 1_048_576.0, 8_388_608.0)
 
@@ -26,7 +26,7 @@ class Metric(NamedTuple):
 
 
 METRICS = {
-    "requests": Metric("Looks for an entry, by what was found", "{request}"),
+    "requests": Metric("Lookups of an entry, by what was found", "{request}"),
     "events": Metric("All other events, by their kind", "{event}"),
     "deleted": Metric("Entries that invalidations have deleted", "{deletion}"),
     "load": Metric("Calls of the cached function itself, by the error if there was one", "s", SECONDS),
@@ -39,7 +39,7 @@ METRICS = {
 
 @dataclass(slots=True)
 class Seen:
-    """The counters of one cache, their counts as of the latest look, and what runs when the cache is dropped."""
+    """The counters of one cache, their counts as of the latest collection, and what runs when the cache is dropped."""
 
     counted: Sequence[Counters]
     counts: dict[str, Stats]
@@ -47,7 +47,7 @@ class Seen:
 
 
 class Recorder(ABC):
-    """A sampler that puts events into metrics. Lookups are read from the counts of caches, since an event costs more.
+    """A sampler that puts events into metrics. Lookups come from the counters of caches, which cost less than events.
 
     Attributes:
         requests: how many lookups of each function and kind there were, as of the latest `note_requests`.
@@ -66,24 +66,24 @@ class Recorder(ABC):
         """Record lookups that are new."""
 
     def attach(self, cache: Cache) -> None:
-        """Begin with a cache, if that has not been done."""
+        """Add a cache. May be repeated."""
         if self not in cache.samplers:
             counted = cache.runtime.counted
-            # The counts of a cache that is dropped are left to the next look: garbage is collected anywhere, under a
-            # lock of the metrics, say.
+            # The counts of a dropped cache are left to the next collection of metrics: garbage may be collected at any
+            # moment, such as under a lock of the metrics library.
             end = finalize(cache.runtime, self._gone.append, id(counted))
             self._seen[id(counted)] = Seen(counted, cache.counts(), end)
             cache.samplers.append(self)
 
     def detach(self, cache: Cache) -> None:
-        """End with a cache."""
+        """Remove a cache, after recording its lookups."""
         if self in cache.samplers:
             self.note_requests()
             cache.samplers.remove(self)
             self._seen.pop(id(cache.runtime.counted)).end.detach()
 
     def note_requests(self) -> None:
-        """Take note of the lookups since the latest time."""
+        """Record the lookups since the last call."""
         gone = list(self._gone)
         for seen in list(self._seen.values()):
             before, seen.counts = seen.counts, Counters.by_function(seen.counted)
@@ -99,7 +99,7 @@ class Recorder(ABC):
             self._seen.pop(place, None)
 
     def __call__(self, event: Event) -> None:
-        """Take note of `event`."""
+        """Record `event`."""
         kind, function, seconds = event.kind, event.function, event.seconds
         if kind in LOOKUPS:
             if seconds is not None:

@@ -15,13 +15,13 @@ from fastrdb import Event
 NAME = "fastrdb"
 """The name of the instrumentation."""
 _WAITS = {"join": "wait", "deleted": "invalidate"}
-"""What a span is called that is made at its end, by an event that has its time."""
+"""The names of spans that are made after their end, from an event with the duration."""
 
 
 class Spans(threading.local):
-    """The hook that makes spans. What a load does in its task is inside of the load's span.
+    """The hook that makes spans. Spans that a load makes in its task are children of the load's span.
 
-    A load of many keys has an event for each key. These follow each other at once, and have one span.
+    A load of many keys has an event for each key. These come one right after another, and share one span.
     """
 
     def __init__(self, provider: TracerProvider | None, keys: bool) -> None:
@@ -30,7 +30,7 @@ class Spans(threading.local):
         self._latest: Span | None = None
 
     def __call__(self, event: Event) -> None:
-        """Take note of `event`."""
+        """Record `event`."""
         if event.kind == "load":
             if self._latest is None or self._latest is not trace.get_current_span():
                 self._latest = self._begin(event)

@@ -30,14 +30,14 @@ class Following:
         self,
         cache: Runtime,
         *,
-        looks: bool,
+        reads_rows: bool,
         effects: Mapping[str, frozenset[str]],
         quiet: Mapping[str, frozenset[str]],
         views: Mapping[str, frozenset[str]],
     ) -> None:
         self._cache = ref(cache)
-        self.looks, self.effects, self.quiet, self.views = looks, effects, quiet, views
-        self._said = False
+        self.reads_rows, self.effects, self.quiet, self.views = reads_rows, effects, quiet, views
+        self._logged = False
 
     def is_untracked(self) -> bool:
         """Return True inside of `Cache.untracked`."""
@@ -53,8 +53,8 @@ class Following:
         """Return the store and how its intent is made; None, with a line in the log, where no event loop can end it."""
         cache, store = self._cache(), self._store()
         if cache is None or store is None:
-            if not self._said:
-                self._said = True
+            if not self._logged:
+                self._logged = True
                 _log.warning(
                     "fastrdb: a commit in a thread without an event loop could not be followed, because the cache has "
                     "not been used in any event loop yet: invalidate by hand"
@@ -124,7 +124,7 @@ def follow_with(
             raise OptionError(f"{owner}: {name} must be a mapping; it is a {type(given).__name__}")
     made = Following(
         cache,
-        looks=precision == "rows",
+        reads_rows=precision == "rows",
         effects=_by_table(owner, "effects", effects),
         quiet={
             name: frozenset(_column(owner, entity, each) for each in columns)

@@ -91,7 +91,7 @@ class Invalidation:
         single = [*targets.keys, *keys]
         variants = tuple(f"{key}{mark}" for key in single for mark in VARIANTS)  # of single keys: not worth telling
         heads = [each.head for each in (*targets.prefixes, *prefixes) if not each.head.startswith(variants)]
-        self.counters.tell("invalidation", ", ".join([*heads, *targets.keys]))
+        self.counters.count("invalidation", ", ".join([*heads, *targets.keys]))
         added = targets.add(prefixes, keys, images)
         if (session is not None and has_transaction(session)) or not (targets.carried or added):
             every = [*targets.prefixes, *prefixes], [*targets.keys, *keys]

@@ -108,7 +108,7 @@ class Entries:
         follows: whether the statements of its loads show which rows these read.
         tagged: whether either holds: then entries have tags.
         coarse: of the latest load, why tags are wide.
-        says_anything: the log has it that a load may have read anything.
+        logged_anything: the log has it that a load may have read anything.
         unstorable: why the latest result has no entry; None if it had one.
     """
 
@@ -123,7 +123,7 @@ class Entries:
         "aged",
         "registered",
         "unstorable",
-        *("depends_on", "follows", "says_anything", "tagged", "coarse"),
+        *("depends_on", "follows", "logged_anything", "tagged", "coarse"),
     )
     stores_absent = False
 
@@ -142,11 +142,11 @@ class Entries:
         self.aged = near or policy.timed
         self.unstorable: str | None = None
         self.depends_on: Declared | None = None
-        self.follows = self.tagged = self.says_anything = False
+        self.follows = self.tagged = self.logged_anything = False
         self.coarse: tuple[str, ...] = ()
 
     def note_reads(self, client: Any, load: RunningLoad) -> None:
-        """Note which tables a followed load has read, and say once if that may be any.
+        """Note which tables a followed load has read, and log once if that may be any.
 
         What a function declares stands for all that cannot be read from its statements.
         """
@@ -158,8 +158,8 @@ class Entries:
             load.tags.discard(ANYTHING)
         if self.registered is not None:
             self.registered.reads.update(tag.removesuffix(END).partition(":")[0] for tag in load.tags)
-        if ANYTHING in load.tags and not self.says_anything:
-            self.says_anything = True
+        if ANYTHING in load.tags and not self.logged_anything:
+            self.logged_anything = True
             why = next((each for each in load.coarse if each.startswith("anything")), "a statement cannot be read")
             logger.warning(
                 "%s: each followed commit drops its entries, because it may read %s; depends_on= says what it reads",
@@ -204,10 +204,10 @@ class Entries:
         """
         missing = decode_missing(raw, NO_ROW)
         if missing is not None:
-            self.counters.tell("hit", key)
+            self.counters.count("hit", key)
             raise missing
         if raw != ABSENT:  # else `cached_many` has stored that there is no such row
-            self.counters.tell("corrupt", key, str(error))
+            self.counters.count("corrupt", key, str(error))
         with suppress(CacheUnavailableError):
             await call.store.discard(call.client, key, raw, call.budget)
         return MISS
@@ -271,8 +271,8 @@ class Entries:
         if why is not None:
             return None, why, Alone()
         if value is None and many:
-            told = self.policy.negative_ms is not None and self.stores_absent
-            return ABSENT, None if told else NOT_THERE, Absent()
+            stores = self.policy.negative_ms is not None and self.stores_absent
+            return ABSENT, None if stores else NOT_THERE, Absent()
         raw, reason = self.encoded(value)
         if raw is None:
             try:
@@ -341,7 +341,7 @@ class Reading:
                 if (kept := store.near.lookup(key)) is not None:
                     self.values[key] = entries.own_value(kept)
                     if self.values[key] is not MISS:
-                        entries.counters.tell("near", key)
+                        entries.counters.count("near", key)
         keys, head, begun = self.missing(), entries.plan.head, monotonic()
         tickets = {key: store.near_token(call.client, key, head) for key in keys} if entries.near else {}
         found = await entries.read(call, keys)
@@ -353,23 +353,23 @@ class Reading:
                 if value is not MISS:
                     self._take(key, entry, value, tickets.get(key))
             if self.values[key] is MISS:
-                entries.counters.tell("miss", key)
+                entries.counters.count("miss", key)
 
     def _take(self, key: str, entry: Timed, value: Any, ticket: Token | None) -> None:
-        entries, policy, tell = self.entries, self.entries.policy, self.entries.counters.tell
+        entries, policy, count = self.entries, self.entries.policy, self.entries.counters.count
         left_ms = policy.left_ms(entry.ttl_ms, negative=value is None)
         load_ms = 0 if self.many else entries.pace.ms  # of many keys none is chosen: one load would be all of them
         decision = policy.decide(left_ms, load_ms=load_ms, random=1 - random.random())
         if decision is not Decision.OVER:
             self.values[key] = value
         if decision is Decision.FRESH:
-            tell("hit", key, seconds=self.seconds, size=len(entry.raw))
+            count("hit", key, seconds=self.seconds, size=len(entry.raw))
             if value is not None or not self.many:
                 entries.keep(self.call.store, ticket, entry, value, left_ms)
             return
         self.seen[key] = entry
         if decision is Decision.STALE:
-            tell("stale", key, "it is being reloaded", seconds=self.seconds, size=len(entry.raw))
+            count("stale", key, "it is being reloaded", seconds=self.seconds, size=len(entry.raw))
             self.stale.append(key)
         elif decision is Decision.EARLY:
             self.early.append(key)
@@ -394,7 +394,7 @@ class Reading:
             self.values[key], fresh[key] = value, left_ms > 0
         for key in fresh:  # only now: none is answered but with all the others
             if fresh[key]:
-                entries.counters.tell("hit", key)
+                entries.counters.count("hit", key)
             else:
-                entries.counters.tell("stale", key, reason)
+                entries.counters.count("stale", key, reason)
         return True

@@ -183,7 +183,7 @@ class CachedFunction(Entries):
                 value = MISS
             if value is not MISS:
                 if (counters := self.counters).hooks:
-                    counters.tell("near", key)
+                    counters.count("near", key)
                 else:
                     counters.counts["near"] += 1
                 return value
@@ -204,7 +204,7 @@ class CachedFunction(Entries):
         else:
             if isinstance(failure, DecodeError) and raw is not None:
                 await self.unreadable(call, key, raw, failure)
-            self.counters.tell("miss", key)
+            self.counters.count("miss", key)
         return (await loading.resolve(look=False))[0]
 
     async def _run(self, run: Any, _: list[int], session: Any = None, /) -> Sequence[Any]:
@@ -305,7 +305,7 @@ class CachedFunction(Entries):
     async def _drop(self, call: CallContext, keys: Sequence[str]) -> int | None:
         keys = [without_variant(key) for key in keys]  # other versions and classes, too
         for key in keys:
-            self.counters.tell("invalidation", key)
+            self.counters.count("invalidation", key)
         prefixes = map(Prefix.variants, keys)
         return await enlist(self.cache, call.client, call.session, prefixes, keys, counters=self.counters)
 

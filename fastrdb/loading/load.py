@@ -118,7 +118,7 @@ class Loading(Reading):
     async def alone(self, kind: Counted, why: Mapping[str, str]) -> None:
         """Load these keys for this caller only, and count an event of this `kind` for each, with `why`."""
         for key, reason in why.items():
-            self.entries.counters.tell(kind, key, reason)
+            self.entries.counters.count(kind, key, reason)
             if reason == self.entries.unstorable:
                 self.entries.counters.unstored(key, reason)
         if why and self.call.tags_now is not None:
@@ -142,7 +142,7 @@ class Loading(Reading):
                 await self.reload([key])
             if self.values[key] is MISS:
                 self.values[key] = found
-                entries.counters.tell("hit", key)
+                entries.counters.count("hit", key)
         if policy.background and (aging := [*self.stale, *self.early]):
             client, store = self.call.client, self.call.store
             alone = replace(self.call, session=None, budget=store.budget(client, aging))
@@ -162,7 +162,7 @@ class Loading(Reading):
                 function, kind = entries.plan.function, type(error).__name__
                 kind = f"{kind}: {error}" if isinstance(error, FastRDBError) else kind  # other texts may hold values
                 for key in keys:
-                    entries.counters.tell("failed", key, kind)
+                    entries.counters.count("failed", key, kind)
                 logger.warning("%s: a reload in the background failed: %s", function, kind)
                 # Without the text of the error: a database's quotes the values of its statement.
                 logger.debug("%s: %s\n%s", function, kind, "".join(format_tb(error.__traceback__)))
@@ -175,16 +175,16 @@ class Loading(Reading):
         await self._leased(keys, self._replace)
 
     async def _replace(self, answers: _Answers, leases: dict[str, Flight]) -> None:
-        granted, tell = list[str](), self.entries.counters.tell
+        granted, count = list[str](), self.entries.counters.count
         for key, answer in answers.items():
             if isinstance(answer, CacheUnavailableError):
-                tell("unavailable", key, str(answer))
+                count("unavailable", key, str(answer))
             elif isinstance(answer, Hit):
                 await self._answered(key, answer.raw)
             elif isinstance(answer, Granted):
                 granted.append(key)
                 if key in self.early:
-                    tell("early", key)
+                    count("early", key)
         if granted:
             await self._lead(granted, leases)
 
@@ -228,7 +228,7 @@ class Loading(Reading):
         if value is not MISS:
             if key in self._watches:
                 self._watches[key].saw(raw)
-            self.entries.counters.tell("hit", key)
+            self.entries.counters.count("hit", key)
             self.values[key] = value
 
     async def _leased(
@@ -269,9 +269,9 @@ class Loading(Reading):
 
     async def _lead(self, keys: Sequence[str], leases: dict[str, Flight]) -> None:
         """Load `keys`, those with leases first; answer followers, and store. What is not stored stays in `leases`."""
-        entries, tell = self.entries, self.entries.counters.tell
+        entries, count = self.entries, self.entries.counters.count
         for key in keys[len(leases) :]:
-            tell("bypass", key, BARRED)
+            count("bypass", key, BARRED)
         later, pause = asyncio.get_running_loop().call_later, self.call.store.renewal_s
         self._renewing = later(pause, self._renew, leases, entries.cache.lease - pause)
         try:
@@ -354,7 +354,7 @@ class Loading(Reading):
             stored = await self.call.store.fill(self.call.client, fills, self.call.budget)
         except CacheUnavailableError as error:
             for key, *_ in fills:
-                counters.tell("unavailable", key, str(error))
+                counters.count("unavailable", key, str(error))
             return
         seconds, slow = monotonic() - begun, begun - self._begun >= lease
         for (key, _, raw, ttl_ms, *_), done in zip(fills, stored, strict=True):
@@ -364,7 +364,7 @@ class Loading(Reading):
                     flight.stored()
                     if not self.refresh and key not in self.seen:
                         counters.stored(key, raw, ttl_ms)
-                counters.tell("fill", key, seconds=seconds, size=len(raw))
+                counters.count("fill", key, seconds=seconds, size=len(raw))
                 counters.latest = None
             elif slow:
                 counters.unstored(key, f"the load took longer than lease={lease:g} (seconds): a longer one covers it")
@@ -374,7 +374,7 @@ class Loading(Reading):
                     counters.refused(key, written(done))
 
     async def _drop_old(self, left: Collection[str]) -> None:
-        """Delete entries in whose place nothing was stored: the database has said something else."""
+        """Delete entries in whose place nothing was stored: the database gave another value."""
         with suppress(CacheUnavailableError):
             if self.refresh:
                 await self.call.store.invalidate(self.call.client, keys=left)

@@ -32,7 +32,7 @@ class Verifying:
 
     def __init__(self, query: Any, way: Callable[..., Any], *, with_argument: Any, own_session: Any) -> None:
         self._query, self._way, self._with_argument, self._own_session = query, way, with_argument, own_session
-        self._busy = self._said = False
+        self._busy = self._logged = False
 
     async def get(self, client: Any, session: Any, key: str, function: Any, args: Any, kwargs: Any) -> Any:
         """Return the value of one call, and perhaps start to verify the entry."""
@@ -51,7 +51,7 @@ class Verifying:
         except CacheUnavailableError:
             pass
         except Exception as error:  # noqa: BLE001  # no caller waits for it
-            query.counters.tell("failed", key, type(error).__name__)
+            query.counters.count("failed", key, type(error).__name__)
             logger.debug("%s: an entry could not be verified: %s", query.plan.function, type(error).__name__)
         finally:
             self._busy = False
@@ -75,12 +75,12 @@ class Verifying:
         if await store.get(client, key) != raw:  # mechanism: verified-twice
             return
         if wrong is None:
-            query.counters.tell("verified", key)
+            query.counters.count("verified", key)
             return
         await store.discard(client, key, raw)
-        query.counters.tell("wrong", key, wrong)
-        if not self._said:
-            self._said = True
+        query.counters.count("wrong", key, wrong)
+        if not self._logged:
+            self._logged = True
             logger.warning(
                 "%s: an entry was not what the database says (%s), and is deleted: a write that no invalidation names? "
                 "Further ones are counted; the hook has their keys",

@@ -91,7 +91,7 @@ class Waiting:
         return None
 
     def _joined(self, key: str, begun: float) -> None:
-        self._reading.entries.counters.tell("join", key, seconds=monotonic() - begun)
+        self._reading.entries.counters.count("join", key, seconds=monotonic() - begun)
 
     async def _join(self, flight: Flight) -> FlightOutcome | Late | None:
         """Return the outcome; None if the load seems to wait for a connection that this caller holds."""

@@ -185,7 +185,7 @@ class NearCache:
             value: the entry's JSON; or with `owner` the object made of it, which no caller may change.
             owner: whose object it is.
             size: bytes of the JSON.
-            ttl_ms: what PTTL said with the value: milliseconds, -1 for an entry that does not expire.
+            ttl_ms: the reply of PTTL, read with the value: milliseconds, -1 for an entry that does not expire.
         """
         key = token.key
         if self._tokens.get(key) is not token or ttl_ms < -1:  # mechanism: near-token-check

@@ -178,7 +178,7 @@ class ServerTracking:
         self._task: asyncio.Task[None] | None = None
         self._connection: Any = None  # the one that the channel stands for
         self._asked: float | None = None  # when the PING was sent that is not answered yet
-        self._silent = False  # it has been said that it is off
+        self._silent = False  # the log has that it is off
 
     def start(self, pool: Any) -> None:
         """Open the channel with the settings of this pool (or of a cluster's node), and keep it open."""
@@ -241,7 +241,7 @@ class ServerTracking:
 
     async def _subscribe(self, connection: Any, heads: tuple[str, ...]) -> None:
         prefixes = [part for head in heads for part in (b"PREFIX", self._near.before + head.encode())]
-        if prefixes[-1:] == [b""]:  # the empty head, which covers all others: everything, said by no prefix
+        if prefixes[-1:] == [b""]:  # the empty head, which covers all others: everything, without any prefix
             prefixes = []
         if self._master:
             _check_role(await _ask(connection, "ROLE"))

@@ -1,8 +1,8 @@
-"""What a mapped class says of its columns: names, Python types, unique keys, and which values are equal.
+"""The columns of a mapped class: names, Python types, unique keys, and which values the database takes for equal.
 
-Everything that a user names (filters, orders, placeholders) is looked up here, and is a column or an error: no other
-attribute of the model can be reached by name. No I/O, and no configuring of mappers: a `FastRDB` may be made while
-the classes that its model relates to do not exist yet.
+Every name that a user gives (filter, order, placeholder) is looked up here, and is a column or an error: no other
+attribute of the model can be reached by name. Nothing here does I/O or configures mappers: a `FastRDB` may be made
+before the classes that its model relates to exist.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Exactness = Literal["everywhere", "by collation", "nowhere"]
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One column attribute. `exactness` says where the database finds only equal values equal."""
+    """One column attribute. `exactness`: on which databases two values are equal only if Python finds them equal."""
 
     name: str
     column: Column[Any]
@@ -52,7 +52,7 @@ class Field:
 
     @classmethod
     def of(cls, name: str, column: Column[Any]) -> Field:
-        """Return what the column's type says of its values."""
+        """Return the field of a column, from the column's type."""
         python_type = _python_type(column.type)
         adapter = None if python_type is Any else TypeAdapter(python_type)
         return cls(name, column, python_type, _exactness(column.type), adapter)
@@ -62,7 +62,7 @@ class Field:
         return _is_exact(self.exactness, dialect)
 
     def coerce(self, value: Any, model: str) -> Any:
-        """`value` as the column's Python type, so that "5" and 5 have one key. ValueError naming the column."""
+        """Return `value` as the column's Python type: "5" and 5 have one key. Raise ValueError, naming the column."""
         if value is None or self.adapter is None:
             return value
         try:
@@ -95,18 +95,18 @@ class Columns:
         return found
 
     def attribute(self, name: object) -> InstrumentedAttribute[Any]:
-        """Return the same as what statements are made of. Raises UnknownFieldError."""
+        """Return the mapped attribute of that name, for statements. Raises UnknownFieldError."""
         attribute: InstrumentedAttribute[Any] = getattr(self.model, self.field(name).name)
         return attribute
 
     def filters(
         self, given: Mapping[str, Any], *, required: Iterable[str] = (), pattern: str = "", some: bool = False
     ) -> dict[str, Any]:
-        """Return what a caller filters by, each value as its column's type; None finds NULL.
+        """Return the filters of a call, each value as its column's type; None finds NULL.
 
         Raises:
             UnknownFieldError: a name that is no column.
-            MissingKeyFieldError: one of `required`, which `pattern` needs, is not there.
+            MissingKeyFieldError: a column of `required`, which `pattern` needs, is not among the filters.
             ValueError: a value that the column cannot have; several values where one is meant; with `some`, no
                 filter at all.
         """
@@ -127,7 +127,7 @@ class Columns:
         return field.name, [self._one(field, value) for value in given[field.name]]
 
     def exact_in(self, dialect: str, names: Iterable[str]) -> bool:
-        """Return whether in that database a row found by these columns has the very values of the filter."""
+        """Return whether, in that database, a row found by these columns has exactly the values of the filter."""
         return all(self.fields[name].exact_in(dialect) for name in names)
 
     def deferred(self) -> list[str]:
@@ -136,7 +136,7 @@ class Columns:
         return [name for name, mapped in found.items() if getattr(mapped, "deferred", False)]
 
     def unique(self, names: Collection[str]) -> bool:
-        """Return whether no two rows have the same values there: the primary key or a unique constraint is in them."""
+        """Return whether no two rows share these values: a primary key or unique constraint lies in the columns."""
         return any(key <= set(names) for key in self._unique_keys())
 
     def values(self, row: object, names: Iterable[str]) -> dict[str, Any]:
@@ -180,7 +180,7 @@ class Columns:
 
 
 def _python_type(kind: TypeEngine[Any]) -> Any:
-    """Return the Python type of a column's values; Any where it cannot be known, as behind a user's TypeDecorator."""
+    """Return the Python type of a column's values; Any if it is unknown, such as behind a user's TypeDecorator."""
     if isinstance(kind, TypeDecorator):
         return Any
     try:
@@ -208,7 +208,7 @@ def _exactness(kind: TypeEngine[Any]) -> Exactness:
     if isinstance(kind, Integer | Boolean | Date) or (isinstance(kind, Uuid) and kind.as_uuid):
         return "everywhere"
     plain = isinstance(kind, String) and not isinstance(kind, Enum | CHAR)
-    # A type of one dialect may compare by its own rules (CITEXT), a collation does.
+    # A type of one dialect may compare by rules of its own (CITEXT), and so does a collation.
     if plain and type(kind).__module__.startswith("sqlalchemy.sql.") and getattr(kind, "collation", None) is None:
         return "by collation"
     return "nowhere"

@@ -67,7 +67,7 @@ class _Value:
     pattern: Pattern | None
 
     def texts(self, arguments: Mapping[str, Any], dialect: str) -> frozenset[str] | None:
-        """Return the texts of the values; None where these say nothing of equality in the database."""
+        """Return the texts of the values; None if the database may take other values for equal to these."""
         if not self.field.exact_in(dialect):
             return None
         try:

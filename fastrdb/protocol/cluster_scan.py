@@ -38,7 +38,7 @@ class ClusterScan:
     def __init__(self, link: RedisClient, keyspace: ClusterKeyspace, heads: Collection[str]) -> None:
         self._link, self._keyspace, self._heads = link, keyspace, heads
         self._one_at_a_time = asyncio.Lock()
-        self._said_lost = False
+        self._logged_loss = False
 
     async def make_complete(self, client: Client, link: RedisClient, budget: Budget) -> None:
         """Delete all that the index may not know, and mark it complete. Of this process, one writer does it."""
@@ -50,8 +50,8 @@ class ClusterScan:
             known = await link.many(client, [("ZSCORE", shard.index, COMPLETE) for shard in shards], budget=budget)
             if None not in known:  # by another writer, meanwhile
                 return
-            if not self._said_lost:
-                self._said_lost = True
+            if not self._logged_loss:
+                self._logged_loss = True
                 logger.warning(
                     "the index in Redis does not know all keys (it was lost, or is new): everything is invalidated"
                 )

@@ -112,24 +112,24 @@ class Inspector:
     async def reasons(self, key: str) -> list[str]:
         """Return in words what is there of a key: entry, lease, commits on their way, pending invalidations."""
         found, lease = await self.entry(key), await self.lease(key)
-        said = ["there is no entry"]
+        words = ["there is no entry"]
         if found is not None:
             left = "which never expires" if found.ttl is None else f"for another {found.ttl:.0f} s"
-            said = [f"there is an entry of {found.size:,} bytes, {left}"]
+            words = [f"there is an entry of {found.size:,} bytes, {left}"]
         if lease is not None:
-            said.append(f"a caller loads or writes it: others wait for at most {lease:.1f} s")
-        said += [
+            words.append(f"a caller loads or writes it: others wait for at most {lease:.1f} s")
+        words += [
             f"a commit on its way reaches it ({each.reach}): nothing is stored" for each in await self.barriers(key)
         ]
         index = await self.index()
         if index.exists and not index.whole:
-            said.append("the index is not whole: the next write of a prefix looks at all keys")
+            words.append("the index is not whole: the next write of a prefix looks at all keys")
         for process in (await self.published()).values():
             if process.get("pending"):
-                said.append(f"{process['host']} pid {process['pid']} reads past the cache: it repeats an invalidation")
-        if found is None and len(said) == 1:
-            said.append("the next call loads it; `await f.explain(...)` in the application says why it was not stored")
-        return said
+                words.append(f"{process['host']} pid {process['pid']} reads past the cache: it repeats an invalidation")
+        if found is None and len(words) == 1:
+            words.append("the next call loads it; `await f.explain(...)` in the application says why it was not stored")
+        return words
 
     # --- what entries depend on
 

@@ -89,10 +89,10 @@ class Writer:
         if work.names:
             self.note_columns(target.name.decode() for target in swept.added)
         if swept.deleted and counters is not None:
-            self._tell(counters, swept, [*work.targets, *work.names], monotonic() - begun)
+            self._count(counters, swept, [*work.targets, *work.names], monotonic() - begun)
         return swept
 
-    def _tell(self, counters: Counters, swept: Swept, targets: Sequence[Target], seconds: float | None) -> None:
+    def _count(self, counters: Counters, swept: Swept, targets: Sequence[Target], seconds: float | None) -> None:
         """Count what was deleted, for each prefix and table. The first one has the time of the whole sweep."""
         shown, by_target = self.keyspace.shown, Counter[str]()
         for reached, count in swept.dropped.items():

@@ -75,7 +75,7 @@ class Publisher:
         self.tally = Tally()
         self._registry = registry
         self._process = 0, ""
-        self._said = False
+        self._logged = False
 
     async def run(self, client: Any, namespace: str, pending: Any) -> None:
         """Publish until cancelled. A Redis that does not answer is tried again at the next turn."""
@@ -87,10 +87,10 @@ class Publisher:
                 try:
                     await inspector.publish(self._process[1], self.tally.record(self._registry, pending=pending()))
                 except ResponseError as error:  # Redis answers, and refuses: an ACL, say, or no memory
-                    self._say(error)
+                    self._log_refusal(error)
             await asyncio.sleep(_EVERY_S)
 
-    def _say(self, error: ResponseError) -> None:
-        if not self._said:
-            self._said = True
+    def _log_refusal(self, error: ResponseError) -> None:
+        if not self._logged:
+            self._logged = True
             logger.warning("publish=True: Redis refuses the counts (%s); allow +hset +expire +sadd", error)

@@ -67,7 +67,7 @@ class ServerBackend(Backend):
         self.limits, self._heads = limits, heads
         self._shard = self.keyspace.shards[0]
         self._for_readers, self._for_writers = self._shard.all, self._shard.work
-        self._said_lost = False
+        self._logged_loss = False
 
     def heal(self, client: Client) -> None:
         """Start deleting untrusted data in the background."""
@@ -255,8 +255,8 @@ class ServerBackend(Backend):
 
         Of each range everything under the widest known head above it goes, so that this head is searched once.
         """
-        if not self._said_lost:
-            self._said_lost = True
+        if not self._logged_loss:
+            self._logged_loss = True
             logger.warning("the index in Redis does not know all keys (it was lost, or is new): looking at all of them")
         known = self.keyspace.known(self._heads)
         targets = dict[tuple[bytes, bytes], None]()

@@ -63,7 +63,7 @@ class Trust:
         self._without_entries = True
         self._token = secrets.token_hex(16)  # for all attempts: a process that failed need not wait for itself
         self._task: asyncio.Task[None] | None = None
-        self._said_unknown = self._said_healing = False
+        self._logged_unknown = self._logged_healing = False
 
     @property
     def other_data(self) -> bool:
@@ -86,7 +86,7 @@ class Trust:
         """Return what a server is asked before its data is used."""
         return self._greeting
 
-    def heard(self, reply: Any) -> Command | None:
+    def take_reply(self, reply: Any) -> Command | None:
         """Take the reply to the question. Return what to ask instead if the server did not know the script.
 
         Raises redis-py's ConnectionError if this server is not to be used.
@@ -125,7 +125,7 @@ class Trust:
         """Read the notes, and return whether the data is trusted. Where nothing is there at all, a new note is made."""
         if not self._on_cluster:
             (reply,) = await send((self._greeting,))
-            self.heard(reply)
+            self.take_reply(reply)
             return not self.other_data
         shards = self._keyspace.shards
         looks = [
@@ -157,8 +157,8 @@ class Trust:
     def _cannot_know(self, why: bytes) -> None:
         if not self._on_cluster:
             self._health.unblock(self, "healing")
-        if not self._said_unknown:
-            self._said_unknown = True
+        if not self._logged_unknown:
+            self._logged_unknown = True
             reason = why.decode("utf-8", "replace")
             logger.warning("Redis gives no replication id (%s): a restart with old data is not noticed", reason)
 
@@ -191,13 +191,13 @@ class Trust:
     async def _heal(self, send: Send, delete_all: DeleteAll) -> None:
         with suppress(CacheUnavailableError, RedisConnectionError):  # the next call tries again
             while not await self.settle(send):
-                if not self._said_healing:  # once, however often it is tried
-                    self._said_healing = True
+                if not self._logged_healing:  # once, however often it is tried
+                    self._logged_healing = True
                     logger.warning("%s: everything is invalidated before it is used again", OTHER_DATA)
                 await (self._take_turn(send, delete_all) if await self._has_lock(send) else asyncio.sleep(_PAUSE_S))
-            if self._said_healing:
+            if self._logged_healing:
                 logger.info("everything has been invalidated: the cache is used again")
-            self._said_healing = False
+            self._logged_healing = False
 
     def _healed(self, task: asyncio.Task[None]) -> None:
         self._task = None

@@ -49,7 +49,7 @@ class WatchedBound:
         self._timer: asyncio.TimerHandle | None = None
         self.age: float | None = None
         """Seconds since the heartbeat, at the last check; None if there was none."""
-        self._said = False
+        self._logged = False
         health.add(self)
 
     def start(self, client: Client) -> str:
@@ -71,13 +71,13 @@ class WatchedBound:
         if self.age is not None and self.age < self._bound:
             self._timer = loop.call_at(asked + self._bound - self.age, self._health.add, self)
             self._health.discard(self)
-            if self._said:
+            if self._logged:
                 logger.info("The watcher of writes from outside is back: entries are read again")
-            self._said = False
+            self._logged = False
         else:
             self._health.add(self)
-            if not self._said:
-                self._said = True
+            if not self._logged:
+                self._logged = True
                 logger.warning("%s: entries are bypassed until it is back", SILENT)
 
     async def _run(self) -> None:

@@ -138,7 +138,7 @@ class FaultyClient(redis.asyncio.Redis):
         """Return the names of the commands that were sent so far, in order."""
         return [name for name, _ in self.log]
 
-    def knows(self, sha: str, name: str) -> None:
+    def name_script(self, sha: str, name: str) -> None:
         """Add the name of another script, by its SHA1 digest."""
         self._scripts[sha] = name
 

@@ -230,7 +230,7 @@ def _is_rowless(text: str) -> bool:
 
 
 def _look(connection: Connection, context: Any, change: Change, following: Iterable[Follower]) -> None:
-    wanted = {column for each in following if each.looks for column in each.tag_columns(change.table)}
+    wanted = {column for each in following if each.reads_rows for column in each.tag_columns(change.table)}
     if wanted - change.old.keys() and catalog_of(connection).known(change.table).may_lock:
         look(connection, context, change, wanted)
 
@@ -241,18 +241,18 @@ def _is_quiet(follower: Follower, change: Change) -> bool:
 
 
 def _is_declared() -> bool:
-    """Return True inside of a call that has said which tables it writes."""
+    """Return True inside of a call that declares which tables it writes."""
     return any(targets.images or targets.wide_images for targets in targets_around())
 
 
-_said: set[str] = set()
+_logged: set[str] = set()
 
 
 def _unread(statement: str) -> None:
     """Log once for each beginning of a statement that its tables cannot be read."""
     begin = " ".join(statement.split()[:3])
-    if begin not in _said and len(_said) < 100:
-        _said.add(begin)
+    if begin not in _logged and len(_logged) < 100:
+        _logged.add(begin)
         _log.warning(
             "fastrdb: the tables that a statement writes cannot be read from it (%s ...): each commit of it "
             "invalidates all that is followed; say which tables with execution_options={'fastrdb_touches': [...]}",

@@ -147,7 +147,7 @@ def _on_statement(
     if does is Effect.CONTROLS:
         transaction.loose = True
         _undone(transaction)
-    # A call that invalidates has said what the functions of the database do that it calls.
+    # A call that invalidates declares what the functions of the database do that it calls.
     if does >= Effect.WRITES or (does is Effect.CALLS and targets_around()):
         if sets_isolation(statement):
             level_is_set(connection)

@@ -252,7 +252,7 @@ async def why_not_stored(session: Session, since: int) -> str | None:
             if level is None:
                 level = await greenlet_spawn(ask_level, connection)
         except Exception as error:  # noqa: BLE001  # the driver's own: a failed transaction, say, answers nothing
-            return untold(error)
+            return unanswered(error)
         if transaction is not None and transaction.called and (found := await why_unpublished(connection)) is not None:
             return found
         if (old := older(connection, transaction, level, since)) is not None:
@@ -265,10 +265,10 @@ async def why_unpublished(connection: Connection) -> str | None:
     try:
         return WROTE if await greenlet_spawn(has_written, connection) else None
     except Exception as error:  # noqa: BLE001  # the driver's own
-        return untold(error)
+        return unanswered(error)
 
 
-def untold(error: Exception) -> str:
+def unanswered(error: Exception) -> str:
     """Say that the database could not be asked."""
     return f"the database does not report the state of the transaction: {error}"
 

@@ -30,8 +30,8 @@ from .rules import (
     known_level,
     older,
     schema_map,
+    unanswered,
     unnamed_schemas,
-    untold,
     why_not_stored,
     why_unpublished,
 )
@@ -230,7 +230,7 @@ class RunningLoad(RunningCall):
             level = known_level(connection) or ask_level(connection)
             self.unfit = self.unfit or older(connection, transaction, level, self._since)
         except Exception as error:  # noqa: BLE001  # the driver's own
-            self.unfit = untold(error)
+            self.unfit = unanswered(error)
 
     def read_under(self, schemas: str) -> None:
         """Note that a cached function inside is read under a schema_translate_map: it may be a hit."""

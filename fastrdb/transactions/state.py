@@ -173,7 +173,7 @@ class SessionState:
     intents: dict[Hashable, Intent] = field(default_factory=dict)
     targets: list[Targets] = field(default_factory=list)  # those that are in `intents`
     sent: list[Transaction] = field(default_factory=list)  # those for which something that commits was sent
-    committed: bool = False  # the session said so
+    committed: bool = False  # the session has reported it
     wrote: bool = False  # in a transaction of `sent`
     declared: bool = False  # a function that writes has run in it, whatever its statements were
 

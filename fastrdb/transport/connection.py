@@ -50,7 +50,7 @@ class Greeting(Protocol):
         """Return the command to send."""
         ...
 
-    def heard(self, reply: Any) -> Command | None:
+    def take_reply(self, reply: Any) -> Command | None:
         """Judge the reply. Return the command to send instead if the server did not know the question.
 
         Raises redis-py's ConnectionError if this server must not be used: then the connection is opened anew.
@@ -177,7 +177,7 @@ class Connection:
         self._watch: asyncio.TimerHandle | None = None
         self._idle: asyncio.TimerHandle | None = None
         # Of the look: when it is due, the latest sign of life and when it came, and excuses since.
-        self._due, self._sign, self._heard, self._excuses, self._over = 0.0, (0.0, 0), 0.0, 0, False
+        self._due, self._sign, self._alive_at, self._excuses, self._over = 0.0, (0.0, 0), 0.0, 0, False
 
     async def exchange(self, commands: Sequence[Command], budget: Budget | None = None) -> list[Any]:
         """Send commands in their order, and return their replies: the server's errors as values.
@@ -270,11 +270,11 @@ class Connection:
         self._exchange = wire.send((question, *commands))  # mechanism: greeting-repeated
         first, *replies = await self._exchange
         try:
-            again = self._greeting.heard(first)  # mechanism: greeting-applied
+            again = self._greeting.take_reply(first)  # mechanism: greeting-applied
             if again is not None:
                 self._exchange = wire.send((again,))
                 (first,) = await self._exchange
-                self._greeting.heard(first)
+                self._greeting.take_reply(first)
         except RedisConnectionError:
             wire.close()
             raise
@@ -284,7 +284,7 @@ class Connection:
     # --- the watchdog
 
     def _start_watch(self, now: float) -> None:
-        self._sign, self._heard, self._excuses, self._over = (now, 0), now, 0, False
+        self._sign, self._alive_at, self._excuses, self._over = (now, 0), now, 0, False
         self._look_at(now + _LOOK * self.timeout)
 
     def _look_at(self, when: float) -> None:
@@ -297,16 +297,16 @@ class Connection:
             return
         now, blocked, sign = self._loop.time(), 0.0, (self.began, self._replies())
         if sign != self._sign:  # mechanism: exchanges-distinguished
-            self._heard = now if sign[0] == self._sign[0] else self.began  # mechanism: progress-is-replies
+            self._alive_at = now if sign[0] == self._sign[0] else self.began  # mechanism: progress-is-replies
             self._excuses, self._over = 0, False
         if now - self._due > HELD_UP_S and self._excuses < _EXCUSES:  # mechanism: excuses-bounded
             blocked = min(now - self._due, self.timeout)
             self._excuses += 1
-            self._heard += blocked  # mechanism: blocked-loop-excused
+            self._alive_at += blocked  # mechanism: blocked-loop-excused
             self.began += blocked
         self._sign = (self.began, sign[1])
         crowded = self._on_look(now, blocked)
-        over, budget = now - self._heard >= self.timeout, self._budget
+        over, budget = now - self._alive_at >= self.timeout, self._budget
         if budget is not None:
             budget.until = now + budget.left if crowded else budget.until + blocked
             if now > budget.until and not over:  # else the server is silent, which counts for its breaker

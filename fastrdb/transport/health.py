@@ -91,7 +91,7 @@ class Breaker:
     """
 
     __slots__ = (
-        *("_clock", "_due", "_health", "_on_silence", "_said", "_task", "_tries"),
+        *("_clock", "_due", "_health", "_on_silence", "_logged", "_task", "_tries"),
         *("address", "failures", "node", "opened", "opens", "timeout", "trying"),
     )
 
@@ -106,7 +106,7 @@ class Breaker:
     ) -> None:
         self.address, self.timeout = "", timeout
         self._health, self.node, self._on_silence, self._clock = health, node, on_silence, clock
-        self.opened = self.trying = self._said = False
+        self.opened = self.trying = self._logged = False
         self.failures = self.opens = self._tries = 0
         self._due = 0.0
         self._task: asyncio.Task[None] | None = None
@@ -137,7 +137,7 @@ class Breaker:
             self._failed(operation, reason)
         elif isinstance(error, ResponseError) and (kind := reason.partition(" ")[0]) not in self._health.refusals:
             self._health.refusals.add(kind)
-            logger.warning("Redis refuses %s (%s): calls go on without; this is said once", operation, reason)
+            logger.warning("Redis refuses %s (%s): calls go on without; this is logged once", operation, reason)
         return CacheUnavailableError(operation, reason)
 
     def refusal(self, operation: str, ping: Callable[[], Awaitable[object]]) -> CacheUnavailableError:
@@ -174,10 +174,10 @@ class Breaker:
 
     def _failed(self, operation: str, reason: str) -> None:
         self.failures += 1
-        if not self._said:  # a program may end before its third failure
-            self._said = True
+        if not self._logged:  # a program may end before its third failure
+            self._logged = True
             logger.warning(
-                "Redis%s did not answer (%s: %s): the call goes on without it; a single failure is said once",
+                "Redis%s did not answer (%s: %s): the call goes on without it; a single failure is logged once",
                 *(self._place, operation, reason),
             )
         if self.opened or self.failures < FAILURES:

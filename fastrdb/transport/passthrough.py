@@ -169,7 +169,7 @@ class Passthrough:
             target = {} if node is None else {"target_nodes": node}
             question: Command | None = self._greeting.question()
             while question is not None:
-                question = self._greeting.heard(await _one(client, question, **target))
+                question = self._greeting.take_reply(await _one(client, question, **target))
 
 
 async def _sent(client: Any, commands: Sequence[Command]) -> list[Any]:

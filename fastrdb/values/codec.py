@@ -1,7 +1,7 @@
-"""Values to JSON and back: `decode(encode(value)) == value`, or it is said beforehand, or it is not stored.
+"""Values to JSON and back: `decode(encode(value)) == value`. A type or value that breaks this is refused.
 
-JSON by pydantic, by field name, plain enough for `redis-cli GET` to read. Only what `encode` would
-write for this type is an entry: a field too few or too many, or a value of another type, is a `DecodeError`.
+Pydantic writes the JSON, by field name, plain enough to read with `redis-cli GET`. Only what `encode` would write for
+the type is an entry: a field too few or too many, or a value of another type, is a `DecodeError`.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ _SPACE = 0x20  # no JSON that encode() writes begins with it; a negative entry d
 
 
 def left_open(owner: str, variable: str) -> str:
-    """Return what is wrong with a type that a type variable leaves open."""
+    """Return the error message for a type that a type variable leaves open."""
     return f"{owner}: the type of its value, {variable}, is left open; decorate in the subclass, or give schema="
 
 
 class DecodeError(ValueError):
-    """These bytes are no entry of this type: a miss."""
+    """An error for bytes that are no entry of the type. The call counts as a miss."""
 
 
 class EncodeError(ValueError):
-    """This value has no JSON form under its declared type: not to be stored."""
+    """An error for a value that has no JSON form under its declared type. The value is not stored."""
 
 
 class Codec:
-    """The way in which the values of one decorated function are stored.
+    """The conversion of one decorated function's values to stored entries and back.
 
     Args:
         annotation: the function's return annotation; a sentinel (an enum member, `...`) where there is none.
@@ -54,7 +54,7 @@ class Codec:
         SchemaError: values of this type would not come back unchanged; the message names the field.
 
     Attributes:
-        type: what a call gives: the annotation, or the schema in its shape.
+        type: the type of a call's answer: the annotation, or the schema in its shape.
         converts: the function's results are converted to a schema.
         shared: one value may be handed to many callers, since none of them can change it.
         optional: None is one of the values.
@@ -104,7 +104,7 @@ class Codec:
         return dict(self._adapter.core_schema)
 
     def version(self, version: object) -> str:
-        """Return the version as it stands in keys; "" without one. Raises OptionError."""
+        """Return the version as keys have it; "" without one. Raises OptionError for any other kind of value."""
         if version is None:
             return ""
         if isinstance(version, bool) or not isinstance(version, str | int) or version == "":
@@ -137,12 +137,12 @@ class Codec:
         """Return the value of an entry.
 
         Raises:
-            DecodeError: anything else than what `encode` writes; never another exception.
+            DecodeError: the bytes are not what `encode` writes. No other error is raised.
         """
         try:
             if raw[0] != _SPACE:
                 return self._load(raw)
-        except Exception as exc:  # validators are the user's, and may raise anything
+        except Exception as exc:  # a validator of the user may raise anything
             raise DecodeError(f"{self.owner}: the entry is not {_name(self.type)}") from exc
         raise DecodeError(f"{self.owner}: a negative entry has no value")
 
@@ -176,7 +176,7 @@ class Codec:
 
 
 def _read_again(result: Any, loc: tuple[int | str, ...]) -> None:
-    """Read the attribute that pydantic could not read, to raise the error of which pydantic keeps only the text."""
+    """Read again the attribute that pydantic failed to read, and raise its error: pydantic keeps only the text."""
     for part in loc:
         if isinstance(part, str):
             result = getattr(result, part, result)  # a part may be a union's label instead
@@ -187,7 +187,7 @@ def _read_again(result: Any, loc: tuple[int | str, ...]) -> None:
 
 
 def _first(exc: BaseException | None, core: strict.Schema) -> str:
-    """Return the first thing wrong, for a log: without values, and so without keys of dicts and texts of validators."""
+    """Return the first error of a validation, for a log: without values, keys of dicts and texts of validators."""
     if not isinstance(exc, ValidationError):
         return type(exc).__name__
     error = exc.errors(include_url=False, include_input=False)[0]
@@ -202,19 +202,19 @@ def _name(kind: Any) -> str:
     return kind.__name__ if isinstance(kind, type) and not hasattr(kind, "__args__") else str(kind)
 
 
-# --- negative entries: there is no such row, as the JSON of the error that says so
+# --- negative entries: the JSON of the error that a missing row raises
 #
-# The class of the error is given back as well, with its arguments and attributes. Nothing that Redis holds is imported
-# or called: the class is looked up among those of loaded modules. An error that would come back changed has no entry.
+# The error comes back with its class, arguments and attributes. Nothing that Redis holds is imported or called: the
+# class is looked up in loaded modules. An error that would come back changed has no entry.
 
 ABSENT: Final = b"null"
-"""What is not there, as the entry of one of many ids: also where None is no value of the type."""
+"""The entry of a missing id, for functions of many ids, also where None is no value of the type."""
 _MARK: Final = b" "  # no JSON of a value begins so
 _FIELDS: Final = {"error", "message", "args", "attributes"}
 
 
 def encode_missing(error: Exception, base: type[Exception]) -> bytes | None:
-    """Return the negative entry for `error`, an instance of `base`; None if another error would come back."""
+    """Return the negative entry for `error`, an instance of `base`; None if it would come back changed."""
     cls = type(error)
     name = cls.__name__ if cls is base else f"{cls.__module__}:{cls.__qualname__}"
     entry: dict[str, Any] = {"error": name, "message": str(error)}
@@ -252,7 +252,7 @@ def decode_missing(raw: bytes, base: type[Exception]) -> Exception | None:
 
 
 def is_missing(raw: bytes) -> bool:
-    """Return True for a negative entry, of whatever class its error is."""
+    """Return True for a negative entry, whatever the class of its error."""
     return _entry(raw) is not None
 
 

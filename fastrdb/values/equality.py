@@ -1,8 +1,8 @@
-"""Whether two values are the same, type for type: `1`, `1.0` and `True` are equal in Python, and not the same.
+"""A comparison of two values, type for type: `1`, `1.0` and `True` are equal in Python, and not the same here.
 
-What `==` does not compare counts as well: attributes beside the fields, a deque's bound, the sign of a zero. Of other
-objects it is the state that `pickle` would take. What a `cached_property` has remembered does not count, nor does the
-order of a dict: a TypedDict comes back in the order of its declaration.
+It includes what `==` leaves out: attributes beside the fields, a deque's bound, the sign of a zero. Other objects are
+compared by the state that `pickle` would take. Left out are values that a `cached_property` has stored, and the order
+of a dict: a TypedDict comes back in the order of its declaration.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def difference(left: Any, right: Any, where: str = "value") -> str | None:
 
 
 def _settings(value: Any) -> Any:
-    """Return what a container does besides holding its items, and `==` does not see."""
+    """Return the settings of a container that `==` does not compare, such as a deque's maxlen."""
     if isinstance(value, deque):
         return value.maxlen
     return value.default_factory if isinstance(value, defaultdict) else None
@@ -75,7 +75,7 @@ def _same_scalar(left: Any, right: Any) -> bool:
 
 
 def _same_state(left: Any, right: Any) -> bool:
-    """Return True if `pickle` would take the same of both, or takes none of the kind (functions, classes)."""
+    """Return True if `pickle` would take the same state of both, or cannot pickle the kind (functions, classes)."""
     try:
         one, other = left.__reduce_ex__(4), right.__reduce_ex__(4)
     except TypeError:
@@ -89,7 +89,7 @@ def _same_state(left: Any, right: Any) -> bool:
 
 
 def _without_memos(state: Any, kind: type) -> Any:
-    """Return an object's attributes, less what a `cached_property` has remembered."""
+    """Return an object's attributes, without values that a `cached_property` has stored."""
     if not isinstance(state, dict):
         return state
     return {name: each for name, each in state.items() if not isinstance(getattr(kind, name, None), cached_property)}
@@ -98,7 +98,7 @@ def _without_memos(state: Any, kind: type) -> Any:
 def _same_zone(left: tzinfo | None, right: tzinfo | None) -> bool:
     """Return True for two fixed offsets that are equal, and for no zone at all.
 
-    A zone with other offsets in summer comes back as the offset of one day: what is added to it comes out otherwise.
+    A zone with daylight saving time comes back as the fixed offset of one day, so date arithmetic gives other results.
     """
     if left is None or right is None:
         return left is right
@@ -157,7 +157,7 @@ def _matched(left: Iterable[Any], right: Iterable[Any]) -> list[Any]:
 
 
 def _attributes(value: Any) -> dict[str, Any]:
-    """Return the fields of a dataclass, in slots or not, and all that has been set besides."""
+    """Return the fields of a dataclass, in slots or not, and all other attributes that were set."""
     own: dict[str, Any] = getattr(value, "__dict__", {})
     slots = {name: getattr(value, name, _ABSENT) for name in value.__dataclass_fields__ if name not in own}
     return {**slots, **own} if slots else own

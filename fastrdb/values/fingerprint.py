@@ -1,4 +1,4 @@
-"""A digest of a type's form: the same in each process, and another one when a field comes, goes or changes its type."""
+"""A digest of a type's form: equal in all processes, and another if a field is added, removed or changes its type."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _NAMES = frozenset({
     *("ref", "schema_ref", "cls_name", "model_name", "dataclass_name", "title", "generic_origin", "function_name"),
     *("type", "custom_init", "root_model", "slots"),
 })  # fmt: skip
-"""What is a name, or a setting that changes no value."""
+"""Parts of a core schema that change no value: names, and settings such as titles."""
 
 
 def schema_digest(schema: Schema) -> str:

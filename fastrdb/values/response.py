@@ -1,6 +1,6 @@
-"""Where the JSON of a response model differs from that of an entry of the same type.
+"""A check for differences between the JSON of a response model and that of an entry of the same type.
 
-An entry is written by field name and comes back as it was. A response has aliases and computed fields, and follows the
+An entry is written by field name and comes back unchanged. A response has aliases and computed fields, and follows the
 models' own settings.
 """
 
@@ -18,7 +18,7 @@ _TEMPORAL = {"date", "time", "datetime", "timedelta"}
 
 
 def unlike_response(schema: Schema, where: str = "the value", settings: Schema | None = None) -> str | None:
-    """Return which part a response model would write in another way than an entry, and why; None if there is none."""
+    """Return the first part that a response model would write otherwise than an entry, and why; None if all agree."""
     settings = {**(settings or {}), **schema.get("config", {})}
     kind = kind_of(schema)
     if (reason := _reason(schema, kind, settings)) is not None:

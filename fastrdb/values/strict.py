@@ -1,6 +1,7 @@
-"""The exact form of a type: the one JSON that its values are stored as, and nothing that is merely like it.
+"""The exact schema of a type: it accepts only the JSON that its values are stored as.
 
-Works on pydantic's core schema: nested dicts, each with a "type". Nothing here runs when a value is read or written.
+These functions change pydantic's core schema: nested dicts, each with a "type". None runs when a value is read or
+written.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def kind_of(schema: Schema) -> str:
 
 
 def rebuild(schema: Schema, change: Callable[[Schema, str], Schema]) -> Schema:
-    """Return a copy with each schema directly in `schema` changed; `change` gets that and its field name, or ""."""
+    """Return a copy of `schema` with `change(inner, field name or "")` in place of each schema directly inside."""
     copy = dict(schema)
     for key in _SINGLE:
         if isinstance(copy.get(key), dict):
@@ -82,7 +83,7 @@ def field_names(schema: Schema) -> Iterator[str]:
 
 
 def exact(schema: Schema, config: Schema | None = None) -> Schema:
-    """Return the schema of stored entries: every field is there, by its own name, and no other; no default fills a gap.
+    """Return the schema of stored entries: exactly the fields, by their own names, with no default for a missing one.
 
     Optional keys of a TypedDict stay optional, and extra="allow" stays allowed.
     """
@@ -107,7 +108,7 @@ def exact(schema: Schema, config: Schema | None = None) -> Schema:
 
 
 def compile_exact(schema: Schema) -> tuple[SchemaValidator, SchemaSerializer]:
-    """Validator and serializer of an exact schema."""
+    """Return the validator and the serializer of an exact schema."""
     with _building, _rebuilt(set(_classes(schema))):
         return SchemaValidator(schema, _JSON), SchemaSerializer(schema, _JSON)  # type: ignore[arg-type]
 
@@ -123,8 +124,8 @@ def _classes(schema: Schema) -> Iterator[type]:
 def _rebuilt(classes: set[type]) -> Iterator[None]:
     """Build these classes by pydantic from the given schema.
 
-    Pydantic takes a class's own finished (lenient) validator instead, whatever the schema says, if the class is marked
-    complete. That mark is read at building only, so no other use of the class meanwhile is changed.
+    If a class is marked complete, pydantic uses its finished, lenient validator whatever the schema is. So the mark is
+    removed while building. Only building reads it, so other uses of the class meanwhile are not affected.
     """
     marked = [cls for cls in classes if vars(cls).get("__pydantic_complete__")]
     for cls in marked:

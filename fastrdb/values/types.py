@@ -1,4 +1,4 @@
-"""What is known of a cached type at decoration: its shape, what must be refused, what may be shared."""
+"""The checks of a cached type at decoration: its shape, what must be refused, what callers may share."""
 
 from __future__ import annotations
 
@@ -84,9 +84,9 @@ def mapped_in(annotation: Any) -> type | None:
 
 
 def refuse(schema: Schema, owner: str, where: str = "the value", *, raw: bool = True) -> None:
-    """Raise SchemaError for what cannot come back from JSON as it went in.
+    """Raise SchemaError for a part of the type whose values would not come back from JSON unchanged.
 
-    `where` names the field; `raw` says that this schema meets the JSON itself, not what a validator made of it.
+    `where` names the field; `raw` is True if this schema gets the JSON itself, not the result of a validator.
     """
     kind = kind_of(schema)
     if reason := _reason(schema, kind, raw):
@@ -97,7 +97,7 @@ def refuse(schema: Schema, owner: str, where: str = "the value", *, raw: bool = 
 
 
 def _read_parts(schema: Schema, kind: str, raw: bool) -> Iterator[tuple[Schema, str, bool]]:
-    """Return the parts that JSON can reach, and whether it reaches them unchanged."""
+    """Yield the parts that are read from JSON, with their names, and for each whether it gets the JSON unchanged."""
     if kind == "lax-or-strict":
         yield schema["strict_schema"], "", raw
     elif kind == "json-or-python":
@@ -148,7 +148,7 @@ _ANYTHING: Schema = {"type": "any"}
 
 
 def is_immutable(schema: Schema, known: dict[str, Schema] | None = None, *, inside: bool = False) -> bool:
-    """Return whether no caller can change anything in such a value but what `own_copy` gives each a copy of.
+    """Return whether callers can change nothing in such a value, except what `own_copy` copies for each.
 
     `known` are the definitions around it; `inside` says that it is a part of another value.
     """
@@ -158,7 +158,7 @@ def is_immutable(schema: Schema, known: dict[str, Schema] | None = None, *, insi
         known |= {definition["ref"]: definition for definition in schema["definitions"]}
         return is_immutable(schema["schema"], known, inside=inside)
     if kind == "definition-ref":
-        # While it is looked at, a type that holds itself is as immutable as the rest of it, unless it is a model.
+        # While it is being checked, a type that holds itself counts as immutable, unless it is a model.
         definition, ref = known.get(schema["schema_ref"], _NOTHING), schema["schema_ref"]
         known[ref] = _ANYTHING if _holds(definition, "model") else _NOTHING
         return is_immutable(definition, known, inside=inside)
@@ -173,9 +173,9 @@ def is_immutable(schema: Schema, known: dict[str, Schema] | None = None, *, insi
 
 
 def own_copy(value: Any) -> Any:
-    """Return an immutable value as one of many callers gets it: of a frozen model a copy with fields set of its own.
+    """Return an immutable value for one of many callers: a copy of a frozen model, with its own `model_fields_set`.
 
-    `model_fields_set` of a frozen model can be changed all the same. The fields themselves are shared.
+    The caller can change `model_fields_set` even of a frozen model. The fields themselves are shared.
     """
     fields = getattr(value, "__pydantic_fields_set__", None)
     if fields is None:

@@ -1,7 +1,7 @@
-"""Changes of MariaDB by its binary log, which costs writers nothing and shows TRUNCATE.
+"""Changes of MariaDB, read from its binary log, which costs writers nothing and shows TRUNCATE.
 
-The log is written before a commit is visible. An entry that is invalidated in between would be loaded with the old row
-once more. So a poll reads as far as a consistent snapshot sees, a place that MariaDB and Percona Server report.
+The log is written before a commit is visible. An entry that is invalidated in between would be loaded again with the
+old row. So a poll reads only as far as a consistent snapshot sees. MariaDB and Percona Server report that place.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ async def refusal(connection: AsyncConnection) -> str:
         if name in found and found[name] not in good:
             return f"{name} is {found[name]}, and has to be {good[0]}"
     if "binlog_row_metadata" not in found:
-        return "the server has no binlog_row_metadata: MariaDB 10.5 is the first that has"
+        return "the server has no binlog_row_metadata: it needs MariaDB 10.5 or later"
     if not is_available():
         return "python-mysql-replication is missing: pip install 'fastrdb[watch-mysql]'"
     if await _visible(connection) is None:
@@ -74,7 +74,7 @@ class BinlogSource(ChangeSource):
         self._log: Log | None = None
 
     async def install_sql(self, tables: Collection[str] = (), columns: Iterable[str] = ()) -> list[str]:
-        """See `ChangeSource`. The server records its changes anyway."""
+        """See `ChangeSource`. Nothing to install: the server writes its log anyway."""
         return []
 
     async def uninstall_sql(self) -> list[str]:
@@ -93,7 +93,7 @@ class BinlogSource(ChangeSource):
         return await locked(self._connection, lock_of(namespace))
 
     async def poll(self, position: str | None, images: Images) -> Poll:
-        """See `ChangeSource`. The log is read in a thread, as far as a snapshot of the database sees."""
+        """See `ChangeSource`. Read the log in a thread, as far as a snapshot of the database sees."""
         connection = self._connection
         if connection is None:
             raise OptionError("watch: lead() comes before poll()")
@@ -103,7 +103,7 @@ class BinlogSource(ChangeSource):
             return Poll(str(position))
         end = await _visible(connection)
         if end is None:
-            raise OptionError("watch: the server does not report binlog_snapshot_position any more")
+            raise OptionError("watch: the server no longer reports binlog_snapshot_position")
         now = f"{self._server} {end.file} {end.offset}"
         if since is None:
             return Poll(now, lost="there is no position of an earlier poll")
@@ -115,9 +115,9 @@ class BinlogSource(ChangeSource):
             return Poll(now, lost="the server has purged the binary log behind the last poll")
 
     async def _pass_on(self, connection: AsyncConnection, since: Place, end: Place, images: Images) -> int:
-        """Hand over the changes between two places of the log, and return their number.
+        """Pass the changes between two places of the log to `images`, and return their number.
 
-        The log is read on from where the last poll ended. Whatever fails, the next poll opens the log again.
+        The open log of the last poll is read on. After any error the log is closed, and the next poll opens it again.
         """
         log, self._log = self._log, None
         if log is None or log.place != since:
@@ -169,7 +169,7 @@ class BinlogSource(ChangeSource):
 
 
 async def _visible(connection: AsyncConnection) -> Place | None:
-    """Return how far in the log a snapshot sees that is taken now; None if the server does not report it."""
+    """Return the place in the log up to which a snapshot of now sees; None if the server does not report it."""
     await connection.exec_driver_sql("START TRANSACTION WITH CONSISTENT SNAPSHOT")
     try:
         found = {name.lower(): value for name, value in await connection.execute(_SNAPSHOT)}

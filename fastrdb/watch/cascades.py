@@ -1,4 +1,4 @@
-"""From changed rows to images, with the rows that foreign keys change: MariaDB's triggers and log do not show these."""
+"""The images of changed rows, and of the rows that foreign keys change: MariaDB's triggers and log omit these."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 _NO_TABLES: Final[frozenset[str]] = frozenset()
 _TOGETHER: Final = 8
-"""The most rows of one image: with many values, an invalidation names the whole table."""
+"""The most rows in one image. With more values, an invalidation would name the whole table."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One changed row: its values before and after, of the columns that are reported. None: any rows of the table."""
+    """One changed row: the values of its reported columns before and after. None stands for any rows of the table."""
 
     kind: Verb
     table: str
@@ -32,13 +32,13 @@ class Row:
 
 
 class Cascades:
-    """The foreign keys of one database, asked for table by table, until `forget`."""
+    """The foreign keys of one database, read table by table, and kept until `forget`."""
 
     def __init__(self) -> None:
         self._catalog: Catalog | None = None
 
     def forget(self) -> None:
-        """Ask for the foreign keys again, which may have changed."""
+        """Drop the foreign keys that were read, since any may have changed."""
         self._catalog = None
 
     def images(self, connection: Connection, rows: Iterable[Row]) -> list[Image]:
@@ -56,12 +56,12 @@ class Cascades:
         return [Image(each.table, each.columns or None) for each in found]
 
     def _facts(self, connection: Connection, table: str) -> Any:
-        if self._catalog is None:  # a dialect has its default schema from its first connection on
+        if self._catalog is None:  # only now: a dialect has its default schema after the first connection
             self._catalog = Catalog(connection.dialect)
         facts = self._catalog.facts(connection, table)
         if facts.reads is None:  # the database has not answered
             return facts
-        # What triggers write is recorded by itself, and values are those that the table has got.
+        # Rows that triggers write are recorded as changes of their own, and values are those that the table has got.
         return replace(facts, writes=_NO_TABLES, changes=_NO_TABLES)
 
     def _parents(self, connection: Connection, table: str) -> set[str]:
@@ -70,9 +70,9 @@ class Cascades:
 
 
 def _change(kind: Verb, table: str, rows: Sequence[Row], parents: Iterable[str]) -> Change:
-    """Return the change of all rows at once.
+    """Return one change for all rows.
 
-    More rows than `ROWS_NAMED` are any rows. A column of `parents` that is not reported counts as changed.
+    More rows than `ROWS_NAMED` count as any rows. A column of `parents` that is not reported counts as changed.
     """
     change = Change(kind, table)
     sides = [side for row in rows for side in _sides(row)]

@@ -14,10 +14,10 @@ from .sqlite import SQLiteSource
 
 
 def source_of(engine: Any) -> ChangeSource:
-    """Return the source for an `AsyncEngine`, by its dialect. A cache with `auto=True` follows none of its statements.
+    """Return the source for an `AsyncEngine`, by its dialect. A cache with `auto=True` does not follow its statements.
 
     Raises:
-        OptionError: there is none for this database.
+        OptionError: there is no source for this database.
     """
     dialect, engine = engine.dialect.name, engine.execution_options(**{OWN_STATEMENTS: True})
     if dialect == "postgresql":

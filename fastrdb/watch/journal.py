@@ -1,7 +1,7 @@
-"""What a watcher leaves in Redis: the position behind the last change that reached Redis, and a heartbeat.
+"""The record of a watcher in Redis: the position behind the last change that reached Redis, and a heartbeat.
 
 One hash for each namespace, with two fields for each database. The heartbeat is the moment up to which all commits
-are in Redis, by Redis' own clock, so that clocks of machines do not matter.
+are in Redis. The moment is by the clock of Redis, so that the clocks of other machines do not matter.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Journal:
         return _store(self._cache).keyspace.watch
 
     async def position(self) -> str | None:
-        """Return the position that the last poll reached; None if no poll has."""
+        """Return the position that the last poll reached; None if there was no poll."""
         found = await self._client.hget(self._key, f"{self._name}\0position")
         return found.decode() if isinstance(found, bytes) else found
 
@@ -42,11 +42,11 @@ class Journal:
         return int(now)
 
     async def save(self, position: str, moment: int | None = None) -> None:
-        """Store the position, and the heartbeat if there is one. May be repeated.
+        """Store the position, and the heartbeat if `moment` is given. May be repeated.
 
         Args:
             position: behind the last change that is in Redis.
-            moment: by `clock`, before the poll that has reached the position.
+            moment: what `clock` returned before the poll that reached the position, in milliseconds.
         """
         fields: dict[str, str | int] = {f"{self._name}\0position": position}
         if moment is not None:
@@ -54,7 +54,7 @@ class Journal:
         await self._client.hset(self._key, mapping=fields)
 
     async def forget(self) -> bool:
-        """Delete the fields of this database: the next watcher begins with invalidating everything.
+        """Delete the fields of this database: the next watcher begins by invalidating everything.
 
         Return False if there were none. May be repeated.
         """

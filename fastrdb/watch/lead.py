@@ -16,7 +16,7 @@ Locking = Callable[[], Awaitable[bool]]
 def named(kind: str, url: URL, port: int) -> str:
     """Return the name of a database: its kind, server and name, as the address has them.
 
-    So two databases have two names, and the watchers of one database have one, where all are given the same address.
+    Two databases have different names. Watchers of one database have the same name if all get the same address.
     """
     host = url.host or url.query.get("host") or url.query.get("unix_socket") or "localhost"
     server = host if isinstance(host, str) else ",".join(host)
@@ -24,10 +24,11 @@ def named(kind: str, url: URL, port: int) -> str:
 
 
 class Lead:
-    """The lead of one outbox, by two locks of a session: one of the outbox, and one of its reader, the namespace.
+    """The lead of one outbox, by two locks of a database session: one for the outbox, one for the namespace.
 
-    A watcher of the same namespace waits for the lead. One of another namespace would delete what the first has not
-    read, so it is refused. A session that ends gives up its two locks one after the other: hence the patience.
+    A watcher of the same namespace waits for the lead. One of another namespace is refused: it would delete rows that
+    the first has not read. A session that ends releases its two locks one after the other, so a refusal is repeated
+    before it is an error.
     """
 
     _PATIENCE: Final = 3

@@ -1,4 +1,4 @@
-"""Changes of MariaDB and MySQL: by the binary log where the server permits it, by an outbox where one is installed."""
+"""Changes of MariaDB and MySQL: read from an outbox if one is installed, else from the binary log."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class MySQLSource(ChangeSource):
-    """The changes of one database, by an outbox if there is one, and by the server's binary log if not."""
+    """The changes of one database, from its outbox if there is one, else from the server's binary log."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self.engine = engine
@@ -26,7 +26,7 @@ class MySQLSource(ChangeSource):
         self._refusal = ""
 
     async def install_sql(self, tables: Collection[str] = (), columns: Iterable[str] = ()) -> list[str]:
-        """See `ChangeSource`. None where the binary log can be read, unless there is an outbox already."""
+        """See `ChangeSource`. No statements where the binary log can be read, unless there is an outbox already."""
         return await (await self._chosen() or self._outbox()).install_sql(tables, columns)
 
     async def uninstall_sql(self) -> list[str]:
@@ -49,7 +49,7 @@ class MySQLSource(ChangeSource):
         return await self._way.lead(namespace)
 
     async def poll(self, position: str | None, images: Images) -> Poll:
-        """See `ChangeSource`. A position of the other way is none."""
+        """See `ChangeSource`. A position of the other way of reading counts as no position."""
         if self._way is None:
             raise OptionError("watch: lead() comes before poll()")
         kind = "outbox" if isinstance(self._way, MySQLOutbox) else "log"
@@ -84,7 +84,7 @@ class MySQLSource(ChangeSource):
         return MySQLOutbox(self.engine, self.name)
 
     async def _chosen(self) -> ChangeSource | None:
-        """Return the way of this database as it is now; None if there is none."""
+        """Return the way by which this database can be read now; None if there is none."""
         async with self.engine.connect() as connection:
             if await is_installed(connection):
                 return self._outbox()

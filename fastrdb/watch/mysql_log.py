@@ -1,6 +1,6 @@
 """The binary log of MariaDB, read by python-mysql-replication. Used in a thread.
 
-What the library does not decode, or this module does not understand, counts as any row of its table, or as everything.
+An event that cannot be decoded or understood counts as any row of its table, or as a change of everything.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fastrdb.inference import Verb
 
 _BEAT_S: Final = 0.25
-"""The pause after which the server sends a heartbeat: the last events of a poll may be of kinds that are left out."""
+"""The pause after which the server sends a heartbeat. A heartbeat ends a read if the last events are of other kinds."""
 _READ_TIMEOUT_S: Final = 30
 _GONE: Final = 1236  # the server's error for a place that its log does not have
 _UNREAD: Final = (*range(39, 43), *range(165, 172))
@@ -41,7 +41,7 @@ _OPTIONS: Final = ("host", "port", "user", "password", "passwd", "unix_socket", 
 
 
 class GoneError(Exception):
-    """A place that the log of the server does not have any more."""
+    """A place that the server's log no longer has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class Place:
 
     @property
     def order(self) -> tuple[int, int]:
-        """Return what sorts places: files are numbered."""
+        """Return the number of the file and the offset, by which places are sorted."""
         return int(self.file.rpartition(".")[2]), self.offset
 
 
@@ -72,9 +72,9 @@ class Found:
     """The changes between two places.
 
     Attributes:
-        rows: the changed rows, and for a table of which too many have changed one that stands for all.
+        rows: the changed rows; one row stands for all where too many rows of a table have changed.
         count: the number of changes.
-        everything: something may have changed that was not understood.
+        everything: an event was not understood, so anything may have changed.
         defined: tables were made or altered.
     """
 
@@ -85,7 +85,7 @@ class Found:
     _counts: dict[tuple[str, Verb], int] = field(default_factory=dict)
 
     def add(self, row: Row) -> None:
-        """Add a row. Those beyond what is named are only counted."""
+        """Add a row. Rows beyond `ROWS_NAMED` of a table are only counted."""
         self.count += 1
         key = row.table, row.kind
         self._counts[key] = self._counts.get(key, 0) + 1
@@ -94,10 +94,10 @@ class Found:
 
 
 class Log:
-    """A connection that reads the log of one database from a place on.
+    """A connection that reads the log of one database, beginning at a place.
 
     Args:
-        engine: for the address.
+        engine: gives the address of the server.
         place: the end of a transaction.
         columns: the columns of each table whose values are reported.
     """
@@ -112,7 +112,7 @@ class Log:
         # Not `is_mariadb`: with it, the library begins at the first event of all.
         self._stream: Any = BinLogStreamReader(
             settings | {"read_timeout": _READ_TIMEOUT_S},
-            server_id=2**31 + secrets.randbelow(2**31 - 1),  # two readers with one number end each other
+            server_id=2**31 + secrets.randbelow(2**31 - 1),  # the server disconnects the first of two with one number
             log_file=place.file,
             log_pos=place.offset,
             resume_stream=True,
@@ -127,7 +127,7 @@ class Log:
         """Return the changes up to `end`, which the log has.
 
         Raises:
-            GoneError: the server has no such place any more.
+            GoneError: the server no longer has the place.
             OSError: the server does not answer.
         """
         import pymysql  # noqa: PLC0415
@@ -179,7 +179,7 @@ class Log:
         if target is None:
             found.everything = found.defined = True
         elif schema == self._database:
-            found.defined |= _DEFINES.match(statement) is not None  # foreign keys carry on none of these
+            found.defined |= _DEFINES.match(statement) is not None  # no foreign key acts on a change of these
             found.add(Row("insert", target[2].strip("`"), None, None))
 
     def _rows(self, event: Any) -> Iterator[Row]:
@@ -217,7 +217,7 @@ def _connect(**options: Any) -> Any:
 
 
 def _values(values: Mapping[str, Any], missing: Mapping[str, str], columns: frozenset[str]) -> dict[str, Any]:
-    """Return the values that readers tag by. A None whose reason is not NULL is unknown."""
+    """Return the values that readers tag by. A None that does not stand for NULL is left out: it is unknown."""
     found = dict[str, Any]()
     for name, value in values.items():
         if name not in columns:

@@ -5,7 +5,8 @@ takes what is committed (`FOR UPDATE SKIP LOCKED`), and deletes it in the same t
 has the changes. One row marks the outbox as whole. The mark has a number, which positions have too, and counts the
 polls that took something: so a position is never taken for one of another outbox, or of another namespace.
 
-Foreign keys change rows without a trigger: these changes are worked out. TRUNCATE has no trigger and is not seen.
+A foreign key changes rows without firing triggers: `Cascades` works these changes out. TRUNCATE fires no trigger and
+is not seen.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ class MySQLOutbox(ChangeSource):
                 await connection.exec_driver_sql(statement.replace("%", "%%"))
 
     async def lead(self, namespace: str = "") -> bool:
-        """See `ChangeSource`. READ COMMITTED, so that reading takes no locks of gaps, for which writers would wait."""
+        """See `ChangeSource`. Reads in READ COMMITTED: gap locks would make writers wait."""
         if self._connection is None:
             connection = await self.engine.connect()
             self._connection = await connection.execution_options(isolation_level="READ COMMITTED")
@@ -118,7 +119,7 @@ class MySQLOutbox(ChangeSource):
             )
 
     async def poll(self, position: str | None, images: Images) -> Poll:
-        """See `ChangeSource`. Deletes in each page what it has handed over."""
+        """See `ChangeSource`. Deletes the rows of each page after passing them on, in one transaction."""
         connection = self._connection
         if connection is None:
             raise OptionError("watch: lead() comes before poll()")
@@ -146,7 +147,7 @@ class MySQLOutbox(ChangeSource):
             await connection.execute(_MARK_AGAIN, {"image": json.dumps(position)})
 
     async def clean(self, position: str) -> None:
-        """See `ChangeSource`. Only foreign keys are forgotten: a poll deletes what was read."""
+        """See `ChangeSource`. Forgets foreign keys only: `poll` itself deletes what it has read."""
         self._cascades.forget()
 
     async def status(self, position: str | None, columns: Iterable[str] = (), namespace: str = "") -> Status:
@@ -191,7 +192,7 @@ class MySQLOutbox(ChangeSource):
 
 
 async def _gone(connection: AsyncConnection) -> dict[str, str]:
-    """Return for each table a column that a trigger names and the table has no more."""
+    """Return for each table a column that a trigger names and the table no longer has."""
     columns: dict[str, set[str]] = {}
     for row in await connection.execute(_COLUMNS):
         columns.setdefault(row.tbl, set()).add(row.name)

@@ -1,12 +1,12 @@
 """Changes of a PostgreSQL database: triggers write them into an unlogged outbox, which is read by snapshot.
 
 Statement-level triggers with transition tables add one row to `fastrdb.outbox` for each statement, cascades and COPY
-among them. The outbox writes no WAL. A crash or a failover empties it, and the row that marks it as whole goes too:
-then everything is invalidated. The mark has a number, which positions have too: so a position is never taken for one of
-another outbox, or of one that was read for another namespace meanwhile.
+among them. The outbox writes no WAL. A crash or a failover empties it, and with it the row that marks it as whole: then
+everything is invalidated. The mark has a number, which each position repeats. So a position of another outbox, or of
+one that was read for another namespace meanwhile, is recognized.
 
-A row's id is drawn before its transaction commits, so reading behind the last id would skip slow transactions. The
-position is the snapshot of the last poll: new is what is visible now and was not visible to that snapshot.
+A row gets its id before its transaction commits, so reading from the last id on would skip slow transactions. The
+position is the snapshot of the last poll: a row is new if it is visible now and was not visible to that snapshot.
 """
 
 from __future__ import annotations
@@ -137,13 +137,13 @@ class PostgresSource(ChangeSource):
     # --- changes
 
     async def lead(self, namespace: str = "") -> bool:
-        """See `ChangeSource`. The lead is a session's advisory lock: a pooler that changes sessions does not do."""
+        """See `ChangeSource`. The lead is an advisory lock of the session, so no pooler may change sessions."""
         if self._leads:
             return True
         if self._connection is None:
             connection = await self.engine.connect()
             self._connection = await connection.execution_options(isolation_level="AUTOCOMMIT")
-            # The planner takes recursion over partitions for costly: compiling it takes a second, in each poll.
+            # The planner overrates recursion over partitions: JIT compilation would take a second in each poll.
             await connection.exec_driver_sql("SET jit = off")
         if not await self._connection.scalar(_INSTALLED):
             raise OptionError(f"watch: {self.name} has no fastrdb.outbox: run `fastrdb watch install` first")
@@ -189,15 +189,15 @@ class PostgresSource(ChangeSource):
         await self._led().execute(_MARK_AGAIN, {"mark": _parsed(position)[0]})
 
     async def clean(self, position: str) -> None:
-        """See `ChangeSource`. Begins behind what was deleted before: under an old snapshot, that is still to walk over.
+        """See `ChangeSource`. Begins behind what was deleted before: an old snapshot makes a scan walk over dead rows.
 
-        What a poll has read goes, also while a transaction of long ago is open.
+        Deletes what polls have read even while an old transaction is open.
         """
         since = str(_parsed(position)[1])
         try:
             await self._led().execute(_CLEAN, {"position": since, "cleaned": self._cleaned})
             self._cleaned = since.partition(":")[0]
-        except DBAPIError as error:  # deleted later; reading goes on
+        except DBAPIError as error:  # the next call deletes it; reading goes on
             if error.connection_invalidated:
                 raise
 
@@ -241,7 +241,7 @@ async def _locked(connection: AsyncConnection, ours: int, namespace: str | None)
 def _position(mark: str, snapshot: str, prepared: Iterable[str]) -> str:
     """Return a position: the mark, the snapshot, and the transactions that were prepared when changes were lost.
 
-    A crash empties the outbox, and a prepared transaction outlives the crash: its changes are not in the outbox.
+    A crash empties the outbox, but a prepared transaction survives it: its changes are no longer in the outbox.
     """
     return " ".join([mark, snapshot, *prepared])
 
@@ -266,10 +266,10 @@ def _loss(expected: str, state: Any, prepared: Collection[str]) -> str:
 
 
 def _images(rows: Sequence[Any], kin: Sequence[Sequence[str]]) -> list[Image]:
-    """Return the images of rows. A reader names a partition or its parent, and a statement fires the triggers of one.
+    """Return the images of rows, of a partition and its parents alike: readers name one, triggers report another.
 
     Args:
-        rows: each the number of a transaction, an id, a table and its values.
+        rows: each with the number of its transaction, its id, the table and its values.
         kin: pairs of a table and another that holds rows of the same.
     """
     others: dict[str, list[str]] = {}
@@ -279,7 +279,7 @@ def _images(rows: Sequence[Any], kin: Sequence[Sequence[str]]) -> list[Image]:
 
 
 def _note_table(status: Status, table: Table, triggers: Sequence[Any], wanted: Collection[str]) -> None:
-    """Add one table to the state of watching."""
+    """Add the state of one table to `status`."""
     if not triggers:
         status.unwatched[table.known_as] = "no trigger: made after `install`, or left out"
     elif len(triggers) < _EVENTS or any(each.tgenabled in "DR" for each in triggers):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 _TYPES: Final = ("int2", "int4", "int8", "text", "varchar", "uuid", "bool", "date")
-"""Types whose values have one text, in the database and in a reader."""
+"""Types whose values have the same text in the database and in a reader's tags."""
 
 OUTBOX: Final = (
     "CREATE SCHEMA IF NOT EXISTS fastrdb",
@@ -85,7 +85,7 @@ class Table:
 
     @property
     def function(self) -> str:
-        """Return the name of the function of its triggers."""
+        """Return the name of the function that its triggers run."""
         digest = hashlib.sha256(f"{self.schema}.{self.name}".encode()).hexdigest()[:24]
         return f"changed_{digest}"
 
@@ -116,7 +116,7 @@ async def tables_of(connection: AsyncConnection, columns: Iterable[str]) -> list
 
 
 def chosen(found: list[Table], tables: Collection[str]) -> list[Table]:
-    """Return the tables of these names, or those of the default schema. Raises OptionError."""
+    """Return the tables of these names, or those of the default schema. Raises OptionError for an unknown name."""
     if not tables:
         return [table for table in found if table.own]
     by_name = {name: table for table in found for name in (table.known_as, f"{table.schema}.{table.name}")}
@@ -131,7 +131,7 @@ def trigger_sql(table: Table, default: str, there: Collection[tuple[int, str, st
     Args:
         table: with the columns to report.
         default: the schema that is left out in tags.
-        there: triggers, each by table, name and function. These stay, since making one locks the table.
+        there: the triggers that exist, by table, name and function. These stay: creating one locks the table.
     """
     made = [_function(table, default)]
     for event, given in (
@@ -161,8 +161,8 @@ def _function(table: Table, default: str) -> str:
     """Return the statement that makes the function of a table's triggers.
 
     No write may fail because of it. Where columns were renamed or dropped, any row counts as changed. The outbox is
-    written outside of the block that catches this: a subtransaction that writes would cost the server a number. The
-    name of the table is the one that it has at the time.
+    written outside of the block that catches this error: a subtransaction that writes uses up a transaction id. The
+    name of the table is read when the trigger runs.
     """
     columns = table.columns
     values = ", ".join(f"{_literal(each)}, jsonb_agg(DISTINCT {_quoted(each)})" for each in columns)

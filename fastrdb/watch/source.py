@@ -1,4 +1,4 @@
-"""The interface between the watcher and a database, whose writes come from any program."""
+"""The interface between the watcher and a database that any program may write to."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Poll:
     Attributes:
         position: where the next poll begins.
         found: the number of changes.
-        lost: why earlier changes may be missing, so that everything is invalidated; empty if none is.
+        lost: why changes may be missing, so that everything is invalidated; empty if none is missing.
     """
 
     position: str
@@ -41,8 +41,8 @@ class Status:
         installed: whether the tables of the watcher are there.
         watched: the tables that have triggers.
         unwatched: the tables that have none, or whose triggers do not fire, each with the reason.
-        missing_columns: columns that entries are tagged by and that triggers do not report; such a change counts as
-            one of any value.
+        missing_columns: columns that entries are tagged by and triggers do not report; a change of one counts as a
+            change of any value.
         way: how changes are read.
         waiting: the number of changes that no poll has read yet; None where that is unknown.
         leader: a description of the watcher that leads, None if there is none.
@@ -60,7 +60,11 @@ class Status:
 
 
 class ChangeSource(ABC):
-    """A database whose changes are read by position. One watcher leads; others wait."""
+    """A database whose changes are read by position. One watcher leads; others wait.
+
+    All methods may be repeated. After an error or a cancellation, `close` it; the next `lead` opens it again.
+    Errors of the database are raised unchanged.
+    """
 
     name: str
     """The database, as the watcher's keys in Redis name it: see `named`."""
@@ -79,18 +83,18 @@ class ChangeSource(ABC):
 
     @abstractmethod
     async def uninstall_sql(self) -> list[str]:
-        """Return the statements that take away what `install_sql` made."""
+        """Return the statements that remove what `install_sql` made. All may be run again."""
 
     @abstractmethod
     async def run(self, statements: Sequence[str]) -> None:
-        """Execute statements of `install_sql` or `uninstall_sql` in one transaction, where the database has such."""
+        """Execute statements of `install_sql` or `uninstall_sql`, in one transaction if the database can."""
 
     @abstractmethod
     async def lead(self, namespace: str = "") -> bool:
-        """Return whether this watcher leads now. A watcher that leads does so until `close`, or a lost connection.
+        """Take the lead if it is free, and return whether this watcher leads: until `close`, or a lost connection.
 
         Args:
-            namespace: of the cache. The others that wait for the lead are of the same.
+            namespace: of the cache. Only watchers of the same namespace wait for the lead.
 
         Raises:
             OptionError: nothing is installed, a setting permits no watching, or the outbox is read for another
@@ -99,12 +103,12 @@ class ChangeSource(ABC):
 
     @abstractmethod
     async def poll(self, position: str | None, images: Images) -> Poll:
-        """Hand all changes that are committed since `position` to `images`, and return the position behind them.
+        """Pass all changes that were committed since `position` to `images`, and return the position behind them.
 
-        At least once: a change whose `images` raised is handed again by the next poll from the same position.
+        Each change is passed at least once: after an error or a cancellation, poll again from the same position.
 
         Args:
-            position: what the last poll returned; None to begin now.
+            position: what the last poll returned; None to begin now, which reports a loss.
             images: called with some changes at a time.
         """
 
@@ -113,11 +117,11 @@ class ChangeSource(ABC):
 
     @abstractmethod
     async def clean(self, position: str) -> None:
-        """Delete what is before the position and not needed any more."""
+        """Delete recorded changes before the position that no poll needs any more."""
 
     @abstractmethod
     async def status(self, position: str | None, columns: Iterable[str] = (), namespace: str = "") -> Status:
-        """Return what is watched; arguments as of `poll`, `install_sql` and `lead`."""
+        """Return what is watched. The arguments are those of `poll`, `install_sql` and `lead`."""
 
     @abstractmethod
     async def close(self) -> None:
@@ -132,7 +136,7 @@ def image(table: str, values: Mapping[str, Iterable[Any]] | None) -> Image:
 
 
 def texts(values: Iterable[Any]) -> frozenset[str] | None:
-    """Return the texts of values as readers write them; None if a value has no text.
+    """Return the texts of values as tags have them; None if a value has no text.
 
     A UUID may be stored as 32 digits, where a reader has the text with dashes: both are returned.
     """

@@ -25,10 +25,10 @@ _KEPT: Final = 1000
 """The number of read changes that stay, for another watcher of the file that is behind."""
 _OUTBOX: Final = (
     "CREATE TABLE IF NOT EXISTS fastrdb_outbox (id INTEGER PRIMARY KEY AUTOINCREMENT, tbl TEXT NOT NULL, image TEXT)",
-    # One row, so that there is a number in sqlite_sequence, which stays when rows are deleted.
+    # One row makes a number in sqlite_sequence, which stays when rows are deleted.
     "INSERT INTO fastrdb_outbox (tbl) SELECT '' WHERE NOT EXISTS (SELECT 1 FROM fastrdb_outbox)",
 )
-# A virtual table keeps its data in tables of these names, which readers do not name.
+# A virtual table keeps its data in tables with these suffixes, which no query names.
 _SHADOWS: Final = [
     "data",
     "idx",
@@ -49,7 +49,7 @@ AND sql NOT LIKE 'CREATE VIRTUAL%' AND name NOT IN (
     (VALUES {", ".join(f"('_{suffix}')" for suffix in _SHADOWS)}) AS suffix WHERE virtual.sql LIKE 'CREATE VIRTUAL%'
 ) ORDER BY name
 """)
-# A text may be no UTF-8: Python decodes it, and not the driver, which would fail.
+# A text may be invalid UTF-8, on which the driver would fail: so Python decodes it.
 _EVENTS: Final = ("insert", "update", "delete", "replace")
 _VIRTUAL = text("SELECT name FROM sqlite_master WHERE sql LIKE 'CREATE VIRTUAL%' ORDER BY name")
 _TRIGGERS = text(
@@ -63,7 +63,7 @@ _AFFINITIES: Final = ("INT", "CHAR", "TEXT", "CLOB", "UUID", "BOOL", "DATE")
 
 
 class SQLiteSource(ChangeSource):
-    """The changes of one SQLite file, over an `AsyncEngine`. Writers on other machines are not for SQLite."""
+    """The changes of one SQLite file, over an `AsyncEngine`. All writers must be on this machine."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self.engine = engine
@@ -83,7 +83,7 @@ class SQLiteSource(ChangeSource):
             old = (await connection.execute(_TRIGGERS)).all()
             for table in tables or found:
                 made = _trigger_sql(table, *await _columns(connection, table, wanted))
-                # Triggers that the table had under an earlier name report that name.
+                # Drops triggers from before a rename of the table, which report its old name.
                 names = {f"fastrdb_{event}_{table}" for event in _EVENTS}
                 leftover = [row.name for row in old if row.tbl_name == table and row.name not in names]
                 statements += [f"DROP TRIGGER {_quoted(name)}" for name in leftover]
@@ -103,7 +103,7 @@ class SQLiteSource(ChangeSource):
                 await connection.exec_driver_sql(statement)
 
     async def lead(self, namespace: str = "") -> bool:
-        """See `ChangeSource`. Several watchers of one file do the same work: each invalidation may be repeated."""
+        """See `ChangeSource`. Every watcher of a file leads: an invalidation that is done twice does no harm."""
         if self._connection is None:
             connection = await self.engine.connect()
             self._connection = await connection.execution_options(isolation_level="AUTOCOMMIT")
@@ -113,7 +113,7 @@ class SQLiteSource(ChangeSource):
         return True
 
     async def poll(self, position: str | None, images: Images) -> Poll:
-        """See `ChangeSource`. Without a commit since the last poll it reads nothing."""
+        """See `ChangeSource`. Reads nothing if there was no commit since the last poll."""
         connection = self._connection
         if connection is None:
             raise OptionError("watch: lead() comes before poll()")
@@ -218,8 +218,8 @@ def _trigger_sql(table: str, columns: Sequence[str], unique: Sequence[Sequence[s
     """Return the triggers of one table.
 
     INSERT OR REPLACE deletes rows without a trigger: the trigger before an INSERT records those with the same keys.
-    A column of any type may have a value of any kind. JSON has no blobs, and no write may fail: a blob or a float is
-    recorded as a float, whose texts are not one, so that any value counts as changed.
+    A column of any type may hold a value of any kind. JSON has no blobs, and no write may fail. So a blob or a float is
+    recorded as 0.5: a float has no text in tags, so the change counts as one of any value.
     """
 
     def record(*rows: str) -> str:

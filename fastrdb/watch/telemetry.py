@@ -1,4 +1,4 @@
-"""What a watcher reports of itself: events of its cache, and records of the log with the same facts as fields.
+"""The reports of a watcher: events of its cache, and log records with the same facts as fields.
 
 A record has its fields in the attribute `fastrdb`, a dictionary, for a formatter that writes them: see
 `fastrdb watch run --json`.
@@ -34,19 +34,19 @@ class Telemetry:
 
     def leads(self) -> None:
         """Report that the watcher leads."""
-        self._counters.tell("lead", self._source)
+        self._counters.count("lead", self._source)
         self._log(logging.INFO, "lead", "leads")
 
     def leads_no_more(self, reason: str) -> None:
-        """Report that a watcher that led does so no more."""
-        self._counters.tell("lead_end", self._source, reason)
+        """Report that the watcher no longer leads."""
+        self._counters.count("lead_end", self._source, reason)
         self._log(logging.INFO, "lead_end", f"leads no more: {reason}", reason=reason)
 
     def failed(self, error: Exception, *, expected: bool) -> None:
         """Report the first failure of an outage as an event, and each kind of failure once in the log."""
         name = type(error).__name__
         if not self._trouble:
-            self._counters.tell("outage", self._source, name)
+            self._counters.count("outage", self._source, name)
         if name != self._trouble:
             given = None if expected else error
             self._log(logging.WARNING, "outage", f"{name}; it is tried again", error=given, reason=name)
@@ -56,16 +56,16 @@ class Telemetry:
         """Report the end of an outage, if there was one."""
         if self._trouble:
             self._trouble = ""
-            self._counters.tell("recovery", self._source)
+            self._counters.count("recovery", self._source)
             self._log(logging.INFO, "recovery", "works again")
 
     def refused(self, error: Exception) -> None:
-        """Report that the watcher ends, since it can do nothing."""
+        """Report that the watcher ends, because of an error that a retry cannot mend."""
         self._log(logging.ERROR, "refused", f"the watcher ends: {error}", reason=str(error))
 
     def lost(self, reason: str) -> None:
         """Report that changes may be missing, before everything is invalidated."""
-        self._counters.tell("lost", self._source, reason)
+        self._counters.count("lost", self._source, reason)
         self._log(logging.WARNING, "lost", f"{reason}: everything is invalidated", reason=reason)
 
     def passed_on(self, tables: Iterable[str | None]) -> None:
@@ -76,13 +76,13 @@ class Telemetry:
         """Report the changes of a poll, if there are any, and the longest delay since a commit of them.
 
         Args:
-            poll: whose position is stored.
-            lag: in seconds; None if no poll has been before.
+            poll: a poll whose position is stored.
+            lag: in seconds; None for the first poll.
         """
         tables, self._tables = sorted(self._tables), set()
         if not poll.found:
             return
-        self._counters.tell("change", self._source, seconds=lag, count=poll.found)
+        self._counters.count("change", self._source, seconds=lag, count=poll.found)
         fields: dict[str, Any] = {"tables": tables, "changes": poll.found, "position": poll.position}
         if lag is not None:
             fields["lag"] = round(lag, 6)

@@ -1,4 +1,4 @@
-"""The watcher: hands each committed change of a database to a cache, at least once, from wherever the change came."""
+"""The watcher: invalidates what any program commits to a database, each change at least once."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _TROUBLE: Final = (OSError, SQLAlchemyError, RedisError, CacheUnavailableError)
 
 
 class Watcher:
-    """Invalidates what writes of any program change: psql, a migration, another service, a trigger.
+    """A task that invalidates what any program writes to a database: psql, a migration, another service, a trigger.
 
     Any number of watchers may run for one database: one leads, and the others take over when it ends. Use it in a
     process of its own (`fastrdb watch run`), or inside an application:
@@ -44,8 +44,8 @@ class Watcher:
         async with Watcher(engine, cache):
             ...
 
-    A change is in Redis when it has been handed over, and is handed over again if the watcher dies in between. If
-    changes may have been lost, everything is invalidated once.
+    A position is stored only after its changes are invalidated in Redis. If the watcher dies in between, the next one
+    invalidates them again. If changes may have been lost, everything is invalidated once.
 
     Args:
         engine: an `AsyncEngine` of the database, where `fastrdb watch install` was run.
@@ -65,7 +65,7 @@ class Watcher:
         self.journal = Journal(cache, self.source.name)
         self.leads = False
         self.found = 0
-        """The number of changes that this watcher has handed over."""
+        """The number of changes that this watcher has invalidated."""
         self._position: str | None = None
         self._beaten = self._cleaned = 0.0
         self._covered: float | None = None
@@ -76,9 +76,10 @@ class Watcher:
     # --- one step
 
     async def poll(self) -> Poll | None:
-        """Poll once, and bring what was found to Redis. Return None while another watcher leads.
+        """Poll once, and invalidate what was found. Return None while another watcher leads.
 
-        Raises the errors of database and Redis; the position stays, and the call may be repeated.
+        Raises the errors of the database and of Redis. After an error or a cancellation the position is the old one,
+        and the call may be repeated.
         """
         if not self.leads:
             if not await self.source.lead(self.cache.namespace):
@@ -100,7 +101,7 @@ class Watcher:
         return poll
 
     async def _begin(self) -> None:
-        """Go on where the watcher before has ended."""
+        """Begin at the position where the last watcher ended."""
         self._position = await self.journal.position()
         age = (await ages(self.cache)).get(self.source.name)
         self._covered = None if age is None else asyncio.get_running_loop().time() - age
@@ -129,13 +130,13 @@ class Watcher:
                 raise ConnectionError("Redis has missed an invalidation")
             self._telemetry.passed_on(image.table for image in part)
 
-    # --- a life
+    # --- the loop
 
     async def run(self) -> None:
-        """Poll until the task is cancelled. Whatever fails is logged once, and tried again.
+        """Poll until the task is cancelled, then close the source. Each kind of error is logged once and retried.
 
         Raises:
-            OptionError: nothing is installed, or a setting of the database permits no watching.
+            OptionError: nothing is installed, or a setting of the database rules out watching.
         """
         try:
             pause, task = 0.0, asyncio.current_task()
@@ -155,7 +156,7 @@ class Watcher:
         except OptionError as error:
             self._telemetry.refused(error)
             raise
-        except Exception as error:  # noqa: BLE001  # a watcher that has ended leaves what is stale
+        except Exception as error:  # noqa: BLE001  # a watcher that ends leaves stale entries
             self._telemetry.failed(error, expected=isinstance(error, _TROUBLE))
             self._end(type(error).__name__)
             with suppress(*_TROUBLE):
@@ -179,7 +180,7 @@ class Watcher:
 
 
 def _portions(images: Sequence[Image]) -> Iterator[list[Image]]:
-    """Yield the images in order, in portions of so few names that rows are named and not their tables."""
+    """Yield the images in order, in portions of at most `_NAMES` names: more would drop whole tables."""
     part, names = list[Image](), set[str]()
     for image in images:
         more = names.union(image.names())

@@ -101,7 +101,7 @@ def test_the_documented_user_is_well() -> None:
     assert status == 0, found
     assert "HSET" in found["tags"]["found"]
     assert "+client|tracking" in found["near"]["found"]
-    assert found["processes"]["found"].startswith("not looked at, the user may not")
+    assert found["processes"]["found"].startswith("not checked, the user lacks the right")
 
 
 def test_a_user_without_a_right_is_a_failure() -> None:

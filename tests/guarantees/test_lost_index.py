@@ -52,7 +52,7 @@ def gates(client: Redis) -> GatedClient:
     """Return a client that stops at scripts, also at those that a test has rewritten."""
     gated = GatedClient(client)
     for script in (fastrdb.protocol.server.SEARCH, fastrdb.protocol.server.BEGIN):
-        gated.knows(script.sha, script.name)
+        gated.name_script(script.sha, script.name)
     return gated
 
 

@@ -18,7 +18,7 @@ def test_each_kind_has_its_own_count() -> None:
     """No event is counted twice, none is lost."""
     for kind in get_args(Counted):
         counters = Counters("f")
-        counters.tell(kind, "k")
+        counters.count(kind, "k")
         counts = counters.snapshot().counts()
         (name,) = [name for name, count in counts.items() if count == 1]
         assert sum(counts.values()) == 1
@@ -28,10 +28,10 @@ def test_each_kind_has_its_own_count() -> None:
 def test_a_snapshot_stays_as_it_is() -> None:
     """And can be added to others."""
     counters = Counters("f")
-    counters.tell("hit", "k")
+    counters.count("hit", "k")
     before = counters.snapshot()
-    counters.tell("hit", "k")
-    counters.tell("load", "k")
+    counters.count("hit", "k")
+    counters.count("load", "k")
     assert before == Stats(hits=1)
     assert before + counters.snapshot() == Stats(hits=3, loads=1)
 
@@ -225,5 +225,5 @@ async def test_a_hook_that_raises(client: Redis, caplog: pytest.LogCaptureFixtur
     assert load.stats.hits == 1
     await change(1)
     assert not await client.exists("number:1")
-    assert [record.getMessage() for record in caplog.records] == ["the hook raises ValueError: this is said once"] * 2
+    assert [record.getMessage() for record in caplog.records] == ["the hook raises ValueError: this is logged once"] * 2
     await cache.aclose()

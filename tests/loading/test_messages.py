@@ -124,7 +124,7 @@ async def test_server_that_is_down_is_named(caplog: pytest.LogCaptureFixture) ->
             for _ in range(3):
                 await load()
     assert first.getMessage().startswith("Redis at localhost:1 did not answer (GET: ")
-    assert first.getMessage().endswith("): the call goes on without it; a single failure is said once")
+    assert first.getMessage().endswith("): the call goes on without it; a single failure is logged once")
     (_, record) = caplog.records
     assert record.getMessage().startswith("Redis at localhost:1 does not answer (GET: ")
     assert record.getMessage().endswith("): calls go on without it")

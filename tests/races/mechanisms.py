@@ -398,7 +398,7 @@ _OF_THE_TRANSPORT = {
     ),
     "cancelled-get-skipped": _line("the reply for a cancelled caller is dropped", "else:"),
     "crowd-noticed": _line("a batch that is full makes a crowd of its callers"),
-    "progress-is-replies": _line("a server is not silent as long as replies come", "self._heard = self.began"),
+    "progress-is-replies": _line("a server is not silent as long as replies come", "self._alive_at = self.began"),
     "exchanges-distinguished": _line("each exchange has the timeout for itself", "if False:"),
     "blocked-loop-excused": _line("time that the event loop was blocked is not the server's"),
     "excuses-bounded": _line("silence is noticed though the event loop is blocked", "if now - self._due > HELD_UP_S:"),

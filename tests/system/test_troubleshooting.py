@@ -404,7 +404,7 @@ async def _silent(scene: Scene) -> object:
     return scene.log.messages
 
 
-@says("Redis at … did not answer (…): the call goes on without it; a single failure is said once")
+@says("Redis at … did not answer (…): the call goes on without it; a single failure is logged once")
 async def _one_failure(scene: Scene) -> object:
     async with Redis(port=1) as redis, Cache(redis) as cache:
         assert await cache.cached("n:{number}")(plain)(1) == 1

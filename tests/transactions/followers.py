@@ -40,7 +40,7 @@ class NotingFollower:
 
     def __init__(self, columns: Mapping[str, Collection[str]]) -> None:
         self.columns = columns
-        self.looks = True
+        self.reads_rows = True
         self.effects: dict[str, frozenset[str]] = {}
         self.views: dict[str, frozenset[str]] = {}
         self.quiet: dict[str, frozenset[str]] = {}

@@ -71,7 +71,7 @@ async def test_a_greeting_goes_out_with_the_first_commands(line: Connection, ser
     assert await line.exchange([GET, ("PING",)]) == [b"v", b"OK"]
     assert await line.exchange([GET]) == [b"v"]
     assert server.log == [[(b"WHO",), (b"GET", b"k"), (b"PING",)], [(b"GET", b"k")]]
-    assert asks.heards == [b"OK"]
+    assert asks.replies == [b"OK"]
 
 
 async def test_a_greeting_is_heard_before_any_reply_is_given(line: Connection, server: Server, asks: Asks) -> None:
@@ -83,12 +83,12 @@ async def test_a_greeting_is_heard_before_any_reply_is_given(line: Connection, s
     asking = spawn(line.exchange([GET]))
     gate.open()
     await second.reached()
-    assert [str(heard) for heard in asks.heards] == ["what?"]
+    assert [str(reply) for reply in asks.replies] == ["what?"]
     assert not asking.done()
     second.open()
     assert await asking == [b"v"]
     assert server.told == [(b"WHO",), (b"GET", b"k"), (b"WHO IN FULL",)]
-    assert asks.heards[1:] == [b"OK"]
+    assert asks.replies[1:] == [b"OK"]
 
 
 @pytest.mark.parametrize("at", ["send", "read"])
@@ -102,7 +102,7 @@ async def test_a_greeting_that_was_cancelled_is_said_again(
     await cancelled(first)
     gate.open()
     assert await line.exchange([GET]) == [b"v"]
-    assert asks.heards == [b"OK"]
+    assert asks.replies == [b"OK"]
     assert server.log[-1] == [(b"WHO",), (b"GET", b"k")]
 
 

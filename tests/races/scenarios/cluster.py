@@ -53,7 +53,7 @@ class Slots:
         """Take a mechanism out of both processes, and let gates find the scripts that were changed."""
         for script in change.apply(monkeypatch.setattr):
             for client in (self.reader, self.writer):
-                client.knows(script.sha, script.name)
+                client.name_script(script.sha, script.name)
 
     async def end(self) -> None:
         """Open all gates, and wait until nothing runs any more."""

@@ -140,15 +140,15 @@ class Asks:
     """Greeting that records the replies; the test sets its question and its answer."""
 
     def __init__(self) -> None:
-        self.heards: list[Any] = []
+        self.replies: list[Any] = []
         self.says: deque[Any] = deque()
         self.other_data = False
 
     def question(self) -> Command:
         return ("WHO",)
 
-    def heard(self, reply: Any) -> Command | None:
-        self.heards.append(reply)
+    def take_reply(self, reply: Any) -> Command | None:
+        self.replies.append(reply)
         said = self.says.popleft() if self.says else None
         if isinstance(said, Exception):
             raise said

@@ -69,6 +69,8 @@ BANNED = re.compile(
     re.IGNORECASE,
 )
 """A subject has a name, and objects do not talk."""
+TALKING = {"tell", "tells", "told", "untold", "hear", "hears", "heard", "say", "says", "said", "owe", "owes", "knows"}
+"""Nor has a function, an argument, a variable or an attribute of the library such a word in its name."""
 _CODE = re.compile(r"``.+?``|`[^`]*`|\"[^\"]*\"")
 _END = re.compile(r"[.!?:;](?:\s|$)|\n\s*\n|\n\s*(?:[-*]|\w+:) ")
 _FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
@@ -132,6 +134,7 @@ def _of_python(text: str, *, messages: bool) -> Iterator[tuple[int, str]]:
             yield from _words(docstring.lineno, str(docstring.value))
     if messages:
         yield from _of_messages(tree, docstrings)
+        yield from _of_names(tree)
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.COMMENT:
             yield from _words(token.start[0], token.string)
@@ -149,6 +152,19 @@ def _of_messages(tree: ast.Module, docstrings: set[int]) -> Iterator[tuple[int, 
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
             yield from _words(node.lineno, node.value if " " in node.value.strip() else "")
+
+
+def _of_names(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Check the names that a module of the library gives."""
+    for node in ast.walk(tree):
+        name = ""
+        match node:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.arg(arg=name):
+                pass
+            case ast.Name(id=name, ctx=ast.Store()) | ast.Attribute(attr=name, ctx=ast.Store()):
+                pass
+        if TALKING.intersection(name.lower().split("_")):
+            yield node.lineno, f"the name {name!r} talks"
 
 
 def _of_docstring(node: ast.AST, docstring: ast.Constant) -> Iterator[tuple[int, str]]:

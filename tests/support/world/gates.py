@@ -30,7 +30,7 @@ class GatedCluster(RedisCluster):
         self.gates = self.gated.gates
         self.log = self.gated.log
         for sha, name in list(self.gated._scripts.items()):
-            self.gated.knows(sha, _NAMES.get(name, name))
+            self.gated.name_script(sha, _NAMES.get(name, name))
 
     def __del__(self, *_: object) -> None:
         """Close nothing: the connections are another's."""
@@ -66,9 +66,9 @@ class GatedCluster(RedisCluster):
         """Return the name by which gates, faults and log refer to a command."""
         return self.gated.name_of(args)
 
-    def knows(self, sha: str, name: str) -> None:
+    def name_script(self, sha: str, name: str) -> None:
         """Name a script of a test's own."""
-        self.gated.knows(sha, _NAMES.get(name, name))
+        self.gated.name_script(sha, _NAMES.get(name, name))
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         """Send one command, past its gates and faults."""

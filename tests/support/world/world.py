@@ -203,7 +203,7 @@ class World:
         """Take a mechanism out of both processes, and let gates find the scripts that were changed."""
         for script in change.apply(monkeypatch.setattr):
             for process in (self.one, self.two):
-                process.client.knows(script.sha, script.name)
+                process.client.name_script(script.sha, script.name)
 
     async def fair(self, item_id: int = 1) -> None:
         """Check that every answer is what is committed."""
