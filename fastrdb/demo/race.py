@@ -32,7 +32,7 @@ class Race:
         return self.served != self.committed
 
     def note(self, who: str, what: str) -> None:
-        """Add a moment: what has just happened, and at whom."""
+        """Add a moment: what has just happened, and in which part."""
         self.moments.append((who, what))
 
 
