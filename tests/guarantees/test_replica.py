@@ -10,12 +10,14 @@ from redis.asyncio import Redis
 from redis.asyncio.sentinel import Sentinel
 
 from fastrdb import Cache, OptionError
+from fastrdb.protocol import Barred
 from fastrdb.testing import EmbeddedServer
 from tests.guarantees import test_restart
 from tests.guarantees.test_restart import demoted, instrumented, plain, started
-from tests.races.mechanisms import label
+from tests.races.mechanisms import label, without
 from tests.support.network.lines import Passing
 from tests.support.waiting import until
+from tests.support.world.stores import acquire
 
 own, admin, pair = test_restart.own, test_restart.admin, test_restart.pair  # fixtures
 
@@ -50,6 +52,27 @@ async def test_replica_is_not_used_until_it_is_a_master(
         await app.healed()
         assert await app.read() == "new"
         assert await admin.get("item:1") == b'"new"'
+
+
+async def test_master_demoted_since_its_greeting_answers_no_acquire(
+    own: EmbeddedServer, admin: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection is still taken for one to a master, and the server has the entry."""
+    time = Passing(monkeypatch)
+    async with started(own, plain) as (app,):
+        assert await app.read() == "old"
+        time.passes(-60)  # no greeting is due in this test
+        await admin.replicaof("127.0.0.1", "1")
+        assert await acquire(app.store, app.client, "item:1", "t" * 32) == Barred()
+
+
+async def test_race_is_lost_when_a_replica_is_trusted(
+    own: EmbeddedServer, admin: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reader gets an entry that the new master may have deleted."""
+    without("replica-refused").apply(monkeypatch.setattr)
+    with pytest.raises(AssertionError):
+        await test_master_demoted_since_its_greeting_answers_no_acquire(own, admin, monkeypatch)
 
 
 def test_replica_reading_client_is_refused() -> None:

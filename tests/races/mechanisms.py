@@ -85,6 +85,9 @@ _ON_ONE_SERVER = {
         "the data of a server is used only in the life that it was adopted in",
         "if redis.call('EXISTS', trusted, index) > 0 then return true end",
     ),
+    "replica-refused": _lua(
+        "a master that was demoted since the greeting answers no acquire; Redis itself refuses to write there"
+    ),
     "replication-id": _lua("a life is told by the replication id, which is a new one after a failover", "local id"),
     "index-is-whole": _lua("a sweep does not rely on an index that was lost"),
     "index-without-deaths": _lua("an index that has lost its deaths begins anew"),
@@ -357,6 +360,8 @@ _OF_LOADS = {
 }
 
 _OF_FOLLOWING = {
+    # Without a look, a write reaches any value of the columns that its statement does not show: more, never less.
+    # So the mutants put other values in place of the old ones.
     "look-before-write": _function(
         "the rows of a statement are looked at, under its lock, before it changes them", "transactions.follow:_look"
     ),

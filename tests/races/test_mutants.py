@@ -11,6 +11,7 @@ import pytest
 from redis.asyncio import Redis
 
 import fastrdb.protocol.store
+from benchmarks.consistency.seeded_bugs import seed
 from fastrdb import Cache
 from fastrdb.near.cache import NearCache
 from fastrdb.protocol import Busy
@@ -18,6 +19,7 @@ from fastrdb.testing import EmbeddedServer
 from tests.near import test_functions as whole
 from tests.races.mechanisms import label, original, without
 from tests.races.scenarios import commits, fills, near, reloads, sessions
+from tests.races.scenarios.followed import Followed, found_by_a_load, moved_since_it_was_loaded
 from tests.races.seams import Change
 from tests.support.servers import databases
 from tests.support.servers.databases import Database, ServerDatabase
@@ -25,6 +27,7 @@ from tests.support.world.near import Nearby, Observed, nearby, set_each
 from tests.support.world.world import Scenario, World, pooled, world
 
 Race = Callable[[Nearby], Coroutine[Any, Any, None]]
+RaceOfFollowed = Callable[[Followed], Coroutine[Any, Any, None]]
 
 
 async def lost(race: Coroutine[Any, Any, None]) -> None:
@@ -61,9 +64,13 @@ ON_SQLITE: dict[Change, list[Scenario]] = {
         commits.result_prefix,
     ],
     without("lease-check", script="end"): [sessions.put_against_a_writer],
+    without("lease-indexed"): [fills.stale_fill, fills.joiner],
     without("write-indexed"): [sessions.put_against_a_writer],
     without("barrier-set"): [fills.refill_before_commit, commits.hidden_session, commits.connection_outside],
     without("barrier-check"): [fills.refill_before_commit, fills.window_after_commit, fills.zombie_acquire],
+    without("barriers-stood"): [fills.lapsed_barriers, fills.lapsed_barriers_during_a_load],
+    without("second-sweep"): [fills.lapsed_barriers, fills.lapsed_barriers_during_a_load],
+    without("repairs"): [fills.missed_commit],
     without("sweep-deletes-leases"): [fills.stale_fill, fills.joiner],
     without("sweep-deletes-entries"): [fills.window_after_commit, commits.raises_after_its_commit],
     without("release-checks-token"): [fills.release_spares_others],
@@ -166,6 +173,40 @@ async def test_race_is_lost_when_a_barrier_has_run_out(
 def autocommitting(sqlite: Database) -> Any:
     """Open the database again, in AUTOCOMMIT."""
     return databases.opened(sqlite.engine.url, isolation_level="AUTOCOMMIT")
+
+
+# --- of a cache that follows writes
+
+
+@pytest.fixture
+async def f(sqlite: Database, following: Cache) -> Followed:
+    """Provide rows, and a cache that follows what is written to them."""
+    made = Followed(sqlite, following)
+    await made.create()
+    return made
+
+
+@pytest.mark.parametrize("race", [moved_since_it_was_loaded, found_by_a_load], ids=label)
+async def test_race_of_followed_writes_is_won(f: Followed, race: RaceOfFollowed) -> None:
+    """An entry goes with what it shows, also where neither the session nor the function itself has read that."""
+    await race(f)
+
+
+@pytest.mark.parametrize(
+    ("bug", "race"),
+    [
+        ("no-look", moved_since_it_was_loaded),
+        ("history-trusted", moved_since_it_was_loaded),
+        ("nested-without-tags", found_by_a_load),
+    ],
+    ids=label,
+)
+async def test_race_of_followed_writes_is_lost(
+    f: Followed, monkeypatch: pytest.MonkeyPatch, bug: str, race: RaceOfFollowed
+) -> None:
+    """The look, and the tags of what a load finds, in the versions of the consistency run's seeded bugs."""
+    seed(bug, monkeypatch.setattr)
+    await lost(race(f))
 
 
 # --- on PostgreSQL

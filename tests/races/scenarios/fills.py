@@ -12,7 +12,8 @@ import pytest
 from fastrdb.keys.prefix import Prefix
 from fastrdb.protocol import Busy, Fill, Granted
 from fastrdb.testing import Gate
-from tests.support.world.stores import acquire, fill
+from tests.support.waiting import until
+from tests.support.world.stores import acquire, fill, lapse_barriers
 from tests.support.world.world import World, spawn
 
 LEASE = "fastrdb:lease:{item:1}"
@@ -68,6 +69,48 @@ async def deleted_before_commit(w: World) -> None:
     assert await w.one.read() == await w.truth()
     gate.open()
     await writer
+    await w.fair()
+
+
+async def lapsed_barriers(w: World) -> None:
+    """R3: a writer's barriers lapse: a reader stores the old row before COMMIT, and the writer's end deletes it."""
+    gate = w.at_commit()
+    writer = spawn(w.two.write("new"))
+    await gate.reached()
+    await lapse_barriers(w.client)
+    assert await w.one.read() == "old"
+    assert await w.client.exists("item:1")
+    gate.open()
+    await writer
+    await w.fair()
+
+
+async def lapsed_barriers_during_a_load(w: World) -> None:
+    """R3: the same, with a reader that has loaded the old row before COMMIT, and would store it behind the end."""
+    at_commit, after_load = w.at_commit(), w.one.gates.after("load")
+    writer = spawn(w.two.write("new"))
+    await at_commit.reached()
+    await lapse_barriers(w.client)
+    reader = spawn(w.one.read())
+    await after_load.reached()
+    at_commit.open()
+    await writer
+    after_load.open()
+    assert await reader == "old"
+    await w.fair()
+
+
+async def missed_commit(w: World) -> None:
+    """Commit while Redis is out of the writer's reach: when it is back, no process is answered with the old entry."""
+    assert await w.one.read() == "old"
+    w.two.client.fail_with(ConnectionError)
+    await w.two.write("new")
+    w.two.client.heal()
+
+    async def is_repaired() -> bool:
+        return not w.two.store.has_pending
+
+    await until(is_repaired)
     await w.fair()
 
 

@@ -28,7 +28,7 @@ end
 local function is_trusted(index, expiry, barriers, trusted, before)
   local id, role = replication_id()
   if not id then return true end
-  if role == 'slave' then return false end
+  if role == 'slave' then return false end -- mechanism: replica-refused
   if redis.call('ZSCORE', trusted, id) then return true end
   if redis.call('EXISTS', trusted, index) > 0 then return false end -- mechanism: same-server
   if has_no_entries(before) then enter(index, expiry, COMPLETE, '+inf') end
