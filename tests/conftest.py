@@ -22,11 +22,13 @@ from tests.support.availability import missing
 from tests.support.servers import databases
 from tests.support.servers import postgresql as private_postgresql
 from tests.support.servers.cluster import Cluster
+from tests.support.world.world import world
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from tests.support.servers.databases import Database, ServerDatabase
+    from tests.support.world.world import World
 
 
 TESTS = Path(__file__).parent
@@ -266,6 +268,13 @@ async def sqlite(tmp_path: Path) -> AsyncIterator[Database]:
     """Provide an empty SQLite file."""
     async with databases.opened(f"sqlite+aiosqlite:///{tmp_path / 'test.sqlite'}") as opened:
         yield opened
+
+
+@pytest.fixture
+async def w(sqlite: Database, client: redis.asyncio.Redis) -> AsyncIterator[World]:
+    """Provide a world on SQLite. Modules whose world is another one have a fixture of this name."""
+    async with world(sqlite, client) as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

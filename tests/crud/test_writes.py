@@ -37,13 +37,6 @@ async def on_postgresql(postgresql: Database, client: Redis) -> AsyncIterator[Wo
         yield made
 
 
-@pytest.fixture
-async def on_sqlite(sqlite: Database, client: Redis) -> AsyncIterator[World]:
-    """Yield a world on SQLite."""
-    async with world(sqlite, client) as made:
-        yield made
-
-
 @pytest.mark.parametrize("course", COURSES, ids=name)
 @pytest.mark.parametrize("way", ways.POSTGRESQL, ids=name)
 async def test_on_postgresql(on_postgresql: World, way: Way, course: Course) -> None:
@@ -53,14 +46,14 @@ async def test_on_postgresql(on_postgresql: World, way: Way, course: Course) -> 
 
 @pytest.mark.parametrize("course", COURSES, ids=name)
 @pytest.mark.parametrize("way", [way for way in ways.EVERYWHERE if way is not ways.only_a_savepoint], ids=name)
-async def test_on_sqlite(on_sqlite: World, way: Way, course: Course) -> None:
+async def test_on_sqlite(w: World, way: Way, course: Course) -> None:
     """SQLite's driver begins transactions by itself."""
-    await course(on_sqlite, way)
+    await course(w, way)
 
 
-async def test_a_task_that_outlives_its_call(on_sqlite: World) -> None:
+async def test_a_task_that_outlives_its_call(w: World) -> None:
     """A task's writes are followed for as long as the task goes on, and what is over is not kept."""
-    w, going = on_sqlite, asyncio.Event()
+    going = asyncio.Event()
     found: list[Targets] = []
 
     async def work() -> None:

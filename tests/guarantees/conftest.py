@@ -37,13 +37,6 @@ async def everywhere(place: tuple[databases.Database, Any]) -> AsyncIterator[Wor
 
 
 @pytest.fixture
-async def on_sqlite(sqlite: databases.Database, client: Redis) -> AsyncIterator[World]:
-    """Provide a world on SQLite."""
-    async with world(sqlite, client) as made:
-        yield made
-
-
-@pytest.fixture
 def opens(client: Redis) -> Opens:
     """Provide a function that opens a world on a database server, with an engine of its own."""
 

@@ -22,13 +22,6 @@ from tests.support.world.world import World, pooled, spawn, world
 
 
 @pytest.fixture
-async def w(sqlite: Database, client: Redis) -> AsyncIterator[World]:
-    """Provide a world on SQLite."""
-    async with world(sqlite, client) as made:
-        yield made
-
-
-@pytest.fixture
 async def one_connection(sqlite: Database, client: Redis) -> AsyncIterator[World]:
     """Provide a world with one connection for all."""
     async with pooled(sqlite) as database, world(database, client) as made:

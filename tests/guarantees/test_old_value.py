@@ -38,9 +38,9 @@ async def test_old_value_beside_two_writers_is_not_stored(postgresql: Database, 
 
 
 @pytest.mark.parametrize("seed", range(40))
-async def test_old_value_in_any_order_is_not_stored(on_sqlite: World, seed: int) -> None:
+async def test_old_value_in_any_order_is_not_stored(w: World, seed: int) -> None:
     """Eight readers and a writer start at once, in any order: in the end the entry is what is committed."""
-    w, chance = on_sqlite, random.Random(seed)
+    chance = random.Random(seed)
     work = [w.one.read, w.two.read] * 4 + [lambda: w.one.write("new")]
     chance.shuffle(work)
     await asyncio.gather(*(spawn(each()) for each in work))

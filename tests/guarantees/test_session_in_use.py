@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -14,21 +13,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from fastrdb import Cache, FastRDB, SessionInUseError
 from tests.races.mechanisms import without
-from tests.support.servers.databases import Database, statements
-from tests.support.world.world import Item, ItemOut, World, spawn, world
+from tests.support.servers.databases import statements
+from tests.support.world.world import Item, ItemOut, World, spawn
 
 
 class ItemIn(BaseModel):
     id: int
     name: str
     owner_id: int = 1
-
-
-@pytest.fixture
-async def w(sqlite: Database, client: Redis) -> AsyncIterator[World]:
-    """Provide a world on SQLite."""
-    async with world(sqlite, client) as made:
-        yield made
 
 
 def refusal(function: str, other: str, parameter: str | None = "db") -> Any:

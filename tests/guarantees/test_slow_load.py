@@ -15,9 +15,8 @@ async def test_slow_load_spares_what_came_after_it(everywhere: World, race: Scen
     await race(everywhere)
 
 
-async def test_slow_load_is_answered_and_counted(on_sqlite: World) -> None:
+async def test_slow_load_is_answered_and_counted(w: World) -> None:
     """The value reaches its caller; `stats.unstored` counts it, and Redis has no entry."""
-    w = on_sqlite
     gate = w.one.gates.after("load")
     reader = spawn(w.one.read())
     await gate.reached()

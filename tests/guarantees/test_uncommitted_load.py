@@ -21,9 +21,9 @@ async def test_uncommitted_load_on_the_given_session_is_not_stored(
 
 
 @pytest.mark.parametrize("race", [*hidden.UNDONE, hidden.in_a_thread], ids=label)
-async def test_uncommitted_load_elsewhere_is_not_stored(on_sqlite: World, race: Scenario) -> None:
+async def test_uncommitted_load_elsewhere_is_not_stored(w: World, race: Scenario) -> None:
     """The load writes in a session, a connection or a thread that the call does not name."""
-    await race(on_sqlite)
+    await race(w)
 
 
 @pytest.mark.parametrize("level", ["READ COMMITTED", "REPEATABLE READ"])

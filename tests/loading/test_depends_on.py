@@ -20,13 +20,6 @@ from tests.support.world.world import Item, Owner, World, spawn, world
 
 
 @pytest.fixture
-async def w(sqlite: Database, client: Redis) -> AsyncIterator[World]:
-    """Provide a world on SQLite."""
-    async with world(sqlite, client) as made:
-        yield made
-
-
-@pytest.fixture
 async def on_cluster(sqlite: Database, cluster: Any, cluster_client: Any) -> AsyncIterator[World]:
     """Provide a world on SQLite, over a cluster."""
     async with world(sqlite, cluster_client) as made:

@@ -48,13 +48,6 @@ def pairs(mutants: dict[Change, list[Any]]) -> list[Any]:
 # --- on SQLite
 
 
-@pytest.fixture
-async def w(sqlite: Database, client: Redis) -> AsyncIterator[World]:
-    """Provide a world on SQLite."""
-    async with world(sqlite, client) as made:
-        yield made
-
-
 ON_SQLITE: dict[Change, list[Scenario]] = {
     without("lease-check", script="fill"): [
         fills.stale_fill,

@@ -40,13 +40,6 @@ AUTOCOMMIT: list[Scenario] = [
 
 
 @pytest.fixture
-async def on_sqlite(sqlite: Database, client: Redis) -> AsyncIterator[World]:
-    """Provide a world on SQLite."""
-    async with world(sqlite, client) as made:
-        yield made
-
-
-@pytest.fixture
 async def on_postgresql(postgresql: Database, client: Redis) -> AsyncIterator[World]:
     """Provide a world on PostgreSQL, in READ COMMITTED."""
     async with world(postgresql, client) as made:
@@ -62,9 +55,9 @@ async def on_cluster(sqlite: Database, cluster: Cluster, cluster_client: RedisCl
 
 
 @pytest.mark.parametrize("race", [*RACES, sessions.savepoint_that_commits], ids=label)
-async def test_race_on_sqlite_is_won(on_sqlite: World, race: Scenario) -> None:
+async def test_race_on_sqlite_is_won(w: World, race: Scenario) -> None:
     """No answer is older than what was committed, in whatever order the steps come."""
-    await race(on_sqlite)
+    await race(w)
 
 
 @pytest.mark.parametrize("race", [*RACES, sessions.savepoint_released], ids=label)

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import ast
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from redis.asyncio import Redis
 
 import fastrdb
 from tests.races.mechanisms import label
 from tests.races.scenarios import commits as scenarios_commits
 from tests.races.scenarios import fills as scenarios
-from tests.support.servers.databases import Database
-from tests.support.world.world import Scenario, World, world
+from tests.support.world.world import Scenario, World
 
 PACKAGE = Path(fastrdb.__file__).parent
 WALL = {"time", "time_ns", "now", "utcnow", "today", "localtime", "gmtime"}
@@ -52,13 +49,6 @@ def test_nothing_asks_a_clock_that_can_be_set() -> None:
 def test_it_would_be_found() -> None:
     """However it is spelt."""
     assert asks_the_wall("import time\ntime.time()\nfrom time import time_ns\ndatetime.now()\nloop.time()") == [2, 3, 4]
-
-
-@pytest.fixture
-async def w(sqlite: Database, client: Redis) -> AsyncIterator[World]:
-    """Yield a world on SQLite."""
-    async with world(sqlite, client) as made:
-        yield made
 
 
 @pytest.mark.parametrize("step", [-3600.0, 3600.0], ids=["an hour back", "an hour ahead"])

@@ -17,7 +17,7 @@ import fastrdb.transactions.scope
 from fastrdb.transactions.scope import RunningCall
 from tests.races.mechanisms import without
 from tests.races.scenarios import hidden
-from tests.support.servers.databases import Database, ServerDatabase
+from tests.support.servers.databases import ServerDatabase
 from tests.support.world.world import Scenario, World, world
 
 
@@ -33,22 +33,15 @@ async def on(server: ServerDatabase, client: Redis, **options: Any) -> AsyncIter
         yield made
 
 
-@pytest.fixture
-async def on_sqlite(sqlite: Database, client: Redis) -> AsyncIterator[World]:
-    """Yield a world on SQLite."""
-    async with world(sqlite, client) as made:
-        yield made
-
-
 async def lost(race: Coroutine[Any, Any, None]) -> None:
     """Check that the race ends with a wrong answer."""
     with pytest.raises(AssertionError):
         await race
 
 
-async def test_session_that_only_reads_is_stored(on_sqlite: World) -> None:
+async def test_session_that_only_reads_is_stored(w: World) -> None:
     """However the load ends it."""
-    await hidden.stored(on_sqlite)
+    await hidden.stored(w)
 
 
 @pytest.mark.parametrize("level", ["READ COMMITTED", "REPEATABLE READ"])
@@ -180,13 +173,11 @@ async def test_looking_only_after_the_load(
 @pytest.mark.parametrize(
     "race", [*(race for race in hidden.UNDONE if race is not hidden.still_open), hidden.in_a_thread], ids=name
 )
-async def test_without_the_look_at_what_was_written(
-    on_sqlite: World, monkeypatch: pytest.MonkeyPatch, race: Scenario
-) -> None:
+async def test_without_the_look_at_what_was_written(w: World, monkeypatch: pytest.MonkeyPatch, race: Scenario) -> None:
     """Rows that the load has written and rolled back are stored."""
 
     without("rule-1-statements").apply(monkeypatch.setattr)
-    await lost(race(on_sqlite))
+    await lost(race(w))
 
 
 async def test_without_the_look_at_what_is_open(
@@ -199,13 +190,13 @@ async def test_without_the_look_at_what_is_open(
         await lost(hidden.still_open(made))
 
 
-async def test_without_asking_before_a_rollback(on_sqlite: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_asking_before_a_rollback(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every load that calls a function of the database in a session of its own would be kept out."""
     without("called-functions-asked").apply(monkeypatch.setattr)
-    await lost(hidden.stored(on_sqlite))
+    await lost(hidden.stored(w))
 
 
-async def test_without_rule_3(on_sqlite: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_rule_3(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The identity map of a session that is no argument answers the load."""
     without("rule-3-used-sessions").apply(monkeypatch.setattr)
-    await lost(hidden.identity_map(on_sqlite))
+    await lost(hidden.identity_map(w))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -13,15 +12,7 @@ from sqlalchemy.orm import defer, joinedload, undefer
 
 from fastrdb.transactions import scope
 from tests.races.mechanisms import without
-from tests.support.servers.databases import Database
-from tests.support.world.world import Item, Owner, World, world
-
-
-@pytest.fixture
-async def w(sqlite: Database, client: Redis) -> AsyncIterator[World]:
-    """Return a world on SQLite."""
-    async with world(sqlite, client) as made:
-        yield made
+from tests.support.world.world import Item, Owner, World
 
 
 def cached(w: World, *options: Any, end: bool = False) -> Any:

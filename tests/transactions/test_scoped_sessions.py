@@ -7,22 +7,13 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from redis.asyncio import Redis
 from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
 
 from fastrdb import FastRDB
-from tests.support.servers.databases import Database
-from tests.support.world.world import Item, ItemOut, World, spawn, world
+from tests.support.world.world import Item, ItemOut, World, spawn
 
 Scoped = async_scoped_session[AsyncSession]
-
-
-@pytest.fixture
-async def w(sqlite: Database, client: Redis) -> AsyncIterator[World]:
-    """Yield a world on SQLite."""
-    async with world(sqlite, client) as made:
-        yield made
 
 
 @pytest.fixture

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import pytest
-from redis.asyncio import Redis
 from sqlalchemy import Connection, Engine, create_engine, text, update
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
 from fastrdb.transactions.state import Transaction, transaction_of
-from tests.support.servers.databases import Database
-from tests.support.world.world import PATIENT, Item, World, world
-
-
-@pytest.fixture
-async def w(sqlite: Database, client: Redis) -> AsyncIterator[World]:
-    """Yield a world on SQLite."""
-    async with world(sqlite, client) as made:
-        yield made
+from tests.support.world.world import PATIENT, Item, World
 
 
 @pytest.fixture
