@@ -17,16 +17,16 @@ from tests.races.model.search import (
     NOTHING,
     READ_ENDED,
     Outcome,
+    Processes,
     Rule,
     acknowledged,
     broken_by,
+    expiry,
     explore,
     hit,
     is_stale,
     released,
-    starting,
     with_reader,
-    with_writer,
     writer_id,
 )
 
@@ -139,11 +139,11 @@ WriteStep: TypeAlias = "Callable[[World, Writer, int], tuple[Writer, World]]"
 _ENDED = Reader("answered", 0)
 
 
-class Model:
+class Model(Processes):
     """All moves of one setup."""
 
     def __init__(self, setup: Setup) -> None:
-        self.setup = setup
+        self.setup, self.mutant = setup, setup.mutant
         self.slots = setup.layout is Layout.SLOTS
         self.scans = setup.layout is Layout.SCAN
         self._read_steps: dict[str, ReadStep] = {
@@ -157,7 +157,7 @@ class Model:
             "load": self._load,
             "fill": self._fill,
         }
-        self._write_steps: dict[str, WriteStep] = {
+        self.write_steps: dict[str, WriteStep] = {
             "begin": self._begin,
             "sweep": self._sweep,
             "claim": self._claim,
@@ -186,18 +186,12 @@ class Model:
                 return rule
         return Rule.CONVERGED if is_stale(world) else None
 
-    def _has(self, mutant: Mutant) -> bool:
-        return self.setup.mutant is mutant
-
     # The moves.
 
     def _moves(self, world: World) -> Iterator[World]:
-        for place, reader in enumerate(world.readers):
-            yield from self._reader_moves(world, place, reader)
-        for place, writer in enumerate(world.writers):
-            yield from self._writer_moves(world, place, writer)
+        yield from self._process_moves(world)
         if Fault.EXPIRY in self.setup.faults:
-            yield from _expiry(world)
+            yield from expiry(world)
             yield from self._burial(world)
         if Fault.INDEX_LOSS in self.setup.faults:
             yield world._replace(indexed=False, whole=False, noted=False)
@@ -216,7 +210,7 @@ class Model:
     @property
     def _barring(self) -> set[str]:
         """The steps before which a writer has set its barrier."""
-        return self._write_steps.keys() - {"begin"}
+        return self.write_steps.keys() - {"begin"}
 
     def _search(self, world: World) -> Iterator[World]:
         """Look at all keys, at the leases first. A key that has come since the look began may be missed, or not."""
@@ -271,27 +265,13 @@ class Model:
             cancelled = reader._replace(at="answered", value=world.committed)
             yield with_reader(world, place, _settled(cancelled))
 
-    def _writer_moves(self, world: World, place: int, writer: Writer) -> Iterator[World]:
-        me = writer_id(place)
-        if writer.at == "start":
-            if world.row_lock == FREE:  # its UPDATE takes the row's lock, or waits for it
-                begun = Writer("begin", world.committed + 1)
-                yield with_writer(world._replace(row_lock=me), place, begun)
-        elif writer.at == "crashed":
-            if me in world.barriers:  # its deadline has passed
-                yield world._replace(barriers=world.barriers - {me})
-        elif writer.at != "done":
-            after, changed = self._write_steps[writer.at](world, writer, me)
-            yield with_writer(changed, place, after)
-            if Fault.CRASH in self.setup.faults:  # before COMMIT the database rolls back
-                lock = FREE if world.row_lock == me else world.row_lock
-                yield with_writer(world._replace(row_lock=lock), place, Writer("crashed"))
+    def _may_crash(self, place: int) -> bool:
+        return Fault.CRASH in self.setup.faults
+
+    def _crashed(self, writer: Writer) -> Writer:
+        return Writer("crashed")
 
     # The steps of a reader.
-
-    def _start(self, world: World, _reader: Reader, _me: int) -> tuple[Reader, World]:
-        begun = Reader("get", NOTHING, world.committed, world.acknowledged)
-        return begun, world if starting(world) > 1 else world._replace(acknowledged=0)  # no other asks
 
     def _get(self, world: World, reader: Reader, _me: int) -> tuple[Reader, World]:
         if world.entry != NOTHING:
@@ -441,13 +421,6 @@ class Model:
 def _settled(reader: Reader) -> Reader:
     """Return all ended readers that break no rule as one: what each was answered changes nothing any more."""
     return _ENDED if reader.at in READ_ENDED and broken_by(reader) is None else reader
-
-
-def _expiry(world: World) -> Iterator[World]:
-    if world.lease != FREE:
-        yield world._replace(lease=FREE)
-    if world.entry != NOTHING:
-        yield world._replace(entry=NOTHING)
 
 
 def _names_key(writer: int) -> bool:

@@ -1,13 +1,14 @@
-"""What both models share: the rules, the search through all states that can be reached, and parts of states."""
+"""The common part of both models: rules, the search through all reachable states, the life of a process."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
 P = TypeVar("P")
 R = TypeVar("R", bound=Any)
@@ -57,6 +58,71 @@ def explore(
                 came_from[following] = world
                 queue.append(following)
     return Outcome(len(came_from), None, [])
+
+
+class Processes(ABC):
+    """The moves of readers and writers, one process at a time. A model has the steps, and what else may happen.
+
+    A step gets the world, a process and its place, and returns the process and the world behind that step. `mutant` is
+    what is taken out.
+    """
+
+    mutant: Enum | None
+    write_steps: dict[str, Any]
+
+    def _has(self, mutant: Enum) -> bool:
+        return self.mutant is mutant
+
+    def _process_moves(self, world: W) -> Iterator[W]:
+        for place, reader in enumerate(world.readers):
+            yield from self._reader_moves(world, place, reader)
+        for place, writer in enumerate(world.writers):
+            yield from self._writer_moves(world, place, writer)
+
+    @abstractmethod
+    def _reader_moves(self, world: Any, place: int, reader: Any) -> Iterator[Any]: ...
+
+    def _start(self, world: W, reader: R, _place: int) -> tuple[R, W]:
+        begun: R = reader._replace(at="get", committed=world.committed, acknowledged=world.acknowledged)
+        return begun, world if starting(world) > 1 else world._replace(acknowledged=0)  # no other asks
+
+    def _writer_moves(self, world: W, place: int, writer: Any) -> Iterator[W]:
+        me = writer_id(place)
+        if writer.at == "start":
+            if world.row_lock == FREE:  # its UPDATE takes the row's lock, or waits for it
+                begun = writer._replace(at=self._first_step(place), version=world.committed + 1)
+                yield with_writer(world._replace(row_lock=me), place, begun)
+        elif writer.at == "crashed":
+            if me in world.barriers:  # its deadline has passed
+                yield self._lapsed(world._replace(barriers=world.barriers - {me}), writer)
+        elif writer.at != "done":
+            after, changed = self.write_steps[writer.at](world, writer, me)
+            yield with_writer(changed, place, after)
+            if self._may_crash(place):  # before COMMIT the database rolls back
+                lock = FREE if world.row_lock == me else world.row_lock
+                yield with_writer(world._replace(row_lock=lock), place, self._crashed(writer))
+
+    def _first_step(self, place: int) -> str:
+        """Return the step with which a writer begins when it has the row's lock."""
+        return "begin"
+
+    def _lapsed(self, world: Any, writer: Any) -> Any:
+        """Return the world behind the end of a crashed writer's barrier."""
+        return world
+
+    @abstractmethod
+    def _may_crash(self, place: int) -> bool: ...
+
+    @abstractmethod
+    def _crashed(self, writer: Any) -> Any: ...
+
+
+def expiry(world: W) -> Iterator[W]:
+    """Yield the worlds in which the lease has expired, or the entry."""
+    if world.lease != FREE:
+        yield world._replace(lease=FREE)
+    if world.entry != NOTHING:
+        yield world._replace(entry=NOTHING)
 
 
 def _trace(came_from: dict[W, W | None], last: W) -> list[W]:

@@ -16,16 +16,16 @@ from tests.races.model.search import (
     NOTHING,
     READ_ENDED,
     Outcome,
+    Processes,
     Rule,
     acknowledged,
     broken_by,
+    expiry,
     explore,
     hit,
     is_stale,
     released,
-    starting,
     with_reader,
-    with_writer,
     writer_id,
 )
 
@@ -156,11 +156,11 @@ _ENDED = Reader("answered", 0)
 _DELETING = {"unlease", "delete", "unlease by hand", "delete by hand"}
 
 
-class Model:
+class Model(Processes):
     """All moves of one setup."""
 
     def __init__(self, setup: Setup) -> None:
-        self.setup = setup
+        self.setup, self.mutant = setup, setup.mutant
         self.cluster = setup.layout is Layout.CLUSTER
         self._read_steps: dict[str, ReadStep] = {
             "start": self._start,
@@ -173,7 +173,7 @@ class Model:
             "fill": self._fill,
             "load only": self._load_only,
         }
-        self._write_steps: dict[str, WriteStep] = {
+        self.write_steps: dict[str, WriteStep] = {
             "begin": self._begin,
             "unlease": self._unlease,
             "delete": self._delete,
@@ -206,9 +206,6 @@ class Model:
                 return rule
         return Rule.CONVERGED if is_stale(world) else None
 
-    def _has(self, mutant: Mutant) -> bool:
-        return self.setup.mutant is mutant
-
     # The moves.
 
     def _moves_in_order(self, world: World) -> Iterator[World]:
@@ -216,10 +213,7 @@ class Model:
         return map(_in_order, self._moves(world)) if self.setup.readers > 1 else self._moves(world)
 
     def _moves(self, world: World) -> Iterator[World]:
-        for place, reader in enumerate(world.readers):
-            yield from self._reader_moves(world, place, reader)
-        for place, writer in enumerate(world.writers):
-            yield from self._writer_moves(world, place, writer)
+        yield from self._process_moves(world)
         if world.column is Column.NEW and not world.unsure & world.barriers:  # the last of them would have lapsed
             yield world._replace(column=Column.IN_USE, unsure=frozenset())
         if Fault.EXPIRY in self.setup.faults:
@@ -245,29 +239,22 @@ class Model:
             cancelled = Reader("cancelled", NOTHING, reader.committed, reader.acknowledged)
             yield with_reader(world, place, self._settled(cancelled))
 
-    def _writer_moves(self, world: World, place: int, writer: Writer) -> Iterator[World]:
-        me = writer_id(place)
-        outside = place >= self.setup.writers
-        if writer.at == "start":
-            if world.row_lock == FREE:  # its UPDATE takes the row's lock, or waits for it
-                begun = Writer("commit outside" if outside else "begin", world.committed + 1)
-                yield with_writer(world._replace(row_lock=me), place, begun)
-        elif writer.at == "crashed":
-            if me in world.barriers:  # its deadline has passed
-                lapsed = world._replace(barriers=world.barriers - {me})
-                yield lapsed if self._has(Mutant.LAPSED_FORGOTTEN) else _reach_readers(lapsed, writer.names)
-        elif writer.at != "done":
-            after, changed = self._write_steps[writer.at](world, writer, me)
-            yield with_writer(changed, place, after)
-            if Fault.CRASH in self.setup.faults and not outside:  # before COMMIT the database rolls back
-                lock = FREE if world.row_lock == me else world.row_lock
-                yield with_writer(world._replace(row_lock=lock), place, writer._replace(at="crashed"))
+    def _first_step(self, place: int) -> str:
+        return "commit outside" if self._is_outside(place) else "begin"
+
+    def _lapsed(self, world: World, writer: Writer) -> World:
+        return world if self._has(Mutant.LAPSED_FORGOTTEN) else _reach_readers(world, writer.names)
+
+    def _may_crash(self, place: int) -> bool:
+        return Fault.CRASH in self.setup.faults and not self._is_outside(place)
+
+    def _crashed(self, writer: Writer) -> Writer:
+        return writer._replace(at="crashed")
+
+    def _is_outside(self, place: int) -> bool:
+        return place >= self.setup.writers
 
     # The steps of a reader.
-
-    def _start(self, world: World, _reader: Reader, _place: int) -> tuple[Reader, World]:
-        begun = Reader("get", NOTHING, world.committed, world.acknowledged)
-        return begun, world if starting(world) > 1 else world._replace(acknowledged=0)  # no other asks
 
     def _get(self, world: World, reader: Reader, _place: int) -> tuple[Reader, World]:
         return hit(world, reader) if world.entry != NOTHING else (reader._replace(at="acquire"), world)
@@ -479,9 +466,7 @@ def _reach_readers(world: World, names: bool) -> World:
 
 
 def _expiry(world: World) -> Iterator[World]:
-    if world.lease != FREE:
-        yield world._replace(lease=FREE)
-    if world.entry != NOTHING:
-        yield world._replace(entry=NOTHING)
-    elif world.tagged and world.lease == FREE and not any(writer.at in _DELETING for writer in world.writers):
+    yield from expiry(world)
+    deleting = any(writer.at in _DELETING for writer in world.writers)
+    if world.entry == NOTHING and world.tagged and world.lease == FREE and not deleting:
         yield world._replace(tagged=False)
