@@ -25,20 +25,6 @@ both = pytest.mark.parametrize("watchable", ["mariadb", "binlog"], indirect=True
 
 
 @both
-async def test_one_watcher_leads_and_another_takes_over(watched: Watched) -> None:
-    """The lead is a lock of the session, which ends with its connection."""
-    await watched.install()
-    second = source_of(watched.database.engine)
-    try:
-        assert not await second.lead()
-        assert (await second.status(None)).leader is not None
-        await watched.source.close()
-        await until(second.lead)
-    finally:
-        await second.close()
-
-
-@both
 async def test_foreign_keys_are_followed_over_tables(watched: Watched) -> None:
     """SET NULL names the old value and NULL; below a row that is deleted, the rows are unknown."""
     await watched.write(

@@ -273,19 +273,6 @@ async def test_every_kind_of_write_is_reported(watched: Watched, kind: str) -> N
     await watched.write("DROP VIEW org_view")
 
 
-async def test_one_watcher_leads_and_another_takes_over(watched: Watched) -> None:
-    """The lead is a lock of the session, which ends with its connection."""
-    await watched.install()
-    second = source_of(watched.database.engine)
-    try:
-        assert not await second.lead()
-        assert (await second.status(None)).leader is not None
-        await watched.source.close()
-        await until(second.lead)
-    finally:
-        await second.close()
-
-
 async def test_an_emptied_outbox_is_noticed_until_it_is_marked(watched: Watched) -> None:
     """A watcher that dies between the loss and the mark leaves the loss to the next one."""
     await watched.install()

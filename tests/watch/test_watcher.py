@@ -87,6 +87,20 @@ async def test_many_changes_of_one_poll_name_their_rows(watched: Watched, client
 
 
 @pytest.mark.parametrize("watchable", ["postgresql", "mariadb", "binlog"], indirect=True)
+async def test_one_watcher_leads_and_another_takes_over(watched: Watched) -> None:
+    """The lead is a lock of the session, which ends with its connection."""
+    await watched.install()
+    second = source_of(watched.database.engine)
+    try:
+        assert not await second.lead()
+        assert (await second.status(None)).leader is not None
+        await watched.source.close()
+        await until(second.lead)
+    finally:
+        await second.close()
+
+
+@pytest.mark.parametrize("watchable", ["postgresql", "mariadb", "binlog"], indirect=True)
 async def test_of_two_watchers_one_leads_and_the_other_goes_on(watched: Watched, client: Redis, cache: Cache) -> None:
     """The second begins at the position of the first, so nothing is lost or invalidated twice."""
     await watched.install()
