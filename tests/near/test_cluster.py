@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from redis.asyncio.cluster import RedisCluster
 
-import fastrdb.protocol.store
 from fastrdb.errors import CacheUnavailableError
 from fastrdb.near.cache import Near
 from fastrdb.near.tracking import Tracking
@@ -25,6 +24,8 @@ from tests.support.servers.cluster import Cluster
 from tests.support.waiting import until, until_found
 from tests.support.world.near import Observed
 from tests.support.world.stores import get_timed
+
+pytestmark = pytest.mark.usefixtures("observed")
 
 HEAD = "near:"
 LONG = 600_000
@@ -103,12 +104,6 @@ def key_at(cluster: Cluster, number: int, name: str = "key") -> str:
 def write(cluster: Cluster, key: str, value: str) -> None:
     """Write as another program does."""
     cluster.owner(slot_of(key.encode())).ask("SET", key, value, "PX", LONG)
-
-
-@pytest.fixture(autouse=True)
-def observed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Watch what happens to a near cache, so that tests can wait for it."""
-    monkeypatch.setattr(fastrdb.protocol.store, "NearCache", Observed)
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from redis.asyncio import Redis
 from sqlalchemy.exc import NoResultFound
 from sqlalchemy.ext.asyncio import AsyncSession
 
-import fastrdb.protocol.store
 from fastrdb import Cache, FastRDB, Near, OptionError, cached
 from fastrdb.protocol import Store
 from fastrdb.testing import GatedClient, TcpProxy
@@ -25,6 +24,8 @@ from tests.races.seams import Change
 from tests.support.servers.databases import Database
 from tests.support.world.near import Observed
 from tests.support.world.world import Item, ItemOut, World, spawn, world
+
+pytestmark = pytest.mark.usefixtures("observed")
 
 
 class Point(BaseModel):
@@ -44,19 +45,6 @@ class Open(BaseModel):
 class Loose(BaseModel):
     x: int
     tags: list[str] = []
-
-
-@pytest.fixture(autouse=True)
-def observed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Watch what happens to a near cache, so that tests can wait for it."""
-    monkeypatch.setattr(fastrdb.protocol.store, "NearCache", Observed)
-
-
-@pytest.fixture
-async def cache(gated: GatedClient) -> AsyncIterator[Cache]:
-    """Yield a cache that keeps its entries in the process."""
-    async with Cache(gated, near=True, timeout=5) as made:
-        yield made
 
 
 @pytest.fixture

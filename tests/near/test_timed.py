@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -12,31 +11,18 @@ from redis.asyncio import Redis
 from sqlalchemy import insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-import fastrdb.protocol.store
 from fastrdb import Cache, FastRDB, Stats
 from fastrdb.testing import GatedClient
 from tests.near import test_functions as whole
 from tests.support.servers.databases import Database
 from tests.support.world.items import Base, Item, Row
-from tests.support.world.near import Observed
+
+pytestmark = pytest.mark.usefixtures("observed")
 
 
 class Point(BaseModel, frozen=True):
     x: int
     name: str
-
-
-@pytest.fixture(autouse=True)
-def observed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Watch what happens to a near cache, so that tests can wait for it."""
-    monkeypatch.setattr(fastrdb.protocol.store, "NearCache", Observed)
-
-
-@pytest.fixture
-async def cache(gated: GatedClient) -> AsyncIterator[Cache]:
-    """Yield a cache that keeps its entries in the process."""
-    async with Cache(gated, near=True, timeout=5) as made:
-        yield made
 
 
 def timed(cache: Cache, **options: Any) -> Any:
