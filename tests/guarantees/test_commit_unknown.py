@@ -331,10 +331,10 @@ async def uncertain(at: WriterConnection) -> None:
     assert await w.client.exists("item:1")
 
 
-async def cancelled_on_its_way(at: WriterConnection) -> None:
-    """C2: `commit()` is cancelled while its COMMIT is on the way, where it stays for a while."""
+async def cancelled_on_its_way(at: WriterConnection, sent: str = "commit") -> None:
+    """C2: a write is cancelled while its COMMIT is on the way, where it stays for a while."""
     assert await at.w.one.read() == "old"
-    at.hold("commit")
+    at.hold(sent)
     writer = spawn(at.w.two.write("new"))
     await at.held()
     writer.cancel()
@@ -365,18 +365,6 @@ async def swallowed(at: WriterConnection) -> None:
     await uncertain(at)
 
 
-async def statement_cancelled(at: WriterConnection) -> None:
-    """Cancel a statement that commits by itself, on its way."""
-    assert await at.w.one.read() == "old"
-    at.hold("before_cursor_execute")
-    writer = spawn(at.w.two.write("new"))
-    await at.held()
-    writer.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await writer
-    await uncertain(at)
-
-
 async def test_commit_when_cancelled_on_its_way_leaves_nothing_stale(held: WriterConnection) -> None:
     """C2: readers go past the cache, and the late COMMIT leaves nothing stale."""
     await cancelled_on_its_way(held)
@@ -389,7 +377,7 @@ async def test_commit_when_cancellation_is_swallowed_leaves_nothing_stale(held: 
 
 async def test_autocommit_when_cancelled_leaves_nothing_stale(statement_by_statement: WriterConnection) -> None:
     """There is no COMMIT, and what is on its way is uncertain all the same."""
-    await statement_cancelled(statement_by_statement)
+    await cancelled_on_its_way(statement_by_statement, "before_cursor_execute")
 
 
 # --- SQLite, where a COMMIT can find the database locked
