@@ -65,8 +65,8 @@ class Cache:
         watched: with `fastrdb watch`: entries are bypassed while the heartbeat of a watcher is older than this.
         auto: invalidate by what SQLAlchemy sends. Each cached function depends on the rows that its statements read.
             Each commit of this process drops what depends on the rows that it has changed. Needs `redis`.
-        precision: with auto, "rows" looks at rows before an UPDATE or DELETE where entries depend on their other
-            columns; "tables" never looks, and drops more.
+        precision: with auto, "rows" reads rows under a lock before an UPDATE or DELETE, where entries depend on their
+            other columns; "tables" never does, and drops more.
         effects: with auto, the tables that are written whenever another one is: `{Order: [Invoice]}`.
         quiet: with auto, columns whose UPDATE drops nothing: `{User: ["last_seen"]}`.
         views: with auto, the tables that a view is made of, where the database's catalog does not say.

@@ -76,7 +76,7 @@ class PageOutOfRange(FastRDBError, ValueError):
     def __str__(self) -> str:
         return (
             f"page {self.page} is past the end: there are {self.total} items on {self.pages} pages. "
-            "If data holds one page only, give its total=, or use get_page(), which knows it"
+            "If data holds one page only, give its total=, or use get_page(), which counts"
         )
 
 

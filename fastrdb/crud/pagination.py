@@ -24,7 +24,7 @@ class PaginatedResponse(BaseModel, Generic[T]):
     page: int
     limit: int
 
-    @computed_field  # type: ignore[prop-decorator]  # mypy knows no decorated properties
+    @computed_field  # type: ignore[prop-decorator]  # mypy lacks decorated properties
     @property
     def pages(self) -> int:
         """The number of pages; 0 without items."""

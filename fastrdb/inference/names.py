@@ -15,7 +15,7 @@ class Names(NamedTuple):
     """The rules that give a table one name, however a program writes it.
 
     Attributes:
-        default: the schema in which the connection looks first. A name has no schema if the table lies there.
+        default: the schema that the connection searches first. A name has no schema if the table lies there.
         translated: the schema_translate_map of an execution.
     """
 

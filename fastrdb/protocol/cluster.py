@@ -179,8 +179,8 @@ class ClusterBackend(ClusterWriters):
     async def inspect(self, client: Client, entry: bytes) -> Entry:
         """Return what Redis holds."""
         barred = BARRED.call((self.keyspace.shard(entry).barriers,), (entry,))
-        looks = (("PTTL", entry), ("STRLEN", entry), ("EXISTS", self.keyspace.lease(entry)), barred)
-        ttl_ms, size, leased, is_barred = await self.link.many(client, looks)
+        commands = (("PTTL", entry), ("STRLEN", entry), ("EXISTS", self.keyspace.lease(entry)), barred)
+        ttl_ms, size, leased, is_barred = await self.link.many(client, commands)
         return Entry(None if ttl_ms == GONE else ttl_ms, size, bool(leased), bool(is_barred))
 
     async def _and_list_dead(

@@ -41,7 +41,7 @@ class ClusterScan:
         self._logged_loss = False
 
     async def make_complete(self, client: Client, link: RedisClient, budget: Budget) -> None:
-        """Delete all that the index may not know, and mark it complete. Of this process, one writer does it."""
+        """Delete all keys that the index may lack, and mark it complete. Only one writer of this process does so."""
         while self._one_at_a_time.locked():
             budget.renew()
             await asyncio.sleep(_PAUSE_S)
@@ -53,7 +53,7 @@ class ClusterScan:
             if not self._logged_loss:
                 self._logged_loss = True
                 logger.warning(
-                    "the index in Redis does not know all keys (it was lost, or is new): everything is invalidated"
+                    "the index in Redis does not have all keys (it was lost, or is new): everything is invalidated"
                 )
             member = INCOMPLETE + secrets.token_hex(16).encode()
             await link.many(client, [("ZADD", shard.index, 0, member) for shard in shards], budget=budget)

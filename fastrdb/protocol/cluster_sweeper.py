@@ -57,8 +57,8 @@ class IndexSweeper:
             self._task = None
 
     async def _remove_dead(self, client: Client, due: Sequence[tuple[bytes, bytes]]) -> None:
-        looks = [("PTTL", name) for member, _ in due for name in (self._keyspace.lease(member), member)]
-        lives = await self._link.many(client, looks)
+        commands = [("PTTL", name) for member, _ in due for name in (self._keyspace.lease(member), member)]
+        lives = await self._link.many(client, commands)
         shards: defaultdict[Shard, list[Any]] = defaultdict(list)
         for (member, score), lease, entry in zip(due, lives[::2], lives[1::2], strict=True):
             life = "" if lease == entry == GONE else max(lease, entry)

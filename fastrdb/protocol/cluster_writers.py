@@ -148,14 +148,14 @@ class ClusterWriters(Backend):
     ) -> set[bytes]:
         """Do the next job of each shard. Return the keys reached. A job that is not done yet stays.
 
-        If an index is not complete, nothing is done yet, but all that it does not know is deleted. If the tags of a
+        If an index is not complete, nothing is done yet, but all keys that it lacks are deleted. If the tags of a
         shard were lost, all of its entries are reached first.
         """
         working = [(shard, shard_jobs) for shard, shard_jobs in jobs.items() if shard_jobs]
         mark = token or secrets.token_hex(16)
         calls = [self._fence_call(shard, shard_jobs[0], mark) for shard, shard_jobs in working]
         replies = await self._patiently(client, calls, budget)
-        # Found out meanwhile: the shards may not know all keys. Unless that server was only new to this process.
+        # Found out meanwhile: the indexes of the shards may lack keys, unless that server was only new to this process.
         if self.trust.other_data and not await self.trust.settle(partial(self.link.many, client, errors=True)):
             self.heal(client)
             raise CacheUnavailableError(FENCE.name, OTHER_DATA)

@@ -51,7 +51,7 @@ class IndexInfo:
 
 
 class Inspector:
-    """A look at one namespace through a client of redis.asyncio, of one server or of a cluster.
+    """A view of one namespace through a client of redis.asyncio, of one server or of a cluster.
 
     Every method raises what the client raises.
     """
@@ -123,7 +123,7 @@ class Inspector:
         ]
         index = await self.index()
         if index.exists and not index.whole:
-            words.append("the index is not whole: the next write of a prefix looks at all keys")
+            words.append("the index is not whole: the next write of a prefix scans all keys")
         for process in (await self.published()).values():
             if process.get("pending"):
                 words.append(f"{process['host']} pid {process['pid']} reads past the cache: it repeats an invalidation")

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 OnError = Literal["bypass", "raise"]
 
 _MOST_BARRIERS = 64
-"""A miss looks at the barriers. A transaction that would set more than this (a bulk write, with prefixes of its own for
+"""A miss reads all barriers. A transaction that would set more than this (a bulk write, with prefixes of its own for
 each row) bars their common head instead: this blocks more keys during the COMMIT, never fewer."""
 
 
@@ -121,7 +121,7 @@ class Writer:
         barriers = defaultdict[bytes, list[bytes]](list)
         for token, targets in barred:
             for target in targets:
-                # Of tags, readers look at barriers that have lapsed, too.
+                # Of tags, fills read barriers that have lapsed, too.
                 for shard in self.keyspace.places(target) if target.filter != TAG else ():
                     barriers[shard.barriers].append(target.barrier(token))
         for name, members in barriers.items():

@@ -160,7 +160,7 @@ class Limits:
         lease_ms: the longest load that is stored.
         fresh_ms: others wait no longer than this for a holder that does not renew its lease.
         barrier_ms: the longest COMMIT that is covered.
-        chunk: how many index members one script looks at, and how many scripts go at once.
+        chunk: how many index members one script reads, and how many scripts go at once.
     """
 
     timeout: float

@@ -23,7 +23,7 @@ Unbar = Callable[[Client, Sequence[tuple[str, Sequence[Target]]]], Awaitable[Non
 _MOST_PENDING = 1024
 """So many targets are remembered one by one. More are replaced by all under their common head: memory has a bound."""
 _MOST_BARRIERS = 256
-"""So many barriers of repairs stand at once. One over their common head replaces more: each miss looks at all."""
+"""So many barriers of repairs stand at once. One over their common head replaces more: each miss reads all."""
 _PAUSES_S = (0.05, 0.2)
 """Pause after the first failed attempt, and the longest pause."""
 

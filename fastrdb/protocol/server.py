@@ -1,6 +1,6 @@
 """The protocol on one server: each step is one script.
 
-Where the index is not complete, the way to find entries is to look at all keys there are, once. An index is one key: a
+Where the index is not complete, entries are found by a scan of all keys, once. An index is one key: a
 server that must make room may evict it, and people delete keys by hand. The note of where the index is complete
 lies in the index itself: so each sweep sees in its own script whether to rely on the index. The search deletes all
 leases first, and then the entries: in one go over both, a lease still to come could become an entry where the search
@@ -46,8 +46,8 @@ ACQUIRE, FILL, RELEASE, INSPECT, BEGIN, END, SEARCH, COMPLETE_TAGS, NESTED = (
 )
 _INDEX_LOST, _TAGS_LOST = 1, 2
 _SEARCH_COUNTS = {"leases": 1024, "entries": 256}
-"""How many keys one script looks at, so that it takes about a millisecond: the server itself picks the leases. A script
-compares each key with each target, so it looks at fewer keys where there are more targets than 16."""
+"""How many keys one script scans, so that it takes about a millisecond: the server itself picks the leases. A script
+compares each key with each target, so it scans fewer keys where there are more targets than 16."""
 
 
 class ServerBackend(Backend):
@@ -257,7 +257,7 @@ class ServerBackend(Backend):
         """
         if not self._logged_loss:
             self._logged_loss = True
-            logger.warning("the index in Redis does not know all keys (it was lost, or is new): looking at all of them")
+            logger.warning("the index in Redis does not have all keys (it was lost, or is new): all keys are scanned")
         known = self.keyspace.known(self._heads)
         targets = dict[tuple[bytes, bytes], None]()
         everything = False

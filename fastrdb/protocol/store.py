@@ -1,6 +1,6 @@
 """The face of the protocol: every operation on one Redis, one method each.
 
-It knows Redis and bytes; not sessions, not values, not functions. Three things keep a stale entry out: the
+It has to do with Redis and bytes; not with sessions, values or functions. Three things keep a stale entry out: the
 scripts (`lua/`), the order of steps of a backend and of `intent.py`, and what each method requires of its caller.
 """
 
@@ -63,7 +63,7 @@ class Store:
         timeout: seconds that a round trip may take, and all that one call waits for Redis (`budget`).
         lease: seconds that the longest load takes that is stored.
         barrier: seconds that the longest COMMIT takes.
-        chunk: how many index members one script looks at, and how many scripts go at once.
+        chunk: how many index members one script reads, and how many scripts go at once.
         on_error: whether a commit fails that Redis misses.
         near: bounds of what is kept in this process.
         heads: what keys begin with that may be kept in this process; may grow.
@@ -91,7 +91,7 @@ class Store:
         seal: Seal | None = None,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
-        # All reasons not to read entries, in one place: on a hit one look has to do.
+        # All reasons not to read entries, in one place: a hit has time for one check.
         self.obstacles, hide = Health(), hiding(seal)
         self.near = NearCache(near or Near(), before=f"{namespace}:".encode() if namespace else b"")
         fresh = max(timeout, _LEAST_FRESH_S)

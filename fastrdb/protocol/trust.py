@@ -87,7 +87,7 @@ class Trust:
         return self._greeting
 
     def take_reply(self, reply: Any) -> Command | None:
-        """Take the reply to the question. Return what to ask instead if the server did not know the script.
+        """Take the reply to the question. Return what to ask instead if the server did not have the script.
 
         Raises redis-py's ConnectionError if this server is not to be used.
         """
@@ -128,12 +128,12 @@ class Trust:
             self.take_reply(reply)
             return not self.other_data
         shards = self._keyspace.shards
-        looks = [
-            look
+        commands = [
+            command
             for shard in shards
-            for look in (("ZRANGEBYSCORE", shard.trusted, "-inf", "+inf", "WITHSCORES"), ("EXISTS", shard.index))
+            for command in (("ZRANGEBYSCORE", shard.trusted, "-inf", "+inf", "WITHSCORES"), ("EXISTS", shard.index))
         ]
-        replies = await send(looks)
+        replies = await send(commands)
         noted = dict[bytes, float]()
         for reply in replies[::2]:
             for each, number in ({} if isinstance(reply, Exception) else _numbered(reply)).items():
@@ -169,8 +169,8 @@ class Trust:
         found = max(self._policies.values())  # mechanism: one-master-evicts
         if found[0] and found != self._policy:
             logger.warning(
-                "Redis has maxmemory-policy %s and may evict the index: each time it does, the next write has to look "
-                "at all keys. Set noeviction or volatile-*",
+                "Redis has maxmemory-policy %s and may evict the index: each time it does, the next write has to scan "
+                "all keys. Set noeviction or volatile-*",
                 found[1].decode(),
             )
         self._policy = found

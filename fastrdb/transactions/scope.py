@@ -1,7 +1,7 @@
 """The call that is running: its function, its session, what it loads or invalidates, and the call around it.
 
 One context variable holds the innermost call; each call holds its parent. Tasks that a call starts inherit the chain.
-A call need not name its session: it may open one of its own, or be given a connection. So a load looks at each
+A call need not name its session: it may open one of its own, or be given a connection. So a load checks each
 transaction in which its statements ran. A write joins each transaction that writes or commits inside of it.
 """
 
@@ -201,7 +201,7 @@ class RunningLoad(RunningCall):
         self._loaded.clear()
 
     def _hide_identity_maps(self) -> None:
-        """Rule 3, for Session.get() and many-to-one loads, which look there before any statement."""
+        """Rule 3, for Session.get() and many-to-one loads, which read the map before any statement."""
         sessions = {*used_here(), *([self.session] if self.session is not None else [])}
         for session in sessions:
             if len(session.identity_map) > 0 and "_identity_lookup" not in session.__dict__:  # else by a load around

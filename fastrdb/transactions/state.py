@@ -44,8 +44,8 @@ class Follower(Protocol):
     """A cache that invalidates what the writes of this process change."""
 
     @property
-    def looks(self) -> bool:
-        """True if rows are looked at before an UPDATE or DELETE."""
+    def reads_rows(self) -> bool:
+        """True if rows are read under a lock before an UPDATE or DELETE."""
         ...
 
     @property

@@ -147,7 +147,7 @@ class RedisClient:
         replies: list[Any],
         budget: Budget | None,
     ) -> None:
-        """Send again what the server did not know: the first of each script brings it along, at each of the masters."""
+        """Send again calls of scripts that a server lacked: at each master, the first of each brings its script."""
         unknown = [at for at, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
         while unknown:
             first = {commands[at][1]: at for at in reversed(unknown)}.values()

@@ -1,7 +1,7 @@
 """A cluster: a pipeline to each master, commands sent by slot, and followed where their slot has gone.
 
-The client knows which master has which slot. Its topology is refreshed when a master does not answer, or redirects to a
-server that is not known: not for each slot that moves, since redis-py then closes connections, too. Commands are sent
+The client has the topology: which master has which slot. It is refreshed when a master does not answer, or redirects to
+a server that is not known: not for each slot that moves, since redis-py then closes connections, too. Commands are sent
 here and not by the client, so that each connection is greeted before it is used: a replica that has taken over is
 noticed before anything is read from it.
 """

@@ -51,7 +51,7 @@ class Greeting(Protocol):
         ...
 
     def take_reply(self, reply: Any) -> Command | None:
-        """Judge the reply. Return the command to send instead if the server did not know the question.
+        """Judge the reply. Return the command to send instead if the server lacked the script.
 
         Raises redis-py's ConnectionError if this server must not be used: then the connection is opened anew.
         """
@@ -176,7 +176,7 @@ class Connection:
         self._busy = self._silent = self._late = self._has_sentinels = False
         self._watch: asyncio.TimerHandle | None = None
         self._idle: asyncio.TimerHandle | None = None
-        # Of the look: when it is due, the latest sign of life and when it came, and excuses since.
+        # Of the watchdog: when it is due, the latest sign of life and when it came, and excuses since.
         self._due, self._sign, self._alive_at, self._excuses, self._over = 0.0, (0.0, 0), 0.0, 0, False
 
     async def exchange(self, commands: Sequence[Command], budget: Budget | None = None) -> list[Any]:

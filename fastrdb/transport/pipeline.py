@@ -2,7 +2,7 @@
 
 With nothing in flight a command goes out at once, in its caller's own task: a lone caller pays nothing. While a batch
 is in flight, callers queue, and their commands go out together when it returns, GETs as one MGET. No caller joins a
-batch that was sent: its replies may be older than a commit that the caller knows of.
+batch that was sent: its replies may be older than a commit that the caller has seen.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def _settle(future: Future[Any], value: Any) -> None:
         return
     if isinstance(value, Exception):
         future.set_exception(value)
-        future.exception()  # a caller that is cancelled in this moment does not look, and that is no error
+        future.exception()  # a caller that is cancelled in this moment does not retrieve it, and that is no error
     else:
         future.set_result(value)
 

@@ -1,7 +1,7 @@
 """How long one call waits for Redis in all: several round trips share one timeout.
 
 A budget is shortened by each wait, stands still while the function runs, and goes on with the next wait. What Redis is
-still doing when it is used up is left to Redis, and the call goes on without. The watchdog of a connection looks after
+still doing when it is used up is left to Redis, and the call goes on without. The watchdog of a connection checks
 the budgets of its callers, so no task is cancelled.
 """
 

@@ -199,9 +199,7 @@ def _is_frozen_container(schema: Schema, kind: str) -> bool:
     if kind in ("model", "dataclass"):
         cls = schema["cls"]
         settings = getattr(cls, "model_config", None) or schema.get("config", {})
-        standard = getattr(
-            cls, "__dataclass_params__", None
-        )  # pydantic does not look at the standard library's frozen=
+        standard = getattr(cls, "__dataclass_params__", None)  # pydantic ignores the standard library's frozen=
         frozen = settings.get("frozen") or (standard is not None and standard.frozen)
         loose = schema["schema"].get("extra_behavior") == "allow" or getattr(cls, "__private_attributes__", None)
         return bool(frozen) and not loose and not _has_memo(cls) and not _has_slots(cls)

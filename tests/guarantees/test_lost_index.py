@@ -24,7 +24,7 @@ from tests.support.world.world import spawn
 
 DEADLINE = 5.0
 TTL = 60_000
-SAID = "does not know all keys"
+SAID = "does not have all keys"
 
 
 @pytest.fixture(params=["redis", "valkey"])

@@ -484,7 +484,7 @@ async def _evicting(scene: Scene) -> object:
     return scene.log.messages
 
 
-@says("the index in Redis does not know all keys (it was lost, or is new): …")
+@says("the index in Redis does not have all keys (it was lost, or is new): …")
 async def _lost_index(scene: Scene) -> object:
     cache = Cache(scene.client)
     load = cache.cached("n:{number}")(plain)

@@ -3,7 +3,7 @@
 local TOKEN_BYTES = 32 -- a barrier is: token, head, newline, filter
 local NO_BARRIER = string.rep('0', TOKEN_BYTES) .. '\0\n' -- covers no key; where it is missing, barriers were lost
 local KEEP = string.rep('0', TOKEN_BYTES) .. '\0keep\n' -- its score: so long (ms, below zero) lapsed ones are kept
-local MOST_LOOKS = 2048 -- so many barriers one script looks at: with more, its keys count as barred
+local MOST_LOOKS = 2048 -- so many barriers one script reads: with more, its keys count as barred
 
 local looks_left = MOST_LOOKS
 
@@ -40,7 +40,7 @@ local function set_barriers(barriers, barrier_ms, first, last)
   if first > last then return end
   insist(barriers)
   local now = now_ms()
-  -- A load that began before a barrier lapsed may still be under way: for tags, its fill looks at lapsed barriers.
+  -- A load that began before a barrier lapsed may still be under way: for tags, its fill reads lapsed barriers.
   local kept = redis.call('ZSCORE', barriers, KEEP) or 0
   forget_before(barriers, now + kept, 2 * (last - first + 1)) -- mechanism: lapsed-barriers-kept
   for i = first, last do

@@ -7,7 +7,7 @@
 local CLOCK, BEGAN = '\0clock', '\0began' -- members of `ended`: the clock; when this set began, below zero
 local STAMPS_FROM = '(1000000000000' -- stamps are microseconds, and greater; the two above are never removed
 local TAGGED_LIST = '[^\n]+'
-local MOST_COLUMNS = 256 -- so many columns of a table that entries are tagged by a writer looks at
+local MOST_COLUMNS = 256 -- so many columns of a table that entries are tagged by a writer reads
 
 -- The clock of grants and ends, in microseconds. It goes on when the clock of the machine is set back.
 local function tick(keys)
@@ -58,7 +58,7 @@ local function entry_of(member)
   return string.sub(member, string.find(member, '\0', 1, true) + 1)
 end
 
--- Take the tags of an entry that goes out of the sets. Where no tags are in use, one look does for the whole script.
+-- Take the tags of an entry that goes out of the sets. Where no tags are in use, one check does for the whole script.
 local has_tags
 local function forget_tags(keys, entry)
   if has_tags == nil then has_tags = redis.call('EXISTS', keys.tagged) == 1 end
@@ -156,7 +156,7 @@ local function use_column(keys, barriers, column)
   redis.call('ZADD', keys.ended, ms(math.max(clock, (latest + 1) * 1000)), column) -- mechanism: column-counts-later
 end
 
--- What is put has no fill that looks: its columns are used from now on.
+-- What is put has no fill that checks: its columns are used from now on.
 local function use_columns(keys, barriers, tags)
   for column in string.gmatch(tags, '([^\n=]+)=') do
     if not redis.call('ZSCORE', keys.columns, column) then use_column(keys, barriers, column) end

@@ -1,4 +1,4 @@
--- What a writer does in one shard before its COMMIT: set barriers; look what lies in reach; then put into the index
+-- What a writer does in one shard before its COMMIT: set barriers; find what lies in reach; then put into the index
 -- what it will write through, and under its tags. The caller deletes what is found, with the leases: that lies in other
 -- slots.
 -- KEYS: index, expiry, barriers; and tags, tagged, ended, columns if there are names or tags

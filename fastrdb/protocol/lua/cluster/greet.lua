@@ -3,7 +3,7 @@
 -- ARGV: namespace with its colon
 -- Result: {replication id, role, eviction policy, 1 if it may evict the index, 1 if the server has no string that may be an
 --          entry, else 0}
---         | {'', why it does not say}. It looks at a hundred keys; if there are more, some may be entries.
+--         | {'', why it does not say}. It scans a hundred keys; if there are more, some may be entries.
 local id, role = replication_id()
 if not id then return {'', role} end
 local found = redis.pcall('SCAN', 0, 'COUNT', 100, 'TYPE', 'string', 'MATCH', ARGV[1] .. '*')

@@ -1,12 +1,12 @@
 -- Look at some of all the keys there are, for the index does not have them all: it was lost, or is new among other keys.
 -- To be called from cursor 0 until the cursor is 0 again, for the leases and then for the entries: a lease that is looked
 -- at later may have become an entry. Deletes what the targets reach. When it is through, the index is complete under
--- their heads; and everywhere, when the keys that it does not know have expired.
+-- their heads; and everywhere, when the keys that it lacks have expired.
 -- Other programs' keys are taken for entries if the targets reach these and if each is a string that expires.
 -- KEYS: index, expiry
 -- ARGV: own token, what to look at (leases | entries), cursor, how many keys, prefix of leases, namespace with its colon,
 --       token whose leases and their entries to spare ('' none), '1' to delete what the index has, too, the longest life
---       left so far (ms) of a key that the index does not know; then targets as their number and head, filter of each
+--       left so far (ms) of a key that the index lacks; then targets as their number and head, filter of each
 -- Result: {next cursor, the longest life left so far, entries deleted}
 local index, expiry = unpack(KEYS)
 local token, part, cursor, count, lease_prefix, before, spared, all, longest = unpack(ARGV)
@@ -53,7 +53,7 @@ for _, key in ipairs(reply[2]) do
   end
 end
 
--- If the index was lost once more since the search began, keys that came meanwhile are missing: nothing is said of it.
+-- If the index was lost once more since the search began, keys that came meanwhile are missing: then it stays not whole.
 local is_done = part == 'entries' and reply[1] == '0'
 if is_done and redis.call('ZREM', index, search) == 1 then -- mechanism: search-uninterrupted
   redis.call('ZREM', expiry, search)
