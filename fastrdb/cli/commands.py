@@ -93,7 +93,7 @@ def get(
 ) -> None:
     """Show an entry: its JSON, TTL and size. Ends with 1 if there is none."""
 
-    async def look(client: Any) -> int:
+    async def read(client: Any) -> int:
         inspector = Inspector(client, namespace)
         entry, raw = await inspector.entry(key), await inspector.value(key)
         if entry is None or raw is None:
@@ -105,7 +105,7 @@ def get(
             show.entry(console(), entry, raw)
         return 0
 
-    raise typer.Exit(_run(url, look, as_json))
+    raise typer.Exit(_run(url, read, as_json))
 
 
 @cli.command()
@@ -132,12 +132,12 @@ def why(
 def deps(key: Key, url: Url = URL, namespace: Namespace = "", as_json: AsJson = False) -> None:
     """List the tables and rows that an entry depends on, where its function follows them by itself."""
 
-    async def look(client: Any) -> int:
+    async def read(client: Any) -> int:
         found = await Inspector(client, namespace).tags(key)
         _print(found) if as_json else show.lines(console(), found or [_NO_TAGS])
         return 0
 
-    raise typer.Exit(_run(url, look, as_json))
+    raise typer.Exit(_run(url, read, as_json))
 
 
 @cli.command()
