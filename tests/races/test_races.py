@@ -10,7 +10,7 @@ from redis.asyncio.cluster import RedisCluster
 
 from fastrdb.testing import script_texts
 from tests.races.mechanisms import label
-from tests.races.scenarios import commits, sessions
+from tests.races.scenarios import commits, fills, sessions
 from tests.support.servers import databases
 from tests.support.servers.cluster import Cluster
 from tests.support.servers.databases import Database, ServerDatabase
@@ -20,6 +20,7 @@ RACES: list[Scenario] = [
     sessions.put_against_a_writer,
     sessions.put_before_a_writer,
     sessions.put_against_a_reader,
+    fills.missed_commit,
     commits.result_prefix,
     commits.joined,
     commits.joined_and_open,
