@@ -45,10 +45,7 @@ class Catalog:
         self._tables: Mapping[str, list[tuple[str | None, str]]] = {}
 
     def facts(self, connection: Connection, table: str) -> Facts:
-        """Return the facts of a table. The first call reads them in the connection's own transaction.
-
-        An error of the database gives `UNKNOWN_TABLE`.
-        """
+        """Return the facts of a table, read at the first call by the connection; `UNKNOWN_TABLE` after an error."""
         key = table.lower()
         if key not in self._facts:
             if self._source is None:

@@ -1,8 +1,7 @@
 """Metrics of Prometheus, made of the events of a cache.
 
 With `PROMETHEUS_MULTIPROC_DIR` set, the metrics of all processes add up, as all of prometheus_client's own do. Then
-lookups of another process appear up to a second late. Without a further event there, the latest appear when that
-process ends.
+lookups of another process appear up to a second late, and the latest of a process without further events at its end.
 """
 
 from __future__ import annotations

@@ -62,8 +62,7 @@ class Status:
 class ChangeSource(ABC):
     """A database whose changes are read by position. One watcher leads; others wait.
 
-    All methods may be repeated. After an error or a cancellation, `close` it; the next `lead` opens it again.
-    Errors of the database are raised unchanged.
+    All methods may be repeated, and raise the database's errors. After one, or a cancellation: `close`, then `lead`.
     """
 
     name: str
