@@ -161,14 +161,17 @@ def _of_messages(tree: ast.Module, docstrings: set[int]) -> Iterator[tuple[int, 
 def _of_names(tree: ast.Module) -> Iterator[tuple[int, str]]:
     """Check the names that a module of the library gives."""
     for node in ast.walk(tree):
-        name = ""
         match node:
-            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.arg(arg=name):
+            case ast.FunctionDef(name=name, lineno=line) | ast.AsyncFunctionDef(name=name, lineno=line):
                 pass
-            case ast.Name(id=name, ctx=ast.Store()) | ast.Attribute(attr=name, ctx=ast.Store()):
+            case ast.arg(arg=name, lineno=line) | ast.Name(id=name, ctx=ast.Store(), lineno=line):
                 pass
+            case ast.Attribute(attr=name, ctx=ast.Store(), lineno=line):
+                pass
+            case _:
+                continue
         if TALKING.intersection(name.lower().split("_")):
-            yield node.lineno, f"the name {name!r} talks"
+            yield line, f"the name {name!r} talks"
 
 
 def _of_docstring(node: ast.AST, docstring: ast.Constant) -> Iterator[tuple[int, str]]:
