@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import gc
 import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import NoneType
+from types import CodeType, NoneType
 from typing import Any, get_args
 from weakref import WeakValueDictionary
 
@@ -71,6 +72,7 @@ class Registered:
         reads: the tables that its loads have read, where these are followed.
         of_subclass: a method of a generic class, in a subclass. Its keys are those of the method, which has a place
             of its own.
+        code: of a function that has variables of the function around it; a factory gives all that it makes one code.
     """
 
     function: str
@@ -87,6 +89,7 @@ class Registered:
     written: bool = False
     reads: set[str] = field(default_factory=set)
     of_subclass: bool = False
+    code: CodeType | None = None
 
     @property
     def owner(self) -> str:
@@ -152,7 +155,7 @@ class Registry:
 
     def findings(self) -> list[Finding]:
         """Return what is likely to be a mistake."""
-        found = list[Finding]()
+        found = [*self._of_one_factory()]  # before others: these hold functions that may be gone
         reached = [prefix for each in self for prefix in each.prefixes]
         for each in self:
             if each.prefixes:
@@ -170,6 +173,23 @@ class Registry:
                 )
             found += _never_stored(each.counters)
         return found
+
+    def _of_one_factory(self) -> Iterable[Finding]:
+        """Yield a finding for each factory whose functions differ by their closures, and have the same keys."""
+
+        def made() -> Counter[tuple[CodeType | None, str, str]]:
+            closed = (each for each in self if each.code is not None and each.pattern is not None and not each.shared)
+            return Counter((each.code, each.function, each.form) for each in closed if not each.of_subclass)
+
+        if any(count > 1 for count in made().values()):
+            gc.collect()  # the others may be gone already
+        for (_, function, form), count in made().items():
+            if count > 1:
+                yield Finding(
+                    function,
+                    f"{count} functions that one factory has made have the same keys, {form!r}",
+                    "put what differs between them into the pattern, or say shared=True if it changes no value",
+                )
 
     def _heads(self) -> list[str]:
         return list(dict.fromkeys(each.pattern.head or "*" for each in self if each.pattern is not None))

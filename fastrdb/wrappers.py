@@ -276,6 +276,7 @@ def register(
             plan.pattern,
             query.codec.type,
             of_subclass=plan.function != found.name,
+            code=code if (code := getattr(function, "__code__", None)) is not None and code.co_freevars else None,
             shared=shared,
             ends=query.tagged or endless or query.policy.exp_ms <= SHORT_S * 1000,
         )

@@ -199,6 +199,26 @@ def test_same_function_again_is_a_new_version() -> None:
     assert cache.cached("user:{number}")(other) is not None
 
 
+def test_a_factory_makes_functions_that_answer_for_each_other() -> None:
+    """The variables of a closure are in no key: such functions are a finding until one is left, unless shared."""
+    cache = Cache()
+
+    def made(tenant: str, **options: Any) -> Any:
+        async def plan(number: int) -> str:
+            return f"{tenant} {number}"
+
+        return cache.cached("plan:{number}", never_invalidated=True, **options)(plan)
+
+    one, two = made("one"), made("two")
+    (finding,) = cache.check()
+    assert finding.what == "2 functions that one factory has made have the same keys, 'plan:{}'"
+    del two
+    assert not cache.check()
+    again = [made("one", shared=True), made("two", shared=True)]
+    assert not cache.check()
+    del one, again
+
+
 # --- functions and their counts
 
 

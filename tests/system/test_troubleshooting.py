@@ -220,6 +220,21 @@ async def _wide_prefix(scene: Scene) -> object:
     return cache.check()
 
 
+@says("2 functions that one factory has made have the same keys, 'plan:{}'")
+async def _one_factory(scene: Scene) -> object:
+    cache = Cache(scene.client)
+
+    def made(tenant: str) -> Any:
+        @cache.cached("plan:{number}")
+        async def plan(number: int) -> str:
+            return f"{tenant} {number}"
+
+        return plan
+
+    both = made("one"), made("two")
+    return cache.check(), both
+
+
 @says("kind='deleted', key='n:', … count=3")
 async def _many_deleted(scene: Scene) -> object:
     events: list[Event] = []
