@@ -256,6 +256,7 @@ class Loading(Reading):
 
     async def _acquire(self, tokens: dict[str, str]) -> _Answers:
         call, left, tagged = self.call, self.call.budget.left, self.entries.tagged
+        self._begun = monotonic()  # before Redis begins to count the time of the leases
         try:
             answers = await call.store.acquire(
                 call.client, tokens, budget=call.budget, refresh=self.refresh, seen=self.seen, tagged=tagged
@@ -313,7 +314,7 @@ class Loading(Reading):
     ) -> tuple[Exception | None, str | None]:
         """Load; return the error, and why the result must not be stored."""
         own: AbstractAsyncContextManager[Any] = own_session(self.entries) if self.background else nullcontext()
-        plan, error, self._begun = self.entries.plan, None, monotonic()
+        plan, error = self.entries.plan, None
         async with own as session:
             if session is not None:
                 self.call = replace(self.call, session=sync_session(session))

@@ -363,7 +363,7 @@ from fastrdb.demo.blog.models import Author
 
 
 async def main(url, namespace, author_id):
-    cache.move(namespace, cache.redis)
+    cache.runtime.move(namespace, cache.redis)
     engine = create_async_engine(url)
     async with cache, engine.begin() as connection:
         await connection.execute(update(Author).where(Author.id == author_id).values(name="by the worker"))
