@@ -220,8 +220,9 @@ def test_commands_and_variables_of_the_pages_are_those_of_the_command_line() -> 
     written = set(re.findall(r"`fastrdb (\w+)", "\n".join(re.findall(r"^\| (.+?) \|", table, re.MULTILINE))))
     commands = {each.name or getattr(each.callback, "__name__", "") for each in cli.registered_commands}
     assert written == commands | {each.name for each in cli.registered_groups}
-    read = {name for file in FILES for name in re.findall(r"FASTRDB_[A-Z]+", file.read_text("utf-8"))}
-    named = {name for page in [README, *PAGES] for name in re.findall(r"FASTRDB_[A-Z]+", page.read_text("utf-8"))}
+    variable, files = re.compile(r"FASTRDB_[A-Z_]+"), [*FILES, *(ROOT / "benchmarks").rglob("*.py")]
+    read = {name for file in files for name in variable.findall(file.read_text("utf-8"))}
+    named = {name for page in [README, *PAGES] for name in variable.findall(page.read_text("utf-8"))}
     assert named <= read
 
 
