@@ -30,6 +30,7 @@ _BEAT_S: Final = 0.5
 """The longest time between two heartbeats of a watcher that finds nothing."""
 _CLEAN_S: Final = 1.0
 _RETRY_S: Final = 1.0
+_LAST_STEP_S: Final = 1.0  # the longest that a watcher goes on that is cancelled
 _NAMES: Final = 64
 """An invalidation of more names drops whole tables."""
 _TROUBLE: Final = (OSError, SQLAlchemyError, RedisError, CacheUnavailableError)
@@ -135,19 +136,35 @@ class Watcher:
     async def run(self) -> None:
         """Poll until the task is cancelled, then close the source. Each kind of error is logged once and retried.
 
+        A cancellation waits for the end of the present poll, at most a second.
+
         Raises:
             OptionError: nothing is installed, or a setting of the database rules out watching.
         """
         try:
-            pause, task = 0.0, asyncio.current_task()
-            # Before Python 3.12 `asyncio.wait_for`, which redis-py uses, swallows a cancellation that comes late.
-            while task is None or not task.cancelling():
+            pause = 0.0
+            while True:
                 await asyncio.sleep(pause)
-                pause = await self._step()
-            raise asyncio.CancelledError
+                pause = await self._whole_step()
         finally:
             self._end("the watcher ends")
             await asyncio.shield(self.source.close())
+
+    async def _whole_step(self) -> float:
+        """Take a step, and let it end if the watcher is cancelled.
+
+        A statement that is cut off may leave a SQLite file locked until its connection is collected. And before Python
+        3.12 `asyncio.wait_for`, which redis-py uses, swallows a cancellation that comes late.
+        """
+        step = asyncio.create_task(self._step())
+        try:
+            return await asyncio.shield(step)
+        except asyncio.CancelledError:
+            await asyncio.wait({step}, timeout=_LAST_STEP_S)
+            raise
+        finally:
+            step.cancel()
+            await asyncio.wait({step})
 
     async def _step(self) -> float:
         """Poll once; return the pause before the next poll, in seconds."""

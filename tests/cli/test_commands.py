@@ -14,6 +14,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
+from time import monotonic
 from typing import Any
 
 import pyte
@@ -185,7 +187,13 @@ class Terminal:
         self._own, its = pty.openpty()
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "90", "LINES": "24"}
         self.process = subprocess.Popen(
-            [sys.executable, *program, *arguments], stdin=its, stdout=its, stderr=its, env=environment
+            [sys.executable, *program, *arguments],
+            stdin=its,
+            stdout=its,
+            stderr=its,
+            env=environment,
+            # A job in the background of a shell ignores Ctrl-C, and so do the programs that it starts.
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  # takes no lock
         )
         os.close(its)
 
@@ -206,8 +214,9 @@ class Terminal:
 
     def end(self) -> int:
         """Read on until the command has ended; return its status. A command whose output is not read does not end."""
+        end = monotonic() + LIMIT_S
         with suppress(OSError):  # raised when the command has ended
-            while select.select([self._own], [], [], LIMIT_S)[0] and os.read(self._own, 65_536):
+            while monotonic() < end and select.select([self._own], [], [], LIMIT_S)[0] and os.read(self._own, 65_536):
                 pass
         status = self.process.wait(LIMIT_S)
         os.close(self._own)
