@@ -34,6 +34,7 @@ MARK: Final = "%a"
 _MOST_DIGITS: Final = 320  # enough for all floats; a Decimal beyond is written with its exponent
 _MEANINGFUL = re.compile(r"[:?&=%*\[\]\\{}\s\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _search = _MEANINGFUL.search
+_WIDE = 1 << 63  # larger numbers may have more digits than Python writes
 # What the other plainly written types look like. A str that reads so is marked where no type is declared.
 _reads_otherwise = re.compile(
     r"-?[0-9]+(\.[0-9]+)?(e[-+]?[0-9]+)?|-?0x[0-9a-f]+|-?inf|nan|true|false"
@@ -238,8 +239,8 @@ def forms_of(value: Any) -> tuple[str, ...]:
 
     Empty for a container, whose items may be equal to others in many ways.
     """
-    if type(value) is int and value not in (0, 1):  # a bulk write pays for this; these two are booleans, too
-        return (str(value), f"{value}.0")
+    if type(value) is int and (1 < value < _WIDE or -_WIDE < value < 0):  # a bulk write pays for this
+        return (f"{value}", f"{value}.0")
     while isinstance(value, Enum) and scalar_base(type(value)) is None:
         value = value.value
     if value is None:

@@ -48,13 +48,12 @@ def value_text(value: Any) -> str | None:
         return f"{value}"
     if not isinstance(value, _TAGGABLE) or isinstance(value, datetime):
         return None
-    texts = forms_of(value)
+    texts = (quote(value),) if type(value) is str else forms_of(value)
     if not texts:  # a member of an enum whose value is a container
         return None
-    raw = texts[0].encode()
-    return (
-        texts[0] if len(raw) <= _MOST_BYTES else f"{DIGEST_MARK}{blake2b(raw, digest_size=_DIGEST_BYTES).hexdigest()}"
-    )
+    if len(texts[0]) <= _MOST_BYTES // 4 or len(raw := texts[0].encode()) <= _MOST_BYTES:
+        return texts[0]
+    return f"{DIGEST_MARK}{blake2b(raw, digest_size=_DIGEST_BYTES).hexdigest()}"
 
 
 def table_tag(table: str) -> str:

@@ -19,7 +19,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from fastrdb.errors import KeyValueError, PatternError
 from fastrdb.keys import MISSING, Pattern
-from fastrdb.keys.encoding import NONE
+from fastrdb.keys.encoding import NONE, forms_of
 from fastrdb.keys.pattern import fit
 from tests.keys.texts import encode_value
 
@@ -216,6 +216,10 @@ def test_numbers_of_any_size_have_a_form() -> None:
     huge = 10 ** (sys.get_int_max_str_digits() + 1)
     assert encode_value(huge, int) == hex(huge)
     assert encode_value(hex(huge)) == f"{hex(huge)}%as"
+    assert forms_of(huge) == (hex(huge),)
+    assert [forms_of(each) for each in (0, 1, 2, -1)] == [
+        *(("0", "0.0", "false"), ("1", "1.0", "true"), ("2", "2.0"), ("-1", "-1.0")),
+    ]
 
 
 def test_models_tell_given_from_default() -> None:
