@@ -9,7 +9,7 @@ from typing import Any
 from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisClusterException, RedisError, ResponseError
 
 URL = "redis://localhost:6379"
 _CONNECT_S = 5.0
@@ -33,10 +33,11 @@ async def connected(url: str) -> AsyncIterator[Any]:
         client: Any = Redis.from_url(
             url, socket_connect_timeout=_CONNECT_S, socket_timeout=_CONNECT_S, retry=Retry(NoBackoff(), 0)
         )
-    except ValueError as error:
+    except ValueError:  # its text may have a part of the password
         raise UnreachableError(
-            f"Not an address of Redis ({error})", "Such as redis://user:password@host:6379/0"
-        ) from error
+            "Not an address of Redis",
+            "Such as redis://user:password@host:6379/0; : / @ in a password are written as %3A %2F %40",
+        ) from None
     try:
         if await _is_cluster(client):
             await client.aclose()
@@ -45,7 +46,7 @@ async def connected(url: str) -> AsyncIterator[Any]:
             )
             await client.initialize()
         yield client
-    except (RedisError, OSError) as error:
+    except (RedisError, RedisClusterException, OSError) as error:
         raise _explained(error, url) from error
     finally:
         await client.aclose()

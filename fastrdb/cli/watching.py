@@ -249,7 +249,7 @@ def _ended(work: Callable[[], Awaitable[None]]) -> None:
     except (OptionError, UnreachableError) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from None
-    except (SQLAlchemyError, OSError) as error:
+    except (SQLAlchemyError, OSError, TypeError) as error:  # TypeError: an option that the driver does not have
         typer.echo(f"The database refuses: {type(error).__name__}: {str(error).splitlines()[0]}", err=True)
         raise typer.Exit(2) from None
 
@@ -260,6 +260,11 @@ async def _engine(database: str) -> AsyncIterator[AsyncEngine]:
         engine = create_async_engine(database)
     except (ArgumentError, ModuleNotFoundError) as error:
         raise OptionError(f"--database: {error}; such as postgresql+asyncpg://user@host/name") from None
+    except ValueError:  # its text may have a part of the password
+        raise OptionError(
+            "--database: not an address; a port is a number, and : / @ in a password are written as %3A %2F %40; "
+            "such as postgresql+asyncpg://user@host/name"
+        ) from None
     try:
         yield engine
     finally:

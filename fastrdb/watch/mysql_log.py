@@ -29,13 +29,16 @@ _GONE: Final = 1236  # the server's error for a place that its log does not have
 _UNREAD: Final = (*range(39, 43), *range(165, 172))
 """Types of events that may hold rows and that the library does not decode: partial, packed, compressed."""
 _HARMLESS: Final = re.compile(
-    r"BEGIN|COMMIT|ROLLBACK|SAVEPOINT|RELEASE|XA (?!COMMIT)|SET|GRANT|REVOKE|ANALYZE|FLUSH|#|CREATE (?!OR REPLACE)"
+    r"BEGIN|COMMIT|ROLLBACK|SAVEPOINT|RELEASE|XA (?!COMMIT)|SET|GRANT|REVOKE|ANALYZE (?:\w+ )?TABLE|FLUSH|#"
+    r"|CREATE (?!OR REPLACE)"
     r"|(?:CREATE OR REPLACE|DROP|ALTER) (?:DEFINER\S+ )?(?:/\*!\d+ )?(?:TEMPORARY|USER|ROLE|TRIGGER|EVENT|INDEX)\b",
     re.IGNORECASE,
 )
 _WORDS: Final = r"TRUNCATE(?: TABLE)?|ALTER (?:ONLINE |IGNORE )*TABLE|DROP TABLE(?: IF EXISTS)?|CREATE OR REPLACE TABLE"
 _TARGET: Final = re.compile(rf"(?:{_WORDS}) (?:(`[^`]+`|\w+) ?\. ?)?(`[^`]+`|\w+)(?!\w| ?[,.])", re.IGNORECASE)
 _DEFINES: Final = re.compile(r"CREATE|ALTER|DROP|RENAME", re.IGNORECASE)
+_UNDER_SETTINGS: Final = re.compile(r"SET STATEMENT .+? FOR (.+)", re.IGNORECASE)
+_EXCHANGES: Final = re.compile(r"ALTER .*\bEXCHANGE PARTITION\b", re.IGNORECASE)  # which changes two tables
 _HEX: Final = re.compile(r"[0-9a-fA-F]{32}")
 _OPTIONS: Final = ("host", "port", "user", "password", "passwd", "unix_socket", "ssl")
 
@@ -165,13 +168,15 @@ class Log:
             found.everything = True
 
     def _take_statement(self, statement: str, schema: str, found: Found) -> None:
+        if (settings := _UNDER_SETTINGS.match(statement)) is not None:
+            statement = settings[1]
         if _HARMLESS.match(statement):
             found.defined |= statement[:6].upper() == "CREATE"
             return
         if statement[:9].upper() == "XA COMMIT":  # the rows were in the log when it was prepared, and seen by no reader
             found.everything = True
             return
-        target = _TARGET.match(statement)
+        target = None if _EXCHANGES.match(statement) else _TARGET.match(statement)
         if target is not None:
             schema = target[1].strip("`") if target[1] else schema
         elif schema != self._database and self._database not in statement:

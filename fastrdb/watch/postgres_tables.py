@@ -173,9 +173,7 @@ def _function(table: Table, default: str) -> str:
             return "NULL;"
         return f"SELECT CASE WHEN count(*) <= {most} THEN jsonb_build_object({values}) END INTO found FROM {rows};"
 
-    return f"""
-CREATE OR REPLACE FUNCTION fastrdb.{table.function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog AS $fastrdb$
+    body = f"""
 #variable_conflict use_column
 DECLARE
     found jsonb;
@@ -199,7 +197,19 @@ BEGIN
     END;
     INSERT INTO fastrdb.outbox (tbl, image) VALUES (named || TG_TABLE_NAME, found);
     RETURN NULL;
-END $fastrdb$""".strip()
+END """
+    return (
+        f"CREATE OR REPLACE FUNCTION fastrdb.{table.function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER\n"
+        f"SET search_path = pg_catalog AS {_dollar_quoted(body)}"
+    )
+
+
+def _dollar_quoted(body: str) -> str:
+    """Return a text as SQL. A column may have any name, and `install` may have more rights than the name's author."""
+    quote = "$fastrdb$"
+    while quote in body:
+        quote = f"{quote[:-1]}_$"
+    return f"{quote}{body}{quote}"
 
 
 def _quoted(name: str) -> str:

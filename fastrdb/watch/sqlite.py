@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -69,6 +70,8 @@ class SQLiteSource(ChangeSource):
         self.engine = engine
         path = engine.url.database
         self.name = f"sqlite:{Path(path).absolute() if path and path[0] != ':' else path}"
+        self._path = Path(path).absolute() if path and path[0] != ":" else None
+        self._file: tuple[int, int] | None = None
         self._connection: AsyncConnection | None = None
         self._version: int | None = None
 
@@ -105,6 +108,7 @@ class SQLiteSource(ChangeSource):
     async def lead(self, namespace: str = "") -> bool:
         """See `ChangeSource`. Every watcher of a file leads: an invalidation that is done twice does no harm."""
         if self._connection is None:
+            self._file = self._identity()
             connection = await self.engine.connect()
             self._connection = await connection.execution_options(isolation_level="AUTOCOMMIT")
             if not await connection.scalar(text("SELECT 1 FROM sqlite_master WHERE name = 'fastrdb_outbox'")):
@@ -117,6 +121,8 @@ class SQLiteSource(ChangeSource):
         connection = self._connection
         if connection is None:
             raise OptionError("watch: lead() comes before poll()")
+        if self._identity() != self._file:
+            return await self._begin_anew()
         version = await connection.scalar(text("PRAGMA data_version"))
         if position is not None and version == self._version:
             return Poll(position)
@@ -141,6 +147,21 @@ class SQLiteSource(ChangeSource):
             if len(rows) < _PAGE:
                 self._version = version
                 return Poll(now, total)
+
+    def _identity(self) -> tuple[int, int] | None:
+        """Return device and number of the file, which another one in its place has not; None for one in memory."""
+        try:
+            found = None if self._path is None else self._path.stat()
+        except FileNotFoundError:
+            return None
+        return None if found is None else (found.st_dev, found.st_ino)
+
+    async def _begin_anew(self) -> Poll:
+        """Read the file that has come in the place of the one that was open, from a backup, say."""
+        await self.close()
+        await self.engine.dispose()  # its other connections read the old file
+        await self.lead()
+        return replace(await self.poll(None, _nothing), lost="another file is in its place")
 
     async def clean(self, position: str) -> None:
         """See `ChangeSource`. Takes the write lock only where there is something to delete."""
@@ -270,3 +291,7 @@ def _quoted(name: str) -> str:
 
 def _literal(value: str) -> str:
     return "'" + value.replace("'", "''") + "'"
+
+
+async def _nothing(_: object) -> None:
+    """Take no changes."""

@@ -197,3 +197,15 @@ async def test_wrong_input_is_said_in_one_line(tmp_path: Path) -> None:
 def test_durations(text: str, seconds: float) -> None:
     """The unit is written behind the number; without one, seconds."""
     assert duration(text) == seconds
+
+
+@pytest.mark.parametrize("address", ["postgresql+asyncpg://user:p@ss:word@host/name", "sqlite+aiosqlite://host:port/x"])
+def test_an_address_that_cannot_be_shows_no_part_of_it(address: str) -> None:
+    """A password whose signs are not escaped is taken for a part of the address."""
+    done = CliRunner().invoke(cli, ["watch", "status", "--database", address])
+    assert done.exit_code == 2
+    assert "a port is a number" in done.output
+    assert "word" not in done.output.replace("password", "")
+    done = CliRunner().invoke(cli, ["doctor", "redis://host:ss-word"])
+    assert "Not an address of Redis" in done.output
+    assert "ss-word" not in done.output

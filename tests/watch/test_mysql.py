@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from fastrdb import OptionError
 from fastrdb.keys import Image
 from fastrdb.watch import source_of
+from fastrdb.watch.mysql_log import Found, Log
 from tests.support.availability import missing
 from tests.support.servers import databases
 from tests.support.servers import mariadb as private_mariadb
@@ -147,11 +148,24 @@ async def test_truncate_and_definitions_are_any_row(watched: Watched) -> None:
     assert await watched.changes() == {"users": None}
     await watched.write("ALTER TABLE orgs ADD COLUMN age INTEGER")
     assert await watched.changes() == {"orgs": None}
+    await watched.write("SET STATEMENT lock_wait_timeout = 5 FOR TRUNCATE users")
+    assert await watched.changes() == {"users": None}
     await watched.write("CREATE DATABASE IF NOT EXISTS besides", "CREATE TABLE besides.users (id INTEGER)")
     await watched.write("INSERT INTO besides.users VALUES (1)", "TRUNCATE besides.users", "DROP TABLE besides.users")
     assert await watched.changes() == {}
     await watched.write("SET SESSION binlog_format = 'STATEMENT'", "UPDATE orgs SET name = 'x' WHERE id = 1")
     assert await watched.changes() == {"None": None}
+    for written in ("ANALYZE UPDATE", "SET STATEMENT max_statement_time = 9 FOR UPDATE"):
+        await watched.write("SET SESSION binlog_format = 'STATEMENT'", f"{written} orgs SET name = 'y' WHERE id = 1")
+        assert await watched.changes() == {"None": None}
+
+
+def test_a_partition_that_is_exchanged_changes_two_tables() -> None:
+    """The statement begins with the name of one."""
+    log, found = Log.__new__(Log), Found()
+    log._database = "shop"
+    log._take_statement("ALTER TABLE parts EXCHANGE PARTITION few WITH TABLE other", "shop", found)
+    assert found.everything
 
 
 @binlog

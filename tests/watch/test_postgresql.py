@@ -428,3 +428,14 @@ async def test_a_crash_of_the_server_loses_nothing_unnoticed(watchable: object) 
             assert (await watched.changes())["users"]["id"] == {"1"}
             assert len(watched.lost) == 2
             await watched.source.close()
+
+
+async def test_a_column_of_any_name_stays_a_name(watched: Watched) -> None:
+    """The role that installs may have more rights than the one that has named the column."""
+    name = "a$fastrdb$; CREATE TABLE public.taken_over (); --"
+    await watched.write(f'CREATE TABLE named ("{name}" INTEGER PRIMARY KEY)')
+    await watched.install()
+    async with watched.database.engine.connect() as connection:
+        assert await connection.scalar(text("SELECT to_regclass('public.taken_over')")) is None
+    await watched.write("INSERT INTO named VALUES (1)")
+    assert await watched.changes() == {"named": {name: {"1"}}}

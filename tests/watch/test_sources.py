@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 from sqlalchemy import text
 
@@ -182,3 +185,16 @@ async def test_an_insert_that_replaces_reports_the_row_that_goes(watched: Watche
     await watched.install()
     await watched.write("INSERT OR REPLACE INTO users VALUES (9, 2, 'a@x', '')")
     assert (await watched.changes())["users"] == {"id": {"1", "9"}, "org_id": {"1", "2"}, "email": {"a@x"}}
+
+
+@sqlite
+async def test_a_file_in_the_place_of_another_is_noticed(watched: Watched) -> None:
+    """A backup, say: all that was read of the old file may be other than in the new one."""
+    await watched.install()
+    path = Path(str(watched.database.engine.url.database))
+    shutil.copy(path, path.with_suffix(".backup"))
+    path.with_suffix(".backup").rename(path)
+    assert await watched.changes() == {}
+    assert watched.lost == ["another file is in its place"]
+    await watched.write("UPDATE users SET bio = 'x' WHERE id = 1")
+    assert await watched.changes() == {"users": {"id": {"1"}, "email": {"a@x"}, "org_id": {"1"}}}
