@@ -25,7 +25,7 @@ from .reads import Origins
 from .sources import SOURCES
 
 # In `Connection.info`: a statement of fastrdb's own is running; the catalog of a transaction that changes tables.
-_ASKING, _OWN = "fastrdb.asking", "fastrdb.catalog"
+_ASKING, _OWN, _PENDING = "fastrdb.asking", "fastrdb.catalog", "fastrdb.pending"
 _SHARED = "fastrdb.shared"  # the catalog of the engine: a lookup here takes half the time of one by the dialect
 OWN_STATEMENTS: Final = "fastrdb_own_statements"  # the option of an engine that sends none but fastrdb's own
 _DDL: Final = re.compile(r"\s*(?:CREATE|ALTER|DROP|RENAME)\b", re.IGNORECASE)
@@ -50,8 +50,11 @@ class Catalog:
         if key not in self._facts:
             if self._source is None:
                 return Facts()  # a database without a source: SQLAlchemy's metadata has to do
-            self._facts[key] = Facts()  # ends recursion: a view in a circle, or a trigger that writes to its own table
-            self._facts[key] = self._ask(connection, UNKNOWN_TABLE, partial(self._source.facts, connection, table))
+            with _pending(connection, key) as in_circle:
+                if in_circle:  # a view in a circle, or a trigger that writes to its own table
+                    return Facts()
+                found = self._ask(connection, UNKNOWN_TABLE, partial(self._source.facts, connection, table))
+            self._facts[key] = found
         return self._facts[key]
 
     def known(self, table: str) -> Facts:
@@ -106,9 +109,12 @@ class Catalog:
         if key not in self._functions:
             if self._source is None:
                 return UNKNOWN_FUNCTION
-            self._functions[key] = Function()  # ends recursion: a function that calls itself
-            ask = partial(self._source.function, connection, name)
-            self._functions[key] = self._ask(connection, UNKNOWN_FUNCTION, ask)
+            with _pending(connection, f"{key}()") as in_circle:
+                if in_circle:  # a function that calls itself
+                    return Function()
+                ask = partial(self._source.function, connection, name)
+                found = self._ask(connection, UNKNOWN_FUNCTION, ask)
+            self._functions[key] = found
         return self._functions[key]
 
     def named_in(self, connection: Connection, body: str, homes: Collection[str | None] | None = None) -> Tables:
@@ -189,6 +195,23 @@ def transaction_commits(dialect: Dialect, info: dict[Any, Any]) -> None:
     """Forget the shared facts after the COMMIT of a transaction that changed tables: others read old ones before."""
     if info.pop(_OWN, None) is not None:
         _forget_shared(dialect)
+
+
+@contextmanager
+def _pending(connection: Connection, name: str) -> Iterator[bool]:
+    """Yield whether the connection is asking for `name` already, further out.
+
+    Other connections ask for themselves meanwhile: what is not known yet must not be taken for nothing. And one that is
+    cancelled leaves nothing.
+    """
+    names: set[str] = connection.info.setdefault(_PENDING, set())
+    is_outer = name not in names
+    names.add(name)
+    try:
+        yield not is_outer
+    finally:
+        if is_outer:
+            names.discard(name)
 
 
 @contextmanager

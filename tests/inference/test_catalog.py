@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -78,6 +79,34 @@ async def test_a_view_depends_on_its_tables(made: Database) -> None:
     tags, coarse = await asked(made, lambda db, catalog: catalog.besides(db, depending("large")))
     assert {table_tag("orgs"), table_tag("people")} <= tags <= set(map(table_tag, ("orgs", "people", "org_names")))
     assert "orgs: any row, because large reads it" in coarse
+
+
+async def test_what_is_being_asked_is_not_taken_for_nothing(made: Database) -> None:
+    """A reader that is cancelled meanwhile leaves nothing, and another connection asks for itself."""
+    seen = []
+
+    def read(db: sa.Connection, catalog: Catalog) -> Any:
+        source: Any = catalog._source
+        real = source.facts
+
+        def cancelled(connection: sa.Connection, table: str) -> Any:
+            raise asyncio.CancelledError
+
+        def meanwhile(connection: sa.Connection, table: str) -> Any:
+            source.facts = real
+            with db.engine.connect() as other:
+                seen.append(catalog.facts(other, table).reads)
+            return real(connection, table)
+
+        source.facts = cancelled
+        with pytest.raises(asyncio.CancelledError):
+            catalog.facts(db, "org_names")
+        source.facts = meanwhile
+        return catalog.facts(db, "org_names").reads
+
+    reads = await asked(made, read)
+    assert "orgs" in reads
+    assert seen == [reads]
 
 
 async def test_a_trigger_writes_other_tables(made: Database) -> None:
