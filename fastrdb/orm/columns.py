@@ -192,6 +192,7 @@ def _python_type(kind: TypeEngine[Any]) -> Any:
 
 def exact_type(kind: TypeEngine[Any], dialect: str) -> type | None:
     """Return the Python type of a column's values; None where the database may take two different ones for equal."""
+    kind = kind._variant_mapping.get(dialect, kind)  # `with_variant`, of which SQLAlchemy has no public word
     if not _is_exact(_exactness(kind), dialect):
         return None
     found: type = kind.python_type

@@ -11,6 +11,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import event, func, select
 from sqlalchemy.dialects import sqlite
+from sqlalchemy.dialects.postgresql import CITEXT
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session, aliased, joinedload, selectinload, with_loader_criteria
 from sqlalchemy.sql.functions import GenericFunction
@@ -18,6 +19,7 @@ from sqlalchemy.sql.functions import GenericFunction
 from fastrdb.inference import Names, reads, reads_of
 from fastrdb.inference.names import OncePerForm
 from fastrdb.keys import ANYTHING, row_tag, table_tag
+from fastrdb.orm import exact_type
 
 from .models import TAGGING, Admin, Base, Label, Org, Person, Post
 
@@ -314,3 +316,10 @@ def test_what_is_known_of_a_statement_goes_with_the_statement() -> None:
         collect()
         assert gone() is None
     assert read == [None, {"a": "b"}] * 3
+
+
+@pytest.mark.parametrize(("dialect", "exact"), [("postgresql", None), ("sqlite", str)])
+def test_a_variant_of_a_dialect_is_the_type_there(dialect: str, exact: type | None) -> None:
+    """`with_variant(CITEXT(), "postgresql")` takes texts in other cases for equal on PostgreSQL only."""
+    kind = sa.String().with_variant(CITEXT(), "postgresql")
+    assert exact_type(kind, dialect) is exact
