@@ -39,6 +39,7 @@ async def test_writer_killed_at_its_commit_leaves_nothing_stale(
         url = sqlite.engine.url.render_as_string(hide_password=False)
         [code] = await processes.run(processes.write_and_die, url, server.port, 2.0, moment)
         assert code == -signal.SIGKILL
+        assert await members(client, "barriers")  # the end was not sent
         assert await w.truth() == ("old" if moment == "before" else "new")
         assert not await client.exists("item:1")
         await w.fair()

@@ -10,9 +10,8 @@ from multiprocessing.synchronize import Barrier
 from typing import Any, Literal, NoReturn
 
 from redis.asyncio import Redis
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, PoolProxiedConnection, event
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import Session
 
 from fastrdb import Cache
 from tests.support.servers import databases
@@ -46,11 +45,15 @@ async def _write_and_die(url: str, port: int, barrier: float, moment: Moment) ->
 
             event.listen(database.engine.sync_engine, "commit", before)
         else:
+            # Not the session's `after_commit`: by then fastrdb has ended what began before the COMMIT.
+            dialect: Any = database.engine.sync_engine.dialect
+            commit = dialect.do_commit
 
-            def after(session: Session) -> None:
+            def after(connection: PoolProxiedConnection) -> None:
+                commit(connection)
                 die()
 
-            event.listen(Session, "after_commit", after)
+            dialect.do_commit = after
         await process.write("new")
 
 
