@@ -26,7 +26,7 @@ from .events import Event, Hook, Stats
 from .loading import Explanation, Stored, no_store
 from .near import Near
 from .orm import Rows, rows
-from .protocol import Inspector, Readiness
+from .protocol import Heartbeat, Inspector, Readiness
 from .registry import Finding, FunctionInfo
 
 try:
@@ -44,6 +44,7 @@ __all__ = [
     "FastRDBError",
     "Finding",
     "FunctionInfo",
+    "Heartbeat",
     "Hook",
     "Inspector",
     "KeyValueError",

@@ -16,6 +16,7 @@ from fastrdb.errors import CacheUnavailableError, OptionError
 from fastrdb.invalidation import Put, enlist
 from fastrdb.keys import MISSING, UNSAID, BoundCall, BoundMany, CallPlan, Inspected, Prefix, add_pairs, without_variant
 from fastrdb.orm import Declared, readable
+from fastrdb.protocol import Heartbeat
 from fastrdb.runtime import Runtime, as_coroutine_of, disabled
 from fastrdb.transactions import (
     has_transaction,
@@ -50,7 +51,8 @@ class Explanation:
     """The entry that a call would find: its key and state, the TTL left (seconds), and why it may not be a hit.
 
     `depends_on` names the rows whose writes delete the entry, such as `users where id = 5`. `coarse` says of the latest
-    load in this process why it depends on more rows than it needs.
+    load in this process why it depends on more rows than it needs. `watched` is the heartbeat of the watcher of writes
+    from outside, and says whether the call goes past the cache because of it. None without `Cache(watched=)`.
     """
 
     key: str
@@ -59,6 +61,7 @@ class Explanation:
     reasons: tuple[str, ...]
     depends_on: tuple[str, ...] = ()
     coarse: tuple[str, ...] = ()
+    watched: Heartbeat | None = None
 
 
 class CachedFunction(Entries):
@@ -337,7 +340,8 @@ class CachedFunction(Entries):
         if call is None:
             return Explanation(self.key(values), "bypass", None, ("redis is None",))
         key = self.key(values, call.session)
-        found = Explanation(call.store.name(key), "bypass", None, ())
+        watched = None if call.store.watched is None else await call.store.watched.check(call.client)
+        found = Explanation(call.store.name(key), "bypass", None, (), watched=watched)
         if (reason := self.bypass_reason(call.store, call.client, call.session)) is not None:
             return replace(found, reasons=(reason,))
         try:

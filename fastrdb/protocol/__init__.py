@@ -10,6 +10,7 @@ from .lua import scripts
 from .publishing import Publisher
 from .readiness import Readiness
 from .store import Fill, Store
+from .watched import Heartbeat
 
 __all__ = [
     "UNKNOWN",
@@ -20,6 +21,7 @@ __all__ = [
     "Entry",
     "Fill",
     "Granted",
+    "Heartbeat",
     "Hit",
     "IndexInfo",
     "Inspector",

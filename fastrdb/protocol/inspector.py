@@ -17,6 +17,8 @@ from .keyspace import COMPLETE, NO_BARRIER, TAG, ClusterKeyspace, Keyspace, Shar
 
 _AT_ONCE = 512
 _MOST_LEASES = 1_000
+_BEAT = "\0alive"
+"""The end of a field with a heartbeat, behind the database; other fields are positions."""
 PUBLISHED_S = 30
 """Counts of a process that has published none for so many seconds are gone."""
 
@@ -129,6 +131,8 @@ class Inspector:
                 words.append(f"{process['host']} pid {process['pid']} reads past the cache: it repeats an invalidation")
         if found is None and len(words) == 1:
             words.append("the next call loads it; `await f.explain(...)` in the application says why it was not stored")
+        for name, age in (await self.heartbeats()).items():
+            words.append(f"the watcher of {name} is {age:.1f} s behind: Cache(watched=) with a lower bound bypasses it")
         return words
 
     # --- what entries depend on
@@ -213,6 +217,13 @@ class Inspector:
             if found >= _MOST_LEASES:
                 break
         return found
+
+    async def heartbeats(self) -> dict[str, float]:
+        """Return for each database whose writes from outside are watched the seconds since its watcher's heartbeat."""
+        found = {_text(name): value for name, value in (await self._do("HGETALL", self.keyspace.watch)).items()}
+        beats = {name.removesuffix(_BEAT): float(found[name]) for name in found if name.endswith(_BEAT)}
+        now_ms = await self._now_ms(self.keyspace.watch) if beats else 0
+        return {name: max(0.0, now_ms - beat) / 1000 for name, beat in beats.items()}
 
     # --- what processes publish
 

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from contextvars import Context
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from fastrdb.errors import CacheUnavailableError
@@ -21,6 +22,25 @@ logger = logging.getLogger("fastrdb")
 WATCHED: Final = load_script("", "watched")
 SILENT: Final = "the watcher of writes from outside is silent"
 _CHECKS: Final = 4  # in each `bound`
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """The last sign of life of the watcher of writes from outside.
+
+    Attributes:
+        age: seconds since then, of the slowest watcher if there are several. None: no watcher has ever left one, or
+            Redis did not answer.
+        bound: seconds; the `watched` of the cache.
+    """
+
+    age: float | None
+    bound: float
+
+    @property
+    def late(self) -> bool:
+        """Return whether entries are bypassed because of it."""
+        return self.age is None or self.age >= self.bound
 
 
 class WatchedBound:
@@ -47,8 +67,6 @@ class WatchedBound:
         self._client: Client | None = None
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self.age: float | None = None
-        """Seconds since the heartbeat, at the last check; None if there was none."""
         self._logged = False
         health.add(self)
 
@@ -59,17 +77,17 @@ class WatchedBound:
             self._task = asyncio.get_running_loop().create_task(self._run(), context=Context())
         return SILENT
 
-    async def check(self, client: Client) -> None:
+    async def check(self, client: Client) -> Heartbeat:
         """Check once, and bypass entries or allow reading them."""
         loop = asyncio.get_running_loop()
         asked, age_ms = loop.time(), -1
         with suppress(CacheUnavailableError):
             call = WATCHED.call((self._backend.keyspace.watch,), ())
             (age_ms,) = await self._backend.link.many(client, (call,))
-        self.age = None if age_ms < 0 else age_ms / 1000
+        found = Heartbeat(None if age_ms < 0 else age_ms / 1000, self._bound)
         self._stop_timer()
-        if self.age is not None and self.age < self._bound:
-            self._timer = loop.call_at(asked + self._bound - self.age, self._health.add, self)
+        if found.age is not None and not found.late:
+            self._timer = loop.call_at(asked + self._bound - found.age, self._health.add, self)
             self._health.discard(self)
             if self._logged:
                 logger.info("The watcher of writes from outside is back: entries are read again")
@@ -79,6 +97,7 @@ class WatchedBound:
             if not self._logged:
                 self._logged = True
                 logger.warning("%s: entries are bypassed until it is back", SILENT)
+        return found
 
     async def _run(self) -> None:
         while self._client is not None:

@@ -9,14 +9,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from fastrdb.keys import shown
+from fastrdb.protocol import Inspector
 
 if TYPE_CHECKING:
     from fastrdb.cache import Cache
     from fastrdb.protocol import Store
 
-_READ: Final = """
+_CLOCK: Final = """
 local now = redis.call('TIME')
-return {now[1] * 1000 + math.floor(now[2] / 1000), redis.call('HGETALL', KEYS[1])}
+return now[1] * 1000 + math.floor(now[2] / 1000)
 """
 
 
@@ -38,8 +39,7 @@ class Journal:
 
     async def clock(self) -> int:
         """Return the time of Redis in milliseconds, for `save`."""
-        now, _ = await self._client.eval(_READ, 1, self._key)
-        return int(now)
+        return int(await self._client.eval(_CLOCK, 1, self._key))
 
     async def save(self, position: str, moment: int | None = None) -> None:
         """Store the position, and the heartbeat if `moment` is given. May be repeated.
@@ -63,15 +63,7 @@ class Journal:
 
 async def ages(cache: Cache) -> dict[str, float]:
     """Return for each database the seconds since its watcher's heartbeat, by Redis' clock."""
-    client: Any = cache.redis
-    now, raw = await client.eval(_READ, 1, _store(cache).keyspace.watch)
-    fields = dict(zip(map(_text, raw[::2]), map(_text, raw[1::2]), strict=True))
-    suffix = "\0alive"
-    return {
-        name.removesuffix(suffix): max(0.0, (int(now) - int(value)) / 1000)
-        for name, value in fields.items()
-        if name.endswith(suffix)
-    }
+    return await Inspector(cache.redis, cache.namespace).heartbeats()
 
 
 async def columns_in_use(cache: Cache) -> list[str]:

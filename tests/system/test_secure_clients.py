@@ -13,10 +13,12 @@ import pytest
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from sqlalchemy import text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from fastrdb import Cache, cached, rows
 from fastrdb.testing.server import EmbeddedServer, find_binaries
+from fastrdb.watch import Journal, Watcher, ages, columns_in_use, source_of
 from tests.support.availability import missing
 from tests.support.servers.certificates import Certificate
 from tests.support.servers.databases import Database
@@ -190,6 +192,41 @@ async def test_functions_that_follow_what_they_read_need_a_few_commands_more(ser
                 await write(1)
                 assert await admin.exists("item:1") == 0
                 assert await denials(admin) == []
+
+
+async def test_writes_from_outside_are_watched_with_two_commands_more(server: EmbeddedServer, sqlite: Database) -> None:
+    """With these the watcher, its commands and the bound are denied nothing."""
+    async with sqlite.engine.begin() as connection:
+        await connection.execute(text("CREATE TABLE things (id INTEGER PRIMARY KEY)"))
+    allowed = re.findall(r"\+[a-z]+", "".join(line for line in SECURITY.splitlines() if line.startswith("Functions w")))
+    assert {"+hgetall", "+zrange"} <= set(allowed)
+    source = source_of(sqlite.engine)
+    await source.run(await source.install_sql())
+    async with (
+        restricted(server, "~item:*", *allowed) as (client, admin),
+        Cache(client, on_error="raise", timeout=PATIENT, watched=PATIENT) as cache,
+    ):
+        await admin.acl_log_reset()
+        await Watcher(source, cache).poll()
+
+        @cache.cached("item:{number}", depends_on=Thing)
+        async def load(number: int) -> int:
+            return number
+
+        heartbeat = (await load.explain(1)).watched
+        assert heartbeat is not None
+        assert heartbeat.age is not None
+        assert await load(1) == 1
+        assert await admin.exists("item:1")
+        async with sqlite.engine.begin() as connection:
+            await connection.execute(text("INSERT INTO things VALUES (1)"))
+        await Watcher(source, cache).poll()
+        assert not await admin.exists("item:1")
+        assert await columns_in_use(cache) == []
+        assert list(await ages(cache)) == [source.name]
+        assert await Journal(cache, source.name).forget()
+        await source.close()
+        assert await denials(admin) == []
 
 
 class Base(DeclarativeBase):

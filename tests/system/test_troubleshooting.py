@@ -194,6 +194,12 @@ async def _loading(scene: Scene) -> object:
     return found
 
 
+@says("the watcher of writes from outside is silent")
+async def _silent_watcher(scene: Scene) -> object:
+    async with Cache(scene.client, watched=5) as cache:
+        return await reasons(cache.cached("n:{number}")(plain), 1)
+
+
 # --- entries are stored, and never found again
 
 

@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from fastrdb import Cache, OptionError
+from fastrdb import Cache, Heartbeat, Inspector, OptionError
 from fastrdb.keys import ANYTHING, row_tag, table_tag
 from fastrdb.protocol import Fill, Store
 from fastrdb.testing import FaultyClient
@@ -322,17 +322,53 @@ async def test_entries_are_bypassed_while_no_watcher_is_alive(watched: Watched, 
 
     await bound.check(client)
     assert await ask()
-    assert (await number.explain(1)).reasons != ()
     journal = Journal(cache, "db")
     await journal.save("1", await journal.clock())
     await bound.check(client)
     await ask()
     assert not await ask()
-    assert bound.age is not None
     await client.hset(store.keyspace.watch, "db\0alive", "0")
     await bound.check(client)
     assert await ask()
     await cache.aclose()
+
+
+async def test_explain_shows_the_heartbeat_and_whether_entries_are_bypassed_because_of_it(client: Redis) -> None:
+    """It looks for itself: what it shows is what the next call meets."""
+    async with Cache(client, watched=60) as cache, Cache(client) as unbound:
+
+        @cache.cached("number:{number}", shared=True)
+        async def number(number: int) -> int:
+            return number
+
+        @unbound.cached("number:{number}", shared=True)
+        async def unwatched(number: int) -> int:
+            return number
+
+        journal = Journal(cache, "db")
+        bypassed = ("bypass", ("the watcher of writes from outside is silent",))
+        found = await number.explain(1)
+        assert (found.state, found.reasons, found.watched) == (*bypassed, Heartbeat(None, 60.0))
+        assert found.watched is not None
+        assert found.watched.late
+        assert (await unwatched.explain(1)).watched is None
+        assert not [each for each in await Inspector(client).reasons("number:1") if "watcher" in each]
+
+        await journal.save("1", await journal.clock())
+        found = await number.explain(1)
+        assert (found.state, found.watched is not None and found.watched.late) == ("miss", False)
+        await number(1)
+        assert (await number.explain(1)).state == "hit"
+
+        await journal.save("1", await journal.clock() - 3_600_000)
+        found = await number.explain(1)
+        assert (found.state, found.reasons) == bypassed
+        assert found.watched is not None
+        assert found.watched.age is not None
+        assert found.watched.age >= 3_600
+        assert found.watched.late
+        (line,) = [each for each in await Inspector(client).reasons("number:1") if "watcher" in each]
+        assert line.startswith("the watcher of db is 3600.")
 
 
 async def test_a_cache_without_a_client_cannot_watch(watched: Watched) -> None:
