@@ -119,6 +119,12 @@ class Timings:
         self.calls = dict.fromkeys(sides, 0)
         """All calls that each side made."""
 
+    def add(self, others: Timings) -> None:
+        """Add the rounds of another process, which had the same sides."""
+        for side, times in others.times.items():
+            self.times[side] += times
+            self.calls[side] += others.calls[side]
+
     def median(self, side: str) -> float:
         """The median over rounds."""
         return median(self.times[side])

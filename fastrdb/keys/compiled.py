@@ -211,6 +211,8 @@ class Recipe:
             ]
         lines, behind = [line for name in sorted(found) for line in found[name]], self._variant_lines(text, instance)
         first = [f"if {query}:", f'    {query} = f"?{{{query}[1:]}}"']
+        if not listed and not lines and len(behind) == 1:  # the version, which is the same in each call
+            return [f"{query} = {text.name('?' + self.variant.of_version()[1:])}"]
         if not listed:
             return [f'{query} = ""', *lines, *behind, *first] if lines or behind else []
         lines += [f"{query} += {text.name(self._keyword_pairs)}({self._kwargs})", f"{query}.sort()"]

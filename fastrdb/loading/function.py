@@ -87,10 +87,10 @@ class CachedFunction(Entries):
             )
         self._no_session_for_reloads = bool(why) and plan.session_name is None
         self._peeks = Peeks(self)
-        way = self.get_near if near else self.get
+        self._named_get = as_coroutine_of(self.get_near if near else self.get, plan.function)
         if policy.verify:
-            way = Verifying(self, way, with_argument=with_argument, own_session=own_session).get
-        self._named_get = as_coroutine_of(way, plan.function)
+            verifying = Verifying(self, self._named_get, with_argument=with_argument, own_session=own_session)
+            self._named_get = verifying.answering()
         self._named_uncached = as_coroutine_of(self._uncached, plan.function)
 
     def declare(self, given: Any, found: Inspected, decorator: str) -> None:

@@ -9,13 +9,13 @@ goes out before the miss asks for its lease.
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Callable
 from functools import partial
+from random import random
 from typing import TYPE_CHECKING, Any
 
 from fastrdb.errors import CacheUnavailableError
-from fastrdb.runtime import disabling, is_disabled
+from fastrdb.runtime import as_coroutine_of, disabling, is_disabled
 from fastrdb.transactions import apart, missing_row, sync_session
 from fastrdb.values import DecodeError, is_missing
 
@@ -34,10 +34,18 @@ class Verifying:
         self._query, self._way, self._with_argument, self._own_session = query, way, with_argument, own_session
         self._busy = self._logged = False
 
-    async def get(self, client: Any, session: Any, key: str, function: Any, args: Any, kwargs: Any) -> Any:
-        """Return the value of one call, and perhaps start to verify the entry."""
+    def answering(self) -> Callable[..., Any]:
+        """Return what answers a call: nearly all of them by `way` itself."""
+        way, chosen, share = (
+            self._way,
+            as_coroutine_of(self._answer_chosen, self._query.plan.function),
+            self._query.policy.verify,
+        )
+        return lambda *call: way(*call) if random() >= share else chosen(*call)
+
+    async def _answer_chosen(self, client: Any, session: Any, key: str, function: Any, args: Any, kwargs: Any) -> Any:
         query = self._query
-        if not self._busy and random.random() < query.policy.verify and not is_disabled(query.cache):
+        if not self._busy and not is_disabled(query.cache):
             self._busy = True
             query.cache.background(self._verify(client, key, partial(function, *args, **kwargs)))
         return await self._way(client, session, key, function, args, kwargs)

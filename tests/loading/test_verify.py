@@ -81,7 +81,7 @@ async def test_only_hits_are_verified(client: Redis, monkeypatch: pytest.MonkeyP
     cache = Cache(client, verify=0.25)
     chances = iter([0.9, 0.24, 0.26, 0.25, 0.0])
     drawn = SimpleNamespace(random=lambda: 0.0)
-    monkeypatch.setattr(verifying, "random", drawn)
+    monkeypatch.setattr(verifying, "random", lambda: drawn.random())
 
     async def settled() -> None:
         while tasks := cache.runtime.here().tasks:
