@@ -1,6 +1,6 @@
 """The face of `fastrdb.transport`."""
 
-from .client import RedisClient
+from .client import RedisClient, address_of
 from .cluster import Met
 from .connection import Greeting, own_connection
 from .health import OTHER_DATA, Breaker, Health, ended, redacted
@@ -23,6 +23,7 @@ __all__ = [
     "Met",
     "RedisClient",
     "Script",
+    "address_of",
     "ended",
     "hash_tag",
     "is_cluster",

@@ -226,7 +226,7 @@ class RedisClient:
             # When the pool is gone, its connection is closed. Without this it would stay until it is idle.
             finalize(place, _gone, ref(self), ref(route)).atexit = False
         self._latest, self._route = ref(client), route
-        self.breaker.address = self.breaker.address or _address(client)
+        self.breaker.address = self.breaker.address or address_of(client)
         return route
 
     def _made(self, place: Any, plain: bool) -> Route:
@@ -258,7 +258,7 @@ def _gone(client: Callable[[], RedisClient | None], route: Callable[[], Route | 
             owner._open.discard(found)
 
 
-def _address(client: Client) -> str:
+def address_of(client: Client) -> str:
     """Return where a client connects to, for logs: no user and no password."""
     pool: Any = getattr(client, "connection_pool", None)
     known: dict[str, Any] = getattr(pool, "connection_kwargs", {})

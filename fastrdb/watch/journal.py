@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from fastrdb.cache import Cache
     from fastrdb.protocol import Store
 
+SILENT_S: Final = 10.0
+"""The age in seconds from which a heartbeat means a silent watcher: a running one renews it each half second."""
 _CLOCK: Final = """
 local now = redis.call('TIME')
 return now[1] * 1000 + math.floor(now[2] / 1000)

@@ -10,6 +10,10 @@ import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from fastrdb.transport import address_of
+
+from .failure import kind_of, reason_of, side_of
+
 if TYPE_CHECKING:
     from fastrdb.cache import Cache
 
@@ -24,13 +28,14 @@ class Telemetry:
     def __init__(self, cache: Cache, source: str) -> None:
         self._counters = cache.runtime.counters("Watcher")
         self._source, self._namespace = source, cache.namespace
-        self._trouble = ""
+        self._redis = address_of(cache.redis)
+        self._troubles = set[tuple[str | None, str]]()
         self._tables = set[str]()
 
     @property
     def is_troubled(self) -> bool:
         """Return whether an outage has begun and has not ended."""
-        return bool(self._trouble)
+        return bool(self._troubles)
 
     def leads(self) -> None:
         """Report that the watcher leads."""
@@ -42,20 +47,44 @@ class Telemetry:
         self._counters.count("lead_end", self._source, reason)
         self._log(logging.INFO, "lead_end", f"leads no more: {reason}", reason=reason)
 
-    def failed(self, error: Exception, *, expected: bool) -> None:
-        """Report the first failure of an outage as an event, and each kind of failure once in the log."""
-        name = type(error).__name__
-        if not self._trouble:
-            self._counters.count("outage", self._source, name)
-        if name != self._trouble:
-            given = None if expected else error
-            self._log(logging.WARNING, "outage", f"{name}; it is tried again", error=given, reason=name)
-        self._trouble = name
+    def waits(self, leader: str, heartbeat: float | None, *, late: bool) -> None:
+        """Report that another watcher leads.
+
+        Args:
+            leader: a description of its session.
+            heartbeat: seconds since its heartbeat in this Redis; None if there is none.
+            late: whether the heartbeat should be younger by now.
+        """
+        text = f"waits: {leader} leads"
+        if late:
+            text += (
+                f", and leaves no heartbeat{self._place} for the namespace {self._namespace!r}: it serves another"
+                " Redis, or does not reach this one. An outbox is read for one Redis and one namespace"
+            )
+        level = logging.WARNING if late else logging.INFO
+        self._log(level, "wait", text, leader=leader, heartbeat=heartbeat)
+
+    def failed(self, error: Exception) -> None:
+        """Report the first failure of an outage as an event, and each kind of failure of it once in the log."""
+        kind, side, reason = kind_of(error), side_of(error), reason_of(error)
+        if not self._troubles:
+            self._counters.count("outage", self._source, kind)
+        if (side, kind) not in self._troubles:
+            where = f"Redis{self._place}" if side == "Redis" else f"the {side}" if side else "a fault of fastrdb"
+            text = f"{where}: {reason}. Changes wait, and the watcher tries again each second"
+            # The text of a fault may have values.
+            fault = None if side else RuntimeError(reason).with_traceback(error.__traceback__)
+            self._log(logging.WARNING, "outage", text, error=fault, side=side, reason=reason)
+        self._troubles.add((side, kind))
+
+    @property
+    def _place(self) -> str:
+        return f" at {self._redis}" if self._redis else ""
 
     def works(self) -> None:
         """Report the end of an outage, if there was one."""
-        if self._trouble:
-            self._trouble = ""
+        if self._troubles:
+            self._troubles.clear()
             self._counters.count("recovery", self._source)
             self._log(logging.INFO, "recovery", "works again")
 

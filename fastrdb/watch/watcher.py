@@ -7,15 +7,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Self
 
-from redis.exceptions import RedisError
-from sqlalchemy.exc import SQLAlchemyError
-
 from fastrdb.errors import CacheUnavailableError, OptionError
 from fastrdb.keys import Image
 from fastrdb.options import Seconds, seconds
 
 from .databases import source_of
-from .journal import Journal, ages
+from .failure import kind_of
+from .journal import SILENT_S, Journal, ages
 from .source import ChangeSource, Poll
 from .telemetry import Telemetry
 
@@ -33,7 +31,11 @@ _RETRY_S: Final = 1.0
 _LAST_STEP_S: Final = 1.0  # the longest that a watcher goes on that is cancelled
 _NAMES: Final = 64
 """An invalidation of more names drops whole tables."""
-_TROUBLE: Final = (OSError, SQLAlchemyError, RedisError, CacheUnavailableError)
+_START_S: Final = 5.0
+"""The longest time that the block of a watcher waits for the first poll: a database that is away keeps no application
+from starting."""
+_REMIND_S: Final = 300.0
+"""The pause between two looks of a watcher that waits at the one that leads."""
 
 
 class Watcher:
@@ -71,7 +73,10 @@ class Watcher:
         self._beaten = self._cleaned = 0.0
         self._covered: float | None = None
         """The moment, by the clock of the event loop, up to which all commits are in Redis."""
+        self._look_again: float | None = None
+        """The next time to look at the watcher that leads, by the clock of the event loop; None: this one leads."""
         self._task: asyncio.Task[None] | None = None
+        self._begun = asyncio.Event()
         self._telemetry = Telemetry(cache, self.source.name)
 
     # --- one step
@@ -106,13 +111,25 @@ class Watcher:
         self._position = await self.journal.position()
         age = (await ages(self.cache)).get(self.source.name)
         self._covered = None if age is None else asyncio.get_running_loop().time() - age
-        self.leads = True
+        self.leads, self._look_again = True, None
         self._telemetry.leads()
 
     def _end(self, reason: str) -> None:
         if self.leads:
             self.leads = False
             self._telemetry.leads_no_more(reason)
+
+    async def _wait(self) -> None:
+        """Report for which watcher this one waits: at once, and then seldom, if its heartbeat is not in this Redis."""
+        now, begins = asyncio.get_running_loop().time(), self._look_again is None
+        if self._look_again is not None and now < self._look_again:
+            return
+        self._look_again = now + (SILENT_S if begins else _REMIND_S)
+        age = (await ages(self.cache)).get(self.source.name)
+        late = not begins and (age is None or age > SILENT_S)
+        if begins or late:
+            state = await self.source.status(None, (), self.cache.namespace)
+            self._telemetry.waits(state.leader or "another watcher", age, late=late)
 
     async def _record(self, poll: Poll, moment: int | None) -> None:
         if poll.position != self._position or moment is not None:
@@ -128,13 +145,13 @@ class Watcher:
     async def _invalidate(self, images: Sequence[Image]) -> None:
         for part in _portions(images):
             if await self.cache.runtime.delete(self.cache.redis, images=part) is None:
-                raise ConnectionError("Redis has missed an invalidation")
+                raise CacheUnavailableError("invalidate", "Redis has missed an invalidation")
             self._telemetry.passed_on(image.table for image in part)
 
     # --- the loop
 
     async def run(self) -> None:
-        """Poll until the task is cancelled, then close the source. Each kind of error is logged once and retried.
+        """Poll until the task is cancelled, then close the source. Retry after errors; log each kind of an outage once.
 
         A cancellation waits for the end of the present poll, at most a second.
 
@@ -146,6 +163,7 @@ class Watcher:
             while True:
                 await asyncio.sleep(pause)
                 pause = await self._whole_step()
+                self._begun.set()
         finally:
             self._end("the watcher ends")
             await asyncio.shield(self.source.close())
@@ -170,13 +188,15 @@ class Watcher:
         """Poll once; return the pause before the next poll, in seconds."""
         try:
             poll = await self.poll()
+            if poll is None:
+                await self._wait()
         except OptionError as error:
             self._telemetry.refused(error)
             raise
         except Exception as error:  # noqa: BLE001  # a watcher that ends leaves stale entries
-            self._telemetry.failed(error, expected=isinstance(error, _TROUBLE))
-            self._end(type(error).__name__)
-            with suppress(*_TROUBLE):
+            self._telemetry.failed(error)
+            self._end(kind_of(error))
+            with suppress(Exception):
                 await self.source.close()
             return _RETRY_S
         self._telemetry.works()
@@ -185,7 +205,22 @@ class Watcher:
         return _BUSY_S if poll.found else self.every
 
     async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self.run())
+        """Start, and wait for the end of the first poll, at most `_START_S`.
+
+        Raises:
+            OptionError: nothing is installed, or a setting of the database rules out watching.
+        """
+        self._begun.clear()
+        self._task, begun = asyncio.create_task(self.run()), asyncio.create_task(self._begun.wait())
+        try:
+            await asyncio.wait({self._task, begun}, timeout=_START_S, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            await self.__aexit__()
+            raise
+        finally:
+            begun.cancel()
+        if self._task.done():
+            await self.__aexit__()  # raises what has ended the task
         return self
 
     async def __aexit__(self, *exc: object) -> None:

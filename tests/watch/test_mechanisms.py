@@ -10,7 +10,7 @@ import pytest
 from redis.asyncio import Redis
 from sqlalchemy import text
 
-from fastrdb import Cache, OptionError
+from fastrdb import Cache, CacheUnavailableError, OptionError
 from fastrdb.keys import row_tag
 from fastrdb.testing import FaultyClient
 from fastrdb.watch import Watcher, source_of
@@ -64,7 +64,7 @@ async def redis_away(watched: Watched, client: Redis) -> None:
         before = await watcher.journal.position()
         await watched.write("UPDATE users SET bio = 'x' WHERE id = 1")
         faulty.fail_with(on="begin")
-        with suppress(ConnectionError):
+        with suppress(CacheUnavailableError):
             await watcher.poll()
         faulty.heal()
         assert await watcher.journal.position() == before

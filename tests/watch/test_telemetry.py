@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from functools import partial
 from typing import Any
@@ -11,15 +12,18 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from sqlalchemy.exc import OperationalError
 
-from fastrdb import Cache, Event
+from fastrdb import Cache, CacheUnavailableError, Event
 from fastrdb.integrations import opentelemetry, prometheus
 from fastrdb.testing import FaultyClient
-from fastrdb.watch import Watcher
+from fastrdb.watch import Poll, Watcher, source_of
 from tests.support.waiting import until
 from tests.watch.conftest import Watched
 
-pytestmark = pytest.mark.parametrize("watchable", ["sqlite", "postgresql"], indirect=True)
+with_watchable = pytest.mark.parametrize("watchable", ["sqlite", "postgresql"], indirect=True)
+GOES_ON = "Changes wait, and the watcher tries again each second"
 
 
 def of_watcher(events: list[Event]) -> list[tuple[str, str, str, int]]:
@@ -28,6 +32,7 @@ def of_watcher(events: list[Event]) -> list[tuple[str, str, str, int]]:
     return [(each.kind, each.key, each.reason, each.count) for each in events if each.function == "Watcher"]
 
 
+@with_watchable
 async def test_a_watcher_reports_its_life_as_events(watched: Watched, client: Redis) -> None:
     """The lead, a loss, changes with their delay, an outage of Redis, and the end; each outage once."""
     await watched.install()
@@ -72,6 +77,7 @@ async def test_a_watcher_reports_its_life_as_events(watched: Watched, client: Re
         assert (stats.leads, stats.lead_ends, stats.changes, stats.losses) == (2, 2, 3, 1)
 
 
+@with_watchable
 async def test_a_record_has_its_facts_as_fields(
     watched: Watched, client: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -98,6 +104,7 @@ async def test_a_record_has_its_facts_as_fields(
     assert position is not None
 
 
+@with_watchable
 async def test_metrics_count_changes_and_measure_their_delay(watched: Watched, client: Redis) -> None:
     """In Prometheus and in OpenTelemetry, together with the other events of the cache."""
     await watched.install()
@@ -128,6 +135,7 @@ async def test_metrics_count_changes_and_measure_their_delay(watched: Watched, c
     assert counts["fastrdb.cache.watch.delay"] == [1]
 
 
+@with_watchable
 async def test_the_delay_after_a_takeover_counts_from_the_heartbeat_before(watched: Watched, client: Redis) -> None:
     """The changes may have waited since then; a watcher that has just begun cannot have them sooner."""
     await watched.install()
@@ -143,3 +151,87 @@ async def test_the_delay_after_a_takeover_counts_from_the_heartbeat_before(watch
     delay = next(each.seconds for each in events if each.kind == "change")
     assert delay is not None
     assert delay >= 3_600
+
+
+@with_watchable
+async def test_an_outage_says_its_side_and_its_reason_once_and_that_the_watcher_goes_on(
+    watched: Watched, client: Redis, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one line, without statement, parameters, values and password; a fault of this package has a traceback."""
+    await watched.install()
+    name, original = watched.source.name, watched.source.poll
+    driver = Exception("disk I/O error\nDETAIL: Key (email)=(secret@x) already exists.")
+    errors: list[Exception] = [
+        OperationalError("SELECT secret", {"value": "secret"}, driver),
+        ConnectionRefusedError(111, "Connect call failed"),
+        RedisConnectionError("Connection closed by server."),
+        CacheUnavailableError("GET", "no answer within 5 s"),
+        ValueError("invalid literal: 'secret'"),
+    ]
+    async with Cache(client) as cache:
+        watcher = Watcher(watched.source, cache)
+        for error in errors:
+
+            async def fails(*_: object, error: Exception = error) -> Poll:
+                raise error
+
+            monkeypatch.setattr(watched.source, "poll", fails)
+            assert [await watcher._step(), await watcher._step()] == [1.0, 1.0]
+        monkeypatch.setattr(watched.source, "poll", original)
+        await until(partial(leads, watcher))
+        assert not watcher._telemetry.is_troubled
+    records = [each for each in caplog.records if vars(each).get("fastrdb", {}).get("event") == "outage"]
+    found = [(vars(each)["fastrdb"]["side"], vars(each)["fastrdb"]["reason"]) for each in records]
+    assert found == [
+        ("database", "Exception: disk I/O error"),
+        ("database", "ConnectionRefusedError: [Errno 111] Connect call failed"),
+        ("Redis", "ConnectionError: Connection closed by server"),
+        ("Redis", "GET: no answer within 5 s"),
+        (None, "ValueError"),
+    ]
+    address = f"127.0.0.1:{client.connection_pool.connection_kwargs['port']}"
+    assert [each.getMessage() for each in records[1:3]] == [
+        f"fastrdb watch: {name}: the database: ConnectionRefusedError: [Errno 111] Connect call failed. {GOES_ON}",
+        f"fastrdb watch: {name}: Redis at {address}: ConnectionError: Connection closed by server. {GOES_ON}",
+    ]
+    assert [each.exc_info is not None for each in records] == [False, False, False, False, True]
+    assert "in _step" in caplog.text
+    assert "secret" not in caplog.text.replace("raise error", "")
+
+
+async def leads(watcher: Watcher) -> bool:
+    """Take a step, and return whether the watcher leads."""
+    await watcher._step()
+    return watcher.leads
+
+
+@pytest.mark.parametrize("watchable", ["postgresql", "mariadb", "binlog"], indirect=True)
+async def test_a_watcher_that_waits_says_for_which_other_one(
+    watched: Watched, client: Redis, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once, and no more; but again and as a warning if that one leaves no heartbeat in this Redis."""
+    caplog.set_level(logging.INFO, "fastrdb")
+    await watched.install()
+    leader = (await watched.source.status(None)).leader
+    other = source_of(watched.database.engine)
+    now = asyncio.get_running_loop().time()
+    async with Cache(client) as cache:
+        monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now)
+        watcher = Watcher(other, cache)
+        for seconds in (0.0, 1.0, 9.0, 2.0, 1.0, 287.0, 14.0):
+            now += seconds
+            assert await watcher._step() == 1.0
+        await watcher.journal.save("1", await watcher.journal.clock())
+        now += 301.0
+        await watcher._step()
+        await other.close()
+    found = [vars(each)["fastrdb"] | {"level": each.levelname} for each in caplog.records]
+    assert leader is not None
+    assert [(each["event"], each["level"], each["leader"]) for each in found] == [
+        ("wait", "INFO", leader),
+        ("wait", "WARNING", leader),
+        ("wait", "WARNING", leader),
+    ]
+    assert caplog.messages[0] == f"fastrdb watch: {other.name}: waits: {leader} leads"
+    assert "leaves no heartbeat at 127.0.0.1:" in caplog.messages[1]
+    assert "for the namespace '': it serves another Redis" in caplog.messages[1]

@@ -14,11 +14,12 @@ from redis.asyncio import Redis
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from fastrdb import Cache, Heartbeat, Inspector, OptionError
+from fastrdb import Cache, CacheUnavailableError, Heartbeat, Inspector, OptionError
 from fastrdb.keys import ANYTHING, row_tag, table_tag
 from fastrdb.protocol import Fill, Store
 from fastrdb.testing import FaultyClient
 from fastrdb.watch import Journal, Poll, Watcher, ages, columns_in_use, source_of
+from fastrdb.watch import watcher as watcher_module
 from fastrdb.watch.source import Images
 from tests.support.waiting import until
 from tests.watch.conftest import Watched
@@ -189,14 +190,14 @@ async def test_without_redis_the_position_stays(watched: Watched, client: Redis,
         before = await watcher.journal.position()
         await watched.write("UPDATE users SET bio = 'x' WHERE id = 1")
         faulty.fail_with(on="begin")
-        with pytest.raises(ConnectionError, match="Redis has missed"):
+        with pytest.raises(CacheUnavailableError, match="Redis has missed"):
             await watcher.poll()
         assert await watcher.journal.position() == before
         faulty.heal()
         polls = list[Poll]()
 
         async def taken() -> bool:
-            with contextlib.suppress(ConnectionError):  # Redis is skipped for a while, where it has failed often
+            with contextlib.suppress(CacheUnavailableError):  # Redis is skipped for a while, where it has failed often
                 if (poll := await watcher.poll()) is not None:
                     polls.append(poll)
             return bool(polls)
@@ -258,6 +259,47 @@ async def test_a_watcher_runs_in_an_application_until_the_block_ends(
     assert await Watcher(watched.source, cache).poll() is not None
 
 
+@pytest.mark.parametrize("watchable", ["sqlite", "postgresql", "mariadb"], indirect=True)
+async def test_a_watcher_with_nothing_installed_fails_at_the_start(watched: Watched, cache: Cache) -> None:
+    """The error says what to do, and the block does not begin."""
+    watcher, begins = Watcher(watched.source, cache), False
+    with pytest.raises(OptionError, match="run `fastrdb watch install`"):
+        async with watcher:
+            begins = True
+    assert not begins
+    await watched.install()
+    async with watcher:
+        assert await watcher.journal.position() is not None
+
+
+@pytest.mark.parametrize("watchable", ["sqlite"], indirect=True)
+async def test_an_application_starts_while_its_database_is_away(
+    watched: Watched, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The watcher tries on in the background; a first poll that takes long is not waited for, and not cut off."""
+    await watched.install()
+    original, go = watched.source.poll, asyncio.Event()
+
+    async def away(position: str | None, images: Images) -> Poll:
+        raise ConnectionRefusedError
+
+    async def slow(position: str | None, images: Images) -> Poll:
+        await go.wait()
+        return await original(position, images)
+
+    for poll in (away, slow):
+        monkeypatch.setattr(watched.source, "poll", poll)
+        monkeypatch.setattr(watcher_module, "_START_S", 0.05 if poll is slow else 60.0)
+        go.clear()
+        watcher = Watcher(watched.source, cache)
+        async with watcher:
+            assert await watcher.journal.position() is None
+            monkeypatch.setattr(watched.source, "poll", original)
+            go.set()
+            await until(partial(_began, watcher))
+        await watcher.journal.forget()
+
+
 @pytest.mark.parametrize("watchable", ["sqlite"], indirect=True)
 async def test_a_watcher_ends_although_a_library_has_swallowed_the_cancellation(
     watched: Watched, cache: Cache, monkeypatch: pytest.MonkeyPatch
@@ -272,9 +314,9 @@ async def test_a_watcher_ends_although_a_library_has_swallowed_the_cancellation(
             await asyncio.Event().wait()
         return await original(position, images)
 
-    monkeypatch.setattr(watched.source, "poll", swallowing)
     watcher = Watcher(watched.source, cache)
     async with watcher:
+        monkeypatch.setattr(watched.source, "poll", swallowing)
         await reached.wait()
         monkeypatch.setattr(watched.source, "poll", original)
     assert await watcher.journal.position() is not None
