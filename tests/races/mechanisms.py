@@ -62,7 +62,7 @@ _ON_ONE_SERVER = {
     "barrier-set": _lua("a writer sets its barriers before it sweeps"),
     "barrier-check": _lua("a lease is refused while a barrier covers the key", "if false then"),
     "sweep-deletes-leases": _lua("a sweep deletes the leases of what it reaches"),
-    "sweep-deletes-entries": _lua("a sweep deletes the entries that it reaches", "local deleted = 0"),
+    "sweep-deletes-entries": _lua("a sweep deletes the entries that it reaches"),
     "release-checks-token": _lua("a lease is given back only by its holder"),
     "lease-has-moment": _lua(
         "two grants to one token differ, so that a load of the first is not stored under the second",

@@ -16,10 +16,8 @@ local token, barrier_ms, budget, lease_prefix, spare, lease_ms = unpack(ARGV)
 budget = tonumber(budget)
 local following, tag_sets = lists(7), tag_keys(index)
 
-local function delete(key)
-  local lease = lease_name(lease_prefix, key)
-  if spare == '1' and token_in(redis.call('GET', lease)) == token then return 0 end
-  return delete_entry(index, expiry, key, lease)
+local function is_spared(key)
+  return spare == '1' and token_in(redis.call('GET', lease_name(lease_prefix, key))) == token
 end
 
 set_barriers(barriers, barrier_ms, following(1))
@@ -41,18 +39,18 @@ for at = first, last, 4 do
     return {done, '', deleted, 1, '', {}, counts, found}
   end
   local members = redis.call('ZRANGEBYLEX', by_tag and tag_sets.tags or index, start, stop, 'LIMIT', 0, budget)
-  local before = deleted
+  local reached = {}
   for _, member in ipairs(members) do
     if by_tag then
       found[#found + 1] = entry_of(member)
-      deleted = deleted + delete(found[#found])
-    elseif reaches(head, filter, member) then
-      deleted = deleted + delete(member)
+      if not is_spared(found[#found]) then reached[#reached + 1] = found[#found] end
+    elseif reaches(head, filter, member) and not is_spared(member) then
+      reached[#reached + 1] = member
     end
   end
-  if deleted > before then
-    counts[#counts + 1] = done
-    counts[#counts + 1] = deleted - before
+  local count = delete_entries(index, expiry, reached, lease_prefix)
+  if count > 0 then
+    deleted, counts[#counts + 1], counts[#counts + 2] = deleted + count, done, count
   end
   -- As many as asked for: there may be more, and the next range has no budget left in any case.
   if #members == budget then return {done, members[#members], deleted, 0, '', {}, counts, found} end
@@ -60,8 +58,12 @@ for at = first, last, 4 do
 end
 local ranges = (last - first + 1) / 4
 
+local keys = {}
 first, last = following(1)
-for i = first, last do deleted = deleted + delete(ARGV[i]) end
+for i = first, last do
+  if not is_spared(ARGV[i]) then keys[#keys + 1] = ARGV[i] end
+end
+deleted = deleted + delete_entries(index, expiry, keys, lease_prefix)
 
 first, last = following(2)
 local held = new_lease(token, WRITER)

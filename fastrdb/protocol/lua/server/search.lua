@@ -13,7 +13,6 @@ local token, part, cursor, count, lease_prefix, before, spared, all, longest = u
 local first, last = lists(10)(2)
 local OWN, PATIENCE_MS = 'fastrdb:', 600000 -- a search that takes longer is taken for dead
 local search = SEARCHING .. token
-local deleted = 0
 longest = tonumber(longest)
 
 local function spares(lease)
@@ -28,6 +27,7 @@ local function reached(key, known)
   return false
 end
 
+local found = {}
 local function look_at(key)
   local life, known = redis.call('PTTL', key), redis.call('ZSCORE', index, key)
   if begins(key, OWN) then return end
@@ -36,8 +36,7 @@ local function look_at(key)
     if not known then longest = math.max(longest, life) end
     return
   end
-  local lease = lease_name(lease_prefix, key)
-  if not spares(lease) then deleted = deleted + delete_entry(index, expiry, key, lease) end
+  if not spares(lease_name(lease_prefix, key)) then found[#found + 1] = key end
 end
 
 if part == 'leases' and cursor == '0' then enter(index, expiry, search, ms(now_ms() + PATIENCE_MS)) end
@@ -52,6 +51,7 @@ for _, key in ipairs(reply[2]) do
     redis.call('DEL', key) -- mechanism: search-deletes-leases
   end
 end
+local deleted = delete_entries(index, expiry, found, lease_prefix)
 
 -- If the index was lost once more since the search began, keys that came meanwhile are missing: then it stays not whole.
 local is_done = part == 'entries' and reply[1] == '0'

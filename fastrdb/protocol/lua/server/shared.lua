@@ -60,21 +60,31 @@ local function lease_name(prefix, key)
 end
 
 -- The keys of tags lie beside the index.
+local known_tag_keys
 local function tag_keys(index)
   local head = string.sub(index, 1, -#'index' - 1)
-  return {tags = head .. 'tags', tagged = head .. 'tagged', ended = head .. 'ended', columns = head .. 'columns'}
+  known_tag_keys = known_tag_keys
+    or {tags = head .. 'tags', tagged = head .. 'tagged', ended = head .. 'ended', columns = head .. 'columns'}
+  return known_tag_keys
 end
 
 local function forget(index, key)
   forget_tags(tag_keys(index), key) -- mechanism: tags-forgotten
 end
 
-local function delete_entry(index, expiry, key, lease)
-  local deleted = redis.call('UNLINK', key) -- mechanism: sweep-deletes-entries
-  redis.call('DEL', lease) -- mechanism: sweep-deletes-leases
-  redis.call('ZREM', index, key)
-  redis.call('ZREM', expiry, key)
-  forget(index, key)
+-- Delete entries with their leases, so many in one command: a command costs more than what it deletes.
+local AT_ONCE = 1000
+local function delete_entries(index, expiry, keys, lease_prefix)
+  local deleted = 0
+  for from = 1, #keys, AT_ONCE do
+    local to, leases = math.min(from + AT_ONCE - 1, #keys), {}
+    for i = from, to do leases[#leases + 1] = lease_name(lease_prefix, keys[i]) end
+    deleted = deleted + redis.call('UNLINK', unpack(keys, from, to)) -- mechanism: sweep-deletes-entries
+    redis.call('DEL', unpack(leases)) -- mechanism: sweep-deletes-leases
+    redis.call('ZREM', index, unpack(keys, from, to))
+    redis.call('ZREM', expiry, unpack(keys, from, to))
+    for i = from, to do forget(index, keys[i]) end
+  end
   return deleted
 end
 
