@@ -127,6 +127,31 @@ class ChangeSource(ABC):
         """Close the connection, which ends the lead."""
 
 
+def loss(expected: str | None, found: str | None) -> str:
+    """Return why changes since a position may be missing; empty if all are in the outbox.
+
+    A mark is `name/turn`, the identity of an outbox at a position. The name is random, or has facts that no copy
+    shares. The turn grows as changes are read: a backup has an earlier one.
+
+    Args:
+        expected: the mark of the position; None without one.
+        found: the mark that the outbox has there now; None if it has none.
+    """
+    if expected is None:
+        return "there is no position of an earlier poll"
+    if found is None:
+        return "the outbox was emptied, or is older than the last poll (a crash, a failover, TRUNCATE, a backup)"
+    if expected.rpartition("/")[0] != found.rpartition("/")[0]:
+        return "the outbox is another one than at the last poll (a restore, a copy), or was read for another namespace"
+    return "the database is older than at the last poll" if turn_of(found) < turn_of(expected) else ""
+
+
+def turn_of(mark: str) -> int:
+    """Return the turn of a mark: see `loss`."""
+    turn = mark.rpartition("/")[2]
+    return int(turn) if turn.isdigit() else 0
+
+
 def image(table: str, values: Mapping[str, Iterable[Any]] | None) -> Image:
     """Return the image of a change, with `values` before and after the change by column; None: any row."""
     if not values:

@@ -2,21 +2,26 @@
 
 SQLite has one writer at a time, so ids are in the order of the commits. `PRAGMA data_version` changes
 with each commit of another connection, and is read in microseconds.
+
+A position is the last row that was read: its id, its random token, and the number of the file. A restored backup, or
+an outbox that was made anew, has another token in that row, or another file.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import starmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import text
+from sqlalchemy import bindparam, text
 
 from fastrdb.errors import OptionError
+from fastrdb.keys import Image
 
-from .source import COLUMNS_NAMED, ROWS_NAMED, ChangeSource, Images, Poll, Status, image
+from .source import COLUMNS_NAMED, ROWS_NAMED, ChangeSource, Images, Poll, Status, image, loss, turn_of
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -25,42 +30,48 @@ _PAGE: Final = 1000
 _KEPT: Final = 1000
 """The number of read changes that stay, for another watcher of the file that is behind."""
 _OUTBOX: Final = (
-    "CREATE TABLE IF NOT EXISTS fastrdb_outbox (id INTEGER PRIMARY KEY AUTOINCREMENT, tbl TEXT NOT NULL, image TEXT)",
-    # One row makes a number in sqlite_sequence, which stays when rows are deleted.
-    "INSERT INTO fastrdb_outbox (tbl) SELECT '' WHERE NOT EXISTS (SELECT 1 FROM fastrdb_outbox)",
+    "CREATE TABLE IF NOT EXISTS fastrdb_outbox (id INTEGER PRIMARY KEY AUTOINCREMENT, tbl TEXT NOT NULL, image TEXT,"
+    " token TEXT NOT NULL DEFAULT (lower(hex(randomblob(8)))))"
 )
-# A virtual table keeps its data in tables with these suffixes, which no query names.
-_SHADOWS: Final = [
-    "data",
-    "idx",
-    "content",
-    "docsize",
-    "config",
-    "segments",
-    "segdir",
-    "stat",
-    "node",
-    "rowid",
-    "parent",
-]
-_TABLES = text(f"""
-SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' AND name <> 'fastrdb_outbox'
-AND sql NOT LIKE 'CREATE VIRTUAL%' AND name NOT IN (
-    SELECT virtual.name || suffix.column1 FROM sqlite_master AS virtual,
-    (VALUES {", ".join(f"('_{suffix}')" for suffix in _SHADOWS)}) AS suffix WHERE virtual.sql LIKE 'CREATE VIRTUAL%'
+_FIRST: Final = "INSERT INTO fastrdb_outbox (tbl) SELECT '' WHERE NOT EXISTS (SELECT 1 FROM fastrdb_outbox)"
+"""A position is a row of the outbox, so there is always one."""
+_INSTALLED = text("SELECT count(*), sum(name = 'token') FROM pragma_table_info('fastrdb_outbox')")
+# The data of a virtual table is in shadow tables, which no query names. SQLite goes by their names, which a user's own
+# table may have, such as one that an option (`content =`) names. FTS writes the names of its own in single quotes.
+_TABLES = text("""
+SELECT name FROM sqlite_master AS one WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'
+AND name <> 'fastrdb_outbox' AND sql NOT LIKE 'CREATE VIRTUAL%' AND NOT (
+    name IN :shadows AND (sql LIKE 'CREATE TABLE ''%' OR NOT EXISTS (
+        SELECT 1 FROM sqlite_master AS virtual WHERE virtual.sql LIKE 'CREATE VIRTUAL%=%'
+        AND substr(one.name, 1, length(virtual.name) + 1) = virtual.name || '_'
+    ))
 ) ORDER BY name
-""")
-# A text may be invalid UTF-8, on which the driver would fail: so Python decodes it.
-_EVENTS: Final = ("insert", "update", "delete", "replace")
+""").bindparams(bindparam("shadows", expanding=True))
 _VIRTUAL = text("SELECT name FROM sqlite_master WHERE sql LIKE 'CREATE VIRTUAL%' ORDER BY name")
+_SQL = text("SELECT sql FROM sqlite_master WHERE name = :name")
+_EVENTS: Final = {
+    "insert": "AFTER INSERT",
+    "update": "AFTER UPDATE",
+    "delete": "AFTER DELETE",
+    "replace": "BEFORE INSERT",
+    "supersede": "BEFORE UPDATE",
+}
 _TRIGGERS = text(
     "SELECT name, tbl_name, sql FROM sqlite_master WHERE type = 'trigger' AND name LIKE 'fastrdb\\_%' ESCAPE '\\'"
 )
+_STATE = text(
+    "SELECT id, token, (SELECT token FROM fastrdb_outbox WHERE id = :at) AS known FROM fastrdb_outbox"
+    " ORDER BY id DESC LIMIT 1"
+)
+# A text may be invalid UTF-8, on which the driver would fail: so Python decodes it.
 _NEW = text(
     "SELECT id, tbl, CAST(image AS BLOB) AS image FROM fastrdb_outbox WHERE id > :at AND id <= :last"
     " ORDER BY id LIMIT :page"
 )
-_AFFINITIES: Final = ("INT", "CHAR", "TEXT", "CLOB", "UUID", "BOOL", "DATE")
+_MOST_BYTES: Final = 1000
+"""A longer text counts as any value, so that a page fits into memory."""
+_NUMBERS: Final = ("INT", "BOOL")
+_AFFINITIES: Final = (*_NUMBERS, "CHAR", "TEXT", "CLOB", "UUID", "DATE")
 
 
 class SQLiteSource(ChangeSource):
@@ -79,10 +90,11 @@ class SQLiteSource(ChangeSource):
         """See `ChangeSource`."""
         wanted = {name.lower() for name in columns}
         async with self.engine.connect() as connection:
-            found = list((await connection.scalars(_TABLES)).all())
+            found = await _tables(connection)
             if missing := [name for name in tables if name not in found]:
                 raise OptionError(f"watch: no table {', '.join(missing)}; there are: {', '.join(found)}")
-            statements: list[str] = list(_OUTBOX)
+            there, has_token = (await connection.execute(_INSTALLED)).one()
+            statements = [*(["DROP TABLE fastrdb_outbox"] if there and not has_token else []), _OUTBOX, _FIRST]
             old = (await connection.execute(_TRIGGERS)).all()
             for table in tables or found:
                 made = _trigger_sql(table, *await _columns(connection, table, wanted))
@@ -111,7 +123,7 @@ class SQLiteSource(ChangeSource):
             self._file = self._identity()
             connection = await self.engine.connect()
             self._connection = await connection.execution_options(isolation_level="AUTOCOMMIT")
-            if not await connection.scalar(text("SELECT 1 FROM sqlite_master WHERE name = 'fastrdb_outbox'")):
+            if not (await connection.execute(_INSTALLED)).one()[1]:
                 await self.close()
                 raise OptionError(f"watch: {self.name} has no fastrdb_outbox: run `fastrdb watch install` first")
         return True
@@ -126,27 +138,24 @@ class SQLiteSource(ChangeSource):
         version = await connection.scalar(text("PRAGMA data_version"))
         if position is not None and version == self._version:
             return Poll(position)
-        last = await connection.scalar(text("SELECT seq FROM sqlite_sequence WHERE name = 'fastrdb_outbox'"))
-        now = str(last or 0)
-        if position is None:
-            self._version = version
-            return Poll(now, lost="there is no position of an earlier poll")
-        if int(now) < int(position):
-            self._version = version
-            return Poll(now, lost="the file is older than at the last poll")
-        at, total = int(position), 0
-        while True:
-            rows = (await connection.execute(_NEW, {"at": at, "last": int(now), "page": _PAGE})).all()
+        at = turn_of(position or "")
+        while (state := (await connection.execute(_STATE, {"at": at})).first()) is None:
+            await connection.exec_driver_sql(_FIRST)
+        file, total = self._file and self._file[1], 0
+        now = f"{file}.{state.token}/{state.id}"
+        lost = loss(position, None if state.known is None else f"{file}.{state.known}/{at}")
+        while not lost:
+            rows = (await connection.execute(_NEW, {"at": at, "last": state.id, "page": _PAGE})).all()
             total += len(rows)
-            if (rows[-1].id if rows else int(now)) != at + len(rows):  # ids have no gaps
-                self._version = version
-                return Poll(now, lost="the outbox was emptied, or another watcher has deleted what was not read here")
-            if rows:
+            if (rows[-1].id if rows else state.id) != at + len(rows):  # ids have no gaps
+                lost = "another watcher has deleted changes that were not read here"
+            elif rows:
                 at = rows[-1].id
-                await images(_merged([(row.tbl, row.image) for row in rows if row.tbl]))
+                await images(_images([(row.tbl, row.image) for row in rows if row.tbl]))
             if len(rows) < _PAGE:
-                self._version = version
-                return Poll(now, total)
+                break
+        self._version = version
+        return Poll(now, lost=lost) if lost else Poll(now, total)
 
     def _identity(self) -> tuple[int, int] | None:
         """Return device and number of the file, which another one in its place has not; None for one in memory."""
@@ -167,24 +176,24 @@ class SQLiteSource(ChangeSource):
         """See `ChangeSource`. Takes the write lock only where there is something to delete."""
         async with self.engine.connect() as connection:
             found = await connection.scalar(
-                text("SELECT 1 FROM fastrdb_outbox WHERE id < :end LIMIT 1"), {"end": int(position) - 2 * _KEPT}
+                text("SELECT 1 FROM fastrdb_outbox WHERE id < :end LIMIT 1"), {"end": turn_of(position) - 2 * _KEPT}
             )
         if found:
             async with self.engine.begin() as connection:
                 await connection.execute(
-                    text("DELETE FROM fastrdb_outbox WHERE id < :end"), {"end": int(position) - _KEPT}
+                    text("DELETE FROM fastrdb_outbox WHERE id < :end"), {"end": turn_of(position) - _KEPT}
                 )
 
     async def status(self, position: str | None, columns: Iterable[str] = (), namespace: str = "") -> Status:
         """See `ChangeSource`."""
         async with self.engine.connect() as connection:
-            if not await connection.scalar(text("SELECT 1 FROM sqlite_master WHERE name = 'fastrdb_outbox'")):
+            if not (await connection.execute(_INSTALLED)).one()[1]:
                 return Status(notes=["nothing is installed: run `fastrdb watch install`"])
             triggers = {row.tbl_name: row.sql for row in await connection.execute(_TRIGGERS)}
             status = Status(installed=True, leader="none is needed: each watcher of a file reads all changes")
             for table in (await connection.scalars(_VIRTUAL)).all():
                 status.unwatched[table] = "a virtual table, which has no triggers"
-            for table in (await connection.scalars(_TABLES)).all():
+            for table in await _tables(connection):
                 if table in triggers and f"SELECT {_literal(table)}," not in triggers[table]:
                     status.unwatched[table] = "renamed after `install`: run it again"
                 elif table in triggers:
@@ -197,7 +206,7 @@ class SQLiteSource(ChangeSource):
                     status.missing_columns.append(each)
             status.waiting = int(
                 await connection.scalar(
-                    text("SELECT count(*) FROM fastrdb_outbox WHERE id > :at"), {"at": int(position or 0)}
+                    text("SELECT count(*) FROM fastrdb_outbox WHERE id > :at"), {"at": turn_of(position or "")}
                 )
                 or 0
             )
@@ -210,79 +219,125 @@ class SQLiteSource(ChangeSource):
             await connection.close()
 
 
+@dataclass(frozen=True, slots=True)
+class _Key:
+    """A unique key, by which REPLACE finds the rows that it deletes.
+
+    Attributes:
+        columns: those of the key, or of the expressions in it, each with its collation.
+        is_expression: the key has an expression: any row may be deleted.
+    """
+
+    columns: Mapping[str, str]
+    is_expression: bool = False
+
+    @property
+    def changed(self) -> str:
+        """Return the condition that an UPDATE changes a column of the key."""
+        sides = ((f"NEW.{_quoted(name)}", f"OLD.{_quoted(name)}", kind) for name, kind in self.columns.items())
+        return "(" + " OR ".join(f"{new} IS NOT {old} COLLATE {_quoted(kind)}" for new, old, kind in sides) + ")"
+
+
+async def _tables(connection: AsyncConnection) -> list[str]:
+    """Return all tables that can have triggers, without those that hold the data of virtual ones."""
+    listed = await connection.execute(text("PRAGMA main.table_list"))  # nothing before SQLite 3.37: all are returned
+    shadows = [row.name for row in listed if row.type == "shadow"] if listed.returns_rows else []
+    return list((await connection.scalars(_TABLES, {"shadows": shadows})).all())
+
+
 async def _columns(
     connection: AsyncConnection, table: str, wanted: Collection[str]
-) -> tuple[list[str], list[list[str]]]:
-    """Return the columns that triggers report, and the columns of each unique key."""
-    rows = (await connection.execute(text(f"PRAGMA table_info({_quoted(table)})"))).all()
+) -> tuple[list[str], dict[str, str], list[_Key]]:
+    """Return the columns that triggers report, the values that REPLACE stores for NULL, and the unique keys."""
+    rows = (await connection.execute(text(f"PRAGMA table_xinfo({_quoted(table)})"))).all()
     kinds = {row.name: str(row.type).upper() for row in rows}
-    primary = [row.name for row in sorted(rows, key=lambda row: row.pk) if row.pk]
-    unique, indexed = [primary] if primary else [], set(primary)
+    defaults = {row.name: row.dflt_value for row in rows if row.notnull and row.dflt_value is not None}
+    keys, indexed, has_primary = list[_Key](), {row.name for row in rows if row.pk}, False
     for index in (await connection.execute(text(f"PRAGMA index_list({_quoted(table)})"))).all():
-        members = [row.name for row in await connection.execute(text(f"PRAGMA index_info({_quoted(index.name)})"))]
-        indexed.update(members)
-        if index.unique and None not in members and members not in unique:
-            unique.append(members)
+        members = await connection.execute(text(f"PRAGMA index_xinfo({_quoted(index.name)})"))
+        columns = {row.name: str(row.coll) for row in members.all() if row.key}
+        indexed.update(columns.keys() & kinds)
+        has_primary |= index.origin == "pk"
+        if index.unique and None in columns:
+            made = str(await connection.scalar(_SQL, {"name": index.name})).lower()
+            keys.append(_Key({name: "BINARY" for name in kinds if name.lower() in made}, is_expression=True))
+        elif index.unique:
+            keys.append(_Key(columns))
+    if indexed and not has_primary:  # an INTEGER PRIMARY KEY has no index
+        keys.append(_Key({row.name: "BINARY" for row in rows if row.pk}))
     foreign = await connection.execute(text(f"PRAGMA foreign_key_list({_quoted(table)})"))
     indexed.update(row[3] for row in foreign)
+    # SQLite does not say which column has a collation, under which different texts are equal.
+    collated = "COLLATE" in str(await connection.scalar(_SQL, {"name": table})).upper()
     chosen = [
         name
         for name, kind in kinds.items()
         if (name in indexed or f"{table}:{name}".lower() in wanted)
         and "DATETIME" not in kind
-        and any(affinity in kind for affinity in _AFFINITIES)
+        and any(affinity in kind for affinity in (_NUMBERS if collated else _AFFINITIES))
     ]
-    return chosen[:COLUMNS_NAMED], unique
+    return chosen[:COLUMNS_NAMED], defaults, keys
 
 
-def _trigger_sql(table: str, columns: Sequence[str], unique: Sequence[Sequence[str]]) -> list[str]:
+def _trigger_sql(table: str, columns: Sequence[str], defaults: Mapping[str, str], keys: Sequence[_Key]) -> list[str]:
     """Return the triggers of one table.
 
-    INSERT OR REPLACE deletes rows without a trigger: the trigger before an INSERT records those with the same keys.
-    A column of any type may hold a value of any kind. JSON has no blobs, and no write may fail. So a blob or a float is
-    recorded as 0.5: a float has no text in tags, so the change counts as one of any value.
+    INSERT OR REPLACE and UPDATE OR REPLACE delete rows without a trigger: a trigger before the statement records those
+    with the same keys. A column of any type may hold a value of any kind. JSON has no blobs, and no write may fail. So
+    a blob, a float or a long text is recorded as 0.5: a float has no text in tags, so the change counts as one of any
+    value.
     """
 
     def record(*rows: str) -> str:
         def value(row: str, name: str) -> str:
             column = f"{row}.{_quoted(name)}"
-            return f"CASE WHEN typeof({column}) IN ('blob', 'real') THEN 0.5 ELSE {column} END"
+            other = f"typeof({column}) IN ('blob', 'real') OR length(CAST({column} AS BLOB)) > {_MOST_BYTES}"
+            return f"CASE WHEN {other} THEN 0.5 ELSE {column} END"
 
         values = [f"{_literal(name)}, json_array({', '.join(value(row, name) for row in rows)})" for name in columns]
-        return f"INSERT INTO fastrdb_outbox (tbl, image) SELECT {_literal(table)}, json_object({', '.join(values)})"
+        return f"{begin}, json_object({', '.join(values)})"
 
-    same = " OR ".join(
-        "(" + " AND ".join(f"old.{_quoted(name)} = NEW.{_quoted(name)}" for name in key) + ")" for key in unique
-    )
+    def same(name: str, kind: str) -> str:
+        given = f"NEW.{_quoted(name)}"
+        given = f"COALESCE({given}, ({defaults[name]}))" if name in defaults else given
+        return f"other.{_quoted(name)} = {given} COLLATE {_quoted(kind)}"
+
+    begin = f"INSERT INTO fastrdb_outbox (tbl, image) SELECT {_literal(table)}"
+    plain = [key for key in keys if not key.is_expression]
+    found = " OR ".join(f"({' AND '.join(starmap(same, key.columns.items()))})" for key in plain)
+    replaced = [f"{record('other')} FROM {_quoted(table)} AS other WHERE {found}"] if plain else []
+    expressions = " OR ".join(key.changed for key in keys if key.is_expression)
+    actions = {
+        "insert": [record("NEW")],
+        "update": [record("OLD", "NEW")],
+        "delete": [record("OLD")],
+        "replace": [f"{begin}, NULL"] if expressions else replaced,
+        "supersede": [*replaced, *([f"{begin}, NULL WHERE {expressions}"] if expressions else [])],
+    }
     statements = []
-    for event, action in (
-        ("insert", record("NEW")),
-        ("update", record("OLD", "NEW")),
-        ("delete", record("OLD")),
-        *([("replace", f"{record('old')} FROM {_quoted(table)} AS old WHERE {same}")] if same else []),
-    ):
-        name = _quoted(f"fastrdb_{event}_{table}")
-        when = "BEFORE INSERT" if event == "replace" else f"AFTER {event.upper()}"
-        statements += [
-            f"DROP TRIGGER IF EXISTS {name}",
-            f"CREATE TRIGGER {name} {when} ON {_quoted(table)} FOR EACH ROW BEGIN {action}; END",
-        ]
+    for event, action in actions.items():
+        name, moment = _quoted(f"fastrdb_{event}_{table}"), _EVENTS[event]
+        when = f" WHEN {' OR '.join(key.changed for key in keys)}" if event == "supersede" else ""
+        statements.append(f"DROP TRIGGER IF EXISTS {name}")
+        if action:
+            statements.append(
+                f"CREATE TRIGGER {name} {moment} ON {_quoted(table)} FOR EACH ROW{when} BEGIN {'; '.join(action)}; END"
+            )
     return statements
 
 
-def _merged(rows: Sequence[tuple[str, bytes | None]]) -> list[Any]:
-    """Return one image for each table: a statement that changes many rows writes as many rows here."""
-    found: dict[str, dict[str, list[Any]] | None] = {}
+def _images(rows: Iterable[tuple[str, bytes | None]]) -> list[Image]:
+    """Return one image for all rows of a table that report the same columns: each changed row is a row here."""
+    found: dict[tuple[str, tuple[str, ...]], dict[str, list[Any]]] = {}
     counts: dict[str, int] = {}
     for table, raw in rows:
-        counts[table] = counts.get(table, 0) + 1
-        values = found.setdefault(table, {})
-        if raw is None or counts[table] > ROWS_NAMED:
-            found[table] = None
-        elif values is not None:
-            for column, each in json.loads(raw.decode(errors="replace")).items():
-                values.setdefault(column, []).extend(each)
-    return [image(table, values) for table, values in found.items()]
+        counts[table] = ROWS_NAMED + 1 if raw is None else counts.get(table, 0) + 1
+        reported: dict[str, list[Any]] = {} if raw is None else json.loads(raw.decode(errors="replace"))
+        values = found.setdefault((table, tuple(reported)), {})
+        for column, each in reported.items():
+            values.setdefault(column, []).extend(each)
+    whole = [table for table, count in counts.items() if count > ROWS_NAMED]
+    return [*map(Image, whole), *(image(table, each) for (table, _), each in found.items() if table not in whole)]
 
 
 def _quoted(name: str) -> str:

@@ -51,6 +51,9 @@ TESTS = {
     "the database is restored from a backup": [
         "test_postgresql:test_a_position_of_a_newer_database_is_lost",
         "test_mysql:test_a_database_that_is_older_than_the_position_is_lost",
+        "test_sqlite:test_an_older_file_is_lost",
+        "test_sqlite:test_a_backup_that_was_written_to_since_is_another_history",
+        "test_sqlite:test_another_file_is_noticed_that_came_while_no_watcher_ran",
     ],
     "a snapshot or a transaction stays open for long": [
         "test_postgresql:test_a_long_snapshot_keeps_no_change_back",

@@ -530,7 +530,7 @@ async def test_a_watcher_of_sqlite_notices_that_another_one_has_deleted_what_it_
     await watched.install()
     await watched.write("UPDATE users SET bio = 'x' WHERE id = 1", "UPDATE users SET bio = 'x' WHERE id = 2")
     await watched.write("DELETE FROM fastrdb_outbox WHERE id <= (SELECT min(id) + 1 FROM fastrdb_outbox)")
-    assert "deleted" in (await watched.poll())[0].lost
+    assert "emptied" in (await watched.poll())[0].lost
     await watched.write("UPDATE users SET bio = 'y' WHERE id = 2")
     assert (await watched.changes())["users"]["id"] == {"2"}
 
