@@ -8,8 +8,9 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter, OrderedDict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field, fields
 from time import monotonic
 from typing import Literal, Protocol, get_args
@@ -88,6 +89,14 @@ class Hook(Protocol):
 
     def __call__(self, event: Event, /) -> None:
         """Take note of `event`."""
+
+
+def context_without(leaving: Iterable[Callable[[], object]]) -> Context:
+    """Return a copy of the running context, for work in the background, in which each of these was called."""
+    context = copy_context()
+    for leave in leaving:
+        context.run(leave)
+    return context
 
 
 @dataclass(frozen=True, slots=True)

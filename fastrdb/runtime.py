@@ -20,7 +20,7 @@ from typing import Any
 from weakref import ReferenceType, WeakKeyDictionary, WeakSet, ref
 
 from .errors import CacheUnavailableError, NoEventLoopError, OptionError
-from .events import Counters, Hook
+from .events import Counters, Hook, context_without
 from .keys import MISSING, BoundCall, BoundMany, CallPlan, Image, Prefix
 from .near import Near
 from .protocol import OnError, Publisher, Store, Target, is_cluster
@@ -143,6 +143,7 @@ class Runtime:
         self.on_error: OnError = on_error
         self.hooks: list[Hook] = [] if hook is None else [hook]
         self.samplers: list[Hook] = []
+        self.leaving: list[Callable[[], object]] = []  # each is called in the context of work in the background
         self.seal, self.max_bytes, self.watched = seal, max_bytes, watched
         self.timeout, self.lease, self.barrier = timeout, lease, barrier
         self.near_heads: set[str] = set()  # the heads of keys that functions keep in this process
@@ -267,7 +268,7 @@ class Runtime:
     def background(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run `work` even if the caller is cancelled. What it does not get done with an unwell Redis lapses by time."""
         tasks = self.here().tasks
-        task = asyncio.get_running_loop().create_task(work)
+        task = asyncio.get_running_loop().create_task(work, context=context_without(self.leaving))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
         task.add_done_callback(_forgive)
@@ -279,7 +280,7 @@ class Runtime:
         mine = [key for key in keys if (store, key) not in reloads]
         if not mine:
             return
-        task = asyncio.get_running_loop().create_task(work(mine))
+        task = asyncio.get_running_loop().create_task(work(mine), context=context_without(self.leaving))
         places = [(store, key) for key in mine]
         reloads.update(dict.fromkeys(places, task))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 from fastrdb import Cache, Event, default_cache
@@ -42,6 +43,7 @@ class CacheStatus:
         for each in (cache,) if isinstance(cache, Cache) else cache:
             if _note not in each.hooks:
                 each.hooks.append(_note)
+                each.runtime.leaving.append(partial(_events.set, None))
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -53,13 +55,9 @@ class CacheStatus:
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start" and any(event.kind in _CALLS for event in events):
                 headers = list(message.get("headers", ()))
-                shown = next((at for at, (name, _) in enumerate(headers) if name.lower() == b"cache-status"), None)
-                if shown is None:
-                    headers.append((b"cache-status", self._status(events).encode("ascii")))
-                elif self._key:
-                    name, status = headers[shown]
-                    headers[shown] = name, status + _key_part(events[0].key).encode("ascii")
-                message["headers"] = headers
+                stored = [each for each in headers if each[0] == b"cache-status" and each[1].startswith(HIT)]
+                status = b"cache-status", self._status(events, stored).encode("ascii")
+                message["headers"] = [*(each for each in headers if each not in stored), status]
             await send(message)
 
         token = _events.set(events)
@@ -68,25 +66,38 @@ class CacheStatus:
         finally:
             _events.reset(token)
 
-    def _status(self, events: Sequence[Event]) -> str:
-        keyed = [event for event in events if event.key and event.kind in _ANSWERS]
-        parts = [self._name, *describe({event.kind for event in events})]
-        return "; ".join(parts) + (_key_part(keyed[0].key) if self._key and keyed else "")
+    def _status(self, events: Sequence[Event], stored: Sequence[tuple[bytes, bytes]]) -> str:
+        """Return the value of the header; `stored` is that of `cached_response`, whose hit is the latest event."""
+        if stored:
+            parts, found = [stored[0][1].decode("ascii").removeprefix("fastrdb; ")], list(events[-1:])
+        else:
+            parts, found = describe(events)
+        key = next((event.key for event in found if event.key), "")
+        return "; ".join([self._name, *parts]) + (_key_part(key) if self._key and key else "")
 
 
+HIT = b"fastrdb; hit"
+"""What the header of `cached_response` begins with, which the middleware completes."""
 _ANSWERS = {*LOOKUPS, "join", "bypass", "unavailable"}
 _CALLS = {*_ANSWERS, "load"}
 """The kinds of events of a cached function. A request that only writes has other events, and no header."""
 
 
-def describe(kinds: set[str]) -> list[str]:
-    """Return the parameters of `Cache-Status` for the kinds of a request's events."""
-    if "unavailable" in kinds or "bypass" in kinds:
-        return ["fwd=bypass", *(["detail=unavailable"] if "unavailable" in kinds else [])]
-    if "miss" in kinds or "load" in kinds:
+def describe(events: Sequence[Event]) -> tuple[list[str], list[Event]]:
+    """Return the parameters of `Cache-Status` for a request's events, and those events that made the difference."""
+    stale = {(event.function, event.key) for event in events if event.kind == "stale"}  # by fail_safe: behind a miss
+    events = [event for event in events if event.kind == "stale" or (event.function, event.key) not in stale]
+    kinds = {event.kind for event in events}
+
+    def found(*wanted: str) -> list[Event]:
+        return [event for event in events if event.kind in wanted]
+
+    if past := found("unavailable") or found("bypass"):
+        return ["fwd=bypass", *(["detail=unavailable"] if "unavailable" in kinds else [])], past
+    if missed := found("miss", "load"):
         stored = "fill" in kinds and "unstored" not in kinds
-        return ["fwd=miss", *(["stored"] if stored else []), *(["collapsed"] if "load" not in kinds else [])]
-    return ["hit", *(["detail=stale"] if "stale" in kinds else [])]
+        return ["fwd=miss", *(["stored"] if stored else []), *(["collapsed"] if "load" not in kinds else [])], missed
+    return ["hit", *(["detail=stale"] if stale else [])], found("stale") or found(*_ANSWERS)
 
 
 def _key_part(key: str) -> str:

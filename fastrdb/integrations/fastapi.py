@@ -22,6 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from fastrdb import Cache, OptionError, PageOutOfRange, Stored, UnknownFieldError, default_cache
 
+from .cache_status import HIT
 from .cache_status import CacheStatus as CacheStatus
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -203,6 +204,7 @@ class _Endpoint:
                 "Return the value from an endpoint of your own"
             )
         self.function, self.query, self.max_age, self.public = function, query, max_age, public
+        self.run = function.__wrapped__
         self.peek = partial(query.peek, getattr(function, "__self__", None), ())
         self._routes: dict[int, Any] = {}  # by identity: routes have no hash
         given = inspect.signature(function, eval_str=True)
@@ -230,19 +232,21 @@ class _Endpoint:
             self._check(route)
         async with AsyncExitStack() if self._overridden(request.app) else _NOTHING_TO_CLOSE as stack:
             session = await self._give(arguments, request.app, stack)
-            stored = await self.peek(arguments)
+            # A status that a dependency has set, such as 201, has rules of its own: then FastAPI makes the response.
+            plain = response.status_code is None
+            stored = await self.peek(arguments, self.run) if plain else None
             if stored is not None:
                 self.query.counters.count("hit", stored.key)
-                ttl = f"; ttl={int(stored.ttl)}" if stored.ttl < math.inf else ""
-                return self._respond(request, stored, f"fastrdb; hit{ttl}")
+                ttl = b"; ttl=%d" % stored.ttl if stored.ttl < math.inf else b""
+                return self._respond(request, response, stored, HIT + ttl)
             if session is None:
                 value = await self.function(**arguments)
             else:
                 async with _new_session(request.app) as arguments[session]:
                     value = await self.function(**arguments)
-            stored = await self.peek(arguments)
+            stored = await self.peek(arguments) if plain else None
         if stored is not None:
-            return self._respond(request, stored, "")
+            return self._respond(request, response, stored, b"")
         response.headers["cache-control"] = "no-store"
         return value
 
@@ -264,15 +268,17 @@ class _Endpoint:
                 arguments[name], standing = _resources(app).like or _new_session(app), name
         return standing
 
-    def _respond(self, request: Request, stored: Stored, status: str) -> Response:
+    def _respond(self, request: Request, response: Response, stored: Stored, status: bytes) -> Response:
+        """Return the response; `response` has the headers that dependencies have set."""
         tag = f'"{stored.digest}"'.encode()
         headers = [(b"etag", tag), (b"cache-control", self._control(stored.ttl).encode())]
         if status:
-            headers.append((b"cache-status", status.encode()))
+            headers.append((b"cache-status", status))
         if not self.public:
             headers.append((b"vary", b"Authorization, Cookie"))
-        known = next((value for name, value in request.scope["headers"] if name == b"if-none-match"), None)
-        same = known is not None and matches(known, tag)
+        headers += response.raw_headers
+        known = (value for name, value in request.scope["headers"] if name == b"if-none-match")
+        same = request.method in ("GET", "HEAD") and any(matches(each, tag) for each in known)
         return _Json(b"", 304, headers) if same else _Json(stored.json, 200, headers)
 
     def _control(self, ttl: float) -> str:
@@ -288,6 +294,10 @@ class _Endpoint:
         for option, same in _SAME_MODEL.items():
             if getattr(route, option, same[0]) not in same:
                 raise OptionError(f"{self.name}: cached_response answers with all of the JSON, without {option}=")
+        given = getattr(route, "response_class", JSONResponse)
+        kind: Any = getattr(given, "value", given)  # of FastAPI's mark of a default
+        if not issubclass(kind, JSONResponse) or kind.__module__.partition(".")[0] not in {"fastapi", "starlette"}:
+            raise OptionError(f"{self.name}: cached_response answers with plain JSON, without response_class=")
         self._routes[id(route)] = route
 
 

@@ -70,7 +70,7 @@ class CachedFunction(Entries):
     `returns` is the type of its results where that is not what the function declares, else MISSING.
     """
 
-    __slots__ = ("returns", "_no_session_for_reloads", "_peeks", "_named_get", "_named_uncached")
+    __slots__ = ("returns", "_no_session_for_reloads", "_peeks", "_verifying", "_named_get", "_named_uncached")
 
     def __init__(self, cache: Runtime, plan: CallPlan, codec: Codec, policy: Policy, *, near: bool = False) -> None:
         """Raise OptionError for reloads in the background that would have no session."""
@@ -88,9 +88,9 @@ class CachedFunction(Entries):
         self._no_session_for_reloads = bool(why) and plan.session_name is None
         self._peeks = Peeks(self)
         self._named_get = as_coroutine_of(self.get_near if near else self.get, plan.function)
-        if policy.verify:
-            verifying = Verifying(self, self._named_get, with_argument=with_argument, own_session=own_session)
-            self._named_get = verifying.answering()
+        self._verifying = Verifying(self, self._named_get, with_argument, own_session) if policy.verify else None
+        if self._verifying is not None:
+            self._named_get = self._verifying.answering()
         self._named_uncached = as_coroutine_of(self._uncached, plan.function)
 
     def declare(self, given: Any, found: Inspected, decorator: str) -> None:
@@ -329,10 +329,13 @@ class CachedFunction(Entries):
             puts = [Put(key, raw, self.ttl_ms(value), tags)]
             await enlist(self.cache, call.client, call.session, puts=puts)
 
-    async def peek(self, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Stored | None:
-        """Return the entry that this call would be answered with now, None without one. Loads and counts nothing."""
+    async def peek(self, instance: Any, args: Any, kwargs: Any, function: Any = None) -> Stored | None:
+        """Return the entry that answers this call now, None without one. With `function`, a share is verified."""
         client, session, key = self._located(instance, args, kwargs)
-        return None if client is None else await self._peeks.peek(client, session, key)
+        found = None if client is None else await self._peeks.peek(client, session, key)
+        if found is not None and function is not None and self._verifying is not None:
+            self._verifying.choose(client, key, partial(function, *args, **kwargs))
+        return found
 
     async def explain(self, values: BoundCall) -> Explanation:
         """Look without loading, storing or changing anything. Once `exp` is over, `ttl` is below 0."""

@@ -91,7 +91,7 @@ class CachedMany(CachedFunction):
         bind = self.plan.bind_many if several else self.plan.bind
         return bind(instance, args, kwargs, partial=True)
 
-    async def peek(self, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Stored | None:
+    async def peek(self, instance: Any, args: Any, kwargs: Any, function: Any = None) -> Stored | None:
         """Raise OptionError: there is an entry for each id."""
         raise OptionError(f"{self.plan.function}: peek is for functions with one entry for each call, not for many ids")
 

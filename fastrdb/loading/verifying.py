@@ -30,7 +30,7 @@ NO_ROW_LEFT = "the row is not there any more"
 class Verifying:
     """The hits of one function, `query`, of which a share is verified, one at a time. `way` answers a call."""
 
-    def __init__(self, query: Any, way: Callable[..., Any], *, with_argument: Any, own_session: Any) -> None:
+    def __init__(self, query: Any, way: Callable[..., Any], with_argument: Any, own_session: Any) -> None:
         self._query, self._way, self._with_argument, self._own_session = query, way, with_argument, own_session
         self._busy = self._logged = False
 
@@ -43,12 +43,20 @@ class Verifying:
         )
         return lambda *call: way(*call) if random() >= share else chosen(*call)
 
+    def choose(self, client: Any, key: str, run: partial[Any]) -> None:
+        """Verify the entry that a call was answered with, if that call is one of the share."""
+        if random() < self._query.policy.verify:
+            self._begin(client, key, run)
+
     async def _answer_chosen(self, client: Any, session: Any, key: str, function: Any, args: Any, kwargs: Any) -> Any:
+        self._begin(client, key, partial(function, *args, **kwargs))
+        return await self._way(client, session, key, function, args, kwargs)
+
+    def _begin(self, client: Any, key: str, run: partial[Any]) -> None:
         query = self._query
         if not self._busy and not is_disabled(query.cache):
             self._busy = True
-            query.cache.background(self._verify(client, key, partial(function, *args, **kwargs)))
-        return await self._way(client, session, key, function, args, kwargs)
+            query.cache.background(self._verify(client, key, run))
 
     async def _verify(self, client: Any, key: str, run: partial[Any]) -> None:
         query = self._query

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,7 +11,9 @@ from datetime import datetime
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
+from fastapi import Response as Answer
+from fastapi.responses import JSONResponse, PlainTextResponse
 from httpx import ASGITransport, AsyncClient, Response
 from pydantic import BaseModel, Field, Json, computed_field, field_serializer
 from redis.asyncio import Redis
@@ -160,6 +163,52 @@ async def test_another_etag_is_answered_in_full_after_a_write(shop: Shop) -> Non
     assert answer.headers["etag"] != tag
 
 
+async def test_304_answers_any_line_of_if_none_match_and_only_a_read(shop: Shop) -> None:
+    """Several lines are one list. A POST with the same tag is answered in full: 304 is for GET and HEAD."""
+    shop.app.post("/rows/{number}")(_route(shop, "/rows/{number}"))
+    tag = (await shop.get("/rows/1")).headers["etag"]
+    lines = [("if-none-match", '"another"'), ("if-none-match", tag)]
+    assert (await shop.http.get("/rows/1", headers=lines)).status_code == 304
+    posted = await shop.http.post("/rows/1", headers={"if-none-match": tag})
+    assert (posted.status_code, posted.json()) == (200, {"id": 1, "name": "n1"})
+
+
+def _route(shop: Shop, path: str) -> Any:
+    return next(each.endpoint for each in shop.app.routes if getattr(each, "path", "") == path)
+
+
+async def test_headers_and_status_of_dependencies_are_those_of_the_response(shop: Shop) -> None:
+    """On a hit, as through the response model; with a status of its own the response is FastAPI's."""
+
+    async def limited(response: Answer) -> None:
+        response.headers["x-left"] = "9"
+        response.set_cookie("seen", "1")
+
+    async def created(response: Answer) -> None:
+        response.status_code = 201
+
+    endpoint = _route(shop, "/rows/{number}")
+    shop.app.get("/limited/{number}", dependencies=[Depends(limited)])(endpoint)
+    shop.app.get("/created/{number}", dependencies=[Depends(created)])(endpoint)
+    for _ in range(2):
+        answer = await shop.get("/limited/1")
+        assert (answer.headers["x-left"], answer.cookies["seen"], answer.json()["name"]) == ("9", "1", "n1")
+        answer = await shop.get("/created/1")
+        assert (answer.status_code, answer.json(), answer.headers.get("etag")) == (201, {"id": 1, "name": "n1"}, None)
+
+
+async def test_hits_that_are_the_stored_json_are_verified(shop: Shop) -> None:
+    """With `verify=` a wrong entry is found and deleted, though its endpoint never decodes it."""
+    checked = shop.cache.cached("checked", verify=1.0)(_other)
+    shop.app.get("/checked")(cached_response(checked))
+    await shop.get("/checked")
+    await shop.redis.set("checked", '{"id":2,"name":"other"}', keepttl=True)
+    assert (await shop.get("/checked")).json()["id"] == 2
+    await shop.cache.aclose()  # waits for what runs in the background
+    assert checked.stats.wrong == 1
+    assert (await shop.get("/checked")).json()["id"] == 1
+
+
 async def test_max_age_0_lets_a_browser_ask_each_time(shop: Shop) -> None:
     """A list with a default of a query parameter, which FastAPI fills."""
     await shop.get("/all")
@@ -296,7 +345,20 @@ def test_a_function_without_cache_is_refused() -> None:
         cached_response(read)
 
 
-@pytest.mark.parametrize("option", [{"response_model": list[int]}, {"response_model_exclude": {"id"}}])
+class Wrapped(JSONResponse):
+    def render(self, content: Any) -> bytes:
+        return super().render({"data": content})
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"response_model": list[int]},
+        {"response_model_exclude": {"id"}},
+        {"response_class": Wrapped},
+        {"response_class": PlainTextResponse},
+    ],
+)
 async def test_another_response_model_is_refused_at_the_first_request(shop: Shop, option: dict[str, Any]) -> None:
     """Only the route has it, and `cached_response` goes past it."""
     function = shop.cache.cached("other")(_other)
@@ -334,6 +396,59 @@ async def test_cache_status_of_a_function_inside_of_an_endpoint(shop: Shop) -> N
 
 async def _inner(number: int, redis: Client) -> int:
     return number
+
+
+@pytest.mark.parametrize("option", [{"stale": 60.0}, {"fail_safe": 60.0}])
+async def test_cache_status_of_an_old_value(shop: Shop, option: dict[str, float]) -> None:
+    """An old value is a stale hit, whatever its reload and functions inside of it have done before the response."""
+    inner = shop.cache.cached("inside")(_inner)
+    loads, reloaded = 0, asyncio.Event()
+
+    @shop.cache.cached("old", exp=60, jitter=0, **option)
+    async def old(redis: Client) -> int:
+        nonlocal loads
+        loads += 1
+        if loads > 1 and "fail_safe" in option:
+            raise ConnectionError
+        await inner(loads, redis)
+        return loads
+
+    @shop.app.get("/old")
+    async def read(redis: Client) -> int:
+        found = await old(redis)
+        if "stale" in option and old.stats.stale:
+            await reloaded.wait()
+        return found
+
+    shop.cache.hooks.append(lambda event: reloaded.set() if (event.kind, old.stats.fills) == ("fill", 2) else None)
+    await shop.get("/old")
+    await shop.redis.pexpire("old", 30_000)
+    await shop.redis.delete("inside")
+    answer = await shop.get("/old")
+    assert (answer.json(), answer.headers["cache-status"]) == (1, "fastrdb; hit; detail=stale")
+
+
+async def test_cache_status_has_the_name_and_the_key_of_the_answer(client: Redis) -> None:
+    """Not the key of a dependency that has called another function; a header from elsewhere stays before it."""
+    cache, app = Cache(client), FastAPI()
+    app.add_middleware(CacheStatus, cache=cache, name="shop", key=True)
+    inner = cache.cached("inner:{name}")(_named)
+
+    async def allowed(response: Answer) -> None:
+        response.headers["cache-status"] = "Origin; hit"
+        await inner("permission")
+
+    app.get("/names/{name}", dependencies=[Depends(allowed)])(cached_response(cache.cached("name:{name}")(_name)))
+    async with AsyncClient(transport=ASGITransport(app), base_url="http://test") as http:
+        found = [(await http.get(f"/names/{name}")).headers.get_list("cache-status") for name in ("a", "a", "b")]
+    assert found[0] == ["Origin; hit", 'shop; fwd=miss; stored; key="inner:permission"']
+    assert found[1][0] == "Origin; hit"
+    assert re.fullmatch(r'shop; hit; ttl=\d+; key="name:a"', found[1][1])
+    assert found[2] == ["Origin; hit", 'shop; fwd=miss; stored; key="name:b"']
+
+
+async def _name(name: str) -> str:
+    return name
 
 
 async def test_cache_status_shows_the_key_only_if_asked_for(client: Redis) -> None:
