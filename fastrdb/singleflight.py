@@ -60,17 +60,17 @@ def _true() -> bool:
 class Flight:
     """A load that is going on, or the watch for one in another process. Opened by a `Flights`.
 
-    `is_connected` returns False if the load may be waiting for a connection to the database. `sent` returns the point
-    at which the load began to read, if the lease does not show a writer that has come since; else None. Callers
-    that asked later than that point are late: only what was stored is theirs.
+    `is_connected` returns False if the load may be waiting for a connection to the database. `begun` is the point at
+    which the load began, if the lease does not show a writer that has come since; else None. Callers that asked later
+    than that point are late: only what was stored is theirs.
     """
 
-    __slots__ = ("token", "is_connected", "sent", "_flights", "_followers", "_late", "_outcome", "_tokens")
+    __slots__ = ("token", "is_connected", "begun", "_flights", "_followers", "_late", "_outcome", "_tokens")
 
     def __init__(self, flights: Flights, token: str) -> None:
         self.token = token
         self.is_connected: Callable[[], bool] = _true
-        self.sent: Callable[[], int | None] | None = None
+        self.begun: int | None = None
         self._late: Flight | None = None
         self._flights = flights
         self._followers: set[asyncio.Future[FlightOutcome | Late]] | None = None
@@ -91,9 +91,9 @@ class Flight:
     async def join(self, wait: float, asked: int = 0) -> FlightOutcome | Late:
         """Return the outcome, after at most `wait` seconds. A cancelled follower changes nothing for the others.
 
-        `asked` is the point at which the caller asked: see `sent`.
+        `asked` is the point at which the caller asked: see `begun`.
         """
-        late = self.sent is not None and (sent := self.sent()) is not None and asked > sent  # mechanism: late-followers
+        late = self.begun is not None and asked > self.begun  # mechanism: late-followers
         if late:
             return await self._for_late().join(wait)
         if self._outcome is not None:
@@ -118,7 +118,7 @@ class Flight:
 
     def stored(self) -> None:
         """Answer the followers that are late, too: the result was stored."""
-        self.sent = None
+        self.begun = None
         if self._late is not None and self._outcome is not None:
             self._late.settle(self._outcome)
 

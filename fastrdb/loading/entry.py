@@ -119,10 +119,7 @@ class Entries:
         "policy",
         "counters",
         "pace",
-        "near",
-        "aged",
-        "registered",
-        "unstorable",
+        *("near", "aged", "registered", "unstorable"),
         *("depends_on", "follows", "logged_anything", "tagged", "coarse"),
     )
     stores_absent = False
@@ -156,6 +153,8 @@ class Entries:
             load.notes.append(OTHER_CLIENT)
         if self.depends_on is not None:
             load.tags.discard(ANYTHING)
+        elif not load.reads:
+            load.add([ANYTHING], ["anything: no query of the load was seen"])
         if self.registered is not None:
             self.registered.reads.update(tag.removesuffix(END).partition(":")[0] for tag in load.tags)
         if ANYTHING in load.tags and not self.logged_anything:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
@@ -44,15 +43,11 @@ def hand_on(tags: Tags, inside: RunningLoad | None = None) -> None:
 
 
 def begin_tags(tags: Tags, load: RunningLoad, flights: Collection[Flight]) -> None:
-    """Note when a load began to read, for the callers that wait for it.
-
-    What is declared may be read without any statement: from now on.
-    """
-    if tags:
-        load.sent = next_order()
-        hand_on(tags, load)
+    """Note when a load begins to read, for the callers that wait for it: from now on, by statements or without any."""
+    hand_on(tags, load)
+    begun = next_order()
     for flight in flights:
-        flight.sent = partial(getattr, load, "sent")
+        flight.begun = begun
 
 
 def end_tags(asked: Sequence[str], tags: Tags, load: RunningLoad) -> Tags:

@@ -37,7 +37,7 @@ from fastrdb.protocol import Intent
 
 from .finish import finish
 from .rules import autocommits, has_written
-from .scope import loads_around, targets_around
+from .scope import RunningCall, RunningLoad, targets_around
 from .sql import Effect, effect, plain
 from .state import Follower, Transaction, Written, state_of, transaction_of
 
@@ -75,8 +75,10 @@ def add_follower(cache: Follower) -> None:
     declare_views(cache.views)
 
 
-def follow(connection: Connection, transaction: Transaction, statement: str, context: Any) -> None:
-    """Note what a statement that is about to run reads and writes."""
+def follow(
+    connection: Connection, transaction: Transaction, statement: str, context: Any, calls: Iterable[RunningCall]
+) -> None:
+    """Note what a statement that is about to run in these calls reads and writes."""
     if context is None:
         return
     if context.isinsert or context.isupdate or context.isdelete:
@@ -88,7 +90,7 @@ def follow(connection: Connection, transaction: Transaction, statement: str, con
     if does >= Effect.WRITES:
         _writes(connection, transaction, statement, context)
     else:
-        _reads(connection, statement, context)
+        _reads(connection, statement, context, calls)
     if does is Effect.CALLS:
         _calls(connection, transaction, statement, context)
 
@@ -104,9 +106,9 @@ def _chooses_tables(text: str, context: Any) -> bool:
 # --- reads
 
 
-def _reads(connection: Connection, statement: str, context: Any) -> None:
-    """Add the tags of a query to the loads around it."""
-    loads = [load for load in loads_around() if load.follows]
+def _reads(connection: Connection, statement: str, context: Any, calls: Iterable[RunningCall]) -> None:
+    """Add the tags of a query to the loads that it runs in."""
+    loads = [call for call in calls if isinstance(call, RunningLoad) and call.follows]
     if not loads or (context.compiled is None and not plain(statement).startswith(_QUERIES)):
         return
     tags, coarse = _tags(connection, statement, context)

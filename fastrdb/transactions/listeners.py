@@ -130,14 +130,14 @@ def _on_statement(
     transaction = transaction_of(connection)
     if transaction is None or transaction.ending or (followers and is_asking(connection)):
         return
-    statement_begins(connection, transaction)
+    calls = statement_begins(connection, transaction)
     options = {} if context is None else context.execution_options
     if GIVEN_MAP in options and has_other_schemas(connection, options):
         no_store(EVENT_SCHEMAS)
     if connection.dialect.name == "sqlite" and options.get("stream_results"):
         stream_begins(connection, context)
     if followers:
-        follow(connection, transaction, statement, context)
+        follow(connection, transaction, statement, context, calls)
     if context is not None and (context.isinsert or context.isupdate or context.isdelete):
         _on_write(connection, transaction)
         return
@@ -316,7 +316,7 @@ def _on_orm_execute(execution: ORMExecuteState) -> None:
     session = execution.session
     if session.in_transaction():  # else one begins, which is reported
         session_used(session)
-    if not execution.is_select or execution.is_column_load or (load := fresh_reads()) is None:
+    if not execution.is_select or execution.is_column_load or (load := fresh_reads(session)) is None:
         return
     execution.update_execution_options(**note_schemas(execution.execution_options))
     if not changed(session) and load.keep_loaded(session):  # never over unflushed changes

@@ -35,7 +35,7 @@ from .rules import (
     why_not_stored,
     why_unpublished,
 )
-from .state import Targets, Transaction, changed, connections_of, next_order
+from .state import STATE, Targets, Transaction, changed, connections_of, next_order
 
 MOST_OBJECTS = 1000
 TOO_MANY_OBJECTS = f"the session holds more than {MOST_OBJECTS:,} objects, any of which may answer the load"
@@ -97,7 +97,7 @@ class RunningCall:
         return call is not None
 
     def before_statement(self, connection: Connection, transaction: Transaction) -> None:
-        """Note that a statement is about to run inside of the call. Raise SessionInUseError as entering does."""
+        """Note that a statement is about to run for the call. Raise SessionInUseError as entering does."""
         calls = _calls_on.setdefault(connection, [])
         if self not in calls:
             self._claim(calls)
@@ -110,12 +110,12 @@ class RunningLoad(RunningCall):
     Inside, statements are answered by the database, and not by what a session loaded long ago. `unfit` says why the
     result must not be stored or shared, or is None; it is final when the block is left without an error. `notes` are
     the reasons that the function gave by `no_store`. `tokens` are those of the leases. `asking` is the session
-    that was used last, until a statement runs; True before any. With `follows`, each statement adds its `tags`, and a
-    sentence to `coarse` for each wide one. `sent` is the point at which the first statement was sent.
+    that was used last, until a statement runs; True before any. With `follows`, each query adds its `tags`, and a
+    sentence to `coarse` for each wide one. `reads` says whether a query was seen.
     """
 
     __slots__ = (
-        *("tokens", "follows", "tags", "coarse", "sent", "notes", "unfit", "asking"),
+        *("tokens", "follows", "tags", "coarse", "reads", "notes", "unfit", "asking"),
         *("_since", "_schemas", "_seen", "_hidden", "_loaded"),
     )
 
@@ -132,7 +132,7 @@ class RunningLoad(RunningCall):
         self.tokens, self.follows = tokens, follows
         self.tags = set[str]()
         self.coarse: dict[str, None] = {}
-        self.sent: int | None = None
+        self.reads = False
         self.notes: list[str] = []
         self.unfit: str | None = None
         self.asking: Session | Literal[True] | None = True
@@ -174,6 +174,7 @@ class RunningLoad(RunningCall):
 
     def add(self, tags: Iterable[str], coarse: Collection[str] = ()) -> None:
         """Add tags of what is read, and a sentence about each that is wide."""
+        self.reads = True
         self.tags.update(tags)
         if coarse:
             self.coarse.update(dict.fromkeys(coarse))
@@ -218,8 +219,6 @@ class RunningLoad(RunningCall):
     def before_statement(self, connection: Connection, transaction: Transaction) -> None:
         """Apply rule 2 to a transaction of a session that the call does not name, before its first statement."""
         super().before_statement(connection, transaction)
-        if self.follows and self.sent is None:
-            self.sent = next_order()
         self.asking = None
         if transaction in self._seen or self.session in transaction.sessions:
             return
@@ -269,11 +268,13 @@ def loads_around() -> list[RunningLoad]:
     return found
 
 
-def fresh_reads() -> RunningLoad | None:
-    """Return the load around this code: its statements must not be answered by an identity map (rule 3)."""
+def fresh_reads(session: Session | None = None) -> RunningLoad | None:
+    """Return the load around this code, or of the session: no identity map may answer its statements (rule 3)."""
     call = running.get()
     while call is not None and not (isinstance(call, RunningLoad) and call.active):
         call = call.parent
+    if call is None and session is not None:
+        return next((each for each in session.info.get(_CALLS, ()) if isinstance(each, RunningLoad)), None)
     return call
 
 
@@ -346,13 +347,27 @@ def used_here() -> Iterable[Session]:
     return ()
 
 
-def statement_begins(connection: Connection, transaction: Transaction) -> None:
-    """Note in the running calls that a statement is about to run inside of them. Raise SessionInUseError."""
-    call = running.get()
-    while call is not None:
-        if call.active:
-            call.before_statement(connection, transaction)
-        call = call.parent
+def statement_begins(connection: Connection, transaction: Transaction) -> list[RunningCall]:
+    """Note that a statement is about to run in the running calls, and return these. Raise SessionInUseError.
+
+    Besides the calls around this code, these are the calls that use its connection, or a session on that. A load may
+    have another context run a statement, such as a task or a thread without a copy of its own.
+    """
+    firsts: list[RunningCall | None] = [running.get(), *_calls_on.get(connection, ())]
+    for user in transaction.users:
+        session = user()
+        state = None if session is None else session.info.get(STATE)
+        if session is not None and state is not None and connection in state.connections:  # else on one of the pool's
+            firsts += session.info.get(_CALLS, ())
+    calls = list[RunningCall]()
+    for first in firsts:
+        call = first
+        while call is not None:
+            if call.active and call not in calls:
+                call.before_statement(connection, transaction)
+                calls.append(call)
+            call = call.parent
+    return calls
 
 
 def rollback_begins(connection: Connection, transaction: Transaction) -> None:
