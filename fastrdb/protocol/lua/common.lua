@@ -104,10 +104,16 @@ local function answer(entry, old)
   return (left < 0 or left > tonumber(old)) and raw
 end
 
--- To be called before the lease or the entry is written: if the server stops in between, the index has a key too many.
-local function put_in_index(index, expiry, key, life_ms)
-  redis.call('ZADD', index, 0, key)
-  redis.call('ZADD', expiry, 'GT', ms(now_ms() + life_ms + SLACK_MS), key)
+-- Put keys into the index. To be called before their leases or entries are written: if the server stops in between, the
+-- index has keys too many.
+local function put_in_index(index, expiry, life_ms, ...)
+  local death, members, deaths = ms(now_ms() + life_ms + SLACK_MS), {}, {}
+  for i, key in ipairs({...}) do
+    members[2 * i - 1], members[2 * i] = 0, key
+    deaths[2 * i - 1], deaths[2 * i] = death, key
+  end
+  redis.call('ZADD', index, unpack(members))
+  redis.call('ZADD', expiry, 'GT', unpack(deaths))
 end
 
 -- Iterates over lists in ARGV from `at` on, each given as its length and its items of so many parts: returns a function

@@ -14,7 +14,7 @@ for i = 3, #ARGV do
     bar_all(barriers, ARGV[2])
     is_barred = true
   end
-  if not is_barred then put_in_index(index, expiry, ARGV[i], tonumber(ARGV[1])) end -- mechanism: shard-lease-indexed
+  if not is_barred then put_in_index(index, expiry, tonumber(ARGV[1]), ARGV[i]) end -- mechanism: shard-lease-indexed
   flags[i - 2] = is_barred and 1 or 0
   if keys and not is_barred then
     if not began then redis.call('ZADD', barriers, 'NX', '+inf', NO_BARRIER) end

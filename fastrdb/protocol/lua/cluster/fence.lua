@@ -43,7 +43,7 @@ local ranges = (last - first + 1) / 4
 
 first, last = following(2)
 for i = first, last, 2 do
-  put_in_index(index, expiry, ARGV[i], barrier_ms) -- mechanism: shard-write-indexed
+  put_in_index(index, expiry, barrier_ms, ARGV[i]) -- mechanism: shard-write-indexed
   if ARGV[i + 1] ~= '' then
     open_tags(tag_sets)
     put_tags(tag_sets, ARGV[i], ARGV[i + 1]) -- mechanism: shard-put-is-tagged

@@ -34,6 +34,6 @@ if tagged == '1' and not reader then
   if not began then redis.call('ZADD', barriers, 'NX', '+inf', NO_BARRIER) end
 end
 held = fresh(reader and held or new_lease(token, READER, tagged == '1' and ms(tick(tag_keys(index)))), fresh_ms)
-put_in_index(index, expiry, entry, tonumber(lease_ms)) -- mechanism: lease-indexed
+put_in_index(index, expiry, tonumber(lease_ms), entry) -- mechanism: lease-indexed
 redis.call('SET', lease, held, 'PX', lease_ms)
 return {'granted', held}

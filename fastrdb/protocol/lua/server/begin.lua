@@ -66,10 +66,13 @@ end
 deleted = deleted + delete_entries(index, expiry, keys, lease_prefix)
 
 first, last = following(2)
-local held = new_lease(token, WRITER)
+local held, written = new_lease(token, WRITER), {}
+for i = first, last, 2 do written[#written + 1] = ARGV[i] end
+if #written > 0 then
+  redis.call('UNLINK', unpack(written))
+  put_in_index(index, expiry, tonumber(barrier_ms), unpack(written)) -- mechanism: write-indexed
+end
 for i = first, last, 2 do
-  redis.call('UNLINK', ARGV[i])
-  put_in_index(index, expiry, ARGV[i], tonumber(barrier_ms)) -- mechanism: write-indexed
   forget(index, ARGV[i])
   if ARGV[i + 1] ~= '' then
     open_tags(tag_sets)
