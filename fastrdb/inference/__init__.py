@@ -14,7 +14,7 @@ from .catalog import (
 )
 from .facts import Spread
 from .look import check, look
-from .names import Names
+from .names import SEARCHED, SEARCHES, Names
 from .reads import Origins, ReadRows, reads_of, reads_of_text
 from .text import CALLED, functions_in, harmless
 from .writes import Change, Verb, Writes, changes_of_text, writes_of
@@ -22,6 +22,8 @@ from .writes import Change, Verb, Writes, changes_of_text, writes_of
 __all__ = [
     "CALLED",
     "OWN_STATEMENTS",
+    "SEARCHED",
+    "SEARCHES",
     "Catalog",
     "Change",
     "Names",

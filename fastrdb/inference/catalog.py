@@ -20,7 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from fastrdb.keys import ANYTHING, table_tag
 
 from .facts import UNKNOWN_FUNCTION, UNKNOWN_TABLE, Facts, Function, Tables, links_of, tables_in
-from .names import Names
+from .names import Names, SchemaMap, names_in
 from .reads import Origins
 from .sources import SOURCES
 
@@ -35,14 +35,25 @@ class Catalog:
     """A cache of the facts that were read from the catalog of one engine."""
 
     def __init__(self, dialect: Dialect) -> None:
-        self.names = Names(dialect.default_schema_name)
         source = SOURCES.get(dialect.name)
         self._source = source(self) if source is not None else None
+        self._names = names_in(dialect) if source is None else None
         self.forgotten = False  # `catalog_of` no longer returns this object
         self._besides: dict[Origins, tuple[frozenset[str], tuple[str, ...]]] = {}
         self._facts: dict[str, Facts] = {}
         self._functions: dict[str, Function] = {}
         self._tables: Mapping[str, list[tuple[str | None, str]]] = {}
+
+    def names(self, connection: Connection, translated: SchemaMap | None = None) -> Names | None:
+        """Return the rules for names, which hold on all connections of the engine; None where these cannot be known."""
+        if self._names is None and self._source is not None:
+            self._names = self._ask(connection, None, partial(self._source.names, connection))
+        return self._names if not translated or self._names is None else self._names._replace(translated=translated)
+
+    @property
+    def known_names(self) -> Names:
+        """The rules for names, after `names` has returned them."""
+        return self._names or Names()
 
     def facts(self, connection: Connection, table: str) -> Facts:
         """Return the facts of a table, read at the first call by the connection; `UNKNOWN_TABLE` after an error."""
@@ -50,6 +61,10 @@ class Catalog:
         if key not in self._facts:
             if self._source is None:
                 return Facts()  # a database without a source: SQLAlchemy's metadata has to do
+            if self.names(connection) is None:
+                return UNKNOWN_TABLE
+            if self.names(connection) is None:
+                return UNKNOWN_TABLE
             with _pending(connection, key) as in_circle:
                 if in_circle:  # a view in a circle, or a trigger that writes to its own table
                     return Facts()
@@ -67,7 +82,7 @@ class Catalog:
         Without a source for this database, the metadata of the `declared` table says which foreign keys cascade.
         """
         if self._source is None and declared is not None and table.lower() not in self._facts:
-            self._facts[table.lower()] = Facts(links=links_of(declared, self.names.of))
+            self._facts[table.lower()] = Facts(links=links_of(declared, names_in(connection.dialect).of))
         waiting, seen = [table], set[str]()
         while waiting:
             if (name := waiting.pop()) not in seen:
@@ -107,7 +122,7 @@ class Catalog:
         """Return the facts of a function; `name` is its name or `schema.name`. An error gives `UNKNOWN_FUNCTION`."""
         key = name.lower()
         if key not in self._functions:
-            if self._source is None:
+            if self._source is None or self.names(connection) is None:
                 return UNKNOWN_FUNCTION
             with _pending(connection, f"{key}()") as in_circle:
                 if in_circle:  # a function that calls itself
@@ -122,7 +137,7 @@ class Catalog:
         if not self._tables and self._source is not None:
             found: dict[str, list[tuple[str | None, str]]] = {}
             for schema, name in self._source.tables(connection):
-                found.setdefault(name.lower(), []).append((schema, self.names.joined(schema, name)))
+                found.setdefault(name.lower(), []).append((schema, self.known_names.joined(schema, name)))
             self._tables = found
         return tables_in(body, self._tables, partial(self.function, connection), connection.dialect.name, homes)
 

@@ -81,6 +81,19 @@ class Function:
     writes: Tables = NO_TABLES
 
 
+def merged(found: Iterable[Facts]) -> Facts:
+    """Return the facts of tables that have one name."""
+    every = list(found)
+    return Facts(
+        reads=joined(each.reads for each in every),
+        writes=joined(each.writes for each in every),
+        relatives=NO_TABLES.union(*(each.relatives for each in every)),
+        changes=joined(each.changes for each in every),
+        links=tuple(link for each in every for link in each.links),
+        may_lock=all(each.may_lock for each in every),
+    )
+
+
 UNKNOWN_TABLE: Final = Facts(reads=None, writes=None, changes=None, may_lock=False)
 UNKNOWN_FUNCTION: Final = Function(None, None)
 

@@ -92,7 +92,7 @@ class ReadRows:
 NOTHING_KNOWN: Final = ReadRows(frozenset({ANYTHING}), (), Origins(), ("anything: the statement is text",))
 
 reads_of: Final = OncePerForm[ReadRows](lambda compiled, names: _Reader(compiled, names).result())
-"""Returns the dependencies of a compiled statement, which is read once for each schema_translate_map."""
+"""Returns the dependencies of a compiled statement, which is read once for each set of names."""
 
 
 def reads_of_text(text: str, dialect: str, names: Names) -> ReadRows:

@@ -8,14 +8,28 @@ from typing import Any, Final, Protocol
 
 from sqlalchemy import Connection, text
 
-from .facts import NO_TABLES, UNKNOWN_FUNCTION, UNKNOWN_TABLE, Facts, Function, Link, Tables, columns_set_in, joined
-from .names import Names
+from .facts import (
+    NO_TABLES,
+    UNKNOWN_FUNCTION,
+    UNKNOWN_TABLE,
+    Facts,
+    Function,
+    Link,
+    Tables,
+    columns_set_in,
+    joined,
+    merged,
+)
+from .names import SEARCHED, SEARCHES, Names, names_in
 
 
 class Asker(Protocol):
     """The catalog, from which a source reads further facts."""
 
-    names: Names
+    @property
+    def known_names(self) -> Names:
+        """The rules for names."""
+        ...
 
     def facts(self, connection: Connection, table: str) -> Facts:
         """Return the facts of a table."""
@@ -36,6 +50,10 @@ class Source(ABC):
     def __init__(self, catalog: Asker) -> None:
         self.catalog = catalog
 
+    def names(self, connection: Connection) -> Names | None:
+        """Read the rules for names; None if the connection has others. Errors of the database are raised."""
+        return names_in(connection.dialect)
+
     @abstractmethod
     def facts(self, connection: Connection, table: str) -> Facts:
         """Read the facts of a table. Errors of the database are raised."""
@@ -50,7 +68,7 @@ class Source(ABC):
 
     def name(self, schema: str | None, table: str) -> str:
         """Return the name as tags have it."""
-        return self.catalog.names.joined(schema, table)
+        return self.catalog.known_names.joined(schema, table)
 
     def through(self, connection: Connection, tables: Tables) -> Tables:
         """Return these tables, and the tables that the views among them read."""
@@ -68,7 +86,9 @@ class _PostgreSQL(Source):
     _TABLE = text(
         """SELECT c.oid, c.relkind, c.relrowsecurity, has_table_privilege(c.oid, 'SELECT')
             AND has_any_column_privilege(c.oid, 'UPDATE')
-        FROM pg_class c WHERE c.oid = to_regclass(CAST(:name AS text))"""
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND (lower(n.nspname || '.' || c.relname) = CAST(:name AS text)
+            OR lower(c.relname) = CAST(:name AS text) AND n.nspname = ANY (CAST(:searched AS text[])))"""
     )
     _RELATIVES = text(
         """WITH RECURSIVE up(oid) AS (SELECT inhparent FROM pg_inherits WHERE inhrelid = CAST(:oid AS oid)
@@ -120,13 +140,17 @@ class _PostgreSQL(Source):
     _ACTIONS: Final = {"c": "CASCADE", "n": "SET NULL", "d": "SET DEFAULT"}
     _COMPILED: Final = ("internal", "c")
 
+    def names(self, connection: Connection) -> Names | None:
+        if SEARCHES in connection.info:
+            return None
+        return Names(frozenset(connection.scalars(text(SEARCHED))) | names_in(connection.dialect).searched)
+
     def facts(self, connection: Connection, table: str) -> Facts:
-        quote = connection.dialect.identifier_preparer.quote_identifier
-        written = ".".join(quote(part) for part in _split(table) if part)
-        found = connection.execute(self._TABLE, {"name": written}).first()
-        if found is None:  # a table of this transaction, or a name that only the statement has
-            return Facts()
-        oid, kind, secured, may_lock = found
+        place = {"name": table.lower(), "searched": sorted(self.catalog.known_names.searched)}
+        # None: a temporary table, or a name that only the statement has.
+        return merged(self._facts(connection, *row) for row in connection.execute(self._TABLE, place).all())
+
+    def _facts(self, connection: Connection, oid: int, kind: Any, secured: bool, may_lock: bool) -> Facts:
         kind = _letter(kind)
         if kind in ("m", "f"):
             return UNKNOWN_TABLE
@@ -212,14 +236,14 @@ class _MySQL(Source):
         """SELECT table_type, (SELECT v.view_definition FROM information_schema.views v
             WHERE v.table_schema = t.table_schema AND v.table_name = t.table_name)
         FROM information_schema.tables t
-        WHERE table_schema = coalesce(:schema, database()) AND table_name = :name"""
+        WHERE table_schema = :schema AND table_name = :name"""
     )
     _TRIGGERS = text(
         """SELECT action_timing, action_statement FROM information_schema.triggers
-        WHERE event_object_schema = coalesce(:schema, database()) AND event_object_table = :name"""
+        WHERE event_object_schema = :schema AND event_object_table = :name"""
     )
     _GENERATED = text(
-        """SELECT column_name FROM information_schema.columns WHERE table_schema = coalesce(:schema, database())
+        """SELECT column_name FROM information_schema.columns WHERE table_schema = :schema
             AND table_name = :name AND generation_expression <> ''"""
     )
     _LINKS = text(
@@ -228,12 +252,12 @@ class _MySQL(Source):
         FROM information_schema.key_column_usage k JOIN information_schema.referential_constraints r
             ON r.constraint_schema = k.constraint_schema AND r.constraint_name = k.constraint_name
             AND r.table_name = k.table_name
-        WHERE k.referenced_table_schema = coalesce(:schema, database()) AND k.referenced_table_name = :name
+        WHERE k.referenced_table_schema = :schema AND k.referenced_table_name = :name
         GROUP BY k.table_schema, k.table_name, k.constraint_name, r.delete_rule, r.update_rule"""
     )
     _FUNCTION = text(
-        """SELECT routine_definition FROM information_schema.routines
-        WHERE routine_schema = coalesce(:schema, database()) AND lower(routine_name) = :name"""
+        """SELECT routine_schema, routine_definition FROM information_schema.routines
+        WHERE routine_schema = coalesce(:schema, routine_schema) AND lower(routine_name) = :name"""
     )
     _TABLES = text(
         """SELECT table_schema, table_name FROM information_schema.tables
@@ -242,12 +266,12 @@ class _MySQL(Source):
 
     def facts(self, connection: Connection, table: str) -> Facts:
         schema, plain = _split(table)
-        place: dict[str, Any] = {"schema": schema, "name": plain}
+        place = {"schema": schema or next(iter(self.catalog.known_names.searched), None), "name": plain}
         found = connection.execute(self._TABLE, place).first()
         if found is None:
             return Facts()
         kind, body = found
-        homes = (self.catalog.names.default, place["schema"])
+        homes = {*self.catalog.known_names.searched, place["schema"]}
         if kind != "BASE TABLE":
             bases = self.through(connection, self.catalog.named_in(connection, body, homes)) if body else None
             return Facts(reads=bases, writes=bases, changes=None, may_lock=False)
@@ -269,9 +293,10 @@ class _MySQL(Source):
 
     def function(self, connection: Connection, name: str) -> Function:
         schema, plain = _split(name)
-        homes = (self.catalog.names.default, schema)
-        bodies = connection.execute(self._FUNCTION, {"schema": schema, "name": plain}).scalars().all()
-        touched = joined(self.catalog.named_in(connection, body, homes) if body else None for body in bodies)
+        touched = joined(
+            self.catalog.named_in(connection, body, {*self.catalog.known_names.searched, home}) if body else None
+            for home, body in connection.execute(self._FUNCTION, {"schema": schema, "name": plain}).all()
+        )
         return Function(self.through(connection, touched), touched)
 
     def tables(self, connection: Connection) -> Iterable[tuple[str, str]]:

@@ -23,7 +23,7 @@ from fastrdb.keys import Image, value_text
 from fastrdb.orm import exact_type
 
 from .conditions import Conditions, Places, parts_of, texts_at
-from .names import Names, OncePerForm, SchemaMap
+from .names import Names, OncePerForm
 from .reads import ranks_of
 from .text import OF_THE_MOMENT, Named, harmless, named_in
 
@@ -126,11 +126,6 @@ class Writes:
             replaced = self.replaced.get(column, ())
             change.new[column] = _union(_given(names, values, exact, replaced) for values in parameter_sets)
         return change
-
-
-def writes_of(compiled: Any, translated: SchemaMap | None = None) -> Writes:
-    """Return the changes of a compiled statement, which is read once for each schema_translate_map."""
-    return _forms(compiled, translated)
 
 
 def changes_of_text(text: str, dialect: str, names: Names) -> tuple[list[Change] | None, Named]:
@@ -326,4 +321,5 @@ def _union(sets: Iterable[Collection[str] | None]) -> Texts | None:
     return frozenset(found) if len(found) <= MOST_ROWS else None
 
 
-_forms: OncePerForm[Writes] = OncePerForm(_read)
+writes_of: Final[OncePerForm[Writes]] = OncePerForm(_read)
+"""Returns the changes of a compiled statement, which is read once for each set of names."""

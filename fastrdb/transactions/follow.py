@@ -16,6 +16,7 @@ from weakref import WeakSet
 from sqlalchemy import Connection, Engine, Table, event
 
 from fastrdb.inference import (
+    SEARCHES,
     Change,
     Names,
     Spread,
@@ -44,7 +45,6 @@ from .state import Follower, Transaction, Written, state_of, transaction_of
 _MOST_CHANGES = 256
 """Statements of one kind, in one transaction, that write to one table and are kept apart. With more, the last of these
 stands for all that follow: it means any rows of the table."""
-_SEARCHES = "fastrdb.searches"  # in `Connection.info`: a statement has chosen where tables are looked for
 _MAP = "schema_translate_map"
 _QUERIES = ("SELECT", "WITH", "VALUES", "TABLE")
 _ROWLESS = (
@@ -59,6 +59,8 @@ _RUNS = re.compile(
 )
 """An EXPLAIN ANALYZE of a write, which writes; the replacement of a view or a function, which changes answers; the
 second phase of a commit, which publishes what another connection, or another process, may have written."""
+_SETS_SCHEMA = re.compile(r"SET\s+(?:SESSION\s+|LOCAL\s+)?SCHEMA\b")  # another form of SET search_path
+_ELSEWHERE = frozenset({ANYTHING}), ("anything: the connection has another search_path",)
 _log = logging.getLogger("fastrdb")
 
 
@@ -85,7 +87,7 @@ def follow(
         _writes(connection, transaction, statement, context)
         return
     if _chooses_tables(plain(statement), context):
-        connection.info[_SEARCHES] = True
+        connection.info[SEARCHES] = True
     does = effect(statement, connection.dialect.name)
     if does >= Effect.WRITES:
         _writes(connection, transaction, statement, context)
@@ -98,7 +100,7 @@ def follow(
 def _chooses_tables(text: str, context: Any) -> bool:
     """Return True if another table may have a name without a schema after this statement."""
     if text.startswith(("SET", "RESET", "USE ")):
-        return text.startswith("USE ") or "SEARCH_PATH" in text
+        return text.startswith("USE ") or "SEARCH_PATH" in text or _SETS_SCHEMA.match(text) is not None
     given = context.compiled_parameters if context.compiled is not None else ()
     return "SET_CONFIG" in text and ("SEARCH_PATH" in text or any("search_path" in each.values() for each in given))
 
@@ -121,16 +123,19 @@ def _tags(connection: Connection, statement: str, context: Any) -> tuple[Iterabl
     declared, translated = options.get("fastrdb_reads"), options.get(_MAP)
     if declared is not None:
         return Declared(declared, owner="fastrdb_reads").tags({}, connection.dialect.name, [translated]), ()
+    info = connection.info
+    catalog = catalog_of(connection, info)
+    names = catalog.names(connection, translated)
+    if names is None:
+        return _ELSEWHERE
     if compiled is None:
-        names = Names(connection.dialect.default_schema_name, translated)
         found, values = reads_of_text(statement, connection.dialect.name, names), {}
     else:
-        found, values = reads_of(compiled, translated), context.compiled_parameters[0]
+        found, values = reads_of(compiled, names), context.compiled_parameters[0]
     tags, coarse = found.of(values, context._expanded_parameters if compiled is not None else {})
-    info = connection.info
-    also, why = catalog_of(connection, info).besides(connection, found.origins)
-    if info.get(_SEARCHES) and any("." not in table for table in found.origins.tables):
-        return {ANYTHING}, ("anything: the connection has another search_path",)
+    if info.get(SEARCHES) and any("." not in table for table in found.origins.tables):
+        return _ELSEWHERE
+    also, why = catalog.besides(connection, found.origins)
     return (tags | also, (*coarse, *why)) if also or why else (tags, coarse)
 
 
@@ -147,7 +152,7 @@ def _writes(connection: Connection, transaction: Transaction, statement: str, co
     if written.latest is not None and written.latest[0] is context:
         return  # the next batch of an INSERT, whose parameters were seen with the first
     changes, covered = _changes(connection, statement, context)
-    if connection.info.get(_SEARCHES) and any("." not in change.table for change, _ in changes):
+    if connection.info.get(SEARCHES) and any("." not in change.table for change, _ in changes):
         covered = [*covered, Image(None)]
     for image in covered:
         written.changes.append((image, following))
@@ -192,7 +197,7 @@ def _functions(statement: str, context: Any) -> Iterable[str]:
     compiled = context.compiled
     if compiled is None or context.is_text:
         return functions_in(statement, context.dialect.name)
-    return reads_of(compiled, context.execution_options.get(_MAP)).origins.functions
+    return reads_of(compiled, Names(translated=context.execution_options.get(_MAP))).origins.functions
 
 
 def _changes(
@@ -203,22 +208,23 @@ def _changes(
     declared: Collection[Image] = () if touches is None else images_of(touches, "fastrdb_touches", [translated])
     if context.isddl:
         return [], () if _is_rowless(plain(statement)) else (Image(None),)
-    if context.compiled is not None and not context.is_text:
-        found = writes_of(context.compiled, translated)
-        changes = found.of(context.compiled_parameters, context._expanded_parameters or {})
-        if changes or found.nothing:
-            return [(change, found.table if change.table == found.name else None) for change in changes], declared
-    if _is_rowless(plain(statement)):
-        return [], declared
-    names = Names(connection.dialect.default_schema_name, translated)
     compiled: Any = context.compiled
-    written = compiled.statement.text if context.is_text and compiled is not None else statement
-    named, text = changes_of_text(written, connection.dialect.name, names)
-    if touches is not None:
+    is_text = compiled is None or context.is_text
+    if is_text and (touches is not None or _is_rowless(plain(statement))):
         return [], declared
+    catalog = catalog_of(connection)
+    names = catalog.names(connection, translated)
+    if names is None:
+        return [], [*declared, Image(None)]
+    if not is_text:
+        found = writes_of(compiled, names)
+        changes = found.of(context.compiled_parameters, context._expanded_parameters or {})
+        if changes or found.nothing or touches is not None or _is_rowless(plain(statement)):
+            return [(change, found.table if change.table == found.name else None) for change in changes], declared
+    written = compiled.statement.text if is_text and compiled is not None else statement
+    named, text = changes_of_text(written, connection.dialect.name, names)
     if _is_declared():
         return [(change, None) for change in named or ()], declared
-    catalog = catalog_of(connection)
     called = [catalog.function(connection, name).writes for name in sorted(text.functions)]
     if named is None or None in called:
         _unread(statement)

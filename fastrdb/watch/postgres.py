@@ -21,6 +21,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from fastrdb.errors import OptionError
+from fastrdb.inference import SEARCHED
 from fastrdb.keys import Image
 
 from .lead import Lead, named
@@ -53,7 +54,6 @@ SELECT t.tgrelid, t.tgname, CAST(t.tgenabled AS text) AS tgenabled, p.proname, p
 FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
 JOIN pg_namespace n ON n.oid = p.pronamespace WHERE n.nspname = 'fastrdb' AND NOT t.tgisinternal
 """)
-_DEFAULT = text("SELECT current_schema()")
 _INSTALLED = text("SELECT to_regclass('fastrdb.outbox') IS NOT NULL")
 _LEADER = text("""
 SELECT COALESCE(NULLIF(a.application_name, ''), a.usename, 'session') || ', pid ' || a.pid
@@ -118,10 +118,10 @@ class PostgresSource(ChangeSource):
             found = chosen(await tables_of(connection, columns), tables)
             triggers = await connection.execute(_TRIGGERS)
             there = {(row.tgrelid, row.tgname, row.proname) for row in triggers if row.tgenabled not in "DR"}
-            default = str(await connection.scalar(_DEFAULT))
+            searched = sorted(await connection.scalars(text(SEARCHED)))
         statements = list(OUTBOX)
         for table in found:
-            statements += trigger_sql(table, default, there)
+            statements += trigger_sql(table, searched, there)
         return [*statements, _MARK]
 
     async def uninstall_sql(self) -> list[str]:

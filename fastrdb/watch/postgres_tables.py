@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from sqlalchemy import text
 
 from fastrdb.errors import OptionError
+from fastrdb.inference import SEARCHED
 
 from .source import COLUMNS_NAMED, ROWS_NAMED
 
@@ -31,8 +32,8 @@ OUTBOX: Final = (
     "CREATE INDEX IF NOT EXISTS outbox_mark ON fastrdb.outbox (tbl) WHERE tbl = ''",
     "COMMENT ON TABLE fastrdb.outbox IS 'Changes for fastrdb watch. The row without a table marks it as whole.'",
 )
-_TABLES = text("""
-SELECT c.oid, n.nspname, c.relname, n.nspname = current_schema() AS own, c.relkind
+_TABLES = text(f"""
+SELECT c.oid, n.nspname, c.relname, n.nspname = current_schema() AS own, n.nspname IN ({SEARCHED}) AS bare
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't'
 AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'fastrdb') AND n.nspname NOT LIKE 'pg_toast%'
@@ -48,9 +49,9 @@ WHERE a.attnum > 0 AND NOT a.attisdropped
 ORDER BY a.attrelid, a.attnum
 """)
 _REPORTED = re.compile(r"'((?:[^']|'')*)', jsonb_agg\(")
-KIN: Final = """
+KIN: Final = f"""
 named AS (
-    SELECT c.oid, CASE WHEN n.nspname = current_schema() THEN '' ELSE n.nspname || '.' END || c.relname AS name
+    SELECT c.oid, CASE WHEN n.nspname IN ({SEARCHED}) THEN '' ELSE n.nspname || '.' END || c.relname AS name
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE EXISTS (SELECT FROM found)
     AND c.oid IN (SELECT inhrelid FROM pg_inherits UNION ALL SELECT inhparent FROM pg_inherits)
 ), up AS (
@@ -75,13 +76,14 @@ class Table:
     schema: str
     name: str
     own: bool  # in the default schema
+    bare: bool  # tags have the name without the schema
     columns: tuple[str, ...] = ()
     names: frozenset[str] = frozenset()
 
     @property
     def known_as(self) -> str:
-        """Return the name in tags: without the default schema."""
-        return self.name if self.own else f"{self.schema}.{self.name}"
+        """Return the name in tags: without the schemas of the search_path."""
+        return self.name if self.bare else f"{self.schema}.{self.name}"
 
     @property
     def function(self) -> str:
@@ -99,7 +101,7 @@ async def tables_of(connection: AsyncConnection, columns: Iterable[str]) -> list
     """Return all tables with the columns that their triggers report: keys, indexed ones, and those asked for."""
     wanted = {name.lower() for name in columns}
     rows = (await connection.execute(_TABLES)).all()
-    names = {row.oid: row.relname if row.own else f"{row.nspname}.{row.relname}" for row in rows}
+    names = {row.oid: row.relname if row.bare else f"{row.nspname}.{row.relname}" for row in rows}
     chosen: dict[int, list[str]] = {oid: [] for oid in names}
     all_of: dict[int, list[str]] = {oid: [] for oid in names}
     for oid, column, exact, indexed in await connection.execute(_COLUMNS, {"types": list(_TYPES)}):
@@ -109,9 +111,8 @@ async def tables_of(connection: AsyncConnection, columns: Iterable[str]) -> list
         if exact and (indexed or f"{names[oid]}:{column}".lower() in wanted):
             chosen[oid].append(column)
     return [
-        Table(row.oid, row.nspname, row.relname, row.own, tuple(columns[:COLUMNS_NAMED]), frozenset(all_of[row.oid]))
-        for row in rows
-        for columns in [chosen[row.oid]]
+        Table(oid, schema, name, own, bare, tuple(chosen[oid][:COLUMNS_NAMED]), frozenset(all_of[oid]))
+        for oid, schema, name, own, bare in rows
     ]
 
 
@@ -119,21 +120,22 @@ def chosen(found: list[Table], tables: Collection[str]) -> list[Table]:
     """Return the tables of these names, or those of the default schema. Raises OptionError for an unknown name."""
     if not tables:
         return [table for table in found if table.own]
-    by_name = {name: table for table in found for name in (table.known_as, f"{table.schema}.{table.name}")}
+    ordered = sorted(found, key=lambda table: table.own)  # of two tables with one name, the default schema's is meant
+    by_name = {name: table for table in ordered for name in (table.known_as, f"{table.schema}.{table.name}")}
     if missing := [name for name in tables if name not in by_name]:
         raise OptionError(f"watch: no table {', '.join(missing)}; there are: {', '.join(t.known_as for t in found)}")
     return [by_name[name] for name in tables]
 
 
-def trigger_sql(table: Table, default: str, there: Collection[tuple[int, str, str]]) -> list[str]:
+def trigger_sql(table: Table, searched: Iterable[str], there: Collection[tuple[int, str, str]]) -> list[str]:
     """Return the statements that make one table record its changes.
 
     Args:
         table: with the columns to report.
-        default: the schema that is left out in tags.
+        searched: the schemas that are left out in tags.
         there: the triggers that exist, by table, name and function. These stay: creating one locks the table.
     """
-    made = [_function(table, default)]
+    made = [_function(table, ", ".join(map(_literal, searched)))]
     for event, given in (
         ("INSERT", "REFERENCING NEW TABLE AS n "),
         ("UPDATE", "REFERENCING OLD TABLE AS o NEW TABLE AS n "),
@@ -157,7 +159,7 @@ def reported_of(function: str) -> set[str]:
     return {name.replace("''", "'") for name in _REPORTED.findall(function)}
 
 
-def _function(table: Table, default: str) -> str:
+def _function(table: Table, searched: str) -> str:
     """Return the statement that makes the function of a table's triggers.
 
     No write may fail because of it. Where columns were renamed or dropped, any row counts as changed. The outbox is
@@ -177,7 +179,7 @@ def _function(table: Table, default: str) -> str:
 #variable_conflict use_column
 DECLARE
     found jsonb;
-    named text := CASE WHEN TG_TABLE_SCHEMA = {_literal(default)} THEN '' ELSE TG_TABLE_SCHEMA || '.' END;
+    named text := CASE WHEN TG_TABLE_SCHEMA IN ({searched}) THEN '' ELSE TG_TABLE_SCHEMA || '.' END;
 BEGIN
     IF TG_OP = 'INSERT' THEN
         IF NOT EXISTS (SELECT FROM n) THEN RETURN NULL; END IF;

@@ -35,7 +35,9 @@ class Recorder:
     def _note(self, connection: Any, cursor: Any, text: str, parameters: Any, context: Any, many: bool) -> None:
         if context.compiled is None or context.isinsert or context.isddl:
             return
-        found = reads_of(context.compiled, context.execution_options.get("schema_translate_map"))
+        found = reads_of(
+            context.compiled, Names(frozenset({"main"}), context.execution_options.get("schema_translate_map"))
+        )
         tags, coarse = found.of(context.compiled_parameters[0], context._expanded_parameters)
         self.tags |= tags
         self.coarse += coarse
@@ -308,9 +310,10 @@ def test_what_is_known_of_a_statement_goes_with_the_statement() -> None:
     known_of = OncePerForm(once)
     for number in range(3):
         compiled = sa.select(sa.literal(number)).compile(dialect=sqlite.dialect())
-        known = known_of(compiled)
-        assert known_of(compiled) is known
-        assert known_of(compiled, {"a": "b"}) is known_of(compiled, {"a": "b"}) is not known
+        known = known_of(compiled, Names())
+        assert known_of(compiled, Names()) is known
+        other = Names(translated={"a": "b"})
+        assert known_of(compiled, other) is known_of(compiled, other) is not known
         gone = ref(known)
         del compiled, known
         collect()

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
 
-from fastrdb.inference import Change, conditions, reads, reads_of, writes, writes_of
+from fastrdb.inference import Change, Names, conditions, reads, reads_of, writes, writes_of
 from fastrdb.keys import Image, value_text
 
 from .statements import METADATA, TABLES, USERS, Statements
@@ -75,7 +75,7 @@ class Run:
         except DBAPIError:
             return
         context = self.context
-        tags, _ = reads_of(context.compiled).of(context.compiled_parameters[0], context._expanded_parameters)
+        tags, _ = reads_of(context.compiled, Names()).of(context.compiled_parameters[0], context._expanded_parameters)
         yield query, answer, tags
 
     def _write(self, db: sa.Connection, queries: list[tuple[Any, list[str], set[str]]]) -> None:
@@ -88,7 +88,7 @@ class Run:
             nested.rollback()
             return
         context = self.context
-        changes = writes_of(context.compiled).of(context.compiled_parameters, context._expanded_parameters)
+        changes = writes_of(context.compiled, Names()).of(context.compiled_parameters, context._expanded_parameters)
         images = [change.image() for change in changes]
         after = {row.id: row for row in db.execute(sa.select(table))}
         exact = [

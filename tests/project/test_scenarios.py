@@ -78,7 +78,7 @@ SCENARIOS: dict[str, tuple[str, ...]] = {
     "25. a tenant by search_path, and a default schema that is named": (
         f"{AUTO}::test_a_search_path_makes_names_doubtful",
         f"{HIDDEN}::another search_path",
-        f"{PAGE}::name the schema in both, or in neither",
+        f"{PAGE}::the tables of `public` are not concerned",
     ),
     # What was written
     "26. bulk statements, of which the ORM has no event": (f"{WRITES}::bulk update", f"{WRITES}::legacy bulk update"),

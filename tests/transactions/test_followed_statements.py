@@ -13,7 +13,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import DBAPIError
 
-from fastrdb.inference import Change, Spread, check, writes_of
+from fastrdb.inference import Change, Names, Spread, check, writes_of
 from fastrdb.inference.facts import Facts, Link
 from fastrdb.keys import Image
 from fastrdb.transactions import add_follower
@@ -245,7 +245,7 @@ OTHER = TABLE.alias()
 def test_a_look_needs_rows_that_decide_alone(where: sa.ColumnElement[bool], by_row: bool) -> None:
     """A subquery or a function may find another row when the statement runs, and as many rows."""
     compiled = sa.delete(TABLE).where(where).compile(dialect=postgresql.dialect())  # type: ignore[no-untyped-call]
-    (change,) = writes_of(compiled).of([compiled.params], {})
+    (change,) = writes_of(compiled, Names()).of([compiled.params], {})
     assert change.by_row is by_row
 
 
@@ -275,6 +275,6 @@ def test_a_computed_column_is_unknown() -> None:
         sa.Column("b", sa.Integer, sa.Computed("a + 1")),
     )
     compiled = sa.update(table).where(table.c.b == 1).values(a=2).compile(dialect=sa.create_engine("sqlite://").dialect)
-    (change,) = writes_of(compiled).of([compiled.params], {})
+    (change,) = writes_of(compiled, Names()).of([compiled.params], {})
     assert change.old == {"b": frozenset({"1"})}
     assert (change.image().columns or {})["b"] is None

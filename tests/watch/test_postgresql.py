@@ -439,3 +439,22 @@ async def test_a_column_of_any_name_stays_a_name(watched: Watched) -> None:
         assert await connection.scalar(text("SELECT to_regclass('public.taken_over')")) is None
     await watched.write("INSERT INTO named VALUES (1)")
     assert await watched.changes() == {"named": {name: {"1"}}}
+
+
+async def test_a_table_of_a_later_part_of_the_path_has_its_name_alone(watched: Watched) -> None:
+    """Readers name it without its schema, and so do the triggers and what is known of partitions."""
+    settings = {"server_settings": {"search_path": "apart, public"}}
+    async with databases.opened(watched.database.engine.url, connect_args=settings) as database:
+        apart = Watched(database, source_of(database.engine))
+        await apart.write(
+            "CREATE SCHEMA apart",
+            "CREATE TABLE apart.days (id INTEGER, day INTEGER) PARTITION BY RANGE (day)",
+            "CREATE TABLE public.days_1 PARTITION OF apart.days FOR VALUES FROM (0) TO (10)",
+        )
+        try:
+            await apart.install("users", "apart.days", "public.days_1")
+            await apart.write("UPDATE users SET bio = 'x' WHERE id = 1", "INSERT INTO days VALUES (1, 1)")
+            assert (await apart.changes()).keys() == {"users", "days", "days_1"}
+        finally:
+            await apart.source.close()
+            await apart.write("DROP SCHEMA apart CASCADE")
