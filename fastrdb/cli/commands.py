@@ -27,7 +27,7 @@ Url = Annotated[str, typer.Option("--url", envvar="FASTRDB_URL", help="The addre
 Namespace = Annotated[str, typer.Option("--namespace", "-n", envvar="FASTRDB_NAMESPACE", help="Of the cache.")]
 Key = Annotated[str, typer.Argument(help="Without the namespace.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
-UNREACHABLE = 2
+UNREACHABLE, STOPPED = 2, 130
 _MOST_PREFIXES = 20
 _NO_TAGS = "no tags: no entry, or its function is invalidated by prefixes"
 
@@ -142,17 +142,19 @@ def deps(key: Key, url: Url = URL, namespace: Namespace = "", as_json: AsJson = 
 
 @cli.command()
 def who(
-    tag: Annotated[str, typer.Argument(help="A table, or 'table:column=value'.")],
+    tag: Annotated[str, typer.Argument(help="A table, or 'table:column=value', as `deps` shows it.")],
     limit: Annotated[int, typer.Option(min=1, help="The most that are shown.")] = 100,
     url: Url = URL,
     namespace: Namespace = "",
     as_json: AsJson = False,
 ) -> None:
-    """List the entries that depend on a table, or on the rows with one value."""
+    """List the entries with a tag: those that depend on a table, or on the rows with one value."""
 
     async def find(client: Any) -> int:
         found = await Inspector(client, namespace).tagged(tag, limit=limit)
-        _print(found) if as_json else show.lines(console(), found or [f"no entry depends on {tag}"])
+        more = [f"the first {limit}; --limit shows more"] if len(found) >= limit else []
+        none = f"no entry has the tag {tag}: `fastrdb deps KEY` shows the tags of an entry"
+        _print(found) if as_json else show.lines(console(), [*found, *more] or [none])
         return 0
 
     raise typer.Exit(_run(url, find, as_json))
@@ -169,6 +171,9 @@ def invalidate(
     """Delete the entries under a prefix, after showing their number and asking."""
 
     async def delete(client: Any) -> int:
+        if not prefix:
+            _print_error("an empty prefix reaches nothing: '*' is all entries", as_json)
+            return UNREACHABLE
         count = await Inspector(client, namespace).count(prefix)
         if not yes:
             if as_json or not sys.stdin.isatty():
@@ -212,7 +217,7 @@ def top(
         await follow(console(), Inspector(client, namespace), every, times or math.inf)
         return 0
 
-    raise typer.Exit(_run(url, watch, False))
+    raise typer.Exit(_run(url, watch, False, stopped=0))
 
 
 @cli.command()
@@ -240,8 +245,8 @@ def console() -> Console:
     return Console(markup=False, emoji=False, highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
-def _run(url: str, work: Callable[[Any], Awaitable[int]], as_json: bool) -> int:
-    """Do some work with a client. Return the status."""
+def _run(url: str, work: Callable[[Any], Awaitable[int]], as_json: bool, stopped: int = STOPPED) -> int:
+    """Do some work with a client. Return the status; `stopped` is that for Ctrl-C."""
 
     async def connect() -> int:
         async with connected(url) as client:
@@ -250,7 +255,7 @@ def _run(url: str, work: Callable[[Any], Awaitable[int]], as_json: bool) -> int:
     try:
         return asyncio.run(connect())
     except KeyboardInterrupt:
-        return 0
+        return stopped
     except UnreachableError as error:
         _print_error(str(error), as_json)
         return UNREACHABLE

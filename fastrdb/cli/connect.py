@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.retry import Retry
@@ -30,13 +32,15 @@ class UnreachableError(Exception):
 async def connected(url: str) -> AsyncIterator[Any]:
     """Open a client for an address, and close it. Raises UnreachableError."""
     try:
+        _refuse_other_text(url)
         client: Any = Redis.from_url(
             url, socket_connect_timeout=_CONNECT_S, socket_timeout=_CONNECT_S, retry=Retry(NoBackoff(), 0)
         )
-    except ValueError:  # its text may have a part of the password
+        client.connection_pool.make_connection()  # an option that there is not: TypeError
+    except (ValueError, TypeError):  # its text may have a part of the password
         raise UnreachableError(
-            "Not an address of Redis",
-            "Such as redis://user:password@host:6379/0; : / @ in a password are written as %3A %2F %40",
+            "Not an address of Redis, or an option that there is not",
+            "Such as redis://user:password@host:6379/0; : / @ # in a password are written as %3A %2F %40 %23",
         ) from None
     try:
         if await _is_cluster(client):
@@ -50,6 +54,15 @@ async def connected(url: str) -> AsyncIterator[Any]:
         raise _explained(error, url) from error
     finally:
         await client.aclose()
+
+
+def _refuse_other_text(url: str) -> None:
+    """Raise ValueError for what redis-py takes for something else: a password with `/` or `#` for the host's name."""
+    parts = urlsplit(url)
+    if "@" in f"{parts.path}{parts.query}{parts.fragment}":
+        raise ValueError
+    if parts.scheme != "unix" and not re.fullmatch(r"(/\d*)?", parts.path):
+        raise ValueError
 
 
 async def _is_cluster(client: Any) -> bool:
@@ -76,6 +89,8 @@ def _explained(error: Exception, url: str) -> UnreachableError:
         return UnreachableError("The certificate of the server is not trusted", advice)
     if "ssl" in text or "wrong_version_number" in text:
         return UnreachableError("The server does not speak TLS there", "Write redis:// instead of rediss://")
+    if "name or service" in text or "nodename nor servname" in text or "name resolution" in text:
+        return UnreachableError("There is no host of that name", "Check the address, and DNS")
     if "refused" in text or "error 111" in text:
         return UnreachableError("Nothing listens there (connection refused)", "Check host and port; is Redis running?")
     if "closed by server" in text or "reset" in text:
@@ -86,4 +101,6 @@ def _explained(error: Exception, url: str) -> UnreachableError:
         return UnreachableError(
             f"No answer within {_CONNECT_S:g} s", f"{tls}Check the network, a firewall, the address"
         )
-    return UnreachableError(f"{type(error).__name__}: {error}", "Check the address and the server's log")
+    return UnreachableError(
+        f"{type(error).__name__}: {str(error).rstrip('.')}", "Check the address and the server's log"
+    )

@@ -17,7 +17,7 @@ from urllib.parse import parse_qs
 
 from redis.exceptions import RedisError
 
-from fastrdb import Cache, FastRDBError, Inspector, OptionError
+from fastrdb import Cache, FastRDBError, Inspector, OptionError, PatternError
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -96,6 +96,8 @@ class Dashboard:
                 await _json(send, 200, await self._asked(scope, path, receive))
         except RefusedError as refused:
             await _json(send, refused.status, {"error": refused.text})
+        except PatternError as error:
+            await _json(send, 422, {"error": str(error)})
         except (RedisError, OSError, FastRDBError) as error:
             await _json(send, 503, {"error": f"Redis does not do this: {type(error).__name__}"})
 

@@ -7,7 +7,7 @@ from .generic import filled, open_in, type_in, variables
 from .pattern import Pattern, Seal, add_pairs, hashed
 from .prefix import VARIANTS, Prefix, PrefixTemplates, Reached, fingerprint
 from .signature import Inspected, ResultShape, inspect_function, is_fixed
-from .tag import ANYTHING, END, EVERYTHING, Image, Reach, bounded, hiding, row_tag, shown, table_tag, value_text
+from .tag import ANYTHING, END, EVERYTHING, Image, Reach, asked, bounded, hiding, row_tag, shown, table_tag, value_text
 from .variant import without_variant
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "ResultShape",
     "Seal",
     "add_pairs",
+    "asked",
     "bounded",
     "filled",
     "fingerprint",

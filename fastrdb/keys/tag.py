@@ -34,6 +34,7 @@ _MARK_DIGITS: Final = 8
 _TAGGABLE: Final = (str, bool, int, UUID, date, Enum, type(None))
 """Types whose values are equal in the database when their texts are: no fractions, and no times, which are rounded."""
 
+_ASKED = re.compile(r"(?s)([^:=]+?)(?: \(any row\)|(?: where |:)([^=]+?)(?: = |=)(.*))?")
 _ENDS = re.compile("[\0:]")  # of a table's name
 
 _Columns = Mapping[str, frozenset[str] | None]
@@ -84,6 +85,21 @@ def hiding(seal: Seal | None) -> Callable[[str], str]:
         return f"{column}{mark}={seal(text.removesuffix(END))}{END}" if text else f"{column}{mark}="
 
     return hide
+
+
+def asked(text: str) -> tuple[str, ...]:
+    """Return what the tags begin with that a person means: `users`, `users:id=5`, or `users where id = 5`.
+
+    A value may be written as it is, and as it stands in tags.
+    """
+    found = _ASKED.fullmatch(text)
+    if found is None:
+        return (f"{text}{END}",)
+    table, column, value = found.groups()
+    if column is None:
+        return tuple(f"{each}{end}" for each in dict.fromkeys((table, _name(table))) for end in (END, ":"))
+    texts = dict.fromkeys((value, value_text(value)))
+    return tuple(f"{_name(table)}:{_name(column)}={each}{END}" for each in texts)
 
 
 def shown(name: str) -> str:

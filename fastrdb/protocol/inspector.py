@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
-from fastrdb.keys import Prefix
+from fastrdb.keys import Prefix, asked
 from fastrdb.transport import is_cluster
 
 from .keyspace import COMPLETE, NO_BARRIER, TAG, ClusterKeyspace, Keyspace, Shard, Target
@@ -71,8 +72,11 @@ class Inspector:
     # --- entries
 
     async def names(self, prefix: str) -> AsyncIterator[str]:
-        """Yield the keys that the index has under a prefix such as `user:*`, shard by shard. `""` is all of them."""
-        found = Prefix.of(prefix) or Prefix("")
+        """Yield the keys that the index has under a prefix such as `user:*`, shard by shard. `""` is all of them.
+
+        Raises PatternError for a prefix with placeholders.
+        """
+        found = next(iter(Prefix.plain(prefix, "Inspector")), Prefix(""))
         for shard in self.keyspace.shards:
             span = self.keyspace.under(found).range()
             while names := await self._do("ZRANGEBYLEX", shard.index, span.start, span.stop, "LIMIT", 0, _AT_ONCE):
@@ -144,14 +148,15 @@ class Inspector:
         return [] if found is None else sorted(line.rstrip("\0") for line in _text(found).split("\n") if line)
 
     async def tagged(self, tag: str, *, limit: int = 100) -> list[str]:
-        """Return at most `limit` keys of entries that depend on a table, or on `table:column=value`."""
+        """Return at most `limit` keys of entries with a tag: of a table, or of a row, such as `table:column=value`."""
         found = dict[str, None]()
-        for shard in self.keyspace.shards:
-            for end in (b"\0",) if "=" in tag else (b"\0", b":"):
-                head = tag.encode() + end
-                span = b"[" + head, b"(" + head[:-1] + bytes([head[-1] + 1])
-                rows = await self._do("ZRANGEBYLEX", shard.tags, *span, "LIMIT", 0, limit)
+        for shard, head in product(self.keyspace.shards, map(str.encode, asked(tag))):
+            start, stop = b"[" + head, b"(" + head[:-1] + bytes([head[-1] + 1])
+            while rows := await self._do("ZRANGEBYLEX", shard.tags, start, stop, "LIMIT", 0, _AT_ONCE):
                 found.update((self._key(_bytes(row).rpartition(b"\0")[2]), None) for row in rows)
+                start = b"(" + _bytes(rows[-1])
+                if len(found) > limit:
+                    break
         return [key for key in found if key][:limit]
 
     # --- the state of the namespace

@@ -12,7 +12,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from functools import partial
 from time import monotonic
@@ -138,7 +138,30 @@ def test_deps_and_who_read_tags(url: str) -> None:
     """Of an entry without tags, both say so."""
     assert "no tags" in call("deps", "user:1", "--url", url).stdout
     assert found("deps", "user:1", "--url", url) == []
-    assert "no entry depends on orders" in call("who", "orders", "--url", url).stdout
+    assert "no entry has the tag orders" in call("who", "orders", "--url", url).stdout
+
+
+@pytest.mark.parametrize("command", [("keys",), ("invalidate",), ("invalidate", "--yes")])
+def test_a_prefix_with_placeholders_is_refused(url: str, command: tuple[str, ...]) -> None:
+    """It would reach nothing, and the answer would be that there is nothing."""
+    assert "has placeholders" in call(*command, "user:{id}", "--url", url, status=2).output
+
+
+def test_an_empty_prefix_deletes_nothing_and_counts_nothing(url: str) -> None:
+    """As in Python, where it reaches no key."""
+    assert "'*' is all entries" in found("invalidate", "", "--url", url, status=2)["error"]
+
+
+@pytest.mark.parametrize(("command", "status"), [("stats", 130), ("top", 0)])
+def test_an_interrupted_command_has_not_succeeded(command: str, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only `top` ends by Ctrl-C; of another one, such as `doctor`, 0 would say that all is well."""
+
+    def interrupted(work: Coroutine[Any, Any, int]) -> int:
+        work.close()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastrdb.cli.commands.asyncio.run", interrupted)
+    call(command, status=status)
 
 
 def test_docs_show_a_page() -> None:

@@ -202,8 +202,25 @@ def test_tls_is_spoken_and_explained(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert " redis://" in doctor(f"rediss://127.0.0.1:{server.port}{known}")[1]["error"]["found"]
 
 
-def test_what_is_no_address_is_told() -> None:
-    """The message says how an address looks."""
-    status, found = doctor("http://localhost")
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://localhost",
+        "redis://s3cret/1@localhost",  # redis-py takes the host to be s3cret
+        "redis://s3cret#1@localhost",
+        "redis://localhost/s3cret",  # and this to be database 0
+        "redis://localhost?s3cret=1",
+    ],
+)
+def test_what_is_no_address_is_told(address: str) -> None:
+    """The message says how an address looks, and has no part of a password."""
+    status, found = doctor(address)
     assert status == 2
     assert "redis://user:password@host:6379/0" in found["error"]["found"]
+    assert "s3cret" not in str(found)
+
+
+def test_a_host_that_there_is_not_is_told() -> None:
+    """DNS does not know it."""
+    status, found = doctor("redis://nothing.invalid")
+    assert (status, found["error"]["found"].startswith("There is no host of that name")) == (2, True)

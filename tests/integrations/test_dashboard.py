@@ -60,6 +60,8 @@ async def test_entries_are_shown_without_values(any_client: Any) -> None:
             assert answer.json()["reasons"][0].startswith("there is an entry")
             assert "value of" not in answer.text
             assert (await http.get("/entry", params={"key": "user:none"})).json()["entry"] is None
+            refused = await http.get("/keys", params={"prefix": "user:{id}"})
+            assert (refused.status_code, "has placeholders" in refused.json()["error"]) == (422, True)
         async with opened(cache, show_values=True) as http:
             assert (await http.get("/entry", params={"key": "user:ann"})).json()["value"] == '"value of ann"'
 

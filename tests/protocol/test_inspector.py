@@ -98,8 +98,31 @@ async def test_entries_that_depend_on_rows(any_client: Any, namespace: str) -> N
     assert await inspector.tags("order:6") == ["orders", "users"]
     assert sorted(await inspector.tagged("orders")) == ["order:5", "order:6"]
     assert await inspector.tagged("orders:id=5") == ["order:5"]
+    for text in ("Orders:ID=5", "orders where id = 5"):  # as a person writes it, and as `explain` does
+        assert await inspector.tagged(text) == ["order:5"]
+    assert await inspector.tagged("users (any row)") == ["order:6"]
+    assert await inspector.tagged("") == []
     assert await inspector.tagged("orders:id=55") == await inspector.tagged("order") == []
     await store.aclose()
+
+
+async def test_entries_of_a_tag_are_all_there_up_to_the_limit(client: Redis, namespace: str) -> None:
+    """An entry with many tags of one table counts once, and does not end the list before others."""
+    inspector = Inspector(client, namespace)
+    shard = inspector.keyspace.shards[0]
+    one, other = (inspector.keyspace.entry(key).decode() for key in ("page:1", "page:2"))
+    names = [*(f"orders:id={row}\0{one}" for row in range(600)), f"orders:id=x\0{other}"]
+    await client.zadd(shard.tags, dict.fromkeys(names, 0))
+    assert await inspector.tagged("orders", limit=2) == ["page:1", "page:2"]
+    assert await inspector.tagged("orders", limit=1) == ["page:1"]
+
+
+async def test_a_value_with_marks_in_it_is_found_as_it_is_and_as_in_its_tag(client: Redis, namespace: str) -> None:
+    """`deps` shows a value as it stands in tags, and a person knows it as it is."""
+    inspector, tag = Inspector(client, namespace), row_tag("users", "name", "Ann: a=b")
+    await client.zadd(inspector.keyspace.shards[0].tags, {f"{tag}{inspector.keyspace.entry('user:1').decode()}": 0})
+    assert await inspector.tagged("users:name=Ann: a=b") == ["user:1"]
+    assert await inspector.tagged(str(tag).removesuffix("\0")) == ["user:1"]
 
 
 async def test_an_index_that_was_lost_is_not_whole(client: Redis) -> None:

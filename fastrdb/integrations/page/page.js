@@ -230,7 +230,8 @@ async function drop() {
   if (dialog.returnValue !== "yes") return;
   const { deleted } = await change({ prefix });
   await find();
-  byId("count").textContent = `${number(deleted)} entries deleted`;
+  const pending = "Redis has not taken it: the invalidation is pending";
+  byId("count").textContent = deleted === null ? pending : `${number(deleted)} entries deleted`;
 }
 
 async function attempt(work) {
