@@ -152,7 +152,7 @@ class Runtime:
         self.registry = Registry()
         self.own_counters = self.counters(owner)
         self.follower: Any = None  # see `follow_with`
-        self._publisher = Publisher(self.registry) if publish else None
+        self._publisher = Publisher(self.counted, self.registry) if publish else None
         if self._publisher is not None:
             self.samplers.append(self._publisher.tally)
         _runtimes.add(self)

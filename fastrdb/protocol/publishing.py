@@ -8,11 +8,14 @@ import os
 import secrets
 import socket
 from collections import deque
+from collections.abc import Iterable
 from contextlib import suppress
 from time import time
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError, ResponseError
+
+from fastrdb.events import Counters
 
 from .inspector import Inspector
 
@@ -45,18 +48,22 @@ class Tally:
             times[0] += 1
             times[1] += event.seconds
 
-    def record(self, registry: Registry, *, pending: bool) -> dict[str, Any]:
-        """Return the counts of this process as JSON has them. Times are [how often, seconds in all]."""
+    def record(self, counted: Iterable[Counters], registry: Registry, *, pending: bool) -> dict[str, Any]:
+        """Return the counts of this process as JSON has them: of each function, and of the cache itself.
+
+        Functions of one name are one. Times are [how often, seconds in all].
+        """
+        patterns = {each.function: "" if each.pattern is None else each.pattern.text for each in registry}
         functions = [
             {
-                "function": info.function,
-                "pattern": info.pattern,
-                "stats": {name: count for name, count in info.stats.counts().items() if count},
-                "times": self._times.get(info.function, {}),
-                "unstored": dict(info.unstored),
-                "dropped": dict(info.dropped),
+                "function": name,
+                "pattern": patterns.get(name, ""),
+                "stats": {kind: count for kind, count in stats.counts().items() if count},
+                "times": self._times.get(name, {}),
+                "dropped": dict(stats.dropped),
             }
-            for info in registry.infos()
+            for name, stats in Counters.by_function(counted).items()
+            if name in patterns or any(stats.counts().values())
         ]
         return {
             "host": socket.gethostname(),
@@ -71,9 +78,9 @@ class Tally:
 class Publisher:
     """The publishing of one cache in one process."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, counted: Iterable[Counters], registry: Registry) -> None:
         self.tally = Tally()
-        self._registry = registry
+        self._counted, self._registry = counted, registry
         self._process = 0, ""
         self._logged = False
 
@@ -85,7 +92,8 @@ class Publisher:
         while True:
             with suppress(RedisError, OSError, asyncio.TimeoutError):
                 try:
-                    await inspector.publish(self._process[1], self.tally.record(self._registry, pending=pending()))
+                    record = self.tally.record(self._counted, self._registry, pending=pending())
+                    await inspector.publish(self._process[1], record)
                 except ResponseError as error:  # Redis answers, and refuses: an ACL, say, or no memory
                     self._log_refusal(error)
             await asyncio.sleep(_EVERY_S)

@@ -157,6 +157,28 @@ async def test_counts_are_published(any_client: Any, namespace: str) -> None:
     assert await inspector.published() == {}
 
 
+async def test_published_counts_are_those_of_the_process(client: Redis, namespace: str) -> None:
+    """Deletions of the cache itself are among them, and functions of one name count and last once."""
+    async with Cache(client, namespace=namespace, publish=True) as cache:
+
+        def made(head: str) -> Any:
+            @cache.cached(f"{head}:{{number}}")
+            async def twin(number: int) -> int:
+                return number
+
+            return twin
+
+        twins = made("one"), made("other")
+        for each in twins:
+            await each(1)
+        await cache.invalidate("one:*")
+        found = cache.runtime._publisher.tally.record(cache.runtime.counted, cache.runtime.registry, pending=False)
+    totals = Inspector.totals({"this": found})
+    (name,) = {each.function for each in cache.functions()}
+    assert (totals[name]["stats"]["loads"], totals[name]["times"]["load"][0]) == (2, 2)
+    assert (totals["Cache"]["stats"]["deleted"], totals["Cache"]["dropped"]) == (1, {"one:": 1})
+
+
 async def test_counts_that_redis_refuses_are_said_once(
     client: Redis, server: EmbeddedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
