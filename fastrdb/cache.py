@@ -123,6 +123,11 @@ class Cache:
         runtime.move(namespace, None if redis is None else checked(redis, f"{owner}: redis"))
         runtime.follower = follow_with(runtime, owner, auto, precision, effects, quiet, views)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in (Cache.__init__.__kwdefaults__ or ()):
+            raise OptionError(f"{type(self).__name__}: {name}= is given when it is made; hooks go to cache.hooks")
+        super().__setattr__(name, value)
+
     @property
     def redis(self) -> Any:
         """The client for functions that are not given one, or None."""

@@ -5,6 +5,7 @@ A hit is one read and a decode; `load` has the rest. Which session may read and 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -349,6 +350,9 @@ class CachedFunction(Entries):
             return replace(found, reasons=(reason,))
         try:
             entry = await call.store.inspect(call.client, key)
+            if entry.leased and (ending := self.cache.here().tasks):  # such as a load that gives its lease back
+                await asyncio.wait(set(ending), timeout=self.cache.timeout)
+                entry = await call.store.inspect(call.client, key)
             tags = await call.store.tags_of(call.client, key) if self.tagged else []
             (timed,) = await call.store.get_many(call.client, (key,), timed=True) if self.policy.timed else (None,)
         except CacheUnavailableError as error:
@@ -356,10 +360,7 @@ class CachedFunction(Entries):
         found, reasons = replace(found, depends_on=tuple(map(readable, tags)), coarse=self.coarse), []
         if call.session is not None and (old := await why_not_stored(call.session, next_order())) is not None:
             reasons.append(old)
-        if entry.leased:
-            reasons.append("another caller is loading or writing it")
-        if entry.barred:
-            reasons.append(BARRED)
+        reasons += ["another caller is loading or writing it"] * entry.leased + [BARRED] * entry.barred
         if (latest := self.counters.latest) is not None and entry.ttl_ms is None:
             reasons.append(f"the latest result was not stored: {latest} ({self.counters.causes[latest]} in all)")
         found = replace(found, state="miss" if entry.ttl_ms is None else "hit", reasons=tuple(reasons))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("fastrdb")
 
-NO_ROW_LEFT = "the row is not there any more"
+NO_ROW_LEFT, ROW_NOW = "the row is not there any more", "the row is there now"
 
 
 class Verifying:
@@ -75,7 +75,7 @@ class Verifying:
     async def _compare(self, store: Store, client: Any, key: str, run: partial[Any]) -> None:
         query = self._query
         raw = await store.get(client, key)
-        if raw is None or is_missing(raw) or not self._is_readable(raw):
+        if raw is None or not ((missing := is_missing(raw)) or self._is_readable(raw)):
             return
         async with self._own_session(query) as session:
             if session is not None:
@@ -83,11 +83,12 @@ class Verifying:
             if query.keys_now(run, sync_session(session)) != (key,):
                 return  # other tables than the caller's, or a list that has changed
             try:
-                wrong = query.codec.verify(raw, query.codec.convert(await run()))
+                value = query.codec.convert(await run())
+                wrong = ROW_NOW if missing else query.codec.verify(raw, value)
             except Exception as error:
                 if not missing_row(error):
                     raise
-                wrong = NO_ROW_LEFT
+                wrong = None if missing else NO_ROW_LEFT
         if await store.get(client, key) != raw:  # mechanism: verified-twice
             return
         if wrong is None:

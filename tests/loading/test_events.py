@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 from redis.asyncio import Redis
 
-from fastrdb import Cache, Event, Stats
+from fastrdb import Cache, Event, OptionError, Stats
 from fastrdb.events import Counted, Counters
 from fastrdb.testing import GatedClient
 from tests.support.world.items import Item, Loader
@@ -142,6 +142,14 @@ async def test_hooks_may_come_later(client: Redis) -> None:
     await load(1)
     assert [event.kind for event in first] == ["miss", "load", "loaded", "fill", "hit", "hit"]
     assert [event.kind for event in second] == ["hit"]
+
+
+@pytest.mark.parametrize("option", ["hook", "timeout", "verify", "namespace"])
+def test_an_option_that_is_set_later_is_refused(option: str) -> None:
+    """It would be an attribute that nothing reads. The message says where hooks go."""
+    cache = Cache()
+    with pytest.raises(OptionError, match=rf"Cache: {option}= is given when it is made; hooks go to cache.hooks"):
+        setattr(cache, option, print)
 
 
 async def test_samplers_get_one_hit_of_64(client: Redis) -> None:

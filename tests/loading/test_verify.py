@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 from sqlalchemy import delete, insert, select, update
+from sqlalchemy.exc import NoResultFound
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from fastrdb import Cache, Event, OptionError
@@ -81,7 +82,7 @@ async def test_only_hits_are_verified(client: Redis, monkeypatch: pytest.MonkeyP
     cache = Cache(client, verify=0.25)
     chances = iter([0.9, 0.24, 0.26, 0.25, 0.0])
     drawn = SimpleNamespace(random=lambda: 0.0)
-    monkeypatch.setattr(verifying, "random", lambda: drawn.random())
+    monkeypatch.setattr(verifying, "random", lambda: drawn.random())  # noqa: PLW0108  # it is replaced below
 
     async def settled() -> None:
         while tasks := cache.runtime.here().tasks:
@@ -196,6 +197,33 @@ async def test_write_that_no_invalidation_names_is_found(
         f"{shop.load.__qualname__}: an entry was not what the database says ({reason})"
     )
     assert "secret" not in record.getMessage()
+
+
+async def test_row_that_no_invalidation_names_is_found_behind_a_negative_entry(client: Redis, sqlite: Database) -> None:
+    """An entry that says that there is no such row is verified, too."""
+    await sqlite.create(Base)
+    cache = Cache(client)
+
+    @cache.cached("row:{number}", negative_exp=60, verify=1.0, session_factory=sqlite.sessions)
+    async def load(db: AsyncSession, number: int) -> str:
+        return (await db.scalars(select(Row.name).where(Row.id == number))).one()
+
+    async def refused() -> None:
+        async with sqlite.sessions() as db:
+            with pytest.raises(NoResultFound):
+                await load(db, 1)
+        await cache.aclose()  # waits for what runs in the background
+
+    await refused()
+    await refused()
+    assert (load.stats.hits, load.stats.verified, load.stats.wrong) == (1, 1, 0)
+    async with sqlite.sessions() as db:
+        db.add(Row(id=1, name="new"))
+        await db.commit()
+    await refused()
+    assert load.stats.wrong == 1
+    async with sqlite.sessions() as db:
+        assert await load(db, 1) == "new"
 
 
 async def test_write_that_comes_between_counts_for_nothing(client: Redis, sqlite: Database) -> None:
