@@ -13,19 +13,21 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisClusterException, RedisError, ResponseError
 
+from fastrdb import CacheUnavailableError
+
 URL = "redis://localhost:6379"
 _CONNECT_S = 5.0
 
 
 class UnreachableError(Exception):
-    """An error that says why a server cannot be used, and what to do. It never holds the address's password."""
+    """An error that says which server cannot be used, why, and what to do. It never holds the address's password."""
 
-    def __init__(self, what: str, advice: str) -> None:
-        super().__init__(what, advice)
-        self.what, self.advice = what, advice
+    def __init__(self, what: str, advice: str, where: str) -> None:
+        super().__init__(what, advice, where)
+        self.what, self.advice, self.where = what, advice, where
 
     def __str__(self) -> str:
-        return f"{self.what}. {self.advice}"
+        return f"{self.where}: {self.what}. {self.advice}"
 
 
 @asynccontextmanager
@@ -39,18 +41,22 @@ async def connected(url: str) -> AsyncIterator[Any]:
         client.connection_pool.make_connection()  # an option that there is not: TypeError
     except (ValueError, TypeError):  # its text may have a part of the password
         raise UnreachableError(
-            "Not an address of Redis, or an option that there is not",
-            "Such as redis://user:password@host:6379/0; : / @ # in a password are written as %3A %2F %40 %23",
+            "not an address, or an option that there is not",
+            "Write redis://user:password@host:6379/0; : / @ # in a password are written as %3A %2F %40 %23",
+            "Redis",
         ) from None
     try:
-        if await _is_cluster(client):
-            await client.aclose()
-            client = RedisCluster.from_url(
-                url.removesuffix("/0"), socket_connect_timeout=_CONNECT_S, socket_timeout=_CONNECT_S
-            )
-            await client.initialize()
-        yield client
-    except (RedisError, RedisClusterException, OSError) as error:
+        try:
+            if await _is_cluster(client):
+                await client.aclose()
+                client = RedisCluster.from_url(
+                    url.removesuffix("/0"), socket_connect_timeout=_CONNECT_S, socket_timeout=_CONNECT_S
+                )
+                await client.initialize()
+        except OSError as error:
+            raise _explained(error, url) from error
+        yield client  # an OSError of the block may be of anything
+    except (RedisError, RedisClusterException, CacheUnavailableError) as error:
         raise _explained(error, url) from error
     finally:
         await client.aclose()
@@ -79,28 +85,30 @@ async def _is_cluster(client: Any) -> bool:
 
 
 def _explained(error: Exception, url: str) -> UnreachableError:
+    parts = urlsplit(url)
+    place = parts.path if parts.scheme == "unix" else f"{parts.hostname or 'localhost'}:{parts.port or 6379}"
+    return UnreachableError(*_meaning(error, url), f"Redis at {place}")
+
+
+def _meaning(error: Exception, url: str) -> tuple[str, str]:
+    """Return what an error means, and what to do."""
     text = f"{error} {error.__cause__ or ''} {error.__context__ or ''}".lower()
     if isinstance(error, AuthenticationError) or "noauth" in text or "wrongpass" in text:
-        return UnreachableError("The server asks for another login", "Write redis://user:password@host:6379")
+        return "the server asks for another login", "Write redis://user:password@host:6379"
     if "noperm" in text:
-        return UnreachableError(f"The user may not do that ({error})", "See docs/security.md for the line of the ACL")
+        return f"the user may not do that ({error})", "`fastrdb docs security` has the line of the ACL"
     if "certificate" in text:
-        advice = "Add ?ssl_ca_certs=/path/to/ca.pem to the address"
-        return UnreachableError("The certificate of the server is not trusted", advice)
+        return "the certificate of the server is not trusted", "Add ?ssl_ca_certs=/path/to/ca.pem to the address"
     if "ssl" in text or "wrong_version_number" in text:
-        return UnreachableError("The server does not speak TLS there", "Write redis:// instead of rediss://")
+        return "the server does not speak TLS there", "Write redis:// instead of rediss://"
     if "name or service" in text or "nodename nor servname" in text or "name resolution" in text:
-        return UnreachableError("There is no host of that name", "Check the address, and DNS")
+        return "there is no host of that name", "Check the address, and DNS"
     if "refused" in text or "error 111" in text:
-        return UnreachableError("Nothing listens there (connection refused)", "Check host and port; is Redis running?")
+        return "nothing listens there (connection refused)", "Check host and port; is it running?"
     if "closed by server" in text or "reset" in text:
         advice = "Does it want TLS? Write rediss:// instead of redis://" if url.startswith("redis://") else "Try again"
-        return UnreachableError("The server closes the connection", advice)
-    if isinstance(error, TimeoutError) or "timeout" in text or "timed out" in text:
+        return "the server closes the connection", advice
+    if isinstance(error, TimeoutError) or any(word in text for word in ("timeout", "timed out", "no answer")):
         tls = "Does it speak TLS there? Write redis:// if not. " if url.startswith("rediss://") else ""
-        return UnreachableError(
-            f"No answer within {_CONNECT_S:g} s", f"{tls}Check the network, a firewall, the address"
-        )
-    return UnreachableError(
-        f"{type(error).__name__}: {str(error).rstrip('.')}", "Check the address and the server's log"
-    )
+        return f"no answer within {_CONNECT_S:g} s", f"{tls}Check the network, a firewall, the address"
+    return f"{type(error).__name__}: {str(error).rstrip('.')}", "Check the address and the server's log"

@@ -7,28 +7,32 @@ import json
 import logging
 import re
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from fastrdb import Cache, OptionError
-from fastrdb.watch import ChangeSource, Journal, Status, Watcher, ages, columns_in_use, source_of
+from fastrdb.watch import SILENT_S, ChangeSource, Journal, Status, Watcher, ages, columns_in_use
 
 from .connect import URL, UnreachableError, connected
+from .database import SUCH_AS, opened
 
-watch = typer.Typer(no_args_is_help=True, help="Invalidate what other programs write to the database.")
+watch = typer.Typer(
+    no_args_is_help=True,
+    help="Invalidate what other programs write to the database: `install` once, then `run`. See `fastrdb docs outside`."
+    " Each command ends with 2 if it cannot do its work.",
+)
+logger = logging.getLogger("fastrdb")
 
-Database = Annotated[str, typer.Option("--database", envvar="FASTRDB_DATABASE", help="Address, with an async driver.")]
+Database = Annotated[str, typer.Option("--database", envvar="FASTRDB_DATABASE", help=f"The address, {SUCH_AS}.")]
 Url = Annotated[str, typer.Option("--redis", envvar="FASTRDB_URL", help="The address of Redis.")]
 Namespace = Annotated[str, typer.Option("--namespace", "-n", envvar="FASTRDB_NAMESPACE", help="Of the cache.")]
-_SILENT_S = 60.0
-"""The age in seconds from which a heartbeat means a silent watcher: a running one renews it each half second."""
+Done = tuple[int, Iterable[str]]
+"""The status that a command ends with, and the lines that it prints."""
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|)")
 
 
@@ -57,24 +61,28 @@ def duration(text: str) -> float:
 def install(
     database: Database,
     table: Annotated[list[str], typer.Option("--table", help="Only these; may be repeated.")] = [],  # noqa: B006
-    shown: Annotated[bool, typer.Option("--print", help="Print the SQL, for a migration.")] = False,
+    shown: Annotated[bool, typer.Option("--print", help="Print the SQL, for a migration, and change nothing.")] = False,
     redis: Annotated[str, typer.Option("--redis", envvar="FASTRDB_URL", help="Adds the columns in use there.")] = "",
     namespace: Namespace = "",
 ) -> None:
-    """Make the database record its changes: triggers and an outbox. May be repeated, such as in each deploy."""
+    """Make the database record its changes: triggers and an outbox. Repeat it in each deploy, behind the migrations.
 
-    async def work(source: ChangeSource) -> None:
+    Ends with 1 if there is no table to watch.
+    """
+
+    async def work(source: ChangeSource) -> Done:
         columns: list[str] = []
         if redis:
             async with connected(redis) as client:
                 columns = await columns_in_use(Cache(client, namespace=namespace))
         statements = await source.install_sql(table, columns)
         if shown:
-            print("\n".join(f"{statement};" for statement in statements))
-            return
+            return 0, [f"{each};" for each in statements] or ["-- nothing to install: the binary log has all changes"]
         await source.run(statements)
-        status = await source.status(None)
-        print(f"Watched: {', '.join(status.watched) or 'nothing: the schema has no table; run this after migrations'}")
+        watched = (await source.status(None)).watched
+        found = ", ".join(watched) or "nothing, since the schema has no table: run this behind the migrations"
+        way = [] if statements else ["Nothing was installed: the binary log has all changes"]
+        return int(not watched), [f"Watched: {found}", *way]
 
     _run(database, work)
 
@@ -88,14 +96,14 @@ def uninstall(
 ) -> None:
     """Remove triggers, outbox, and the watcher's record in Redis. May be repeated."""
 
-    async def work(source: ChangeSource) -> None:
+    async def work(source: ChangeSource) -> Done:
         statements = await source.uninstall_sql()
         if shown:
-            print("\n".join(f"{statement};" for statement in statements))
-            return
-        await source.run(statements)
+            return 0, [f"{each};" for each in statements]
         async with connected(redis) as client:
+            await source.run(statements)
             await Journal(Cache(client, namespace=namespace), source.name).forget()
+        return 0, [f"No longer watched: {source.name}"]
 
     _run(database, work)
 
@@ -106,13 +114,14 @@ def forget(
     redis: Url = URL,
     namespace: Namespace = "",
 ) -> None:
-    """Forget a database that is watched no more: `Cache(watched=)` bypasses entries while its heartbeat is old."""
+    """Forget a database that is gone. While its heartbeat is old, `Cache(watched=)` bypasses entries."""
 
-    async def work() -> None:
+    async def work() -> Done:
         async with connected(redis) as client:
             cache = Cache(client, namespace=namespace)
             if not await Journal(cache, name).forget():
                 raise OptionError(f"No database {name} is watched; there are: {', '.join(await ages(cache)) or 'none'}")
+        return 0, [f"Forgotten: {name}"]
 
     _ended(work)
 
@@ -133,39 +142,44 @@ def run(
     handler.setFormatter(JSONLines() if as_json else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.INFO)
     if verbose:
-        logging.getLogger("fastrdb").setLevel(logging.DEBUG)
+        logger.setLevel(logging.DEBUG)
 
-    async def work(source: ChangeSource) -> None:
+    async def work(source: ChangeSource) -> Done:
         async with (
             connected(redis) as client,
             Cache(client, namespace=namespace, on_error="raise", timeout=5) as cache,
         ):
             watcher = Watcher(source, cache, every=pause)
-            if once:
-                poll = await watcher.poll()
-                await source.close()
-                if as_json:
-                    print(json.dumps({"leads": watcher.leads} | ({} if poll is None else asdict(poll))))
-                    return
-                print("Another watcher leads." if poll is None else f"Changes: {poll.found}. {poll.lost}".rstrip())
-                return
-            task = asyncio.ensure_future(watcher.run())
-            loop = asyncio.get_running_loop()
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.add_signal_handler(number, task.cancel)
-            await asyncio.wait([task])
-            if not task.cancelled():
-                _result(task)
+            return (0, await _polled(watcher, as_json=as_json)) if once else (await _until_signal(watcher), ())
 
-    _run(database, work)
+    _run(database, work, as_json=as_json, logged=not once)
 
 
-def _result(task: asyncio.Future[None]) -> None:
-    """Raise the error that ended a watcher, or exit with 2 if its log has the error."""
+async def _polled(watcher: Watcher, *, as_json: bool) -> list[str]:
+    """Poll once, and return what to print."""
     try:
+        poll = await watcher.poll()
+    finally:
+        await watcher.source.close()
+    if as_json:
+        return [json.dumps({"leads": watcher.leads} | ({} if poll is None else asdict(poll)))]
+    if poll is None:
+        return ["Another watcher leads: `fastrdb watch status` shows which."]
+    return [f"Changes: {poll.found}. {poll.lost and f'Everything was invalidated: {poll.lost}.'}".rstrip()]
+
+
+async def _until_signal(watcher: Watcher) -> int:
+    """Run a watcher until SIGTERM or SIGINT. Return 2 if the watcher ends by itself, which its log explains."""
+    task = asyncio.ensure_future(watcher.run())
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, task.cancel)
+    await asyncio.wait([task])
+    if task.cancelled():
+        return 0
+    with suppress(OptionError):
         task.result()
-    except OptionError:
-        raise typer.Exit(2) from None
+    return 2
 
 
 @watch.command()
@@ -175,34 +189,42 @@ def status(
     namespace: Namespace = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
 ) -> None:
-    """Show what is watched and how far the watcher is behind. Ends with 1 where something is to be done."""
-    found: list[Any] = []
+    """Show what is watched and how far the watcher is behind. Ends with 1 where something is to be done.
 
-    async def work(source: ChangeSource) -> None:
+    Such as: no watcher has left a heartbeat in the last 10 seconds, or a table is not watched.
+    """
+
+    async def work(source: ChangeSource) -> Done:
         async with connected(redis) as client:
             cache = Cache(client, namespace=namespace)
-            beats = await ages(cache)
+            others = await ages(cache)
             position = await Journal(cache, source.name).position()
             state = await source.status(position, await columns_in_use(cache), namespace)
-        found.extend((source.name, state, beats.pop(source.name, None), beats))
+        heartbeat = others.pop(source.name, None)
+        state.notes.extend(_silent(state, heartbeat, others))
+        lines = _lines(source.name, state, heartbeat, others)
+        if as_json:
+            found = {"database": source.name} | asdict(state) | {"heartbeat": heartbeat, "others": others}
+            lines = iter([json.dumps(found)])
+        return int(bool(state.unwatched or state.missing_columns or state.notes)), lines
 
-    _run(database, work)
-    name, state, heartbeat, others = found
-    state.notes.extend(_silent(heartbeat, others))
-    if as_json:
-        print(json.dumps({"database": name} | asdict(state) | {"heartbeat": heartbeat, "others": others}))
-    else:
-        for line in _lines(name, state, heartbeat, others):
-            print(line)
-    raise typer.Exit(int(bool(state.unwatched or state.missing_columns or state.notes)))
+    _run(database, work, as_json=as_json)
 
 
-def _silent(heartbeat: float | None, others: Mapping[str, float]) -> Iterator[str]:
-    """Yield a note for each watcher whose heartbeat is old."""
-    if heartbeat is None or heartbeat > _SILENT_S:
-        yield "no watcher is at work: start `fastrdb watch run`, or read its log"
+def _silent(state: Status, heartbeat: float | None, others: Mapping[str, float]) -> Iterator[str]:
+    """Yield a note for each watcher whose heartbeat is old, and one if there is nothing to watch."""
+    if state.installed and not state.watched and not state.unwatched:
+        yield "the schema has no table: run `fastrdb watch install` behind the migrations, or correct the address"
+    if heartbeat is None or heartbeat > SILENT_S:
+        if state.leader is None:
+            yield "no watcher is at work: start `fastrdb watch run`, or read its log"
+        else:
+            yield (
+                f"{state.leader} leads, and leaves no heartbeat in this Redis for this namespace: it serves others, or"
+                " does not reach Redis. Read its log, and compare --redis and --namespace"
+            )
     for name, age in others.items():
-        if age > _SILENT_S:
+        if age > SILENT_S:
             yield (
                 f"the watcher of {name} is silent for {age:.0f} s, and `Cache(watched=)` bypasses entries: start it, or"
                 f" `fastrdb watch forget {name}` if that database is watched no more"
@@ -213,7 +235,8 @@ def _lines(name: str, state: Status, heartbeat: float | None, others: Mapping[st
     """Yield what `status` prints."""
     yield f"database: {name}"
     yield f"installed: {'yes' if state.installed else 'no'}"
-    yield f"read by: {state.way or 'triggers and an outbox'}"
+    if state.installed:
+        yield f"read by: {state.way or 'triggers and an outbox'}"
     yield f"leader: {state.leader or 'none'}"
     yield f"heartbeat: {'never' if heartbeat is None else f'{heartbeat:.1f} s ago'}"
     yield f"changes that wait: {'unknown' if state.waiting is None else state.waiting}"
@@ -228,44 +251,35 @@ def _lines(name: str, state: Status, heartbeat: float | None, others: Mapping[st
         yield f"to do: {note}"
 
 
-def _run(database: str, work: Callable[[ChangeSource], Awaitable[None]]) -> None:
-    """Open the database, and do the work."""
+def _run(
+    database: str, work: Callable[[ChangeSource], Awaitable[Done]], *, as_json: bool = False, logged: bool = False
+) -> None:
+    """Open the database, do the work, print what it returns, and exit with its status. Wait for it if `logged`."""
 
-    async def opened() -> None:
-        async with _engine(database) as engine:
-            await work(source_of(engine))
+    async def done() -> Done:
+        async with opened(database, patient=logged) as source:
+            return await work(source)
 
-    _ended(opened)
+    _ended(done, as_json=as_json, logged=logged)
 
 
-def _ended(work: Callable[[], Awaitable[None]]) -> None:
-    """Do the work. Print an error in one line, and exit with 2."""
+def _ended(work: Callable[[], Awaitable[Done]], *, as_json: bool = False, logged: bool = False) -> None:
+    """Do the work, print what it returns, and exit with its status. Print or log an error in one line: status 2."""
 
-    async def done() -> None:
-        await work()
+    async def done() -> Done:
+        return await work()
 
     try:
-        asyncio.run(done())
+        status, lines = asyncio.run(done())
     except (OptionError, UnreachableError) as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(2) from None
-    except (SQLAlchemyError, OSError, TypeError) as error:  # TypeError: an option that the driver does not have
-        typer.echo(f"The database refuses: {type(error).__name__}: {str(error).splitlines()[0]}", err=True)
-        raise typer.Exit(2) from None
-
-
-@asynccontextmanager
-async def _engine(database: str) -> AsyncIterator[AsyncEngine]:
-    try:
-        engine = create_async_engine(database)
-    except (ArgumentError, ModuleNotFoundError) as error:
-        raise OptionError(f"--database: {error}; such as postgresql+asyncpg://user@host/name") from None
-    except ValueError:  # its text may have a part of the password
-        raise OptionError(
-            "--database: not an address; a port is a number, and : / @ in a password are written as %3A %2F %40; "
-            "such as postgresql+asyncpg://user@host/name"
-        ) from None
-    try:
-        yield engine
-    finally:
-        await engine.dispose()
+        status, lines, text = 2, (), str(error)
+        if logged:
+            fields = {"fastrdb": {"event": "refused", "reason": text}}
+            logger.log(logging.ERROR, "fastrdb watch: %s", text, extra=fields)
+        elif as_json:
+            lines = [json.dumps({"error": text})]
+        else:
+            typer.echo(text, err=True)
+    for line in lines:
+        print(line)
+    raise typer.Exit(status)

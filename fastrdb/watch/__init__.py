@@ -1,6 +1,7 @@
 """Writes from outside: a watcher invalidates what any program commits to the database."""
 
 from .databases import source_of as source_of
+from .journal import SILENT_S as SILENT_S
 from .journal import Journal as Journal
 from .journal import ages as ages
 from .journal import columns_in_use as columns_in_use

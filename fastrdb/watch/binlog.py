@@ -19,7 +19,7 @@ from fastrdb.keys import Image
 from .cascades import Cascades
 from .mysql_log import GoneError, Log, Place, is_available, place_of
 from .mysql_tables import columns_of, leader, lock_of, locked, tables_of
-from .source import ChangeSource, Images, Poll, Status
+from .source import ChangeSource, Images, Poll, Status, require_tables
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -74,7 +74,9 @@ class BinlogSource(ChangeSource):
         self._log: Log | None = None
 
     async def install_sql(self, tables: Collection[str] = (), columns: Iterable[str] = ()) -> list[str]:
-        """See `ChangeSource`. Nothing to install: the server writes its log anyway."""
+        """See `ChangeSource`. Nothing to install: the server writes its log anyway, with all tables."""
+        async with self.engine.connect() as connection:
+            require_tables(tables, await tables_of(connection))
         return []
 
     async def uninstall_sql(self) -> list[str]:

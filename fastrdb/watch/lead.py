@@ -17,7 +17,15 @@ def named(kind: str, url: URL, port: int) -> str:
     """Return the name of a database: its kind, server and name, as the address has them.
 
     Two databases have different names. Watchers of one database have the same name if all get the same address.
+
+    Raises:
+        OptionError: the address names no database.
     """
+    if not url.database:
+        raise OptionError(
+            f"watch: the address names no database: write {url.drivername}://.../NAME. An engine with `creator=` or"
+            " `async_creator=` needs the name, too"
+        )
     host = url.host or url.query.get("host") or url.query.get("unix_socket") or "localhost"
     server = host if isinstance(host, str) else ",".join(host)
     return f"{kind}:{server}:{url.port or url.query.get('port') or port}/{url.database}"

@@ -71,7 +71,8 @@ class MySQLSource(ChangeSource):
         """See `ChangeSource`."""
         way = await self._chosen()
         if way is None:
-            return Status(notes=[f"nothing is installed: run `fastrdb watch install`, or: {self._refusal}"])
+            no_log = f"the binary log cannot be read, since {self._refusal}"
+            return Status(notes=[f"nothing is installed: run `fastrdb watch install`; {no_log}"])
         return await way.status((position or "").partition(" ")[2] or None, columns, namespace)
 
     async def close(self) -> None:

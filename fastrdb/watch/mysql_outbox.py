@@ -26,7 +26,7 @@ from fastrdb.errors import OptionError
 from .cascades import Cascades, Row
 from .lead import Lead
 from .mysql_tables import OUTBOX, columns_of, leader, lock_of, locked, quoted, tables_of
-from .source import ChangeSource, Images, Poll, Status
+from .source import ChangeSource, Images, Poll, Status, require_tables
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -82,8 +82,7 @@ class MySQLOutbox(ChangeSource):
         """
         async with self.engine.connect() as connection:
             found = await tables_of(connection)
-            if missing := [name for name in tables if name not in found]:
-                raise OptionError(f"watch: no table {', '.join(missing)}; there are: {', '.join(found)}")
+            require_tables(tables, found)
             reported = await columns_of(connection, columns)
             old = (await connection.execute(_TRIGGERS)).all()
         statements = [_CREATED, _MARK]
@@ -165,7 +164,7 @@ class MySQLOutbox(ChangeSource):
                     status.watched.append(table)
                     reported[table] = {word for word in bodies[table].split("'") if word}
                 else:
-                    status.unwatched[table] = "no trigger: made after `install`, or left out"
+                    status.unwatched[table] = "no trigger: made after `install`, left out, or hidden (right TRIGGER)"
             for table, names in (await columns_of(connection, columns)).items():
                 lacking = set(names) - reported.get(table, set(names))
                 asked = {name.lower() for name in columns}

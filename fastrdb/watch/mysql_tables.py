@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import text
 
+from fastrdb.errors import OptionError
+
 from .source import COLUMNS_NAMED
 
 if TYPE_CHECKING:
@@ -33,7 +35,10 @@ ORDER BY c.table_name, c.ordinal_position
 
 _LOCK: Final = "left(concat('fastrdb ', sha2(concat(database(), '/', :lock), 256)), 64)"  # locks are of the server
 _TAKE = text(f"SELECT GET_LOCK({_LOCK}, 0)")
-_LEADER = text(f"SELECT IS_USED_LOCK({_LOCK})")
+_LEADER = text(
+    "SELECT used.id, CONCAT(p.user, ' at ', p.host) AS owner"
+    f" FROM (SELECT IS_USED_LOCK({_LOCK}) AS id) AS used LEFT JOIN information_schema.processlist p ON p.id = used.id"
+)
 
 
 async def tables_of(connection: AsyncConnection) -> list[str]:
@@ -58,14 +63,23 @@ def lock_of(namespace: str) -> str:
 
 
 async def locked(connection: AsyncConnection, lock: str) -> bool:
-    """Take a lock of this database for the session, and return whether the session has it."""
-    return bool(await connection.scalar(_TAKE, {"lock": lock}))
+    """Take a lock of this database for the session, and return whether the session has it.
+
+    Raises:
+        OptionError: the session has no database, and so no name for the lock.
+    """
+    taken = await connection.scalar(_TAKE, {"lock": lock})
+    if taken is None:
+        raise OptionError(
+            "watch: the connections of the engine have no default database: name it where the engine makes one"
+        )
+    return bool(taken)
 
 
 async def leader(connection: AsyncConnection, lock: str) -> str | None:
-    """Return a description of the session that has a lock."""
-    found = await connection.scalar(_LEADER, {"lock": lock})
-    return None if found is None else f"connection {found}"
+    """Return a description of the session that has a lock. Another user's is shown only with the right PROCESS."""
+    found = (await connection.execute(_LEADER, {"lock": lock})).one()
+    return None if found.id is None else f"connection {found.id}" + (f" of {found.owner}" if found.owner else "")
 
 
 def quoted(name: str) -> str:

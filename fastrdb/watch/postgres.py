@@ -57,6 +57,7 @@ JOIN pg_namespace n ON n.oid = p.pronamespace WHERE n.nspname = 'fastrdb' AND NO
 _INSTALLED = text("SELECT to_regclass('fastrdb.outbox') IS NOT NULL")
 _LEADER = text("""
 SELECT COALESCE(NULLIF(a.application_name, ''), a.usename, 'session') || ', pid ' || a.pid
+    || COALESCE(', at ' || host(a.client_addr), '')
 FROM pg_locks l JOIN pg_stat_activity a USING (pid)
 WHERE l.locktype = 'advisory' AND l.classid = :ours AND l.granted
 AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())

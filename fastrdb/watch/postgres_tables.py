@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import text
 
-from fastrdb.errors import OptionError
 from fastrdb.inference import SEARCHED
 
-from .source import COLUMNS_NAMED, ROWS_NAMED
+from .source import COLUMNS_NAMED, ROWS_NAMED, require_tables
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -122,8 +121,7 @@ def chosen(found: list[Table], tables: Collection[str]) -> list[Table]:
         return [table for table in found if table.own]
     ordered = sorted(found, key=lambda table: table.own)  # of two tables with one name, the default schema's is meant
     by_name = {name: table for table in ordered for name in (table.known_as, f"{table.schema}.{table.name}")}
-    if missing := [name for name in tables if name not in by_name]:
-        raise OptionError(f"watch: no table {', '.join(missing)}; there are: {', '.join(t.known_as for t in found)}")
+    require_tables(tables, by_name)
     return [by_name[name] for name in tables]
 
 

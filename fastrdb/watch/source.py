@@ -6,9 +6,11 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any, Final
 from uuid import UUID
 
+from fastrdb.errors import OptionError
 from fastrdb.keys import Image, value_text
 
 Images = Callable[[Sequence[Image]], Awaitable[None]]
@@ -150,6 +152,14 @@ def turn_of(mark: str) -> int:
     """Return the turn of a mark: see `loss`."""
     turn = mark.rpartition("/")[2]
     return int(turn) if turn.isdigit() else 0
+
+
+def require_tables(names: Iterable[str], known: Collection[str]) -> None:
+    """Raise OptionError for names of tables that do not exist, and say which ones are like these."""
+    for name in names:
+        if name not in known:
+            like = get_close_matches(name, known, n=3) or sorted(known)[:10]
+            raise OptionError(f"watch: there is no table {name}; there are: {', '.join(like) or 'none'}")
 
 
 def image(table: str, values: Mapping[str, Iterable[Any]] | None) -> Image:

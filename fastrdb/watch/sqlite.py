@@ -21,7 +21,7 @@ from sqlalchemy import bindparam, text
 from fastrdb.errors import OptionError
 from fastrdb.keys import Image
 
-from .source import COLUMNS_NAMED, ROWS_NAMED, ChangeSource, Images, Poll, Status, image, loss, turn_of
+from .source import COLUMNS_NAMED, ROWS_NAMED, ChangeSource, Images, Poll, Status, image, loss, require_tables, turn_of
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -91,8 +91,7 @@ class SQLiteSource(ChangeSource):
         wanted = {name.lower() for name in columns}
         async with self.engine.connect() as connection:
             found = await _tables(connection)
-            if missing := [name for name in tables if name not in found]:
-                raise OptionError(f"watch: no table {', '.join(missing)}; there are: {', '.join(found)}")
+            require_tables(tables, found)
             there, has_token = (await connection.execute(_INSTALLED)).one()
             statements = [*(["DROP TABLE fastrdb_outbox"] if there and not has_token else []), _OUTBOX, _FIRST]
             old = (await connection.execute(_TRIGGERS)).all()
@@ -190,7 +189,9 @@ class SQLiteSource(ChangeSource):
             if not (await connection.execute(_INSTALLED)).one()[1]:
                 return Status(notes=["nothing is installed: run `fastrdb watch install`"])
             triggers = {row.tbl_name: row.sql for row in await connection.execute(_TRIGGERS)}
-            status = Status(installed=True, leader="none is needed: each watcher of a file reads all changes")
+            status = Status(
+                installed=True, way="triggers and an outbox; each watcher of a file reads all, and none leads"
+            )
             for table in (await connection.scalars(_VIRTUAL)).all():
                 status.unwatched[table] = "a virtual table, which has no triggers"
             for table in await _tables(connection):

@@ -167,10 +167,11 @@ def test_a_dead_port_is_told() -> None:
     """The command says what to look at, and ends with 2."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        status, found = doctor(f"redis://127.0.0.1:{probe.getsockname()[1]}")
+        port = probe.getsockname()[1]
+        status, found = doctor(f"redis://127.0.0.1:{port}")
     assert (status, found["error"]["found"]) == (
         2,
-        "Nothing listens there (connection refused). Check host and port; is Redis running?",
+        f"Redis at 127.0.0.1:{port}: nothing listens there (connection refused). Check host and port; is it running?",
     )
 
 
@@ -179,7 +180,8 @@ def test_another_password_is_told(login: str) -> None:
     """The password that was tried is in no message."""
     with running("--requirepass", "right") as (server, _):
         status, found = doctor(f"redis://{login}127.0.0.1:{server.port}")
-        assert (status, found["error"]["found"].partition(".")[0]) == (2, "The server asks for another login")
+        text = f"Redis at 127.0.0.1:{server.port}: the server asks for another login."
+        assert (status, found["error"]["found"].startswith(text)) == (2, True)
         assert "wrong" not in found["error"]["found"]
         assert doctor(f"redis://:right@127.0.0.1:{server.port}")[0] == 0
 
@@ -223,4 +225,7 @@ def test_what_is_no_address_is_told(address: str) -> None:
 def test_a_host_that_there_is_not_is_told() -> None:
     """DNS does not know it."""
     status, found = doctor("redis://nothing.invalid")
-    assert (status, found["error"]["found"].startswith("There is no host of that name")) == (2, True)
+    assert (
+        status,
+        found["error"]["found"].startswith("Redis at nothing.invalid:6379: there is no host of that name"),
+    ) == (2, True)

@@ -547,14 +547,14 @@ async def limited(scene: Scene, right: str) -> str:
         await scene.client.execute_command("ACL", "DELUSER", "ill")
 
 
-@says("Nothing listens there (connection refused). …")
+@says("nothing listens there (connection refused). …")
 async def _dead_port(scene: Scene) -> object:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return await doctor(f"redis://127.0.0.1:{probe.getsockname()[1]}")
 
 
-@says("The server asks for another login. …")
+@says("the server asks for another login. …")
 async def _wrong_password(scene: Scene) -> object:
     return await doctor(f"redis://nobody:wrong@127.0.0.1:{scene.server.port}")
 

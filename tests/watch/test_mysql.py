@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from importlib import import_module
+from typing import Any
 
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from fastrdb import OptionError
 from fastrdb.keys import Image
@@ -17,6 +20,7 @@ from fastrdb.watch.mysql_log import Found, Log
 from tests.support.availability import missing
 from tests.support.servers import databases
 from tests.support.servers import mariadb as private_mariadb
+from tests.support.servers.databases import opened
 from tests.support.waiting import until
 from tests.watch.conftest import TABLES, Watched
 
@@ -100,6 +104,24 @@ async def test_triggers_made_anew_leave_no_gap(watched: Watched) -> None:
 
 
 # --- the binary log
+
+
+@binlog
+async def test_a_session_without_a_database_is_refused(watched: Watched) -> None:
+    """Its lock would have no name, which no watcher can take: waiting for it would never end."""
+    url = watched.database.engine.url
+
+    async def connect() -> Any:
+        aiomysql: Any = import_module("aiomysql")
+        return await aiomysql.connect(host=url.host, port=url.port or 3306, user=url.username)
+
+    async with opened(url.set(drivername="mysql+aiomysql"), async_creator=connect) as database:
+        source = source_of(database.engine)
+        with pytest.raises(OptionError, match="have no default database"):
+            await source.lead()
+        await source.close()
+    with pytest.raises(OptionError, match="the address names no database"):
+        source_of(create_async_engine(url.set(database="")))
 
 
 @asynccontextmanager

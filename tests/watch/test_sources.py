@@ -93,10 +93,11 @@ async def test_a_change_that_was_not_taken_is_handed_over_again(watched: Watched
     assert (await watched.changes())["users"]["id"] == {"1"}
 
 
-@with_triggers
 async def test_a_missing_table_is_named(watched: Watched) -> None:
-    """And the tables that there are."""
-    with pytest.raises(OptionError, match=r"no table userz; there are: .*users"):
+    """And those with a name that is like it; without one, the first that there are."""
+    with pytest.raises(OptionError, match=r"there is no table nope; there are: orgs, "):
+        await watched.source.install_sql(["nope"])
+    with pytest.raises(OptionError, match=r"there is no table userz; there are: users$"):
         await watched.source.install_sql(["userz"])
 
 
