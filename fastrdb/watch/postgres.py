@@ -2,8 +2,10 @@
 
 Statement-level triggers with transition tables add one row to `fastrdb.outbox` for each statement, cascades and COPY
 among them. The outbox writes no WAL. A crash or a failover empties it, and with it the row that marks it as whole: then
-everything is invalidated. The mark has a number, which each position repeats. So a position of another outbox, or of
-one that was read for another namespace meanwhile, is recognized.
+everything is invalidated. The mark has a number, which each position repeats beside the numbers of the server, the
+database and the outbox. So a position of another outbox, of a copy, or of one that was read for another namespace
+meanwhile, is recognized. The mark counts the watchers that have led: files that were copied from a stopped server, and
+put back later, have an earlier count.
 
 A row gets its id before its transaction commits, so reading from the last id on would skip slow transactions. The
 position is the snapshot of the last poll: a row is new if it is visible now and was not visible to that snapshot.
@@ -25,8 +27,8 @@ from fastrdb.inference import SEARCHED
 from fastrdb.keys import Image
 
 from .lead import Lead, named
-from .postgres_tables import KIN, OUTBOX, Table, chosen, reported_of, tables_of, trigger_sql
-from .source import ChangeSource, Images, Poll, Status, image
+from .postgres_tables import INEXACT, KIN, Table, chosen, outbox_sql, removal_sql, reported_of, tables_of, trigger_sql
+from .source import ChangeSource, Images, Poll, Status, execute, image, loss
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -36,25 +38,38 @@ _MOST_WAITING: Final = 100_000
 """With more rows waiting, everything is invalidated at once."""
 _LOCK: Final = 0x66617374  # of advisory locks: the name in hexadecimal digits
 _READER: Final = _LOCK + 1
+_INSTALL: Final = "`fastrdb watch install`"
 _EVENTS: Final = 4  # of each table: INSERT, UPDATE, DELETE, TRUNCATE
 
+_PLACE = text("""
+SELECT (SELECT system_identifier FROM pg_control_system()) || '.' || oid FROM pg_database
+WHERE datname = current_database()
+""")
 _TAKE = text("SELECT pg_try_advisory_lock(:ours, hashtext(COALESCE(CAST(:namespace AS text), current_database())))")
 _CLEAN = text("""
 DELETE FROM fastrdb.outbox WHERE tbl <> '' AND xid >= CAST(CAST(:cleaned AS text) AS xid8)
 AND xid < pg_snapshot_xmax(CAST(CAST(:position AS text) AS pg_snapshot))
 AND pg_visible_in_snapshot(xid, CAST(CAST(:position AS text) AS pg_snapshot))
 """)
-_MARK: Final = "INSERT INTO fastrdb.outbox (tbl) SELECT '' WHERE NOT EXISTS (SELECT FROM fastrdb.outbox WHERE tbl = '')"
+_TURN = text("""
+WITH gone AS (DELETE FROM fastrdb.outbox WHERE tbl = '' RETURNING string_to_array(image ->> 0, '/') AS mark)
+INSERT INTO fastrdb.outbox (tbl, image)
+SELECT '', to_jsonb(mark[1] || '/' || (CAST(mark[2] AS bigint) + 1)) FROM gone
+""")
 _MARK_AGAIN = text("""
 WITH gone AS (DELETE FROM fastrdb.outbox WHERE tbl = '')
 INSERT INTO fastrdb.outbox (tbl, image) VALUES ('', to_jsonb(CAST(:mark AS text)))
 """)
 _TRIGGERS = text("""
-SELECT t.tgrelid, t.tgname, CAST(t.tgenabled AS text) AS tgenabled, p.proname, p.prosrc
-FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
-JOIN pg_namespace n ON n.oid = p.pronamespace WHERE n.nspname = 'fastrdb' AND NOT t.tgisinternal
+SELECT t.tgrelid, t.tgname, CAST(t.tgenabled AS text) AS tgenabled, p.proname, p.prosrc,
+    format('%I.%I', s.nspname, c.relname) AS quoted
+FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid JOIN pg_namespace n ON n.oid = p.pronamespace
+JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace s ON s.oid = c.relnamespace
+WHERE n.nspname = 'fastrdb' AND NOT t.tgisinternal ORDER BY s.nspname, c.relname, t.tgname
 """)
-_INSTALLED = text("SELECT to_regclass('fastrdb.outbox') IS NOT NULL")
+_INSTALLED = text(
+    "SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('fastrdb.outbox') AND attname = 'rel')"
+)
 _LEADER = text("""
 SELECT COALESCE(NULLIF(a.application_name, ''), a.usename, 'session') || ', pid ' || a.pid
     || COALESCE(', at ' || host(a.client_addr), '')
@@ -78,7 +93,8 @@ _RUNNING: Final = (
 )
 _STATE: Final = f"""
 CAST(pg_current_snapshot() AS text) AS now,
-(SELECT COALESCE(image ->> 0, '') FROM fastrdb.outbox WHERE tbl = '' LIMIT 1) AS mark,
+CAST(CAST(to_regclass('fastrdb.outbox') AS oid) AS text) AS outbox,
+(SELECT string_agg(COALESCE(image ->> 0, ''), ' ') FROM fastrdb.outbox WHERE tbl = '') AS mark,
 COALESCE(pg_snapshot_xmax({_SINCE}) > pg_snapshot_xmax(pg_current_snapshot()), false) AS older,
 (SELECT count(*) FROM (({_BEHIND} LIMIT :most) UNION ALL ({_RUNNING} LIMIT :most)) AS waiting) AS waiting
 """
@@ -92,11 +108,11 @@ ORDER BY xid, id LIMIT :page
 _POLL = text(f"""
 WITH RECURSIVE found AS (
     SELECT * FROM (({_BEHIND} AND {_NEXT}) UNION ALL ({_RUNNING} AND {_NEXT})) AS new ORDER BY xid, id LIMIT :page
-), {KIN}
+), {KIN}, {INEXACT}
 SELECT {_STATE},
-(SELECT CAST(json_agg(json_build_array(CAST(xid AS text), id, tbl, image) ORDER BY xid, id) AS text)
-    FROM found) AS rows,
-(SELECT CAST(json_agg(json_build_array(name, other)) AS text) FROM kin) AS kin
+(SELECT CAST(json_agg(json_build_array(CAST(xid AS text), id, tbl, CAST(rel AS bigint), image - COALESCE(names, '{{}}'))
+    ORDER BY xid, id) AS text) FROM found LEFT JOIN inexact ON attrelid = rel) AS rows,
+(SELECT CAST(json_agg(json_build_array(CAST(root AS bigint), other)) AS text) FROM kin) AS kin
 """)
 
 
@@ -108,6 +124,7 @@ class PostgresSource(ChangeSource):
         self.name = named("postgresql", engine.url, 5432)
         self._connection: AsyncConnection | None = None
         self._cleaned = "0"
+        self._place = ""
         self._leads = False
         self._lead: Lead | None = None
 
@@ -117,23 +134,23 @@ class PostgresSource(ChangeSource):
         """See `ChangeSource`. Needs CREATE on the database, and TRIGGER on the tables."""
         async with self.engine.connect() as connection:
             found = chosen(await tables_of(connection, columns), tables)
-            triggers = await connection.execute(_TRIGGERS)
-            there = {(row.tgrelid, row.tgname, row.proname) for row in triggers if row.tgenabled not in "DR"}
             searched = sorted(await connection.scalars(text(SEARCHED)))
-        statements = list(OUTBOX)
-        for table in found:
-            statements += trigger_sql(table, searched, there)
-        return [*statements, _MARK]
+        return [outbox_sql(), *(trigger_sql(table, searched) for table in found)]
 
     async def uninstall_sql(self) -> list[str]:
         """See `ChangeSource`."""
-        return ["DROP SCHEMA IF EXISTS fastrdb CASCADE"]
+        tables: dict[str, list[str]] = {}
+        async with self.engine.connect() as connection:
+            for row in await connection.execute(_TRIGGERS):
+                tables.setdefault(row.quoted, []).append(row.tgname)
+        return removal_sql(tables.items())
 
     async def run(self, statements: Sequence[str]) -> None:
-        """See `ChangeSource`."""
-        async with self.engine.begin() as connection:
+        """See `ChangeSource`. Each statement commits by itself, so that locks are held on one table at a time."""
+        async with self.engine.connect() as connection:
+            await connection.execution_options(isolation_level="AUTOCOMMIT")
             for statement in statements:
-                await connection.exec_driver_sql(statement)
+                await execute(connection, statement)
 
     # --- changes
 
@@ -146,17 +163,20 @@ class PostgresSource(ChangeSource):
             self._connection = await connection.execution_options(isolation_level="AUTOCOMMIT")
             # The planner overrates recursion over partitions: JIT compilation would take a second in each poll.
             await connection.exec_driver_sql("SET jit = off")
+            self._place = str(await connection.scalar(_PLACE))
         if not await self._connection.scalar(_INSTALLED):
             raise OptionError(f"watch: {self.name} has no fastrdb.outbox: run `fastrdb watch install` first")
         lead = self._lead = self._lead or Lead(self.name, namespace)
         self._leads = await lead.take(
             partial(_locked, self._connection, _READER, namespace), partial(_locked, self._connection, _LOCK, None)
         )
+        if self._leads:
+            await self._connection.execute(_TURN)
         return self._leads
 
     async def poll(self, position: str | None, images: Images) -> Poll:
         """See `ChangeSource`. Each page is a statement; all read what the first one's snapshot sees."""
-        connection, (mark, since, prepared) = self._led(), _parsed(position)
+        connection, (expected, since, prepared) = self._led(), _parsed(position)
         now, xid, last, total = None, "0", -1, 0
         while True:
             given: dict[str, Any] = {
@@ -168,17 +188,18 @@ class PostgresSource(ChangeSource):
                 "most": _MOST_WAITING,
             }
             found = (await connection.execute(_POLL, given)).one()
-            lost = _loss(mark, found, prepared) if since else "there is no position of an earlier poll"
-            if lost:
+            mark = _mark(self._place, found)
+            if lost := _loss(expected, mark, found, prepared):
                 open_ = (await connection.scalars(_PREPARED, {"now": found.now})).all()
-                return Poll(_position(secrets.token_hex(8), found.now, open_), lost=lost)
+                mark = f"{self._place}.{found.outbox}.{secrets.token_hex(8)}/0"
+                return Poll(_position(mark, found.now, open_), lost=lost)
             now, rows = now or found.now, json.loads(found.rows or "[]")
             if rows:
                 await images(_images(rows, json.loads(found.kin or "[]")))
                 xid, last = rows[-1][:2]
                 total += len(rows)
             if len(rows) < _PAGE:
-                return Poll(_position(mark, str(now), prepared), total)
+                return Poll(_position(str(mark), str(now), prepared), total)
 
     def _led(self) -> AsyncConnection:
         if self._connection is None:
@@ -187,7 +208,7 @@ class PostgresSource(ChangeSource):
 
     async def mark(self, position: str) -> None:
         """See `ChangeSource`."""
-        await self._led().execute(_MARK_AGAIN, {"mark": _parsed(position)[0]})
+        await self._led().execute(_MARK_AGAIN, {"mark": str(_parsed(position)[0]).rpartition(".")[2]})
 
     async def clean(self, position: str) -> None:
         """See `ChangeSource`. Begins behind what was deleted before: an old snapshot makes a scan walk over dead rows.
@@ -217,7 +238,8 @@ class PostgresSource(ChangeSource):
             mark, since, prepared = _parsed(position)
             row = (await connection.execute(_NOW, {"since": since, "most": _MOST_WAITING})).one()
             status.waiting = int(row.waiting)
-            if since and (lost := _loss(mark, row, prepared)):
+            present = _mark(str(await connection.scalar(_PLACE)), row)
+            if since and (lost := _loss(mark, present, row, prepared)):
                 status.notes.append(f"{lost}: the next poll invalidates everything")
             status.leader = await connection.scalar(_LEADER, {"ours": _LOCK})
             if await connection.scalar(_REPLICAS):
@@ -247,18 +269,21 @@ def _position(mark: str, snapshot: str, prepared: Iterable[str]) -> str:
     return " ".join([mark, snapshot, *prepared])
 
 
-def _parsed(position: str | None) -> tuple[str, str | None, list[str]]:
+def _parsed(position: str | None) -> tuple[str | None, str | None, list[str]]:
     """Return the parts of a position."""
     mark, since, *prepared = (position or " ").split(" ")
-    return mark, since or None, prepared
+    return mark or None, since or None, prepared
 
 
-def _loss(expected: str, state: Any, prepared: Collection[str]) -> str:
+def _mark(place: str, state: Any) -> str | None:
+    """Return the mark that the outbox has now: see `loss`. A dump has another place, and a copy of the files a turn."""
+    return None if state.mark is None else f"{place}.{state.outbox}.{state.mark}"
+
+
+def _loss(expected: str | None, mark: str | None, state: Any, prepared: Collection[str]) -> str:
     """Return why changes since a position may be missing; empty if all are there."""
-    if state.mark != expected:  # mechanism: outbox-mark
-        if state.mark is None:
-            return "the outbox was emptied (a crash, a failover, or TRUNCATE)"
-        return "the outbox is another one than at the last poll, or was read for another namespace"
+    if lost := loss(expected, mark):  # mechanism: outbox-mark
+        return lost
     if not {*state.now.split(":")[2].split(",")}.issuperset(prepared):
         return "a prepared transaction has ended whose changes were lost from the outbox"
     if state.older:
@@ -266,32 +291,41 @@ def _loss(expected: str, state: Any, prepared: Collection[str]) -> str:
     return f"more than {_MOST_WAITING:,} changes wait" if state.waiting >= _MOST_WAITING else ""
 
 
-def _images(rows: Sequence[Any], kin: Sequence[Sequence[str]]) -> list[Image]:
+def _images(rows: Sequence[Any], kin: Sequence[Sequence[Any]]) -> list[Image]:
     """Return the images of rows, of a partition and its parents alike: readers name one, triggers report another.
 
     Args:
-        rows: each with the number of its transaction, its id, the table and its values.
-        kin: pairs of a table and another that holds rows of the same.
+        rows: each with the number of its transaction, its id, the table's name and number, and values.
+        kin: pairs of a table's number and the name of another that holds rows of the same.
     """
-    others: dict[str, list[str]] = {}
-    for name, other in kin:
-        others.setdefault(name, []).append(other)
-    return [image(name, values) for _, _, table, values in rows for name in (table, *others.get(table, ()))]
+    others: dict[int, list[str]] = {}
+    for root, other in kin:
+        others.setdefault(root, []).append(other)
+    return [image(name, values) for _, _, table, rel, values in rows for name in (table, *others.get(rel, ()))]
 
 
 def _note_table(status: Status, table: Table, triggers: Sequence[Any], wanted: Collection[str]) -> None:
     """Add the state of one table to `status`."""
-    if not triggers:
-        status.unwatched[table.known_as] = "no trigger: made after `install`, or left out"
+    name, fails = table.known_as, any(each.proname != table.function for each in triggers) and table.has_foreign
+    if table.is_foreign or table.has_foreign:
+        status.unwatched[name] = (
+            "a foreign table, or one with a foreign partition: writes at the other server are not seen"
+        )
+    if fails:
+        status.notes.append(f"{name}: an INSERT fails that has a row for a foreign partition: run {_INSTALL} again")
+    elif table.is_foreign:
+        return
+    elif not triggers:
+        status.unwatched[name] = "no trigger: made after `install`, or left out"
     elif len(triggers) < _EVENTS or any(each.tgenabled in "DR" for each in triggers):
-        status.unwatched[table.known_as] = "a trigger is missing or disabled: run `fastrdb watch install` again"
+        status.unwatched[name] = f"a trigger is missing or disabled: run {_INSTALL} again"
     else:
-        status.watched.append(table.known_as)
+        status.watched.append(name)
         reported = reported_of(triggers[0].prosrc)
-        named = {f"{table.known_as}:{column}".lower(): column for column in table.columns}
+        named = {f"{name}:{column}".lower(): column for column in table.columns}
         status.missing_columns.extend(name for name in named if name in wanted and named[name] not in reported)
-        if not reported <= table.names:
+        if not reported <= table.exact:
             status.notes.append(
-                f"{table.known_as}: a column was renamed or dropped after `install`, and each change counts as one of"
-                " any row: run `fastrdb watch install` again"
+                f"{name}: a column was renamed, dropped, or given another type after `install`, and each change counts"
+                f" as one of any row or value: run {_INSTALL} again"
             )

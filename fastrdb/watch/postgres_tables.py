@@ -17,67 +17,96 @@ from .source import COLUMNS_NAMED, ROWS_NAMED, require_tables
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-_TYPES: Final = ("int2", "int4", "int8", "text", "varchar", "uuid", "bool", "date")
-"""Types whose values have the same text in the database and in a reader's tags."""
-
-OUTBOX: Final = (
-    "CREATE SCHEMA IF NOT EXISTS fastrdb",
-    (
-        "CREATE UNLOGGED TABLE IF NOT EXISTS fastrdb.outbox (id bigint GENERATED ALWAYS AS IDENTITY,"
-        " xid xid8 NOT NULL DEFAULT pg_current_xact_id(), tbl text NOT NULL, image jsonb)"
-    ),
-    "CREATE INDEX IF NOT EXISTS outbox_xid ON fastrdb.outbox (xid, id)",
-    # Without it each poll would walk over all rows, the dead ones too, to find the mark.
-    "CREATE INDEX IF NOT EXISTS outbox_mark ON fastrdb.outbox (tbl) WHERE tbl = ''",
-    "COMMENT ON TABLE fastrdb.outbox IS 'Changes for fastrdb watch. The row without a table marks it as whole.'",
-)
+_OUTBOX: Final = """
+    IF to_regnamespace('fastrdb') IS NULL THEN
+        CREATE SCHEMA fastrdb;
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('fastrdb.outbox') AND attname = 'rel') THEN
+        DROP TABLE IF EXISTS fastrdb.outbox;  -- of an earlier version
+        CREATE UNLOGGED TABLE fastrdb.outbox (id bigint GENERATED ALWAYS AS IDENTITY,
+            xid xid8 NOT NULL DEFAULT pg_current_xact_id(), tbl text NOT NULL, rel oid, image jsonb);
+        CREATE INDEX outbox_xid ON fastrdb.outbox (xid, id);
+        -- Without it each poll would walk over all rows, the dead ones too, to find the mark.
+        CREATE INDEX outbox_mark ON fastrdb.outbox (tbl) WHERE tbl = '';
+        COMMENT ON TABLE fastrdb.outbox IS 'Changes for fastrdb watch. The row without a table marks it as whole.';
+    END IF;
+    INSERT INTO fastrdb.outbox (tbl) SELECT '' WHERE NOT EXISTS (SELECT FROM fastrdb.outbox WHERE tbl = '');
+"""
+_MOST_BYTES: Final = 32_768
+"""A larger image counts as any row, so that a page of the outbox fits into memory."""
+_LOCK: Final = 0x6661737472646202
+_EXACT: Final = """(
+    a.atttypid = ANY (CAST('{pg_catalog.int2,pg_catalog.int4,pg_catalog.int8,pg_catalog.text,pg_catalog.varchar,
+        pg_catalog.uuid,pg_catalog.bool,pg_catalog.date}' AS regtype[])) AND a.attgenerated <> 'v'
+    AND NOT EXISTS (SELECT FROM pg_collation l WHERE l.oid = a.attcollation AND NOT l.collisdeterministic)
+)"""
+"""The condition that different values of a column are different, each with the text that a reader's tags have."""
 _TABLES = text(f"""
-SELECT c.oid, n.nspname, c.relname, n.nspname = current_schema() AS own, n.nspname IN ({SEARCHED}) AS bare
+SELECT c.oid, n.nspname, c.relname, n.nspname = current_schema() AS own, n.nspname IN ({SEARCHED}) AS bare,
+c.relkind = 'f' AS is_foreign, EXISTS (
+    WITH RECURSIVE down AS (
+        SELECT c.oid UNION SELECT i.inhrelid FROM pg_inherits i JOIN down ON i.inhparent = down.oid
+    ) SELECT FROM pg_class f JOIN down USING (oid) WHERE f.relkind = 'f'
+) AS has_foreign
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't'
+WHERE c.relkind IN ('r', 'p', 'f') AND c.relpersistence <> 't'
 AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'fastrdb') AND n.nspname NOT LIKE 'pg_toast%'
 ORDER BY n.nspname, c.relname
 """)
-_COLUMNS = text("""
-SELECT a.attrelid, a.attname, t.typname = ANY (CAST(:types AS text[])),
+_COLUMNS = text(f"""
+SELECT a.attrelid, a.attname, {_EXACT},
     EXISTS (SELECT FROM pg_index i WHERE i.indrelid = a.attrelid AND a.attnum = ANY (i.indkey))
     OR EXISTS (SELECT FROM pg_constraint k
         WHERE k.conrelid = a.attrelid AND k.contype = 'f' AND a.attnum = ANY (k.conkey))
-FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
-WHERE a.attnum > 0 AND NOT a.attisdropped
+FROM pg_attribute a WHERE a.attnum > 0 AND NOT a.attisdropped
 ORDER BY a.attrelid, a.attnum
 """)
 _REPORTED = re.compile(r"'((?:[^']|'')*)', jsonb_agg\(")
 KIN: Final = f"""
-named AS (
-    SELECT c.oid, CASE WHEN n.nspname IN ({SEARCHED}) THEN '' ELSE n.nspname || '.' END || c.relname AS name
-    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE EXISTS (SELECT FROM found)
-    AND c.oid IN (SELECT inhrelid FROM pg_inherits UNION ALL SELECT inhparent FROM pg_inherits)
+down AS (
+    SELECT rel AS root, rel AS oid FROM found
+    UNION SELECT root, i.inhrelid FROM down JOIN pg_inherits i ON i.inhparent = oid
 ), up AS (
-    SELECT name, oid FROM named WHERE name IN (SELECT tbl FROM found)
-    UNION SELECT up.name, i.inhparent FROM up JOIN pg_inherits i ON i.inhrelid = up.oid
-), down AS (
-    SELECT name, oid FROM named WHERE name IN (SELECT tbl FROM found)
-    UNION SELECT down.name, i.inhrelid FROM down JOIN pg_inherits i ON i.inhparent = down.oid
+    SELECT root, oid FROM down UNION SELECT root, i.inhparent FROM up JOIN pg_inherits i ON i.inhrelid = oid
 ), kin AS (
-    SELECT one.name, named.name AS other FROM (SELECT * FROM up UNION SELECT * FROM down) AS one
-    JOIN named USING (oid) WHERE one.name <> named.name
+    SELECT root, CASE WHEN n.nspname IN ({SEARCHED}) THEN '' ELSE n.nspname || '.' END || c.relname AS other
+    FROM up JOIN pg_class c USING (oid) JOIN pg_namespace n ON n.oid = c.relnamespace WHERE root <> c.oid
 )
 """
-"""Of a WITH RECURSIVE: each table of `found` beside each partition or parent that holds rows of the same."""
+"""Of a WITH RECURSIVE: each table of `found` beside the others that hold rows of it, or of its partitions and children:
+these, and all of their parents."""
+INEXACT: Final = f"""
+inexact AS (
+    SELECT a.attrelid, array_agg(CAST(a.attname AS text)) AS names FROM pg_attribute a
+    WHERE a.attrelid IN (SELECT rel FROM found) AND a.attnum > 0 AND NOT a.attisdropped AND NOT {_EXACT}
+    GROUP BY a.attrelid
+)
+"""
+"""Of a WITH: the columns of each table of `found` whose values are not those of tags, or no longer since `install`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """One table, the columns that its triggers report, and the names of all of its columns."""
+    """One table.
+
+    Attributes:
+        own: the table is in the default schema.
+        bare: tags have the name without the schema.
+        is_foreign, has_foreign: the table is a foreign one, or has a foreign partition. Transition tables are refused
+            there, so triggers report any row.
+        columns: those that triggers report.
+        exact: those that could be reported.
+    """
 
     oid: int
     schema: str
     name: str
-    own: bool  # in the default schema
-    bare: bool  # tags have the name without the schema
+    own: bool
+    bare: bool
+    is_foreign: bool
+    has_foreign: bool
     columns: tuple[str, ...] = ()
-    names: frozenset[str] = frozenset()
+    exact: frozenset[str] = frozenset()
 
     @property
     def known_as(self) -> str:
@@ -88,7 +117,7 @@ class Table:
     def function(self) -> str:
         """Return the name of the function that its triggers run."""
         digest = hashlib.sha256(f"{self.schema}.{self.name}".encode()).hexdigest()[:24]
-        return f"changed_{digest}"
+        return f"{'touched' if self.has_foreign else 'changed'}_{digest}"
 
     @property
     def quoted(self) -> str:
@@ -102,21 +131,29 @@ async def tables_of(connection: AsyncConnection, columns: Iterable[str]) -> list
     rows = (await connection.execute(_TABLES)).all()
     names = {row.oid: row.relname if row.bare else f"{row.nspname}.{row.relname}" for row in rows}
     chosen: dict[int, list[str]] = {oid: [] for oid in names}
-    all_of: dict[int, list[str]] = {oid: [] for oid in names}
-    for oid, column, exact, indexed in await connection.execute(_COLUMNS, {"types": list(_TYPES)}):
-        if oid not in names:
-            continue
-        all_of[oid].append(column)
-        if exact and (indexed or f"{names[oid]}:{column}".lower() in wanted):
-            chosen[oid].append(column)
+    exact: dict[int, set[str]] = {oid: set() for oid in names}
+    for oid, column, is_exact, indexed in await connection.execute(_COLUMNS):
+        if oid in names and is_exact:
+            exact[oid].add(column)
+            if indexed or f"{names[oid]}:{column}".lower() in wanted:
+                chosen[oid].append(column)
     return [
-        Table(oid, schema, name, own, bare, tuple(chosen[oid][:COLUMNS_NAMED]), frozenset(all_of[oid]))
-        for oid, schema, name, own, bare in rows
+        Table(
+            *(row.oid, row.nspname, row.relname),
+            own=row.own,
+            bare=row.bare,
+            is_foreign=row.is_foreign,
+            has_foreign=row.has_foreign,
+            columns=tuple(chosen[row.oid][:COLUMNS_NAMED]),
+            exact=frozenset(exact[row.oid]),
+        )
+        for row in rows
     ]
 
 
 def chosen(found: list[Table], tables: Collection[str]) -> list[Table]:
     """Return the tables of these names, or those of the default schema. Raises OptionError for an unknown name."""
+    found = [table for table in found if not table.is_foreign]
     if not tables:
         return [table for table in found if table.own]
     ordered = sorted(found, key=lambda table: table.own)  # of two tables with one name, the default schema's is meant
@@ -125,13 +162,15 @@ def chosen(found: list[Table], tables: Collection[str]) -> list[Table]:
     return [by_name[name] for name in tables]
 
 
-def trigger_sql(table: Table, searched: Iterable[str], there: Collection[tuple[int, str, str]]) -> list[str]:
-    """Return the statements that make one table record its changes.
+def outbox_sql() -> str:
+    """Return the statement that makes the outbox."""
+    return _alone(_OUTBOX)
 
-    Args:
-        table: with the columns to report.
-        searched: the schemas that are left out in tags.
-        there: the triggers that exist, by table, name and function. These stay: creating one locks the table.
+
+def trigger_sql(table: Table, searched: Iterable[str]) -> str:
+    """Return the statement that makes one table record its changes; tags leave the schemas `searched` out.
+
+    A trigger that is there already stays: to make one locks the table.
     """
     made = [_function(table, ", ".join(map(_literal, searched)))]
     for event, given in (
@@ -140,16 +179,41 @@ def trigger_sql(table: Table, searched: Iterable[str], there: Collection[tuple[i
         ("DELETE", "REFERENCING OLD TABLE AS o "),
         ("TRUNCATE", ""),
     ):
-        trigger = f"fastrdb_{event.lower()}"
-        if (table.oid, trigger, table.function) not in there:
-            made += [
-                f"DROP TRIGGER IF EXISTS {trigger} ON {table.quoted}",
-                (
-                    f"CREATE TRIGGER {trigger} AFTER {event} ON {table.quoted} {given}FOR EACH STATEMENT"
-                    f" EXECUTE FUNCTION fastrdb.{table.function}()"
-                ),
-            ]
-    return made
+        trigger, transition = f"fastrdb_{event.lower()}", "" if table.has_foreign else given
+        made.append(f"""IF NOT EXISTS (
+        SELECT FROM pg_trigger WHERE tgrelid = CAST({_literal(table.quoted)} AS regclass) AND tgname = '{trigger}'
+        AND tgfoid = to_regproc('fastrdb.{table.function}') AND tgenabled IN ('O', 'A')
+    ) THEN
+        DROP TRIGGER IF EXISTS {trigger} ON {table.quoted};
+        CREATE TRIGGER {trigger} AFTER {event} ON {table.quoted} {transition}FOR EACH STATEMENT
+            EXECUTE FUNCTION fastrdb.{table.function}();
+    END IF""")
+    return _alone("".join(f"    {each};\n" for each in made))
+
+
+def removal_sql(tables: Iterable[tuple[str, Iterable[str]]]) -> list[str]:
+    """Return the statements that remove triggers, given by table, and the outbox."""
+    removed = [
+        _alone("".join(f"    DROP TRIGGER IF EXISTS {_quoted(name)} ON {table};\n" for name in names))
+        for table, names in tables
+    ]
+    return [*removed, _alone("    DROP SCHEMA IF EXISTS fastrdb CASCADE;\n")]
+
+
+def _alone(body: str) -> str:
+    """Return a statement for a part of an installation: by itself a transaction, which locks one table.
+
+    One installation runs at a time. A lock that is not free is given up soon, since writers of the table wait behind.
+    """
+    block = f"""
+DECLARE
+    before text := current_setting('lock_timeout');
+BEGIN
+    SET LOCAL lock_timeout = '1s';
+    PERFORM pg_advisory_xact_lock({_LOCK});
+{body}    PERFORM set_config('lock_timeout', before, true);
+END """
+    return f"DO {_dollar_quoted(block)}"
 
 
 def reported_of(function: str) -> set[str]:
@@ -160,11 +224,26 @@ def reported_of(function: str) -> set[str]:
 def _function(table: Table, searched: str) -> str:
     """Return the statement that makes the function of a table's triggers.
 
-    No write may fail because of it. Where columns were renamed or dropped, any row counts as changed. The outbox is
-    written outside of the block that catches this error: a subtransaction that writes uses up a transaction id. The
-    name of the table is read when the trigger runs.
+    No write may fail because of it. The outbox is written outside of the block that catches errors: a subtransaction
+    that writes uses up a transaction id. The name of the table is read when the trigger runs.
     """
-    columns = table.columns
+    body = f"""
+#variable_conflict use_column
+DECLARE
+    found jsonb;
+    named text := CASE WHEN TG_TABLE_SCHEMA IN ({searched}) THEN '' ELSE TG_TABLE_SCHEMA || '.' END;
+BEGIN{"" if table.has_foreign else _values(table.columns)}
+    INSERT INTO fastrdb.outbox (tbl, rel, image) VALUES (named || TG_TABLE_NAME, TG_RELID, found);
+    RETURN NULL;
+END """
+    return (
+        f"CREATE OR REPLACE FUNCTION fastrdb.{table.function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER\n"
+        f"SET search_path = pg_catalog AS {_dollar_quoted(body)}"
+    )
+
+
+def _values(columns: Collection[str]) -> str:
+    """Return the part of a function that reads values. Where columns were renamed or dropped, any row has changed."""
     values = ", ".join(f"{_literal(each)}, jsonb_agg(DISTINCT {_quoted(each)})" for each in columns)
     picked = ", ".join(map(_quoted, columns))
 
@@ -173,12 +252,7 @@ def _function(table: Table, searched: str) -> str:
             return "NULL;"
         return f"SELECT CASE WHEN count(*) <= {most} THEN jsonb_build_object({values}) END INTO found FROM {rows};"
 
-    body = f"""
-#variable_conflict use_column
-DECLARE
-    found jsonb;
-    named text := CASE WHEN TG_TABLE_SCHEMA IN ({searched}) THEN '' ELSE TG_TABLE_SCHEMA || '.' END;
-BEGIN
+    return f"""
     IF TG_OP = 'INSERT' THEN
         IF NOT EXISTS (SELECT FROM n) THEN RETURN NULL; END IF;
     ELSIF TG_OP <> 'TRUNCATE' THEN
@@ -195,13 +269,7 @@ BEGIN
     EXCEPTION WHEN OTHERS THEN
         found := NULL;
     END;
-    INSERT INTO fastrdb.outbox (tbl, image) VALUES (named || TG_TABLE_NAME, found);
-    RETURN NULL;
-END """
-    return (
-        f"CREATE OR REPLACE FUNCTION fastrdb.{table.function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER\n"
-        f"SET search_path = pg_catalog AS {_dollar_quoted(body)}"
-    )
+    IF pg_column_size(found) > {_MOST_BYTES} THEN found := NULL; END IF;"""
 
 
 def _dollar_quoted(body: str) -> str:

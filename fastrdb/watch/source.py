@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from difflib import get_close_matches
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
+
+from sqlalchemy.exc import DBAPIError
 
 from fastrdb.errors import OptionError
 from fastrdb.keys import Image, value_text
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
 
 Images = Callable[[Sequence[Image]], Awaitable[None]]
 ROWS_NAMED: Final = 64
 """More rows of one statement are reported as any row of the table."""
 COLUMNS_NAMED: Final = 40
-_PLAIN_UUID = re.compile(r"[0-9a-f]{32}")
+_PLAIN_UUID: Final = re.compile(r"[0-9a-f]{32}", re.IGNORECASE)
+_ENDLESS: Final = {"infinity": str(date.max), "-infinity": str(date.min)}
+_LOCKED: Final = frozenset({"55P03", "40P01", 1205, 1213})
+"""Errors of PostgreSQL and MariaDB: a lock is not free, or two transactions wait for each other."""
+_TRIES: Final = 40
+_LONGEST_PAUSE_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +161,25 @@ def loss(expected: str | None, found: str | None) -> str:
     return "the database is older than at the last poll" if turn_of(found) < turn_of(expected) else ""
 
 
+async def execute(connection: AsyncConnection, statement: str) -> None:
+    """Execute a statement of an installation, and again while a lock is not free. Raises the last error of many.
+
+    Each try waits for a short time only: meanwhile, writers of the table wait behind.
+    """
+    if connection.dialect.paramstyle.endswith("format"):  # such drivers look for parameters, also where there are none
+        statement = statement.replace("%", "%%")
+    for left in reversed(range(_TRIES)):
+        try:
+            await connection.exec_driver_sql(statement)
+        except DBAPIError as error:
+            codes = {getattr(error.orig, "sqlstate", None), *getattr(error.orig, "args", ())[:1]}
+            if not left or codes.isdisjoint(_LOCKED):
+                raise
+            await asyncio.sleep(random.uniform(0, _LONGEST_PAUSE_S))
+        else:
+            return
+
+
 def turn_of(mark: str) -> int:
     """Return the turn of a mark: see `loss`."""
     turn = mark.rpartition("/")[2]
@@ -172,7 +204,8 @@ def image(table: str, values: Mapping[str, Iterable[Any]] | None) -> Image:
 def texts(values: Iterable[Any]) -> frozenset[str] | None:
     """Return the texts of values as tags have them; None if a value has no text.
 
-    A UUID may be stored as 32 digits, where a reader has the text with dashes: both are returned.
+    A UUID may be stored as 32 digits, where a reader has the text with dashes: both are returned. A driver may give a
+    date without end as the first or the last date of Python.
     """
     found = set[str]()
     for value in values:
@@ -182,4 +215,6 @@ def texts(values: Iterable[Any]) -> frozenset[str] | None:
         found.add(text)
         if isinstance(value, str) and _PLAIN_UUID.fullmatch(value):
             found.add(str(UUID(value)))
+        elif value in _ENDLESS:
+            found.add(_ENDLESS[value])
     return frozenset(found)

@@ -44,9 +44,9 @@ class Watched:
         """Return whether texts are reported."""
         return self.database.name in {"sqlite", "postgresql"}
 
-    async def install(self, *tables: str) -> None:
+    async def install(self, *tables: str, columns: Sequence[str] = ()) -> None:
         """Install the triggers, and begin."""
-        await self.source.run(await self.source.install_sql(tables))
+        await self.source.run(await self.source.install_sql(tables, columns))
         await until(self.source.lead)  # the server ends the session of an earlier leader after the client's close
         await self.changes()
         assert self.lost.pop() == "there is no position of an earlier poll"

@@ -50,6 +50,8 @@ TESTS = {
     ],
     "the database is restored from a backup": [
         "test_postgresql:test_a_position_of_a_newer_database_is_lost",
+        "test_postgresql:test_a_copy_of_the_database_on_the_same_server_is_another_one",
+        "test_postgresql:test_copied_files_of_a_server_are_older",
         "test_mysql:test_a_database_that_is_older_than_the_position_is_lost",
         "test_sqlite:test_an_older_file_is_lost",
         "test_sqlite:test_a_backup_that_was_written_to_since_is_another_history",
