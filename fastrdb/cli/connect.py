@@ -95,7 +95,7 @@ def _meaning(error: Exception, url: str) -> tuple[str, str]:
     text = f"{error} {error.__cause__ or ''} {error.__context__ or ''}".lower()
     if isinstance(error, AuthenticationError) or "noauth" in text or "wrongpass" in text:
         return "the server asks for another login", "Write redis://user:password@host:6379"
-    if "noperm" in text:
+    if isinstance(error, NoPermissionError) or "noperm" in text:
         return f"the user may not do that ({error})", "`fastrdb docs security` has the line of the ACL"
     if "certificate" in text:
         return "the certificate of the server is not trusted", "Add ?ssl_ca_certs=/path/to/ca.pem to the address"

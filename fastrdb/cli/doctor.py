@@ -198,7 +198,8 @@ class Doctor:
             return [ok("rights", "lease, fill, read and invalidation work")]
         if ready.pending:
             return [Diagnosis("rights", "warning", ready.pending, "Run this again in a minute")]
-        refused = await self._refused()
+        # Where entries have tags, those rights are needed as well.
+        refused = await self._refused() or await self._refused(_TAG_COMMANDS)
         advice = "Copy the line of the ACL from docs/security.md, with the beginnings of your keys"
         text = f"refused: {', '.join(refused)}" if refused else ready.refused or ready.unreachable
         return [Diagnosis("rights", "failure", text, advice)]
@@ -213,7 +214,7 @@ class Doctor:
                 found.append(name)
             except RedisError:
                 pass  # refused for another reason than a missing right
-        return found
+        return list(dict.fromkeys(found))
 
     async def near(self) -> list[Diagnosis]:
         """Check the additional rights that a near cache needs."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import re
@@ -12,14 +13,17 @@ from typing import Any
 
 import pytest
 from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
 from typer.testing import CliRunner
 
+from fastrdb import Cache
 from fastrdb.cli import connect
 from fastrdb.cli.commands import cli
 from fastrdb.testing import EmbeddedServer
 from tests.support import ROOT
 from tests.support.servers.certificates import Certificate
 from tests.support.servers.cluster import Cluster
+from tests.support.world.items import Row
 
 ALL = {
     *(
@@ -113,6 +117,35 @@ def test_a_user_without_a_right_is_a_failure() -> None:
     assert found["rights"]["level"] == "failure"
     assert found["rights"]["found"] == "refused: ZADD"
     assert "security.md" in found["rights"]["advice"]
+
+
+def test_rights_for_tags_are_a_failure_where_entries_have_tags() -> None:
+    """Then each invalidation needs them, whether its own function has tags or not."""
+
+    async def tagged(port: int) -> None:
+        client = AsyncRedis(port=port)
+        async with client, Cache(client) as cache:
+            await cache.cached("user:{number}", depends_on=[Row])(_number)(1)
+
+    with running() as (server, admin):
+        asyncio.run(tagged(server.port))
+        admin.acl_setuser("shop", **ALLOWED, commands=["-hget", "-hset", "-hdel"])
+        status, found = doctor(f"redis://shop:secret@127.0.0.1:{server.port}")
+    assert (status, found["rights"]["found"]) == (2, "refused: HSET, HGET, HDEL")
+
+
+async def _number(number: int) -> int:
+    return number
+
+
+def test_a_command_that_the_user_may_not_run_is_told() -> None:
+    """The advice is about the user, and not about the server."""
+    with running() as (server, admin):
+        admin.acl_setuser("shop", **ALLOWED, commands=["-zrangebylex"])
+        done = CliRunner().invoke(cli, ["keys", "--url", f"redis://shop:secret@127.0.0.1:{server.port}"])
+    assert done.exit_code == 2
+    assert "user may not do that" in done.output
+    assert "security" in done.output
 
 
 def test_a_replica_is_a_failure() -> None:
