@@ -19,7 +19,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from fastrdb.keys import ANYTHING, table_tag
 
-from .facts import UNKNOWN_FUNCTION, UNKNOWN_TABLE, Facts, Function, Tables, links_of, tables_in
+from .bodies import UNKNOWN_FUNCTION, Function, Tables, tables_in
+from .facts import UNKNOWN_TABLE, Facts, links_of
 from .names import Names, SchemaMap, names_in
 from .reads import Origins
 from .sources import SOURCES
@@ -132,14 +133,16 @@ class Catalog:
             self._functions[key] = found
         return self._functions[key]
 
-    def named_in(self, connection: Connection, body: str, homes: Collection[str | None] | None = None) -> Tables:
-        """Return the tables that the text of a view, trigger or function may touch. See `tables_in` for `homes`."""
+    def named_in(
+        self, connection: Connection, body: str, homes: Collection[str | None] | None = None, modes: str = ""
+    ) -> Tables:
+        """Return the tables that the text of a view, trigger or function may touch. See `tables_in` for the rest."""
         if not self._tables and self._source is not None:
             found: dict[str, list[tuple[str | None, str]]] = {}
             for schema, name in self._source.tables(connection):
                 found.setdefault(name.lower(), []).append((schema, self.known_names.joined(schema, name)))
             self._tables = found
-        return tables_in(body, self._tables, partial(self.function, connection), connection.dialect.name, homes)
+        return tables_in(body, self._tables, partial(self.function, connection), connection.dialect.name, homes, modes)
 
     def _ask(self, connection: Connection, unknown: Any, ask: Any) -> Any:
         with asking(connection):

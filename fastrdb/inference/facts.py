@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from fastrdb.keys import Image, value_text
 
-from .text import functions_in
+from .bodies import NO_TABLES, Tables
 from .writes import Change, Verb
 
-Tables = frozenset[str] | None
-"""Names of tables; None where these cannot be known."""
-NO_TABLES: Final[frozenset[str]] = frozenset()
 _NULL: Final = frozenset({value_text(None) or ""})
-_QUOTED: Final = re.compile(r"'(?:[^']|'')*'|--[^\n]*|/\*.*?\*/", re.DOTALL)
-_WORD: Final = re.compile(r"[\w$]+")
-_DYNAMIC: Final = re.compile(r"\b(?:EXECUTE|PREPARE)\b")
-_CONTROL: Final = frozenset({"if", "elseif", "elsif", "while", "until", "return", "raise", "returning", "set", "do"})
-"""Words of the databases' languages that may stand before a parenthesis."""
-_ASSIGNED: Final = re.compile(r"\bNEW\.[\"`]?(\w+)[\"`]?\s*:?=|\bINTO\s+(?:STRICT\s+)?NEW\.(\w+)", re.IGNORECASE)
-_ROW_ASSIGNED: Final = re.compile(r"\bNEW\s*:?=|\bINTO\s+(?:STRICT\s+)?NEW\b(?!\.)", re.IGNORECASE)
-
-
 _ACTS: Final[Mapping[Verb, tuple[Verb, ...]]] = {
     "insert": (),
     "upsert": ("update",),
@@ -73,14 +60,6 @@ class Facts:
     may_lock: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Function:
-    """The tables that a function of the database reads, and those that it writes."""
-
-    reads: Tables = NO_TABLES
-    writes: Tables = NO_TABLES
-
-
 def merged(found: Iterable[Facts]) -> Facts:
     """Return the facts of tables that have one name."""
     every = list(found)
@@ -95,51 +74,6 @@ def merged(found: Iterable[Facts]) -> Facts:
 
 
 UNKNOWN_TABLE: Final = Facts(reads=None, writes=None, changes=None, may_lock=False)
-UNKNOWN_FUNCTION: Final = Function(None, None)
-
-
-def tables_in(
-    body: str,
-    tables: Mapping[str, Iterable[tuple[str | None, str]]],
-    function: Callable[[str], Function],
-    dialect: str,
-    homes: Collection[str | None] | None = None,
-) -> Tables:
-    """Return the tables that the text of a view, trigger or function may touch: perhaps too many, never too few.
-
-    Args:
-        body: SQL, or a language around SQL.
-        tables: for each name in lower case, without its schema, the schemas and names of the tables.
-        function: returns the facts of a function that the text calls.
-        dialect: the SQLAlchemy name of the database.
-        homes: the schemas that a name without one may be in; None for any.
-    """
-    plain = _QUOTED.sub(" ", body)
-    if _DYNAMIC.search(plain.upper()):
-        return None
-    words = {word.lower() for word in _WORD.findall(plain)}
-    found = {
-        name
-        for word in words & tables.keys()
-        for schema, name in tables[word]
-        if homes is None or schema in homes or (schema or "").lower() in words
-    }
-    for name in functions_in(plain, dialect) - _CONTROL:
-        if name.rpartition(".")[2] in tables:  # a table before its columns: INSERT INTO orders (id)
-            continue
-        called = function(name)
-        if called.reads is None or called.writes is None:
-            return None
-        found |= called.reads | called.writes
-    return frozenset(found)
-
-
-def columns_set_in(body: str) -> Tables:
-    """Return the columns that the text of a trigger sets in the row that is about to be written."""
-    plain = _QUOTED.sub(" ", body)
-    if _ROW_ASSIGNED.search(plain) or _DYNAMIC.search(plain.upper()):
-        return None
-    return frozenset(one or other for one, other in _ASSIGNED.findall(plain))
 
 
 def joined(parts: Iterable[Tables]) -> Tables:
@@ -228,5 +162,9 @@ def _distrust(change: Change, columns: Tables) -> None:
         return
     if columns is None:
         change.whole = True
-    else:
-        change.new.update(dict.fromkeys(columns))
+        return
+    change.new.update(dict.fromkeys(columns))
+    names = {column.lower() for column in columns}  # a trigger may write them in another case of letters
+    for column in {*change.new, *change.old, *change.looked}:
+        if column.lower() in names:
+            change.new[column] = None

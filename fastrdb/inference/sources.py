@@ -8,18 +8,15 @@ from typing import Any, Final, Protocol
 
 from sqlalchemy import Connection, text
 
+from .bodies import NO_FUNCTION, NO_TABLES, Function, Tables, columns_set_in
 from .facts import (
-    NO_TABLES,
-    UNKNOWN_FUNCTION,
     UNKNOWN_TABLE,
     Facts,
-    Function,
     Link,
-    Tables,
-    columns_set_in,
     joined,
     merged,
 )
+from .lexer import BACKSLASHES, tokens
 from .names import SEARCHED, SEARCHES, Names, names_in
 
 
@@ -39,7 +36,9 @@ class Asker(Protocol):
         """Return the facts of a function."""
         ...
 
-    def named_in(self, connection: Connection, body: str, homes: Collection[str | None] | None = None) -> Tables:
+    def named_in(
+        self, connection: Connection, body: str, homes: Collection[str | None] | None = None, modes: str = ""
+    ) -> Tables:
         """Return the tables that the text of a view, trigger or function may touch."""
         ...
 
@@ -179,18 +178,22 @@ class _PostgreSQL(Source):
         schema, plain = _split(name)
         rows = connection.execute(text(self._FUNCTION.format(body=body)), {"name": plain, "schema": schema}).all()
         if not rows:
-            return UNKNOWN_FUNCTION
+            return NO_FUNCTION
         touched, written = list[Tables](), list[Tables]()
         for volatile, language, source in rows:
             if language in self._COMPILED or _letter(volatile) == "i":
                 continue
-            tables = self.catalog.named_in(connection, source) if language in ("sql", "plpgsql") else None
+            tables = self.named_in(connection, source) if language in ("sql", "plpgsql") else None
             touched.append(tables)
             written.append(tables if _letter(volatile) == "v" else NO_TABLES)
         return Function(self.through(connection, joined(touched)), joined(written))
 
     def tables(self, connection: Connection) -> Iterable[tuple[str, str]]:
         return [(row[0], row[1]) for row in connection.execute(self._TABLES)]
+
+    def named_in(self, connection: Connection, body: str) -> Tables:
+        """Return the tables that a text may touch."""
+        return self.catalog.named_in(connection, body, modes=_modes(connection))
 
     def _bases(self, connection: Connection, oid: int) -> Tables:
         parts = list[Tables]()
@@ -209,14 +212,14 @@ class _PostgreSQL(Source):
                 changes.append(None if before and language == "c" else NO_TABLES)
                 continue
             is_known = language == "plpgsql"
-            writes.append(self.catalog.named_in(connection, source) if is_known else None)
+            writes.append(self.named_in(connection, source) if is_known else None)
             if before:
-                changes.append(columns_set_in(source) if is_known else None)
+                changes.append(columns_set_in(source, "postgresql", _modes(connection)) if is_known else None)
         return joined(writes), joined(changes)
 
     def _policies(self, connection: Connection, oid: int) -> Tables:
         bodies = connection.execute(self._POLICIES, {"oid": oid}).scalars().all()
-        return self.through(connection, joined(self.catalog.named_in(connection, body) for body in bodies))
+        return self.through(connection, joined(self.named_in(connection, body) for body in bodies))
 
     def _links(self, connection: Connection, oids: list[int]) -> tuple[Link, ...]:
         found = []
@@ -224,6 +227,10 @@ class _PostgreSQL(Source):
             actions = self._ACTIONS.get(_letter(deleted), ""), self._ACTIONS.get(_letter(updated), "")
             found.append(Link.of(self.name(schema, name), (child, parent), size, actions))
         return tuple(found)
+
+
+def _modes(connection: Connection) -> str:
+    return BACKSLASHES if connection.dialect._backslash_escapes else ""  # type: ignore[attr-defined]
 
 
 def _letter(given: Any) -> str:
@@ -239,7 +246,7 @@ class _MySQL(Source):
         WHERE table_schema = :schema AND table_name = :name"""
     )
     _TRIGGERS = text(
-        """SELECT action_timing, action_statement FROM information_schema.triggers
+        """SELECT action_timing, action_statement, sql_mode FROM information_schema.triggers
         WHERE event_object_schema = :schema AND event_object_table = :name"""
     )
     _GENERATED = text(
@@ -256,7 +263,7 @@ class _MySQL(Source):
         GROUP BY k.table_schema, k.table_name, k.constraint_name, r.delete_rule, r.update_rule"""
     )
     _FUNCTION = text(
-        """SELECT routine_schema, routine_definition FROM information_schema.routines
+        """SELECT routine_schema, routine_definition, sql_mode FROM information_schema.routines
         WHERE routine_schema = coalesce(:schema, routine_schema) AND lower(routine_name) = :name"""
     )
     _TABLES = text(
@@ -278,11 +285,11 @@ class _MySQL(Source):
         triggers = connection.execute(self._TRIGGERS, place).all()
         actions = connection.execute(self._LINKS, place).all()
         return Facts(
-            writes=joined(self.catalog.named_in(connection, each, homes) for _, each in triggers),
+            writes=joined(self.catalog.named_in(connection, body, homes, modes) for _, body, modes in triggers),
             changes=joined(
                 [
                     frozenset(connection.scalars(self._GENERATED, place)),
-                    *(columns_set_in(each) for timing, each in triggers if timing == "BEFORE"),
+                    *(columns_set_in(body, "mysql", modes) for timing, body, modes in triggers if timing == "BEFORE"),
                 ]
             ),
             links=tuple(
@@ -294,8 +301,8 @@ class _MySQL(Source):
     def function(self, connection: Connection, name: str) -> Function:
         schema, plain = _split(name)
         touched = joined(
-            self.catalog.named_in(connection, body, {*self.catalog.known_names.searched, home}) if body else None
-            for home, body in connection.execute(self._FUNCTION, {"schema": schema, "name": plain}).all()
+            self.catalog.named_in(connection, body, {*self.catalog.known_names.searched, home}, modes) if body else None
+            for home, body, modes in connection.execute(self._FUNCTION, {"schema": schema, "name": plain}).all()
         )
         return Function(self.through(connection, touched), touched)
 
@@ -312,7 +319,7 @@ class _SQLite(Source):
         ).all()
         body = next((each for kind, each, of in made if kind == "view" and of == name.lower()), None)
         triggers = [each for kind, each, of in made if kind == "trigger" and of == name.lower()]
-        writes = joined(self.catalog.named_in(connection, each.partition("BEGIN")[2] or each) for each in triggers)
+        writes = joined(self.catalog.named_in(connection, _behind_begin(each)) for each in triggers)
         if body is not None:
             named = self.catalog.named_in(connection, body)  # its own name is in it
             bases = self.through(connection, None if named is None else named - {table})
@@ -343,6 +350,12 @@ class _SQLite(Source):
             Link.of(self.name(schema, child), (one, other), size, (deleted, updated))
             for child, one, other, deleted, updated, size in connection.execute(asked, {"name": name.lower()})
         )
+
+
+def _behind_begin(trigger: str) -> str:
+    """Return the body of a trigger, without the name of its own table."""
+    found = tokens(trigger, "sqlite") or ()
+    return trigger[next((token.end for token in found if token[:2] == ("word", "begin")), 0) :]
 
 
 def _sqlite_schema(connection: Connection, schema: str | None) -> str:

@@ -57,3 +57,8 @@ def test_a_write_shows_its_values() -> None:
         assert [getattr(key, "name", key) for key in dict(clause.update_values_to_set)] == ["org_id"]
         nothing: Any = dialect.insert(table).on_conflict_do_nothing()
         assert type(nothing._post_values_clause).__name__ == "OnConflictDoNothing"
+
+
+def test_a_dialect_says_what_a_backslash_means() -> None:
+    """PostgreSQL's has asked for `standard_conforming_strings`."""
+    assert postgresql.dialect()._backslash_escapes is False  # type: ignore[no-untyped-call]

@@ -14,7 +14,9 @@ from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from fastrdb import Cache
-from tests.support.servers.databases import Database
+from tests.support.servers.databases import Database, execute
+
+from . import bodies
 
 META = sa.MetaData()
 ORGS = sa.Table("orgs", META, sa.Column("id", sa.Integer, primary_key=True), sa.Column("name", sa.String(20)))
@@ -111,7 +113,7 @@ RENAME = sa.update(ORGS).where(ORGS.c.id == 1).values(name="new")
 ORG = sa.select(ORGS.c.name).where(ORGS.c.id == 1)
 ORG_ALIAS: Any = ORGS.alias("o")
 POST_ALIAS: Any = POSTS.alias("p")
-CASES = {
+CASES: dict[str, Case] = {
     "a trigger deletes, and a key cascades": Case(
         COMMENT, RENAME, _trigger("AFTER UPDATE ON orgs", "DELETE FROM posts WHERE id = 1")
     ),
@@ -230,12 +232,42 @@ CASES = {
     ),
 }
 
+CASES |= {
+    f"a trigger with {name}, on {database}": Case(
+        sa.select(sa.table(log, sa.column("id")).c.id) if log else sa.select(POSTS.c.org_id).where(POSTS.c.id == 1),
+        RENAME,
+        {database: bodies.prepared(database, body)},
+        (database,),
+    )
+    for database, made in bodies.BODIES.items()
+    for name, body in made.items()
+    for log in [bodies.log_of(body)]
+}
+CASES |= {
+    f"a trigger sets a column by {name}, on {database}": Case(
+        sa.select(ORGS.c.id).where(ORGS.c.name == bodies.SET),
+        RENAME,
+        {database: bodies.setting(database, body)},
+        (database,),
+    )
+    for database, made in (("postgresql", bodies.SETS), ("mariadb", bodies.SETS_MARIADB))
+    for name, body in made.items()
+}
+
 
 @pytest.fixture
 async def cache(client: Redis) -> AsyncIterator[Cache]:
     """Return a cache that follows."""
     async with Cache(client, auto=True) as made:
         yield made
+
+
+@pytest.fixture(autouse=True)
+async def nowhere_else(database: Database) -> AsyncIterator[None]:
+    """Take away the schema that a case makes: other tests would find its tables."""
+    yield
+    if database.name == "postgresql":
+        await execute(database.engine.url, "DROP SCHEMA IF EXISTS elsewhere CASCADE")
 
 
 def _keep_foreign_keys(connection: Any, record: object) -> None:
@@ -256,7 +288,7 @@ async def test_a_hidden_write_drops_the_answer(database: Database, cache: Cache,
         event.listen(database.engine.sync_engine, "connect", _keep_foreign_keys)
     async with database.engine.begin() as connection:
         for statement in (*TABLES, *case.prepare.get(database.name, ())):
-            await connection.exec_driver_sql(statement)
+            await connection.exec_driver_sql(statement.replace("%", "%%"))
 
     async def read(db: AsyncSession) -> list[str]:
         return [str(value) for value in (await db.scalars(case.read)).all()]
