@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
-from sqlalchemy import URL
+from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError, InvalidRequestError, NoSuchModuleError
 from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -31,7 +32,7 @@ _MEANINGS: Final = (
     ),
     (r"no encryption|insecure|ssl.*required|require.*ssl", "the server asks for TLS", "Add {tls} to the address"),
     (
-        r"password|authentication|role .* not exist|pg_hba|access denied .* \(using",
+        r"password|authentication|role .* not exist|pg_hba|access denied for user [^ ]+( \(using|$)",
         "the server asks for another login",
         "Write user:password@host; : / @ in a password are written as %3A %2F %40",
     ),
@@ -56,10 +57,9 @@ async def opened(address: str, *, patient: bool = False) -> AsyncIterator[Change
         OptionError: the address cannot be used.
         UnreachableError: the database fails, or the driver refuses an option of the address.
     """
+    logging.getLogger("asyncmy").setLevel(logging.ERROR)  # it warns of each IF NOT EXISTS
     try:
-        engine = create_async_engine(address)
-        if "@" in f"{engine.url.host}{engine.url.database}" and engine.dialect.name != "sqlite":
-            raise ValueError  # a part of a password
+        engine = create_async_engine(_parsed(address))
     except (ArgumentError, InvalidRequestError, ModuleNotFoundError) as error:
         raise OptionError(f"--database: {_of_driver(error)}; {SUCH_AS}") from None
     except ValueError:  # its text may have a part of the password
@@ -84,6 +84,14 @@ async def opened(address: str, *, patient: bool = False) -> AsyncIterator[Change
             raise explained(error, source.name, engine.dialect.driver) from error
     finally:
         await engine.dispose()
+
+
+def _parsed(address: str) -> URL:
+    """Return an address in its parts. Raises ValueError for a host or a name that has a part of a password."""
+    url = make_url(address)
+    if "@" in f"{url.host}{url.database}" and url.get_backend_name() != "sqlite":
+        raise ValueError
+    return url
 
 
 def _of_driver(error: Exception) -> str:

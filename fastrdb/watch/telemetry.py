@@ -30,6 +30,7 @@ class Telemetry:
         self._source, self._namespace = source, cache.namespace
         self._redis = address_of(cache.redis)
         self._troubles = set[tuple[str | None, str]]()
+        self._lead_is_due = False
         self._tables = set[str]()
 
     @property
@@ -38,14 +39,22 @@ class Telemetry:
         return bool(self._troubles)
 
     def leads(self) -> None:
-        """Report that the watcher leads."""
-        self._counters.count("lead", self._source)
-        self._log(logging.INFO, "lead", "leads")
+        """Report that the watcher leads; in an outage not before the first poll, which may fail again and again."""
+        self._lead_is_due = True
+        if not self._troubles:
+            self._report_lead()
+
+    def _report_lead(self) -> None:
+        if self._lead_is_due:
+            self._lead_is_due = False
+            self._counters.count("lead", self._source)
+            self._log(logging.INFO, "lead", "leads")
 
     def leads_no_more(self, reason: str) -> None:
-        """Report that the watcher no longer leads."""
-        self._counters.count("lead_end", self._source, reason)
-        self._log(logging.INFO, "lead_end", f"leads no more: {reason}", reason=reason)
+        """Report that the watcher no longer leads, if its lead was reported."""
+        if not self._lead_is_due:
+            self._counters.count("lead_end", self._source, reason)
+            self._log(logging.INFO, "lead_end", f"leads no more: {reason}", reason=reason)
 
     def waits(self, leader: str, heartbeat: float | None, *, late: bool) -> None:
         """Report that another watcher leads.
@@ -108,6 +117,7 @@ class Telemetry:
             poll: a poll whose position is stored.
             lag: in seconds; None for the first poll.
         """
+        self._report_lead()
         tables, self._tables = sorted(self._tables), set()
         if not poll.found:
             return

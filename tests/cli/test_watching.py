@@ -324,6 +324,7 @@ async def test_a_server_that_refuses_is_explained(served: Database) -> None:
         ('no pg_hba.conf entry for host "x", user "y", database "z", no encryption', "Add ?ssl=require to the address"),
         ("(3159, 'Connections using insecure transport are prohibited')", "the server asks for TLS"),
         ('password authentication failed for user "shop"', "the server asks for another login"),
+        ("(1698, \"Access denied for user 'a'@'b'\")", "the server asks for another login"),
         ("(1044, \"Access denied for user 'a'@'b' to database 'shop'\")", "the user may not do that"),
         ("permission denied for schema fastrdb", "the user may not do that"),
         ("[Errno -2] Name or service not known", "there is no such host"),

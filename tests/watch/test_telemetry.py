@@ -168,7 +168,8 @@ async def test_an_outage_says_its_side_and_its_reason_once_and_that_the_watcher_
         CacheUnavailableError("GET", "no answer within 5 s"),
         ValueError("invalid literal: 'secret'"),
     ]
-    async with Cache(client) as cache:
+    events = list[Event]()
+    async with Cache(client, hook=events.append) as cache:
         watcher = Watcher(watched.source, cache)
         for error in errors:
 
@@ -180,6 +181,14 @@ async def test_an_outage_says_its_side_and_its_reason_once_and_that_the_watcher_
         monkeypatch.setattr(watched.source, "poll", original)
         await until(partial(leads, watcher))
         assert not watcher._telemetry.is_troubled
+    assert [each.kind for each in events if each.function == "Watcher"] == [
+        "lead",
+        "outage",
+        "lead_end",
+        "lost",
+        "lead",
+        "recovery",
+    ]
     records = [each for each in caplog.records if vars(each).get("fastrdb", {}).get("event") == "outage"]
     found = [(vars(each)["fastrdb"]["side"], vars(each)["fastrdb"]["reason"]) for each in records]
     assert found == [
