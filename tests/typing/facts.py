@@ -8,7 +8,7 @@ from typing import Any, assert_type
 from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from fastrdb import Explanation, PaginatedResponse, Stats
+from fastrdb import Explanation, Heartbeat, PaginatedResponse, Stats
 from tests.typing.shop import (
     Item,
     ItemChange,
@@ -90,6 +90,7 @@ async def the_extras_are_typed(db: AsyncSession, redis: Redis) -> None:
     assert_type(await row.refresh(db, redis, no=1), Item)
     assert_type(await item.explain(db, redis, 1), Explanation)
     assert_type((await item.explain(redis=redis, no=1)).ttl, float | None)
+    assert_type((await item.explain(redis=redis, no=1)).watched, Heartbeat | None)
     await item.invalidate(redis=redis, no=1)
     await item.put(Item(id=1, name="a"), db, redis, 1)
 

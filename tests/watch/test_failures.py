@@ -25,6 +25,7 @@ TESTS = {
     "several watchers run": [
         "test_watcher:test_of_two_watchers_one_leads_and_the_other_goes_on",
         "test_watcher:test_an_outbox_is_read_for_one_namespace",
+        "test_telemetry:test_a_watcher_that_waits_says_for_which_other_one",
         "test_mechanisms:two_namespaces",
     ],
     "a watcher is killed between Redis and its own bookkeeping": [

@@ -12,8 +12,10 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
+from typer.testing import CliRunner
 
 from fastrdb import OptionError
+from fastrdb.cli.commands import cli
 from fastrdb.keys import Image
 from fastrdb.watch import source_of
 from fastrdb.watch.mysql_log import Found, Log
@@ -104,6 +106,19 @@ async def test_triggers_made_anew_leave_no_gap(watched: Watched) -> None:
 
 
 # --- the binary log
+
+
+@binlog
+async def test_the_command_says_that_the_log_needs_no_installation(watched: Watched) -> None:
+    """Its tables are all of the database; an unknown one is refused all the same."""
+    database = ("--database", watched.database.engine.url.render_as_string(hide_password=False))
+    for more, status, printed in (
+        ((), 0, "Watched: orgs, users\nNothing was installed: the binary log has all changes\n"),
+        (("--print",), 0, "-- nothing to install: the binary log has all changes\n"),
+        (("--table", "user"), 2, "watch: there is no table user; there are: users\n"),
+    ):
+        done = await asyncio.to_thread(CliRunner().invoke, cli, ["watch", "install", *database, *more])
+        assert (done.exit_code, done.output) == (status, printed)
 
 
 @binlog
