@@ -237,7 +237,7 @@ class Doctor:
         """Check whether the index is whole."""
         index = await self._inspector.index()
         if index.exists and not index.whole:
-            advice = "The next write of a prefix scans all keys once. Was the index evicted, or deleted by hand?"
+            advice = "The next write of a prefix scans all keys once. New here, or was the index evicted or deleted?"
             return [Diagnosis("index", "warning", f"not whole, {index.keys:,} keys", advice)]
         return [ok("index", f"whole, {index.keys:,} keys" if index.exists else "none yet: nothing is cached here")]
 
