@@ -13,7 +13,7 @@ from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
 from opentelemetry.trace import TracerProvider
 
-from fastrdb import Cache
+from fastrdb import Cache, OptionError
 
 from .recording import METRICS, Recorder
 from .spans import NAME, Spans
@@ -30,15 +30,26 @@ def instrument(
 ) -> Callable[[], None]:
     """Report the events of `cache` to the given providers, or the global ones. Return a function that ends this.
 
+    May be repeated.
+
     Args:
-        cache: the cache. Call this once for each.
+        cache: the cache.
         meter_provider: for metrics.
         tracer_provider: for a span around each load, each wait for another caller's load, and each invalidation.
         keys: whether spans have the key, which may hold personal data.
+
+    Raises:
+        OptionError: the cache has spans of another provider already: a load can be inside of one span alone.
     """
     measured, traced = _metrics_of(meter_provider or metrics.get_meter_provider()), Spans(tracer_provider, keys)
+    before = [each for each in cache.samplers if isinstance(each, Spans)]
+    if any((each.provider, each.keys) != (traced.provider, keys) for each in before):
+        raise OptionError("opentelemetry.instrument: the cache has spans of another tracer_provider=, or other keys=")
     measured.attach(cache)
-    cache.samplers.append(traced)
+    if before:
+        (traced,) = before
+    else:
+        cache.samplers.append(traced)
 
     def end() -> None:
         measured.detach(cache)

@@ -25,7 +25,8 @@ class Spans(threading.local):
     """
 
     def __init__(self, provider: TracerProvider | None, keys: bool) -> None:
-        self._tracer, self._keys = trace.get_tracer(NAME, tracer_provider=provider), keys
+        self.provider, self.keys = provider, keys
+        self._tracer = trace.get_tracer(NAME, tracer_provider=provider)
         self._open: dict[Span, Token[Any]] = {}  # how to go back to the context before
         self._latest: Span | None = None
 
@@ -67,4 +68,4 @@ class Spans(threading.local):
         span.end()
 
     def _attributes(self, event: Event) -> dict[str, Any]:
-        return {"code.function.name": event.function} | ({"fastrdb.cache.key": event.key} if self._keys else {})
+        return {"code.function.name": event.function} | ({"fastrdb.cache.key": event.key} if self.keys else {})

@@ -25,7 +25,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from redis.asyncio import Redis
 
 import fastrdb.integrations
-from fastrdb import Cache
+from fastrdb import Cache, OptionError
 from fastrdb.integrations import opentelemetry, prometheus
 from fastrdb.integrations.recording import SECONDS
 from fastrdb.testing import EmbeddedServer, GatedClient
@@ -155,6 +155,28 @@ async def test_a_recursive_load_has_a_span_inside_of_a_span(client: Redis) -> No
     parents = {key: span.parent.span_id if span.parent else None for key, span in spans.items()}
     ids = {key: span.context.span_id for key, span in spans.items() if span.context}
     assert parents == {"sum:2": None, "sum:1": ids["sum:2"], "sum:0": ids["sum:1"]}
+
+
+async def test_a_cache_has_the_spans_of_one_provider(client: Redis) -> None:
+    """Repeated, `instrument` adds none: two spans around a load would not end in order. Others are refused."""
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    async with Cache(client) as cache:
+        ends = [opentelemetry.instrument(cache, tracer_provider=provider) for _ in range(2)]
+        with pytest.raises(OptionError, match="the cache has spans of another tracer_provider="):
+            opentelemetry.instrument(cache, tracer_provider=TracerProvider())
+
+        @cache.cached("number:{number}")
+        async def load(number: int) -> int:
+            return number
+
+        assert await load(1) == 1
+        assert trace.get_current_span() is trace.INVALID_SPAN
+        for end in ends:
+            end()
+        assert await load(2) == 2
+    (span,) = exporter.get_finished_spans()
+    assert span.parent is None
 
 
 # --- Prometheus
