@@ -20,7 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from fastrdb.keys import ANYTHING, table_tag
 
 from .bodies import UNKNOWN_FUNCTION, Function, Tables, tables_in
-from .facts import UNKNOWN_TABLE, Facts, links_of
+from .facts import UNKNOWN_TABLE, Facts, joined, links_of
 from .names import Names, SchemaMap, names_in
 from .reads import Origins
 from .sources import SOURCES
@@ -142,7 +142,16 @@ class Catalog:
             for schema, name in self._source.tables(connection):
                 found.setdefault(name.lower(), []).append((schema, self.known_names.joined(schema, name)))
             self._tables = found
-        return tables_in(body, self._tables, partial(self.function, connection), connection.dialect.name, homes, modes)
+        function = partial(self._function_in, connection, homes)
+        return tables_in(body, self._tables, function, connection.dialect.name, homes, modes)
+
+    def _function_in(self, connection: Connection, homes: Collection[str | None] | None, name: str) -> Function:
+        """Return the facts of a function that is called by a text whose names without a schema are in these."""
+        if homes is None or "." in name:
+            return self.function(connection, name)
+        names = {self.known_names.joined(home, name) for home in homes}
+        found = [self.function(connection, each) for each in sorted(names)]
+        return Function(joined(each.reads for each in found), joined(each.writes for each in found))
 
     def _ask(self, connection: Connection, unknown: Any, ask: Any) -> Any:
         with asking(connection):

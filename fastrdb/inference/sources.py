@@ -81,6 +81,16 @@ def _split(table: str) -> tuple[str | None, str]:
     return schema or None, name
 
 
+# Of a function p: it is a part of the server, save those that run a query or use large objects, or it is compiled and
+# a part of one of these extensions. No such function reads or writes a table, but for the row of a trigger.
+_HARMLESS: Final = """(p.oid < 16384
+    AND p.proname !~ '^(lo_.*|loread|lowrite|ts_stat|ts_rewrite|.*_to_xml.*)$'
+OR l.lanname = 'c' AND EXISTS (SELECT FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid
+    WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e' AND e.extname IN (
+        'autoinc', 'hstore', 'insert_username', 'isn', 'lo', 'moddatetime', 'pg_trgm', 'pg_uuidv7', 'pgcrypto',
+        'postgis', 'tcn', 'unaccent', 'uuid-ossp', 'vector')))"""
+
+
 class _PostgreSQL(Source):
     _TABLE = text(
         """SELECT c.oid, c.relkind, c.relrowsecurity, has_table_privilege(c.oid, 'SELECT')
@@ -103,12 +113,15 @@ class _PostgreSQL(Source):
         LEFT JOIN pg_class c ON d.refclassid = 'pg_class'::regclass AND c.oid = d.refobjid
         LEFT JOIN pg_proc p ON d.refclassid = 'pg_proc'::regclass AND p.oid = d.refobjid
         JOIN pg_namespace n ON n.oid = coalesce(c.relnamespace, p.pronamespace)
-        WHERE r.ev_class = CAST(:oid AS oid) AND d.refobjid <> CAST(:oid AS oid)"""
+        WHERE r.ev_class = CAST(:oid AS oid) AND d.refobjid <> CAST(:oid AS oid)
+        UNION SELECT true, 'pg_catalog', found[2]  -- of the server's own functions, no dependency is recorded
+        FROM regexp_matches(pg_get_viewdef(CAST(:oid AS oid)),
+            '(^|[^a-z0-9_])(lo_get|loread|ts_stat|ts_rewrite|[a-z]+_to_xml[a-z_]*)[(]', 'g') AS found"""
     )
     _TRIGGERS = text(
-        """SELECT t.tgtype, l.lanname, p.prosrc FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
+        f"""SELECT t.tgtype, l.lanname, p.prosrc, {_HARMLESS} FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
         JOIN pg_language l ON l.oid = p.prolang
-        WHERE t.tgrelid = ANY(CAST(:oids AS oid[])) AND NOT t.tgisinternal AND t.tgenabled <> 'D'"""
+        WHERE t.tgrelid = ANY(CAST(:oids AS oid[])) AND NOT t.tgisinternal AND t.tgenabled <> 'D'"""  # noqa: S608
     )
     _GENERATED = text(
         """SELECT a.attname FROM pg_attribute a WHERE a.attrelid = CAST(:oid AS oid) AND NOT a.attisdropped
@@ -127,17 +140,20 @@ class _PostgreSQL(Source):
         WHERE f.contype = 'f' AND f.confrelid = ANY(CAST(:oids AS oid[])) AND (f.confdeltype IN ('c', 'n', 'd')
             OR f.confupdtype IN ('c', 'n', 'd'))"""
     )
-    _FUNCTION = """SELECT p.provolatile, l.lanname, {body} FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang
-        JOIN pg_namespace n ON n.oid = p.pronamespace
-        WHERE lower(p.proname) = CAST(:name AS text)
-            AND (CAST(:schema AS text) IS NULL OR lower(n.nspname) = CAST(:schema AS text))"""
+    # Of an aggregate, which is always immutable and has no text, the functions that it is made of.
+    _FUNCTION = f"""WITH named AS (SELECT p.oid FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+            WHERE lower(p.proname) = CAST(:name AS text)
+            AND (CAST(:schema AS text) IS NULL OR lower(n.nspname) = CAST(:schema AS text))),
+        parts AS (SELECT a.aggfnoid, part FROM pg_aggregate a JOIN named ON named.oid = a.aggfnoid,
+            unnest(ARRAY[aggtransfn, aggfinalfn, aggmtransfn, aggminvtransfn, aggmfinalfn]) AS part)
+        SELECT p.provolatile, l.lanname, {_HARMLESS}, {{body}} FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang
+        WHERE p.oid IN (SELECT oid FROM named EXCEPT SELECT aggfnoid FROM parts UNION ALL SELECT part FROM parts)"""  # noqa: S608
     _TABLES = text(
         """SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND n.nspname NOT IN ('pg_catalog', 'information_schema')
             AND n.nspname NOT LIKE 'pg_toast%'"""
     )
     _ACTIONS: Final = {"c": "CASCADE", "n": "SET NULL", "d": "SET DEFAULT"}
-    _COMPILED: Final = ("internal", "c")
 
     def names(self, connection: Connection) -> Names | None:
         if SEARCHES in connection.info:
@@ -180,8 +196,8 @@ class _PostgreSQL(Source):
         if not rows:
             return NO_FUNCTION
         touched, written = list[Tables](), list[Tables]()
-        for volatile, language, source in rows:
-            if language in self._COMPILED or _letter(volatile) == "i":
+        for volatile, language, is_harmless, source in rows:
+            if is_harmless or _letter(volatile) == "i":
                 continue
             tables = self.named_in(connection, source) if language in ("sql", "plpgsql") else None
             touched.append(tables)
@@ -206,14 +222,11 @@ class _PostgreSQL(Source):
 
     def _triggers(self, connection: Connection, oids: list[int]) -> tuple[Tables, Tables]:
         writes, changes = list[Tables](), list[Tables]()
-        for kind, language, source in connection.execute(self._TRIGGERS, {"oids": oids}).all():
-            before = bool(kind & 2)
-            if language in self._COMPILED:
-                changes.append(None if before and language == "c" else NO_TABLES)
-                continue
+        for kind, language, source, is_harmless in connection.execute(self._TRIGGERS, {"oids": oids}).all():
             is_known = language == "plpgsql"
-            writes.append(self.named_in(connection, source) if is_known else None)
-            if before:
+            if not is_harmless:
+                writes.append(self.named_in(connection, source) if is_known else None)
+            if kind & 2 and not (is_harmless and language == "internal"):  # BEFORE
                 changes.append(columns_set_in(source, "postgresql", _modes(connection)) if is_known else None)
         return joined(writes), joined(changes)
 
@@ -263,8 +276,8 @@ class _MySQL(Source):
         GROUP BY k.table_schema, k.table_name, k.constraint_name, r.delete_rule, r.update_rule"""
     )
     _FUNCTION = text(
-        """SELECT routine_schema, routine_definition, sql_mode FROM information_schema.routines
-        WHERE routine_schema = coalesce(:schema, routine_schema) AND lower(routine_name) = :name"""
+        """SELECT routine_definition, sql_mode FROM information_schema.routines
+        WHERE routine_schema = :schema AND lower(routine_name) = :name"""
     )
     _TABLES = text(
         """SELECT table_schema, table_name FROM information_schema.tables
@@ -272,9 +285,11 @@ class _MySQL(Source):
     )
 
     def facts(self, connection: Connection, table: str) -> Facts:
-        schema, plain = _split(table)
-        place = {"schema": schema or next(iter(self.catalog.known_names.searched), None), "name": plain}
+        place = self._place(table)
         found = connection.execute(self._TABLE, place).first()
+        if found is None and "." in table:  # which may be a part of the name itself
+            place = {**self._place(""), "name": table}
+            found = connection.execute(self._TABLE, place).first()
         if found is None:
             return Facts()
         kind, body = found
@@ -299,12 +314,17 @@ class _MySQL(Source):
         )
 
     def function(self, connection: Connection, name: str) -> Function:
-        schema, plain = _split(name)
+        place = self._place(name)
+        homes = {*self.catalog.known_names.searched, place["schema"]}
         touched = joined(
-            self.catalog.named_in(connection, body, {*self.catalog.known_names.searched, home}, modes) if body else None
-            for home, body, modes in connection.execute(self._FUNCTION, {"schema": schema, "name": plain}).all()
+            self.catalog.named_in(connection, body, homes, modes) if body else None
+            for body, modes in connection.execute(self._FUNCTION, place).all()
         )
         return Function(self.through(connection, touched), touched)
+
+    def _place(self, name: str) -> dict[str, Any]:
+        schema, plain = _split(name)
+        return {"schema": schema or next(iter(self.catalog.known_names.searched), None), "name": plain}
 
     def tables(self, connection: Connection) -> Iterable[tuple[str, str]]:
         return [(row[0], row[1]) for row in connection.execute(self._TABLES)]

@@ -12,8 +12,10 @@ from sqlalchemy import event
 
 from fastrdb.inference import Catalog, Change, Origins, Spread, declare_views
 from fastrdb.inference import catalog as catalog_module
+from fastrdb.inference.bodies import Function
 from fastrdb.keys import ANYTHING, Image, table_tag
-from tests.support.servers.databases import Database
+from tests.support.availability import missing
+from tests.support.servers.databases import Database, opened
 
 T = TypeVar("T")
 
@@ -249,3 +251,71 @@ async def test_a_user_without_the_right_to_lock_does_not_look(postgres: Database
         async with postgres.engine.begin() as connection:
             await connection.exec_driver_sql("DROP OWNED BY fastrdb_reader")
             await connection.exec_driver_sql("DROP ROLE fastrdb_reader")
+
+
+EXTENSIONS = ("tablefunc", "dblink", "refint", "uuid-ossp", "moddatetime")
+
+
+@pytest.fixture
+async def extended(postgres: Database) -> Database:
+    """Add functions in C, which are parts of extensions."""
+    async with postgres.engine.begin() as connection:
+        there = set(await connection.scalars(sa.text("SELECT name FROM pg_available_extensions")))
+        if not there.issuperset(EXTENSIONS):
+            missing("PostgreSQL lacks its contrib extensions")
+        for name in EXTENSIONS:
+            await connection.exec_driver_sql(f'CREATE EXTENSION "{name}"')
+        for statement in (
+            """CREATE TRIGGER refers BEFORE DELETE ON orgs FOR EACH ROW
+            EXECUTE FUNCTION check_foreign_key(1, 'cascade', 'id', 'people', 'org_id')""",
+            "CREATE TABLE stamped (id INTEGER, at TIMESTAMP)",
+            """CREATE TRIGGER stamps BEFORE UPDATE ON stamped FOR EACH ROW EXECUTE FUNCTION moddatetime(at)""",
+            "CREATE FUNCTION own() RETURNS float8 STABLE LANGUAGE c AS '$libdir/tablefunc', 'normal_rand'",
+        ):
+            await connection.exec_driver_sql(statement)
+    return postgres
+
+
+async def test_a_compiled_function_may_do_anything(extended: Database) -> None:
+    """Unless it is immutable, a part of the server, or a part of an extension that is known to touch no table."""
+
+    def ask(db: sa.Connection, catalog: Catalog) -> dict[str, Any]:
+        names = ("crosstab", "dblink", "own", "uuid_generate_v4", "lower", "lo_put")
+        return {name: catalog.function(db, name) for name in names}
+
+    found = await asked(extended, ask)
+    for name in ("crosstab", "dblink", "own", "lo_put"):
+        assert found[name].reads is None, name
+    assert found["dblink"].writes is found["lo_put"].writes is None
+    assert found["uuid_generate_v4"] == found["lower"] == Function()
+
+
+async def test_a_compiled_trigger_may_do_anything(extended: Database) -> None:
+    """One of a known extension may set any column of its row, and writes nothing else."""
+    found = await asked(extended, lambda db, catalog: (catalog.facts(db, "orgs"), catalog.facts(db, "stamped")))
+    assert [(each.writes, each.changes) for each in found] == [(None, None), (set(), None)]
+
+
+async def test_a_trigger_calls_the_functions_of_its_own_database(mariadb: Database) -> None:
+    """On MariaDB, a name in a body is one of the database that the body lies in."""
+    other = f"{mariadb.engine.url.database}_other"
+    made = (
+        f"CREATE DATABASE {other}",
+        f"CREATE TABLE {other}.orgs (id INTEGER)",
+        f"CREATE TABLE {other}.audit (id INTEGER)",
+        f"CREATE FUNCTION {other}.note() RETURNS INTEGER BEGIN UPDATE audit SET id = 1; RETURN 1; END",
+        f"CREATE TRIGGER {other}.noted AFTER UPDATE ON {other}.orgs FOR EACH ROW SET @x = note()",
+        f"CREATE TABLE {other}.`a.b` (id INTEGER)",
+        f"CREATE TRIGGER {other}.dotted AFTER UPDATE ON {other}.`a.b` FOR EACH ROW SET @x = note()",
+    )
+    async with mariadb.engine.begin() as connection:
+        for statement in made:
+            await connection.exec_driver_sql(statement)
+    try:
+        facts = await asked(mariadb, lambda db, catalog: catalog.facts(db, f"{other}.orgs"))
+        assert facts.writes == {f"{other}.audit"}
+        async with opened(mariadb.engine.url.set(database=other)) as database:
+            assert (await asked(database, lambda db, catalog: catalog.facts(db, "a.b"))).writes == {"audit"}
+    finally:
+        async with mariadb.engine.begin() as connection:
+            await connection.exec_driver_sql(f"DROP DATABASE {other}")

@@ -218,6 +218,38 @@ CASES: dict[str, Case] = {
     "EXPLAIN ANALYZE of a write": Case(
         ORG, sa.text("EXPLAIN ANALYZE UPDATE orgs SET name = 'new'"), {}, ("postgresql",)
     ),
+    "a function of the server that runs a query": Case(
+        sa.select(sa.func.query_to_xml("SELECT name FROM orgs", True, True, "")), RENAME, {}, ("postgresql",)
+    ),
+    "a function of the server under another name": Case(
+        sa.select(sa.func.as_xml("SELECT name FROM orgs", True, True, "")),
+        RENAME,
+        {
+            "postgresql": (
+                """CREATE FUNCTION as_xml(text, boolean, boolean, text) RETURNS xml STABLE LANGUAGE internal
+                AS 'query_to_xml'""",
+            )
+        },
+        ("postgresql",),
+    ),
+    "a view of a function of the server that runs a query": Case(
+        sa.select(sa.table("xmls", sa.column("x")).c.x),
+        RENAME,
+        {"postgresql": ("CREATE VIEW xmls AS SELECT query_to_xml('SELECT name FROM orgs', true, true, '') AS x",)},
+        ("postgresql",),
+    ),
+    "an aggregate whose function reads": Case(
+        sa.select(sa.func.names_of(sa.literal(1))),
+        RENAME,
+        {
+            "postgresql": (
+                """CREATE FUNCTION add_name(text, int) RETURNS text STABLE LANGUAGE sql
+                AS 'SELECT $1 || name FROM orgs WHERE id = $2'""",
+                "CREATE AGGREGATE names_of(int) (SFUNC = add_name, STYPE = text, INITCOND = '')",
+            )
+        },
+        ("postgresql",),
+    ),
     "another search_path": Case(
         sa.select(ELSEWHERE.c.name).where(ELSEWHERE.c.id == 1),
         (sa.select(sa.func.set_config("search_path", "elsewhere", True)), RENAME),
