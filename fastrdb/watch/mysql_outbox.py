@@ -2,8 +2,9 @@
 
 A row's id is drawn before its transaction commits, so reading behind the last id would lose slow transactions. A poll
 takes what is committed (`FOR UPDATE SKIP LOCKED`), and deletes it in the same transaction, which commits after Redis
-has the changes. One row marks the outbox as whole. The mark has a number, which positions have too, and counts the
-polls that took something: so a position is never taken for one of another outbox, or of another namespace.
+has the changes. One row marks the outbox as whole. The mark has a number, which positions have too, beside the server
+and the time at which the outbox was made. The mark also counts the polls that took something. So a position is never
+taken for one of another outbox, a restored one, or of another namespace.
 
 A foreign key changes rows without firing triggers: `Cascades` works these changes out. TRUNCATE fires no trigger and
 is not seen.
@@ -18,6 +19,7 @@ import secrets
 from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
 
 from sqlalchemy import bindparam, text
 
@@ -25,8 +27,8 @@ from fastrdb.errors import OptionError
 
 from .cascades import Cascades, Row
 from .lead import Lead
-from .mysql_tables import OUTBOX, columns_of, leader, lock_of, locked, quoted, tables_of
-from .source import ChangeSource, Images, Poll, Status, require_tables
+from .mysql_tables import OUTBOX, columns_of, leader, lock_of, locked, quoted, tables_of, without_transactions
+from .source import ChangeSource, Images, Poll, Status, execute, loss, require_tables, turn_of
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -37,10 +39,11 @@ _LOCK: Final = "outbox"
 _PAGE: Final = 1000
 _MOST_WAITING: Final = 100_000
 """With more rows waiting, everything is invalidated at once."""
+_UNKNOWN: Final = object()
 _KINDS: Final[dict[str, Verb]] = {"i": "insert", "u": "update", "d": "delete"}
 _CREATED: Final = (
     f"CREATE TABLE IF NOT EXISTS {OUTBOX} (id BIGINT NOT NULL AUTO_INCREMENT PRIMARY KEY, kind CHAR(1) NOT NULL,"
-    " tbl VARCHAR(64) NOT NULL, image JSON) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4"
+    " tbl VARCHAR(64) NOT NULL, image LONGTEXT) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4"
     " COMMENT='Changes for fastrdb watch. The row with the id -1 marks it as whole.'"
 )
 _MARK: Final = f"INSERT IGNORE INTO {OUTBOX} (id, kind, tbl, image) VALUES (-1, '', '', '0')"
@@ -50,6 +53,12 @@ _NEW = text(f"SELECT id, kind, tbl, image FROM {OUTBOX} WHERE id > 0 ORDER BY id
 _DELETE = text(f"DELETE FROM {OUTBOX} WHERE id IN :ids").bindparams(bindparam("ids", expanding=True))
 _COUNTED = text(f"UPDATE {OUTBOX} SET image = :image WHERE id = -1")
 _MARK_AGAIN = text(f"REPLACE INTO {OUTBOX} (id, kind, tbl, image) VALUES (-1, '', '', :image)")
+_PLACE = text(
+    "SELECT concat_ws('-', @@hostname, @@port, @@server_id, unix_timestamp(create_time)) FROM"
+    " information_schema.tables WHERE table_schema = database() AND table_name = :name"
+)
+_UUID: Final = re.compile(r"[0-9a-f]{32}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+_DATE: Final = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 _NAMED: Final = re.compile(r"(?:NEW|OLD)\.`((?:[^`]|``)+)`")
 _COLUMNS = text(
     "SELECT table_name AS tbl, column_name AS name FROM information_schema.columns WHERE table_schema = database()"
@@ -74,6 +83,7 @@ class MySQLOutbox(ChangeSource):
         self._connection: AsyncConnection | None = None
         self._cascades = Cascades()
         self._lead: Lead | None = None
+        self._place = ""
 
     async def install_sql(self, tables: Collection[str] = (), columns: Iterable[str] = ()) -> list[str]:
         """See `ChangeSource`. Needs CREATE and TRIGGER on the database.
@@ -101,10 +111,13 @@ class MySQLOutbox(ChangeSource):
         return [*(f"DROP TRIGGER IF EXISTS {quoted(name)}" for name in names), f"DROP TABLE IF EXISTS {OUTBOX}"]
 
     async def run(self, statements: Sequence[str]) -> None:
-        """See `ChangeSource`. Each statement commits by itself."""
+        """See `ChangeSource`. Each statement commits by itself, and waits for a lock for a second only."""
         async with self.engine.begin() as connection:
-            for statement in statements:
-                await connection.exec_driver_sql(statement.replace("%", "%%"))
+            try:
+                for statement in ("SET SESSION lock_wait_timeout = 1", *statements):
+                    await execute(connection, statement)
+            finally:
+                await connection.exec_driver_sql("SET SESSION lock_wait_timeout = DEFAULT")
 
     async def lead(self, namespace: str = "") -> bool:
         """See `ChangeSource`. Reads in READ COMMITTED: gap locks would make writers wait."""
@@ -113,6 +126,7 @@ class MySQLOutbox(ChangeSource):
             self._connection = await connection.execution_options(isolation_level="READ COMMITTED")
         lead = self._lead = self._lead or Lead(self.name, namespace)
         async with self._connection.begin():
+            self._place = str(await self._connection.scalar(_PLACE, {"name": OUTBOX}))
             return await lead.take(
                 partial(locked, self._connection, lock_of(namespace)), partial(locked, self._connection, _LOCK)
             )
@@ -123,11 +137,10 @@ class MySQLOutbox(ChangeSource):
         if connection is None:
             raise OptionError("watch: lead() comes before poll()")
         async with connection.begin():
-            marked = await connection.scalar(_MARKED)
-        if lost := _loss(position, marked):
-            return Poll(f"{secrets.token_hex(8)} 0", lost=lost)
-        mark, count = _parsed(position)
-        count, total = _parsed(json.loads(marked))[1], 0
+            mark = _mark(self._place, await connection.scalar(_MARKED))
+        if lost := loss(position, mark):
+            return Poll(f"{self._place}.{secrets.token_hex(8)}/0", lost=lost)
+        (name, _, _), count, total = str(mark).rpartition("/"), turn_of(str(mark)), 0
         while True:
             async with connection.begin():
                 rows = (await connection.execute(_NEW)).all()
@@ -135,15 +148,15 @@ class MySQLOutbox(ChangeSource):
                     await images(await connection.run_sync(self._cascades.images, map(_row, rows)))
                     count += 1
                     await connection.execute(_DELETE, {"ids": [row.id for row in rows]})
-                    await connection.execute(_COUNTED, {"image": json.dumps(f"{mark} {count}")})
+                    await connection.execute(_COUNTED, {"image": _stored(f"{name}/{count}")})
             total += len(rows)
             if len(rows) < _PAGE:
-                return Poll(f"{mark} {count}", total)
+                return Poll(f"{name}/{count}", total)
 
     async def mark(self, position: str) -> None:
         """See `ChangeSource`."""
         async with self.engine.begin() as connection:
-            await connection.execute(_MARK_AGAIN, {"image": json.dumps(position)})
+            await connection.execute(_MARK_AGAIN, {"image": _stored(position)})
 
     async def clean(self, position: str) -> None:
         """See `ChangeSource`. Forgets foreign keys only: `poll` itself deletes what it has read."""
@@ -157,6 +170,7 @@ class MySQLOutbox(ChangeSource):
             for row in await connection.execute(_TRIGGERS):
                 bodies[row.tbl] = bodies.get(row.tbl, "") + row.body
             reported: dict[str, set[str]] = {}
+            status.unwatched |= await without_transactions(connection)
             for table in await tables_of(connection):
                 if table in bodies and f"', {_literal(table)}, JSON_OBJECT" not in bodies[table]:
                     status.unwatched[table] = "renamed after `install`: run it again"
@@ -177,7 +191,8 @@ class MySQLOutbox(ChangeSource):
                     " `fastrdb watch install`"
                 )
             status.waiting = int(await connection.scalar(_COUNT) or 0)
-            if position and (lost := _loss(position, await connection.scalar(_MARKED))):
+            mark = _mark(await connection.scalar(_PLACE, {"name": OUTBOX}), await connection.scalar(_MARKED))
+            if position and (lost := loss(position, mark)):
                 status.notes.append(f"{lost}: the next poll invalidates everything")
             status.leader = await leader(connection, _LOCK)
         return status
@@ -203,29 +218,36 @@ async def _gone(connection: AsyncConnection) -> dict[str, str]:
     return found
 
 
-def _parsed(position: str | None) -> tuple[str, int]:
-    """Return the mark of a position, and the count."""
-    mark, _, count = (position or "").partition(" ")
-    return mark, int(count or 0)
+def _mark(place: Any, marked: str | None) -> str | None:
+    """Return the mark that the outbox has now: see `loss`."""
+    return None if marked is None else f"{place}.{json.loads(marked)}"
 
 
-def _loss(position: str | None, marked: str | None) -> str:
-    """Return why changes since a position may be missing; empty if all are there."""
-    if position is None:
-        return "there is no position of an earlier poll"
-    if marked is None:
-        return "the outbox was emptied (TRUNCATE, or a restore without it)"
-    (expected, at), (mark, count) = _parsed(position), _parsed(str(json.loads(marked)))
-    if mark != expected:
-        return "the outbox is another one than at the last poll, or was read for another namespace"
-    return "the database is older than at the last poll" if count < at else ""
+def _stored(mark: str) -> str:
+    """Return the part of a mark that the outbox has."""
+    return json.dumps(mark.rpartition(".")[2])
 
 
 def _row(found: Any) -> Row:
-    values: dict[str, list[Any]] = json.loads(found.image)
-    before = {column: each[0] for column, each in values.items()}
-    after = {column: each[-1] for column, each in values.items()}
-    return Row(_KINDS[found.kind], found.tbl, before, after)
+    try:
+        images: dict[str, list[Any]] = json.loads(found.image)
+    except ValueError:  # MariaDB writes zeros in front of a number, for one
+        return Row(_KINDS[found.kind], found.tbl, None, None)
+    values = {column: [*map(_exact, each)] for column, each in images.items()}
+    known = {column: each for column, each in values.items() if _UNKNOWN not in each}
+    return Row(
+        _KINDS[found.kind],
+        found.tbl,
+        {column: each[0] for column, each in known.items()},
+        {column: each[-1] for column, each in known.items()},
+    )
+
+
+def _exact(value: Any) -> Any:
+    """Return a value as readers tag by it. A text that is neither a date nor a UUID may be equal to another."""
+    if not isinstance(value, str) or _DATE.fullmatch(value):
+        return value
+    return UUID(value) if _UUID.fullmatch(value) else _UNKNOWN
 
 
 def _trigger_sql(table: str, columns: Sequence[str]) -> dict[str, str]:

@@ -20,15 +20,20 @@ _TABLES = text(
     " WHERE table_schema = database() AND table_type IN ('BASE TABLE', 'SYSTEM VERSIONED')"
     " AND table_name <> :outbox ORDER BY table_name"
 )
+_ENGINES = text(
+    "SELECT table_name, engine FROM information_schema.tables WHERE table_schema = database() AND engine NOT IN"
+    " (SELECT engine FROM information_schema.engines WHERE transactions = 'YES') AND table_type = 'BASE TABLE'"
+)
 # Integers (booleans among them), dates and UUIDs. Readers tag by no text: its collation may take different ones for
-# equal. SQLAlchemy stores UUIDs as CHAR(32) where there is no type of its own.
+# equal. SQLAlchemy stores UUIDs as CHAR(32) where there is no type of its own. MariaDB's JSON has zeros in front.
 _COLUMNS = text("""
 SELECT c.table_name AS tbl, c.column_name AS name, EXISTS (
     SELECT 1 FROM information_schema.statistics s
     WHERE s.table_schema = c.table_schema AND s.table_name = c.table_name AND s.column_name = c.column_name
 ) AS indexed
 FROM information_schema.columns c
-WHERE c.table_schema = database() AND (c.data_type IN ('tinyint', 'smallint', 'mediumint', 'int', 'bigint', 'date',
+WHERE c.table_schema = database() AND c.column_type NOT LIKE '%zerofill%'
+AND (c.data_type IN ('tinyint', 'smallint', 'mediumint', 'int', 'bigint', 'date',
     'uuid') OR c.column_type = 'char(32)')
 ORDER BY c.table_name, c.ordinal_position
 """)
@@ -44,6 +49,14 @@ _LEADER = text(
 async def tables_of(connection: AsyncConnection) -> list[str]:
     """Return the tables of the connection's database, but for the outbox."""
     return list((await connection.scalars(_TABLES, {"outbox": OUTBOX})).all())
+
+
+async def without_transactions(connection: AsyncConnection) -> dict[str, str]:
+    """Return the tables of which an outbox may lack changes, each with the reason."""
+    return {
+        name: f"{engine} has no transactions: a rollback keeps changes, and takes back what was reported of them"
+        for name, engine in await connection.execute(_ENGINES)
+    }
 
 
 async def columns_of(connection: AsyncConnection, wanted: Iterable[str]) -> dict[str, list[str]]:

@@ -54,6 +54,8 @@ TESTS = {
         "test_postgresql:test_a_copy_of_the_database_on_the_same_server_is_another_one",
         "test_postgresql:test_copied_files_of_a_server_are_older",
         "test_mysql:test_a_database_that_is_older_than_the_position_is_lost",
+        "test_mysql_outbox:test_an_outbox_from_a_dump_is_another_one",
+        "test_mysql_outbox:test_an_older_outbox_is_noticed_while_a_watcher_runs",
         "test_sqlite:test_an_older_file_is_lost",
         "test_sqlite:test_a_backup_that_was_written_to_since_is_another_history",
         "test_sqlite:test_another_file_is_noticed_that_came_while_no_watcher_ran",

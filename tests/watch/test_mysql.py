@@ -86,7 +86,7 @@ async def test_an_emptied_outbox_is_noticed_until_it_is_marked(watched: Watched)
 async def test_a_database_that_is_older_than_the_position_is_lost(watched: Watched) -> None:
     """As after a restore from a backup: the rows are older, and so is the count of polls in the outbox."""
     await watched.install()
-    watched.position = f"{str(watched.position).rpartition(' ')[0]} 9"
+    watched.position = f"{str(watched.position).rpartition('/')[0]}/9"
     assert "older" in (await watched.poll())[0].lost
 
 
