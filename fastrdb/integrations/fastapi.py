@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -210,16 +210,25 @@ class _Endpoint:
         given = inspect.signature(function, eval_str=True)
         self._own = {name: found for name, each in given.parameters.items() if (found := _own_part(each)) is not None}
         shown = [each for name, each in given.parameters.items() if name not in self._own]
-        hidden = inspect.Parameter("fastrdb_request", inspect.Parameter.KEYWORD_ONLY, annotation=Request)
-        answer = inspect.Parameter("fastrdb_response", inspect.Parameter.KEYWORD_ONLY, annotation=Response)
         plain = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in shown]
-        self.signature = inspect.Signature([*plain, hidden, answer], return_annotation=query.codec.type)
+        # FastAPI fills one parameter of each of these types: where the function has one, it is that one.
+        self._asked = _named(plain, Request) or "fastrdb_request"
+        self._answered = _named(plain, Response) or "fastrdb_response"
+        for name, kind in ((self._asked, Request), (self._answered, Response)):
+            if name not in given.parameters:
+                plain.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind))
+        self._taken = frozenset(given.parameters)
+        self.signature = inspect.Signature(plain, return_annotation=query.codec.type)
 
     def wrapper(self) -> Any:
         """Return the function that FastAPI calls."""
 
-        async def endpoint(fastrdb_request: Request, fastrdb_response: Response, **arguments: Any) -> Any:
-            return await self.answer(fastrdb_request, fastrdb_response, arguments)
+        async def endpoint(**arguments: Any) -> Any:
+            request, response = (
+                arguments[name] if name in self._taken else arguments.pop(name)
+                for name in (self._asked, self._answered)
+            )
+            return await self.answer(request, response, arguments)
 
         endpoint.__name__, endpoint.__qualname__ = self.function.__name__, self.name
         endpoint.__doc__, endpoint.__module__ = self.function.__doc__, self.function.__module__
@@ -315,6 +324,16 @@ def _own_part(parameter: inspect.Parameter) -> Any:
         if isinstance(each, DependsMark) and each.dependency in (get_session, get_client):
             return each.dependency
     return None
+
+
+def _named(parameters: Iterable[inspect.Parameter], kind: type) -> str | None:
+    """Return the last parameter with an annotation of this type."""
+    found = None
+    for each in parameters:
+        annotation = (get_args(each.annotation) or (each.annotation,))[0]
+        if isinstance(annotation, type) and issubclass(annotation, kind):
+            found = each.name
+    return found
 
 
 def matches(header: bytes, tag: bytes) -> bool:

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 
 import pytest
-from fastapi import Depends, FastAPI
+from fastapi import Depends, FastAPI, Request
 from fastapi import Response as Answer
 from fastapi.responses import JSONResponse, PlainTextResponse
 from httpx import ASGITransport, AsyncClient, Response
@@ -195,6 +195,21 @@ async def test_headers_and_status_of_dependencies_are_those_of_the_response(shop
         assert (answer.headers["x-left"], answer.cookies["seen"], answer.json()["name"]) == ("9", "1", "n1")
         answer = await shop.get("/created/1")
         assert (answer.status_code, answer.json(), answer.headers.get("etag")) == (201, {"id": 1, "name": "n1"}, None)
+
+
+async def test_a_function_may_take_the_request_and_the_response_itself(shop: Shop) -> None:
+    """FastAPI fills one parameter of each type, which `cached_response` then shares."""
+
+    @shop.app.get("/own/{number}")
+    @cached_response
+    @shop.cache.cached("own:{number}", ignore=["request", "response"])
+    async def own(number: int, request: Request, response: Answer, redis: Client) -> str:
+        response.headers["x-loaded"] = "yes"
+        return request.url.path
+
+    first, second = await shop.get("/own/1"), await shop.get("/own/1")
+    assert first.json() == second.json() == "/own/1"
+    assert (first.headers.get("x-loaded"), second.headers.get("x-loaded")) == ("yes", None)
 
 
 async def test_hits_that_are_the_stored_json_are_verified(shop: Shop) -> None:
