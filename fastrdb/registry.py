@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 
 from .errors import PatternError
 from .events import Counters, Stats
-from .keys import Pattern
+from .keys import CallPlan, Pattern
 
 logger = logging.getLogger("fastrdb")
 
@@ -73,6 +73,7 @@ class Registered:
         of_subclass: a method of a generic class, in a subclass. Its keys are those of the method, which has a place
             of its own.
         code: of a function that has variables of the function around it; a factory gives all that it makes one code.
+        plan: of a function that has keys.
     """
 
     function: str
@@ -90,6 +91,7 @@ class Registered:
     reads: set[str] = field(default_factory=set)
     of_subclass: bool = False
     code: CodeType | None = None
+    plan: CallPlan | None = None
 
     @property
     def owner(self) -> str:
@@ -221,9 +223,14 @@ def _literal(prefix: Pattern) -> str:
 
 def _same_keys(new: Registered, other: Registered) -> PatternError | None:
     # The same function may be reloaded, or made once more by a factory.
-    if other.form != new.form or (new.module, new.function) == (other.module, other.function):
+    if (new.module, new.function) == (other.module, other.function):
         return None
     what = f"{new.function}: {_text(new)} makes the same keys as {_text(other)} of {other.function}"
+    if other.form != new.form:
+        key = None if new.plan is None or other.plan is None else new.plan.shares(other.plan)
+        if key is None:
+            return None
+        what = f"{new.function}: {_text(new)} makes the key {key!r}, and so does {_text(other)} of {other.function}"
     if _bare(new.type) != _bare(other.type):
         return PatternError(f"{what}, whose values have another type: give one of the two another pattern")
     if not (new.shared and other.shared):

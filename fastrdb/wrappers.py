@@ -279,6 +279,7 @@ def register(
             code=code if (code := getattr(function, "__code__", None)) is not None and code.co_freevars else None,
             shared=shared,
             ends=query.tagged or endless or query.policy.exp_ms <= SHORT_S * 1000,
+            plan=plan,
         )
     )
     return cached_wrapper(function, query)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 from fastrdb.errors import KeyValueError, MissingKeyFieldError, OptionError, PatternError
@@ -12,6 +12,7 @@ from fastrdb.errors import KeyValueError, MissingKeyFieldError, OptionError, Pat
 from .compiled import Pair, Recipe, Step, Twin
 from .declared import MISSING, attribute_type, lacks
 from .encoding import encode_with, encoder_for
+from .overlap import Made, attribute_of_instance, language_of, shared_key
 from .pattern import Part, Pattern, Seal, sealed
 from .prefix import RESULT, PrefixTemplates, Template, attribute, part_encoder, reader
 from .signature import IdList, Inspected, Parameter, inspect_function
@@ -192,7 +193,7 @@ class CallPlan:
             for part in pattern.parts:
                 found = self._parameters.get(part.root) or self._parameters.get(self._kwargs or "")
                 declared = MISSING if found is None else attribute_type(found.type, part.path)
-                steps.append(Step(part, reader(part.path), part_encoder(part, declared, self._seal)))
+                steps.append(Step(part, reader(part.path), part_encoder(part, declared, self._seal), declared))
             aside = pattern.names | self._ignored | {self._kwargs}
             left = [each for each in self._parameters.values() if each.role == "value" and each.name not in aside]
             query = [self._pair(each) for each in sorted(left, key=lambda each: each.name)]
@@ -207,7 +208,31 @@ class CallPlan:
             text = None if default is MISSING else encode(default)
         except (KeyValueError, RecursionError):  # a sentinel of the function's own: only itself is left out
             text = None
-        return Pair(parameter.name, encode, default, text)
+        return Pair(parameter.name, encode, default, text, parameter.type)
+
+    def shares(self, other: CallPlan) -> str | None:
+        """Return a key that calls of this function and of the other can both have; None if there is none."""
+        if not (self.head.startswith(other.head) or other.head.startswith(self.head)):  # most functions, soon
+            return None
+        return shared_key(self._made, other._made)
+
+    @property
+    def _made(self) -> Made:
+        recipe, texts = self._recipe, partial(language_of, sealed=self._seal is not None)
+        may_be_method = self._takes_instance is None and "." in self.function.rpartition("<locals>.")[2]
+        instance = next(iter(self._parameters), None) if may_be_method else None  # is no part of a key
+        values = [
+            attribute_of_instance(step.part.field)
+            if step.part.root in self._parameters and self._parameters[step.part.root].role == "self"
+            else texts(step.declared, also=step.part.also, path=bool(step.part.path))
+            for step in recipe.steps
+        ]
+        pairs = {
+            each.name: (texts(each.declared), each.default is MISSING and each.name != instance)
+            for each in recipe.query
+        }
+        more = texts(MISSING) if self._kwargs else ()
+        return Made(self.pattern or Pattern("", (), ""), values, pairs, more, self.variant.version)
 
     @cached_property
     def quick(self) -> Twin:

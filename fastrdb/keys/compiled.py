@@ -33,6 +33,7 @@ class Step:
     part: Part
     read: Callable[[Any], Any] | None
     encode: Encoder
+    declared: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class Pair:
     encode: Encoder
     default: Any
     default_text: str | None
+    declared: Any
 
 
 @dataclass

@@ -33,23 +33,26 @@ MAPPINGS: frozenset[Any] = frozenset((dict, collections.abc.Mapping, collections
 _ALIAS_DEPTH = 16  # type aliases may be recursive
 
 
-def members(declared: Any, depth: int = 0) -> list[Any]:
-    """Return what a type comes down to: through Annotated, NewType, aliases, TypeVars, Literal, unions, less None."""
+def members(declared: Any, depth: int = 0, *, whole: bool = False) -> list[Any]:
+    """Return what a type comes down to: through Annotated, NewType, aliases, TypeVars, Literal, unions, less None.
+
+    With `whole`, None is among these, and a Literal stands for itself.
+    """
     if depth > _ALIAS_DEPTH:
         return [Any]
-    inner = _inner(declared)
+    inner = None if whole and get_origin(declared) is Literal else _inner(declared, whole)
     if inner is None:
         return [declared]
-    found = [each for one in inner for each in members(one, depth + 1)]
+    found = [each for one in inner for each in members(one, depth + 1, whole=whole)]
     hashable = all(getattr(type(each), "__hash__", None) is not None for each in found)
     return list(dict.fromkeys(found)) if hashable else found
 
 
-def _inner(declared: Any) -> list[Any] | None:
+def _inner(declared: Any, with_none: bool) -> list[Any] | None:
     """Return the types that a type form stands for; None if it stands for itself."""
     origin = get_origin(declared)
     if origin is Union or origin is types.UnionType:
-        return [each for each in get_args(declared) if each is not NoneType]
+        return [each for each in get_args(declared) if with_none or each is not NoneType]
     if origin is Literal:
         return [type(each) for each in get_args(declared) if each is not None]
     if origin is Annotated or getattr(origin, "__name__", "") == "Mapped":

@@ -260,7 +260,7 @@ def forms_of(value: Any) -> tuple[str, ...]:
 
 # --- containers and objects: items between brackets -------------------------------------------------------------------
 
-_CONTAINERS: tuple[tuple[type, str], ...] = ((list, "l"), (tuple, "t"), (set, "u"), (frozenset, "z"), (dict, "m"))
+CONTAINERS: tuple[tuple[type, str], ...] = ((list, "l"), (tuple, "t"), (set, "u"), (frozenset, "z"), (dict, "m"))
 
 
 def container(value: Any, item: Encoder = undeclared, key: Encoder = undeclared, declared: type | None = None) -> str:
@@ -275,7 +275,7 @@ def container(value: Any, item: Encoder = undeclared, key: Encoder = undeclared,
         KeyValueError: *value* is nothing of that kind, or holds what has no canonical form.
     """
     cls = type(value)
-    for base, letter in _CONTAINERS:
+    for base, letter in CONTAINERS:
         if isinstance(value, base):
             name = "" if cls is base else class_name(cls)
             return f"%{letter}{name}[{'&'.join(_items(value, item, key))}]{_state(value) if name else ''}"

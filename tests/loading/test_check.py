@@ -185,6 +185,52 @@ def test_shared_pattern_needs_one_type() -> None:
     del load
 
 
+def test_pattern_that_overlaps_another_is_refused() -> None:
+    """The message has a key of both. Types of parameters may rule one out, and `shared` permits it."""
+    cache = Cache()
+
+    @cache.cached("account:{name}", shared=True)
+    async def account(name: str) -> int:
+        return 0
+
+    async def own() -> int:
+        return 0
+
+    said = r"own: 'account:me' makes the key 'account:me', and so does 'account:\{name\}' of .*account, so that one"
+    with pytest.raises(PatternError, match=said):
+        cache.cached("account:me")(own)
+    kept = [cache.cached("account:me", shared=True)(own), cache.cached("account:me:all")(own)]
+
+    async def numbered(number: int) -> int:
+        return number
+
+    kept += [cache.cached("user:{number}")(numbered), cache.cached("user:me")(own)]
+    with pytest.raises(PatternError, match="'user:5' makes the key 'user:5', and so does"):
+        cache.cached("user:5")(own)
+    assert len(kept) == 4
+
+
+def test_attributes_of_an_instance_overlap_with_themselves_only() -> None:
+    """A program gives its instances names that differ; arguments come from anywhere."""
+    cache = Cache()
+
+    class Table:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        @cache.cached("{self.name}:{key}")
+        async def row(self, key: str) -> int:
+            return 0
+
+    class Other(Table):
+        async def count(self) -> int:
+            return 0
+
+    assert reader(cache) is not None
+    with pytest.raises(PatternError, match=r"makes the key '\{self.name\}:count', and so does"):
+        cache.cached("{self.name}:count")(Other.count)
+
+
 def test_same_function_again_is_a_new_version() -> None:
     """A module that is loaded again, or a factory of functions, refuses nothing; nor does a function that is gone."""
     cache = Cache()

@@ -1,0 +1,255 @@
+"""The keys that two functions could both make, by their patterns and the types of their parameters. Pure.
+
+The texts of a parameter's values are a regular language: digits for an `int`, and for a `str` any text in which some
+characters are escaped. A pattern is such languages in a row. Two patterns overlap if both rows have one text.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from types import NoneType
+from typing import Any, Final, Literal, NamedTuple, get_args, get_origin
+from uuid import UUID
+
+from .declared import members, scalar_base
+from .encoding import CONTAINERS, MARK, NONE, encoder_for, has_meaningful, percent
+from .pattern import NIL, SEALED, Pattern
+
+
+class Chars(NamedTuple):
+    """One character of these, or of all others; `repeated`: any number of these, with `escapes` between."""
+
+    of: frozenset[str]
+    others: bool = False
+    repeated: bool = False
+    escapes: frozenset[str] = frozenset()
+
+    def both(self, other: Chars) -> str | None:
+        """Return a character that is in both."""
+        if self.others and other.others:
+            found = _LETTERS - self.of - other.of
+        elif self.others or other.others:
+            found = other.of - self.of if self.others else self.of - other.of
+        else:
+            found = self.of & other.of
+        return "1" if "1" in found else min(found, default=None)  # as a part of a date, too
+
+
+Form = tuple[Chars, ...]
+Language = Sequence[Form]
+"""The texts of each of these forms."""
+
+
+class Made(NamedTuple):
+    """The parts that the keys of one function are made of.
+
+    Attributes:
+        pattern: with `values`, the texts of each placeholder.
+        pairs: for each argument behind the pattern its texts, and whether all keys have it.
+        more: the texts of keyword arguments of any other name; none without such arguments.
+        version: of the function's results.
+    """
+
+    pattern: Pattern
+    values: Sequence[Language]
+    pairs: Mapping[str, tuple[Language, bool]]
+    more: Language
+    version: str
+
+    def row(self) -> Iterator[Language]:
+        """Yield the languages of the pattern."""
+        for part, language in zip(self.pattern.parts, self.values, strict=True):
+            yield [_text(part.literal)]
+            yield language
+        yield [_text(self.pattern.tail)]
+
+
+def shared_key(one: Made, other: Made) -> str | None:
+    """Return a key that both functions make for some arguments; None if there is none."""
+    if one.version != other.version:
+        return None
+    key, pairs = _common(one.row(), other.row()), list[str]()
+    for name in sorted({name for each in (one, other) for name, (_, always) in each.pairs.items() if always}):
+        text = _common(*([each.pairs.get(name, (each.more, False))[0]] for each in (one, other)))
+        if text is None:
+            return None
+        pairs.append(f"{name}={text}")
+    return None if key is None else f"{key}?{'&'.join(pairs)}".removesuffix("?").replace(_OPAQUE, "")
+
+
+# --- the texts of a type
+
+_LETTERS: Final = frozenset("abcdefghijklmnopqrstuvwxyz")
+_DIGITS, _HEX = frozenset("0123456789"), frozenset("0123456789abcdef")
+_WHOLE = (Chars(_DIGITS - {"0"}), Chars(_DIGITS, repeated=True))
+_ENDING: Final = frozenset(":?*\\{}")
+_ESCAPES: Final = frozenset(percent(chr(code)) for code in range(128) if has_meaningful(chr(code)))
+_CLASSES: Final[dict[str, Form]] = {
+    "9": (Chars(_DIGITS),),
+    "#": _WHOLE,
+    "!": _WHOLE[::-1],
+    "h": (Chars(_HEX),),
+    "~": (Chars(_HEX, repeated=True),),
+    "^": (Chars(_LETTERS),),
+    "$": (Chars(_ENDING | {*"&=%[]"}, others=True, repeated=True, escapes=_ESCAPES),),
+    "*": (Chars(_ENDING, others=True, repeated=True),),
+}
+"""What a character in the forms below stands for, if not for itself: `$` for a str, and `*` for what is behind `%`."""
+_CLOCKS = ("99%3A99%3A99", "99%3A99%3A99.999999")
+_INTS, _FRACTIONS = ("0", "#", "-#"), ("0.!", "-0.!", "#.!", "-#.!")
+_SCALARS: Final[Mapping[type, Sequence[str]]] = {
+    str: ("$",),
+    bool: ("true", "false"),
+    int: _INTS,
+    float: (*_FRACTIONS, "0.0", "#.0", "-#.0", "nan", "inf", "-inf"),
+    Decimal: (*_INTS, *_FRACTIONS),
+    UUID: ("-".join("h" * size for size in (8, 4, 4, 4, 12)),),
+    date: ("9999-99-99",),
+    datetime: tuple(f"9999-99-99T{clock}{zone}" for clock in _CLOCKS for zone in ("", "+00%3A00")),
+    time: tuple(f"{clock}{zone}" for clock in _CLOCKS for zone in ("", "+99%3A99", "-99%3A99")),
+    timedelta: tuple(f"P{days}DT{seconds}.999999S" for days in _INTS for seconds in ("0", "#")),
+    bytes: ("0x~",),
+}
+_OPAQUE: Final = "\0"
+_UNDECLARED: Final = ("$", "$%^*")
+
+
+def language_of(declared: Any, *, also: str = "", path: bool = False, sealed: bool = False) -> Language:
+    """Return the texts of all values of a declared type; perhaps more, never fewer.
+
+    Args:
+        declared: the type.
+        also: the character that is escaped besides.
+        path: an attribute is read, whose owner may be None.
+        sealed: the values are hashed.
+    """
+    forms = [_form(SEALED + "h" * 32 + more) for more in ("", MARK + SEALED + "h" * 32)] if sealed else _forms(declared)
+    more = [_text(NIL)] if path else []
+    return [tuple(_escaped(form, also)) for form in (*forms, *more)]
+
+
+def attribute_of_instance(field: str) -> Language:
+    """Return a text that stands for the value of an attribute of `self`: it equals that attribute, and nothing else.
+
+    A program gives its instances values of its own, such as names of tables, and no caller chooses one.
+    """
+    return [_text(f"{_OPAQUE}{{{field}}}")]
+
+
+def _forms(declared: Any) -> Iterator[Form]:
+    kinds = members(declared, whole=True)
+    several = len([kind for kind in kinds if kind not in (None, NoneType)]) > 1
+    for kind in kinds:
+        for form in _forms_of(kind, declared):
+            yield form
+            if several:  # then a value is marked by its type
+                yield (*form, *_form(f"{MARK}*"))
+
+
+def _forms_of(kind: Any, declared: Any) -> Iterable[Form]:
+    if kind in (None, NoneType):
+        return [_text(NONE)]
+    if get_origin(kind) is Literal:
+        return [_text(encoder_for(declared)(each)) for each in get_args(kind)]
+    cls = get_origin(kind) or kind
+    if not isinstance(cls, type):
+        return map(_form, _UNDECLARED)
+    if issubclass(cls, Enum) and [*cls]:
+        return [_text(encoder_for(declared)(each)) for each in cls]
+    if (base := scalar_base(cls)) is not None:
+        return map(_form, _SCALARS[base])
+    letters = [letter for base, letter in CONTAINERS if issubclass(cls, base)]
+    if letters or is_dataclass(cls) or hasattr(cls, "__pydantic_fields__"):
+        return [_form(f"%{letters[0] if letters else 'o'}[*]")]
+    return map(_form, _UNDECLARED)
+
+
+def _text(text: str) -> Form:
+    """Return the form of one text."""
+    return tuple(Chars(frozenset(char)) for char in text)
+
+
+def _form(notation: str) -> Form:
+    return tuple(chars for char in notation for chars in _CLASSES.get(char) or _text(char))
+
+
+def _escaped(form: Form, also: str) -> Iterator[Chars]:
+    for chars in form:
+        if also and chars.escapes:
+            yield chars._replace(of=chars.of | {also}, escapes=chars.escapes | {percent(also)})
+        elif chars.of == {also}:
+            yield from _text(percent(also))
+        else:
+            yield chars
+
+
+# --- an automaton of both rows
+
+
+class _Automaton:
+    """The states of a row of languages, from 0 to `end`. A step without characters takes none."""
+
+    def __init__(self, languages: Iterable[Language]) -> None:
+        self.steps: list[list[tuple[Chars | None, int]]] = [[]]
+        self.end = 0
+        for language in languages:
+            start, self.end = self.end, self._new()
+            for form in language:
+                at = start
+                for chars in form:
+                    at = self._after(at, chars)
+                self.steps[at].append((None, self.end))
+
+    def _new(self) -> int:
+        self.steps.append([])
+        return len(self.steps) - 1
+
+    def _after(self, at: int, chars: Chars) -> int:
+        to = self._new()
+        self.steps[at].append((None if chars.repeated else chars, to))
+        if chars.repeated:
+            self.steps[to].append((chars, to))
+        for escape in chars.escapes:
+            inside = to
+            for char in _text(escape)[:-1]:
+                inside = self._after(inside, char)
+            self.steps[inside].append((Chars(frozenset(escape[-1])), to))
+        return to
+
+
+def _common(one: Iterable[Language], other: Iterable[Language]) -> str | None:
+    """Return a short text that is in both rows of languages; None if there is none."""
+    first, second = _Automaton(one), _Automaton(other)
+    texts, waiting = {(0, 0): ""}, deque([(0, 0)])
+    while waiting:
+        here = waiting.popleft()
+        if here == (first.end, second.end):
+            return texts[here]
+        for state, char in _next(first.steps[here[0]], second.steps[here[1]], here):
+            if state not in texts:
+                texts[state] = texts[here] + char
+                waiting.append(state)
+    return None
+
+
+_Steps = list[tuple[Chars | None, int]]
+_State = tuple[int, int]
+
+
+def _next(first: _Steps, second: _Steps, here: _State) -> Iterator[tuple[_State, str]]:
+    """Yield the states of both automata behind this one, each with the character that leads there."""
+    for chars, to in first:
+        if chars is None:
+            yield (to, here[1]), ""
+            continue
+        for others, too in second:
+            if others is not None and (char := chars.both(others)) is not None:
+                yield (to, too), char
+    for others, too in second:
+        if others is None:
+            yield (here[0], too), ""
