@@ -106,18 +106,19 @@ class BinlogSource(ChangeSource):
         end = await _visible(connection)
         if end is None:
             raise OptionError("watch: the server no longer reports binlog_snapshot_position")
-        now = f"{self._server} {end.file} {end.offset}"
+        now = f"{self._server} {end.file} {end.offset} "
         if since is None:
-            return Poll(now, lost="there is no position of an earlier poll")
+            return Poll(f"{now}0", lost="there is no position of an earlier poll")
         if server != self._server or since.order > end.order:
-            return Poll(now, lost="the binary log is another one than at the last poll")
+            return Poll(f"{now}0", lost="the binary log is another one than at the last poll")
         try:
-            return Poll(now, await self._pass_on(connection, since, end, images))
+            count, begun = await self._pass_on(connection, since, end, images)
         except GoneError:
-            return Poll(now, lost="the server has purged the binary log behind the last poll")
+            return Poll(f"{now}0", lost="the server has purged the binary log of the last poll, or has another one")
+        return Poll(f"{now}{begun}", count)
 
-    async def _pass_on(self, connection: AsyncConnection, since: Place, end: Place, images: Images) -> int:
-        """Pass the changes between two places of the log to `images`, and return their number.
+    async def _pass_on(self, connection: AsyncConnection, since: Place, end: Place, images: Images) -> tuple[int, int]:
+        """Pass the changes between two places of the log to `images`. Return their number, and when the file began.
 
         The open log of the last poll is read on. After any error the log is closed, and the next poll opens it again.
         """
@@ -142,7 +143,7 @@ class BinlogSource(ChangeSource):
             log.close()
         else:
             self._log = log
-        return found.count
+        return found.count, log.place.begun if log.place.file == end.file else 0
 
     async def clean(self, position: str) -> None:
         """See `ChangeSource`. The server purges its log itself."""
@@ -183,7 +184,7 @@ async def _visible(connection: AsyncConnection) -> Place | None:
 
 def _parsed(position: str | None) -> tuple[str, Place | None]:
     """Return the server and the place of a position."""
-    parts: list[Any] = (position or "").rsplit(" ", 2)
-    if len(parts) != 3 or not parts[2].isdigit():
+    parts: list[Any] = (position or "").rsplit(" ", 3)
+    if len(parts) != 4 or not (parts[2] + parts[3]).isdigit():
         return "", None
-    return parts[0], place_of(parts[1], parts[2])
+    return parts[0], place_of(*parts[1:])

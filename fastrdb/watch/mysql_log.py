@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _BEAT_S: Final = 0.25
 """The pause after which the server sends a heartbeat. A heartbeat ends a read if the last events are of other kinds."""
 _READ_TIMEOUT_S: Final = 30
+_FORMAT: Final = 15  # the type of a FormatDescriptionEvent
 _GONE: Final = 1236  # the server's error for a place that its log does not have
 _UNREAD: Final = (*range(39, 43), *range(165, 172))
 """Types of events that may hold rows and that the library does not decode: partial, packed, compressed."""
@@ -44,15 +45,16 @@ _OPTIONS: Final = ("host", "port", "user", "password", "passwd", "unix_socket", 
 
 
 class GoneError(Exception):
-    """A place that the server's log no longer has."""
+    """A place that the server's log no longer has, or that is in a file of another history."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A file of the log, and an offset in it."""
+    """A file of the log, and an offset in it. `begun` is the time at which the file was begun, 0 if unknown."""
 
     file: str
     offset: int
+    begun: int = field(default=0, compare=False)
 
     @property
     def order(self) -> tuple[int, int]:
@@ -60,9 +62,9 @@ class Place:
         return int(self.file.rpartition(".")[2]), self.offset
 
 
-def place_of(file: Any, offset: Any) -> Place:
+def place_of(file: Any, offset: Any, begun: Any = 0) -> Place:
     """Return the place that a server reports."""
-    return Place(str(file), int(offset))
+    return Place(str(file), int(offset), int(begun))
 
 
 def is_available() -> bool:
@@ -130,7 +132,7 @@ class Log:
         """Return the changes up to `end`, which the log has.
 
         Raises:
-            GoneError: the server no longer has the place.
+            GoneError: the server no longer has the place: the file was purged, or has another time of its beginning.
             OSError: the server does not answer.
         """
         import pymysql  # noqa: PLC0415
@@ -150,8 +152,12 @@ class Log:
                     raise ConnectionError("the binary log cannot be opened") from error
                 found.everything = True
                 continue
-            self._reads = True
-            self.place = place_of(self._stream.log_file, self._stream.log_pos)
+            self._reads, begun = True, self.place.begun
+            if event.event_type == _FORMAT:  # the first of each file, and of each connection
+                if begun not in (0, event.timestamp) and self._stream.log_file == self.place.file:
+                    raise GoneError
+                begun = event.timestamp
+            self.place = place_of(self._stream.log_file, self._stream.log_pos, begun)
             self._take(event, found)
         return found
 

@@ -74,6 +74,7 @@ TESTS = {
     "the binary log is purged, or is another server's": [
         "test_mysql:test_a_purged_position_is_lost",
         "test_mysql:test_a_log_of_another_server_is_lost",
+        "test_mysql:test_a_log_that_has_begun_anew_is_lost",
     ],
     "a setting of the binary log or a right is missing": [
         "test_mysql:test_a_setting_that_permits_no_watching_is_named",

@@ -228,9 +228,46 @@ async def test_a_purged_position_is_lost(watched: Watched) -> None:
 async def test_a_log_of_another_server_is_lost(watched: Watched) -> None:
     """As after a failover: a file of the same name holds other changes."""
     await watched.install()
-    way, server, file, offset = str(watched.position).split(" ")
-    watched.position = f"{way} x{server} {file} {offset}"
+    way, server, *place = str(watched.position).split(" ")
+    watched.position = " ".join([way, f"x{server}", *place])
     assert "another one" in (await watched.poll())[0].lost
+
+
+@binlog
+async def test_a_log_that_has_begun_anew_is_lost(watched: Watched) -> None:
+    """As of a server that was restored from files: it has the file and the offset, and another history before."""
+    await watched.install()
+    await watched.write("UPDATE users SET bio = 'x' WHERE id = 1")
+    assert (await watched.changes())["users"]["id"] == {"1"}
+    file, offset, begun = str(watched.position).split(" ")[-3:]
+    await watched.source.close()
+    async with watched.database.engine.connect() as connection:
+
+        async def later() -> bool:  # the time of a file has no fractions
+            return bool(await connection.scalar(text(f"SELECT unix_timestamp() > {begun}")))
+
+        async def begun_anew() -> bool:
+            await connection.execute(text("FLUSH BINARY LOGS"))
+            return (await connection.execute(text("SHOW MASTER STATUS"))).one()[0] == file
+
+        async def is_behind() -> bool:
+            await connection.execute(text("UPDATE users SET bio = concat(bio, 'y') WHERE id = 2"))
+            await connection.commit()
+            return int((await connection.execute(text("SHOW MASTER STATUS"))).one()[1]) > int(offset)
+
+        async def is_reset() -> bool:
+            await connection.execute(text("RESET MASTER"))  # not while a reader has not left yet
+            return True
+
+        await until(later)
+        await until(is_reset)
+        if (await connection.execute(text("SHOW MASTER STATUS"))).one()[0] != file:
+            await until(begun_anew)
+        await until(is_behind)
+    await until(watched.source.lead)
+    assert "another one" in (await watched.poll())[0].lost
+    await watched.write("UPDATE users SET bio = 'z' WHERE id = 2")
+    assert (await watched.changes())["users"]["id"] == {"2"}
 
 
 async def test_a_change_is_reported_when_it_is_visible() -> None:
