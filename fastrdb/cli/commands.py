@@ -29,6 +29,7 @@ Key = Annotated[str, typer.Argument(help="Without the namespace.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 UNREACHABLE, STOPPED = 2, 130
 _MOST_PREFIXES = 20
+_PIPE_COLUMNS = 10_000
 _NO_TAGS = "no tags: no entry, or its function is invalidated by prefixes"
 
 
@@ -242,7 +243,9 @@ def run() -> None:
 
 def console() -> Console:
     """Return the terminal. Text is shown as it is: a key is not markup."""
-    return Console(markup=False, emoji=False, highlight=False, soft_wrap=not sys.stdout.isatty())
+    # In a pipe a key stays in one line, however long: another program reads it.
+    width = None if sys.stdout.isatty() else _PIPE_COLUMNS
+    return Console(markup=False, emoji=False, highlight=False, soft_wrap=not sys.stdout.isatty(), width=width)
 
 
 def _run(url: str, work: Callable[[Any], Awaitable[int]], as_json: bool, stopped: int = STOPPED) -> int:

@@ -50,7 +50,11 @@ def keys(console: Console, found: Sequence[KeyInfo], limit: int) -> None:
     for each in found:
         table.add_row(plain(each.key), life(each.ttl), size(each.size))
     console.print(table)
-    more = f"the first {limit}; --limit shows more" if len(found) >= limit else f"{len(found)} entries"
+    more = (
+        f"the first {limit}; --limit shows more"
+        if len(found) >= limit
+        else f"{len(found)} entr{'y' if len(found) == 1 else 'ies'}"
+    )
     console.print(Text(more, "dim"))
 
 

@@ -94,6 +94,24 @@ def test_keys_are_listed(url: str) -> None:
     assert "0 entries" in call("keys", "page:*", "--url", url).stdout
 
 
+def test_a_long_key_stays_in_one_line_of_a_pipe(server: EmbeddedServer) -> None:
+    """Another program reads it, such as grep."""
+    with redis.Redis(port=server.port) as admin:
+        admin.flushall()
+
+    async def fill() -> None:
+        client = Redis(port=server.port)
+        async with client, Cache(client, namespace="shop") as cache:
+            await cache.cached("user:{name}")(_named)("x" * 300)
+
+    asyncio.run(fill())
+    assert f"user:{'x' * 300} " in call("keys", "--url", server.url).stdout
+
+
+async def _named(name: str) -> str:
+    return name
+
+
 def test_an_entry_is_shown_without_what_a_terminal_would_obey(url: str) -> None:
     """The value is JSON; control characters are escaped, and markup is text."""
     shown = call("get", "user:1", "--url", url).stdout
