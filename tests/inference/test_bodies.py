@@ -86,10 +86,12 @@ def test_a_function_that_has_the_name_of_a_table_counts() -> None:
     tables = {"orders": [("public", "orders")], "notes": [("public", "notes")]}
     calling, inserting = "PERFORM orders(1)", "INSERT INTO orders (id) SELECT 1"
     by_name = {"orders": Function(frozenset({"notes"}))}
-    assert tables_in(calling, tables, by_name.__getitem__, "postgresql") == {"orders", "notes"}
+    assert tables_in(calling, tables, by_name.__getitem__, "postgresql") == frozenset({"orders", "notes"})
     assert tables_in(calling, tables, lambda name: UNKNOWN_FUNCTION, "postgresql") is None
-    assert tables_in("WITH orders (id) AS (SELECT 1) x", tables, lambda name: NO_FUNCTION, "postgresql") == {"orders"}
-    assert tables_in(inserting, tables, by_name.__getitem__, "postgresql") == {"orders"}
+    assert tables_in("WITH orders (id) AS (SELECT 1) x", tables, lambda name: NO_FUNCTION, "postgresql") == frozenset(
+        {"orders"}
+    )
+    assert tables_in(inserting, tables, by_name.__getitem__, "postgresql") == frozenset({"orders"})
 
 
 EXACT = {
@@ -118,4 +120,4 @@ EXACT = {
 @pytest.mark.parametrize(("dialect", "body"), EXACT)
 def test_columns_that_a_trigger_only_reads_stay_known(dialect: str, body: str) -> None:
     """The rows of such a column are still named by its values."""
-    assert columns_set_in(body, dialect) == EXACT[dialect, body]
+    assert columns_set_in(body, dialect) == frozenset(EXACT[dialect, body])

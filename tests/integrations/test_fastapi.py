@@ -174,7 +174,7 @@ async def test_304_answers_any_line_of_if_none_match_and_only_a_read(shop: Shop)
 
 
 def _route(shop: Shop, path: str) -> Any:
-    return next(each.endpoint for each in shop.app.routes if getattr(each, "path", "") == path)
+    return next(getattr(each, "endpoint") for each in shop.app.routes if getattr(each, "path", "") == path)  # noqa: B009
 
 
 async def test_headers_and_status_of_dependencies_are_those_of_the_response(shop: Shop) -> None:
@@ -414,12 +414,12 @@ async def _inner(number: int, redis: Client) -> int:
 
 
 @pytest.mark.parametrize("option", [{"stale": 60.0}, {"fail_safe": 60.0}])
-async def test_cache_status_of_an_old_value(shop: Shop, option: dict[str, float]) -> None:
+async def test_cache_status_of_an_old_value(shop: Shop, option: dict[str, Any]) -> None:
     """An old value is a stale hit, whatever its reload and functions inside of it have done before the response."""
     inner = shop.cache.cached("inside")(_inner)
     loads, reloaded = 0, asyncio.Event()
 
-    @shop.cache.cached("old", exp=60, jitter=0, **option)
+    @shop.cache.cached("old", exp=60, jitter=0, **option)  # type: ignore[untyped-decorator]
     async def old(redis: Client) -> int:
         nonlocal loads
         loads += 1
@@ -430,7 +430,7 @@ async def test_cache_status_of_an_old_value(shop: Shop, option: dict[str, float]
 
     @shop.app.get("/old")
     async def read(redis: Client) -> int:
-        found = await old(redis)
+        found: int = await old(redis)
         if "stale" in option and old.stats.stale:
             await reloaded.wait()
         return found

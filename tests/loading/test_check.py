@@ -199,7 +199,7 @@ def test_pattern_that_overlaps_another_is_refused() -> None:
     said = r"own: 'account:me' makes the key 'account:me', and so does 'account:\{name\}' of .*account, so that one"
     with pytest.raises(PatternError, match=said):
         cache.cached("account:me")(own)
-    kept = [cache.cached("account:me", shared=True)(own), cache.cached("account:me:all")(own)]
+    kept: list[Any] = [cache.cached("account:me", shared=True)(own), cache.cached("account:me:all")(own)]
 
     async def numbered(number: int) -> int:
         return number

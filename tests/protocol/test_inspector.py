@@ -172,6 +172,7 @@ async def test_published_counts_are_those_of_the_process(client: Redis, namespac
         for each in twins:
             await each(1)
         await cache.invalidate("one:*")
+        assert cache.runtime._publisher is not None
         found = cache.runtime._publisher.tally.record(cache.runtime.counted, cache.runtime.registry, pending=False)
     totals = Inspector.totals({"this": found})
     (name,) = {each.function for each in cache.functions()}

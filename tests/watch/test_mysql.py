@@ -248,7 +248,7 @@ async def test_a_log_that_has_begun_anew_is_lost(watched: Watched) -> None:
 
         async def begun_anew() -> bool:
             await connection.execute(text("FLUSH BINARY LOGS"))
-            return (await connection.execute(text("SHOW MASTER STATUS"))).one()[0] == file
+            return bool((await connection.execute(text("SHOW MASTER STATUS"))).one()[0] == file)
 
         async def is_behind() -> bool:
             await connection.execute(text("UPDATE users SET bio = concat(bio, 'y') WHERE id = 2"))

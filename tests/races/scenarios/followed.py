@@ -31,6 +31,7 @@ class Followed:
 
         @cache.cached("followed:card:{item_id}")
         async def card(db: AsyncSession, item_id: int) -> str:
+            await db.scalars(select(Owner.id).where(Owner.id == item_id))  # without a query, any commit drops the entry
             return f"<{await name(db, item_id)}>"
 
         self.names, self.name, self.card = names, name, card
