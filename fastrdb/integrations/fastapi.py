@@ -21,6 +21,7 @@ from sqlalchemy.exc import IntegrityError, NoResultFound
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
 from fastrdb import Cache, OptionError, PageOutOfRange, Stored, UnknownFieldError, default_cache
+from fastrdb.options import Seconds, flag, seconds
 
 from .cache_status import HIT
 from .cache_status import CacheStatus as CacheStatus
@@ -150,8 +151,8 @@ def _handler(status: int, message: str | None) -> Callable[[Request, Exception],
 @overload
 def cached_response(function: Function) -> Function: ...
 @overload
-def cached_response(*, max_age: float | None = ..., public: bool = ...) -> Callable[[Function], Function]: ...
-def cached_response(function: Any = None, *, max_age: float | None = None, public: bool = False) -> Any:
+def cached_response(*, max_age: Seconds | None = ..., public: bool = ...) -> Callable[[Function], Function]: ...
+def cached_response(function: Any = None, *, max_age: Seconds | None = None, public: bool = False) -> Any:
     """Turn a cached function into an endpoint that answers a hit with the stored JSON itself.
 
     The response has a strong `ETag`, `Cache-Control` from the remaining TTL, and status 304 if the client has the same.
@@ -165,12 +166,13 @@ def cached_response(function: Any = None, *, max_age: float | None = None, publi
 
     Args:
         function: the cached function.
-        max_age: the most seconds for which a browser may reuse the response without a request, since no invalidation
+        max_age: the longest for which a browser may reuse the response without a request, since no invalidation
             reaches a browser; 0 for a request each time; None for the remaining TTL.
         public: whether caches that many users share may keep the answer.
 
     Raises:
-        OptionError: not a function of `cached` or `cached_list`, or its stored JSON differs from the response model's.
+        OptionError: an option that cannot be; not a function of `cached` or `cached_list`; or its stored JSON differs
+            from the response model's.
     """
     if function is None:
         return lambda each: _Endpoint(each, max_age, public).wrapper()
@@ -193,7 +195,7 @@ _NOTHING_TO_CLOSE = nullcontext()
 class _Endpoint:
     """One endpoint: the cached function, the arguments from FastAPI, and those that the endpoint fills in."""
 
-    def __init__(self, function: Any, max_age: float | None, public: bool) -> None:
+    def __init__(self, function: Any, max_age: Seconds | None, public: bool) -> None:
         self.name = getattr(function, "__qualname__", type(function).__name__)
         query = getattr(function, "query", None)
         if query is None or query.plan.ids is not None:
@@ -203,7 +205,9 @@ class _Endpoint:
                 f"{self.name}: cached_response would answer with other JSON than the response model: {reason}. "
                 "Return the value from an endpoint of your own"
             )
-        self.function, self.query, self.max_age, self.public = function, query, max_age, public
+        self.function, self.query, self.public = function, query, flag(public, name="public", owner=self.name)
+        own_age = None if max_age is None else seconds(max_age, name="max_age", owner=self.name, zero=True)
+        self.max_age = math.inf if own_age is None else own_age
         self.run = function.__wrapped__
         self.peek = partial(query.peek, getattr(function, "__self__", None), ())
         self._routes: dict[int, Any] = {}  # by identity: routes have no hash
@@ -291,7 +295,7 @@ class _Endpoint:
         return _Json(b"", 304, headers) if same else _Json(stored.json, 200, headers)
 
     def _control(self, ttl: float) -> str:
-        age = int(min(ttl, math.inf if self.max_age is None else self.max_age, 31_536_000))
+        age = int(min(ttl, self.max_age, 31_536_000))
         scope = "public" if self.public else "private"
         return f"{scope}, max-age={age}" if age else f"{scope}, no-cache"
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -365,6 +365,19 @@ class Wrapped(JSONResponse):
         return super().render({"data": content})
 
 
+@pytest.mark.parametrize("option", [{"max_age": -5}, {"max_age": "5"}, {"public": 1}])
+def test_options_of_the_response_are_checked(option: Any) -> None:
+    """A header with a negative age would be no header."""
+    function = Cache().cached("checked:{number}")(_numbered)
+    with pytest.raises(OptionError, match=f"_numbered: {next(iter(option))}="):
+        cached_response(**option)(function)
+    cached_response(max_age=timedelta(minutes=1))(function)
+
+
+async def _numbered(number: int) -> int:
+    return number
+
+
 @pytest.mark.parametrize(
     "option",
     [
@@ -419,14 +432,15 @@ async def test_cache_status_of_an_old_value(shop: Shop, option: dict[str, Any]) 
     inner = shop.cache.cached("inside")(_inner)
     loads, reloaded = 0, asyncio.Event()
 
-    @shop.cache.cached("old", exp=60, jitter=0, **option)  # type: ignore[untyped-decorator]
-    async def old(redis: Client) -> int:
+    async def load(redis: Client) -> int:
         nonlocal loads
         loads += 1
         if loads > 1 and "fail_safe" in option:
             raise ConnectionError
         await inner(loads, redis)
         return loads
+
+    old = shop.cache.cached("old", exp=60, jitter=0, **option)(load)
 
     @shop.app.get("/old")
     async def read(redis: Client) -> int:
