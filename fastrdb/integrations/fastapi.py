@@ -206,8 +206,7 @@ class _Endpoint:
                 "Return the value from an endpoint of your own"
             )
         self.function, self.query, self.public = function, query, flag(public, name="public", owner=self.name)
-        own_age = None if max_age is None else seconds(max_age, name="max_age", owner=self.name, zero=True)
-        self.max_age = math.inf if own_age is None else own_age
+        self.max_age = math.inf if max_age is None else seconds(max_age, name="max_age", owner=self.name, zero=True)
         self.run = function.__wrapped__
         self.peek = partial(query.peek, getattr(function, "__self__", None), ())
         self._routes: dict[int, Any] = {}  # by identity: routes have no hash

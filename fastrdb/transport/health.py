@@ -87,12 +87,13 @@ class Breaker:
         opened: whether the node is left alone.
         node: as given.
         failures: failures in a row; 0 means that an answer changes nothing.
+        latest: the reason of the latest failure.
         opens: how often the breaker has opened.
     """
 
     __slots__ = (
         *("_clock", "_due", "_health", "_on_silence", "_logged", "_task", "_tries"),
-        *("address", "failures", "node", "opened", "opens", "timeout", "trying"),
+        *("address", "failures", "latest", "node", "opened", "opens", "timeout", "trying"),
     )
 
     def __init__(
@@ -104,7 +105,7 @@ class Breaker:
         clock: Callable[[], float] = monotonic,
         timeout: float = 0.0,
     ) -> None:
-        self.address, self.timeout = "", timeout
+        self.address, self.latest, self.timeout = "", "", timeout
         self._health, self.node, self._on_silence, self._clock = health, node, on_silence, clock
         self.opened = self.trying = self._logged = False
         self.failures = self.opens = self._tries = 0
@@ -143,7 +144,9 @@ class Breaker:
     def refusal(self, operation: str, ping: Callable[[], Awaitable[object]]) -> CacheUnavailableError:
         """Return the error of a call that does not wait for the node, because the breaker is open. See `probe`."""
         self.probe(ping)
-        return CacheUnavailableError(operation, f"{self.node or 'Redis'} has not answered lately")
+        return CacheUnavailableError(
+            operation, f"{self.node or 'Redis'} has not answered lately ({self.latest.rstrip('.')})"
+        )
 
     def probe(self, ping: Callable[[], Awaitable[object]]) -> None:
         """Try the node in the background, if it is time: by `ping`, which counts its result here."""
@@ -173,7 +176,7 @@ class Breaker:
         self.tried()
 
     def _failed(self, operation: str, reason: str) -> None:
-        self.failures += 1
+        self.failures, self.latest = self.failures + 1, reason
         if not self._logged:  # a program may end before its third failure
             self._logged = True
             logger.warning(

@@ -39,6 +39,15 @@ async def test_server_that_is_down_is_not_ready() -> None:
     assert found.unreachable
 
 
+async def test_server_that_has_been_down_for_long_is_named() -> None:
+    """Calls do not wait for it any more, and the record still says why: where it is, and what it did."""
+    async with Redis(port=1, retry=Retry(NoBackoff(), 0)) as client, Cache(client) as cache:
+        for _ in range(5):
+            found = await cache.ready()
+    assert "has not answered lately" in found.unreachable
+    assert "localhost:1" in found.unreachable
+
+
 async def test_missing_right_is_named(client: Redis) -> None:
     """An ACL that forbids a command of the scripts is not ready, although the server answers."""
     await client.execute_command("ACL", "SETUSER", "poor", "on", ">poor", "~*", "+@all", "-unlink")
