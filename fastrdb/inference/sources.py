@@ -100,12 +100,11 @@ class _PostgreSQL(Source):
             OR lower(c.relname) = CAST(:name AS text) AND n.nspname = ANY (CAST(:searched AS text[])))"""
     )
     _RELATIVES = text(
-        """WITH RECURSIVE up(oid) AS (SELECT inhparent FROM pg_inherits WHERE inhrelid = CAST(:oid AS oid)
-            UNION SELECT i.inhparent FROM pg_inherits i JOIN up ON i.inhrelid = up.oid),
-        down(oid) AS (SELECT inhrelid FROM pg_inherits WHERE inhparent = CAST(:oid AS oid)
-            UNION SELECT i.inhrelid FROM pg_inherits i JOIN down ON i.inhparent = down.oid)
-        SELECT c.oid, n.nspname, c.relname FROM (SELECT oid FROM up UNION SELECT oid FROM down) r
-        JOIN pg_class c ON c.oid = r.oid JOIN pg_namespace n ON n.oid = c.relnamespace"""
+        """WITH RECURSIVE down(oid) AS (SELECT CAST(:oid AS oid)
+            UNION SELECT i.inhrelid FROM pg_inherits i JOIN down ON i.inhparent = down.oid),
+        up(oid) AS (SELECT oid FROM down UNION SELECT i.inhparent FROM pg_inherits i JOIN up ON i.inhrelid = up.oid)
+        SELECT c.oid, n.nspname, c.relname FROM up JOIN pg_class c USING (oid)
+        JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid <> CAST(:oid AS oid)"""
     )
     _BASES = text(
         """SELECT DISTINCT d.refclassid = 'pg_proc'::regclass, n.nspname, coalesce(c.relname, p.proname)
@@ -294,7 +293,7 @@ class _MySQL(Source):
             return Facts()
         kind, body = found
         homes = {*self.catalog.known_names.searched, place["schema"]}
-        if kind != "BASE TABLE":
+        if kind not in ("BASE TABLE", "SYSTEM VERSIONED"):
             bases = self.through(connection, self.catalog.named_in(connection, body, homes)) if body else None
             return Facts(reads=bases, writes=bases, changes=None, may_lock=False)
         triggers = connection.execute(self._TRIGGERS, place).all()

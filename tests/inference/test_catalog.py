@@ -212,6 +212,23 @@ async def test_a_partition_holds_rows_of_its_table(postgres: Database) -> None:
     assert [each.relatives for each in facts] == [{"days_1"}, {"days"}]
 
 
+async def test_the_parents_of_a_child_hold_its_rows(postgres: Database) -> None:
+    """A write to one parent reaches the other."""
+    async with postgres.engine.begin() as connection:
+        for name, of in (("ships", ""), ("houses", ""), ("houseboats", "INHERITS (ships, houses)")):
+            await connection.exec_driver_sql(f"CREATE TABLE {name} ({'' if of else 'id INTEGER'}) {of}")
+    facts = await asked(postgres, lambda db, catalog: catalog.facts(db, "ships"))
+    assert facts.relatives == {"houses", "houseboats"}
+
+
+async def test_a_table_with_versions_is_a_table(mariadb: Database) -> None:
+    """A write to it reaches no other table."""
+    async with mariadb.engine.begin() as connection:
+        await connection.exec_driver_sql("CREATE TABLE kept (id INTEGER PRIMARY KEY) WITH SYSTEM VERSIONING")
+    facts = await asked(mariadb, lambda db, catalog: catalog.facts(db, "kept"))
+    assert (facts.reads, facts.writes, facts.may_lock) == (set(), set(), True)
+
+
 async def test_a_materialized_view_may_hold_anything(postgres: Database) -> None:
     """It changes by a REFRESH alone, unless the user declares what is enough."""
     tags, coarse = await asked(postgres, lambda db, catalog: catalog.besides(db, depending("totals")))
