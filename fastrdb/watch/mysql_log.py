@@ -152,12 +152,13 @@ class Log:
                     raise ConnectionError("the binary log cannot be opened") from error
                 found.everything = True
                 continue
-            self._reads, begun = True, self.place.begun
+            self._reads, file = True, self._stream.log_file
+            begun = self.place.begun if file == self.place.file else 0
             if event.event_type == _FORMAT:  # the first of each file, and of each connection
-                if begun not in (0, event.timestamp) and self._stream.log_file == self.place.file:
+                if begun not in (0, event.timestamp):
                     raise GoneError
                 begun = event.timestamp
-            self.place = place_of(self._stream.log_file, self._stream.log_pos, begun)
+            self.place = place_of(file, self._stream.log_pos, begun)
             self._take(event, found)
         return found
 

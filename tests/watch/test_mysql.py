@@ -234,19 +234,48 @@ async def test_a_log_of_another_server_is_lost(watched: Watched) -> None:
 
 
 @binlog
+async def test_the_next_file_of_a_log_is_read_on(watched: Watched) -> None:
+    """It has begun at another time than the one before."""
+    await watched.install()
+    await watched.write("UPDATE users SET bio = 'x' WHERE id = 1")
+    await watched.changes()
+    begun = str(watched.position).rpartition(" ")[2]
+    async with watched.database.engine.connect() as connection:
+
+        async def is_later() -> bool:
+            return bool(await connection.scalar(text(f"SELECT unix_timestamp() > {begun}")))
+
+        await until(is_later)
+    for number in ("2", "3"):
+        await watched.write("FLUSH BINARY LOGS", f"UPDATE users SET bio = 'x' WHERE id = {number}")
+        assert (await watched.changes())["users"]["id"] == {number}
+        await watched.source.close()
+        await until(watched.source.lead)
+    assert watched.lost == []
+
+
+@binlog
 async def test_a_log_that_has_begun_anew_is_lost(watched: Watched) -> None:
     """As of a server that was restored from files: the file and the offset are there, and another history before."""
     await watched.install()
 
-    async def written(bio: str) -> tuple[str, int]:
-        await watched.write(f"UPDATE users SET bio = '{bio}' WHERE id = 1")
+    async def place_now() -> tuple[str, int]:
         async with watched.database.engine.connect() as connection:
             found = (await connection.execute(text("SHOW MASTER STATUS"))).one()
         return str(found[0]), int(found[1])
 
-    await written("0")
-    await watched.write("FLUSH BINARY LOGS")
-    place = await written("1")
+    async def is_settled() -> bool:  # the server writes into a new file when it has no need of the one before
+        async with watched.database.engine.connect() as connection:
+            events = (await connection.execute(text(f"SHOW BINLOG EVENTS IN '{(await place_now())[0]}'"))).all()
+        return ("Binlog_checkpoint", (await place_now())[0]) in {(row[2], row[5]) for row in events}
+
+    async def written_in_a_new_file(bio: str) -> tuple[str, int]:
+        await watched.write("UPDATE users SET bio = '0' WHERE id = 1", "FLUSH BINARY LOGS")
+        await until(is_settled)
+        await watched.write(f"UPDATE users SET bio = '{bio}' WHERE id = 1")
+        return await place_now()
+
+    place = await written_in_a_new_file("1")
     assert (await watched.changes())["users"]["id"] == {"1"}
     *_, file, offset, begun = str(watched.position).split(" ")
     assert (file, int(offset)) == place
@@ -262,12 +291,11 @@ async def test_a_log_that_has_begun_anew_is_lost(watched: Watched) -> None:
 
         await until(is_reset)
         await until(is_later)
-    found = await written("2")
+    found = await written_in_a_new_file("2")
     while found[0] != file:
-        await watched.write("FLUSH BINARY LOGS")
-        found = await written("3")
+        found = await written_in_a_new_file("3")
     assert found == place
-    await written("4")
+    await watched.write("UPDATE users SET bio = '4' WHERE id = 1")
     await until(watched.source.lead)
     assert "another one" in (await watched.poll())[0].lost
     await watched.write("UPDATE users SET bio = 'z' WHERE id = 2")
