@@ -226,7 +226,7 @@ async def test_a_table_with_versions_is_a_table(mariadb: Database) -> None:
     async with mariadb.engine.begin() as connection:
         await connection.exec_driver_sql("CREATE TABLE kept (id INTEGER PRIMARY KEY) WITH SYSTEM VERSIONING")
     facts = await asked(mariadb, lambda db, catalog: catalog.facts(db, "kept"))
-    assert (facts.reads, facts.writes, facts.may_lock) == (set(), set(), True)
+    assert (facts.reads, facts.writes, facts.may_lock) == (frozenset(), frozenset(), True)
 
 
 async def test_a_materialized_view_may_hold_anything(postgres: Database) -> None:
