@@ -7,10 +7,11 @@ these facts, automatic invalidation would miss entries silently. An unknown fact
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection
@@ -25,11 +26,13 @@ from .names import Names, SchemaMap, names_in
 from .reads import Origins
 from .sources import SOURCES
 
+T = TypeVar("T")
 # In `Connection.info`: a statement of fastrdb's own is running; the catalog of a transaction that changes tables.
 _ASKING, _OWN, _PENDING = "fastrdb.asking", "fastrdb.catalog", "fastrdb.pending"
 _SHARED = "fastrdb.shared"  # the catalog of the engine: a lookup here takes half the time of one by the dialect
 OWN_STATEMENTS: Final = "fastrdb_own_statements"  # the option of an engine that sends none but fastrdb's own
-_DDL: Final = re.compile(r"\s*(?:CREATE|ALTER|DROP|RENAME)\b", re.IGNORECASE)
+# Anywhere in a statement: behind a comment or another statement, or in a block of PL/pgSQL. EXECUTE may run any.
+_DDL: Final = re.compile(r"\b(?:CREATE|ALTER|DROP|RENAME|ATTACH|DETACH|IMPORT|EXECUTE)\b", re.IGNORECASE)
 
 
 class Catalog:
@@ -66,11 +69,8 @@ class Catalog:
                 return UNKNOWN_TABLE
             if self.names(connection) is None:
                 return UNKNOWN_TABLE
-            with _pending(connection, key) as in_circle:
-                if in_circle:  # a view in a circle, or a trigger that writes to its own table
-                    return Facts()
-                found = self._ask(connection, UNKNOWN_TABLE, partial(self._source.facts, connection, table))
-            self._facts[key] = found
+            ask = partial(self._source.facts, connection, table)
+            return _settled(connection, (self._facts, key), Facts(), partial(self._ask, connection, UNKNOWN_TABLE, ask))
         return self._facts[key]
 
     def known(self, table: str) -> Facts:
@@ -125,12 +125,8 @@ class Catalog:
         if key not in self._functions:
             if self._source is None or self.names(connection) is None:
                 return UNKNOWN_FUNCTION
-            with _pending(connection, f"{key}()") as in_circle:
-                if in_circle:  # a function that calls itself
-                    return Function()
-                ask = partial(self._source.function, connection, name)
-                found = self._ask(connection, UNKNOWN_FUNCTION, ask)
-            self._functions[key] = found
+            ask = partial(self._ask, connection, UNKNOWN_FUNCTION, partial(self._source.function, connection, name))
+            return _settled(connection, (self._functions, key), Function(), ask)
         return self._functions[key]
 
     def named_in(
@@ -190,26 +186,27 @@ def catalog_of(connection: Connection, info: dict[Any, Any] | None = None) -> Ca
     return found
 
 
-def _forget_shared(dialect: Dialect) -> None:
-    found = _catalogs.pop(dialect, None)
-    if found is not None:
-        found.forgotten = True
+def _forget_shared() -> None:
+    """Forget the facts of all engines: another one may be on the same database."""
+    with suppress(KeyError):  # when there are no more
+        while True:
+            _catalogs.popitem()[1].forgotten = True
 
 
 def forget(connection: Connection, statement: str) -> None:
-    """Forget the facts of an engine if `statement`, which is about to run, may change the schema.
+    """Forget the facts if `statement`, which is about to run, may change the schema.
 
     Until it ends, the transaction has a catalog of its own: other transactions do not see its changes yet.
     """
-    if _DDL.match(statement):
-        _forget_shared(connection.dialect)
+    if _DDL.search(statement):
+        _forget_shared()
         connection.info[_OWN] = Catalog(connection.dialect)
 
 
 def forget_again(connection: Connection) -> None:
     """Forget again after a DDL statement that commits by itself: others may have read old facts while it ran."""
     if _OWN in connection.info:
-        _forget_shared(connection.dialect)
+        _forget_shared()
 
 
 def transaction_begins(connection: Connection) -> None:
@@ -218,27 +215,56 @@ def transaction_begins(connection: Connection) -> None:
         connection.info.pop(_OWN, None)
 
 
-def transaction_commits(dialect: Dialect, info: dict[Any, Any]) -> None:
+def transaction_commits(info: dict[Any, Any]) -> None:
     """Forget the shared facts after the COMMIT of a transaction that changed tables: others read old ones before."""
     if info.pop(_OWN, None) is not None:
-        _forget_shared(dialect)
+        _forget_shared()
 
 
-@contextmanager
-def _pending(connection: Connection, name: str) -> Iterator[bool]:
-    """Yield whether the connection is asking for `name` already, further out.
+@dataclass(slots=True)
+class _Pending:
+    """The questions of one connection, each of which came up in the one before.
 
-    Other connections ask for themselves meanwhile: what is not known yet must not be taken for nothing. And one that is
-    cancelled leaves nothing.
+    Other connections ask for themselves meanwhile: what is not known yet must not be taken for nothing.
+
+    Attributes:
+        names: what is being asked.
+        parts: what was found in a circle, and lacks what lies further out.
+        lacks: the answer that is being worked out lacks something.
     """
-    names: set[str] = connection.info.setdefault(_PENDING, set())
-    is_outer = name not in names
-    names.add(name)
+
+    names: set[tuple[int, str]] = field(default_factory=set)
+    parts: dict[tuple[int, str], Any] = field(default_factory=dict)
+    lacks: bool = False
+
+
+def _settled(connection: Connection, place: tuple[dict[str, T], str], nothing: T, ask: Callable[[], T]) -> T:
+    """Ask for a fact, and keep the answer.
+
+    In a circle, as of functions that call each other, what is being asked already counts as nothing. An answer that
+    lacks something for this reason is not kept: only the outermost one has all of it.
+    """
+    known, key = place
+    pending: _Pending = connection.info.setdefault(_PENDING, _Pending())
+    name, outer = (id(known), key), pending.lacks
+    if name in pending.names or name in pending.parts:
+        pending.lacks = True
+        return cast("T", pending.parts.get(name, nothing))
+    pending.names.add(name)
+    pending.lacks = False
     try:
-        yield not is_outer
+        found = ask()
+        if pending.lacks and len(pending.names) > 1:
+            pending.parts[name] = found
+        else:
+            known[key] = found
+        return found
     finally:
-        if is_outer:
-            names.discard(name)
+        pending.names.discard(name)
+        pending.lacks |= outer
+        if not pending.names:
+            pending.parts.clear()
+            pending.lacks = False
 
 
 @contextmanager

@@ -90,6 +90,7 @@ def follow(
         connection.info[SEARCHES] = True
     does = effect(statement, connection.dialect.name)
     if does >= Effect.WRITES:
+        forget(connection, statement)  # by a migration that is not tracked, too
         _writes(connection, transaction, statement, context)
     else:
         _reads(connection, statement, context, calls)
@@ -144,7 +145,6 @@ def _tags(connection: Connection, statement: str, context: Any) -> tuple[Iterabl
 
 def _writes(connection: Connection, transaction: Transaction, statement: str, context: Any) -> None:
     """Note what a statement is about to change."""
-    forget(connection, statement)  # by a migration that is not tracked, too
     following = _following()
     if not following:
         return

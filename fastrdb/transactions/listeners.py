@@ -278,19 +278,19 @@ def _watch(connection: Connection, transaction: Transaction) -> None:
 
     def commit(dbapi_connection: Any) -> None:
         do_commit(dbapi_connection)
-        _on_committed(dialect, getattr(dbapi_connection, "info", {}))
+        _on_committed(getattr(dbapi_connection, "info", {}))
 
     def commit_twophase(connection: Connection, xid: Any, is_prepared: bool = True, recover: bool = False) -> None:
         do_commit_twophase(connection, xid, is_prepared, recover)
-        _on_committed(dialect, connection.info)
+        _on_committed(connection.info)
 
     dialect.do_commit = commit  # type: ignore[method-assign]
     dialect.do_commit_twophase = commit_twophase  # type: ignore[method-assign]
 
 
-def _on_committed(dialect: Dialect, info: dict[Any, Any]) -> None:
+def _on_committed(info: dict[Any, Any]) -> None:
     if followers:
-        transaction_commits(dialect, info)
+        transaction_commits(info)
     transaction: Transaction | None = info.pop(_SENT, None)
     if transaction is None:
         return

@@ -174,7 +174,7 @@ def test_connections_that_have_the_catalog_forget_it_too() -> None:
         catalog_module.forget(one, "CREATE TABLE t (id INTEGER)")
         between = catalog_module.catalog_of(other)
         assert len({shared, catalog_module.catalog_of(one), between}) == 3
-        catalog_module.transaction_commits(one.dialect, one.info)
+        catalog_module.transaction_commits(one.info)
         assert catalog_module.catalog_of(other) is catalog_module.catalog_of(one)
         assert catalog_module.catalog_of(other) not in (shared, between)
     engine.dispose()
@@ -336,3 +336,29 @@ async def test_a_trigger_calls_the_functions_of_its_own_database(mariadb: Databa
     finally:
         async with mariadb.engine.begin() as connection:
             await connection.exec_driver_sql(f"DROP DATABASE {other}")
+
+
+async def test_what_stands_in_a_circle_has_all_of_it(postgres: Database) -> None:
+    """Each of two that need each other, whichever is asked first."""
+    made = (
+        """CREATE FUNCTION even(n int) RETURNS bool STABLE LANGUAGE plpgsql AS $$ BEGIN
+        PERFORM 1 FROM audit; RETURN n = 0 OR odd(n - 1); END $$""",
+        """CREATE FUNCTION odd(n int) RETURNS bool STABLE LANGUAGE plpgsql AS $$ BEGIN
+        PERFORM 1 FROM people; RETURN n <> 0 AND (even(n - 1) OR total() > 9); END $$""",
+        "CREATE TABLE hidden (id INTEGER)",
+        "ALTER TABLE hidden ENABLE ROW LEVEL SECURITY",
+        "CREATE POLICY own ON hidden USING (id IN (SELECT id FROM secrets))",
+        "CREATE POLICY more ON secrets USING (id IN (SELECT id FROM hidden))",
+    )
+    async with postgres.engine.begin() as connection:
+        await connection.exec_driver_sql("SET check_function_bodies = off")
+        for statement in made:
+            await connection.exec_driver_sql(statement)
+
+    def ask(db: sa.Connection, catalog: Catalog) -> list[Any]:
+        functions = [catalog.function(db, name).reads for name in ("even", "odd")]
+        return [*functions, *(catalog.facts(db, name).reads for name in ("hidden", "secrets"))]
+
+    even, odd, hidden, secrets = await asked(postgres, ask)
+    assert even == odd == {"audit", "people", "org_names", "orgs"}
+    assert hidden == secrets == {"hidden", "secrets", "orgs"}
