@@ -13,14 +13,14 @@ from .catalog import (
     transaction_commits,
 )
 from .facts import Spread
+from .lexer import blanked
 from .look import check, look
 from .names import SEARCHED, SEARCHES, Names
 from .reads import Origins, ReadRows, reads_of, reads_of_text
-from .text import CALLED, functions_in, harmless
+from .text import functions_in, harmless
 from .writes import Change, Verb, Writes, changes_of_text, writes_of
 
 __all__ = [
-    "CALLED",
     "OWN_STATEMENTS",
     "SEARCHED",
     "SEARCHES",
@@ -33,6 +33,7 @@ __all__ = [
     "Verb",
     "Writes",
     "asking",
+    "blanked",
     "catalog_of",
     "changes_of_text",
     "check",

@@ -65,9 +65,10 @@ def tables_in(
         for schema, name in tables[word]
         if homes is None or schema in homes or (schema or "").lower() in words
     }
-    for before, name in calls(found):
+    for name, before, is_word in calls(found):
         is_table = name.rpartition(".")[2] in tables
-        if name in _CONTROL or name.upper() in harmless(dialect) or (is_table and before == "into"):
+        is_harmless = is_word and (name in _CONTROL or name.upper() in harmless(dialect))
+        if is_harmless or (is_table and before == "into"):
             continue
         called = function(name)
         if called is NO_FUNCTION and is_table:  # a table before its columns

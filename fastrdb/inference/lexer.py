@@ -13,7 +13,7 @@ from typing import Final, Literal, NamedTuple
 
 BACKSLASHES: Final = "BACKSLASH_ESCAPES"
 """The mode of PostgreSQL without `standard_conforming_strings`."""
-_LONGEST_NAME: Final = 63  # bytes: PostgreSQL cuts a longer one, so that the text has another name than the table
+_LONGEST_NAME: Final = 63  # bytes, of PostgreSQL
 _NESTED: Final = re.compile(r"/\*|\*/")
 
 _L: Final = r"A-Za-z_\u0080-\U0010ffff"  # the letters of names
@@ -28,8 +28,8 @@ _FAMILIES: Final = {
         "space": rf"{_SPACE}|--[^\n\r]*",
         "nested": r"/\*",
         "literal": rf"[eE]{_ESCAPED}|(?:[uU]&|[bBnNxX])?%(text)s|(?P<quote>{_DOLLAR}).*?(?P=quote)|{_NUMBER}",
-        "unread": rf"[uU]&\"|[eEbBnNxX]?'|{_DOLLAR}",
         "name": _DOUBLE,
+        "unread": rf"[uU]&\"|[eEbBnNxX]?'|\"|{_DOLLAR}",
         "word": rf"[{_L}][{_L}0-9$]*",
     },
     "mysql": {
@@ -37,12 +37,14 @@ _FAMILIES: Final = {
         "space": rf"{_SPACE}|\#[^\n]*|--(?=[\x00-\x20]|\Z)[^\n]*|/\*M?!\d*|/\*(?!M?!).*?\*/",
         "literal": "%(text)s",
         "name": f"{_BACK}|%(double)s",  # in double quotes stands a name or a text, by the mode
+        "unread": r"['\"`]|/\*",
         "word": rf"[{_L}0-9$]+",
     },
     "sqlite": {
         "space": rf"{_SPACE}|--[^\n]*|/\*.*?(?:\*/|\Z)",
         "literal": rf"{_TEXT}|{_NUMBER}",
         "name": rf"{_DOUBLE}|{_BACK}|\[[^\]]*\]",
+        "unread": r"['\"`]",
         "word": rf"[{_L}][{_L}0-9$]*",
     },
 }
@@ -73,7 +75,7 @@ def _pattern(family: str, escapes: bool, ansi: bool) -> re.Pattern[str]:
     double = _DOUBLE_ESCAPED if escapes and not ansi else _DOUBLE
     kinds = {"text": _ESCAPED if escapes else _TEXT, "double": double}
     groups = [f"(?P<{kind}>{pattern % kinds})" for kind, pattern in _FAMILIES[family].items()]
-    return re.compile("|".join([*groups, r"(?P<cut>['\"`]|/\*)", r"(?P<mark>:=|.)"]), re.DOTALL)
+    return re.compile("|".join([*groups, "(?P<mark>:=|.)"]), re.DOTALL)
 
 
 def tokens(text: str, dialect: str, modes: str = "") -> list[Lexeme] | None:
@@ -84,19 +86,46 @@ def tokens(text: str, dialect: str, modes: str = "") -> list[Lexeme] | None:
         dialect: the SQLAlchemy name of the database. Another one than its own is read as PostgreSQL.
         modes: the `sql_mode` of MariaDB and MySQL, or `BACKSLASHES`.
     """
+    parts = _parts(text, dialect, modes)
+    return None if parts is None else [_lexeme(kind, part, end) for kind, part, end in parts if kind != "space"]
+
+
+def blanked(text: str, dialect: str) -> str | None:
+    """Return a text with empty quotes for its strings and a space for each comment; None if it cannot be read."""
+    parts = _parts(text, dialect, "")
+    if parts is None:
+        return None
+    return "".join(
+        " " if kind == "space" else "''" if kind == "literal" and not part[0].isdigit() else part
+        for kind, part, _ in parts
+    )
+
+
+def _parts(text: str, dialect: str, modes: str) -> list[tuple[str, str, int]] | None:
+    """Return the kind, the text and the end of each part; None if the text cannot be read."""
     family = "mysql" if dialect == "mariadb" else dialect if dialect in _FAMILIES else "postgresql"
     escapes = "NO_BACKSLASH_ESCAPES" not in modes if family == "mysql" else BACKSLASHES in modes
-    pattern, found, at = _pattern(family, escapes, "ANSI_QUOTES" in modes), list[Lexeme](), 0
-    while (match := pattern.match(text, at)) is not None:
-        kind, part, at = str(match.lastgroup), match.group(), match.end()
-        if kind == "nested":
-            at = _behind(text, at)
-        elif kind not in ("space", "cut", "unread"):
-            found.append(_token(kind, part, at))
-        if at < 0 or kind in ("cut", "unread"):
+    pattern, found, at = _pattern(family, escapes, "ANSI_QUOTES" in modes), list[tuple[str, str, int]](), 0
+    cuts = family == "postgresql"
+    while at < len(text):
+        for match in pattern.finditer(text, at):
+            kind, part, at = match.lastgroup or "", match.group(), match.end()
+            if kind == "unread" or (cuts and len(part) > _LONGEST_NAME // 4 and _is_cut(kind, part)):
+                return None
+            if kind == "nested":
+                break
+            found.append((kind, part, at))
+        else:
+            return found
+        if (at := _behind(text, at)) < 0:
             return None
-    is_cut = family == "postgresql" and any(len(each.text.encode()) > _LONGEST_NAME for each in found if each.is_name)
-    return None if is_cut else found
+        found.append(("space", " ", at))
+    return found
+
+
+def _is_cut(kind: str, part: str) -> bool:
+    """Return True for a name that PostgreSQL cuts: the text has another name than the table."""
+    return kind in ("word", "name") and len(part.encode()) - 2 * (kind == "name") > _LONGEST_NAME
 
 
 def _behind(text: str, at: int) -> int:
@@ -107,7 +136,7 @@ def _behind(text: str, at: int) -> int:
     return -1 if depth else at
 
 
-def _token(kind: str, part: str, end: int) -> Lexeme:
+def _lexeme(kind: str, part: str, end: int) -> Lexeme:
     if kind == "word":
         return Lexeme("word", part.lower(), end)
     if kind == "name":
@@ -115,16 +144,30 @@ def _token(kind: str, part: str, end: int) -> Lexeme:
     return Lexeme("literal", "", end) if kind == "literal" else Lexeme("mark", part, end)
 
 
-def calls(found: Sequence[Lexeme]) -> Iterator[tuple[str, str]]:
-    """Yield each name in front of a parenthesis, or behind CALL, as `schema.name` or `name`, with the word before."""
+class Call(NamedTuple):
+    """A name in front of a parenthesis, or behind CALL.
+
+    Attributes:
+        name: `schema.name` or `name`, in lower case.
+        before: the word in front of it.
+        is_word: whether the name has neither a schema nor quotes.
+    """
+
+    name: str
+    before: str
+    is_word: bool
+
+
+def calls(found: Sequence[Lexeme]) -> Iterator[Call]:
+    """Yield all that may be a call of a function or procedure."""
     for at, token in enumerate(found):
         following = found[at + 1].text if at + 1 < len(found) else ""
         if not token.is_name or following == ".":
             continue
         first, name = at, token.text
-        while first > 1 and found[first - 1] == ("mark", ".", found[first - 1].end) and found[first - 2].is_name:
+        while first > 1 and found[first - 1].text == "." and found[first - 2].is_name:
             first -= 2
             name = f"{found[first].text}.{name}"
         before = found[first - 1].text if first and found[first - 1].kind == "word" else ""
         if following == "(" or before == "call":
-            yield before, name.lower()
+            yield Call(name.lower(), before, first == at and token.kind == "word")

@@ -269,10 +269,11 @@ class _Reader:
                 stack += element.get_children()
 
     def _fragment(self, text: str | None) -> None:
-        if text is None or not reads_nothing(text):
+        functions = functions_in(text or "", self._conditions.dialect)
+        if text is None or functions is None or not reads_nothing(text, self._conditions.dialect):
             self._anything("a part of the statement is text")
         else:
-            self._functions |= functions_in(text, self._conditions.dialect)
+            self._functions |= functions
 
     def _function(self, function: FunctionElement[Any]) -> None:
         name = getattr(function, "name", None)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
 
+from .lexer import blanked, calls, tokens
+
 _WORDS = (
     # words that stand before a parenthesis
     "ALL AND ANY ARRAY AS BETWEEN BY CASE CAST CHAR CROSS DECIMAL DISTINCT ELSE EXCEPT EXISTS FILTER FROM GROUPING "
@@ -40,10 +42,7 @@ _LACKS: Final = {
 """Functions that a database lacks. There a user may have a function of that name, so it is not harmless."""
 OF_THE_MOMENT: Final = frozenset({"NOW", "CURRENT_TIMESTAMP", "RANDOM", "CURRENT_USER", "CURRENT_DATE", "RAND"})
 """Functions whose result may change although nothing was written."""
-CALLED: Final = re.compile(r'([\w$."`\]]+)\s*\(')
-"""Finds the name before each opening parenthesis."""
-_LITERALS = re.compile(r"'(?:[^']|'')*'")
-_READS = re.compile(r"\b(?:SELECT|FROM|JOIN|TABLE|WITH|USING)\b")
+_READS: Final = frozenset({"select", "from", "join", "table", "with", "using"})
 _NAME = r'((?:[\w$]+|"[^"]+"|`[^`]+`)(?:\.(?:[\w$]+|"[^"]+"|`[^`]+`))?)'
 _TARGET = re.compile(
     rf"\s*(?:INSERT\s+(?:OR\s+\w+\s+|IGNORE\s+)?INTO\s+{_NAME}|REPLACE\s+INTO\s+{_NAME}"
@@ -75,15 +74,18 @@ def harmless(dialect: str) -> frozenset[str]:
     return HARMLESS - _LACKS.get("mysql" if dialect == "mariadb" else dialect, frozenset())
 
 
-def functions_in(text: str, dialect: str) -> frozenset[str]:
-    """Return the functions, in lower case, that a text calls besides the harmless ones."""
-    called = {name.strip('"`').upper() for name in CALLED.findall(_LITERALS.sub("''", text))}
-    return frozenset(name.lower() for name in called - harmless(dialect))
+def functions_in(text: str, dialect: str) -> frozenset[str] | None:
+    """Return the functions, in lower case, that a text calls besides the harmless ones; None if it cannot be read."""
+    found, known = tokens(text, dialect), harmless(dialect)
+    if found is None:
+        return None
+    return frozenset(each.name for each in calls(found) if not each.is_word or each.name.upper() not in known)
 
 
-def reads_nothing(fragment: str) -> bool:
+def reads_nothing(fragment: str, dialect: str) -> bool:
     """Return True for a fragment of an expression in which no table can be read, save by a function."""
-    return _READS.search(_LITERALS.sub("''", fragment).upper()) is None
+    found = tokens(fragment, dialect)
+    return found is not None and not any(token.kind == "word" and token.text in _READS for token in found)
 
 
 @lru_cache(maxsize=512)
@@ -99,16 +101,16 @@ def named_in(text: str, dialect: str) -> Named:
 
 
 def _plain_target(text: str, dialect: str) -> Named:
-    plain = _LITERALS.sub("''", text).strip().rstrip(";")
+    plain = (blanked(text, dialect) or "").strip().rstrip(";")
     match = _TARGET.match(plain)
-    if match is None or ";" in plain or "--" in plain or "/*" in plain:
+    if match is None or ";" in plain:
         return UNREADABLE
     target = next(name for name in match.groups() if name)
     # Names before a parenthesis: the target itself, with its columns, is none of them.
     called = functions_in(
         plain[: match.start(match.lastindex or 0)] + plain[match.end() :].lstrip().lstrip("("), dialect
     )
-    return Named(writes=frozenset({_unquoted(target)}), functions=called)
+    return UNREADABLE if called is None else Named(writes=frozenset({_unquoted(target)}), functions=called)
 
 
 def _unquoted(name: str) -> str:

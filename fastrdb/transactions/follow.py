@@ -185,7 +185,9 @@ def _calls(connection: Connection, transaction: Transaction, statement: str, con
         return
     following = _following()
     written, catalog = _written_of(transaction), catalog_of(connection)
-    for name in _functions(statement, context):
+    functions = _functions(statement, context)
+    written.doubtful |= functions is None
+    for name in functions or ():
         tables = catalog.function(connection, name).writes
         written.doubtful |= tables is None
         for table in sorted(tables or ()):
@@ -193,7 +195,7 @@ def _calls(connection: Connection, transaction: Transaction, statement: str, con
             written.changes.append((Change("any", table, whole=True), following))
 
 
-def _functions(statement: str, context: Any) -> Iterable[str]:
+def _functions(statement: str, context: Any) -> Iterable[str] | None:
     compiled = context.compiled
     if compiled is None or context.is_text:
         return functions_in(statement, context.dialect.name)

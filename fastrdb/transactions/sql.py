@@ -10,7 +10,7 @@ import re
 from enum import IntEnum
 from functools import lru_cache
 
-from fastrdb.inference import CALLED, harmless
+from fastrdb.inference import blanked, harmless
 
 
 class Effect(IntEnum):
@@ -22,7 +22,8 @@ class Effect(IntEnum):
     CONTROLS = 3  # the transaction: it writes, may undo, may commit, and each later statement may commit by itself
 
 
-_LITERALS = re.compile(r"'(?:[^']|'')*'")
+_QUOTES = re.compile(r"'|/\*|--|#")  # without these, nothing in a statement is a string or comment
+_CALLED = re.compile(r'((?:\.\s*)?[\w$."`\]]+)\s*\(')  # the name before each opening parenthesis
 _IGNORED = re.compile(r"(?:[\s(]|--[^\n]*|/\*.*?\*/)*", re.DOTALL)
 _QUERIES = ("SELECT", "VALUES", "SHOW", "WITH", "EXPLAIN", "DESC", "TABLE")
 _SAVEPOINTS = ("SAVEPOINT", "RELEASE")
@@ -50,8 +51,8 @@ _SET_COMMITS = re.compile(r"\b(?:AUTOCOMMIT|PASSWORD|STATEMENT)\b")
 @lru_cache(maxsize=512)
 def effect(statement: str, dialect: str) -> Effect:
     """Return the effect of one or several statements on a database of this SQLAlchemy name."""
-    if "\\" not in statement:  # databases differ in what that means inside of quotes
-        statement = _LITERALS.sub("''", statement)
+    if _QUOTES.search(statement) and "\\" not in statement:  # databases differ in what that means inside of quotes
+        statement = blanked(statement, dialect) or statement
     parts = [_effect(plain(part), dialect) for part in statement.split(";") if part.strip()]
     return max(parts, default=Effect.NOTHING)
 
@@ -94,4 +95,4 @@ def _effect_of_query(text: str, dialect: str) -> Effect:
     selects = text.startswith("SELECT")
     if _INTO.search(text) or (not selects and _CHANGES.search(_LOCKS.sub("", text))):
         return Effect.WRITES
-    return Effect.NOTHING if harmless(dialect).issuperset(CALLED.findall(text)) else Effect.CALLS
+    return Effect.NOTHING if harmless(dialect).issuperset(_CALLED.findall(text)) else Effect.CALLS

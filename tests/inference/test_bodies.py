@@ -72,12 +72,12 @@ def test_a_text_without_an_end_is_not_read(dialect: str, text: str) -> None:
 def test_calls_have_their_schema_and_the_word_before() -> None:
     """A procedure of MariaDB needs no parentheses."""
     found = tokens('SELECT f(x), a . "B" (y); INSERT INTO t (z) SELECT t.w; CALL p; CALL s.q;', "mariadb")
-    assert list(calls(found or ())) == [
-        ("select", "f"),
-        ("", "a.b"),
-        ("into", "t"),
-        ("call", "p"),
-        ("call", "s.q"),
+    assert [tuple(each) for each in calls(found or ())] == [
+        ("f", "select", True),
+        ("a.b", "", False),
+        ("t", "into", True),
+        ("p", "call", True),
+        ("s.q", "call", False),
     ]
 
 

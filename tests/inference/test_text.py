@@ -76,6 +76,8 @@ TARGETS = {
     "INSERT OR REPLACE INTO users VALUES (1)": "users",
     "REPLACE INTO `users` VALUES (1)": "users",
     "DELETE FROM app.users WHERE id = 1;": "app.users",
+    "UPDATE users SET name = $$it's$$ -- and more": "users",
+    "/* of today */ UPDATE users SET name = E'\\''": "users",
     "DELETE FROM users USING orgs WHERE orgs.id = users.org_id": "users",
 }
 
@@ -94,7 +96,8 @@ def test_a_plain_target_is_found(text: str) -> None:
         "UPDATE users, orgs SET users.name = orgs.name",
         "UPDATE users JOIN orgs ON true SET users.name = 1",
         "UPDATE users SET name = 1; DELETE FROM orgs",
-        "UPDATE users SET name = 1 -- and more",
+        "UPDATE users SET name = 'x",
+        "UPDATE users SET name = $$it's$$; DELETE FROM orgs WHERE name = 'x'",
         "WITH x AS (DELETE FROM a RETURNING 1) DELETE FROM b",
         "DELETE a, b FROM a JOIN b",
         "CALL f()",
@@ -114,8 +117,23 @@ def test_functions_of_a_plain_write_are_named() -> None:
 
 def test_fragments() -> None:
     """A fragment of an expression reads no table unless it has a SELECT; a text inside of quotes is no word."""
-    assert reads_nothing("id = 5 AND name = 'from here'")
-    assert not reads_nothing("(SELECT max(id) FROM users)")
-    assert functions_in("coalesce(a, f(b), 'g(')", "sqlite") == {"f"}
-    assert functions_in("total(a)", "sqlite") == set()
-    assert functions_in("total(a)", "postgresql") == {"total"}
+    assert reads_nothing("id = 5 AND name = 'from here'", "sqlite")
+    assert not reads_nothing("(SELECT max(id) FROM users)", "sqlite")
+    assert not reads_nothing("$$it's$$ || (SELECT max(name) FROM users) || 'x'", "postgresql")
+    assert not reads_nothing("'x", "postgresql")
+
+
+CALLED: dict[tuple[str, str], set[str]] = {
+    ("sqlite", "coalesce(a, f(b), 'g(')"): {"f"},
+    ("sqlite", "total(a)"): set(),
+    ("postgresql", "total(a)"): {"total"},
+    ("postgresql", "$$it's$$ || f(1) || 'x' || \"lower\"(a) || s . g (b)"): {"f", "lower", "s.g"},
+    ("mariadb", "\"it's\" || f(1) # it's\n || g(1)"): {"f", "g"},
+}
+
+
+@pytest.mark.parametrize(("dialect", "text"), CALLED)
+def test_functions_that_are_not_harmless_are_named(dialect: str, text: str) -> None:
+    """A name in quotes may be that of another function than the one without."""
+    assert functions_in(text, dialect) == frozenset(CALLED[dialect, text])
+    assert functions_in(f"{text}'", dialect) is None

@@ -27,6 +27,8 @@ WRITES = [
     "SELECT 1; UPDATE t SET a = 1",
     r"SELECT 'a\b' ; UPDATE t SET a = 'b'",
     "/* /* */ SELECT */ UPDATE t SET a = 1",
+    "SELECT $$it's$$; UPDATE t SET a = 'x'",
+    "SELECT a AS \"it's\"; UPDATE t SET a = 'x'",
     "SET LOCAL role = 'x'",
 ]
 ENDS = ["COMMIT", "commit and chain", "END", "SELECT 1; COMMIT", "COMMIT PREPARED 'x'", "XA  COMMIT 'x'"]
@@ -48,7 +50,13 @@ def test_what_writes(statement: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "statement", ["SELECT writer($1) AS a", 'SELECT "count"(a) FROM t', "SELECT own.count(a) FROM t"]
+    "statement",
+    [
+        "SELECT writer($1) AS a",
+        'SELECT "count"(a) FROM t',
+        "SELECT own . count(a) FROM t",
+        "SELECT $$it's$$, writer($1), 'x'",
+    ],
 )
 def test_what_calls(statement: str) -> None:
     """A function of unknown name, or of a schema, may do anything."""
