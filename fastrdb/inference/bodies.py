@@ -13,7 +13,7 @@ Tables = frozenset[str] | None
 """Names of tables; None where these cannot be known."""
 NO_TABLES: Final[frozenset[str]] = frozenset()
 _DYNAMIC: Final = ("execute", "prepare")
-_CONTROL: Final = frozenset({"if", "elseif", "elsif", "while", "until", "return", "raise", "returning", "set", "do"})
+CONTROL: Final = frozenset({"if", "elseif", "elsif", "while", "until", "return", "raise", "returning", "set", "do"})
 """Words of the databases' languages that may stand before a parenthesis."""
 _STARTS: Final = frozenset({"", ";", ">", ".", ",", "begin", "then", "else", "loop", "set"})
 """What stands before an assignment. Elsewhere, `=` compares."""
@@ -67,7 +67,7 @@ def tables_in(
     }
     for name, before, is_word in calls(found):
         is_table = name.rpartition(".")[2] in tables
-        is_harmless = is_word and (name in _CONTROL or name.upper() in harmless(dialect))
+        is_harmless = is_word and (name in CONTROL or name.upper() in harmless(dialect))
         if is_harmless or (is_table and before == "into"):
             continue
         called = function(name)

@@ -21,16 +21,23 @@ from sqlalchemy.exc import SQLAlchemyError
 from fastrdb.keys import ANYTHING, table_tag
 
 from .bodies import UNKNOWN_FUNCTION, Function, Tables, tables_in
-from .facts import UNKNOWN_TABLE, Facts, joined, links_of
+from .facts import UNKNOWN_TABLE, Facts, Source, joined, links_of
 from .names import Names, SchemaMap, names_in
+from .postgresql import PostgreSQL
 from .reads import Origins
-from .sources import SOURCES
+from .sources import MySQL, SQLite
 
 T = TypeVar("T")
 # In `Connection.info`: a statement of fastrdb's own is running; the catalog of a transaction that changes tables.
 _ASKING, _OWN, _PENDING = "fastrdb.asking", "fastrdb.catalog", "fastrdb.pending"
 _SHARED = "fastrdb.shared"  # the catalog of the engine: a lookup here takes half the time of one by the dialect
 OWN_STATEMENTS: Final = "fastrdb_own_statements"  # the option of an engine that sends none but fastrdb's own
+_SOURCES: Final[Mapping[str, type[Source]]] = {
+    "postgresql": PostgreSQL,
+    "mysql": MySQL,
+    "mariadb": MySQL,
+    "sqlite": SQLite,
+}
 # Anywhere in a statement: behind a comment or another statement, or in a block of PL/pgSQL. EXECUTE may run any.
 _DDL: Final = re.compile(r"\b(?:CREATE|ALTER|DROP|RENAME|ATTACH|DETACH|IMPORT|EXECUTE)\b", re.IGNORECASE)
 
@@ -39,7 +46,7 @@ class Catalog:
     """A cache of the facts that were read from the catalog of one engine."""
 
     def __init__(self, dialect: Dialect) -> None:
-        source = SOURCES.get(dialect.name)
+        source = _SOURCES.get(dialect.name)
         self._source = source(self) if source is not None else None
         self._names = names_in(dialect) if source is None else None
         self.forgotten = False  # `catalog_of` no longer returns this object
@@ -104,7 +111,8 @@ class Catalog:
 
     def _ask_besides(self, connection: Connection, origins: Origins) -> tuple[frozenset[str], tuple[str, ...]]:
         tags, coarse = set[str](), list[str]()
-        named = [(f"{name}()", self.function(connection, name).reads) for name in sorted(origins.functions)]
+        functions = origins.functions | (self._source.unnamed if self._source is not None else frozenset())
+        named = [(f"{name}()", self.function(connection, name).reads) for name in sorted(functions)]
         named += [(name, self._reads(connection, name)) for name in sorted(origins.tables)]
         for name, tables in named:
             if tables is None:

@@ -1,14 +1,18 @@
-"""The facts that a database's catalog has of a table or a function, and the images that follow. Pure."""
+"""The facts that a database's catalog has of a table, what reads these, and the images that follow."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
+
+from sqlalchemy import Connection
 
 from fastrdb.keys import Image, value_text
 
-from .bodies import NO_TABLES, Tables
+from .bodies import NO_TABLES, Function, Tables
+from .names import Names, names_in
 from .writes import Change, Verb
 
 _NULL: Final = frozenset({value_text(None) or ""})
@@ -84,6 +88,63 @@ def joined(parts: Iterable[Tables]) -> Tables:
             return None
         found |= part
     return frozenset(found)
+
+
+class Asker(Protocol):
+    """The catalog, from which a source reads further facts."""
+
+    @property
+    def known_names(self) -> Names:
+        """The rules for names."""
+        ...
+
+    def facts(self, connection: Connection, table: str) -> Facts:
+        """Return the facts of a table."""
+        ...
+
+    def function(self, connection: Connection, name: str) -> Function:
+        """Return the facts of a function."""
+        ...
+
+    def named_in(
+        self, connection: Connection, body: str, homes: Collection[str | None] | None = None, modes: str = ""
+    ) -> Tables:
+        """Return the tables that the text of a view, trigger or function may touch."""
+        ...
+
+
+class Source(ABC):
+    """The queries of one kind of database."""
+
+    def __init__(self, catalog: Asker) -> None:
+        self.catalog = catalog
+        self.unnamed = frozenset[str]()  # functions that a statement may call without their names
+
+    def names(self, connection: Connection) -> Names | None:
+        """Read the rules for names; None if the connection has others. Errors of the database are raised."""
+        return names_in(connection.dialect)
+
+    @abstractmethod
+    def facts(self, connection: Connection, table: str) -> Facts:
+        """Read the facts of a table. Errors of the database are raised."""
+
+    @abstractmethod
+    def function(self, connection: Connection, name: str) -> Function:
+        """Read the facts of a function. Errors of the database are raised."""
+
+    @abstractmethod
+    def tables(self, connection: Connection) -> Iterable[tuple[str, str]]:
+        """Read the schemas and names of all tables and views. Errors of the database are raised."""
+
+    def name(self, schema: str | None, table: str) -> str:
+        """Return the name as tags have it."""
+        return self.catalog.known_names.joined(schema, table)
+
+    def through(self, connection: Connection, tables: Tables) -> Tables:
+        """Return these tables, and the tables that the views among them read."""
+        if tables is None:
+            return None
+        return joined([tables, *(self.catalog.facts(connection, each).reads for each in sorted(tables))])
 
 
 def links_of(table: Any, name_of: Callable[[Any], str]) -> tuple[Link, ...]:

@@ -113,6 +113,9 @@ RENAME = sa.update(ORGS).where(ORGS.c.id == 1).values(name="new")
 ORG = sa.select(ORGS.c.name).where(ORGS.c.id == 1)
 ORG_ALIAS: Any = ORGS.alias("o")
 POST_ALIAS: Any = POSTS.alias("p")
+READING = """CREATE FUNCTION reading(int, int) RETURNS text STABLE LANGUAGE sql
+AS 'SELECT name FROM orgs WHERE id = $1'"""
+OPERATOR = "CREATE OPERATOR === (FUNCTION = reading, LEFTARG = int, RIGHTARG = int)"
 CASES: dict[str, Case] = {
     "a trigger deletes, and a key cascades": Case(
         COMMENT, RENAME, _trigger("AFTER UPDATE ON orgs", "DELETE FROM posts WHERE id = 1")
@@ -246,6 +249,40 @@ CASES: dict[str, Case] = {
                 """CREATE FUNCTION add_name(text, int) RETURNS text STABLE LANGUAGE sql
                 AS 'SELECT $1 || name FROM orgs WHERE id = $2'""",
                 "CREATE AGGREGATE names_of(int) (SFUNC = add_name, STYPE = text, INITCOND = '')",
+            )
+        },
+        ("postgresql",),
+    ),
+    "an operator whose function reads": Case(
+        sa.select(sa.literal(1).op("===")(2)), RENAME, {"postgresql": (READING, OPERATOR)}, ("postgresql",)
+    ),
+    "a cast whose function reads": Case(
+        sa.select(sa.literal_column("CAST(ROW(1)::org AS text)")),
+        RENAME,
+        {
+            "postgresql": (
+                "CREATE TYPE org AS (id int)",
+                """CREATE FUNCTION name_of(org) RETURNS text STABLE LANGUAGE sql
+                AS 'SELECT name FROM orgs WHERE id = $1.id'""",
+                "CREATE CAST (org AS text) WITH FUNCTION name_of(org)",
+            )
+        },
+        ("postgresql",),
+    ),
+    "a function with the name of a harmless one": Case(
+        sa.select(sa.func.lower(1, 2)),
+        RENAME,
+        {"postgresql": (READING.replace("reading", "lower"),)},
+        ("postgresql",),
+    ),
+    "a default whose function writes": Case(
+        sa.select(POSTS.c.org_id).where(POSTS.c.id == 1),
+        sa.insert(ORGS).values(id=3),
+        {
+            "postgresql": (
+                """CREATE FUNCTION next_name() RETURNS text LANGUAGE sql
+                AS 'UPDATE posts SET org_id = 9; SELECT ''x''::text'""",
+                "ALTER TABLE orgs ALTER COLUMN name SET DEFAULT next_name()",
             )
         },
         ("postgresql",),
