@@ -70,9 +70,9 @@ followers: WeakSet[Follower] = WeakSet()
 
 def add_follower(cache: Follower) -> None:
     """Follow all statements of this process for a cache, as long as the cache lives."""
-    if not followers:
-        event.listen(Engine, "after_cursor_execute", _on_executed)
-        event.listen(Engine, "after_execute", _on_result)
+    for name, listener in (("after_cursor_execute", _on_executed), ("after_execute", _on_result)):
+        if not event.contains(Engine, name, listener):  # after the end of all earlier caches, it still listens
+            event.listen(Engine, name, listener)
     followers.add(cache)
     declare_views(cache.views)
 

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from fastrdb.keys import Image, value_text
-from fastrdb.transactions import add_follower
+from fastrdb.transactions import add_follower, follow
 from tests.support.servers import databases
 from tests.support.servers.databases import Database, ServerDatabase
 
@@ -371,3 +371,13 @@ async def test_other_drivers_look_as_well(
             assert_covered(changes, images)
             for column in COLUMNS:
                 assert all(known(image, column) for image in images), (kind, column)
+
+
+def test_caches_one_after_the_other_listen_once() -> None:
+    """A program may make many, each behind the end of the one before: no statement is looked at twice."""
+    for _ in range(3):
+        follow.followers.clear()
+        add_follower(NotingFollower({}))
+    engine = sa.create_engine("sqlite://")
+    assert list(engine.dispatch.after_cursor_execute).count(follow._on_executed) == 1
+    engine.dispose()
