@@ -48,6 +48,8 @@ class Part:
     field: str
     also: str
     """The character that ends the value in this template, if a value may hold it: it is escaped in the value."""
+    cut: bool = False
+    """True in a prefix that does not say which character ends the value in a pattern."""
 
     @property
     def root(self) -> str:
@@ -85,8 +87,11 @@ class Pattern:
             raise refuse("it must be a str")
         literals, fields = _split(text, refuse)
         _check_literals(literals, fields, kind, refuse)
-        parts = zip(literals, fields, map(_also, literals[1:]), strict=False)
-        return cls(text, tuple(Part(*each) for each in parts), literals[-1])
+        parts = [
+            Part(literal, field, _also(after), kind == "prefix" and _is_cut(after))
+            for literal, field, after in zip(literals, fields, literals[1:], strict=False)
+        ]
+        return cls(text, tuple(parts), literals[-1])
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -166,6 +171,17 @@ def _also(after: str) -> str:
     """
     stop = next((char for char in after if not char.isalnum()), "")
     return stop if stop and has_meaningful(stop) is None else ""
+
+
+def _is_cut(after: str) -> bool:
+    """Return True if a wildcard, or the end of a prefix, comes before the character that would end the value."""
+    return after != "" and next((char for char in after if not char.isalnum()), "*") in "*?"
+
+
+def spellings(text: str, part: Part) -> list[str]:
+    """Return the text as keys may have it: escaped is the character that ends the value in the pattern."""
+    ends = {char for char in text if not char.isalnum() and has_meaningful(char) is None} if part.cut else ()
+    return [text, *(text.replace(char, percent(char)) for char in sorted(ends))]
 
 
 def add_pairs(key: str, pairs: Mapping[str, str]) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
-from itertools import product
+from itertools import chain, product
 from types import NoneType
 from typing import Any, Final, NamedTuple
 from uuid import UUID
@@ -17,7 +17,7 @@ from fastrdb.errors import KeyValueError, MissingKeyFieldError, PatternError
 
 from .declared import MISSING
 from .encoding import MARK, Encoder, encode_with, encoder_for, forms_of
-from .pattern import DIGEST_MARK, NIL, Part, Pattern, Seal, cut, escaping, fit, guard, sealed
+from .pattern import DIGEST_MARK, NIL, Part, Pattern, Seal, cut, escaping, fit, guard, sealed, spellings
 
 VARIANTS: Final = ("?%", MARK)
 """Behind a key: what a session adds to it, such as `?%schema=`, and the type of an equal value."""
@@ -320,8 +320,8 @@ class Template:
                 raise KeyValueError(self._function, source.part.field, "NoneType")
             return (NIL,)
         encode_with(source.check, value, self._function, source.part.field)
-        texts = [source.write(form) for form in forms_of(value)]
-        return (*texts, f"{texts[0]}{MARK}*") if texts else ("%*",)
+        texts = [spellings(source.write(form), source.part) for form in forms_of(value)]
+        return (*chain(*texts), *(f"{text}{MARK}*" for text in texts[0])) if texts else ("%*",)
 
 
 def _joined(parts: Sequence[Part], texts: Sequence[Sequence[str]], rest: str) -> Iterable[str]:

@@ -89,6 +89,9 @@ def found_by_lua(client: redis.Redis, prefix: Prefix, keys: list[str]) -> list[b
         ("a.b+c:*-%3A", {}, ["a.b+c:x-%3A1"], ["aXb+c:x-%3A1", "a.b+c:x%3A1"]),
         ("{{t}}:*", {}, ["{t}:1"], ["t:1"]),
         ("x-{x}-*", {"x": "a-b"}, ["x-a%2Db-c"], ["x-a-b-c"]),
+        ("x-{x}*", {"x": "a-b.c"}, ["x-a-b.c", "x-a%2Db.c-d", "x-a-b%2Ec.d"], ["x-a", "x-a-b:c"]),
+        ("x-{x}y", {"x": -5}, ["x--5y", "x-%2D5y-z", "x--5.0y"], ["x--5", "x-5y"]),
+        ("x-{x}?{y}", {"x": "a-b", "y": 1}, ["x-a%2Db-1", "x-a-b.1"], ["x-a%2Db1"]),
     ],
 )
 def test_what_a_prefix_reaches(
