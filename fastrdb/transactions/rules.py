@@ -295,10 +295,12 @@ def autocommits(connection: Connection) -> bool:
     if connection._is_autocommit_isolation():
         return True
     driver = sqlite_driver(connection)
+    own = connection.connection.dbapi_connection if driver is None else getattr(driver, "_conn", driver)
+    commits = getattr(own, "autocommit", None) is True  # psycopg, and sqlite3 since Python 3.12, when they connect
     if driver is not None:
-        return driver.isolation_level is None and not driver.in_transaction
-    asked = getattr(connection.connection.dbapi_connection, "get_autocommit", None)  # MariaDB's and MySQL's drivers
-    return asked is not None and bool(asked())
+        return (commits or driver.isolation_level is None) and not driver.in_transaction
+    asked = getattr(own, "get_autocommit", None)  # MariaDB's and MySQL's drivers
+    return commits or (asked is not None and bool(asked()))
 
 
 def sqlite_driver(connection: Connection) -> Any:

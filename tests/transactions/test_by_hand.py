@@ -17,7 +17,7 @@ from tests.races.mechanisms import without
 from tests.races.scenarios import sessions as scenarios_sessions
 from tests.races.scenarios.commits import NEW
 from tests.races.scenarios.fills import LEASE
-from tests.support.servers.databases import Database, ServerDatabase
+from tests.support.servers.databases import Database, ServerDatabase, opened
 from tests.support.world import levels as places
 from tests.support.world.levels import BY_NAME
 from tests.support.world.world import Item, ItemOut, World, spawn, world
@@ -99,6 +99,19 @@ async def statements_after(w: World) -> None:
 async def test_statements_after_it(pg: World) -> None:
     """Each statement after it is followed before it is sent."""
     await statements_after(pg)
+
+
+async def test_driver_that_commits_each_statement(postgresql: Database, client: Redis) -> None:
+    """A setting of the driver, given when it connects, is as good as SQLAlchemy's AUTOCOMMIT."""
+    pytest.importorskip("psycopg")
+    url = postgresql.engine.url.set(drivername="postgresql+psycopg")
+    async with opened(url, connect_args={"autocommit": True}) as database, world(database, client) as w:
+        assert await w.one.read() == "old"
+        async with database.sessions() as db:
+            await w.two.rename(db, w.two.client, 1, "new")
+            await w.fair()
+        await w.fair()
+        await w.quiet()
 
 
 async def undone_by_text(w: World) -> None:
