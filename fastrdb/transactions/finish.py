@@ -52,6 +52,8 @@ def undo(connection: Connection, transaction: Transaction, rollback: Callable[[]
     transaction open, for the next COMMIT to publish.
     """
     transaction.phase = Phase.UNDONE
+    for intent in transaction.all_intents():  # a session's may go on with what another connection has committed
+        intent.distrust()
     try:
         rollback() if rollback is not None else connection.dialect.do_rollback(connection.connection)
     except BaseException:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -17,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_sessionm
 
 from fastrdb.protocol.intent import Intent
 from fastrdb.testing import TcpProxy, Way
+from fastrdb.transactions import listeners
 from fastrdb.transactions.finish import finish
 from fastrdb.transactions.state import Transaction
 from tests.races.mechanisms import without
@@ -218,6 +220,35 @@ async def test_commit_when_never_sent_stores_nothing(w: World) -> None:
     await w.two.cache.aclose()
     assert not await w.client.exists("item:1")
     await w.fair()
+
+
+async def test_value_of_the_second_of_two_databases_is_stored_only_if_both_commit(
+    w: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A session that is cancelled between two COMMITs stores nothing of what the second would have committed."""
+    begin, first = listeners._begin_intents, list[bool]()
+
+    def cancelled(connection: Connection, transaction: Transaction) -> None:
+        if connection.engine is w.database.engine.sync_engine:
+            raise asyncio.CancelledError
+        first.append(True)
+        begin(connection, transaction)
+
+    async with databases.opened(f"sqlite+aiosqlite:///{tmp_path / 'other.sqlite'}") as other:
+        await other.create(Base)
+        monkeypatch.setattr(listeners, "_begin_intents", cancelled)
+        while not first:  # SQLAlchemy commits them in the order of a set
+            async with AsyncSession(binds={Owner: other.engine, Item: w.database.engine}) as db:
+                db.add(Owner(id=3, name="committed"))
+                await db.flush()
+                await put(w, db)
+                with pytest.raises(asyncio.CancelledError):
+                    await db.commit()
+    monkeypatch.undo()
+    assert await w.truth() == "old"
+    await w.two.cache.aclose()
+    await w.fair()
+    await w.quiet()
 
 
 # --- COMMIT on its way
