@@ -62,15 +62,16 @@ class Flight:
 
     `is_connected` returns False if the load may be waiting for a connection to the database. `begun` is the point at
     which the load began, if the lease does not show a writer that has come since; else None. Callers that asked later
-    than that point are late: only what was stored is theirs.
+    than that point are late: only what was stored is theirs. `started` is that of any load.
     """
 
-    __slots__ = ("token", "is_connected", "begun", "_flights", "_followers", "_late", "_outcome", "_tokens")
+    __slots__ = ("token", "is_connected", "begun", "started", "_flights", "_followers", "_late", "_outcome", "_tokens")
 
     def __init__(self, flights: Flights, token: str) -> None:
         self.token = token
         self.is_connected: Callable[[], bool] = _true
         self.begun: int | None = None
+        self.started: int | None = None
         self._late: Flight | None = None
         self._flights = flights
         self._followers: set[asyncio.Future[FlightOutcome | Late]] | None = None
@@ -88,11 +89,15 @@ class Flight:
         self._tokens = (*self._tokens, token)
         self._flights.by_token[token] = self
 
-    async def join(self, wait: float, asked: int = 0) -> FlightOutcome | Late:
+    async def join(self, wait: float, asked: int = 0, *, fresh: bool = False) -> FlightOutcome | Late:
         """Return the outcome, after at most `wait` seconds. A cancelled follower changes nothing for the others.
 
-        `asked` is the point at which the caller asked: see `begun`.
+        `asked` is the point at which the caller asked: see `begun`. With `fresh`, a load that began before that point
+        is not enough: when it has ended, start over.
         """
+        if fresh and self.started is not None and self.started < asked:
+            outcome = await self._for_late().join(wait)
+            return outcome if isinstance(outcome, Late) else _AGAIN
         late = self.begun is not None and asked > self.begun  # mechanism: late-followers
         if late:
             return await self._for_late().join(wait)
@@ -181,6 +186,7 @@ class Watch:
             return found
         if self._flight is None:
             self._flight = self._flights.open(token)
+            self._flight.started = 0
         elif found is None:
             self._flight.answers_to(token)
         return None

@@ -90,8 +90,7 @@ class Loading(Reading):
         self._flights = entries.cache.here().flights
         self._watches = _NO_WATCHES
         self._deadline = asyncio.get_running_loop().time() + entries.policy.wait
-        self._tags = _NO_TAGS
-        self.asked_at = next_order() if entries.tagged else 0
+        self._tags, self.asked_at = _NO_TAGS, next_order() if entries.tagged or refresh else 0
         self._begun, self._notes = 0.0, cast("Sequence[str]", ())
 
     async def resolve(self, reason: str | None = None, *, look: bool = True) -> list[Any]:
@@ -199,6 +198,7 @@ class Loading(Reading):
             self._watches = self._watches or {}
             late = await Waiting(self, self._flights, self._watches, self._deadline).wait_for(busy)
             await self.alone("bypass", late)
+            await self._drop_old(late)
 
     async def _take_or_lead(self, answers: _Answers, leases: dict[str, Flight]) -> None:
         granted, barred = list[str](), list[str]()
@@ -327,7 +327,7 @@ class Loading(Reading):
                 changing, self._notes = self.call.may_change(background=self.background), load.notes
                 other = self.call.other_keys(self.asked) if changing else None
                 for flight in leases.values():
-                    flight.is_connected = load.is_connected
+                    flight.is_connected, flight.started = load.is_connected, load.since
                 try:
                     await self._load(keys, session)
                 except SessionInUseError:
@@ -377,7 +377,7 @@ class Loading(Reading):
     async def _drop_old(self, left: Collection[str]) -> None:
         """Delete entries in whose place nothing was stored: the database gave another value."""
         with suppress(CacheUnavailableError):
-            if self.refresh:
+            if self.refresh and left:
                 await self.call.store.invalidate(self.call.client, keys=left)
             elif self.background:
                 for key in left:

@@ -23,6 +23,7 @@ class Reads(Protocol):
     call: Any
     many: bool
     values: dict[str, Any]
+    refresh: bool
     asked_at: int
 
 
@@ -95,10 +96,11 @@ class Waiting:
 
     async def _join(self, flight: Flight) -> FlightOutcome | Late | None:
         """Return the outcome; None if the load seems to wait for a connection that this caller holds."""
+        timeout, asked, fresh = self._reading.entries.cache.timeout, self._reading.asked_at, self._reading.refresh
         while True:
             left = max(0.0, self._left())
-            outcome = await flight.join(min(left, self._reading.entries.cache.timeout), self._reading.asked_at)
-            if not isinstance(outcome, Late) or left <= self._reading.entries.cache.timeout:
+            outcome = await flight.join(min(left, timeout), asked, fresh=fresh)
+            if not isinstance(outcome, Late) or left <= timeout:
                 return outcome
             own = self._reading.call.session
             if not flight.is_connected() and holds_last_connection({*used_here(), *([] if own is None else [own])}):

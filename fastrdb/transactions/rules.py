@@ -296,7 +296,7 @@ def autocommits(connection: Connection) -> bool:
         return True
     driver = sqlite_driver(connection)
     own = connection.connection.dbapi_connection if driver is None else getattr(driver, "_conn", driver)
-    commits = getattr(own, "autocommit", None) is True  # psycopg, and sqlite3 since Python 3.12, when they connect
+    commits = getattr(own, "autocommit", None) is True  # psycopg's, and sqlite3's since Python 3.12
     if driver is not None:
         return (commits or driver.isolation_level is None) and not driver.in_transaction
     asked = getattr(own, "get_autocommit", None)  # MariaDB's and MySQL's drivers

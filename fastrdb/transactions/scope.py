@@ -111,12 +111,12 @@ class RunningLoad(RunningCall):
     result must not be stored or shared, or is None; it is final when the block is left without an error. `notes` are
     the reasons that the function gave by `no_store`. `tokens` are those of the leases. `asking` is the session
     that was used last, until a statement runs; True before any. With `follows`, each query adds its `tags`, and a
-    sentence to `coarse` for each wide one. `reads` says whether a query was seen.
+    sentence to `coarse` for each wide one. `reads` says whether a query was seen. `since` is when it was entered.
     """
 
     __slots__ = (
         *("tokens", "follows", "tags", "coarse", "reads", "notes", "unfit", "asking"),
-        *("_since", "_schemas", "_seen", "_hidden", "_loaded"),
+        *("since", "_schemas", "_seen", "_hidden", "_loaded"),
     )
 
     def __init__(
@@ -146,7 +146,7 @@ class RunningLoad(RunningCall):
         return self.unfit or (self.notes[0] if self.notes else None)
 
     async def __aenter__(self) -> Self:
-        self._since = next_order()
+        self.since = next_order()
         self._schemas = None if self.session is None else schema_map(self.session)
         session = self.session  # here without a call, since each miss pays for this
         if session is not None and (session.in_transaction() or isinstance(session.bind, Connection)):
@@ -211,7 +211,7 @@ class RunningLoad(RunningCall):
 
     async def _check(self) -> None:
         if self.unfit is None and self.session is not None:
-            self.unfit = await why_not_stored(self.session, self._since)
+            self.unfit = await why_not_stored(self.session, self.since)
         for transaction, connection in self._seen.items():
             if self.unfit is None:
                 self.unfit = await self._unpublished(transaction, connection)
@@ -227,7 +227,7 @@ class RunningLoad(RunningCall):
             self.unfit = self.unfit or UNNAMED_SCHEMAS
         try:
             level = known_level(connection) or ask_level(connection)
-            self.unfit = self.unfit or older(connection, transaction, level, self._since)
+            self.unfit = self.unfit or older(connection, transaction, level, self.since)
         except Exception as error:  # noqa: BLE001  # the driver's own
             self.unfit = unanswered(error)
 
@@ -240,7 +240,7 @@ class RunningLoad(RunningCall):
         """Apply rule 1 to such a transaction: say why its statements may have read what was never committed."""
         if transaction.wrote or any(changed(session) for session in transaction.sessions):
             return WROTE
-        if transaction.undone > self._since:
+        if transaction.undone > self.since:
             return READ_BACK
         return await why_unpublished(connection) if transaction.called and not connection.closed else None
 

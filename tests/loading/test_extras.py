@@ -209,8 +209,8 @@ async def test_refresh_in_a_transaction_that_has_written_deletes_when_it_commits
         assert await name_by(read, db) == "b"
 
 
-async def test_refresh_joins_a_load_that_is_going_on(client: Redis, gated: GatedClient) -> None:
-    """It began after nothing was committed: one load is enough."""
+async def test_refresh_joins_no_load_that_began_before(client: Redis, gated: GatedClient) -> None:
+    """A write from outside may have come since: the row is read again."""
     loader = Loader()
 
     @cached("item:{number}")
@@ -220,11 +220,33 @@ async def test_refresh_joins_a_load_that_is_going_on(client: Redis, gated: Gated
     gate = gated.gates.before("fill")
     first = asyncio.create_task(load(gated, 1))
     await gate.reached()
-    second = asyncio.create_task(load.refresh(client, 1))
-    assert (await second).name == "a"
+    loader.name = "b"
+    asked = gated.gates.after("acquire")
+    second = [asyncio.create_task(load.refresh(gated, 1)) for _ in range(9)]
+    await asked.reached()
+    asked.open()
     gate.open()
-    await first
-    assert (loader.calls, load.stats.joins) == (1, 1)
+    assert [(await each).name for each in second] == ["b"] * 9
+    assert (await first).name == "a"
+    assert (await load(client, 1)).name == "b"
+
+
+async def test_refresh_that_cannot_wait_leaves_no_older_value(client: Redis, gated: GatedClient) -> None:
+    """Where the load before takes longer than `wait`, neither result is stored."""
+    loader = Loader()
+
+    @cached("item:{number}", wait=0)
+    async def load(redis: Any, number: int) -> Item:
+        return loader.item(number)
+
+    gate = gated.gates.before("fill")
+    first = asyncio.create_task(load(gated, 1))
+    await gate.reached()
+    loader.name = "b"
+    assert (await load.refresh(client, 1)).name == "b"
+    gate.open()
+    assert (await first).name == "a"
+    assert not await client.exists("item:1")
 
 
 # --- put

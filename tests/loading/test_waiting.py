@@ -74,8 +74,8 @@ async def caller(client: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """Return a caller whose pool has two connections, and which looks soon, though Redis has all its time."""
     join = Flight.join
 
-    async def look_soon(flight: Flight, wait: float, asked: int = 0) -> Any:
-        return await join(flight, min(wait, LOOK), asked)
+    async def look_soon(flight: Flight, wait: float, asked: int = 0, *, fresh: bool = False) -> Any:
+        return await join(flight, min(wait, LOOK), asked, fresh=fresh)
 
     monkeypatch.setattr(Flight, "join", look_soon)
     engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/one.sqlite", pool_size=1, max_overflow=1)
@@ -141,10 +141,10 @@ async def test_load_with_a_connection_is_waited_for(caller: Caller, monkeypatch:
     """A caller that holds the last connection joins a load that has one: the load is not done twice."""
     gate, again, join, waits = caller.gates.after("load"), asyncio.Event(), Flight.join, count(1)
 
-    async def counted(flight: Flight, *arguments: Any) -> Any:
+    async def counted(flight: Flight, *arguments: Any, **options: Any) -> Any:
         if next(waits) == 2:
             again.set()
-        return await join(flight, *arguments)
+        return await join(flight, *arguments, **options)
 
     monkeypatch.setattr(Flight, "join", counted)
     async with AsyncSession(caller.engine) as mine, AsyncSession(caller.engine) as theirs:

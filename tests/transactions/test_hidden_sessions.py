@@ -158,7 +158,7 @@ async def test_looking_only_after_the_load(
     older = fastrdb.transactions.rules.older
 
     async def check(load: Any) -> None:
-        found = [older(c, t, "REPEATABLE READ", load._since) for t, c in load._seen.items() if not c.closed]
+        found = [older(c, t, "REPEATABLE READ", load.since) for t, c in load._seen.items() if not c.closed]
         load.unfit = next(filter(None, found), None)
 
     without("rule-2-levels").apply(monkeypatch.setattr)
