@@ -33,7 +33,9 @@ _NEEDED: Final = {
     "log_bin_compress": _OFF,
     "binlog_transaction_compression": _OFF,
 }
-_SETTINGS = text(f"SHOW GLOBAL VARIABLES WHERE variable_name IN ({', '.join(map(repr, _NEEDED))})")
+_UPDATES: Final = "log_slave_updates"
+_SETTINGS = text(f"SHOW GLOBAL VARIABLES WHERE variable_name IN ({', '.join(map(repr, (*_NEEDED, _UPDATES)))})")
+_SERVERS = text("SHOW GLOBAL STATUS WHERE variable_name IN ('Slaves_running', 'wsrep_cluster_size')")
 _WRITTEN = text("SHOW MASTER STATUS")
 _SNAPSHOT = text("SHOW STATUS WHERE variable_name IN ('binlog_snapshot_file', 'binlog_snapshot_position')")
 _SERVER = text("SELECT concat(@@hostname, ':', @@port, ':', @@server_id)")
@@ -49,14 +51,19 @@ async def refusal(connection: AsyncConnection) -> str:
             return f"{name} is {found[name]}, and has to be {good[0]}"
     if "binlog_row_metadata" not in found:
         return "the server has no binlog_row_metadata: it needs MariaDB 10.5 or later"
+    if found.get(_UPDATES) in _OFF and any(int(number) for _, number in await connection.execute(_SERVERS)):
+        return f"{_UPDATES} is OFF, and has to be ON: this server takes over what others write"
     if not is_available():
         return "python-mysql-replication is missing: pip install 'fastrdb[watch-mysql]'"
     if await _visible(connection) is None:
         return "the server does not report which part of its log a snapshot sees (binlog_snapshot_position)"
     try:
-        await connection.execute(_WRITTEN)
+        _, _, only, without = (await connection.execute(_WRITTEN)).one()
     except DBAPIError:
         return "the user lacks a right: GRANT REPLICATION CLIENT (BINLOG MONITOR) ON *.*"
+    name = await connection.scalar(text("SELECT database()"))
+    if name in without.split(",") or (only and name not in only.split(",")):
+        return f"the log leaves {name} out: correct binlog_do_db and binlog_ignore_db"
     grants = " ".join((await connection.scalars(_GRANTS)).all()).upper()
     if not any(right in grants for right in _REPLICA):
         return "the user lacks a right: GRANT REPLICATION SLAVE ON *.*"

@@ -14,6 +14,8 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
+from fastrdb.inference import blanked
+
 from .cascades import Row
 from .source import ROWS_NAMED
 
@@ -30,16 +32,20 @@ _GONE: Final = 1236  # the server's error for a place that its log does not have
 _UNREAD: Final = (*range(39, 43), *range(165, 172))
 """Types of events that may hold rows and that the library does not decode: partial, packed, compressed."""
 _HARMLESS: Final = re.compile(
-    r"BEGIN|COMMIT|ROLLBACK|SAVEPOINT|RELEASE|XA (?!COMMIT)|SET|GRANT|REVOKE|ANALYZE (?:\w+ )?TABLE|FLUSH|#"
+    r"BEGIN|COMMIT|ROLLBACK|SAVEPOINT|RELEASE|XA (?!COMMIT)|SET|GRANT|REVOKE|ANALYZE (?:\w+ )?TABLE|FLUSH"
     r"|CREATE (?!OR REPLACE)"
     r"|(?:CREATE OR REPLACE|DROP|ALTER) (?:DEFINER\S+ )?(?:/\*!\d+ )?(?:TEMPORARY|USER|ROLE|TRIGGER|EVENT|INDEX)\b",
     re.IGNORECASE,
 )
-_WORDS: Final = r"TRUNCATE(?: TABLE)?|ALTER (?:ONLINE |IGNORE )*TABLE|DROP TABLE(?: IF EXISTS)?|CREATE OR REPLACE TABLE"
-_TARGET: Final = re.compile(rf"(?:{_WORDS}) (?:(`[^`]+`|\w+) ?\. ?)?(`[^`]+`|\w+)(?!\w| ?[,.])", re.IGNORECASE)
+_WORDS: Final = (
+    r"TRUNCATE(?: TABLE)?+|(?:ALTER (?:ONLINE |IGNORE )*+TABLE|DROP TABLE)(?: IF EXISTS)?+|CREATE OR REPLACE TABLE"
+)
+# Without a backslash, which the library writes for bytes that are not UTF-8.
+_NAME: Final = r"(`(?:[^`\\]|``)++`|[\w$\u0080-\U0010ffff]++)"
+_TARGET: Final = re.compile(rf"(?>{_WORDS}) (?:{_NAME} ?\. ?)?+{_NAME}(?=\(| (?![,.])|;|$)", re.IGNORECASE)
 _DEFINES: Final = re.compile(r"CREATE|ALTER|DROP|RENAME", re.IGNORECASE)
 _UNDER_SETTINGS: Final = re.compile(r"SET STATEMENT .+? FOR (.+)", re.IGNORECASE)
-_EXCHANGES: Final = re.compile(r"ALTER .*\bEXCHANGE PARTITION\b", re.IGNORECASE)  # which changes two tables
+_EXCHANGES: Final = re.compile(r"ALTER .*\b(?:EXCHANGE|CONVERT)\b", re.IGNORECASE)  # a partition: changes two tables
 _HEX: Final = re.compile(r"[0-9a-fA-F]{32}")
 _OPTIONS: Final = ("host", "port", "user", "password", "passwd", "unix_socket", "ssl")
 
@@ -164,7 +170,7 @@ class Log:
 
     def _take(self, event: Any, found: Found) -> None:
         if hasattr(event, "query") and hasattr(event, "schema"):
-            self._take_statement(" ".join(event.query.split()), event.schema.decode(), found)
+            self._take_statement(event.query, event.schema.decode(), found)
         elif type(event).__name__ in ("WriteRowsEvent", "UpdateRowsEvent", "DeleteRowsEvent"):
             if not hasattr(event, "table"):  # the event that names the table was not decoded
                 found.everything = True
@@ -174,10 +180,11 @@ class Log:
         elif event.event_type in _UNREAD:
             found.everything = True
 
-    def _take_statement(self, statement: str, schema: str, found: Found) -> None:
+    def _take_statement(self, written: str, schema: str, found: Found) -> None:
+        statement = " ".join((blanked(written, "mysql") or "?").split())
         if (settings := _UNDER_SETTINGS.match(statement)) is not None:
             statement = settings[1]
-        if _HARMLESS.match(statement):
+        if not statement or _HARMLESS.match(statement):
             found.defined |= statement[:6].upper() == "CREATE"
             return
         if statement[:9].upper() == "XA COMMIT":  # the rows were in the log when it was prepared, and seen by no reader
@@ -185,14 +192,14 @@ class Log:
             return
         target = None if _EXCHANGES.match(statement) else _TARGET.match(statement)
         if target is not None:
-            schema = target[1].strip("`") if target[1] else schema
-        elif schema != self._database and self._database not in statement:
+            schema = _unquoted(target[1]) if target[1] else schema
+        elif schema != self._database and self._database not in written:
             return
         if target is None:
             found.everything = found.defined = True
         elif schema == self._database:
             found.defined |= _DEFINES.match(statement) is not None  # no foreign key acts on a change of these
-            found.add(Row("insert", target[2].strip("`"), None, None))
+            found.add(Row("insert", _unquoted(target[2]), None, None))
 
     def _rows(self, event: Any) -> Iterator[Row]:
         kind: Verb = {"W": "insert", "U": "update", "D": "delete"}[type(event).__name__[0]]  # type: ignore[assignment]
@@ -215,6 +222,10 @@ class Log:
     def close(self) -> None:
         """Close the connection. A `read` in another thread ends with an error."""
         self._stream.close()
+
+
+def _unquoted(name: str) -> str:
+    return name[1:-1].replace("``", "`") if name[0] == "`" else name
 
 
 def _connect(**options: Any) -> Any:

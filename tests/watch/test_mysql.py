@@ -163,6 +163,37 @@ async def test_a_setting_that_permits_no_watching_is_named(watched: Watched, nam
 
 
 @binlog
+async def test_a_replica_whose_log_lacks_what_its_primary_writes_is_refused(watched: Watched) -> None:
+    """As long as the server replicates. Its own writes alone would be seen."""
+    await watched.write("CHANGE MASTER TO master_host='127.0.0.1', master_port=1", "START SLAVE SQL_THREAD")
+    try:
+        with pytest.raises(OptionError, match="log_slave_updates is OFF, and has to be ON"):
+            await watched.source.lead()
+    finally:
+        await watched.write("STOP SLAVE", "RESET SLAVE ALL")
+    assert await watched.source.lead()
+
+
+async def test_a_log_that_leaves_the_database_out_is_refused() -> None:
+    """Nothing would be seen."""
+    if (binaries := private_mariadb.find_binaries()) is None:
+        missing("no mariadbd and mariadb-install-db")
+    with private_mariadb.started(binaries, binlog_do_db="shop", binlog_ignore_db="depot") as url:
+        async with opened(url) as database, database.engine.begin() as connection:
+            for name in ("shop", "depot", "office"):
+                await connection.exec_driver_sql(f"CREATE DATABASE {name}")
+        for name in ("depot", "office", "shop"):
+            async with opened(url.set(database=name)) as database:
+                source = source_of(database.engine)
+                if name == "shop":
+                    assert await source.lead()
+                else:
+                    with pytest.raises(OptionError, match=f"the log leaves {name} out: correct binlog_do_db"):
+                        await source.lead()
+                await source.close()
+
+
+@binlog
 @pytest.mark.parametrize("right", ["REPLICATION SLAVE", "BINLOG MONITOR"])
 async def test_a_right_that_is_missing_is_named(watched: Watched, right: str) -> None:
     """Either of the two."""
@@ -197,11 +228,35 @@ async def test_truncate_and_definitions_are_any_row(watched: Watched) -> None:
         assert await watched.changes() == {"None": None}
 
 
-def test_a_partition_that_is_exchanged_changes_two_tables() -> None:
+@binlog
+@pytest.mark.parametrize(
+    ("statement", "table"),
+    [
+        ("# a comment\nTRUNCATE TABLE users", "users"),
+        ("-- isn't in a string\nTRUNCATE users", "users"),
+        ("CREATE /* a comment */ OR REPLACE TABLE users(id INTEGER)", "users"),
+        ("DROP TABLE IF EXISTS users, odd", "None"),
+        ("ALTER TABLE IF EXISTS users ADD COLUMN age INTEGER", "users"),
+        ("TRUNCATE `it``s`", "it`s"),
+        ("TRUNCATE euro€", "euro€"),
+        ("TRUNCATE a$b", "a$b"),
+    ],
+)
+async def test_statements_of_any_spelling_are_understood(watched: Watched, statement: str, table: str) -> None:
+    """With comments, a condition, or a name of other letters than those of words."""
+    names = ("odd", "`it``s`", "euro€", "a$b")
+    await watched.write("SET foreign_key_checks = 0", *(f"CREATE TABLE {name} (id INTEGER)" for name in names))
+    await watched.install()
+    await watched.write(statement)
+    assert await watched.changes() == {table: None}
+
+
+@pytest.mark.parametrize("action", ["EXCHANGE PARTITION few WITH TABLE other", "CONVERT TABLE other TO PARTITION few"])
+def test_a_partition_that_is_exchanged_changes_two_tables(action: str) -> None:
     """The statement begins with the name of one."""
     log, found = Log.__new__(Log), Found()
     log._database = "shop"
-    log._take_statement("ALTER TABLE parts EXCHANGE PARTITION few WITH TABLE other", "shop", found)
+    log._take_statement(f"ALTER TABLE parts {action}", "shop", found)
     assert found.everything
 
 
