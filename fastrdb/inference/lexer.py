@@ -33,8 +33,8 @@ _FAMILIES: Final = {
         "word": rf"[{_L}][{_L}0-9$]*",
     },
     "mysql": {
-        # What stands in /*! and */ runs. Two dashes begin a comment in front of a space only.
-        "space": rf"{_SPACE}|\#[^\n]*|--(?=[\x00-\x20]|\Z)[^\n]*|/\*M?!\d*|/\*(?!M?!).*?\*/",
+        # What stands in /*! and */ runs; with a version, on some servers. Two dashes need a space behind.
+        "space": rf"{_SPACE}|\#[^\n]*|--(?=[\x00-\x20]|\Z)[^\n]*|/\*!(?!\d)|/\*(?!M?!).*?\*/",
         "literal": "%(text)s",
         "name": f"{_BACK}|%(double)s",  # in double quotes stands a name or a text, by the mode
         "unread": r"['\"`]|/\*",

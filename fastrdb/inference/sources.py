@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from .bodies import Function, columns_set_in
+from .bodies import UNKNOWN_FUNCTION, Function, columns_set_in
 from .facts import Facts, Link, Source, joined
 from .lexer import tokens
 
@@ -86,9 +86,11 @@ class MySQL(Source):
         """See `Source`."""
         place = self._place(name)
         homes = {*self.catalog.known_names.searched, place["schema"]}
+        bodies = connection.execute(self._FUNCTION, place).all()
+        if not bodies and "." in name:  # a function that this user does not see, or a part of a package
+            return UNKNOWN_FUNCTION
         touched = joined(
-            self.catalog.named_in(connection, body, homes, modes) if body else None
-            for body, modes in connection.execute(self._FUNCTION, place).all()
+            self.catalog.named_in(connection, body, homes, modes) if body else None for body, modes in bodies
         )
         return Function(self.through(connection, touched), touched)
 

@@ -39,7 +39,7 @@ from fastrdb.protocol import Intent
 from .finish import finish
 from .rules import autocommits, has_written
 from .scope import RunningCall, RunningLoad, targets_around
-from .sql import Effect, effect, plain
+from .sql import Effect, effect, plain, statements_in
 from .state import Follower, Transaction, Written, state_of, transaction_of
 
 _MOST_CHANGES = 256
@@ -54,11 +54,12 @@ _ROWLESS = (
 )
 """Statements that change no row of a table."""
 _RUNS = re.compile(
-    r"(?:EXPLAIN|ANALYZE)\b.*\b(?:INSERT|UPDATE|DELETE|MERGE|REPLACE)\b|CREATE\s+OR\b|COMMIT\s+PREPARED\b|XA\s+COMMIT\b",
+    r"(?:EXPLAIN|ANALYZE)\b.*\b(?:INSERT|UPDATE|DELETE|MERGE|REPLACE)\b|CREATE\s+(?:OR|ROLE|USER|GROUP|SCHEMA)\b"
+    r"|COMMIT\s+PREPARED\b|XA\s+COMMIT\b",
     re.DOTALL,
 )
-"""An EXPLAIN ANALYZE of a write, which writes; the replacement of a view or a function, which changes answers; the
-second phase of a commit, which publishes what another connection, or another process, may have written."""
+"""An EXPLAIN ANALYZE of a write, which writes. The replacement of a view or a function, which changes answers. A role
+or a schema, after which other tables are found. The second phase of a commit, which publishes the writes of others."""
 _SETS_SCHEMA = re.compile(r"SET\s+(?:SESSION\s+|LOCAL\s+)?SCHEMA\b")  # another form of SET search_path
 _ELSEWHERE = frozenset({ANYTHING}), ("anything: the connection has another search_path",)
 _log = logging.getLogger("fastrdb")
@@ -86,7 +87,7 @@ def follow(
     if context.isinsert or context.isupdate or context.isdelete:
         _writes(connection, transaction, statement, context)
         return
-    if _chooses_tables(plain(statement), context):
+    if _chooses_tables(statement, context):
         connection.info[SEARCHES] = True
     does = effect(statement, connection.dialect.name)
     if does >= Effect.WRITES:
@@ -98,10 +99,13 @@ def follow(
         _calls(connection, transaction, statement, context)
 
 
-def _chooses_tables(text: str, context: Any) -> bool:
+def _chooses_tables(statement: str, context: Any) -> bool:
     """Return True if another table may have a name without a schema after this statement."""
-    if text.startswith(("SET", "RESET", "USE ")):
-        return text.startswith("USE ") or "SEARCH_PATH" in text or _SETS_SCHEMA.match(text) is not None
+    parts, text = statements_in(statement, context.dialect.name), statement.upper()
+    if any(part.startswith("USE ") or _SETS_SCHEMA.match(part) for part in parts):
+        return True
+    if any(part.startswith(("SET", "RESET", "DO")) for part in parts) and "SEARCH_PATH" in text:
+        return True
     given = context.compiled_parameters if context.compiled is not None else ()
     return "SET_CONFIG" in text and ("SEARCH_PATH" in text or any("search_path" in each.values() for each in given))
 
@@ -209,10 +213,10 @@ def _changes(
     touches, translated = context.execution_options.get("fastrdb_touches"), context.execution_options.get(_MAP)
     declared: Collection[Image] = () if touches is None else images_of(touches, "fastrdb_touches", [translated])
     if context.isddl:
-        return [], () if _is_rowless(plain(statement)) else (Image(None),)
+        return [], () if _is_rowless(statement, context.dialect.name) else (Image(None),)
     compiled: Any = context.compiled
     is_text = compiled is None or context.is_text
-    if is_text and (touches is not None or _is_rowless(plain(statement))):
+    if is_text and (touches is not None or _is_rowless(statement, context.dialect.name)):
         return [], declared
     catalog = catalog_of(connection)
     names = catalog.names(connection, translated)
@@ -221,7 +225,7 @@ def _changes(
     if not is_text:
         found = writes_of(compiled, names)
         changes = found.of(context.compiled_parameters, context._expanded_parameters or {})
-        if changes or found.nothing or touches is not None or _is_rowless(plain(statement)):
+        if changes or found.nothing or touches is not None or _is_rowless(statement, context.dialect.name):
             return [(change, found.table if change.table == found.name else None) for change in changes], declared
     written = compiled.statement.text if is_text and compiled is not None else statement
     named, text = changes_of_text(written, connection.dialect.name, names)
@@ -235,8 +239,12 @@ def _changes(
     return [(change, None) for change in named], ()
 
 
-def _is_rowless(text: str) -> bool:
-    return text.startswith(_ROWLESS) and not _RUNS.match(text)
+def _is_rowless(statement: str, dialect: str) -> bool:
+    """Return True if none of the statements in a text changes a row."""
+    parts = statements_in(statement, dialect)
+    if dialect != "postgresql" and parts and parts[0].startswith("CREATE"):
+        parts = parts[:1]  # what follows is the body of a trigger or procedure, without quotes
+    return all(part.startswith(_ROWLESS) and not _RUNS.match(part) for part in parts)
 
 
 def _look(connection: Connection, context: Any, change: Change, following: Iterable[Follower]) -> None:

@@ -51,10 +51,15 @@ _SET_COMMITS = re.compile(r"\b(?:AUTOCOMMIT|PASSWORD|STATEMENT)\b")
 @lru_cache(maxsize=512)
 def effect(statement: str, dialect: str) -> Effect:
     """Return the effect of one or several statements on a database of this SQLAlchemy name."""
+    return max((_effect(part, dialect) for part in statements_in(statement, dialect)), default=Effect.NOTHING)
+
+
+@lru_cache(maxsize=512)
+def statements_in(statement: str, dialect: str) -> tuple[str, ...]:
+    """Return the single statements of a text, without the texts in quotes, and each as `plain` returns it."""
     if _QUOTES.search(statement) and "\\" not in statement:  # databases differ in what that means inside of quotes
         statement = blanked(statement, dialect) or statement
-    parts = [_effect(plain(part), dialect) for part in statement.split(";") if part.strip()]
-    return max(parts, default=Effect.NOTHING)
+    return tuple(plain(part) for part in statement.split(";") if part.strip())
 
 
 @lru_cache(maxsize=512)

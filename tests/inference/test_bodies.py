@@ -27,7 +27,7 @@ READ: dict[str, list[tuple[str, str, str]]] = {
         ("a '\\' b \"c\\\" d", "NO_BACKSLASH_ESCAPES", "a b c\\ d"),
         ('a "b\\" c', "ANSI_QUOTES", "a b\\ c"),
         ("a # it's\nb -- it's\nc--it -- ", "", "a b c it"),
-        ("a /* it's */ b /*!50001 c */ /*M! d */ /*+ e */", "", "a b c d"),
+        ("a /* it's */ b /*! c */ d /*+ e */", "", "a b c d"),
         ("`a``b` 1st.2nd", "", "a`b 1st 2nd"),
     ],
     "sqlite": [
@@ -46,7 +46,7 @@ UNREAD = {
         "a" * 64,
         '"' + "ä" * 40 + '"',
     ],
-    "mariadb": ["'a\\'", "`a", "/* a", '"a'],
+    "mariadb": ["/*!50001 a */", "/*M! a */", "'a\\'", "`a", "/* a", '"a'],
     "sqlite": ["'a", '"a', "`a"],
 }
 

@@ -381,3 +381,23 @@ def test_caches_one_after_the_other_listen_once() -> None:
     engine = sa.create_engine("sqlite://")
     assert list(engine.dispatch.after_cursor_execute).count(follow._on_executed) == 1
     engine.dispose()
+
+
+SEVERAL = (
+    "SET LOCAL application_name = 'it''s'; UPDATE people SET score = 1",
+    "CREATE TEMPORARY TABLE t (id int); UPDATE people SET score = 1",
+    "SAVEPOINT a; RELEASE SAVEPOINT a; DELETE FROM people",
+)
+
+
+@pytest.mark.parametrize("statements", SEVERAL)
+async def test_several_statements_in_one_text_count(
+    postgresql: Database, follower: NotingFollower, statements: str
+) -> None:
+    """Each of them is looked at, and not the first one alone."""
+    async with databases.opened(postgresql.engine.url.set(drivername="postgresql+psycopg")) as database:
+        await fill(database)
+        follower.images.clear()
+        async with database.engine.begin() as connection:
+            await connection.exec_driver_sql(statements)
+    assert follower.images
