@@ -254,11 +254,19 @@ class Bindings(Generic[Response]):
             rows: rows that will be replaced, or that are new.
             done: the prefixes that this transaction has invalidated already. New ones are added.
         """
+        if redis is not None:
+            await self.invalidate_values(db, redis, [self.columns.values(row, self._used) for row in rows], done)
+
+    async def invalidate_values(
+        self, db: AsyncSession, redis: Any, several: Iterable[Mapping[str, Any]], done: set[Hashable]
+    ) -> None:
+        """Do so for rows of which these values are known: without some, all that may show the row."""
         if redis is None:
             return
         if not self._registered.written:
             self.cache.runtime.registry.first_write(self._registered)
-        known = {fingerprint(each.values()): each for each in (self.columns.values(row, self._used) for row in rows)}
+        found = ({name: each[name] for name in self._used if name in each} for each in several)
+        known = {fingerprint(each.items()): each for each in found}
         new = [values for one, values in known.items() if one not in done]
         if not new:
             return

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Hashable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
+from functools import partial
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import inspect
+from sqlalchemy import event, inspect
 from sqlalchemy.exc import IntegrityError, MultipleResultsFound, NoResultFound
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import SessionTransactionOrigin
+from sqlalchemy.orm import LoaderCallableStatus, Session, SessionTransactionOrigin, UOWTransaction
 
 from fastrdb.transactions import RunningCall, autocommits
 
@@ -19,6 +20,7 @@ from .input import build, change
 from .statements import Statements, dialect_of, only
 
 Response = TypeVar("Response")
+_FLUSHED = "fastrdb.flushed"  # in Session.info: what is called with each flush of a write
 
 
 class RowWrite(Generic[Response]):
@@ -61,6 +63,8 @@ class RowWrite(Generic[Response]):
         """Set these values in the rows; return the answers."""
         for row in rows:
             change(row, values)
+        if rows and self.sql.columns.spreading("onupdate") & values.keys():
+            await self._invalidate_values([{}])
         await self._invalidate_before_flush(rows)
         return await self._flush_and_answer(rows)
 
@@ -83,7 +87,7 @@ class RowWrite(Generic[Response]):
                 row = build(self.sql.columns, new)
                 self.db.add(row)
                 await self._invalidate_before_flush([row])
-                await self.db.flush()
+                await self._flush([row])
         except IntegrityError:
             if alone and not self.commits:  # the flush has ended the caller's transaction
                 raise
@@ -99,11 +103,13 @@ class RowWrite(Generic[Response]):
         """Delete through the session, so that the cascades of the model's relationships take effect."""
         for row in rows:
             await self.db.delete(row)
-        await self.db.flush()
+        await self._flush(rows)
+        if rows and self.sql.columns.spreading("ondelete"):
+            await self._invalidate_values([{}])
 
     async def _flush_and_answer(self, rows: Sequence[Any]) -> list[Response]:
         """Flush, and return the rows as the database has them. Where possible, the cache stores these at the commit."""
-        await self.db.flush()
+        await self._flush(rows)
         settled = await self._reload(rows)
         await self._invalidate(rows)
         answers: list[Response] = [self.bound.convert(row) for row in rows]
@@ -111,6 +117,27 @@ class RowWrite(Generic[Response]):
             shown = [(row, answer) for row, answer in zip(rows, answers, strict=True) if id(row) in settled]
             await self.bound.store(self.db, self.redis, shown)
         return answers
+
+    async def _flush(self, rows: Sequence[Any]) -> None:
+        """Flush. What relationships and events write besides these rows shows other rows of the model: see `_also`."""
+        info, others = self.db.sync_session.info, list[dict[str, Any]]()
+        info[_FLUSHED] = partial(self._also, {id(row) for row in rows}, others)
+        try:
+            await self.db.flush()
+        finally:
+            del info[_FLUSHED]
+        if others:
+            await self._invalidate_values(others)
+
+    def _also(self, own: Collection[int], others: list[dict[str, Any]], flushed: UOWTransaction) -> None:
+        """Note the values of other rows of the model that a flush writes, before and after."""
+        for state, (_, listed) in flushed.states.items():
+            if not listed and id(state.obj()) not in own and state.mapper.isa(self.sql.columns.mapper):
+                both = {**state.dict, **state.committed_state}, state.dict
+                others += [{n: v for n, v in each.items() if not isinstance(v, LoaderCallableStatus)} for each in both]
+
+    async def _invalidate_values(self, several: Sequence[Mapping[str, Any]]) -> None:
+        await self.bound.invalidate_values(self.db, self.redis, several, self._invalidated)
 
     async def _reload(self, rows: Sequence[Any]) -> set[int]:
         """Load the rows again; return the ids of those that a `get` after the commit would return unchanged.
@@ -163,6 +190,12 @@ class RowWrite(Generic[Response]):
         lock = self.sql.write_lock() if dialect_of(self.db, self.sql.model) == "sqlite" else None
         if lock is not None:
             await self.db.execute(lock)
+
+
+@event.listens_for(Session, "after_flush")
+def _on_flush(session: Session, flushed: UOWTransaction) -> None:
+    if _FLUSHED in session.info:
+        session.info[_FLUSHED](flushed)
 
 
 @asynccontextmanager

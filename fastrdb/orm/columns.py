@@ -36,6 +36,7 @@ _PLAIN: Final = (
     dt.timedelta,
     enum.Enum,
 )
+_ACTIONS: Final = ("CASCADE", "SET NULL", "SET DEFAULT")
 _SEVERAL: Final = (list, tuple, set, frozenset)
 Exactness = Literal["everywhere", "by collation", "nowhere"]
 
@@ -86,6 +87,7 @@ class Columns:
         mapped: list[tuple[str, Any]] = self.mapper.columns.items()  # expressions of column_property among them
         self.fields = {name: Field.of(name, column) for name, column in mapped if isinstance(column, Column)}
         self.primary_key = tuple(self._names(self.mapper.primary_key) or ())
+        self._spreading: dict[str, frozenset[str]] = {}
 
     def field(self, name: object) -> Field:
         """Return the column of that name. Raises UnknownFieldError."""
@@ -139,6 +141,19 @@ class Columns:
         """Return whether no two rows share these values: a primary key or unique constraint lies in the columns."""
         return any(key <= set(names) for key in self._unique_keys())
 
+    def spreading(self, action: Literal["ondelete", "onupdate"]) -> frozenset[str]:
+        """Return the columns by which foreign keys, with an action, have the database change other rows of the model.
+
+        Keys of other tables count if there are keys from these tables back to the model.
+        """
+        if action not in self._spreading:
+            own = {*self.mapper.tables}
+            found = {
+                to for table in own for to, child in _acting(table, action) if _leads_to(own, child, action, {table})
+            }
+            self._spreading[action] = frozenset(name for to in found for name in self._names([to]) or [to.name])
+        return self._spreading[action]
+
     def values(self, row: object, names: Iterable[str]) -> dict[str, Any]:
         """Return the row's values in these columns."""
         return {name: getattr(row, name) for name in names}
@@ -177,6 +192,26 @@ class Columns:
             except InvalidRequestError:
                 return None
         return names
+
+
+def _acting(table: Any, action: str) -> Iterator[tuple[Column[Any], Any]]:
+    """Yield the columns of a table that foreign keys with an action refer to, each with the table that has the key.
+
+    The key of a table that inherits from the other is left out: both have parts of one row.
+    """
+    for other in table.metadata.tables.values() if isinstance(table, Table) else ():
+        for key in other.foreign_keys:
+            part = other is not table and key.parent.primary_key and len(other.primary_key) == 1
+            if key.references(table) and str(getattr(key, action)).upper() in _ACTIONS and not part:
+                yield key.column, other
+
+
+def _leads_to(own: Collection[Any], table: Any, action: str, seen: Collection[Any]) -> bool:
+    return table in own or any(
+        _leads_to(own, child, action, {*seen, table})
+        for _, child in _acting(table, action)
+        if child in own or child not in seen
+    )
 
 
 def _python_type(kind: TypeEngine[Any]) -> Any:
