@@ -149,10 +149,10 @@ def loss(expected: str | None, found: str | None) -> str:
     shares. The turn grows as changes are read: a backup has an earlier one.
 
     Args:
-        expected: the mark of the position; None without one.
+        expected: the mark of the position; None without one. One without a slash is of an earlier version.
         found: the mark that the outbox has there now; None if it has none.
     """
-    if expected is None:
+    if expected is None or "/" not in expected:
         return "there is no position of an earlier poll"
     if found is None:
         return "the outbox was emptied, or is older than the last poll (a crash, a failover, TRUNCATE, a backup)"

@@ -11,6 +11,7 @@ from sqlalchemy import text
 from fastrdb import OptionError
 from fastrdb.watch import mysql_outbox, postgres
 from fastrdb.watch import sqlite as sqlite_source
+from tests.support.waiting import until
 from tests.watch.conftest import Watched
 
 with_triggers = pytest.mark.parametrize("watchable", ["sqlite", "postgresql", "mariadb"], indirect=True)
@@ -69,6 +70,15 @@ async def test_more_changes_than_a_page_are_all_reported(watched: Watched, monke
     assert (poll.found, poll.lost) == (5, "")
     assert {text for each in images for text in (each.columns or {}).get("id") or ()} == {"1", "2", "3"}
     assert (await watched.poll())[0].found == 0
+
+
+@with_triggers
+async def test_a_position_of_an_earlier_version_is_lost(watched: Watched) -> None:
+    """An installation may have made the outbox anew, and dropped what nothing had read."""
+    await watched.source.run(await watched.source.install_sql())
+    await until(watched.source.lead)
+    watched.position = "outbox 735:740:"
+    assert (await watched.poll())[0].lost
 
 
 async def test_null_is_a_value(watched: Watched) -> None:
