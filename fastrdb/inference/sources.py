@@ -8,8 +8,9 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from .bodies import UNKNOWN_FUNCTION, Function, columns_set_in
-from .facts import Facts, Link, Source, joined
+from .facts import Facts, Link, Source, joined, merged
 from .lexer import tokens
+from .names import Names
 
 
 def _split(table: str) -> tuple[str | None, str]:
@@ -106,9 +107,17 @@ class MySQL(Source):
 class SQLite(Source):
     """The queries for SQLite."""
 
+    def names(self, connection: Connection) -> Names:
+        """See `Source`. A name without a schema may be one of any file that is attached."""
+        return Names(frozenset(row[1] for row in connection.execute(text("PRAGMA database_list"))))
+
     def facts(self, connection: Connection, table: str) -> Facts:
         """See `Source`."""
         schema, name = _split(table)
+        schemas = [schema] if schema else sorted(self.catalog.known_names.searched)
+        return merged(self._facts(connection, each, name) for each in schemas)
+
+    def _facts(self, connection: Connection, schema: str, name: str) -> Facts:
         place = _sqlite_schema(connection, schema)
         made = connection.execute(
             text(f"SELECT type, sql, lower(tbl_name) FROM {place} WHERE type IN ('view', 'trigger')")  # noqa: S608
@@ -118,10 +127,10 @@ class SQLite(Source):
         writes = joined(self.catalog.named_in(connection, _behind_begin(each)) for each in triggers)
         if body is not None:
             named = self.catalog.named_in(connection, body)  # its own name is in it
-            bases = self.through(connection, None if named is None else named - {table})
+            bases = self.through(connection, None if named is None else named - {self.name(schema, name)})
             return Facts(reads=bases, writes=joined([bases, writes]), changes=None, may_lock=False)
         generated = text("SELECT name FROM pragma_table_xinfo(:name, :schema) WHERE hidden IN (2, 3)")
-        changes = connection.scalars(generated, {"name": name, "schema": schema or "main"})
+        changes = connection.scalars(generated, {"name": name, "schema": schema})
         return Facts(writes=writes, changes=frozenset(changes), links=self._links(connection, place, schema, name))
 
     def function(self, connection: Connection, name: str) -> Function:
@@ -130,23 +139,23 @@ class SQLite(Source):
 
     def tables(self, connection: Connection) -> Iterable[tuple[str, str]]:
         """See `Source`."""
-        schemas = [row[1] for row in connection.execute(text("PRAGMA database_list")).all()]
         found = list[tuple[str, str]]()
-        for schema in schemas:
+        for schema in sorted(self.catalog.known_names.searched):
             place = _sqlite_schema(connection, schema)
             names = connection.execute(text(f"SELECT name FROM {place} WHERE type IN ('table', 'view')"))  # noqa: S608
             found += [(schema, row[0]) for row in names]
         return found
 
-    def _links(self, connection: Connection, place: str, schema: str | None, name: str) -> tuple[Link, ...]:
+    def _links(self, connection: Connection, place: str, schema: str, name: str) -> tuple[Link, ...]:
         asked = text(
             f"""SELECT m.name, min(f."from"), min(f."to"), f.on_delete, f.on_update, count(*)
-            FROM {place} m, pragma_foreign_key_list(m.name) f
+            FROM {place} m, pragma_foreign_key_list(m.name, :schema) f
             WHERE m.type = 'table' AND lower(f."table") = :name GROUP BY m.name, f.id, f.on_delete, f.on_update"""  # noqa: S608
         )
+        found = connection.execute(asked, {"name": name.lower(), "schema": schema})
         return tuple(
             Link.of(self.name(schema, child), (one, other), size, (deleted, updated))
-            for child, one, other, deleted, updated, size in connection.execute(asked, {"name": name.lower()})
+            for child, one, other, deleted, updated, size in found
         )
 
 
@@ -156,6 +165,6 @@ def _behind_begin(trigger: str) -> str:
     return trigger[next((token.end for token in found if token[:2] == ("word", "begin")), 0) :]
 
 
-def _sqlite_schema(connection: Connection, schema: str | None) -> str:
-    quoted = connection.dialect.identifier_preparer.quote_identifier(schema or "main")
+def _sqlite_schema(connection: Connection, schema: str) -> str:
+    quoted = connection.dialect.identifier_preparer.quote_identifier(schema)
     return f"{quoted}.sqlite_master"

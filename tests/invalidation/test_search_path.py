@@ -1,4 +1,4 @@
-"""`Cache(auto=True)` on PostgreSQL: a table has one name, whichever part of the search_path it is found by."""
+"""`Cache(auto=True)`: a table has one name, whichever of the schemas that are searched has it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -230,3 +231,47 @@ async def test_a_statement_that_chooses_the_path(postgres: Database, client: Red
     await execute(postgres.engine.url, "CREATE SCHEMA elsewhere", "CREATE VIEW elsewhere.orgs AS TABLE public.people")
     async with by_connection(postgres, "app, public") as reader, by_connection(postgres, "app, public") as writer:
         await expect_fresh(reader, writer, client, PEOPLE_1, (sa.text(choose), DELETE))
+
+
+# --- SQLite
+
+ATTACHED = (
+    "CREATE TABLE away.orgs (id INTEGER PRIMARY KEY)",
+    """CREATE TABLE away.people (id INTEGER PRIMARY KEY, org_id INTEGER REFERENCES orgs (id) ON DELETE CASCADE,
+    age INTEGER)""",
+    "CREATE TABLE away.days (id INTEGER PRIMARY KEY, day INTEGER)",
+    "CREATE VIEW away.ids AS SELECT id, age FROM people",
+    "CREATE TABLE notes (id INTEGER PRIMARY KEY, org_id INTEGER)",
+    "CREATE TRIGGER away.noted AFTER DELETE ON orgs BEGIN UPDATE days SET day = 9; END",
+    "INSERT INTO away.orgs VALUES (1)",
+    "INSERT INTO away.people VALUES (1, 1, 10)",
+    "INSERT INTO away.days VALUES (1, 1)",
+)
+PEOPLE_AWAY = table("people", "org_id", "age", schema="away")
+OF_SQLITE: dict[str, tuple[Any, Any]] = {
+    "a key cascades": (PEOPLE_1, DELETE),
+    "a key cascades to what is named with its schema": (
+        sa.select(PEOPLE_AWAY.c.id).where(PEOPLE_AWAY.c.id == 1),
+        DELETE,
+    ),
+    "a trigger writes": (sa.select(DAYS.c.day).where(DAYS.c.id == 1), DELETE),
+    "a view reads": (sa.select(IDS.c.age).where(IDS.c.id == 1), sa.update(PEOPLE_AWAY).values(age=11)),
+    "written with its schema": (AGE_1, sa.update(PEOPLE_AWAY).where(PEOPLE_AWAY.c.id == 1).values(age=11)),
+}
+
+
+@pytest.mark.parametrize("name", OF_SQLITE)
+async def test_a_table_of_a_file_that_is_attached(sqlite: Database, client: Redis, tmp_path: Path, name: str) -> None:
+    """SQLite looks there for names that the main file lacks."""
+
+    def attach(connection: Any, record: object) -> None:
+        cursor = connection.cursor()
+        cursor.execute(f"ATTACH '{tmp_path}/away.sqlite' AS away")
+        cursor.execute("PRAGMA foreign_keys = ON")
+        cursor.close()
+
+    event.listen(sqlite.engine.sync_engine, "connect", attach)
+    async with sqlite.engine.begin() as connection:
+        for statement in ATTACHED:
+            await connection.exec_driver_sql(statement)
+    await expect_fresh(sqlite, sqlite, client, *OF_SQLITE[name])
