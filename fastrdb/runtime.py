@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from threading import get_ident
 from types import FunctionType, MethodType
 from typing import Any
-from weakref import ReferenceType, WeakKeyDictionary, WeakSet, ref
+from weakref import ReferenceType, WeakKeyDictionary, WeakSet, WeakValueDictionary, ref
 
 from .errors import CacheUnavailableError, NoEventLoopError, OptionError
 from .events import Counters, Hook, context_without
@@ -161,6 +161,7 @@ class Runtime:
         """Go on in another namespace, with another client, and forget all else: for tests."""
         self.namespace, self.redis = namespace, redis
         self._states: WeakKeyDictionary[asyncio.AbstractEventLoop, LoopState] = WeakKeyDictionary()
+        self._repairs: dict[Hashable, WeakValueDictionary[int, Any]] = {}
         self._latest: _Latest = (_dead, None)
         # The client of the latest call, its thread, loop and store: get_running_loop() costs more than all the rest.
         self._recent: _Recent = (_dead, 0, _dead, None)
@@ -207,6 +208,7 @@ class Runtime:
             store = state.stores.get(server)
             if store is None:
                 store = state.stores[server] = self._new_store(cluster=is_cluster(client))
+                store.repairs.join(self._repairs.setdefault(server, WeakValueDictionary()))
                 store.add_pending(client, state.pending.pop(server, {}))
                 if self._publisher is not None and state.publisher is None:
                     publishing = self._publisher.run(client, self.namespace, lambda: store.has_pending)

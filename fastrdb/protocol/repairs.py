@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import Context
+from functools import partial
 from time import monotonic
+from weakref import WeakValueDictionary
 
 from fastrdb.errors import CacheUnavailableError
 from fastrdb.transport import Client, Health, ended
@@ -20,6 +22,7 @@ logger = logging.getLogger("fastrdb")
 _Sweep = Callable[[Client, str, Sequence[Target], Sequence[Target]], Awaitable[None]]
 Unbar = Callable[[Client, Sequence[tuple[str, Sequence[Target]]]], Awaitable[None]]
 
+_ELSEWHERE = "at a commit in another event loop"
 _MOST_PENDING = 1024
 """So many targets are remembered one by one. More are replaced by all under their common head: memory has a bound."""
 _MOST_BARRIERS = 256
@@ -53,6 +56,8 @@ class Repairs:
     ) -> None:
         self._sweep, self._unbar, self._everything, self._health, self._sleep = sweep, unbar, everything, health, sleep
         self._barrier_s = barrier_s
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._siblings = WeakValueDictionary[int, Repairs]()
         self._pending: dict[Target, bool] = {}
         self._trying: dict[Target, bool] = {}
         self._standing: dict[Target, float] = {}  # the barriers of repairs, each with the time at which it lapses
@@ -82,9 +87,24 @@ class Repairs:
         """
         if instead_of is not None and len(self._replaced) < _MOST_PENDING:
             self._replaced.append(instead_of)
+        found = dict.fromkeys(targets, barred)
+        for other in filter(None, (known() for known in self._siblings.valuerefs())):
+            if other is not self and other._loop is not None:
+                with suppress(RuntimeError):  # it is closed
+                    other._loop.call_soon_threadsafe(partial(other.take, client, found, reason=_ELSEWHERE))
+        self.take(client, found, reason=reason)
+
+    def join(self, siblings: WeakValueDictionary[int, Repairs]) -> None:
+        """Become one of those of a process for one server: what one event loop has missed, all have to go past."""
+        self._loop, self._siblings = asyncio.get_running_loop(), siblings
+        siblings[id(self)] = self
+
+    def take(self, client: Client, targets: Mapping[Target, bool], *, reason: object) -> None:
+        """Take over what another event loop has missed: targets, and whether with barriers."""
         if not self.has_pending:
             logger.warning("Redis missed an invalidation (%s): reads bypass the cache until it is repaired", reason)
-        self._cover([*targets], barred)
+        for bars in set(targets.values()):
+            self._cover([target for target, barred in targets.items() if barred is bars], bars)
         if self.has_pending:
             self._health.block(self, "owed", str(reason))
         self._client = client

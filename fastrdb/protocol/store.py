@@ -326,9 +326,8 @@ class Store:
 
     def add_pending(self, client: Client, targets: Mapping[Target, bool]) -> None:
         """Take over what another store of the same server has not repaired: targets, and whether with barriers."""
-        for barred in (False, True):
-            if pending := [target for target, bars in targets.items() if bars is barred]:
-                self.repairs.add(client, pending, barred=barred, reason="the event loop of the commit has ended")
+        if targets:
+            self.repairs.take(client, targets, reason="the event loop of the commit has ended")
 
     def detach(self) -> dict[Target, bool]:
         """Drop all connections, since the event loop has ended. Return what has not been repaired."""

@@ -9,8 +9,9 @@ from threading import Barrier
 
 from redis.asyncio import Redis
 
-from fastrdb import cached, invalidates
+from fastrdb import Cache, cached, invalidates
 from fastrdb.cache import default_cache
+from fastrdb.testing import GatedClient
 from fastrdb.testing.server import EmbeddedServer
 from tests.support.servers.databases import Database
 from tests.support.world.world import spawn, world
@@ -76,6 +77,31 @@ def test_two_loops_at_once_with_one_client(server: EmbeddedServer) -> None:
     with ThreadPoolExecutor(2) as threads:
         running = [threads.submit(lambda: asyncio.run(hits())) for _ in range(2)]
         assert [each.result(30) for each in running] == [EXPECTED, EXPECTED]
+
+
+async def test_what_redis_misses_in_one_loop_is_missed_in_all(client: Redis, server: EmbeddedServer) -> None:
+    """A write in a thread with a loop of its own, which ends without Redis: no hit is older here."""
+    cache, rows = Cache(), ["old"]
+
+    @cache.cached("row:{number}")
+    async def read(redis: Redis, number: int) -> str:
+        return rows[-1]
+
+    @cache.invalidates("row:{number}")
+    async def write(redis: Redis, number: int) -> None:
+        rows.append("new")
+
+    async def without_redis() -> None:
+        async with Redis(host="127.0.0.1", port=server.port) as own:
+            broken = GatedClient(own)
+            broken.fail_with(ConnectionError("away"))
+            await write(broken, 1)
+
+    assert await read(client, 1) == "old"
+    await asyncio.to_thread(asyncio.run, without_redis())
+    assert await read(client, 1) == "new"
+    await cache.aclose()
+    assert await read(client, 1) == "new"
 
 
 async def test_every_protocol_and_decoding(sqlite: Database, resp: Redis, tmp_path: Path) -> None:
