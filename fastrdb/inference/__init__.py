@@ -12,7 +12,7 @@ from .catalog import (
     transaction_begins,
     transaction_commits,
 )
-from .facts import Spread
+from .facts import Spread, joined
 from .lexer import blanked
 from .look import check, look
 from .names import SEARCHED, SEARCHES, Names
@@ -43,6 +43,7 @@ __all__ = [
     "functions_in",
     "harmless",
     "is_asking",
+    "joined",
     "look",
     "reads_of",
     "reads_of_text",

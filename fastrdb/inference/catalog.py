@@ -20,12 +20,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from fastrdb.keys import ANYTHING, table_tag
 
-from .bodies import UNKNOWN_FUNCTION, Function, Tables, tables_in
+from .bodies import NO_FUNCTION, UNKNOWN_FUNCTION, Function, Tables, tables_in
 from .facts import UNKNOWN_TABLE, Facts, Source, joined, links_of
 from .names import Names, SchemaMap, names_in
 from .postgresql import PostgreSQL
 from .reads import Origins
 from .sources import MySQL, SQLite
+from .text import SYNTAX
 
 T = TypeVar("T")
 # In `Connection.info`: a statement of fastrdb's own is running; the catalog of a transaction that changes tables.
@@ -112,7 +113,7 @@ class Catalog:
     def _ask_besides(self, connection: Connection, origins: Origins) -> tuple[frozenset[str], tuple[str, ...]]:
         tags, coarse = set[str](), list[str]()
         functions = origins.functions | (self._source.unnamed if self._source is not None else frozenset())
-        named = [(f"{name}()", self.function(connection, name).reads) for name in sorted(functions)]
+        named = [(f"{name}()", self.called(connection, name).reads) for name in sorted(functions)]
         named += [(name, self._reads(connection, name)) for name in sorted(origins.tables)]
         for name, tables in named:
             if tables is None:
@@ -136,6 +137,11 @@ class Catalog:
             ask = partial(self._ask, connection, UNKNOWN_FUNCTION, partial(self._source.function, connection, name))
             return _settled(connection, (self._functions, key), Function(), ask)
         return self._functions[key]
+
+    def called(self, connection: Connection, name: str) -> Function:
+        """Return the facts of a function that a statement calls, as it seems: it may be a word of SQL, too."""
+        found = NO_FUNCTION if self._source is None else self.function(connection, name)
+        return Function() if found is NO_FUNCTION and name.upper() in SYNTAX else found
 
     def named_in(
         self, connection: Connection, body: str, homes: Collection[str | None] | None = None, modes: str = ""

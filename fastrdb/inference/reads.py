@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import BindParameter, ColumnClause, Table, TableClause, TextClause
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm.util import LoaderCriteriaOption
-from sqlalchemy.sql import dml, elements
+from sqlalchemy.sql import dml, elements, operators
 from sqlalchemy.sql import selectable as sel
 from sqlalchemy.sql.functions import FunctionElement
 
@@ -25,7 +25,7 @@ from fastrdb.keys import ANYTHING, END, row_tag, table_tag
 
 from .conditions import MOST_VALUES, Conditions, Pinned, Place, Places, parts_of, texts_at
 from .names import Names, OncePerForm
-from .text import OF_THE_MOMENT, functions_in, harmless, named_in, reads_nothing
+from .text import OF_THE_MOMENT, named_in, reads_nothing, sent
 
 _TEXTS: Final = (TextClause, getattr(elements, "AbstractTextClause", TextClause))  # the second since SQLAlchemy 2.1
 _WRAPPERS: Final = (sel.AliasedReturnsRows, sel.SelectStatementGrouping, sel.FromGrouping, elements.Grouping)
@@ -139,10 +139,11 @@ class _Reader:
         self._conditions = Conditions(compiled)
         self._tags = set[str]()
         self._asked: dict[tuple[Places, type], list[TagColumn]] = {}
-        self._tables, self._functions = set[str](), set[str]()
+        self._tables, self._functions = set[str](), frozenset[str]()
         self._coarse: dict[str, None] = {}
         self._seen = set[int]()  # the CTEs that were read
         self._has_nested_orm = False
+        self._selects = 0
 
     def result(self) -> ReadRows:
         state = getattr(self._compiled, "compile_state", None)
@@ -154,12 +155,13 @@ class _Reader:
         self._read(statement, _Around({}))
         if self._has_nested_orm:
             self._read_criteria(getattr(state, "select_statement", None))
+        self._compare()
         if ANYTHING in self._tags:
             self._tags, self._asked = {ANYTHING}, {}
         return ReadRows(
             frozenset(self._tags),
             tuple(Asked(*values, tuple(columns)) for values, columns in self._asked.items()),
-            Origins(frozenset(self._tables), frozenset(self._functions)),
+            Origins(frozenset(self._tables), self._functions),
             tuple(self._coarse),
         )
 
@@ -171,6 +173,7 @@ class _Reader:
                 return
             self._seen.add(id(element))
             self._read(element.element, around._replace(pinned={}), as_from=True)
+            self._expressions(_texts_around(element), around)
         elif isinstance(element, sel.CompoundSelect):
             for part in element.selects:
                 self._read(part, around, as_from=as_from)
@@ -187,6 +190,7 @@ class _Reader:
             self._anything("a part of the statement is text, or of an unknown kind")
 
     def _select(self, select: Any, around: _Around, *, as_from: bool) -> None:
+        self._selects += 1
         self._has_nested_orm |= "compile_state_plugin" in select._propagate_attrs
         statement, froms = _final(select, around, as_from=as_from)
         scope, where = _Scope(), parts_of(statement._where_criteria)
@@ -204,6 +208,8 @@ class _Reader:
         for element in scope.nested:
             self._read(element, inside._replace(pinned=around.pinned), as_from=True)
         self._expressions(_expressions_of(statement, scope), inside)
+        for hint in (*statement._hints.values(), *(hint for _, hint in statement._statement_hints)):
+            self._fragment(hint)
 
     def _from(self, origin: Any, is_nullable: bool, on: tuple[Any, ...], scope: _Scope) -> None:
         if isinstance(origin, sel.Join):
@@ -262,6 +268,8 @@ class _Reader:
                 if not isinstance(getattr(element, "element", None), TableClause):
                     self._read(element, around)
             elif not isinstance(element, TableClause | BindParameter):
+                if isinstance(operator := getattr(element, "operator", None), operators.custom_op):
+                    self._fragment(operator.opstring)
                 if isinstance(element, FunctionElement):
                     self._function(element)
                 elif hasattr(type(element), "_compiler_dispatcher"):  # SQL made by a function of the user: @compiles
@@ -269,22 +277,23 @@ class _Reader:
                 stack += element.get_children()
 
     def _fragment(self, text: str | None) -> None:
-        functions = functions_in(text or "", self._conditions.dialect)
-        if text is None or functions is None or not reads_nothing(text, self._conditions.dialect):
+        if text is None or not reads_nothing(text, self._conditions.dialect):
             self._anything("a part of the statement is text")
-        else:
-            self._functions |= functions
 
     def _function(self, function: FunctionElement[Any]) -> None:
         name = getattr(function, "name", None)
         if hasattr(type(function), "_compiler_dispatcher") or name is None:
             self._anything(f"{type(function).__name__} is compiled by a function of its own")
-        elif packages := getattr(function, "packagenames", ()):
-            self._functions.add(".".join([*packages, name]).lower())
-        elif name.upper() in OF_THE_MOMENT:
+        elif name.upper() in OF_THE_MOMENT and not getattr(function, "packagenames", ()):
             self._coarse[f"{name}() changes without a write: only the ttl bounds its age"] = None
-        elif name.upper() not in harmless(self._conditions.dialect):
-            self._functions.add(name.lower())
+
+    def _compare(self) -> None:
+        """Read the functions from the statement as it is sent; look for a SELECT that no element of it is."""
+        found = sent(self._compiled)
+        if found is None or sum(token[:2] == ("word", "select") for token in found[0]) > self._selects:
+            self._anything("a part of the statement is text")
+        else:
+            self._functions = found[1]
 
     def _read_criteria(self, statement: Any) -> None:
         """Read `with_loader_criteria`, which SQLAlchemy adds to nested SELECTs only as it compiles them."""
@@ -332,7 +341,13 @@ def _expressions_of(select: Any, scope: _Scope) -> list[Any]:
         select._limit_clause,
         select._offset_clause,
         select._fetch_clause,
+        *_texts_around(select),
     ]
+
+
+def _texts_around(element: Any) -> list[Any]:
+    """Return the prefixes and suffixes."""
+    return [text for text, _ in (*element._prefixes, *element._suffixes)]
 
 
 def _is_given(places: Places) -> bool:

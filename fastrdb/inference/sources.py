@@ -120,11 +120,13 @@ class SQLite(Source):
     def _facts(self, connection: Connection, schema: str, name: str) -> Facts:
         place = _sqlite_schema(connection, schema)
         made = connection.execute(
-            text(f"SELECT type, sql, lower(tbl_name) FROM {place} WHERE type IN ('view', 'trigger')")  # noqa: S608
+            text(f"SELECT type, sql, lower(tbl_name) FROM {place} WHERE type <> 'index'")  # noqa: S608
         ).all()
         body = next((each for kind, each, of in made if kind == "view" and of == name.lower()), None)
         triggers = [each for kind, each, of in made if kind == "trigger" and of == name.lower()]
         writes = joined(self.catalog.named_in(connection, _behind_begin(each)) for each in triggers)
+        if any(kind == "table" and of == name.lower() and _replaces(each) for kind, each, of in made):
+            writes = joined([writes, frozenset({self.name(schema, name)})])
         if body is not None:
             named = self.catalog.named_in(connection, body)  # its own name is in it
             bases = self.through(connection, None if named is None else named - {self.name(schema, name)})
@@ -163,6 +165,12 @@ def _behind_begin(trigger: str) -> str:
     """Return the body of a trigger, without the name of its own table."""
     found = tokens(trigger, "sqlite") or ()
     return trigger[next((token.end for token in found if token[:2] == ("word", "begin")), 0) :]
+
+
+def _replaces(table: str) -> bool:
+    """Return True if a write to the table may delete other rows of it, by ON CONFLICT REPLACE."""
+    found = tokens(table, "sqlite")
+    return found is None or "on conflict replace" in " ".join(token.text for token in found if token.kind == "word")
 
 
 def _sqlite_schema(connection: Connection, schema: str) -> str:

@@ -25,7 +25,7 @@ from fastrdb.orm import exact_type
 from .conditions import Conditions, Places, parts_of, texts_at
 from .names import Names, OncePerForm
 from .reads import ranks_of
-from .text import OF_THE_MOMENT, Named, harmless, named_in
+from .text import OF_THE_MOMENT, Named, harmless, named_in, sent
 
 MOST_ROWS: Final = 64
 """Rows of one statement whose values are kept apart. A write of more rows reaches its whole table."""
@@ -93,6 +93,7 @@ class Writes:
         others: the other tables that are written, such as in CTEs.
         by_row: whether a row is changed depends on its own values only.
         nothing: WHERE is false, as in the UPDATE of no row by which `FastRDB` takes SQLite's write lock.
+        functions: those that it may call, which may write more; None where these cannot be known.
     """
 
     kind: Verb
@@ -106,6 +107,7 @@ class Writes:
     by_row: bool = False
     nothing: bool = False
     replaced: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    functions: frozenset[str] | None = frozenset()
 
     def of(self, parameter_sets: Sequence[Mapping[str, Any]], expanded: Mapping[str, Any]) -> list[Change]:
         """Return the changes of one execution with these parameters."""
@@ -139,7 +141,9 @@ def changes_of_text(text: str, dialect: str, names: Names) -> tuple[list[Change]
 
 def _kind_of_text(text: str) -> Verb:
     words = text.upper().split()
-    if words[0] == "INSERT" and "REPLACE" not in words:
+    if "REPLACE" in words:  # it deletes the rows that are in its way
+        return "any"
+    if words[0] == "INSERT":
         return "update" if "UPDATE" in words else "insert"
     return "update" if words[0] == "UPDATE" else "delete" if words[0] == "DELETE" else "any"
 
@@ -159,8 +163,10 @@ def _read(compiled: Any, names: Names) -> Writes:
     for element in (each for part in inner for each in visitors.iterate(part)):
         if isinstance(element, _DML) and element is not main:
             others.extend((_kind(element), names.of(table)) for table in _targets(element.table))
+    found = sent(compiled)
+    functions = None if found is None else found[1]
     if main is None:
-        return Writes("update", None, "", {}, {}, False, tuple(dict.fromkeys(others)))
+        return Writes("update", None, "", {}, {}, False, tuple(dict.fromkeys(others)), functions=functions)
     if not others and any(isinstance(part, False_) for part in parts_of(getattr(main, "_where_criteria", ()))):
         return Writes(_kind(main), None, "", {}, {}, False, (), nothing=True)
     conditions, sets = Conditions(compiled), dict[str, tuple[tuple[str, ...], type | None]]()
@@ -178,13 +184,13 @@ def _read(compiled: Any, names: Names) -> Writes:
     likely = frozenset(ranks_of(main.table))
     replaced = {each.name: _replaced(each, conditions.dialect) for each in main.table.c if isinstance(main, Insert)}
     own = _kind(main), main.table, names.of(main.table)
-    return Writes(*own, where, sets, whole, besides, likely, by_row, replaced=replaced)
+    return Writes(*own, where, sets, whole, besides, likely, by_row, replaced=replaced, functions=functions)
 
 
 def _kind(statement: Any) -> Verb:
+    if statement._prefixes:  # such as OR REPLACE
+        return "any"
     if isinstance(statement, Insert):
-        if statement._prefixes:  # a REPLACE deletes the rows that are in its way
-            return "any"
         return "insert" if _keeps_rows(statement) else "upsert"
     return "update" if isinstance(statement, Update) else "delete"
 
@@ -197,11 +203,11 @@ def _targets(target: Any) -> list[Any]:
 
 
 def _is_whole(statement: Any) -> bool:
-    """Return True for INSERT FROM SELECT, INSERT OR REPLACE, and an upsert that may update any row."""
-    if not isinstance(statement, Insert):
-        return False
+    """Return True for INSERT FROM SELECT, INSERT OR REPLACE and its like, and an upsert that may update any row."""
+    if statement._prefixes or not isinstance(statement, Insert):
+        return bool(statement._prefixes)
     conflict = _keeps_rows(statement) or bool(_conflict_columns(statement._post_values_clause))
-    return statement.select is not None or bool(statement._prefixes) or not conflict
+    return statement.select is not None or not conflict
 
 
 def _inserted(statement: Insert, conditions: Conditions) -> dict[str, tuple[tuple[str, ...], type | None]]:

@@ -27,6 +27,7 @@ from fastrdb.inference import (
     forget,
     forget_again,
     functions_in,
+    joined,
     look,
     reads_of,
     reads_of_text,
@@ -191,15 +192,15 @@ def _calls(connection: Connection, transaction: Transaction, statement: str, con
     written, catalog = _written_of(transaction), catalog_of(connection)
     functions = _functions(statement, context)
     written.doubtful |= functions is None
-    for name in functions or ():
-        tables = catalog.function(connection, name).writes
+    for name in sorted(functions or ()):
+        tables = catalog.called(connection, name).writes
         written.doubtful |= tables is None
         for table in sorted(tables or ()):
             catalog.warm(connection, table)
             written.changes.append((Change("any", table, whole=True), following))
 
 
-def _functions(statement: str, context: Any) -> Iterable[str] | None:
+def _functions(statement: str, context: Any) -> frozenset[str] | None:
     compiled = context.compiled
     if compiled is None or context.is_text:
         return functions_in(statement, context.dialect.name)
@@ -226,17 +227,30 @@ def _changes(
         found = writes_of(compiled, names)
         changes = found.of(context.compiled_parameters, context._expanded_parameters or {})
         if changes or found.nothing or touches is not None or _is_rowless(statement, context.dialect.name):
+            is_open = bool(changes) and touches is None and not _is_declared()
+            more = _called(connection, statement, found.functions) if is_open else []
+            if more is None:
+                return [], (Image(None),)
+            changes += more
             return [(change, found.table if change.table == found.name else None) for change in changes], declared
     written = compiled.statement.text if is_text and compiled is not None else statement
     named, text = changes_of_text(written, connection.dialect.name, names)
     if _is_declared():
         return [(change, None) for change in named or ()], declared
-    called = [catalog.function(connection, name).writes for name in sorted(text.functions)]
-    if named is None or None in called:
-        _unread(statement)
+    more = _called(connection, statement, None if named is None else text.functions)
+    if named is None or more is None:
         return [], (Image(None),)
-    named += [Change("any", table, whole=True) for tables in called for table in sorted(tables or ())]
-    return [(change, None) for change in named], ()
+    return [(change, None) for change in (*named, *more)], ()
+
+
+def _called(connection: Connection, statement: str, functions: Collection[str] | None) -> list[Change] | None:
+    """Return the changes that the functions of a statement make; None, and a line in the log, if these may be any."""
+    catalog = catalog_of(connection)
+    found = joined(catalog.called(connection, name).writes for name in sorted(functions or ()))
+    if functions is None or found is None:
+        _unread(statement)
+        return None
+    return [Change("any", table, whole=True) for table in sorted(found)]
 
 
 def _is_rowless(statement: str, dialect: str) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from fastrdb.inference import text as texts
-from fastrdb.inference.text import Named, functions_in, named_in, reads_nothing
+from fastrdb.inference.text import functions_in, named_in, reads_nothing
 
 QUERIES: dict[str, tuple[set[str], set[str], bool]] = {
     "SELECT * FROM users WHERE id = :id": ({"users"}, set(), True),
@@ -72,9 +72,10 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 TARGETS = {
     "UPDATE users SET name = 'x'": "users",
     'update only "App"."Users" u set name = 1': "App.Users",
-    "INSERT INTO users (id, name) VALUES (1, lower('X'))": "users",
+    "INSERT INTO users (id, name) VALUES (1, 'X')": "users",
+    "INSERT INTO users (id) SELECT 1 ON CONFLICT (id) DO UPDATE SET name = 'x'": "users",
     "INSERT OR REPLACE INTO users VALUES (1)": "users",
-    "REPLACE INTO `users` VALUES (1)": "users",
+    "REPLACE INTO users VALUES (1)": "users",
     "DELETE FROM app.users WHERE id = 1;": "app.users",
     "UPDATE users SET name = $$it's$$ -- and more": "users",
     "/* of today */ UPDATE users SET name = E'\\''": "users",
@@ -86,7 +87,11 @@ TARGETS = {
 @pytest.mark.usefixtures("plain")
 def test_a_plain_target_is_found(text: str) -> None:
     """The first words of a write name its table."""
-    assert named_in(text, "postgresql") == Named(writes=frozenset({TARGETS[text]}))
+    found = named_in(text, "postgresql")
+    assert found.sure
+    assert not found.reads
+    assert found.writes == {TARGETS[text]}
+    assert found.functions <= {"conflict"}  # which the catalog has for no function
 
 
 @pytest.mark.parametrize(
@@ -96,6 +101,7 @@ def test_a_plain_target_is_found(text: str) -> None:
         "UPDATE users, orgs SET users.name = orgs.name",
         "UPDATE users JOIN orgs ON true SET users.name = 1",
         "UPDATE users SET name = 1; DELETE FROM orgs",
+        "INSERT INTO a WITH x AS (DELETE FROM b RETURNING 1) SELECT * FROM x",
         "UPDATE users SET name = 'x",
         "UPDATE users SET name = $$it's$$; DELETE FROM orgs WHERE name = 'x'",
         "WITH x AS (DELETE FROM a RETURNING 1) DELETE FROM b",
@@ -115,25 +121,79 @@ def test_functions_of_a_plain_write_are_named() -> None:
     assert named_in("INSERT INTO users (id) SELECT make_user(1)", "postgresql").functions == {"make_user"}
 
 
+@pytest.mark.parametrize("reader", ["sqlglot", "plain"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "UPDATE IGNORE `users` SET name = 'x'",
+        "UPDATE LOW_PRIORITY IGNORE users SET name = 'x'",
+        "INSERT DELAYED INTO users (id) VALUES (1)",
+        "INSERT HIGH_PRIORITY IGNORE INTO users (id) VALUES (1)",
+        "REPLACE DELAYED INTO users (id) VALUES (1)",
+        "DELETE LOW_PRIORITY FROM users WHERE id = 1 # and more",
+    ],
+)
+def test_modifiers_are_no_tables(text: str, reader: str, request: pytest.FixtureRequest) -> None:
+    """MariaDB has them between the verb and the table."""
+    if reader == "plain":
+        request.getfixturevalue("plain")
+    found = named_in(text, "mariadb")
+    assert found.sure
+    assert found.writes == {"users"}
+
+
+@pytest.mark.parametrize(
+    ("text", "dialect"),
+    [
+        ("UPDATE users /*! , orgs */ SET orgs.name = 'x'", "mariadb"),
+        ("SELECT * FROM users /*M!100100 JOIN orgs */", "mariadb"),
+        ("SELECT * FROM users WHERE id IN orgs", "sqlite"),
+        ("SELECT * FROM users WHERE id NOT IN main.orgs", "sqlite"),
+        ("SELECT 'open", "postgresql"),
+    ],
+)
+def test_what_hides_a_table_is_not_sure(text: str, dialect: str) -> None:
+    """A comment that is executed, a table behind IN, and quotes that are not closed."""
+    assert not named_in(text, dialect).sure
+
+
+CALLED = {
+    "SELECT first(1), list(x), month(y), json_table(z) FROM t": {"first", "list", "month", "json_table"},
+    "WITH RECURSIVE f(a) AS (SELECT 1), g(b) AS (SELECT 2) SELECT * FROM f, g h(c) WHERE f.a IN (1)": set(),
+    'WITH f(a) AS (SELECT 1) SELECT f(a), "coalesce"(a) FROM f': {"f", "coalesce"},
+    "INSERT INTO f (a) SELECT f(1) FROM app.f": {"f"},
+    "INSERT INTO app.f (a) VALUES (app.g(1))": {"app.g"},
+    "SELECT cast(x AS numeric(10, 2)), 'g(1)' FROM t AS u(a, b) -- h(1)": {"cast"},
+}
+
+
+@pytest.mark.parametrize("text", CALLED)
+def test_each_function_of_a_text_is_named(text: str) -> None:
+    """Whatever sqlglot has of that name; no name of a CTE, an alias or a table in front of its columns."""
+    pytest.importorskip("sqlglot")
+    assert named_in(text, "postgresql").functions == CALLED[text]
+
+
 def test_fragments() -> None:
     """A fragment of an expression reads no table unless it has a SELECT; a text inside of quotes is no word."""
     assert reads_nothing("id = 5 AND name = 'from here'", "sqlite")
     assert not reads_nothing("(SELECT max(id) FROM users)", "sqlite")
     assert not reads_nothing("$$it's$$ || (SELECT max(name) FROM users) || 'x'", "postgresql")
     assert not reads_nothing("'x", "postgresql")
+    assert not reads_nothing("id IN users", "sqlite")
+    assert reads_nothing("position('x' IN name)", "postgresql")
 
 
-CALLED: dict[tuple[str, str], set[str]] = {
-    ("sqlite", "coalesce(a, f(b), 'g(')"): {"f"},
-    ("sqlite", "total(a)"): set(),
+CALLS: dict[tuple[str, str], set[str]] = {
+    ("sqlite", "nullif(a, f(b), 'g(') IN (1)"): {"nullif", "f"},
     ("postgresql", "total(a)"): {"total"},
     ("postgresql", "$$it's$$ || f(1) || 'x' || \"lower\"(a) || s . g (b)"): {"f", "lower", "s.g"},
     ("mariadb", "\"it's\" || f(1) # it's\n || g(1)"): {"f", "g"},
 }
 
 
-@pytest.mark.parametrize(("dialect", "text"), CALLED)
-def test_functions_that_are_not_harmless_are_named(dialect: str, text: str) -> None:
-    """A name in quotes may be that of another function than the one without."""
-    assert functions_in(text, dialect) == frozenset(CALLED[dialect, text])
+@pytest.mark.parametrize(("dialect", "text"), CALLS)
+def test_functions_are_named(dialect: str, text: str) -> None:
+    """Words that no function has for a name are left out."""
+    assert functions_in(text, dialect) == frozenset(CALLS[dialect, text])
     assert functions_in(f"{text}'", dialect) is None

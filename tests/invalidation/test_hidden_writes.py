@@ -2,36 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from redis.asyncio import Redis
-from sqlalchemy import event
 from sqlalchemy.dialects import mysql, postgresql, sqlite
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from fastrdb import Cache
 from tests.support.servers.databases import Database, execute
 
 from . import bodies
+from .hidden import COMMENTS, META, ORGS, POSTS, PRICES, Case, answered_anew
 
-META = sa.MetaData()
-ORGS = sa.Table("orgs", META, sa.Column("id", sa.Integer, primary_key=True), sa.Column("name", sa.String(20)))
-POSTS = sa.Table(
-    "posts", META, sa.Column("id", sa.Integer, primary_key=True), sa.Column("org_id", sa.Integer, index=True)
-)
-COMMENTS = sa.Table(
-    "comments", META, sa.Column("id", sa.Integer, primary_key=True), sa.Column("post_id", sa.Integer, index=True)
-)
-PRICES = sa.Table(  # `gross` is generated, and the metadata has it as a plain column
-    "prices",
-    META,
-    *(sa.Column("id", sa.Integer, primary_key=True), sa.Column("net", sa.Integer)),
-    sa.Column("gross", sa.Integer, index=True),
-)
 NAMES = sa.Table(
     "names", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True), sa.Column("name", sa.String(20))
 )
@@ -48,19 +31,6 @@ ELSEWHERE = sa.Table(
     sa.MetaData(schema="elsewhere"),
     *(sa.Column("id", sa.Integer, primary_key=True), sa.Column("name", sa.String(20))),
 )
-TABLES = (
-    "CREATE TABLE orgs (id INTEGER PRIMARY KEY, name VARCHAR(20))",
-    "CREATE TABLE posts (id INTEGER PRIMARY KEY, org_id INTEGER)",
-    """CREATE TABLE comments (id INTEGER PRIMARY KEY, post_id INTEGER,
-    FOREIGN KEY (post_id) REFERENCES posts (id) ON DELETE CASCADE)""",
-    "CREATE TABLE prices (id INTEGER PRIMARY KEY, net INTEGER, gross INTEGER GENERATED ALWAYS AS (net * 2) STORED)",
-    "CREATE VIEW names AS SELECT id, name FROM orgs",
-    "INSERT INTO orgs (id, name) VALUES (1, 'a'), (2, 'b')",
-    "INSERT INTO posts (id, org_id) VALUES (1, 1), (2, 2)",
-    "INSERT INTO comments (id, post_id) VALUES (1, 1), (2, 2)",
-    "INSERT INTO prices (id, net) VALUES (1, 10), (2, 20)",
-)
-EVERY = ("sqlite", "postgresql", "mariadb")
 WITH_CODES = (
     "CREATE TABLE codes (id INTEGER PRIMARY KEY {auto}, code INTEGER UNIQUE, name VARCHAR(20))",
     """CREATE TABLE uses (id INTEGER PRIMARY KEY, code_id INTEGER,
@@ -68,15 +38,6 @@ WITH_CODES = (
     "INSERT INTO codes (id, code, name) VALUES (1, 100, 'a'), (2, 200, 'b')",
     "INSERT INTO uses (id, code_id) VALUES (1, 1), (2, 2)",
 )
-
-
-class Case(NamedTuple):
-    """A query of a cached function, and a write that changes its answer. `prepare` has statements by database."""
-
-    read: Any
-    write: Any
-    prepare: Mapping[str, tuple[str, ...]] = MappingProxyType({})
-    databases: tuple[str, ...] = EVERY
 
 
 def _trigger(when: str, does: str) -> dict[str, tuple[str, ...]]:
@@ -324,13 +285,6 @@ CASES |= {
 }
 
 
-@pytest.fixture
-async def cache(client: Redis) -> AsyncIterator[Cache]:
-    """Return a cache that follows."""
-    async with Cache(client, auto=True) as made:
-        yield made
-
-
 @pytest.fixture(autouse=True)
 async def nowhere_else(database: Database) -> AsyncIterator[None]:
     """Take away the schema that a case makes: other tests would find its tables."""
@@ -339,43 +293,11 @@ async def nowhere_else(database: Database) -> AsyncIterator[None]:
         await execute(database.engine.url, "DROP SCHEMA IF EXISTS elsewhere CASCADE")
 
 
-def _keep_foreign_keys(connection: Any, record: object) -> None:
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA foreign_keys = ON")
-    cursor.close()
-
-
 @pytest.mark.parametrize(
     ("database", "name"),
     [(database, name) for name, case in CASES.items() for database in case.databases],
     indirect=["database"],
 )
-async def test_a_hidden_write_drops_the_answer(database: Database, cache: Cache, name: str) -> None:
+async def test_a_hidden_write_drops_the_answer(database: Database, following: Cache, name: str) -> None:
     """The answer after the commit is that of the database."""
-    case = CASES[name]
-    if database.name == "sqlite":
-        event.listen(database.engine.sync_engine, "connect", _keep_foreign_keys)
-    async with database.engine.begin() as connection:
-        for statement in (*TABLES, *case.prepare.get(database.name, ())):
-            await connection.exec_driver_sql(statement.replace("%", "%%"))
-
-    async def read(db: AsyncSession) -> list[str]:
-        return [str(value) for value in (await db.scalars(case.read)).all()]
-
-    cached = cache.cached("hidden:read")(read)
-    before: list[str] = []
-    for _ in range(2):  # with a write between, after which this process has met the column in use
-        async with database.sessions() as db:
-            before = await cached(db)
-        async with database.sessions() as db:
-            assert (await cached.explain(db)).state == "hit"
-            await db.execute(sa.update(PRICES).where(PRICES.c.id == 2).values(net=21))
-            await db.commit()
-    async with database.sessions() as db:
-        for statement in case.write if isinstance(case.write, tuple) else (case.write,):
-            await db.execute(statement)
-        await db.commit()
-    async with database.sessions() as db:
-        after = await read(db)
-    async with database.sessions() as db:
-        assert await cached(db) == after != before
+    await answered_anew(CASES[name], database, following)
