@@ -69,29 +69,30 @@ class Catalog:
 
     def facts(self, connection: Connection, table: str) -> Facts:
         """Return the facts of a table, read at the first call by the connection; `UNKNOWN_TABLE` after an error."""
-        key = table.lower()
-        if key not in self._facts:
+        if table not in self._facts:
             if self._source is None:
                 return Facts()  # a database without a source: SQLAlchemy's metadata has to do
             if self.names(connection) is None:
                 return UNKNOWN_TABLE
-            if self.names(connection) is None:
-                return UNKNOWN_TABLE
-            ask = partial(self._source.facts, connection, table)
-            return _settled(connection, (self._facts, key), Facts(), partial(self._ask, connection, UNKNOWN_TABLE, ask))
-        return self._facts[key]
+            ask = partial(self._ask, connection, UNKNOWN_TABLE, partial(self._source.facts, connection, table))
+            found = _settled(connection, (self._facts, table), Facts(), ask)
+            if table in self._facts:  # tags have no case of letters
+                self._facts.setdefault(table.lower(), found)
+            return found
+        return self._facts[table]
 
     def known(self, table: str) -> Facts:
         """Return the facts that were read before, without any I/O. A table that was not read is unknown."""
-        return self._facts.get(table.lower(), Facts() if self._source is None else UNKNOWN_TABLE)
+        unknown = Facts() if self._source is None else UNKNOWN_TABLE
+        return self._facts.get(table) or self._facts.get(table.lower(), unknown)
 
     def warm(self, connection: Connection, table: str, declared: Any = None) -> None:
         """Read the facts of a table, and of all tables that the database may write because of a write to it.
 
         Without a source for this database, the metadata of the `declared` table says which foreign keys cascade.
         """
-        if self._source is None and declared is not None and table.lower() not in self._facts:
-            self._facts[table.lower()] = Facts(links=links_of(declared, names_in(connection.dialect).of))
+        if self._source is None and declared is not None and table not in self._facts:
+            self._facts[table] = Facts(links=links_of(declared, names_in(connection.dialect).of))
         waiting, seen = [table], set[str]()
         while waiting:
             if (name := waiting.pop()) not in seen:

@@ -41,9 +41,10 @@ class PostgreSQL(Source):
     _TABLE = text(
         """SELECT c.oid, c.relkind, c.relrowsecurity, has_table_privilege(c.oid, 'SELECT')
             AND has_any_column_privilege(c.oid, 'UPDATE')
-        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-        WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND (lower(n.nspname || '.' || c.relname) = CAST(:name AS text)
-            OR lower(c.relname) = CAST(:name AS text) AND n.nspname = ANY (CAST(:searched AS text[])))"""
+        FROM unnest(CAST(:schemas AS name[]), CAST(:names AS name[])) AS place(schema, name)
+        JOIN pg_namespace n ON n.nspname = place.schema
+        JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = place.name
+        WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f')"""
     )
     _RELATIVES = text(
         """WITH RECURSIVE down(oid) AS (SELECT CAST(:oid AS oid)
@@ -118,9 +119,14 @@ class PostgreSQL(Source):
 
     def facts(self, connection: Connection, table: str) -> Facts:
         """See `Source`."""
-        place = {"name": table.lower(), "searched": sorted(self.catalog.known_names.searched)}
+        places = {(schema, name) for name in (table, table.lower()) for schema in self.catalog.known_names.searched}
+        parts = table.split(".")  # a dot may be a part of a name
+        for at in range(1, len(parts)):
+            schema, name = ".".join(parts[:at]), ".".join(parts[at:])
+            places |= {(schema, name), (schema.lower(), name.lower())}
+        asked = {"schemas": [schema for schema, _ in places], "names": [name for _, name in places]}
         # None: a temporary table, or a name that only the statement has.
-        return merged(self._facts(connection, *row) for row in connection.execute(self._TABLE, place).all())
+        return merged(self._facts(connection, *row) for row in connection.execute(self._TABLE, asked).all())
 
     def _facts(self, connection: Connection, oid: int, kind: Any, secured: bool, may_lock: bool) -> Facts:
         kind = _letter(kind)

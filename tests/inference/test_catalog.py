@@ -362,3 +362,20 @@ async def test_what_stands_in_a_circle_has_all_of_it(postgres: Database) -> None
     even, odd, hidden, secrets = await asked(postgres, ask)
     assert even == odd == {"audit", "people", "org_names", "orgs"}
     assert hidden == secrets == {"hidden", "secrets", "orgs"}
+
+
+async def test_tables_whose_names_differ_in_their_case_have_facts_of_their_own(postgres: Database) -> None:
+    """Whichever is asked first; a name without quotes, in a text, is the one in small letters."""
+    async with postgres.engine.begin() as connection:
+        await connection.exec_driver_sql('CREATE TABLE "Orgs" (id INTEGER)')
+        await connection.exec_driver_sql('CREATE TABLE "a.B" (id INTEGER)')
+        for table in ("Orgs", "a.B"):
+            await connection.exec_driver_sql(
+                f'CREATE TRIGGER noted AFTER DELETE ON "{table}" FOR EACH ROW EXECUTE FUNCTION wild()'
+            )
+
+    def ask(db: sa.Connection, catalog: Catalog) -> list[Any]:
+        return [catalog.facts(db, name).writes for name in ("orgs", "ORGS", "Orgs", "a.B", "public.a.B")]
+
+    audit = frozenset({"audit"})
+    assert await asked(postgres, ask) == [audit, audit, None, None, None]
