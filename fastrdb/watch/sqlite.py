@@ -203,7 +203,7 @@ class SQLiteSource(ChangeSource):
                     status.unwatched[table] = "no trigger: made after `install`, or left out"
             for each in columns:
                 table, _, column = each.partition(":")
-                if table in triggers and f"'{column}'" not in triggers[table]:
+                if table in triggers and _field(column) not in triggers[table]:
                     status.missing_columns.append(each)
             status.waiting = int(
                 await connection.scalar(
@@ -284,26 +284,21 @@ def _trigger_sql(table: str, columns: Sequence[str], defaults: Mapping[str, str]
     """Return the triggers of one table.
 
     INSERT OR REPLACE and UPDATE OR REPLACE delete rows without a trigger: a trigger before the statement records those
-    with the same keys. A column of any type may hold a value of any kind. JSON has no blobs, and no write may fail. So
-    a blob, a float or a long text is recorded as 0.5: a float has no text in tags, so the change counts as one of any
-    value.
+    with the same keys.
     """
 
     def record(*rows: str) -> str:
-        def value(row: str, name: str) -> str:
-            column = f"{row}.{_quoted(name)}"
-            other = f"typeof({column}) IN ('blob', 'real') OR length(CAST({column} AS BLOB)) > {_MOST_BYTES}"
-            return f"CASE WHEN {other} THEN 0.5 ELSE {column} END"
-
-        values = [f"{_literal(name)}, json_array({', '.join(value(row, name) for row in rows)})" for name in columns]
-        return f"{begin}, json_object({', '.join(values)})"
+        fields = both.join(
+            f"{_field(name)} || {both.join(_recorded(row, name) for row in rows)} || ']'" for name in columns
+        )
+        return f"{begin}, '{{' || {fields or _literal('')} || '}}'"
 
     def same(name: str, kind: str) -> str:
         given = f"NEW.{_quoted(name)}"
         given = f"COALESCE({given}, ({defaults[name]}))" if name in defaults else given
         return f"other.{_quoted(name)} = {given} COLLATE {_quoted(kind)}"
 
-    begin = f"INSERT INTO fastrdb_outbox (tbl, image) SELECT {_literal(table)}"
+    begin, both = f"INSERT INTO fastrdb_outbox (tbl, image) SELECT {_literal(table)}", " || ',' || "
     plain = [key for key in keys if not key.is_expression]
     found = " OR ".join(f"({' AND '.join(starmap(same, key.columns.items()))})" for key in plain)
     replaced = [f"{record('other')} FROM {_quoted(table)} AS other WHERE {found}"] if plain else []
@@ -327,6 +322,20 @@ def _trigger_sql(table: str, columns: Sequence[str], defaults: Mapping[str, str]
     return statements
 
 
+def _recorded(row: str, name: str) -> str:
+    """Return the expression for a value in JSON. A column of any type may hold any value, and no write may fail.
+
+    So a blob, a float or a long text is recorded as 0.5: a float has no text in tags, so the change counts as one of
+    any value. SQLite's functions for JSON are refused in triggers where a writer has `trusted_schema=OFF`.
+    """
+    column = f"{row}.{_quoted(name)}"
+    return (
+        f"CASE WHEN {column} IS NULL THEN 'null' WHEN typeof({column}) = 'integer' THEN {column} WHEN typeof({column})"
+        f" = 'text' AND length(CAST({column} AS BLOB)) <= {_MOST_BYTES} THEN '[\"' || hex({column}) || '\"]'"
+        " ELSE 0.5 END"
+    )
+
+
 def _images(rows: Iterable[tuple[str, bytes | None]]) -> list[Image]:
     """Return one image for all rows of a table that report the same columns: each changed row is a row here."""
     found: dict[tuple[str, tuple[str, ...]], dict[str, list[Any]]] = {}
@@ -336,9 +345,19 @@ def _images(rows: Iterable[tuple[str, bytes | None]]) -> list[Image]:
         reported: dict[str, list[Any]] = {} if raw is None else json.loads(raw.decode(errors="replace"))
         values = found.setdefault((table, tuple(reported)), {})
         for column, each in reported.items():
-            values.setdefault(column, []).extend(each)
+            values.setdefault(column, []).extend(map(_value, each))
     whole = [table for table, count in counts.items() if count > ROWS_NAMED]
     return [*map(Image, whole), *(image(table, each) for (table, _), each in found.items() if table not in whole)]
+
+
+def _value(recorded: Any) -> Any:
+    """Return a value as it was: a text is recorded as its bytes."""
+    return bytes.fromhex(recorded[0]).decode(errors="replace") if isinstance(recorded, list) else recorded
+
+
+def _field(column: str) -> str:
+    """Return the text in front of the values of a column, as a literal."""
+    return _literal(f"{json.dumps(column, ensure_ascii=False)}:[")
 
 
 def _quoted(name: str) -> str:

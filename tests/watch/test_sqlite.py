@@ -199,3 +199,13 @@ async def test_a_long_text_is_any_value(watched: Watched) -> None:
     await watched.write("UPDATE users SET email = hex(zeroblob(1000000)) WHERE id = 1")
     found = (await watched.changes())["users"]
     assert (found["id"], found["email"]) == ({"1"}, set())
+
+
+async def test_a_writer_that_does_not_trust_the_schema_is_reported(watched: Watched) -> None:
+    """SQLite refuses its functions for JSON in triggers there, and the write would fail."""
+    await watched.install()
+    with connect(str(watched.database.engine.url.database)) as writer:
+        writer.execute("PRAGMA trusted_schema = OFF")
+        writer.execute("UPDATE users SET email = 'it''s-\"ü\"' || char(10) WHERE id = 1")
+    writer.close()
+    assert await watched.changes() == {"users": {"id": {"1"}, "org_id": {"1"}, "email": {"a@x", 'it\'s-"ü"%0A'}}}
