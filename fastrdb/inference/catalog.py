@@ -7,7 +7,7 @@ these facts, automatic invalidation would miss entries silently. An unknown fact
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -86,8 +86,10 @@ class Catalog:
         unknown = Facts() if self._source is None else UNKNOWN_TABLE
         return self._facts.get(table) or self._facts.get(table.lower(), unknown)
 
-    def warm(self, connection: Connection, table: str, declared: Any = None) -> None:
-        """Read the facts of a table, and of all tables that the database may write because of a write to it.
+    def warm(
+        self, connection: Connection, table: str, declared: Any = None, effects: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        """Read the facts of a table, and of all tables that are written because of a write to it: see `Spread`.
 
         Without a source for this database, the metadata of the `declared` table says which foreign keys cascade.
         """
@@ -99,6 +101,7 @@ class Catalog:
                 seen.add(name)
                 facts = self.facts(connection, name)
                 waiting += [*(facts.writes or ()), *(link.child for link in facts.links)]
+                waiting += [written for each in effects for written in each.get(name.lower(), ())]
 
     def besides(self, connection: Connection, origins: Origins) -> tuple[frozenset[str], tuple[str, ...]]:
         """Return the tags that a query has besides those of its statement: for views, policies and functions."""

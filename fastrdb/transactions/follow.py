@@ -164,7 +164,7 @@ def _writes(connection: Connection, transaction: Transaction, statement: str, co
     kept = list[Change]()
     for change, declared in changes:
         catalog = catalog_of(connection)
-        catalog.warm(connection, change.table, declared)
+        catalog.warm(connection, change.table, declared, [each.effects for each in following])
         counted = change.table, change.kind, frozenset(following)
         count = written.counts[counted] = written.counts.get(counted, 0) + 1
         if count > _MOST_CHANGES:
@@ -196,7 +196,7 @@ def _calls(connection: Connection, transaction: Transaction, statement: str, con
         tables = catalog.called(connection, name).writes
         written.doubtful |= tables is None
         for table in sorted(tables or ()):
-            catalog.warm(connection, table)
+            catalog.warm(connection, table, effects=[each.effects for each in following])
             written.changes.append((Change("any", table, whole=True), following))
 
 

@@ -401,3 +401,17 @@ async def test_several_statements_in_one_text_count(
         async with database.engine.begin() as connection:
             await connection.exec_driver_sql(statements)
     assert follower.images
+
+
+async def test_a_declared_effect_reaches_its_tables_alone(filled: Database, follower: NotingFollower) -> None:
+    """The facts of these are asked as well, with the tables that cascades of theirs reach."""
+    follower.effects = {"clubs": frozenset({"people"})}
+    async with filled.engine.begin() as connection:  # after this, nothing is known of any table
+        await connection.execute(sa.text("CREATE TABLE fresh (id INTEGER)"))
+    follower.images.clear()
+    async with filled.sessions() as db:
+        await db.execute(sa.insert(Club).values(id=3))
+        await db.commit()
+    tables = {image.table for image in follower.images}
+    assert "people" in tables
+    assert None not in tables
