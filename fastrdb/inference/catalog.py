@@ -40,7 +40,10 @@ _SOURCES: Final[Mapping[str, type[Source]]] = {
     "sqlite": SQLite,
 }
 # Anywhere in a statement: behind a comment or another statement, or in a block of PL/pgSQL. EXECUTE may run any.
-_DDL: Final = re.compile(r"\b(?:CREATE|ALTER|DROP|RENAME|ATTACH|DETACH|IMPORT|EXECUTE)\b", re.IGNORECASE)
+_DDL: Final = re.compile(
+    r"\b(?:CREATE(?!\s+(?:LOCAL\s+|GLOBAL\s+)?TEMP(?:ORARY)?\s+TABLE)|ALTER|DROP|RENAME|ATTACH|DETACH|IMPORT|EXECUTE)\b",
+    re.IGNORECASE,
+)
 
 
 class Catalog:

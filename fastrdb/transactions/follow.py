@@ -61,7 +61,11 @@ _RUNS = re.compile(
 )
 """An EXPLAIN ANALYZE of a write, which writes. The replacement of a view or a function, which changes answers. A role
 or a schema, after which other tables are found. The second phase of a commit, which publishes the writes of others."""
-_SETS_SCHEMA = re.compile(r"SET\s+(?:SESSION\s+|LOCAL\s+)?SCHEMA\b")  # another form of SET search_path
+_CHOOSES = re.compile(
+    r"SET\s+(?:SESSION\s+|LOCAL\s+)?SCHEMA\b|USE\s"
+    r"|CREATE\s+(?:OR\s+REPLACE\s+)?(?:(?:LOCAL|GLOBAL)\s+)?TEMP(?:ORARY)?\s+(?:RECURSIVE\s+)?(?:VIEW|TRIGGER)\b"
+)
+"""Another form of SET search_path; and what one session alone has, while the facts of tables are those of all."""
 _ELSEWHERE = frozenset({ANYTHING}), ("anything: the connection has another search_path",)
 _log = logging.getLogger("fastrdb")
 
@@ -103,7 +107,7 @@ def follow(
 def _chooses_tables(statement: str, context: Any) -> bool:
     """Return True if another table may have a name without a schema after this statement."""
     parts, text = statements_in(statement, context.dialect.name), statement.upper()
-    if any(part.startswith("USE ") or _SETS_SCHEMA.match(part) for part in parts):
+    if any(_CHOOSES.match(part) for part in parts):
         return True
     if any(part.startswith(("SET", "RESET", "DO")) for part in parts) and "SEARCH_PATH" in text:
         return True

@@ -13,6 +13,7 @@ import pytest
 import sqlalchemy as sa
 from redis.asyncio import Redis
 from sqlalchemy import event
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from fastrdb import Cache
 from tests.support.servers.databases import Database, execute, opened
@@ -222,6 +223,34 @@ async def test_a_temporary_table_hides_nothing(postgres: Database, client: Redis
         await connection.commit()
         for name in ("a key cascades", "its parent"):
             await expect_fresh(database, database, client, *CASES[name])
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"], indirect=True)
+async def test_a_temporary_view_may_read_anything(database: Database, client: Redis) -> None:
+    """One session alone has it, while the facts of tables are those of all sessions."""
+    async with Cache(client, auto=True) as cache, database.engine.connect() as connection:
+        for statement in ("CREATE TABLE orgs (id INTEGER)", "CREATE TABLE people (id INTEGER, age INTEGER)"):
+            await connection.execute(sa.text(statement))
+        await connection.execute(sa.text("INSERT INTO people VALUES (1, 10)"))
+        await connection.commit()
+        async with database.sessions() as db:  # the first look at the name
+            await db.execute(sa.select(ORGS.c.id))
+        await connection.execute(sa.text("CREATE TEMP VIEW ids AS SELECT id, age FROM people"))
+        await connection.commit()
+
+        @cache.cached("view")
+        async def cached(db: Any) -> int:
+            return int((await db.scalars(sa.select(IDS.c.age).where(IDS.c.id == 1))).one())
+
+        async with AsyncSession(connection) as db:
+            assert await cached(db) == 10
+            await db.commit()
+        async with database.sessions() as db:
+            await db.execute(sa.update(PEOPLE).values(age=11))
+            await db.commit()
+        async with AsyncSession(connection) as db:
+            assert await cached(db) == 11
+            await db.commit()
 
 
 @pytest.mark.parametrize("choose", ["SET search_path = elsewhere", "SET LOCAL SCHEMA 'elsewhere'"])
