@@ -11,7 +11,7 @@ name of its parameter, and is taken from the parameters of each execution.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, Literal, NamedTuple, cast
+from typing import Any, Final, Literal, NamedTuple
 
 from sqlalchemy import BindParameter, Column
 from sqlalchemy.sql import operators
@@ -173,9 +173,14 @@ def texts_at(
             if type(value) is kind and (text := value_text(value)) is not None:
                 return (text,)
         elif 0 < len(names := expanded.get(place, ())) <= MOST_VALUES:
-            texts = [value_text(value) for value in map(values.get, names) if type(value) is kind]
-            if len(texts) == len(names) and None not in texts:
-                return cast("list[str]", texts)
+            texts: list[str] = []  # `list[str]()`, or a comprehension, would take as long as two values
+            for name in names:
+                value = values.get(name)
+                if type(value) is not kind or (text := value_text(value)) is None:
+                    break
+                texts.append(text)
+            else:
+                return texts
     return _texts_at_all(places, values, expanded, kind)
 
 

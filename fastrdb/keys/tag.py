@@ -47,6 +47,8 @@ def value_text(value: Any) -> str | None:
     """
     if type(value) is int and -_WIDE < value < _WIDE:  # a miss that is followed pays for this
         return f"{value}"
+    if type(value) is str and len(text := quote(value)) <= _MOST_BYTES // 4:
+        return text
     if not isinstance(value, _TAGGABLE) or isinstance(value, datetime):
         return None
     texts = (quote(value),) if type(value) is str else forms_of(value)

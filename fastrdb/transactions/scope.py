@@ -359,7 +359,7 @@ def statement_begins(connection: Connection, transaction: Transaction) -> list[R
         state = None if session is None else session.info.get(STATE)
         if session is not None and state is not None and connection in state.connections:  # else on one of the pool's
             firsts += session.info.get(_CALLS, ())
-    calls = list[RunningCall]()
+    calls: list[RunningCall] = []
     for first in firsts:
         call = first
         while call is not None:
