@@ -93,7 +93,7 @@ class Invalidation:
         heads = [each.head for each in (*targets.prefixes, *prefixes) if not each.head.startswith(variants)]
         self.counters.count("invalidation", ", ".join([*heads, *targets.keys]))
         added = targets.add(prefixes, keys, images)
-        if (session is not None and has_transaction(session)) or not (targets.carried or added):
+        if (session is not None and has_transaction(session)) or not (targets.covered or added):
             every = [*targets.prefixes, *prefixes], [*targets.keys, *keys]
             how: dict[str, Any] = {"writes": not targets.carried, "counters": self.counters}
             await enlist(self.cache, client, session, *every, images=[*targets.images, *images], **how)

@@ -34,9 +34,9 @@ from .rules import (
     sqlite_driver,
     stream_begins,
 )
-from .scope import fresh_reads, no_store, rollback_begins, session_used, statement_begins, targets_around
+from .scope import fresh_reads, no_store, rollback_begins, running, session_used, statement_begins, targets_around
 from .sql import Effect, effect, sets_isolation
-from .state import Phase, Transaction, changed, new_transaction, state_of, take_state, transaction_of
+from .state import Phase, Transaction, changed, new_transaction, state_of, take_state, transaction_of, write_unclaimed
 
 _SENT = "fastrdb.sent"  # in `Connection.info`, which belongs to the driver's connection: the transaction of a COMMIT
 _watched: WeakSet[Dialect] = WeakSet()
@@ -161,6 +161,8 @@ def _on_write(connection: Connection, transaction: Transaction) -> None:
         transaction.phase = Phase.OPEN  # again, where a pool gives the same connection to all, and another has ended it
     for targets in targets_around():
         targets.meet(transaction)
+    if running.get() is None:
+        write_unclaimed()
     if transaction.users or transaction.intents or transaction.written:
         transaction.autocommit = transaction.autocommit or autocommits(connection)
         if transaction.autocommit or transaction.loose:

@@ -21,6 +21,7 @@ from fastrdb.protocol import Intent
 
 STATE, _UNDONE = "fastrdb", "fastrdb.undone"  # in Session.info: of its open transaction, and of all its transactions
 _orders = itertools.count(1)
+_unclaimed = [0]  # when there was a write with no call around
 _transactions: WeakKeyDictionary[Connection, Transaction] = WeakKeyDictionary()
 
 
@@ -214,8 +215,14 @@ class Targets:
     images: list[Image] = field(default_factory=list)
     wide_images: list[Image] = field(default_factory=list)
     carried: bool = False
+    since: int = field(default_factory=next_order)
     intents: dict[Transaction, Intent] = field(default_factory=dict)  # of transactions without a session
     seen: WeakSet[Session] = field(default_factory=WeakSet)  # the sessions that were used or joined
+
+    @property
+    def covered(self) -> bool:
+        """True if it was carried, and nothing was written in the meantime that may be a part of the call."""
+        return self.carried and _unclaimed[0] < self.since
 
     def join(self, session: Session) -> None:
         """Put the prefixes and keys on a session's open transaction."""
@@ -282,6 +289,11 @@ transaction_of = _transactions.get
 
 
 # --- sessions
+
+
+def write_unclaimed() -> None:
+    """Note a write with no call around: it may be that of a call which has another thread or task write for it."""
+    _unclaimed[0] = next_order()
 
 
 def state_of(session: Session) -> SessionState:

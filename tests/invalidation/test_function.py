@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 from redis.asyncio import Redis
+from sqlalchemy import NullPool, create_engine
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.orm import Session
 
 from fastrdb.testing import Gate
 from tests.races.scenarios.commits import NEW
@@ -72,6 +74,29 @@ async def test_function_that_is_cancelled_after_its_commit_leaves_nothing_stale(
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
+    await w.fair()
+    await w.quiet()
+
+
+async def test_write_of_an_executor_behind_a_commit(w: World) -> None:
+    """A thread without the call's context writes when the call has committed: its return invalidates once more."""
+    engine = create_engine(w.database.engine.url.set(drivername="sqlite"), poolclass=NullPool)
+
+    def save() -> None:
+        with Session(engine) as session:
+            session.execute(NEW)
+            session.commit()
+
+    @w.two.cache.invalidates("item:*")
+    async def write(db: AsyncSession, redis: Redis) -> None:
+        await db.execute(NEW.values(name="first"))
+        await db.commit()
+        await w.fair()
+        await asyncio.get_running_loop().run_in_executor(None, save)
+
+    async with w.two.database.sessions() as db:
+        await write(db, w.two.client)
+    assert await w.truth() == "new"
     await w.fair()
     await w.quiet()
 
