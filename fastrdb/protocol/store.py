@@ -23,7 +23,7 @@ from .interface import GONE, Ask, Backend, Entry, Limits, Outcome, Sweep, Tagged
 from .keyspace import named
 from .readiness import Readiness, readiness
 from .server import ServerBackend
-from .watched import WatchedBound
+from .watched import BoundedHealth, WatchedBound
 
 if TYPE_CHECKING:
     from fastrdb.events import Counters
@@ -92,7 +92,8 @@ class Store:
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         # All reasons not to read entries, in one place: a hit has time for one check.
-        self.obstacles, hide = Health(), hiding(seal)
+        bounded, hide = None if watched is None else BoundedHealth(), hiding(seal)
+        self.obstacles = Health() if bounded is None else bounded
         self.near = NearCache(near or Near(), before=f"{namespace}:".encode() if namespace else b"")
         fresh = max(timeout, _LEAST_FRESH_S)
         self.renewal_s = fresh / 3
@@ -109,7 +110,9 @@ class Store:
         )
         self.repairs = self._writer.repairs
         self.watched = (
-            None if watched is None else WatchedBound(self._backend, self.obstacles, bound=watched, sleep=sleep)
+            None
+            if watched is None or bounded is None
+            else WatchedBound(self._backend, bounded, bound=watched, sleep=sleep)
         )
 
     @property

@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from contextvars import Context
 from dataclasses import dataclass
+from math import inf
+from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from fastrdb.errors import CacheUnavailableError
@@ -43,11 +45,31 @@ class Heartbeat:
         return self.age is None or self.age >= self.bound
 
 
+class BoundedHealth(Health):
+    """Reasons not to read entries, with one more from a moment on.
+
+    Each look compares the clock. A timer would fire too late in a process that was stopped, or busy for long.
+
+    Attributes:
+        last: that reason.
+        until: the moment, by `monotonic`.
+    """
+
+    last: object = None
+    until = inf
+
+    def __bool__(self) -> bool:
+        if monotonic() >= self.until:
+            self.until = inf
+            self.add(self.last)
+        return len(self) > 0
+
+
 class WatchedBound:
     """A check, several times in each `bound`, that watchers are alive; a reason to bypass entries while one is not.
 
-    Until the first check, and while Redis does not answer the check, entries are bypassed too. A timer bypasses them at
-    the moment at which the heartbeat of the last check is as old as the bound.
+    Entries are bypassed, too, until the first check, and while Redis does not answer the check. So are entries from
+    the moment on at which the heartbeat of the last check is as old as the bound.
 
     Args:
         bound: seconds.
@@ -57,7 +79,7 @@ class WatchedBound:
     def __init__(
         self,
         backend: Backend,
-        health: Health,
+        health: BoundedHealth,
         *,
         bound: float,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
@@ -66,8 +88,8 @@ class WatchedBound:
         self._pause = bound / _CHECKS
         self._client: Client | None = None
         self._task: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
         self._logged = False
+        health.last = self
         health.add(self)
 
     def start(self, client: Client) -> str:
@@ -79,15 +101,13 @@ class WatchedBound:
 
     async def check(self, client: Client) -> Heartbeat:
         """Check once, and bypass entries or allow reading them."""
-        loop = asyncio.get_running_loop()
-        asked, age_ms = loop.time(), -1
+        asked, age_ms = monotonic(), -1
         with suppress(CacheUnavailableError):
             call = WATCHED.call((self._backend.keyspace.watch,), ())
             (age_ms,) = await self._backend.link.many(client, (call,))
         found = Heartbeat(None if age_ms < 0 else age_ms / 1000, self._bound)
-        self._stop_timer()
         if found.age is not None and not found.late:
-            self._timer = loop.call_at(asked + self._bound - found.age, self._health.add, self)
+            self._health.until = asked + self._bound - found.age
             self._health.discard(self)
             if self._logged:
                 logger.info("The watcher of writes from outside is back: entries are read again")
@@ -104,14 +124,8 @@ class WatchedBound:
             await self.check(self._client)
             await self._sleep(self._pause)
 
-    def _stop_timer(self) -> None:
-        timer, self._timer = self._timer, None
-        if timer is not None:
-            timer.cancel()
-
     async def aclose(self) -> None:
         """End the checks."""
-        self._stop_timer()
         task, self._task, self._client = self._task, None, None
         if task is not None:
             await ended([task])
