@@ -30,11 +30,13 @@ SERVERS = {
 }
 """The variable of the environment that names each server, and its addresses where the variable is not set."""
 
-# In PostgreSQL to make a schema anew takes a few milliseconds, and a database a checkpoint of the whole server.
+# In PostgreSQL to make schemas anew takes a few milliseconds, and a database a checkpoint of the whole server.
 _EMPTY = (
     """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
     WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()""",
-    "DROP SCHEMA public CASCADE",
+    """DO $$ DECLARE each text; BEGIN
+    FOR each IN SELECT nspname FROM pg_namespace WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'
+    LOOP EXECUTE format('DROP SCHEMA %I CASCADE', each); END LOOP; END $$""",
     "CREATE SCHEMA public",
 )
 # A connection may end by itself before it is killed: error 1094.
