@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.types import TypeDecorator
 
 from fastrdb import Cache
@@ -225,3 +226,96 @@ CASES = {
 async def test_a_hidden_name_drops_the_answer(database: Database, following: Cache, name: str) -> None:
     """The answer after the commit is that of the database."""
     await answered_anew(CASES[name], database, following)
+
+
+def _common() -> dict[str, Any]:
+    """Return queries of one row, with what a statement often has in front of a parenthesis."""
+    one, name = ORGS.c.id == 1, ORGS.c.name
+    numbers = sa.select(ORGS.c.id).where(one).cte("numbers", recursive=True)
+    numbers = numbers.union_all(sa.select(numbers.c.id + 1).where(numbers.c.id < 3))
+    others = sa.select(ORGS.c.id).where(one).cte("others", recursive=True)
+    others = others.union_all(sa.select(others.c.id).where(others.c.id < 0))
+    number = sa.func.row_number().over(partition_by=name, order_by=ORGS.c.id)
+    return {
+        "functions": sa.select(
+            sa.func.coalesce(sa.func.nullif(sa.func.lower(name), ""), sa.func.substr(name, 1, 2)), sa.func.abs(number)
+        ).where(one),
+        "casts": sa.select(sa.cast(ORGS.c.id, sa.Numeric(10, 2)), sa.cast(name, sa.String(7))).where(one),
+        "aggregates": sa.select(sa.func.count(), sa.func.max(name), sa.func.sum(ORGS.c.id)).where(one),
+        "words": sa.select(ORGS.c.id).where(one, ORGS.c.id.in_([1, 2]), sa.or_(name == "a", sa.not_(name.like("b%")))),
+        "CTEs": sa.select(numbers.c.id, others.c.id).where(numbers.c.id == others.c.id),
+        "times": sa.select(sa.func.current_timestamp(), ORGS.c.id).where(one),
+        "a case": sa.select(sa.case((ORGS.c.id > 1, sa.func.length(name)), else_=0)).where(
+            one, ORGS.c.id.between(0, 2)
+        ),
+    }
+
+
+def _common_on_postgresql() -> dict[str, Any]:
+    one, name = ORGS.c.id == 1, ORGS.c.name
+    given = sa.values(sa.column("n", sa.Integer), name="given").data([(1,), (2,)])
+    series = sa.func.generate_series(1, 2).table_valued("n", with_ordinality="o").render_derived()
+    return {
+        "filters": sa.select(sa.func.count().filter(ORGS.c.id > 1), sa.func.string_agg(name, ",")).where(one),
+        "groups": sa.select(sa.func.percentile_cont(0.5).within_group(ORGS.c.id)).where(one),
+        "sets": sa.select(sa.func.count()).where(one).group_by(sa.func.grouping_sets(sa.tuple_(name), sa.tuple_())),
+        "series": sa.select(series.c.n).where(one, series.c.n == ORGS.c.id),
+        "values": sa.select(ORGS.c.id).where(one, ORGS.c.id.in_(sa.select(given.c.n))),
+        "documents": sa.select(sa.func.jsonb_build_object("a", sa.func.array_agg(name))).where(one),
+        "times": sa.select(sa.extract("year", sa.func.now()), sa.func.date_trunc("day", sa.func.now())).where(one),
+        "keys": sa.select(sa.func.gen_random_uuid(), sa.func.greatest(ORGS.c.id, 2), sa.func.left(name, 1)).where(one),
+    }
+
+
+@pytest.mark.parametrize(
+    ("database", "name"),
+    [
+        *((database, name) for name in _common() for database in ("sqlite", "postgresql", "mariadb")),
+        *(("postgresql", name) for name in _common_on_postgresql()),
+    ],
+    indirect=["database"],
+)
+async def test_common_statements_depend_on_their_rows_alone(database: Database, following: Cache, name: str) -> None:
+    """No word and no built-in function counts as one that may read anything."""
+    async with database.engine.begin() as connection:
+        await connection.exec_driver_sql("CREATE TABLE orgs (id INTEGER PRIMARY KEY, name VARCHAR(20))")
+    statement = {**_common(), **(_common_on_postgresql() if database.name == "postgresql" else {})}[name]
+
+    @following.cached("common:rows")
+    async def rows(db: AsyncSession) -> int:
+        return len((await db.execute(statement)).all())
+
+    async with database.sessions() as db:
+        await rows(db)
+        assert (await rows.explain(db)).depends_on == ("orgs where id = 1",)
+
+
+WRITES: dict[str, Any] = {
+    "an INSERT": sa.insert(ORGS).values(id=3, name=sa.func.lower(sa.func.coalesce("C", "D"))),
+    "several rows": sa.insert(ORGS).values([{"id": 3, "name": "c"}, {"id": 4, "name": "d"}]),
+    "an UPDATE": sa.update(ORGS).where(ORGS.c.id == 2, ORGS.c.name.in_(["a", "b"])).values(name=sa.func.upper("x")),
+    "a DELETE": sa.delete(ORGS).where(sa.func.length(ORGS.c.name) < 9, ORGS.c.id == 2),
+    "a text": sa.text("UPDATE orgs SET name = upper(name) WHERE id IN (2) AND (name = 'b')"),
+    "an INSERT as text": sa.text("INSERT INTO orgs (id, name) VALUES (3, lower('C'))"),
+}
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgresql", "mariadb"], indirect=True)
+@pytest.mark.parametrize("name", WRITES)
+async def test_common_writes_reach_their_table_alone(database: Database, following: Cache, name: str) -> None:
+    """No word and no built-in function counts as one that may write anything."""
+    async with database.engine.begin() as connection:
+        await connection.exec_driver_sql("CREATE TABLE orgs (id INTEGER PRIMARY KEY, name VARCHAR(20))")
+        await connection.exec_driver_sql("CREATE TABLE posts (id INTEGER PRIMARY KEY, org_id INTEGER)")
+        await connection.exec_driver_sql("INSERT INTO orgs (id, name) VALUES (1, 'a'), (2, 'b')")
+
+    @following.cached("common:posts")
+    async def posts(db: AsyncSession) -> int:
+        return len((await db.scalars(sa.select(POSTS.c.id))).all())
+
+    async with database.sessions() as db:
+        await posts(db)
+        await db.rollback()
+        await db.execute(WRITES[name])
+        await db.commit()
+        assert (await posts.explain(db)).state == "hit"
