@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis.asyncio
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from redis.asyncio.cluster import RedisCluster
 
 from fastrdb import Cache, default_cache
@@ -58,8 +58,8 @@ package."""
 
 pytest_plugins = ["pytester", "fastrdb.testing.plugin"]
 
-# Of all property tests: a busy machine may stand still for longer than hypothesis lets one example take.
-settings.register_profile("patient", deadline=None)
+# Of all property tests: a busy machine may stand still for longer than hypothesis lets one example take, or be made.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 
 gc.disable()  # until all tests are there: a collection finds nothing to free in what the run keeps
