@@ -67,7 +67,9 @@ class Conditions:
     """The reader of the conditions of one compiled statement."""
 
     def __init__(self, compiled: Any) -> None:
-        self._names: Mapping[Any, str] = compiled.bind_names
+        # By key: the compiler may have made a copy of a parameter.
+        self._names: dict[str, str] = {each.key: name for each, name in compiled.bind_names.items()}
+        self._made = {name for each, name in compiled.bind_names.items() if each._is_crud}
         self._escaped: Mapping[str, str] = getattr(compiled, "escaped_bind_names", None) or {}
         self.dialect: str = compiled.dialect.name
 
@@ -95,7 +97,7 @@ class Conditions:
         """Return the places of a value, or nothing if it is an expression."""
         plain = _ungrouped(element)
         if isinstance(plain, BindParameter):
-            name = self._names.get(plain, plain.key)
+            name = self._names.get(plain.key, plain.key)
             return (Place("list", name) if plain.expanding else Place("one", self._escaped.get(name, name)),)
         spot = spot_of(plain)
         return outer.get(spot, ()) if spot is not None else ()
@@ -104,10 +106,14 @@ class Conditions:
         """Return the column's Python type; None if the database may take different values of it for equal."""
         return exact_type(column.type, self.dialect)
 
-    def is_value(self, given: Mapping[str, Any], column: Any) -> bool:
-        """Return True if INSERT or SET takes the column's value from the parameter that has the column's key."""
+    def source(self, given: Mapping[str, Any], column: Any) -> str | None:
+        """Return the name of the parameter with the column's value in INSERT or SET; None for an expression."""
         value = given.get(column.key)
-        return value is None or (isinstance(value, BindParameter) and self._is_plain(value, column))
+        if value is None:  # a parameter with the column's key may be one of the user's, for another place
+            return column.key if column.key in self._made else None
+        if isinstance(value, BindParameter) and self._is_plain(value, column):
+            return self._names.get(value.key)
+        return None
 
     def _of_part(self, part: Any, outer: Pinned, nullable: frozenset[int]) -> Pinned:
         plain = _ungrouped(part)

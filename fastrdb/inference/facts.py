@@ -173,6 +173,7 @@ class Spread:
     def __init__(self, facts: Callable[[str], Facts], effects: Mapping[str, frozenset[str]]) -> None:
         self._facts, self._effects = facts, effects
         self._seen: set[tuple[str, Verb]] = set()
+        self._whole: set[tuple[str, Verb, frozenset[str]]] = set()  # carried on, as writes to any rows
 
     def of(self, change: Change) -> Iterator[Image]:
         """Yield the images; one without a table means that anything may have changed."""
@@ -206,14 +207,16 @@ class Spread:
             return
         deleted = kind == "delete" and action == "CASCADE"
         below: Verb = "delete" if deleted else "update"
-        if (link.child, below) in self._seen:  # a circle of foreign keys: each round reaches other rows, so any row
-            yield Image(link.child)
-            return
+        changes = NO_TABLES if deleted or link.child_column is None else frozenset({link.child_column})
         texts = (image.columns or {}).get(parent or "")
         child = Image(link.child)
-        if texts and link.child_column is not None and action != "SET DEFAULT":
+        # In a circle, or by a second way, foreign keys reach other rows of the child: from there on, any row.
+        if (link.child, below) not in self._seen and texts and link.child_column and action != "SET DEFAULT":
             child = Image(link.child, {link.child_column: texts if action == "CASCADE" else texts | _NULL})
-        changes = NO_TABLES if deleted or link.child_column is None else frozenset({link.child_column})
+        elif (link.child, below, changes) in self._whole:
+            return
+        else:
+            self._whole.add((link.child, below, changes))
         yield from self._of(child, below, changes, self._facts(link.child))
 
 

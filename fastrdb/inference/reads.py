@@ -196,17 +196,20 @@ class _Reader:
         scope, where = _Scope(), parts_of(statement._where_criteria)
         for origin in froms:
             self._from(origin, False, (), scope)
+        # What is around pins its own rows, and not those of a table that this SELECT names once more.
+        hidden = {hash(leaf.selectable) for leaf in scope.leaves}
+        outer = {spot: places for spot, places in around.pinned.items() if spot.origin not in hidden}
         nullable = frozenset(scope.nullable)
         for leaf in scope.leaves:
-            self._leaf(leaf, self._conditions.pinned([*where, *leaf.on], around.pinned, nullable))
+            self._leaf(leaf, self._conditions.pinned([*where, *leaf.on], outer, nullable))
         # A constant of this SELECT is one in each SELECT nested in its expressions.
         certain = [part for leaf in scope.leaves if hash(leaf.selectable) not in nullable for part in leaf.on]
-        pinned = self._conditions.pinned([*where, *certain], around.pinned, nullable)
+        pinned = self._conditions.pinned([*where, *certain], outer, nullable)
         known = {spot: places for spot, places in pinned.items() if spot.origin not in nullable and _is_given(places)}
         own = frozenset(each for origin in froms for each in origin._from_objects)
-        inside = _Around({**around.pinned, **known}, around.froms | own, own)
+        inside = _Around({**outer, **known}, around.froms | own, own)
         for element in scope.nested:
-            self._read(element, inside._replace(pinned=around.pinned), as_from=True)
+            self._read(element, inside._replace(pinned=outer), as_from=True)
         self._expressions(_expressions_of(statement, scope), inside)
         for hint in (*statement._hints.values(), *(hint for _, hint in statement._statement_hints)):
             self._fragment(hint)

@@ -218,10 +218,10 @@ def _inserted(statement: Insert, conditions: Conditions) -> dict[str, tuple[tupl
     for column in statement.table.c:
         if column.computed is not None:
             continue
-        names = tuple(f"{column.key}_m{row}" for row in range(rows)) if rows else (column.key,)
-        known = only is None or column.name in only
-        kind = conditions.exact_type(column) if known and conditions.is_value(given, column) else None
-        found[column.name] = (names, kind)
+        source = conditions.source(given, column)
+        names = tuple(f"{column.key}_m{row}" for row in range(rows)) if rows else (source,) if source else ()
+        known = names and (only is None or column.name in only)
+        found[column.name] = (names, conditions.exact_type(column) if known else None)
     return found
 
 
@@ -245,13 +245,18 @@ def _set(statement: Update, compiled: Any, conditions: Conditions) -> dict[str, 
     for column in statement.table.c:
         by_database = column.computed is not None or column.server_onupdate is not None
         if by_database or column.onupdate is not None or column.key in given or column.key in keys:
-            is_known = not by_database and conditions.is_value(given, column)
-            found[column.name] = ((column.key,), conditions.exact_type(column) if is_known else None)
+            source = None if by_database else conditions.source(given, column)
+            found[column.name] = ((source,), conditions.exact_type(column)) if source else ((), None)
     return found
 
 
 def _values_by_key(statement: Any) -> dict[str, Any]:
-    return {getattr(key, "key", key): value for key, value in (statement._values or {}).items()}
+    """Return what a statement sets columns of its own table to: MySQL's UPDATE may set those of others as well."""
+    own = hash(statement.table)
+    given = (statement._values or {}).items()
+    return {
+        getattr(key, "key", key): value for key, value in given if hash(getattr(key, "table", statement.table)) == own
+    }
 
 
 def _other_targets(statement: Any) -> Iterator[Any]:
@@ -307,10 +312,12 @@ def _is_changed(value: Any, replaced: tuple[Any, ...]) -> bool:
 def _given(
     names: Iterable[str], values: Mapping[str, Any], kind: type | None, replaced: tuple[Any, ...]
 ) -> set[str] | None:
+    if kind is None:
+        return None
     found = set[str]()
     for name in names:
         value = values.get(name, names)
-        is_known = kind is not None and (value is None or type(value) is kind) and not _is_changed(value, replaced)
+        is_known = (value is None or type(value) is kind) and not _is_changed(value, replaced)
         text = value_text(value) if is_known else None
         if text is None:
             return None

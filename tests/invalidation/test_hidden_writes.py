@@ -77,7 +77,37 @@ POST_ALIAS: Any = POSTS.alias("p")
 READING = """CREATE FUNCTION reading(int, int) RETURNS text STABLE LANGUAGE sql
 AS 'SELECT name FROM orgs WHERE id = $1'"""
 OPERATOR = "CREATE OPERATOR === (FUNCTION = reading, LEFTARG = int, RIGHTARG = int)"
+OF_THREE = sa.select(POSTS.c.id).where(POSTS.c.org_id == 3)
 CASES: dict[str, Case] = {
+    "a parameter has the name of the column that another one sets": Case(
+        OF_THREE,
+        sa.update(POSTS).where(POSTS.c.id == sa.bindparam("org_id", 1)).values(org_id=sa.bindparam("new", 3)),
+    ),
+    "parameters with the names of each other's columns": Case(
+        OF_THREE, sa.insert(POSTS).values(id=sa.bindparam("org_id", 8), org_id=sa.bindparam("id", 3))
+    ),
+    "a column of another table that is set has the same name": Case(
+        sa.select(ORGS.c.name).where(ORGS.c.id == 7),
+        sa.update(ORGS).where(ORGS.c.id == PRICES.c.id, ORGS.c.id == 1).values({ORGS.c.id: 7, PRICES.c.id: 8}),
+        databases=("mariadb",),
+    ),
+    "a subquery names the table around once more": Case(
+        ORG.where(
+            sa.exists(sa.select(POSTS.c.id).where(POSTS.c.org_id == ORGS.c.id, POSTS.c.id > 5).correlate(None)),
+        ),
+        sa.insert(POSTS).values(id=9, org_id=2),
+    ),
+    "a key carries a delete on in its own table, and from there": Case(
+        COMMENT,
+        sa.delete(POSTS).where(POSTS.c.id == 2),
+        dict.fromkeys(
+            EVERY,
+            (
+                "ALTER TABLE posts ADD COLUMN parent_id INTEGER REFERENCES posts (id) ON DELETE CASCADE",
+                "UPDATE posts SET parent_id = 2 WHERE id = 1",
+            ),
+        ),
+    ),
     "a trigger deletes, and a key cascades": Case(
         COMMENT, RENAME, _trigger("AFTER UPDATE ON orgs", "DELETE FROM posts WHERE id = 1")
     ),
