@@ -90,7 +90,9 @@ def follow(
     if context is None:
         return
     if context.isinsert or context.isupdate or context.isdelete:
-        _writes(connection, transaction, statement, context)
+        # Before the statement itself, SQLAlchemy may query for a default. Then other values are not there yet.
+        note = _writes if context.current_parameters is None else _calls
+        note(connection, transaction, statement, context)
         return
     if _chooses_tables(statement, context):
         connection.info[SEARCHES] = True
@@ -206,7 +208,7 @@ def _calls(connection: Connection, transaction: Transaction, statement: str, con
 
 def _functions(statement: str, context: Any) -> frozenset[str] | None:
     compiled = context.compiled
-    if compiled is None or context.is_text:
+    if compiled is None or context.is_text or context.current_parameters is not None:
         return functions_in(statement, context.dialect.name)
     return reads_of(compiled, Names(translated=context.execution_options.get(_MAP))).origins.functions
 
@@ -351,7 +353,8 @@ def attach(connection: Connection, transaction: Transaction) -> None:
     written = transaction.written
     if written is None:
         return
-    if written.doubtful and (connection.dialect.name != "postgresql" or has_written(connection)):
+    commits = transaction.autocommit or transaction.loose  # by itself, and leaves no transaction that can be asked
+    if written.doubtful and (commits or connection.dialect.name != "postgresql" or has_written(connection)):
         written.changes.append((Image(None), tuple(followers)))
     written.doubtful = False
     changes, written.changes = written.changes, []

@@ -148,10 +148,19 @@ def _on_statement(
         transaction.loose = True
         _undone(transaction)
     # A call that invalidates declares what the functions of the database do that it calls.
-    if does >= Effect.WRITES or (does is Effect.CALLS and targets_around()):
+    if does >= Effect.WRITES or (
+        does is Effect.CALLS and (targets_around() or _calls_and_commits(connection, transaction))
+    ):
         if sets_isolation(statement):
             level_is_set(connection)
         _on_write(connection, transaction)
+
+
+def _calls_and_commits(connection: Connection, transaction: Transaction) -> bool:
+    """Return True for functions that may write what caches follow, in a statement that commits by itself."""
+    written = transaction.written
+    pending = written is not None and (written.changes or written.doubtful)
+    return bool(pending) and (transaction.loose or autocommits(connection))
 
 
 def _on_write(connection: Connection, transaction: Transaction) -> None:

@@ -13,7 +13,7 @@ from fastrdb import Cache
 from tests.support.servers.databases import Database, execute
 
 from . import bodies
-from .hidden import COMMENTS, META, ORGS, POSTS, PRICES, Case, answered_anew
+from .hidden import COMMENTS, EVERY, META, ORGS, POSTS, PRICES, Case, answered_anew
 
 NAMES = sa.Table(
     "names", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True), sa.Column("name", sa.String(20))
@@ -25,6 +25,12 @@ CODES = sa.Table(
 )
 USES = sa.Table(
     "uses", META, sa.Column("id", sa.Integer, primary_key=True), sa.Column("code_id", sa.Integer, index=True)
+)
+TICKETS = sa.Table(
+    "tickets",
+    META,
+    sa.Column("id", sa.Integer, sa.Sequence("ticket_ids"), primary_key=True),
+    sa.Column("state", sa.Integer, default=3),
 )
 ELSEWHERE = sa.Table(
     "orgs",
@@ -90,6 +96,17 @@ CASES: dict[str, Case] = {
         sa.select(ORGS.c.name).where(ORGS.c.id == 7),
         sa.update(ORGS).where(ORGS.c.id == PRICES.c.id, ORGS.c.id == 1).values({ORGS.c.id: 7, PRICES.c.id: 8}),
         databases=("mariadb",),
+    ),
+    "a statement of its own gets the key before the other defaults": Case(
+        sa.select(TICKETS.c.id).where(TICKETS.c.state == 3),
+        sa.insert(TICKETS),
+        {
+            "mariadb": (
+                "CREATE TABLE tickets (id INTEGER PRIMARY KEY, state INTEGER)",
+                "CREATE OR REPLACE SEQUENCE ticket_ids",
+            )
+        },
+        ("mariadb",),
     ),
     "a subquery names the table around once more": Case(
         ORG.where(

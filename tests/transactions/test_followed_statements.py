@@ -62,6 +62,20 @@ async def test_a_function_that_writes_is_followed(people: Database, follower: No
     assert {image.table for image in follower.images} == {"stamps"}
 
 
+async def test_a_function_that_writes_and_commits_by_itself_is_followed(
+    people: Database, follower: NotingFollower
+) -> None:
+    """In AUTOCOMMIT, a session that is closed has committed each of its statements."""
+    async with people.engine.begin() as connection:
+        await connection.exec_driver_sql(
+            "CREATE FUNCTION wipe() RETURNS void LANGUAGE plpgsql AS $$ BEGIN DELETE FROM stamps; END $$"
+        )
+    follower.images.clear()
+    async with people.engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+        await connection.execute(sa.select(sa.func.wipe()))
+    assert {image.table for image in follower.images} == {"stamps"}
+
+
 async def test_a_savepoint_that_is_rolled_back_reaches_more(people: Database, follower: NotingFollower) -> None:
     """Its images stay: more is invalidated, never less."""
     async with people.sessions() as db:
