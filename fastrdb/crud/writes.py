@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Collection, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
-from functools import partial
 from typing import Any, Generic, TypeVar
 
 from sqlalchemy import event, inspect
 from sqlalchemy.exc import IntegrityError, MultipleResultsFound, NoResultFound
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import LoaderCallableStatus, Session, SessionTransactionOrigin, UOWTransaction
+from sqlalchemy.util import await_only
 
 from fastrdb.transactions import RunningCall, autocommits
 
@@ -39,6 +39,7 @@ class RowWrite(Generic[Response]):
         self.began = not db.in_transaction()
         self.commits = not _opened_by_caller(db)
         self._invalidated: set[Hashable] = set()
+        self._own: Collection[int] = ()  # the ids of the rows that a flush of the write itself is for
 
     async def one(self, asked: Mapping[str, Any]) -> Any:
         """Return the one row, locked. Raises NoResultFound, MultipleResultsFound; then nothing has changed."""
@@ -119,22 +120,25 @@ class RowWrite(Generic[Response]):
         return answers
 
     async def _flush(self, rows: Sequence[Any]) -> None:
-        """Flush. What relationships and events write besides these rows shows other rows of the model: see `_also`."""
-        info, others = self.db.sync_session.info, list[dict[str, Any]]()
-        info[_FLUSHED] = partial(self._also, {id(row) for row in rows}, others)
+        """Flush. What relationships and events write besides these rows are other rows of the model: see `flushed`."""
+        self._own = {id(row) for row in rows}
         try:
             await self.db.flush()
         finally:
-            del info[_FLUSHED]
-        if others:
-            await self._invalidate_values(others)
+            self._own = ()
 
-    def _also(self, own: Collection[int], others: list[dict[str, Any]], flushed: UOWTransaction) -> None:
-        """Note the values of other rows of the model that a flush writes, before and after."""
+    def flushed(self, flushed: UOWTransaction) -> None:
+        """Invalidate what shows other rows of the model that a flush has written, before and after.
+
+        This holds for each flush until the end of the write: events may change rows as late as in the commit.
+        """
+        others = list[dict[str, Any]]()
         for state, (_, listed) in flushed.states.items():
-            if not listed and id(state.obj()) not in own and state.mapper.isa(self.sql.columns.mapper):
+            if not listed and id(state.obj()) not in self._own and state.mapper.isa(self.sql.columns.mapper):
                 both = {**state.dict, **state.committed_state}, state.dict
                 others += [{n: v for n, v in each.items() if not isinstance(v, LoaderCallableStatus)} for each in both]
+        if others:
+            await_only(self._invalidate_values(others))
 
     async def _invalidate_values(self, several: Sequence[Mapping[str, Any]]) -> None:
         await self.bound.invalidate_values(self.db, self.redis, several, self._invalidated)
@@ -210,6 +214,7 @@ async def write(
     """
     with RunningCall(bound.owner, "db", db.sync_session):
         made = RowWrite(db, redis, sql, bound)
+        db.sync_session.info[_FLUSHED] = made.flushed
         try:
             await _begin(db)
             yield made
@@ -222,6 +227,8 @@ async def write(
             if made.commits:
                 await _roll_back(db)
             raise
+        finally:
+            db.sync_session.info.pop(_FLUSHED, None)  # two tasks may use one session: an error of its own
 
 
 def _opened_by_caller(db: AsyncSession) -> bool:

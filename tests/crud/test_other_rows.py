@@ -107,19 +107,31 @@ async def test_rows_that_a_relationship_detaches(sqlite: Database, client: Redis
         assert await crud.get(db, client, id=2) == Node(id=2, under=None)
 
 
-async def test_rows_that_an_event_changes(sqlite: Database, client: Redis) -> None:
-    """An event of the session may change any object before the flush."""
+@pytest.mark.parametrize("moment", ["before_flush", "after_flush_postexec", "before_commit"])
+async def test_rows_that_an_event_changes(sqlite: Database, client: Redis, moment: str) -> None:
+    """An event of the session may change any object before the flush, behind it, and as late as in the commit."""
     await sqlite.create(Base)
     async with sqlite.sessions() as db:
         crud = await planted(Loose, db, client, (1, 2))
         second = await db.get_one(Loose, 2)
 
-        @event.listens_for(db.sync_session, "before_flush")
+        @event.listens_for(db.sync_session, moment)
         def move(session: Session, *_: object) -> None:
-            second.under = None
+            if second.under is not None:  # else each flush would lead to another
+                second.under = None
 
         await crud.create(db, client, {"id": 3, "under": 1})
         assert await shown(crud, db, client, (1, 2)) == [None, None, [3], [2]]
+
+
+async def test_rows_that_the_caller_has_changed(sqlite: Database, client: Redis) -> None:
+    """A write commits what is pending in the session, too."""
+    await sqlite.create(Base)
+    async with sqlite.sessions() as db:
+        crud = await planted(Loose, db, client, (1, 2))
+        (await db.get_one(Loose, 2)).under = None
+        await crud.update(db, client, {"under": 3}, id=1)
+        assert await shown(crud, db, client, (1, 2)) == [None, None, [], [2]]
 
 
 @pytest.mark.parametrize("verb", ["delete", "update"])
