@@ -133,9 +133,7 @@ class MySQLOutbox(ChangeSource):
 
     async def poll(self, position: str | None, images: Images) -> Poll:
         """See `ChangeSource`. Deletes the rows of each page after passing them on, in one transaction."""
-        connection = self._connection
-        if connection is None:
-            raise OptionError("watch: lead() comes before poll()")
+        connection = self._led()
         async with connection.begin():
             mark = _mark(self._place, await connection.scalar(_MARKED))
         if lost := loss(position, mark):
@@ -153,9 +151,15 @@ class MySQLOutbox(ChangeSource):
             if len(rows) < _PAGE:
                 return Poll(f"{name}/{count}", total)
 
+    def _led(self) -> AsyncConnection:
+        if self._connection is None:
+            raise OptionError("watch: lead() comes before poll()")
+        return self._connection
+
     async def mark(self, position: str) -> None:
         """See `ChangeSource`."""
-        async with self.engine.begin() as connection:
+        connection = self._led()
+        async with connection.begin():
             await connection.execute(_MARK_AGAIN, {"image": _stored(position)})
 
     async def clean(self, position: str) -> None:

@@ -63,6 +63,8 @@ _STATE = text(
     "SELECT id, token, (SELECT token FROM fastrdb_outbox WHERE id = :at) AS known FROM fastrdb_outbox"
     " ORDER BY id DESC LIMIT 1"
 )
+_READ = text("SELECT 1 FROM fastrdb_outbox WHERE id < :end LIMIT 1")
+_DELETE = text("DELETE FROM fastrdb_outbox WHERE id < :end")
 # A text may be invalid UTF-8, on which the driver would fail: so Python decodes it.
 _NEW = text(
     "SELECT id, tbl, CAST(image AS BLOB) AS image FROM fastrdb_outbox WHERE id > :at AND id <= :last"
@@ -173,15 +175,9 @@ class SQLiteSource(ChangeSource):
 
     async def clean(self, position: str) -> None:
         """See `ChangeSource`. Takes the write lock only where there is something to delete."""
-        async with self.engine.connect() as connection:
-            found = await connection.scalar(
-                text("SELECT 1 FROM fastrdb_outbox WHERE id < :end LIMIT 1"), {"end": turn_of(position) - 2 * _KEPT}
-            )
-        if found:
-            async with self.engine.begin() as connection:
-                await connection.execute(
-                    text("DELETE FROM fastrdb_outbox WHERE id < :end"), {"end": turn_of(position) - _KEPT}
-                )
+        last, connection = turn_of(position), self._connection
+        if connection is not None and await connection.scalar(_READ, {"end": last - 2 * _KEPT}):
+            await connection.execute(_DELETE, {"end": last - _KEPT})
 
     async def status(self, position: str | None, columns: Iterable[str] = (), namespace: str = "") -> Status:
         """See `ChangeSource`."""
@@ -207,7 +203,8 @@ class SQLiteSource(ChangeSource):
                     status.missing_columns.append(each)
             status.waiting = int(
                 await connection.scalar(
-                    text("SELECT count(*) FROM fastrdb_outbox WHERE id > :at"), {"at": turn_of(position or "")}
+                    text("SELECT count(*) FROM fastrdb_outbox WHERE id > :at AND tbl <> ''"),
+                    {"at": turn_of(position or "")},
                 )
                 or 0
             )

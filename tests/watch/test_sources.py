@@ -122,6 +122,7 @@ async def test_without_installation_nobody_leads(watched: Watched) -> None:
 async def test_status_names_what_is_not_watched(watched: Watched) -> None:
     """Tables made later, columns that came into use later, and the number of changes that wait."""
     await watched.install("users")
+    assert (await watched.source.status(None)).waiting == 0
     await watched.write("CREATE TABLE later (id INTEGER PRIMARY KEY)", "UPDATE users SET bio = 'x' WHERE id = 1")
     status = await watched.source.status(watched.position, ["users:bio", "users:id"])
     missing = ["users:bio"] if watched.has_texts else []  # MariaDB's texts are no tags

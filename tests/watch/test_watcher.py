@@ -469,6 +469,21 @@ async def test_entries_are_bypassed_without_another_check_when_the_heartbeat_is_
     await cache.aclose()
 
 
+async def test_a_watcher_needs_one_connection_of_the_pool(watched: Watched, cache: Cache) -> None:
+    """The application may have taken the others for long, and polls must go on."""
+    await watched.install()
+    await watched.source.close()
+    engine = create_async_engine(watched.database.engine.url, pool_size=1, max_overflow=0, pool_timeout=0.1)
+    watcher = Watcher(engine, cache)
+    await ended_lead(watcher)
+    await watched.write("UPDATE users SET bio = 'x' WHERE id = 1")
+    poll = await watcher.poll()
+    assert poll is not None
+    assert poll.found == 1
+    await watcher.source.close()
+    await engine.dispose()
+
+
 @pytest.mark.parametrize("watchable", ["postgresql", "mariadb"], indirect=True)
 async def test_an_outbox_is_read_for_one_namespace(watched: Watched, client: Redis) -> None:
     """A watcher of another namespace would delete what the first has not read: it is refused, with what to do."""
