@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import CHAR, Boolean, Column, Date, Enum, Integer, String, Table, TypeDecorator, UniqueConstraint, Uuid
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import InstrumentedAttribute, Mapper, class_mapper
-from sqlalchemy.types import TypeEngine
+from sqlalchemy.types import NCHAR, TypeEngine
 
 from fastrdb.errors import MissingKeyFieldError, OptionError, UnknownFieldError
 
@@ -241,10 +241,13 @@ def _is_exact(exactness: Exactness, dialect: str) -> bool:
 
 
 def _exactness(kind: TypeEngine[Any]) -> Exactness:
+    home = type(kind).__module__
+    if not home.startswith("sqlalchemy."):  # a class of the user's may convert values, as a TypeDecorator does
+        return "nowhere"
     if isinstance(kind, Integer | Boolean | Date) or (isinstance(kind, Uuid) and kind.as_uuid):
         return "everywhere"
-    plain = isinstance(kind, String) and not isinstance(kind, Enum | CHAR)
+    plain = isinstance(kind, String) and not isinstance(kind, Enum | CHAR | NCHAR)
     # A type of one dialect may compare by rules of its own (CITEXT), and so does a collation.
-    if plain and type(kind).__module__.startswith("sqlalchemy.sql.") and getattr(kind, "collation", None) is None:
+    if plain and home.startswith("sqlalchemy.sql.") and getattr(kind, "collation", None) is None:
         return "by collation"
     return "nowhere"

@@ -326,3 +326,19 @@ def test_a_variant_of_a_dialect_is_the_type_there(dialect: str, exact: type | No
     """`with_variant(CITEXT(), "postgresql")` takes texts in other cases for equal on PostgreSQL only."""
     kind = sa.String().with_variant(CITEXT(), "postgresql")
     assert exact_type(kind, dialect) is exact
+
+
+class Distance(sa.Integer):
+    """An integer that is stored without its sign."""
+
+    cache_ok = True
+
+    def bind_processor(self, dialect: Any) -> Any:
+        """Make a value what is stored."""
+        return abs
+
+
+@pytest.mark.parametrize("kind", [sa.NCHAR(5), sa.CHAR(5), Distance()])
+def test_a_type_with_several_values_for_one_is_not_exact(kind: Any) -> None:
+    """Padded texts, and the values of a class that converts these."""
+    assert exact_type(kind, "postgresql") is None
