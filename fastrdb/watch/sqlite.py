@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import starmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import bindparam, text
+from sqlalchemy.exc import OperationalError
 
 from fastrdb.errors import OptionError
 from fastrdb.keys import Image
@@ -174,10 +176,17 @@ class SQLiteSource(ChangeSource):
         return replace(await self.poll(None, _nothing), lost="another file is in its place")
 
     async def clean(self, position: str) -> None:
-        """See `ChangeSource`. Takes the write lock only where there is something to delete."""
+        """See `ChangeSource`. Takes the write lock only where there is something to delete, and never waits for it."""
         last, connection = turn_of(position), self._connection
-        if connection is not None and await connection.scalar(_READ, {"end": last - 2 * _KEPT}):
-            await connection.execute(_DELETE, {"end": last - _KEPT})
+        if connection is None or not await connection.scalar(_READ, {"end": last - 2 * _KEPT}):
+            return
+        patience = await connection.scalar(text("PRAGMA busy_timeout"))
+        await connection.exec_driver_sql("PRAGMA busy_timeout = 0")
+        try:
+            with suppress(OperationalError):  # a writer has the lock, maybe for long: a later call deletes
+                await connection.execute(_DELETE, {"end": last - _KEPT})
+        finally:
+            await connection.exec_driver_sql(f"PRAGMA busy_timeout = {patience}")
 
     async def status(self, position: str | None, columns: Iterable[str] = (), namespace: str = "") -> Status:
         """See `ChangeSource`."""

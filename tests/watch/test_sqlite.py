@@ -8,6 +8,7 @@ from sqlite3 import connect
 import pytest
 from sqlalchemy import text
 
+from fastrdb.watch import sqlite
 from tests.watch.conftest import Watched
 
 pytestmark = pytest.mark.parametrize("watchable", ["sqlite"], indirect=True)
@@ -209,3 +210,24 @@ async def test_a_writer_that_does_not_trust_the_schema_is_reported(watched: Watc
         writer.execute("UPDATE users SET email = 'it''s-\"ü\"' || char(10) WHERE id = 1")
     writer.close()
     assert await watched.changes() == {"users": {"id": {"1"}, "org_id": {"1"}, "email": {"a@x", 'it\'s-"ü"%0A'}}}
+
+
+async def test_a_writer_that_has_the_lock_does_not_delay_the_watcher(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A later call deletes what was read."""
+    monkeypatch.setattr(sqlite, "_KEPT", 1)
+    await watched.install()
+    await watched.write(*(f"UPDATE users SET bio = '{number}' WHERE id = 1" for number in range(5)))
+    await watched.changes()
+    count = text("SELECT count(*) FROM fastrdb_outbox")
+    with connect(str(watched.database.engine.url.database), isolation_level=None) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        await watched.source.clean(str(watched.position))
+        writer.execute("ROLLBACK")
+    writer.close()
+    async with watched.database.engine.connect() as connection:
+        kept = [await connection.scalar(count)]
+        await watched.source.clean(str(watched.position))
+        kept.append(await connection.scalar(count))
+    assert kept == [6, 2]
