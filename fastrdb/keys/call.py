@@ -216,7 +216,7 @@ class CallPlan:
             return None
         return shared_key(self._made, other._made)
 
-    @property
+    @cached_property
     def _made(self) -> Made:
         recipe, texts = self._recipe, partial(language_of, sealed=self._seal is not None)
         may_be_method = self._takes_instance is None and "." in self.function.rpartition("<locals>.")[2]

@@ -12,6 +12,8 @@ from dataclasses import is_dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
+from functools import lru_cache
+from itertools import zip_longest
 from types import NoneType
 from typing import Any, Final, Literal, NamedTuple, get_args, get_origin
 from uuid import UUID
@@ -41,8 +43,9 @@ class Chars(NamedTuple):
 
 
 Form = tuple[Chars, ...]
-Language = Sequence[Form]
+Language = tuple[Form, ...]
 """The texts of each of these forms."""
+Row = tuple[str | Language, ...]
 
 
 class Made(NamedTuple):
@@ -61,25 +64,45 @@ class Made(NamedTuple):
     more: Language
     version: str
 
-    def row(self) -> Iterator[Language]:
-        """Yield the languages of the pattern."""
-        for part, language in zip(self.pattern.parts, self.values, strict=True):
-            yield [_text(part.literal)]
-            yield language
-        yield [_text(self.pattern.tail)]
+    def rows(self, apart: bool) -> list[Row]:
+        """Return the pattern: literals and languages. If it is cut `apart`, there is a row between each two colons."""
+        rows: list[list[str | Language]] = [[]]
+        literals = [*(part.literal for part in self.pattern.parts), self.pattern.tail]
+        for literal, language in zip_longest(literals, self.values):
+            first, *others = literal.split(":") if apart else [literal]
+            rows[-1].append(first)
+            rows += [[other] for other in others]
+            if language is not None:
+                rows[-1].append(language)
+        return [tuple(row) for row in rows]
+
+    def texts_of(self, name: str) -> Language:
+        """Return the texts of an argument behind the pattern."""
+        return self.pairs.get(name, (self.more, False))[0]
+
+    def has_colons(self) -> bool:
+        """Return whether a value may have a colon: if none has, all keys have those of the pattern."""
+        return any((":" in chars.of) != chars.others for each in self.values for form in each for chars in form)
 
 
 def shared_key(one: Made, other: Made) -> str | None:
     """Return a key that both functions make for some arguments; None if there is none."""
     if one.version != other.version:
         return None
-    key, pairs = _common(one.row(), other.row()), list[str]()
-    for name in sorted({name for each in (one, other) for name, (_, always) in each.pairs.items() if always}):
-        text = _common(*([each.pairs.get(name, (each.more, False))[0]] for each in (one, other)))
-        if text is None:
+    apart = not (one.has_colons() or other.has_colons())
+    rows, others = one.rows(apart), other.rows(apart)
+    if len(rows) != len(others):
+        return None
+    names = sorted({name for each in (one, other) for name, (_, always) in each.pairs.items() if always})
+    both = [*zip(rows, others, strict=True)]
+    both += [((one.texts_of(name),), (other.texts_of(name),)) for name in names]
+    found = list[str]()
+    for pair in both:
+        if (text := _common(*pair)) is None:
             return None
-        pairs.append(f"{name}={text}")
-    return None if key is None else f"{key}?{'&'.join(pairs)}".removesuffix("?").replace(_OPAQUE, "")
+        found.append(text)
+    key, pairs = ":".join(found[: len(rows)]), zip(names, found[len(rows) :], strict=True)
+    return f"{key}?{'&'.join(f'{name}={text}' for name, text in pairs)}".removesuffix("?").replace(_OPAQUE, "")
 
 
 # --- the texts of a type
@@ -130,7 +153,7 @@ def language_of(declared: Any, *, also: str = "", path: bool = False, sealed: bo
     """
     forms = [_form(SEALED + "h" * 32 + more) for more in ("", MARK + SEALED + "h" * 32)] if sealed else _forms(declared)
     more = [_text(NIL)] if path else []
-    return [tuple(_escaped(form, also)) for form in (*forms, *more)]
+    return tuple(tuple(_escaped(form, also)) for form in (*forms, *more))
 
 
 def attribute_of_instance(field: str) -> Language:
@@ -138,7 +161,7 @@ def attribute_of_instance(field: str) -> Language:
 
     A program gives its instances values of its own, such as names of tables, and no caller chooses one.
     """
-    return [_text(f"{_OPAQUE}{{{field}}}")]
+    return (_text(f"{_OPAQUE}{{{field}}}"),)
 
 
 def _forms(declared: Any) -> Iterator[Form]:
@@ -194,12 +217,12 @@ def _escaped(form: Form, also: str) -> Iterator[Chars]:
 class _Automaton:
     """The states of a row of languages, from 0 to `end`. A step without characters takes none."""
 
-    def __init__(self, languages: Iterable[Language]) -> None:
+    def __init__(self, row: Row) -> None:
         self.steps: list[list[tuple[Chars | None, int]]] = [[]]
         self.end = 0
-        for language in languages:
+        for each in row:
             start, self.end = self.end, self._new()
-            for form in language:
+            for form in (_text(each),) if isinstance(each, str) else each:
                 at = start
                 for chars in form:
                     at = self._after(at, chars)
@@ -222,8 +245,11 @@ class _Automaton:
         return to
 
 
-def _common(one: Iterable[Language], other: Iterable[Language]) -> str | None:
-    """Return a short text that is in both rows of languages; None if there is none."""
+@lru_cache(4096)  # most programs have few kinds of rows, and each pair takes milliseconds
+def _common(one: Row, other: Row) -> str | None:
+    """Return a short text that is in both rows; None if there is none."""
+    if len(one) == len(other) == 1 and isinstance(one[0], str) and isinstance(other[0], str):
+        return one[0] if one == other else None
     first, second = _Automaton(one), _Automaton(other)
     texts, waiting = {(0, 0): ""}, deque([(0, 0)])
     while waiting:
