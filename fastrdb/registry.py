@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import CodeType, NoneType
@@ -72,7 +72,8 @@ class Registered:
         reads: the tables that its loads have read, where these are followed.
         of_subclass: a method of a generic class, in a subclass. Its keys are those of the method, which has a place
             of its own.
-        code: of a function that has variables of the function around it; a factory gives all that it makes one code.
+        code: of the function; a factory gives all that it makes one code.
+        defaults: of its parameters.
         plan: of a function that has keys.
     """
 
@@ -91,6 +92,7 @@ class Registered:
     reads: set[str] = field(default_factory=set)
     of_subclass: bool = False
     code: CodeType | None = None
+    defaults: Any = None
     plan: CallPlan | None = None
 
     @property
@@ -177,21 +179,29 @@ class Registry:
         return found
 
     def _of_one_factory(self) -> Iterable[Finding]:
-        """Yield a finding for each factory whose functions differ by their closures, and have the same keys."""
+        """Yield a finding for each factory whose functions have the same keys, and may differ.
 
-        def made() -> Counter[tuple[CodeType | None, str, str]]:
-            closed = (each for each in self if each.code is not None and each.pattern is not None and not each.shared)
-            return Counter((each.code, each.function, each.form) for each in closed if not each.of_subclass)
+        What differs is a closure, a default or a class.
+        """
 
-        if any(count > 1 for count in made().values()):
+        def made() -> Iterator[tuple[Registered, int]]:
+            found = defaultdict[Any, list[Registered]](list)
+            for each in self:
+                if None not in (each.code, each.pattern, each.plan) and not each.shared and not each.of_subclass:
+                    found[each.code, each.function, each.form].append(each)
+            for (code, *_), same in found.items():
+                ways = {(repr(each.defaults), *each.plan.variant.plain) for each in same if each.plan is not None}
+                if len(same) > 1 and (code.co_freevars or len(ways) > 1):
+                    yield same[0], len(same)
+
+        if any(True for _ in made()):
             gc.collect()  # the others may be gone already
-        for (_, function, form), count in made().items():
-            if count > 1:
-                yield Finding(
-                    function,
-                    f"{count} functions that one factory has made have the same keys, {form!r}",
-                    "put what differs between them into the pattern, or say shared=True if it changes no value",
-                )
+        for each, count in made():
+            yield Finding(
+                each.function,
+                f"{count} functions that one factory has made have the same keys, {each.form!r}",
+                "put what differs between them into the pattern, or say shared=True if it changes no value",
+            )
 
     def _heads(self) -> list[str]:
         return list(dict.fromkeys(each.pattern.head or "*" for each in self if each.pattern is not None))

@@ -262,6 +262,7 @@ def register(
     query.follows = follows(runtime.follower, found, decorator, options.get("auto"))
     query.tagged = query.tagged or query.follows
     plan, module = query.plan, getattr(function, "__module__", "")
+    plain = getattr(function, "__func__", function)
     version = query.codec.version(options.get("version"))
     shared = flag(options.get("shared", False), name="shared", owner=plan.function)
     endless = flag(options.get("never_invalidated", False), name="never_invalidated", owner=plan.function)
@@ -276,7 +277,8 @@ def register(
             plan.pattern,
             query.codec.type,
             of_subclass=plan.function != found.name,
-            code=code if (code := getattr(function, "__code__", None)) is not None and code.co_freevars else None,
+            code=getattr(plain, "__code__", None),
+            defaults=[getattr(plain, name, None) for name in ("__defaults__", "__kwdefaults__")],
             shared=shared,
             ends=query.tagged or endless or query.policy.exp_ms <= SHORT_S * 1000,
             plan=plan,

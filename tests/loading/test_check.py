@@ -265,6 +265,48 @@ def test_a_factory_makes_functions_that_answer_for_each_other() -> None:
     del one, again
 
 
+def test_a_factory_makes_functions_that_differ_by_their_defaults() -> None:
+    """A default is in no key either."""
+    cache = Cache()
+
+    def made(tenant: str) -> Any:
+        async def plan(number: int, tenant: str = tenant) -> str:
+            return f"{tenant} {number}"
+
+        return cache.cached("plan:{number}", never_invalidated=True)(plan)
+
+    alike = made("one"), made("one")
+    assert not cache.check()
+    other = made("two")
+    (finding,) = cache.check()
+    assert finding.what == "3 functions that one factory has made have the same keys, 'plan:{}'"
+    del alike, other
+
+
+@pytest.mark.parametrize("bound", [lambda function: function, classmethod])
+def test_a_factory_makes_classes_that_answer_for_each_other(bound: Any) -> None:
+    """Two classes of one name share their keys."""
+    cache = Cache()
+
+    def made(of: str) -> type:
+        class Plans:
+            tenant = of
+
+            async def find(self: Any, number: int) -> str:
+                return f"{self.tenant} {number}"
+
+            plan = cache.cached("plan:{number}", never_invalidated=True)(bound(find))
+
+        return Plans
+
+    one = made("one")
+    assert not cache.check()
+    two = made("two")
+    (finding,) = cache.check()
+    assert finding.what == "2 functions that one factory has made have the same keys, 'plan:{}'"
+    del one, two
+
+
 # --- functions and their counts
 
 
