@@ -35,6 +35,7 @@ class MySQL(Source):
         """SELECT column_name FROM information_schema.columns WHERE table_schema = :schema
             AND table_name = :name AND generation_expression <> ''"""
     )
+    # The server opens each table and view that is not left out; a query that was killed in a view of `sys` crashed it.
     _LINKS = text(
         """SELECT k.table_schema, k.table_name, min(k.column_name), min(k.referenced_column_name), r.delete_rule,
             r.update_rule, count(*)
@@ -42,6 +43,8 @@ class MySQL(Source):
             ON r.constraint_schema = k.constraint_schema AND r.constraint_name = k.constraint_name
             AND r.table_name = k.table_name
         WHERE k.referenced_table_schema = :schema AND k.referenced_table_name = :name
+            AND k.table_schema NOT IN ('information_schema', 'mysql', 'performance_schema', 'sys')
+            AND r.constraint_schema NOT IN ('information_schema', 'mysql', 'performance_schema', 'sys')
         GROUP BY k.table_schema, k.table_name, k.constraint_name, r.delete_rule, r.update_rule"""
     )
     _FUNCTION = text(
