@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from fastrdb.watch.mysql_log import Found, Log
 from tests.support.availability import missing
 from tests.support.servers import databases
 from tests.support.servers import mariadb as private_mariadb
-from tests.support.servers.databases import opened
+from tests.support.servers.databases import ServerDatabase, opened
 from tests.support.waiting import until
 from tests.watch.conftest import TABLES, Watched
 
@@ -106,6 +107,13 @@ async def test_triggers_made_anew_leave_no_gap(watched: Watched) -> None:
 
 
 # --- the binary log
+
+
+async def test_a_private_server_keeps_its_temporary_tables_to_itself(binlog_server: ServerDatabase) -> None:
+    """One that starts would delete those of another, which then crashes."""
+    async with opened(binlog_server.url) as database, database.engine.connect() as connection:
+        places = (await connection.execute(text("SELECT @@tmpdir, @@datadir"))).one()
+    assert Path(places[0]) == Path(places[1]).parent
 
 
 @binlog

@@ -45,8 +45,9 @@ def started(binaries: tuple[str, str], **settings: str) -> Iterator[URL]:
     with tempfile.TemporaryDirectory(prefix="fastrdb-mariadb-") as directory:
         if user is not None:
             shutil.chown(directory, user)
-        base = ["--no-defaults", f"--datadir={directory}/data"]
-        run = ["--skip-test-db", "--auth-root-authentication-method=normal", f"--tmpdir={directory}"]
+        # A server that starts deletes all temporary tables in its tmpdir. In /tmp, another one would crash.
+        base = ["--no-defaults", f"--datadir={directory}/data", f"--tmpdir={directory}"]
+        run = ["--skip-test-db", "--auth-root-authentication-method=normal"]
         subprocess.run([install, *base, *run], user=user, cwd="/", capture_output=True, check=True, timeout=120)
         given = {name.replace("_", "-"): value for name, value in settings.items()}
         options = [f"--{name}={value}" for name, value in (_SETTINGS | given).items()]
