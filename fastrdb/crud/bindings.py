@@ -118,7 +118,8 @@ class Bindings(Generic[Response]):
         )
         for name, load, result in (("count", self._load_count, int), ("exists", self._load_exists, bool)):
             # A parsed template: as text it would be refused for its "%".
-            pattern: Any = Pattern.parse(f"{self._numbers}{name}", owner=self.owner, kind="prefix")
+            part = f"{quote(self.columns.name)}:" if self.columns.mapper.single else ""  # of a table with other classes
+            pattern: Any = Pattern.parse(f"{self._numbers}{part}{name}", owner=self.owner, kind="prefix")
             setattr(self, name, self.cache.cached(pattern, **several)(self._function(name, load, self.typed, result)))
 
     async def _load_item(self, db: AsyncSession, asked: dict[str, Any]) -> Any:

@@ -51,6 +51,22 @@ class Wheel(Part):
     id: Mapped[int] = mapped_column(ForeignKey("part.id", ondelete="CASCADE"), primary_key=True)
 
 
+class Animal(Base):
+    __tablename__ = "animal"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(String(9))
+    __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "any"}  # noqa: RUF012  # as SQLAlchemy has it
+
+
+class Dog(Animal):
+    __mapper_args__ = {"polymorphic_identity": "dog"}  # noqa: RUF012
+
+
+class Numbered(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+    id: int
+
+
 Table(
     "maker",
     Base.metadata,
@@ -158,3 +174,21 @@ def test_columns_that_spread(model: type[Base], deleted: set[str], updated: set[
     """Keys with an action count, those that come back by another table too, and not those of inheritance."""
     found = Columns(model)
     assert [found.spreading("ondelete"), found.spreading("onupdate")] == [deleted, updated]
+
+
+async def test_numbers_of_classes_of_one_table(sqlite: Database, client: Redis) -> None:
+    """Each class has numbers of its own, which a write of the other reaches."""
+    await sqlite.create(Base)
+    cache = Cache()
+    every = FastRDB[Any, Any, Any, Numbered](Animal, Numbered, "animal:{id}", "pets:{page}", cache=cache, shared=True)
+    dogs = FastRDB[Any, Any, Any, Numbered](Dog, Numbered, "dog:{id}", "pets:{kind}:{page}", cache=cache, shared=True)
+    async with sqlite.sessions() as db:
+        for crud, expected in ((every, [1, 0, False]), (dogs, [2, 1, False])):
+            await crud.create(db, client, {})
+            for _ in range(2):
+                found = [
+                    await every.count(db, client),
+                    await dogs.count(db, client),
+                    await dogs.exists(db, client, id=1),
+                ]
+                assert found == expected
