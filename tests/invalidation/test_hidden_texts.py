@@ -63,8 +63,8 @@ class Searched(TypeDecorator[str]):
     impl = sa.Integer
     cache_ok = True
 
-    def bind_expression(self, bindvalue: Any) -> Any:
-        return sa.func.decorated(bindvalue)
+    def bind_expression(self, bindparam: Any) -> Any:
+        return sa.func.decorated(bindparam)
 
 
 class Touched(TypeDecorator[int]):
@@ -73,8 +73,8 @@ class Touched(TypeDecorator[int]):
     impl = sa.Integer
     cache_ok = True
 
-    def bind_expression(self, bindvalue: Any) -> Any:
-        return sa.func.touched(bindvalue)
+    def bind_expression(self, bindparam: Any) -> Any:
+        return sa.func.touched(bindparam)
 
 
 OTHERS = sa.MetaData()

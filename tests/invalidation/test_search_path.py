@@ -136,6 +136,7 @@ async def expect_fresh(reader: Database, writer: Database, client: Redis, read: 
         async def cached(db: Any) -> list[str]:
             return [str(each) for each in (await db.scalars(read)).all()]
 
+        before = list[str]()
         for _ in range(2):
             async with reader.sessions() as db:
                 before = await cached(db)
