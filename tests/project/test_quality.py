@@ -27,7 +27,7 @@ def test_types_are_clean_and_refuse_what_they_should(checker: Checker, tmp_path:
     expected = {number for number, line in enumerate(errors.read_text().splitlines(), 1) if line.endswith("# error")}
     assert len(expected) > 30
     complaints = checker(*WHOLE, str(errors))
-    meant = [each for each in complaints if each.file == str(errors)]
+    meant = [each for each in complaints if Path(each.file).name == errors.name]  # a cache has an earlier copy's folder
     assert [each for each in complaints if each not in meant] == []
     assert {each.line for each in meant} == expected
 
