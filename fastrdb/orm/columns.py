@@ -149,7 +149,7 @@ class Columns:
         if action not in self._spreading:
             own = {*self.mapper.tables}
             found = {
-                to for table in own for to, child in _acting(table, action) if _leads_to(own, child, action, {table})
+                to for table in own for to, child in _acting(table, action) if not own.isdisjoint(_below(child, action))
             }
             self._spreading[action] = frozenset(name for to in found for name in self._names([to]) or [to.name])
         return self._spreading[action]
@@ -206,12 +206,14 @@ def _acting(table: Any, action: str) -> Iterator[tuple[Column[Any], Any]]:
                 yield key.column, other
 
 
-def _leads_to(own: Collection[Any], table: Any, action: str, seen: Collection[Any]) -> bool:
-    return table in own or any(
-        _leads_to(own, child, action, {*seen, table})
-        for _, child in _acting(table, action)
-        if child in own or child not in seen
-    )
+def _below(table: Any, action: str) -> set[Any]:
+    """Return the table, and all that such foreign keys reach from there, each once however many ways there are."""
+    found, waiting = set[Any](), [table]
+    while waiting:
+        if (each := waiting.pop()) not in found:
+            found.add(each)
+            waiting += [child for _, child in _acting(each, action)]
+    return found
 
 
 def _python_type(kind: TypeEngine[Any]) -> Any:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
 from pydantic import BaseModel, ConfigDict
 from redis.asyncio import Redis
-from sqlalchemy import Column, ForeignKey, String, Table, event
+from sqlalchemy import Column, ForeignKey, Integer, String, Table, event
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
 from fastrdb import Cache, FastRDB
-from fastrdb.orm import Columns
+from fastrdb.orm import Columns, columns
 from tests.support.servers.databases import Database
 
 
@@ -174,6 +175,35 @@ def test_columns_that_spread(model: type[Base], deleted: set[str], updated: set[
     """Keys with an action count, those that come back by another table too, and not those of inheritance."""
     found = Columns(model)
     assert [found.spreading("ondelete"), found.spreading("onupdate")] == [deleted, updated]
+
+
+def test_a_table_below_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many ways foreign keys lead there: 20 floors of two tables have a million."""
+    floors = 20
+
+    class Dense(DeclarativeBase):
+        """The mapped class on top, and the tables below."""
+
+    class Top(Dense):
+        __tablename__ = "floor_0_0"
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    for floor in range(1, floors):
+        for side in (0, 1):
+            keys: list[Any] = [
+                Column(f"up_{up}", ForeignKey(f"floor_{floor - 1}_{up}.id", ondelete="CASCADE"))
+                for up in range(1 if floor == 1 else 2)
+            ]
+            Table(f"floor_{floor}_{side}", Dense.metadata, Column("id", Integer, primary_key=True), *keys)
+    asked, acting = Counter[str](), columns._acting
+
+    def counted(table: Any, action: str) -> Any:
+        asked[table.name] += 1
+        return acting(table, action)
+
+    monkeypatch.setattr(columns, "_acting", counted)
+    assert Columns(Top).spreading("ondelete") == set()
+    assert max(asked.values()) <= 2  # once below each of the two tables of the first floor
 
 
 async def test_numbers_of_classes_of_one_table(sqlite: Database, client: Redis) -> None:
