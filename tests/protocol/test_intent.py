@@ -16,7 +16,7 @@ from fastrdb.protocol.lua import load_script
 from fastrdb.testing import GatedClient
 from tests.protocol.test_store import prefix
 from tests.protocol.test_sweep import stored
-from tests.support.world.stores import acquire, fill, lapse_barriers, members, put, store_on
+from tests.support.world.stores import acquire, fill, lapse_barriers, load_scripts, members, put, store_on
 
 USERS = prefix("user:*")
 
@@ -32,13 +32,6 @@ async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
 def name_of(gated: GatedClient, script: str) -> str:
     """Return the name by which the gates know a script."""
     return gated.name_of(("EVALSHA", load_script("server", script).sha))
-
-
-async def load_scripts(gated: GatedClient) -> None:
-    """Bring the scripts to the server, so that each call is one command."""
-    for script in ("acquire", "begin", "end"):
-        await gated.script_load(load_script("server", script).text)
-    gated.log.clear()
 
 
 async def barriers(client: Redis) -> int:
@@ -91,6 +84,7 @@ async def test_all_barriers_stand_before_anything_is_deleted(gated: GatedClient)
     texts = [f"p{n}:" for n in range(10)]
     await stored(gated, store, [f"{text}{n}" for text in texts for n in range(3)])
     await load_scripts(gated)
+    gated.log.clear()
     intent = store.intent(gated)
     intent.add(map(prefix, texts))
     gates = [gated.before(name_of(gated, "begin")) for _ in range(4)]
@@ -111,6 +105,7 @@ async def test_a_reader_cannot_come_back_behind_the_sweep(gated: GatedClient) ->
     await stored(other, store, [f"user:{n}" for n in range(10, 30)])
     await acquire(store, other, "user:99", "reader")
     await load_scripts(gated)
+    gated.log.clear()
     intent = store.intent(gated)
     intent.add([USERS])
     gated.before(name_of(gated, "begin")).open()
@@ -295,6 +290,7 @@ async def test_values_come_before_the_barriers_go(gated: GatedClient) -> None:
     store = Store(timeout=5, chunk=2)
     other = Redis(connection_pool=gated.connection_pool)
     await load_scripts(gated)
+    gated.log.clear()
     intent = store.intent(gated)
     for n in range(5):
         intent.put(f"user:{n}", b"1", 60_000)
@@ -343,6 +339,7 @@ async def test_many_prefixes_are_one_barrier(any_client: Redis, store: Store) ->
 async def test_a_cancelled_begin_is_taken_back(gated: GatedClient, store: Store) -> None:
     """Cancelled when the server had done it all: end(False) takes barriers and leases back."""
     await load_scripts(gated)
+    gated.log.clear()
     intent = store.intent(gated)
     intent.add([USERS])
     intent.put("user:1", b"never", 60_000)

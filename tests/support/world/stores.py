@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 from redis.asyncio.cluster import RedisCluster
 
-from fastrdb.protocol import Fill, Granted, Outcome, Store, Timed
+from fastrdb.protocol import Fill, Granted, Outcome, Store, Timed, scripts
 from fastrdb.protocol.keyspace import ClusterKeyspace
 
 MARK = b"\0"
@@ -114,6 +114,12 @@ async def put(client: Any, part: str, scores: dict[Any, float]) -> None:
         key = key_of(client, part, name) if part != "barriers" else None
         for each in [key] if key is not None else keys_of(client, part):
             await client.zadd(each, {member: score})
+
+
+async def load_scripts(client: Any) -> None:
+    """Bring all scripts to the server: the first call of each would be sent twice, and be counted twice."""
+    for script in scripts():
+        await client.script_load(script.text)
 
 
 async def lose(client: Any, *parts: str) -> None:

@@ -25,7 +25,7 @@ from fastrdb.testing import Gate, Gates
 from tests.races.seams import Change
 from tests.support.servers.databases import Database
 from tests.support.world.gates import gated
-from tests.support.world.stores import members, names_in, put
+from tests.support.world.stores import load_scripts, members, names_in, put
 
 T = TypeVar("T")
 _spawned: set[asyncio.Task[Any]] = set()
@@ -227,6 +227,7 @@ async def world(database: Database, client: Any, **settings: Any) -> AsyncIterat
     async with database.sessions() as db:
         db.add_all([Owner(id=1, name="old"), *(Item(id=n, name="old", owner_id=1) for n in (1, 2))])
         await db.commit()
+    await load_scripts(client)
     made = World(database, client, **settings)
 
     def hold(connection: Connection) -> None:
