@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +21,15 @@ from fastrdb.testing.server import EmbeddedServer, find_binaries
 from fastrdb.transactions.follow import followers
 from tests.support.availability import missing
 from tests.support.servers import databases
+from tests.support.servers import mariadb as private_mariadb
 from tests.support.servers import postgresql as private_postgresql
 from tests.support.servers.cluster import Cluster
 from tests.support.world.world import world
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+
+    from sqlalchemy import URL
 
     from tests.support.servers.databases import Database, ServerDatabase
     from tests.support.world.world import World
@@ -279,12 +283,22 @@ async def w(sqlite: Database, client: redis.asyncio.Redis) -> AsyncIterator[Worl
 
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[ServerDatabase]:
-    """Provide a database of this run's own on PostgreSQL."""
-    try:
-        with databases.server_database(*databases.SERVERS["postgresql"]) as made:
-            yield made
-    except databases.NoServerError as error:
-        missing(f"no PostgreSQL: {error}")
+    """Provide a database on PostgreSQL: the variable's, a private one, or what runs here, in this order."""
+    binaries = private_postgresql.find_binaries()
+    with _server("postgresql", None if binaries is None else private_postgresql.started(binaries)) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def _server(kind: str, private: contextlib.AbstractContextManager[URL] | None) -> Iterator[ServerDatabase]:
+    variable, defaults = databases.SERVERS[kind]
+    with contextlib.ExitStack() as stack:
+        if private is not None and variable not in os.environ:
+            defaults = [stack.enter_context(private)]
+        try:
+            yield stack.enter_context(databases.server_database(variable, defaults))
+        except databases.NoServerError as error:
+            missing(f"no {kind}: {error}")
 
 
 @pytest.fixture(scope="session")
@@ -305,12 +319,10 @@ def preparing_server(postgresql_server: ServerDatabase) -> Iterator[ServerDataba
 
 @pytest.fixture(scope="session")
 def mariadb_server() -> Iterator[ServerDatabase]:
-    """Provide a database of this run's own on MariaDB."""
-    try:
-        with databases.server_database(*databases.SERVERS["mariadb"]) as made:
-            yield made
-    except databases.NoServerError as error:
-        missing(f"no MariaDB: {error}")
+    """Provide a database on MariaDB, found as that on PostgreSQL."""
+    binaries = private_mariadb.find_binaries()
+    with _server("mariadb", None if binaries is None else private_mariadb.started(binaries)) as made:
+        yield made
 
 
 @pytest.fixture

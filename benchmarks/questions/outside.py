@@ -59,7 +59,7 @@ async def rows(sizes: Sizes) -> list[Row]:
         if (binaries := postgresql.find_binaries()) is not None:
             urls["postgresql"] = stack.enter_context(postgresql.started(binaries))
         if (others := mariadb.find_binaries()) is not None:
-            server = stack.enter_context(mariadb.started(others))
+            server = stack.enter_context(mariadb.started(others, **mariadb.BINLOG))
             urls |= {"mariadb, outbox": server, "mariadb, binary log": server}
         for name in ("postgresql", "mariadb, binary log", "mariadb, outbox", "sqlite"):
             if name not in urls:

@@ -91,7 +91,10 @@ def binlog_server() -> Iterator[ServerDatabase]:
     """Start a MariaDB with a binary log, once for all tests."""
     if (binaries := private_mariadb.find_binaries()) is None:
         missing("no mariadbd and mariadb-install-db")
-    with private_mariadb.started(binaries) as url, server_database("FASTRDB_TEST_NO_OTHER", [url]) as made:
+    with (
+        private_mariadb.started(binaries, **private_mariadb.BINLOG) as url,
+        server_database("FASTRDB_TEST_NO_OTHER", [url]) as made,
+    ):
         yield made
 
 

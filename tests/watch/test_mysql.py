@@ -186,7 +186,9 @@ async def test_a_log_that_leaves_the_database_out_is_refused() -> None:
     """Nothing would be seen."""
     if (binaries := private_mariadb.find_binaries()) is None:
         missing("no mariadbd and mariadb-install-db")
-    with private_mariadb.started(binaries, binlog_do_db="shop", binlog_ignore_db="depot") as url:
+    with private_mariadb.started(
+        binaries, **private_mariadb.BINLOG, binlog_do_db="shop", binlog_ignore_db="depot"
+    ) as url:
         async with opened(url) as database, database.engine.begin() as connection:
             for name in ("shop", "depot", "office"):
                 await connection.exec_driver_sql(f"CREATE DATABASE {name}")
@@ -370,7 +372,7 @@ async def test_a_change_is_reported_when_it_is_visible() -> None:
     if (binaries := private_mariadb.find_binaries()) is None:
         missing("no mariadbd and mariadb-install-db")
     waits = {"rpl_semi_sync_master_wait_point": "AFTER_SYNC", "rpl_semi_sync_master_timeout": "600000"}
-    with private_mariadb.started(binaries, **waits) as url:
+    with private_mariadb.started(binaries, **private_mariadb.BINLOG, **waits) as url:
         await databases.execute(url, "CREATE DATABASE shop")
         async with databases.opened(url.set(database="shop")) as database:
             watched = Watched(database, source_of(database.engine))

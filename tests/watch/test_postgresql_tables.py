@@ -137,10 +137,11 @@ async def foreign(watched: Watched) -> Watched:
     async with watched.database.engine.connect() as connection:
         if not await connection.scalar(text("SELECT 1 FROM pg_available_extensions WHERE name = 'postgres_fdw'")):
             pytest.skip("the server has no postgres_fdw")
-    name = watched.database.engine.url.database
+    url = watched.database.engine.url
+    here = f"dbname '{url.database}', host '{url.host}', port '{url.port}'"
     await watched.write(
         "CREATE EXTENSION postgres_fdw",
-        f"CREATE SERVER besides FOREIGN DATA WRAPPER postgres_fdw OPTIONS (dbname '{name}')",
+        f"CREATE SERVER besides FOREIGN DATA WRAPPER postgres_fdw OPTIONS ({here})",
         "CREATE USER MAPPING FOR CURRENT_USER SERVER besides",
         "CREATE TABLE far (id INTEGER, k INTEGER)",
         "CREATE TABLE parts (id INTEGER, k INTEGER) PARTITION BY LIST (k)",

@@ -1,4 +1,4 @@
-"""A MariaDB of the tests' own, with a binary log, which only a server's start can switch on."""
+"""A MariaDB of the tests' own: what another program leaves on a shared one, or its stop, changes no test."""
 
 from __future__ import annotations
 
@@ -18,14 +18,12 @@ from tests.support.waiting import until_found
 from .postgresql import free_port
 
 _SETTINGS = {
-    "log-bin": "binlog",
-    "binlog-format": "ROW",
-    "binlog-row-metadata": "FULL",
-    "server-id": "1",
     "innodb-flush-log-at-trx-commit": "0",
     "innodb-buffer-pool-size": "16M",
     "bind-address": "127.0.0.1",
 }
+BINLOG = {"log_bin": "binlog", "binlog_format": "ROW", "binlog_row_metadata": "FULL", "server_id": "1"}
+"""A binary log, which only a server's start can switch on."""
 
 
 def find_binaries() -> tuple[str, str] | None:

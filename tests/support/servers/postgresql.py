@@ -1,4 +1,4 @@
-"""A PostgreSQL of the tests' own, for settings that only a server's start can change."""
+"""A PostgreSQL of the tests' own, which can prepare transactions: only a server's start can switch that on."""
 
 from __future__ import annotations
 
