@@ -18,6 +18,7 @@ import secrets
 from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
 
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
@@ -27,7 +28,18 @@ from fastrdb.inference import SEARCHED
 from fastrdb.keys import Image
 
 from .lead import Lead, named
-from .postgres_tables import INEXACT, KIN, Table, chosen, outbox_sql, removal_sql, reported_of, tables_of, trigger_sql
+from .postgres_tables import (
+    INEXACT,
+    INSTALLED,
+    KIN,
+    Table,
+    chosen,
+    outbox_sql,
+    removal_sql,
+    reported_of,
+    tables_of,
+    trigger_sql,
+)
 from .source import ChangeSource, Images, Poll, Status, execute, image, loss
 
 if TYPE_CHECKING:
@@ -45,6 +57,11 @@ _PLACE = text("""
 SELECT (SELECT system_identifier FROM pg_control_system()) || '.' || oid FROM pg_database
 WHERE datname = current_database()
 """)
+# The planner overrates recursion over partitions: JIT compilation would take a second in each poll. And a transaction
+# that is SERIALIZABLE, as a server may have it by default, would make those of writers fail.
+_SESSION = text(
+    "SELECT set_config('jit', 'off', false), set_config('default_transaction_isolation', 'read committed', false)"
+)
 _TAKE = text("SELECT pg_try_advisory_lock(:ours, hashtext(COALESCE(CAST(:namespace AS text), current_database())))")
 _CLEAN = text("""
 DELETE FROM fastrdb.outbox WHERE tbl <> '' AND xid >= CAST(CAST(:cleaned AS text) AS xid8)
@@ -67,9 +84,7 @@ FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid JOIN pg_namespace n ON n.oi
 JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace s ON s.oid = c.relnamespace
 WHERE n.nspname = 'fastrdb' AND NOT t.tgisinternal ORDER BY s.nspname, c.relname, t.tgname
 """)
-_INSTALLED = text(
-    "SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('fastrdb.outbox') AND attname = 'rel')"
-)
+_INSTALLED = text(f"SELECT {INSTALLED}")
 _LEADER = text("""
 SELECT COALESCE(NULLIF(a.application_name, ''), a.usename, 'session') || ', pid ' || a.pid
     || COALESCE(', at ' || host(a.client_addr), '')
@@ -100,7 +115,7 @@ COALESCE(pg_snapshot_xmax({_SINCE}) > pg_snapshot_xmax(pg_current_snapshot()), f
 """
 _NOW = text(f"SELECT {_STATE}")
 _NEXT: Final = """
-(xid, id) > (CAST(CAST(:xid AS text) AS xid8), CAST(:id AS bigint))
+(xid, id) > (CAST(CAST(:xid AS text) AS xid8), CAST(CAST(:id AS text) AS uuid))
 AND pg_visible_in_snapshot(xid, COALESCE(CAST(CAST(:now AS text) AS pg_snapshot), pg_current_snapshot()))
 ORDER BY xid, id LIMIT :page
 """
@@ -161,8 +176,7 @@ class PostgresSource(ChangeSource):
         if self._connection is None:
             connection = await self.engine.connect()
             self._connection = await connection.execution_options(isolation_level="AUTOCOMMIT")
-            # The planner overrates recursion over partitions: JIT compilation would take a second in each poll.
-            await connection.exec_driver_sql("SET jit = off")
+            await connection.execute(_SESSION)
             self._place = str(await connection.scalar(_PLACE))
         if not await self._connection.scalar(_INSTALLED):
             raise OptionError(f"watch: {self.name} has no fastrdb.outbox: run `fastrdb watch install` first")
@@ -177,7 +191,7 @@ class PostgresSource(ChangeSource):
     async def poll(self, position: str | None, images: Images) -> Poll:
         """See `ChangeSource`. Each page is a statement; all read what the first one's snapshot sees."""
         connection, (expected, since, prepared) = self._led(), _parsed(position)
-        now, xid, last, total = None, "0", -1, 0
+        now, xid, last, total = None, "0", str(UUID(int=0)), 0
         while True:
             given: dict[str, Any] = {
                 "since": since,
@@ -296,12 +310,12 @@ def _images(rows: Sequence[Any], kin: Sequence[Sequence[Any]]) -> list[Image]:
 
     Args:
         rows: each with the number of its transaction, its id, the table's name and number, and values.
-        kin: pairs of a table's number and the name of another that holds rows of the same.
+        kin: pairs of a table's number and the name of one that holds rows of the same.
     """
     others: dict[int, list[str]] = {}
     for root, other in kin:
         others.setdefault(root, []).append(other)
-    return [image(name, values) for _, _, table, rel, values in rows for name in (table, *others.get(rel, ()))]
+    return [image(name, values) for _, _, table, rel, values in rows for name in {table, *others.get(rel, ())}]
 
 
 def _note_table(status: Status, table: Table, triggers: Sequence[Any], wanted: Collection[str]) -> None:
@@ -319,6 +333,10 @@ def _note_table(status: Status, table: Table, triggers: Sequence[Any], wanted: C
         status.unwatched[name] = "no trigger: made after `install`, or left out"
     elif len(triggers) < _EVENTS or any(each.tgenabled in "DR" for each in triggers):
         status.unwatched[name] = f"a trigger is missing or disabled: run {_INSTALL} again"
+    elif table.is_applied:
+        status.unwatched[name] = (
+            "a subscription writes to it, which fires no trigger of a statement: see `fastrdb docs outside`"
+        )
     else:
         status.watched.append(name)
         reported = reported_of(triggers[0].prosrc)

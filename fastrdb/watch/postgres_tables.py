@@ -17,13 +17,19 @@ from .source import COLUMNS_NAMED, ROWS_NAMED, require_tables
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-_OUTBOX: Final = """
+INSTALLED: Final = """(EXISTS (
+    SELECT FROM pg_attribute
+    WHERE attrelid = to_regclass('fastrdb.outbox') AND attname = 'id' AND atttypid = CAST('pg_catalog.uuid' AS regtype)
+))"""
+"""The condition that there is an outbox, and of this version."""
+_OUTBOX: Final = f"""
     IF to_regnamespace('fastrdb') IS NULL THEN
         CREATE SCHEMA fastrdb;
     END IF;
-    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('fastrdb.outbox') AND attname = 'rel') THEN
+    IF NOT {INSTALLED} THEN
         DROP TABLE IF EXISTS fastrdb.outbox;  -- of an earlier version
-        CREATE UNLOGGED TABLE fastrdb.outbox (id bigint GENERATED ALWAYS AS IDENTITY,
+        -- No sequence: lastval() of the writer would return its number.
+        CREATE UNLOGGED TABLE fastrdb.outbox (id uuid NOT NULL DEFAULT gen_random_uuid(),
             xid xid8 NOT NULL DEFAULT pg_current_xact_id(), tbl text NOT NULL, rel oid, image jsonb);
         CREATE INDEX outbox_xid ON fastrdb.outbox (xid, id);
         -- Without it each poll would walk over all rows, the dead ones too, to find the mark.
@@ -47,7 +53,9 @@ c.relkind = 'f' AS is_foreign, EXISTS (
     WITH RECURSIVE down AS (
         SELECT c.oid UNION SELECT i.inhrelid FROM pg_inherits i JOIN down ON i.inhparent = down.oid
     ) SELECT FROM pg_class f JOIN down USING (oid) WHERE f.relkind = 'f'
-) AS has_foreign
+) AS has_foreign, EXISTS (SELECT FROM pg_subscription_rel WHERE srrelid = c.oid) AND NOT EXISTS (
+    SELECT FROM pg_trigger WHERE tgrelid = c.oid AND tgenabled IN ('A', 'R') AND CAST(tgtype AS int) & 1 = 1
+) AS is_applied
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p', 'f') AND c.relpersistence <> 't'
 AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'fastrdb') AND n.nspname NOT LIKE 'pg_toast%'
@@ -70,11 +78,11 @@ down AS (
     SELECT root, oid FROM down UNION SELECT root, i.inhparent FROM up JOIN pg_inherits i ON i.inhrelid = oid
 ), kin AS (
     SELECT root, CASE WHEN n.nspname IN ({SEARCHED}) THEN '' ELSE n.nspname || '.' END || c.relname AS other
-    FROM up JOIN pg_class c USING (oid) JOIN pg_namespace n ON n.oid = c.relnamespace WHERE root <> c.oid
+    FROM up JOIN pg_class c USING (oid) JOIN pg_namespace n ON n.oid = c.relnamespace
 )
 """
-"""Of a WITH RECURSIVE: each table of `found` beside the others that hold rows of it, or of its partitions and children:
-these, and all of their parents."""
+"""Of a WITH RECURSIVE: each table of `found` beside the names of all that hold rows of it, or of its partitions and
+children: itself, these, and all of their parents. `install` may have had another search_path, and so another name."""
 INEXACT: Final = f"""
 inexact AS (
     SELECT a.attrelid, array_agg(CAST(a.attname AS text)) AS names FROM pg_attribute a
@@ -94,6 +102,7 @@ class Table:
         bare: tags have the name without the schema.
         is_foreign, has_foreign: the table is a foreign one, or has a foreign partition. Transition tables are refused
             there, so triggers report any row.
+        is_applied: a subscription writes to the table, which fires triggers for rows alone, and there is none.
         columns: those that triggers report.
         exact: those that could be reported.
     """
@@ -105,6 +114,7 @@ class Table:
     bare: bool
     is_foreign: bool
     has_foreign: bool
+    is_applied: bool
     columns: tuple[str, ...] = ()
     exact: frozenset[str] = frozenset()
 
@@ -144,6 +154,7 @@ async def tables_of(connection: AsyncConnection, columns: Iterable[str]) -> list
             bare=row.bare,
             is_foreign=row.is_foreign,
             has_foreign=row.has_foreign,
+            is_applied=row.is_applied,
             columns=tuple(chosen[row.oid][:COLUMNS_NAMED]),
             exact=frozenset(exact[row.oid]),
         )
@@ -250,7 +261,8 @@ def _values(columns: Collection[str]) -> str:
     def found(rows: str, most: int) -> str:
         if not columns:
             return "NULL;"
-        return f"SELECT CASE WHEN count(*) <= {most} THEN jsonb_build_object({values}) END INTO found FROM {rows};"
+        few = f"SELECT count(*) <= {most} FROM (SELECT FROM {rows} LIMIT {most + 1}) AS few"  # of millions of rows, too
+        return f"IF ({few}) THEN SELECT jsonb_build_object({values}) INTO found FROM {rows}; END IF;"
 
     return f"""
     IF TG_OP = 'INSERT' THEN

@@ -259,7 +259,8 @@ async def _columns(
     rows = (await connection.execute(text(f"PRAGMA table_xinfo({_quoted(table)})"))).all()
     kinds = {row.name: str(row.type).upper() for row in rows}
     defaults = {row.name: row.dflt_value for row in rows if row.notnull and row.dflt_value is not None}
-    keys, indexed, has_primary = list[_Key](), {row.name for row in rows if row.pk}, False
+    primary = {row.name: "BINARY" for row in rows if row.pk}
+    keys, indexed, has_primary = list[_Key](), set(primary), not primary
     for index in (await connection.execute(text(f"PRAGMA index_list({_quoted(table)})"))).all():
         members = await connection.execute(text(f"PRAGMA index_xinfo({_quoted(index.name)})"))
         columns = {row.name: str(row.coll) for row in members.all() if row.key}
@@ -270,8 +271,8 @@ async def _columns(
             keys.append(_Key({name: "BINARY" for name in kinds if name.lower() in made}, is_expression=True))
         elif index.unique:
             keys.append(_Key(columns))
-    if indexed and not has_primary:  # an INTEGER PRIMARY KEY has no index
-        keys.append(_Key({row.name: "BINARY" for row in rows if row.pk}))
+    if not has_primary:  # an INTEGER PRIMARY KEY has no index
+        keys.append(_Key(primary))
     foreign = await connection.execute(text(f"PRAGMA foreign_key_list({_quoted(table)})"))
     indexed.update(row[3] for row in foreign)
     # SQLite does not say which column has a collation, under which different texts are equal.

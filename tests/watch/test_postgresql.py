@@ -81,7 +81,8 @@ async def test_a_commit_between_two_pages_is_reported_by_the_next_poll_alone(
             pages.append({number for each in images for number in (each.columns or {})["id"] or ()})
 
         poll = await watched.source.poll(watched.position, note)
-    assert pages == [{"11", "12"}, {"13", "14"}, {"15"}]
+    assert [len(page) for page in pages] == [2, 2, 1]  # the changes of a transaction have no order
+    assert set[str]().union(*pages) == {"11", "12", "13", "14", "15"}
     watched.position = poll.position
     assert (await watched.changes())["users"]["id"] == {"10", "16"}
 
@@ -124,6 +125,93 @@ async def test_no_poll_is_compiled(watched: Watched) -> None:
     await watched.install()
     source: Any = watched.source
     assert await source._connection.scalar(text("SHOW jit")) == "off"
+
+
+async def test_no_poll_makes_a_writer_fail_that_is_serializable(watched: Watched) -> None:
+    """A poll that is SERIALIZABLE, too, sees the later of two commits and not the earlier: the server refuses that."""
+    name = watched.database.engine.url.database
+    await watched.write(f'ALTER DATABASE "{name}" SET default_transaction_isolation = serializable')
+    await watched.database.engine.dispose()
+    try:
+        await watched.install()
+        async with watched.database.engine.begin() as writer:
+            assert await writer.scalar(text("SHOW transaction_isolation")) == "serializable"
+            assert await writer.scalar(text("SELECT name FROM orgs WHERE id = 1")) == "one"
+            await watched.write("UPDATE orgs SET name = 'first' WHERE id = 1")
+            await watched.changes()
+            await writer.exec_driver_sql("UPDATE users SET bio = 'x' WHERE id = 1")
+    finally:
+        await watched.write(f'ALTER DATABASE "{name}" RESET default_transaction_isolation')
+    assert (await watched.changes())["users"]["id"] == {"1"}
+
+
+async def test_the_number_that_a_writer_asks_for_is_of_its_own_row(watched: Watched) -> None:
+    """Some programs ask for the last number of any sequence, and a sequence of the outbox would answer."""
+    await watched.write("CREATE TABLE notes (id SERIAL PRIMARY KEY)")
+    await watched.install()
+    async with watched.database.engine.begin() as connection:
+        for number in (1, 2):
+            await connection.exec_driver_sql("INSERT INTO notes DEFAULT VALUES")
+            assert await connection.scalar(text("SELECT lastval()")) == number
+    assert (await watched.changes())["notes"]["id"] == {"1", "2"}
+
+
+async def test_values_of_many_rows_are_not_collected(watched: Watched) -> None:
+    """A statement may change millions of rows, and their values would take the server's memory."""
+    await watched.install()
+    notices: list[str] = []
+    async with watched.database.engine.connect() as connection:
+        driver: Any = (await connection.get_raw_connection()).driver_connection
+        driver.add_log_listener(lambda _, message: notices.append(str(message)))
+        await connection.exec_driver_sql("LOAD 'auto_explain'")
+        for setting in ("log_min_duration = 0", "log_nested_statements = on", "log_level = notice"):
+            await connection.exec_driver_sql(f"SET auto_explain.{setting}")
+        for most, is_collected in ((64, True), (65, False)):
+            await connection.exec_driver_sql(
+                f"INSERT INTO users SELECT i + {most} * 100 FROM generate_series(1, {most}) i"
+            )
+            await connection.commit()
+            assert any("jsonb_agg" in each for each in notices) is is_collected
+            assert any("LIMIT 65" in each for each in notices)
+            notices.clear()
+        await connection.invalidate()
+
+
+async def test_a_table_that_a_subscription_writes_to_is_named(watchable: object) -> None:
+    """Logical replication fires triggers for rows alone. A trigger of the owner's may write into the outbox."""
+    if (binaries := private_postgresql.find_binaries()) is None:
+        missing("no initdb and pg_ctl")
+    with private_postgresql.started(binaries, wal_level="logical") as url:
+        async with databases.opened(url) as database, databases.opened(url.set(database="template1")) as publisher:
+            await execute(
+                publisher, *TABLES[:1], "INSERT INTO orgs VALUES (1, 'one')", "CREATE PUBLICATION p FOR TABLE orgs"
+            )
+            await execute(publisher, "SELECT pg_create_logical_replication_slot('s', 'pgoutput')")
+            watched = Watched(database, source_of(database.engine))
+            await watched.write(*TABLES[:1])
+            await watched.install()
+            place = f"host=127.0.0.1 port={url.port} user=postgres dbname=template1"
+            await execute(
+                database, f"CREATE SUBSCRIPTION s CONNECTION '{place}' PUBLICATION p WITH (create_slot = false)"
+            )
+            assert "subscription" in (await watched.source.status(watched.position)).unwatched["orgs"]
+            await watched.write(
+                "CREATE FUNCTION applied() RETURNS trigger LANGUAGE plpgsql AS"
+                " $$ BEGIN INSERT INTO fastrdb.outbox (tbl) VALUES (TG_TABLE_NAME); RETURN NULL; END $$",
+                "CREATE TRIGGER applied AFTER UPDATE ON orgs FOR EACH ROW EXECUTE FUNCTION applied()",
+                "ALTER TABLE orgs ENABLE REPLICA TRIGGER applied",
+            )
+            assert (await watched.source.status(watched.position)).watched == ["orgs"]
+            await execute(publisher, "UPDATE orgs SET name = 'new'")
+            await until(lambda: is_reported(watched, "orgs"))
+            await watched.source.close()
+            await execute(database, "ALTER SUBSCRIPTION s DISABLE", "ALTER SUBSCRIPTION s SET (slot_name = NONE)")
+            await execute(database, "DROP SUBSCRIPTION s")
+
+
+async def is_reported(watched: Watched, table: str) -> bool:
+    """Return whether a poll has found changes of a table."""
+    return table in await watched.changes()
 
 
 async def test_the_mark_is_found_without_walking_over_the_changes(watched: Watched) -> None:
@@ -497,6 +585,23 @@ async def test_a_column_of_any_name_stays_a_name(watched: Watched) -> None:
         assert await connection.scalar(text("SELECT to_regclass('public.taken_over')")) is None
     await watched.write("INSERT INTO named VALUES (1)")
     assert await watched.changes() == {"named": {name: {"1"}}}
+
+
+async def test_a_table_has_the_name_that_the_path_of_the_watcher_gives_it(watched: Watched) -> None:
+    """The application has the path of the watcher, and `install` may have run under another one."""
+    await watched.write("CREATE SCHEMA apart", "CREATE TABLE apart.days (id INTEGER PRIMARY KEY)")
+    settings = {"server_settings": {"search_path": "apart"}}
+    try:
+        await watched.source.run(await watched.source.install_sql(["apart.days"]))
+        async with databases.opened(watched.database.engine.url, connect_args=settings) as database:
+            apart = Watched(database, source_of(database.engine))
+            await apart.install("days")
+            await watched.source.run(await watched.source.install_sql(["apart.days"]))
+            await apart.write("INSERT INTO days VALUES (1)")
+            assert (await apart.changes())["days"] == {"id": {"1"}}
+            await apart.source.close()
+    finally:
+        await watched.write("DROP SCHEMA apart CASCADE")
 
 
 async def test_a_table_of_a_later_part_of_the_path_has_its_name_alone(watched: Watched) -> None:

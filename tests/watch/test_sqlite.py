@@ -231,3 +231,11 @@ async def test_a_writer_that_has_the_lock_does_not_delay_the_watcher(
         await watched.source.clean(str(watched.position))
         kept.append(await connection.scalar(count))
     assert kept == [6, 2]
+
+
+async def test_a_table_without_a_key_is_watched(watched: Watched) -> None:
+    """REPLACE finds no row of such a table, although the table has an index."""
+    await watched.write("CREATE TABLE members (org_id INTEGER, user_id INTEGER)", "CREATE INDEX i ON members (org_id)")
+    await watched.install()
+    await watched.write("INSERT OR REPLACE INTO members VALUES (1, 2)")
+    assert await watched.changes() == {"members": {"org_id": {"1"}}}

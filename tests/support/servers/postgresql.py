@@ -33,7 +33,7 @@ def find_binaries() -> Path | None:
 
 
 @contextlib.contextmanager
-def started(binaries: Path) -> Iterator[URL]:
+def started(binaries: Path, **given: str) -> Iterator[URL]:
     """Start a server on a free port with everything in a directory that goes with it, and give its address."""
     user = _unprivileged()
     port = free_port()
@@ -41,7 +41,7 @@ def started(binaries: Path) -> Iterator[URL]:
         if user is not None:
             shutil.chown(directory, user)
         data = Path(directory, "data")
-        settings = " ".join(f"-c {name}={value}" for name, value in {**_SETTINGS, "port": str(port)}.items())
+        settings = " ".join(f"-c {name}={value}" for name, value in {**_SETTINGS, **given, "port": str(port)}.items())
         log, options = str(Path(directory, "log")), f"-k {directory} {settings}"
         _run(user, str(binaries / "initdb"), "-D", str(data), "-U", "postgres", "-A", "trust", "-N")
         _run(user, str(binaries / "pg_ctl"), "-D", str(data), "-l", log, "-o", options, "-w", "start")
