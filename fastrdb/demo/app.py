@@ -1,4 +1,4 @@
-"""The tutorial's FastAPI application: six routes over `user_crud`, and a start page."""
+"""The tutorial's FastAPI application: six routes over `user_crud`, one that is watched, and a start page."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from fastrdb import PaginatedResponse
 from fastrdb.demo.cache import get_redis, open_redis
 from fastrdb.demo.crud import user_crud
 from fastrdb.demo.database import async_get_db, open_database
+from fastrdb.demo.outside import Outside
 from fastrdb.demo.page import add_page, count_statements
 from fastrdb.demo.rows import insert_users
 from fastrdb.demo.schemas import UserCreate, UserResponse, UserUpdate
@@ -73,6 +74,7 @@ async def delete_user(email: EmailStr, redis: Client, db: Database) -> None:
 
 def create_app(database_url: str, redis_url: str, *, rows: int = 0) -> FastAPI:
     """Return the application on this database and this Redis; at its start `rows` generated users are inserted."""
+    outside = Outside(redis_url)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -80,12 +82,16 @@ def create_app(database_url: str, redis_url: str, *, rows: int = 0) -> FastAPI:
             count_statements(engine)
             async with async_get_db() as db:
                 await insert_users(db, rows)
-            yield
+            app.state.engine = engine
+            async with outside.watching(engine):
+                yield
 
     # The pages of FastAPI load their scripts from the network: the start page stands in for them.
     app = FastAPI(title="Users of the tutorial", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.include_router(users)
+    app.include_router(outside.router)
     add_handlers(app)
     app.add_middleware(CacheStatus, cache=user_crud.cache)
+    app.add_middleware(CacheStatus, cache=outside.cache)
     add_page(app)
     return app

@@ -10,13 +10,14 @@ from importlib.resources import files
 from time import perf_counter
 from typing import Any, Literal
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import HTMLResponse
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from fastrdb.demo import race, story
 from fastrdb.demo.cache import get_redis
+from fastrdb.demo.outside import command
 from fastrdb.demo.rows import generated
 
 ADA = "/users/ada@example.com"
@@ -30,6 +31,7 @@ EXAMPLES: dict[tuple[str, str], tuple[str, Any]] = {
         "/users/bulk",
         [{"email": f"{name}@example.com", "name": name} for name in ("bob", "eve")],
     ),
+    ("get", "/followed/{email}"): ("/followed/ada@example.com", None),
 }
 """The path and the body that the page offers for each route, in its order."""
 
@@ -49,6 +51,12 @@ async def routes() -> list[dict[str, Any]]:
         {"method": method, "path": path, "body": body, "what": f"{method.upper()} {route}"}
         for (method, route), (path, body) in EXAMPLES.items()
     ]
+
+
+@pages.get("/demo/outside")
+async def outside(request: Request) -> str:
+    """Return a command that changes the table in another shell."""
+    return command(request.app.state.engine)
 
 
 @pages.get("/demo/keys")

@@ -6,10 +6,11 @@ import io
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -191,7 +192,7 @@ class TestServe:
             page.get(address)
             buttons = wait_for(page, lambda page: page.find_elements("css selector", "form button"))
             assert len(buttons) == len(EXAMPLES)
-            post, get, put, _, many, _ = buttons
+            post, get, put, _, many, _, followed = buttons
 
             def press(button: Any) -> tuple[str, str, str]:
                 before = len(page.find_elements("css selector", "#log > li"))
@@ -210,6 +211,13 @@ class TestServe:
             assert "user:page:1:limit:3" in press(put)[2]
             assert press(many)[:2] == ("miss", "2 SQL")
             assert press(get)[:2] == ("hit", "0 SQL")
+            assert press(followed)[:2] == ("miss", "1 SQL")
+            assert press(followed)[:2] == ("hit", "0 SQL")
+            with closing(sqlite3.connect(next(servers.glob("*/demo.sqlite")))) as other, other:
+                other.execute("UPDATE users SET name = 'Grace' WHERE email = 'ada@example.com'")
+            gone = ("xpath", "//*[@id='keys']/li[@class='gone'][.='followed:ada@example.com']")
+            wait_for(page, lambda page: page.find_elements(*gone))
+            assert press(followed)[:2] == ("miss", "1 SQL")
             for how, verdict in (("by_hand", "stale"), ("with_fastrdb", "fresh")):
                 page.find_element("css selector", f"[data-race={how}]").click()
                 wait_for(page, lambda page, verdict=verdict: page.find_elements("css selector", f"#race .{verdict}"))

@@ -140,10 +140,12 @@ def meter(http: httpx.AsyncClient) -> Iterator[Meter]:
 class TestWithFastAPI:
     """Over HTTP, with `Depends(get_redis)` and `Depends(async_get_db)`."""
 
-    async def test_the_routes_are_the_tutorials_six(self, application: FastAPI) -> None:
-        """There are six routes, and no others are documented."""
+    async def test_the_routes_are_the_tutorials_six_and_one_that_is_watched(self, application: FastAPI) -> None:
+        """There are six routes, and one that follows writes from outside; no others are documented."""
         paths = application.openapi()["paths"].items()
-        assert {(method.upper(), path) for path, methods in paths for method in methods} == SIX
+        assert {(method.upper(), path) for path, methods in paths for method in methods} == SIX | {
+            ("GET", "/followed/{email}")
+        }
 
     async def test_a_created_user_is_read_back(self, http: httpx.AsyncClient, client: Redis) -> None:
         """GET answers as POST did, and the entry lies in Redis under the documented key."""
