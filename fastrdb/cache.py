@@ -206,7 +206,7 @@ class Cache:
         self,
         prefix: str | Iterable[str] = (),
         *,
-        keys: Iterable[str] = (),
+        keys: str | Iterable[str] = (),
         touches: Dependency | Sequence[Dependency] = (),
     ) -> Callable[[F], F]:
         """Invalidate what an async function writes, so that nothing older is cached once its transaction is committed.
@@ -214,7 +214,7 @@ class Cache:
         Args:
             prefix: one or several, such as `"user:*"` or `"user:{user_id}:*"`; `{result.…}` is what the function
                 returns.
-            keys: exact patterns.
+            keys: one or several exact patterns.
             touches: rows that the function writes, so that what depends on them is invalidated: mapped classes, tables,
                 or `rows(User, id="{user_id}")`, which may use `{result.…}`.
 
@@ -224,7 +224,7 @@ class Cache:
         """
         refuse_function(prefix, "invalidates", '"user:*"', what="prefix")
         prefixes = [prefix] if isinstance(prefix, str) else list(prefix)
-        return partial(self._invalidates, prefixes, list(keys), touches)
+        return partial(self._invalidates, prefixes, [keys] if isinstance(keys, str) else list(keys), touches)
 
     def _cached(self, decorator: str, pattern: str, schema: Any, shape: Any, options: Options, function: Any) -> Any:
         def made(found: Inspected) -> CachedFunction:
@@ -285,7 +285,7 @@ class Cache:
         self,
         what: str | Dependency | Iterable[str | Dependency] = (),
         *,
-        keys: Iterable[str] = (),
+        keys: str | Iterable[str] = (),
         redis: Redis | None = None,
     ) -> int | None:
         """Delete now what lies under each prefix (`"user:*"`; no placeholders) and the exact `keys`.
@@ -308,8 +308,8 @@ class Cache:
         found = [made for text in given if isinstance(text, str) for made in Prefix.plain(text, owner)]
         images = images_of([each for each in given if not isinstance(each, str)], owner)
         client = self.runtime.required(owner) if redis is None else redis
-        before = f"{self.namespace}:" if self.namespace else ""
-        named = dict.fromkeys(name for key in keys for name in (key, key.removeprefix(before)))
+        before, each_key = f"{self.namespace}:" if self.namespace else "", [keys] if isinstance(keys, str) else keys
+        named = dict.fromkeys(name for key in each_key for name in (key, key.removeprefix(before)))
         return await self.runtime.delete(client, [*found, *map(Prefix.variants, named)], list(named), images=images)
 
     # --- to look at

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import signal
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
@@ -180,7 +181,7 @@ def invalidate(
             if as_json or not sys.stdin.isatty():
                 _print_error(f"{count} keys under {prefix}: give --yes to delete them", as_json)
                 return 1
-            if not typer.confirm(f"Delete {count} keys under {prefix}?"):
+            if not _confirm(f"Delete {count} keys under {prefix}?"):
                 return 1
         async with Cache(client, namespace=namespace, timeout=10, on_error="raise") as cache:
             deleted = await cache.invalidate(prefix)
@@ -267,8 +268,20 @@ def _run(url: str, work: Callable[[Any], Awaitable[int]], as_json: bool, stopped
         return UNREACHABLE
 
 
+def _confirm(question: str) -> bool:
+    """Ask on the terminal. Ctrl-C raises KeyboardInterrupt at once: asyncio's own handler waits for the answer."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return typer.confirm(question)
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _print(found: Any) -> None:
-    typer.echo(json.dumps(found, ensure_ascii=False, indent=2))
+    """Print JSON in ASCII: a terminal obeys characters that JSON leaves as they are, and cannot show all of them."""
+    typer.echo(json.dumps(found, indent=2))
 
 
 def _print_error(text: str, as_json: bool) -> None:

@@ -97,6 +97,8 @@ def _meaning(error: Exception, url: str) -> tuple[str, str]:
         return "the server asks for another login", "Write redis://user:password@host:6379"
     if isinstance(error, NoPermissionError) or "noperm" in text:
         return f"the user may not do that ({error})", "`fastrdb docs security` has the line of the ACL"
+    if "no such file" in text:
+        return "there is no such file", "Check the path of the socket, or of a certificate, in the address"
     if "certificate" in text:
         return "the certificate of the server is not trusted", "Add ?ssl_ca_certs=/path/to/ca.pem to the address"
     if "ssl" in text or "wrong_version_number" in text:

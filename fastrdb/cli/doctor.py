@@ -67,18 +67,9 @@ class Doctor:
     async def examine(self) -> AsyncIterator[Diagnosis]:
         """Yield each finding as it is made. A check that the server refuses is a finding, too."""
         checks: list[Callable[[], Awaitable[list[Diagnosis]]]] = [
-            *(
-                self.info,
-                self.version,
-                self.role,
-                self.slots,
-                self.policy,
-                self.trust,
-                self.rights,
-                self.near,
-                self.tags,
-            ),
-            *(self.index, self.barriers, self.leases, self.clock, self.latency, self.processes),
+            *(self.info, self.version, self.role, self.slots, self.policy, self.trust),
+            *(self.index, self.barriers, self.leases, self.processes),  # before the next, which leaves marks of its own
+            *(self.rights, self.near, self.tags, self.clock, self.latency),
         ]
         for check in checks:
             try:
@@ -200,7 +191,7 @@ class Doctor:
             return [Diagnosis("rights", "warning", ready.pending, "Run this again in a minute")]
         # Where entries have tags, those rights are needed as well.
         refused = await self._refused() or await self._refused(_TAG_COMMANDS)
-        advice = "Copy the line of the ACL from docs/security.md, with the beginnings of your keys"
+        advice = "`fastrdb docs security` has the line of the ACL: copy it, with the beginnings of your keys"
         text = f"refused: {', '.join(refused)}" if refused else ready.refused or ready.unreachable
         return [Diagnosis("rights", "failure", text, advice)]
 

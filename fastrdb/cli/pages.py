@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import ClassVar
 
@@ -45,6 +46,7 @@ def show(console: Console, text: str) -> None:
     if not console.is_terminal:
         console.print(text)
     elif console.size.height < text.count("\n"):
+        os.environ["LESS"] = f"-R {os.environ.get('LESS', '')}"  # without it `less` shows colours as their codes
         with console.pager(styles=True):
             console.print(Page(text))
     else:

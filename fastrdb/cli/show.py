@@ -78,7 +78,7 @@ def functions(published: Mapping[str, Any]) -> RenderableType:
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("function", overflow="fold")
     for name in ("calls", "hit ratio", "loads", "load", "Redis", "unstored", "dropped"):
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right")  # may wrap: else a narrow terminal takes all from the names
     found = Inspector.totals(published)
     for name, each in sorted(found.items(), key=lambda item: -sum(map(item[1]["stats"].get, item[1]["stats"]))):
         stats = each["stats"].get

@@ -44,7 +44,8 @@ class Stored:
 class Peeks:
     """The looks at the entries of one function, and when the `exp` of each entry that was decoded is over.
 
-    An entry that is stored once more with the same bytes lives longer than is known here, never shorter.
+    An entry that is stored once more with the same bytes lives longer than is known here, never shorter: what is known
+    is at most the shortest life that `jitter` leaves.
     """
 
     __slots__ = ("_entries", "_known")
@@ -63,22 +64,25 @@ class Peeks:
             if raw is None:
                 return None
             digest = sha256(raw)
-            left = self._known.get((key, digest.digest()), 0.0) - monotonic()
-            if left <= 0:
+            begun = monotonic()
+            over = self._known.get((key, digest.digest()), 0.0)
+            if over <= begun:
                 (timed,) = await store.get_many(client, (key,), timed=True)
                 if timed is None or timed.raw != raw:
                     return None
                 negative = entries.codec.decode(raw) is None
-                left = entries.policy.left_ms(timed.ttl_ms, negative=negative) / 1000
-                self._note(key, digest.digest(), left)
+                over = begun + entries.policy.left_ms(timed.ttl_ms, negative=negative) / 1000
+                shortest = entries.policy.ttl_ms(negative=negative, random=1)
+                least = begun + entries.policy.left_ms(shortest, negative=negative) / 1000
+                self._note(key, digest.digest(), min(over, least))
         except (CacheUnavailableError, DecodeError):
             return None
-        chance = 1 - random.random()
+        chance, left = 1 - random.random(), over - monotonic()
         if entries.policy.decide(left * 1000, load_ms=entries.pace.ms, random=chance) is not Decision.FRESH:
             return None
         return Stored(key, raw, digest.hexdigest(), left)
 
-    def _note(self, key: str, digest: bytes, left: float) -> None:
+    def _note(self, key: str, digest: bytes, over: float) -> None:
         if len(self._known) >= _MOST_KNOWN:
             del self._known[next(iter(self._known))]
-        self._known[key, digest] = monotonic() + left
+        self._known[key, digest] = over

@@ -27,7 +27,7 @@ from typer.testing import CliRunner, Result
 
 from fastrdb import Cache, Inspector
 from fastrdb import cli as command
-from fastrdb.cli import pages
+from fastrdb.cli import pages, show
 from fastrdb.cli.commands import cli
 from fastrdb.testing import EmbeddedServer
 from tests.support import ROOT
@@ -121,6 +121,15 @@ def test_an_entry_is_shown_without_what_a_terminal_would_obey(url: str) -> None:
     assert "no entry under user:9" in call("get", "user:9", "--url", url, status=1).output
 
 
+def test_json_has_nothing_that_a_terminal_would_obey_or_cannot_write(server: EmbeddedServer) -> None:
+    """Another program's value may be a control character that JSON leaves as it is, or half of a character."""
+    with redis.Redis(port=server.port) as admin:
+        admin.set("shop:user:1", json.dumps("\x9b31m\ud800"))
+    shown = call("get", "user:1", "--url", server.url, "--json").stdout
+    assert shown.isascii()
+    assert json.loads(shown)["value"] == "\x9b31m\ud800"
+
+
 def test_why_says_what_there_is(url: str) -> None:
     """An entry, or none and what to ask then."""
     assert found("why", "user:1", "--url", url)["reasons"][0].startswith("there is an entry of 28 bytes")
@@ -150,6 +159,15 @@ def test_stats_add_up_processes(url: str) -> None:
         assert ["user:{number}:*", "user", "8"] in [line.split() for line in shown.splitlines()]
     assert "user:9" in shown
     assert "rename" in shown
+
+
+def test_a_narrow_terminal_shows_which_function_it_is() -> None:
+    """The columns of numbers wrap as well, so that they do not take all of the width."""
+    written, name = io.StringIO(), "get_the_user_of_a_name"
+    counts = {"functions": [{"function": name, "pattern": "", "stats": {"hits": 3}, "times": {}, "dropped": {}}]}
+    Console(file=written, width=60).print(show.functions({"one": {"host": "web1", "pid": 7, **counts}}))
+    shown = "".join(line.split()[0] for line in written.getvalue().splitlines())
+    assert shown.startswith(f"function{name}")
 
 
 def test_deps_and_who_read_tags(url: str) -> None:
@@ -291,6 +309,28 @@ def test_invalidate_asks_on_a_terminal(server: EmbeddedServer) -> None:
                 terminal.until("3 entries deleted")
             assert terminal.end() == status
             assert admin.exists("shop:user:1") == left
+
+
+def test_invalidate_is_interrupted_while_it_asks(server: EmbeddedServer) -> None:
+    """Ctrl-C does not wait for an answer, and deletes nothing."""
+    with redis.Redis(port=server.port) as admin:
+        admin.flushall()
+        asyncio.run(_fill(server.port, cluster=False))
+        terminal = Terminal("invalidate", "user:*", "--url", server.url, "-n", "shop")
+        terminal.until("Delete 3 keys under user:*? [y/N]")
+        terminal.process.send_signal(signal.SIGINT)
+        assert terminal.end() == 130
+        assert admin.exists("shop:user:1")
+
+
+def test_docs_are_turned_over_page_by_page_without_codes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pager is `less`, which shows the codes of colours as text unless it is told not to."""
+    monkeypatch.delenv("PAGER", raising=False)
+    monkeypatch.setenv("LESS", "M")
+    terminal = Terminal("docs", "options")
+    assert "ESC[" not in terminal.until("Of a function")
+    terminal.write("q")
+    assert terminal.end() == 0
 
 
 ONE_AFTER_ANOTHER = """

@@ -81,6 +81,7 @@ def test_a_server_that_may_evict_the_index_is_a_warning() -> None:
     assert status == 1
     assert found["policy"]["found"] == "allkeys-lru with maxmemory"
     assert "CONFIG SET maxmemory-policy volatile-lru" in found["policy"]["advice"]
+    assert [name for name, each in found.items() if each["level"] != "ok"] == ["policy"]  # no mark of the command's own
 
 
 def test_a_user_without_info_is_a_warning() -> None:
@@ -116,7 +117,7 @@ def test_a_user_without_a_right_is_a_failure() -> None:
     assert status == 2
     assert found["rights"]["level"] == "failure"
     assert found["rights"]["found"] == "refused: ZADD"
-    assert "security.md" in found["rights"]["advice"]
+    assert "fastrdb docs security" in found["rights"]["advice"]
 
 
 def test_rights_for_tags_are_a_failure_where_entries_have_tags() -> None:
@@ -253,6 +254,14 @@ def test_what_is_no_address_is_told(address: str) -> None:
     assert status == 2
     assert "redis://user:password@host:6379/0" in found["error"]["found"]
     assert "s3cret" not in str(found)
+
+
+@pytest.mark.parametrize("address", ["unix:///nothing/redis.sock", "rediss://localhost:1?ssl_ca_certs=/nothing/ca.pem"])
+def test_a_file_that_there_is_not_is_told(address: str) -> None:
+    """It is the socket, or a certificate; the server has no part in it."""
+    status, found = doctor(address)
+    assert status == 2
+    assert "there is no such file" in found["error"]["found"]
 
 
 def test_a_host_that_there_is_not_is_told() -> None:

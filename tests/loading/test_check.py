@@ -336,7 +336,17 @@ async def test_invalidation_returns_how_many_it_deleted(client: Redis) -> None:
     assert await cache.invalidate("usr:*") == 0
     assert await cache.invalidate("user:*") == 2
     assert await cache.invalidate(keys=["user:1"]) == 0
-    assert (load.stats.deleted, cache.stats().deleted) == (1, 3)
+    await load(1)
+    assert await cache.invalidate(keys="user:1") == 1
+    assert (load.stats.deleted, cache.stats().deleted) == (1, 4)
+
+    @cache.invalidates(keys="user:{number}")
+    async def write(number: int) -> None:
+        """Change nothing."""
+
+    await load(1)
+    await write(1)
+    assert not await client.exists("user:1")
 
 
 async def test_deleted_entries_are_counted_by_prefix(client: Redis) -> None:

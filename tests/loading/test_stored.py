@@ -57,6 +57,17 @@ async def test_peek_at_a_known_entry_is_one_get(client: Redis) -> None:
     assert (second.json, second.ttl <= first.ttl) == (first.json, True)
 
 
+async def test_peek_never_promises_more_than_is_left(client: Redis) -> None:
+    """The same bytes may be stored again, and `jitter` may give them a shorter life than they had before."""
+    cache = Cache()
+    load = decorated(cache, exp=60, jitter=0.9)
+    await load(client, 1)
+    await client.pexpire("item:1", 60_000)
+    assert (await load.peek(client, 1)).ttl > 50
+    await client.pexpire("item:1", 6_001)  # as after an invalidation and a load
+    assert (await load.peek(client, 1)).ttl <= 6.001
+
+
 class Watched(FaultyClient):
     """A client that notes the name of each command."""
 
