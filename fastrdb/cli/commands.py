@@ -280,7 +280,7 @@ def _confirm(question: str) -> bool:
 
 
 def _print(found: Any) -> None:
-    """Print JSON in ASCII: a terminal obeys characters that JSON leaves as they are, and cannot show all of them."""
+    """Print JSON in ASCII: a terminal obeys some of the other characters, and cannot show all of them."""
     typer.echo(json.dumps(found, indent=2))
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
-from fastrdb import Cache, Event, default_cache
+from fastrdb import Cache, Event, OptionError, default_cache
 
 from .recording import LOOKUPS
 
@@ -15,6 +16,8 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
+_TOKEN = re.compile(r"[A-Za-z*][\w:/!#$%&'*+.^`|~-]*", re.ASCII)
+"""A token of RFC 8941."""
 _events: ContextVar[list[Event] | None] = ContextVar("fastrdb_request", default=None)
 
 
@@ -32,13 +35,18 @@ class CacheStatus:
     Args:
         app: the application that is wrapped.
         cache: the cache, or several.
-        name: the name of the cache in the header.
+        name: the name of the cache in the header: a token, such as `shop` or `shop.example.com:8000`.
         key: show the key, which may hold personal data.
+
+    Raises:
+        OptionError: a name that is no token, such as one with a space.
     """
 
     def __init__(
         self, app: Any, cache: Cache | Iterable[Cache] = default_cache, *, name: str = "fastrdb", key: bool = False
     ) -> None:
+        if not _TOKEN.fullmatch(name):
+            raise OptionError(f"CacheStatus: name={name!r} must be a token, such as 'shop'")
         self._app, self._name, self._key = app, name, key
         for each in (cache,) if isinstance(cache, Cache) else cache:
             if _note not in each.hooks:

@@ -282,13 +282,15 @@ class _Endpoint:
 
     def _respond(self, request: Request, response: Response, stored: Stored, status: bytes) -> Response:
         """Return the response; `response` has the headers that dependencies have set."""
-        tag = f'"{stored.digest}"'.encode()
-        headers = [(b"etag", tag), (b"cache-control", self._control(stored.ttl).encode())]
+        tag, given = f'"{stored.digest}"'.encode(), {name for name, _ in response.raw_headers}
+        headers = [(b"etag", tag)]
+        if b"cache-control" not in given:
+            headers.append((b"cache-control", self._control(stored.ttl).encode()))
         if status:
             headers.append((b"cache-status", status))
         if not self.public:
             headers.append((b"vary", b"Authorization, Cookie"))
-        headers += response.raw_headers
+        headers += [each for each in response.raw_headers if each[0] != b"etag"]
         known = (value for name, value in request.scope["headers"] if name == b"if-none-match")
         same = request.method in ("GET", "HEAD") and any(matches(each, tag) for each in known)
         return _Json(b"", 304, headers) if same else _Json(stored.json, 200, headers)

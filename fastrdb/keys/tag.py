@@ -92,7 +92,7 @@ def hiding(seal: Seal | None) -> Callable[[str], str]:
 def asked(text: str) -> tuple[str, ...]:
     """Return what the tags begin with that a person means: `users`, `users:id=5`, or `users where id = 5`.
 
-    A value may be written as it is, and as it stands in tags.
+    Names and values may be plain, and in the form of tags: a secret's hash has no other form.
     """
     found = _ASKED.fullmatch(text)
     if found is None:
@@ -100,8 +100,8 @@ def asked(text: str) -> tuple[str, ...]:
     table, column, value = found.groups()
     if column is None:
         return tuple(f"{each}{end}" for each in dict.fromkeys((table, _name(table))) for end in (END, ":"))
-    texts = dict.fromkeys((value, value_text(value)))
-    return tuple(f"{_name(table)}:{_name(column)}={each}{END}" for each in texts)
+    rows = dict.fromkeys((f"{table}:{column}", f"{_name(table)}:{_name(column)}"))
+    return tuple(f"{row}={each}{END}" for row in rows for each in dict.fromkeys((value, value_text(value))))
 
 
 def shown(name: str) -> str:

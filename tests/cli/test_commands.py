@@ -162,7 +162,7 @@ def test_stats_add_up_processes(url: str) -> None:
 
 
 def test_a_narrow_terminal_shows_which_function_it_is() -> None:
-    """The columns of numbers wrap as well, so that they do not take all of the width."""
+    """The columns of numbers wrap as well, and do not take all of the width."""
     written, name = io.StringIO(), "get_the_user_of_a_name"
     counts = {"functions": [{"function": name, "pattern": "", "stats": {"hits": 3}, "times": {}, "dropped": {}}]}
     Console(file=written, width=60).print(show.functions({"one": {"host": "web1", "pid": 7, **counts}}))
@@ -324,7 +324,7 @@ def test_invalidate_is_interrupted_while_it_asks(server: EmbeddedServer) -> None
 
 
 def test_docs_are_turned_over_page_by_page_without_codes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pager is `less`, which shows the codes of colours as text unless it is told not to."""
+    """The pager is `less`, which by itself shows the codes of colours as text."""
     monkeypatch.delenv("PAGER", raising=False)
     monkeypatch.setenv("LESS", "M")
     terminal = Terminal("docs", "options")

@@ -197,6 +197,18 @@ async def test_headers_and_status_of_dependencies_are_those_of_the_response(shop
         assert (answer.status_code, answer.json(), answer.headers.get("etag")) == (201, {"id": 1, "name": "n1"}, None)
 
 
+async def test_a_dependency_may_say_how_long_a_browser_keeps_the_answer(shop: Shop) -> None:
+    """Its `Cache-Control` is the only one; the tag stays that of the bytes."""
+
+    async def private(response: Answer) -> None:
+        response.headers["cache-control"], response.headers["etag"] = "no-store", '"other"'
+
+    shop.app.get("/private/{number}", dependencies=[Depends(private)])(_route(shop, "/rows/{number}"))
+    tag = (await shop.get("/rows/1")).headers["etag"]
+    answer = await shop.get("/private/1")
+    assert (answer.headers.get_list("etag"), answer.headers.get_list("cache-control")) == ([tag], ["no-store"])
+
+
 async def test_a_function_may_take_the_request_and_the_response_itself(shop: Shop) -> None:
     """FastAPI fills one parameter of each type, which `cached_response` then shares."""
 
@@ -455,6 +467,14 @@ async def test_cache_status_of_an_old_value(shop: Shop, option: dict[str, Any]) 
     await shop.redis.delete("inside")
     answer = await shop.get("/old")
     assert (answer.json(), answer.headers["cache-status"]) == (1, "fastrdb; hit; detail=stale")
+
+
+@pytest.mark.parametrize("name", ["my shop", "", "9", "caf\u00e9", 'a"b', "a\r\nset-cookie: b=c"])
+def test_cache_status_refuses_a_name_that_a_header_cannot_have(name: str) -> None:
+    """Else each response would have a header that no program reads, or none would be sent."""
+    with pytest.raises(OptionError, match="must be a token"):
+        CacheStatus(FastAPI(), Cache(), name=name)
+    CacheStatus(FastAPI(), Cache(), name="shop.example.com:8000")
 
 
 async def test_cache_status_has_the_name_and_the_key_of_the_answer(client: Redis) -> None:

@@ -58,7 +58,7 @@ async def test_peek_at_a_known_entry_is_one_get(client: Redis) -> None:
 
 
 async def test_peek_never_promises_more_than_is_left(client: Redis) -> None:
-    """The same bytes may be stored again, and `jitter` may give them a shorter life than they had before."""
+    """The same bytes may be stored again, and `jitter` may give them a shorter life than before."""
     cache = Cache()
     load = decorated(cache, exp=60, jitter=0.9)
     await load(client, 1)

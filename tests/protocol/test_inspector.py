@@ -7,12 +7,24 @@ from typing import Any
 
 import pytest
 from redis.asyncio import Redis
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from fastrdb import Cache, Inspector
+from fastrdb import Cache, Inspector, rows
 from fastrdb.keys import row_tag, table_tag
 from fastrdb.protocol import Fill, Granted, Store, is_cluster
 from fastrdb.testing import EmbeddedServer, GatedClient
 from tests.support.waiting import until
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Order(Base):
+    """A row of a table whose name is written otherwise in a tag."""
+
+    __tablename__ = "my orders"
+    id: Mapped[int] = mapped_column(primary_key=True)
 
 
 @pytest.fixture(params=["", "shop"])
@@ -123,6 +135,22 @@ async def test_a_value_with_marks_in_it_is_found_as_it_is_and_as_in_its_tag(clie
     await client.zadd(inspector.keyspace.shards[0].tags, {f"{tag}{inspector.keyspace.entry('user:1').decode()}": 0})
     assert await inspector.tagged("users:name=Ann: a=b") == ["user:1"]
     assert await inspector.tagged(str(tag).removesuffix("\0")) == ["user:1"]
+
+
+async def test_entries_of_a_hidden_value_are_found_by_the_tag_that_is_shown(client: Redis) -> None:
+    """With `hash_keys=` a person has nothing but what `deps` shows; a table's name is not hidden."""
+
+    async def order(number: int) -> int:
+        return number
+
+    inspector = Inspector(client)
+    async with Cache(client, hash_keys=b"secret") as cache:
+        load = cache.cached("order:{number}", depends_on=rows(Order, id="{number}"))(order)
+        for number in (5, 6):
+            await load(number)
+        (tag,) = await inspector.tags(load.key(5))
+        assert await inspector.tagged(tag) == [load.key(5)]
+        assert sorted(await inspector.tagged("my orders")) == sorted(map(load.key, (5, 6)))
 
 
 async def test_an_index_that_was_lost_is_not_whole(client: Redis) -> None:

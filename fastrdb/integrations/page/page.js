@@ -5,9 +5,12 @@ const history = new Map(); // by function: points of hit ratio and load time
 let latest = null; // the sums and the time of the record before, for rates
 let options = { invalidate: false, values: false, namespace: "" };
 
+// Text without control characters: one that turns the direction makes a key look like another key.
+const visible = (text) => `${text}`.replace(/[^\P{C}\n]/gu, (each) => `\\u{${each.codePointAt(0).toString(16)}}`);
+
 function element(tag, text, attributes = {}) {
   const made = document.createElement(tag);
-  if (text !== undefined) made.textContent = text;
+  if (text !== undefined) made.textContent = visible(text);
   for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
   return made;
 }
@@ -189,7 +192,7 @@ async function open(key, button) {
   const found = await ask("entry", { key });
   for (const other of document.querySelectorAll("#list button")) other.removeAttribute("aria-current");
   button?.setAttribute("aria-current", "true");
-  byId("entry").textContent = key;
+  byId("entry").textContent = visible(key);
   const facts = found.entry
     ? [["TTL", life(found.entry.ttl)], ["Size", `${number(found.entry.size)} B`]]
     : [["Entry", "none"]];
@@ -198,7 +201,7 @@ async function open(key, button) {
   const tags = found.tags.map((tag) => element("code", tag)).flatMap((each) => [each, " "]);
   byId("tags").replaceChildren(...(tags.length ? ["Depends on ", ...tags] : []));
   byId("value").hidden = found.value === undefined;
-  byId("value").textContent = found.value === undefined ? "" : pretty(found.value);
+  byId("value").textContent = found.value === undefined ? "" : visible(pretty(found.value));
   byId("detail").hidden = false;
   byId("entry").focus();
 }
@@ -222,7 +225,7 @@ async function change(body) {
 async function drop() {
   const prefix = byId("prefix").value.trim();
   const { count } = await change({ prefix, count: true });
-  byId("question").textContent = `Delete ${number(count)} keys under ${prefix}?`;
+  byId("question").textContent = `Delete ${number(count)} keys under ${visible(prefix)}?`;
   const dialog = byId("ask");
   dialog.returnValue = "no";
   dialog.showModal();
