@@ -9,6 +9,7 @@ from .catalog import (
     forget,
     forget_again,
     is_asking,
+    path_is_chosen,
     transaction_begins,
     transaction_commits,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "is_asking",
     "joined",
     "look",
+    "path_is_chosen",
     "reads_of",
     "reads_of_text",
     "transaction_begins",

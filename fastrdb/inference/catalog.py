@@ -7,7 +7,7 @@ these facts, automatic invalidation would miss entries silently. An unknown fact
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,13 +16,13 @@ from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection
 from sqlalchemy.engine import Dialect
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import ProgrammingError, SQLAlchemyError
 
 from fastrdb.keys import ANYTHING, table_tag
 
 from .bodies import NO_FUNCTION, UNKNOWN_FUNCTION, Function, Tables, tables_in
 from .facts import UNKNOWN_TABLE, Facts, Source, joined, links_of
-from .names import Names, SchemaMap, names_in
+from .names import SEARCHES, Names, SchemaMap, names_in
 from .postgresql import PostgreSQL
 from .reads import Origins
 from .sources import MySQL, SQLite
@@ -31,6 +31,7 @@ from .text import SYNTAX
 T = TypeVar("T")
 # In `Connection.info`: a statement of fastrdb's own is running; the catalog of a transaction that changes tables.
 _ASKING, _OWN, _PENDING = "fastrdb.asking", "fastrdb.catalog", "fastrdb.pending"
+_LOCALLY = "locally"  # the value of SEARCHES, if what was chosen ends with the transaction
 _SHARED = "fastrdb.shared"  # the catalog of the engine: a lookup here takes half the time of one by the dialect
 OWN_STATEMENTS: Final = "fastrdb_own_statements"  # the option of an engine that sends none but fastrdb's own
 _SOURCES: Final[Mapping[str, type[Source]]] = {
@@ -54,6 +55,7 @@ class Catalog:
         self._source = source(self) if source is not None else None
         self._names = names_in(dialect) if source is None else None
         self.forgotten = False  # `catalog_of` no longer returns this object
+        self.failures = 0  # questions without an answer: what was asked meanwhile is asked again
         self._besides: dict[Origins, tuple[frozenset[str], tuple[str, ...]]] = {}
         self._facts: dict[str, Facts] = {}
         self._functions: dict[str, Function] = {}
@@ -78,7 +80,7 @@ class Catalog:
             if self.names(connection) is None:
                 return UNKNOWN_TABLE
             ask = partial(self._ask, connection, UNKNOWN_TABLE, partial(self._source.facts, connection, table))
-            found = _settled(connection, (self._facts, table), Facts(), ask)
+            found = _settled(connection, self, (self._facts, table), Facts(), ask)
             if table in self._facts:  # tags have no case of letters
                 self._facts.setdefault(table.lower(), found)
             return found
@@ -110,7 +112,10 @@ class Catalog:
         """Return the tags that a query has besides those of its statement: for views, policies and functions."""
         known = self._besides.get(origins)
         if known is None:
-            known = self._besides[origins] = self._ask_besides(connection, origins)
+            failures = self.failures
+            known = self._ask_besides(connection, origins)
+            if failures == self.failures:
+                self._besides[origins] = known
         return known
 
     def forget_queries(self) -> None:
@@ -142,7 +147,7 @@ class Catalog:
             if self._source is None or self.names(connection) is None:
                 return UNKNOWN_FUNCTION
             ask = partial(self._ask, connection, UNKNOWN_FUNCTION, partial(self._source.function, connection, name))
-            return _settled(connection, (self._functions, key), Function(), ask)
+            return _settled(connection, self, (self._functions, key), Function(), ask)
         return self._functions[key]
 
     def called(self, connection: Connection, name: str) -> Function:
@@ -174,7 +179,10 @@ class Catalog:
         with asking(connection):
             try:
                 return ask()
+            except ProgrammingError:  # the database has no such catalog, or not for this user
+                return unknown
             except SQLAlchemyError:
+                self.failures += 1
                 return unknown
 
 
@@ -230,10 +238,19 @@ def forget_again(connection: Connection) -> None:
         _forget_shared()
 
 
+def path_is_chosen(connection: Connection, statements: Iterable[str]) -> None:
+    """Note that after these statements, in upper case, the database may look elsewhere for names without a schema."""
+    is_local = all(each.startswith("SET LOCAL") for each in statements)
+    if not is_local or SEARCHES not in connection.info:
+        connection.info[SEARCHES] = _LOCALLY if is_local else True
+
+
 def transaction_begins(connection: Connection) -> None:
-    """Drop the catalog that the connection's previous transaction had for itself."""
+    """Drop what held in the connection's previous transaction alone: its catalog, and a search_path of SET LOCAL."""
     if not connection.invalidated:  # else `info` would connect again, and raise an error of the driver
         connection.info.pop(_OWN, None)
+        if connection.info.get(SEARCHES) == _LOCALLY:
+            del connection.info[SEARCHES]
 
 
 def transaction_commits(info: dict[Any, Any]) -> None:
@@ -259,15 +276,17 @@ class _Pending:
     lacks: bool = False
 
 
-def _settled(connection: Connection, place: tuple[dict[str, T], str], nothing: T, ask: Callable[[], T]) -> T:
-    """Ask for a fact, and keep the answer.
+def _settled(
+    connection: Connection, catalog: Catalog, place: tuple[dict[str, T], str], nothing: T, ask: Callable[[], T]
+) -> T:
+    """Ask for a fact, and keep the answer, but for one that the database has not given.
 
     In a circle, as of functions that call each other, what is being asked already counts as nothing. An answer that
     lacks something for this reason is not kept: only the outermost one has all of it.
     """
     known, key = place
     pending: _Pending = connection.info.setdefault(_PENDING, _Pending())
-    name, outer = (id(known), key), pending.lacks
+    name, outer, failures = (id(known), key), pending.lacks, catalog.failures
     if name in pending.names or name in pending.parts:
         pending.lacks = True
         return cast("T", pending.parts.get(name, nothing))
@@ -277,7 +296,7 @@ def _settled(connection: Connection, place: tuple[dict[str, T], str], nothing: T
         found = ask()
         if pending.lacks and len(pending.names) > 1:
             pending.parts[name] = found
-        else:
+        elif failures == catalog.failures:
             known[key] = found
         return found
     finally:

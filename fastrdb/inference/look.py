@@ -10,14 +10,28 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import BindParameter, Connection, Table, and_, bindparam, false, or_, select, update
+from sqlalchemy import (
+    BindParameter,
+    Connection,
+    Table,
+    and_,
+    bindparam,
+    case,
+    false,
+    literal_column,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.sql import visitors
+from sqlalchemy.sql.sqltypes import TupleType
 
 from fastrdb.keys import value_text
 from fastrdb.orm import exact_type
 
 from .catalog import asking
 from .conditions import MOST_VALUES
+from .reads import unique_columns
 from .writes import MOST_ROWS, Change, statement_of
 
 
@@ -36,7 +50,8 @@ def look(connection: Connection, context: Any, change: Change, columns: Collecti
         return
     with asking(connection):
         _lock_sqlite(connection, table)
-        rows = connection.execute(_select(context, statement, wanted), execution_options=_options(context)).all()
+        asked = _select(context, statement, wanted, key_share=not _locks_keys(table, change))
+        rows = connection.execute(asked, execution_options=_options(context)).all()
     if len(rows) <= MOST_ROWS:
         change.looked = _texts(wanted, rows, connection.dialect.name)
         change.rows = None if _are_all(table, change, len(rows)) else len(rows)
@@ -49,15 +64,28 @@ def check(cursor: Any, change: Change) -> None:
     change.rows = None
 
 
-def _select(context: Any, statement: Any, columns: Sequence[Any]) -> Any:
+def _locks_keys(table: Table, change: Change) -> bool:
+    """Return True if PostgreSQL takes the lock of FOR UPDATE for the statement, and not a weaker one.
+
+    A look that took the weaker one would wait for the other while it holds a lock.
+    """
+    return change.kind == "delete" or not change.new.keys().isdisjoint(unique_columns(table))
+
+
+def _select(context: Any, statement: Any, columns: Sequence[Any], *, key_share: bool) -> Any:
     """Return the SELECT that finds and locks the rows of all parameter sets."""
     dialect = context.dialect.name
     rows: Any = select(*columns).limit(MOST_ROWS + 1)
     if dialect != "sqlite":
-        rows = rows.with_for_update(key_share=dialect == "postgresql")
+        rows = rows.with_for_update(key_share=key_share and dialect == "postgresql")
     if not statement._where_criteria:
         return rows
-    return rows.where(or_(*(and_(*_where(statement, context, values)) for values in context.compiled_parameters)))
+    sets = [and_(*_where(statement, context, values)) for values in context.compiled_parameters]
+    rows = rows.where(or_(*sets))
+    if dialect != "postgresql" or len(sets) == 1:
+        return rows
+    # PostgreSQL locks rows in this order: set by set, as the statement does. InnoDB locks them in that of its index.
+    return rows.order_by(case(*((each, literal_column(str(at))) for at, each in enumerate(sets))))
 
 
 def _are_all(table: Table, change: Change, rows: int) -> bool:
@@ -76,6 +104,9 @@ def _where(statement: Any, context: Any, values: Mapping[str, Any]) -> list[Any]
             return None
         name = names.get(element, element.key)
         value = [values[each] for each in expanded[name]] if name in expanded else values[escaped.get(name, name)]
+        if element.expanding and isinstance(element.type, TupleType):
+            size = len(element.type.types)
+            value = [tuple(value[at : at + size]) for at in range(0, len(value), size)]
         return bindparam(None, value, type_=element.type, unique=True, expanding=element.expanding)
 
     return [visitors.replacement_traverse(each, {}, replace) for each in statement._where_criteria]

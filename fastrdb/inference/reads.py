@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import BindParameter, ColumnClause, Table, TableClause, TextClause
+from sqlalchemy import BindParameter, Column, ColumnClause, Table, TableClause, TextClause
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm.util import LoaderCriteriaOption
 from sqlalchemy.sql import dml, elements, operators
@@ -22,6 +22,7 @@ from sqlalchemy.sql import selectable as sel
 from sqlalchemy.sql.functions import FunctionElement
 
 from fastrdb.keys import ANYTHING, END, row_tag, table_tag
+from fastrdb.orm import unique_keys
 
 from .conditions import MOST_VALUES, Conditions, Pinned, Place, Places, parts_of, texts_at
 from .names import Names, OncePerForm
@@ -150,6 +151,8 @@ class _Reader:
         # The final form: with the joins of `joinedload` and of inheritance, which the user's own form lacks.
         statement = getattr(state, "statement", None)
         statement = self._compiled.statement if statement is None else statement
+        if isinstance(statement, sel.TextualSelect):  # text(...).columns(...)
+            statement = statement.element
         if isinstance(statement, TextClause):
             return reads_of_text(statement.text, self._conditions.dialect, self._names)
         self._read(statement, _Around({}))
@@ -248,8 +251,14 @@ class _Reader:
             return
         self._tables.add(name)
         ranks = ranks_of(leaf.table)
-        column, places = min(found.items(), key=lambda item: (ranks.get(item[0], 3), len(item[1]), item[0]))
-        kind = self._conditions.exact_type(next(each for each in leaf.table.c if each.name == column))
+        kinds = {each.name: self._conditions.exact_type(each) for each in leaf.table.c if each.name in found}
+
+        def width(name: str) -> tuple[bool, bool, int, int, str]:
+            places = found[name]  # most rows may be without a value, as where `deleted_at` is
+            return kinds[name] is None, Place("null") in places, ranks.get(name, 3), len(places), name
+
+        column = min(found, key=width)
+        places, kind = found[column], kinds[column]
         head = row_tag(name, column, "")
         if kind is None or head is None or len(places) > MOST_VALUES:
             self._whole(name, f"values of {column} may be equal in the database and different here")
@@ -361,11 +370,23 @@ def ranks_of(table: Any) -> dict[str, int]:
     """Return the rank of each column, best first: primary key 0, unique 1, indexed 2. Others, left out, are 3."""
     if not isinstance(table, Table):
         return {}
-    ranks = {column.name: 2 for column in table.c if column.index or column.foreign_keys}
-    ranks |= {column.name: 1 for column in table.c if column.unique}
+    ranks = {column.name: 2 for column in table.c if column.foreign_keys}
+    ranks |= {names[0]: 2 for index in table.indexes if (names := _names_in(index.expressions))}
+    ranks |= {names[0]: 1 for key in unique_keys(table) if len(names := _names_in(key)) == 1}
     if len(table.primary_key.columns) == 1:
         ranks |= {column.name: 0 for column in table.primary_key.columns}
     return ranks
+
+
+def unique_columns(table: Table) -> frozenset[str]:
+    """Return the columns of the primary key, and of all other keys that are unique."""
+    keys: list[list[Any]] = [[*table.primary_key.columns], *unique_keys(table)]
+    return frozenset(name for key in keys for name in _names_in(key))
+
+
+def _names_in(key: Sequence[Any]) -> list[str]:
+    """Return the names of a key's columns; none for a key that has an expression."""
+    return [each.name for each in key] if all(isinstance(each, Column) for each in key) else []
 
 
 def _too_wide(table: str, column: str) -> str:

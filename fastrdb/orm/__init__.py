@@ -2,7 +2,7 @@
 
 from sqlalchemy import Table
 
-from .columns import Columns, exact_type
+from .columns import Columns, exact_type, unique_keys
 from .dependency import Declared, Dependency, Rows, SchemaMap, images_of, readable, rows, table_names
 from .plain import NotPlainError, plain_copy
 
@@ -20,4 +20,5 @@ __all__ = [
     "readable",
     "rows",
     "table_names",
+    "unique_keys",
 ]

@@ -169,19 +169,9 @@ class Columns:
     def _unique_keys(self) -> Iterator[frozenset[str]]:
         yield frozenset(self.primary_key)
         for table in self.mapper.tables:
-            if isinstance(table, Table):
-                yield from self._unique_keys_of(table)
-
-    def _unique_keys_of(self, table: Table) -> Iterator[frozenset[str]]:
-        for constraint in table.constraints:
-            names = self._names(constraint.columns) if isinstance(constraint, UniqueConstraint) else None
-            if names:
-                yield frozenset(names)
-        for index in table.indexes:
-            partial = any(index.dialect_options[known].get("where") is not None for known in ("postgresql", "sqlite"))
-            names = self._names(index.expressions) if index.unique and not partial else None
-            if names:
-                yield frozenset(names)
+            for key in unique_keys(table) if isinstance(table, Table) else ():
+                if names := self._names(key):
+                    yield frozenset(names)
 
     def _names(self, columns: Iterable[Any]) -> list[str] | None:
         """Return the attributes of these columns; None if one has none."""
@@ -192,6 +182,17 @@ class Columns:
             except InvalidRequestError:
                 return None
         return names
+
+
+def unique_keys(table: Table) -> Iterator[list[Any]]:
+    """Yield the columns and expressions of each unique constraint, and of each unique index of all rows."""
+    for constraint in table.constraints:
+        if isinstance(constraint, UniqueConstraint):
+            yield [*constraint.columns]
+    for index in table.indexes:
+        partial = any(index.dialect_options[known].get("where") is not None for known in ("postgresql", "sqlite"))
+        if index.unique and not partial:
+            yield [*index.expressions]
 
 
 def _acting(table: Any, action: str) -> Iterator[tuple[Column[Any], Any]]:

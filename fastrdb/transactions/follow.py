@@ -29,6 +29,7 @@ from fastrdb.inference import (
     functions_in,
     joined,
     look,
+    path_is_chosen,
     reads_of,
     reads_of_text,
     writes_of,
@@ -95,7 +96,7 @@ def follow(
         note(connection, transaction, statement, context)
         return
     if _chooses_tables(statement, context):
-        connection.info[SEARCHES] = True
+        path_is_chosen(connection, statements_in(statement, context.dialect.name))
     does = effect(statement, connection.dialect.name)
     if does >= Effect.WRITES:
         forget(connection, statement)  # by a migration that is not tracked, too
@@ -135,8 +136,7 @@ def _tags(connection: Connection, statement: str, context: Any) -> tuple[Iterabl
     declared, translated = options.get("fastrdb_reads"), options.get(_MAP)
     if declared is not None:
         return Declared(declared, owner="fastrdb_reads").tags({}, connection.dialect.name, [translated]), ()
-    info = connection.info
-    catalog = catalog_of(connection, info)
+    catalog = catalog_of(connection, info := connection.info)
     names = catalog.names(connection, translated)
     if names is None:
         return _ELSEWHERE

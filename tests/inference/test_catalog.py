@@ -243,6 +243,21 @@ async def test_a_materialized_view_may_hold_anything(postgres: Database) -> None
     assert tags == {table_tag("orgs")}
 
 
+async def test_a_question_without_an_answer_is_asked_again(postgres: Database) -> None:
+    """A transaction that has failed answers none. What followed from that holds for it alone."""
+
+    def ask(db: sa.Connection, catalog: Catalog) -> tuple[set[str], bool]:
+        catalog.names(db)
+        with pytest.raises(sa.exc.ProgrammingError):
+            db.exec_driver_sql("SELECT nothing")
+        failed = [set(catalog.besides(db, depending("large"))[0]), catalog.known("large").reads]
+        assert failed == [{ANYTHING}, None]
+        db.rollback()
+        return set(catalog.besides(db, depending("large"))[0]), catalog.known("large").reads is not None
+
+    assert await asked(postgres, ask) == ({table_tag(each) for each in ("orgs", "people", "org_names")}, True)
+
+
 async def test_a_policy_reads_tables(postgres: Database) -> None:
     """Row-level security hides rows because of other tables."""
     facts = await asked(postgres, lambda db, catalog: catalog.facts(db, "secrets"))

@@ -195,6 +195,10 @@ CASES: dict[str, tuple[Query, set[str]]] = {
         tags("tagging.label_id=5"),
     ),
     "text": (lambda db: db.execute(sa.text("SELECT * FROM org WHERE id = :id"), {"id": 1}).all(), tags("org")),
+    "text with columns": (
+        lambda db: db.scalars(select(Org).from_statement(sa.text("SELECT * FROM org").columns(Org.id, Org.name))).all(),
+        tags("org"),
+    ),
     "a part that is text": (
         lambda db: db.execute(select(Org.id, sa.literal_column("(SELECT max(id) FROM post)"))).all(),
         {ANYTHING},
@@ -214,10 +218,46 @@ CASES: dict[str, tuple[Query, set[str]]] = {
 }
 
 
+NOTES = sa.Table(
+    "notes",
+    sa.MetaData(),
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("post_id", sa.ForeignKey(Post.id)),
+    sa.Column("above_id", sa.ForeignKey(Post.id)),
+    sa.Column("deleted_at", sa.DateTime),
+    sa.Column("kind", sa.Integer),
+    sa.Column("mark", sa.Integer),
+    sa.Column("slug", sa.String),
+    sa.UniqueConstraint("slug"),
+    sa.Index("by_mark", "mark"),
+    sa.Index("by_kind", sa.text("kind + 1")),
+)
+
+
+@pytest.mark.parametrize(
+    ("where", "chosen"),
+    [
+        ((NOTES.c.post_id == 1, NOTES.c.above_id.is_(None)), "notes.post_id=1"),
+        ((NOTES.c.slug == "x", NOTES.c.deleted_at.is_(None)), "notes.slug=x"),
+        ((NOTES.c.kind == 1, NOTES.c.above_id.is_(None)), "notes.kind=1"),
+        ((NOTES.c.slug == "x", NOTES.c.post_id == 1), "notes.slug=x"),
+        ((NOTES.c.mark == 5, NOTES.c.kind == 1), "notes.mark=5"),
+        ((NOTES.c.deleted_at.is_(None),), "notes"),
+    ],
+)
+def test_a_query_depends_on_its_most_selective_column(
+    recorder: Recorder, where: tuple[sa.ColumnElement[bool], ...], chosen: str
+) -> None:
+    """That is one with a key or an index, of the table's as of the column's own; and any value before none."""
+    NOTES.create(recorder.session.connection())
+    recorder.session.execute(select(NOTES.c.id).where(*where))
+    assert recorder.tags == tags(chosen)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_a_query_has_these_tags(recorder: Recorder, case: str) -> None:
     """A query depends on the rows that can matter to its answer."""
-    if case == "text":
+    if case in ("text", "text with columns"):
         pytest.importorskip("sqlglot")
     query, expected = CASES[case]
     query(recorder.session)

@@ -263,6 +263,28 @@ async def test_a_statement_that_chooses_the_path(postgres: Database, client: Red
         await expect_fresh(reader, writer, client, PEOPLE_1, (sa.text(choose), DELETE))
 
 
+async def test_a_path_of_one_transaction_ends_with_it(postgres: Database, following: Cache) -> None:
+    """The next user of the connection gets names as before; a path of the connection itself stays."""
+    await prepare(postgres, "app")
+
+    @following.cached("age:{person_id}")
+    async def age(db: AsyncSession, person_id: int) -> int:
+        return int((await db.scalars(sa.select(PEOPLE.c.age).where(PEOPLE.c.id == person_id))).one())
+
+    async with by_connection(postgres, "app, public") as database, database.engine.connect() as connection:
+        for person_id, chosen, expected in (
+            (1, ("SET LOCAL search_path = public",), ("people where id = 1",)),
+            (2, ("SET search_path = public", "SET LOCAL search_path = public"), ("anything",)),
+        ):
+            for statement in chosen:
+                await connection.execute(sa.text(statement))
+            await connection.commit()
+            async with AsyncSession(connection) as db:
+                await age(db, person_id)
+                await db.commit()
+                assert (await age.explain(db, person_id)).depends_on == expected
+
+
 # --- SQLite
 
 ATTACHED = (

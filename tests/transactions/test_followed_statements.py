@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -21,7 +22,7 @@ from tests.support.servers.databases import Database
 from tests.support.waiting import until
 
 from .followers import NotingFollower
-from .test_followed_writes import Person, fill, known
+from .test_followed_writes import PEOPLE, Person, fill, known
 
 
 @pytest.fixture
@@ -127,6 +128,10 @@ async def test_connections_that_are_made_anew_are_followed(people: Database, fol
     assert [known(image, "id") for image in follower.images] == [{"1"}]
 
 
+HELD = (sa.select(Person.id).where(Person.id == 1).with_for_update(read=True, key_share=True),)
+"""The lock that an INSERT of a row with a foreign key takes."""
+
+
 async def test_a_look_waits_where_its_statement_would(people: Database, follower: NotingFollower) -> None:
     """Two sessions that change the same rows in the same order come to their ends, as without a look."""
     follower.columns, looks = {"people": ("id", "org_id")}, list[str]()
@@ -156,6 +161,60 @@ async def test_a_look_waits_where_its_statement_would(people: Database, follower
         found = await third.scalars(sa.select(Person.score).where(Person.id < 3))
     assert len(looks) == 4
     assert set(found) == {2}
+
+
+def raised(number: int) -> tuple[sa.Update]:
+    """Return a statement, which changes no key."""
+    return (sa.update(Person).where(Person.id == number).values(score=Person.score + 1),)
+
+
+BY_KEY: Any = sa.update(PEOPLE).where(PEOPLE.c.id == sa.bindparam("row")).values(score=5)
+
+
+@pytest.mark.parametrize(
+    ("first", "waiting"),
+    [
+        (HELD, (sa.delete(Person).where(Person.id == 1),)),
+        (HELD, (sa.update(Person).where(Person.id == 1).values(number=999),)),
+        (raised(2), (BY_KEY, [{"row": 2}, {"row": 1}])),
+    ],
+    ids=["delete", "unique key", "several rows"],
+)
+async def test_a_look_holds_no_lock_for_which_another_waits(
+    people: Database, follower: NotingFollower, first: Any, waiting: Any
+) -> None:
+    """It takes the locks of its statement, in the statement's order: else one of the two would be ended."""
+    follower.columns, looks = {"people": ("id", "org_id")}, list[str]()
+    event.listen(
+        people.engine.sync_engine,
+        "before_cursor_execute",
+        lambda *args: looks.append(args[2]) if "UPDATE" in args[2] and "LIMIT" in args[2] else None,
+    )
+    async with people.engine.connect() as one, people.engine.connect() as other, people.engine.connect() as third:
+        pid = await other.scalar(text("SELECT pg_backend_pid()"))
+
+        async def is_waiting() -> bool:
+            return bool(await third.scalar(text("SELECT cardinality(pg_blocking_pids(:pid)) > 0"), {"pid": pid}))
+
+        await one.execute(*first)
+        second = asyncio.create_task(other.execute(*waiting))
+        await until(is_waiting)
+        await one.execute(*raised(1))
+        await one.commit()
+        await second
+        await other.commit()
+    assert len(looks) == (3 if first is not HELD else 2)
+
+
+async def test_a_look_takes_tuples_of_values(people: Database, follower: NotingFollower) -> None:
+    """SQLAlchemy sends the values of an IN of tuples one by one."""
+    follower.columns = {"people": ("id", "org_id")}
+    pairs = sa.tuple_(Person.id, Person.number).in_([(1, 101), (2, 102), (3, 999)])
+    async with people.sessions() as db:
+        await db.execute(sa.update(Person).where(pairs).values(score=5))
+        await db.commit()
+    (image,) = follower.images
+    assert known(image, "id") == {"1", "2"}
 
 
 TRIGGER = (
