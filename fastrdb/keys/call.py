@@ -299,6 +299,8 @@ class CallPlan:
         for pair in recipe.query:
             if pair.name != instance:
                 encode_with(pair.encode, values[pair.name], function, pair.name)
+        if (session := self._parameters.get(self.session_name or "")) is not None and session.by_name:
+            encode_with(recipe.text_of_session, values[session.name], function, session.name)
         for name, value in values.items():
             if name not in self._parameters and not recipe.is_aside(name, value):
                 encode_with(recipe.keyword_encoder, value, function, name)

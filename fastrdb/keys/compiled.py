@@ -18,7 +18,7 @@ from fastrdb.errors import KeyValueError
 from .declared import MISSING, SCALARS
 from .encoding import Encoder, encoder_for, quote, scalar_encoder
 from .pattern import RESERVED_HEAD, SURE, Part, Pattern, Seal, fit, guard, sealed
-from .signature import IdList, Parameter, db_of, is_redis, is_session, redis_of
+from .signature import IdList, Parameter, acts_as_session, db_of, is_redis, is_session, redis_of
 from .variant import Variant
 
 Twin = Callable[..., Any]
@@ -206,7 +206,7 @@ class Recipe:
         session = self._session
         if session is not None and session.by_name and session.name not in self.ignored:
             found[session.name] = [
-                f"{each} = {text.name(self._value_of(session))}({session.name})",
+                f"{each} = {text.name(self.text_of_session)}({session.name})",
                 f"if {each} is not None:",
                 f"    {append(session.name)}",
                 f"    {session.name} = None",
@@ -234,17 +234,21 @@ class Recipe:
             lines.append(f"{query} += {text.name(pair)}")
         return lines
 
-    def _value_of(self, session: Parameter) -> Callable[[Any], str | None]:
-        """Return what writes an argument that only its name calls a session; None for what may be one."""
-        encode = sealed(encoder_for(session.declared), self.seal)
+    @cached_property
+    def text_of_session(self) -> Callable[[Any], str | None]:
+        """What writes an argument that only its name calls a session; None for one, and where no name does."""
+        session = self._session
+        encode = sealed(encoder_for(MISSING if session is None else session.declared), self.seal)
 
         def text_of(value: Any) -> str | None:
             if value is None or is_session(value):
                 return None
             try:
                 return encode(value)
-            except (KeyValueError, RecursionError):  # what stands for a session in a test
-                return None
+            except (KeyValueError, RecursionError):
+                if acts_as_session(value):
+                    return None
+                raise
 
         return text_of
 

@@ -198,6 +198,11 @@ def is_session(value: Any) -> bool:
     return _is_session_type(cls)
 
 
+def acts_as_session(value: Any) -> bool:
+    """Return True for what has the methods of a session or connection, such as a driver's own, or a test's."""
+    return any(callable(getattr(value, name, None)) for name in ("execute", "scalar", "scalars", "connect"))
+
+
 def redis_of(instance: Any) -> Any:
     """Return `instance.redis`, which may be None; MISSING where there is none, or no client."""
     found = MISSING if instance is None else getattr(instance, "redis", MISSING)

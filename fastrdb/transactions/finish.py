@@ -66,9 +66,10 @@ def undo(connection: Connection, transaction: Transaction, rollback: Callable[[]
 def leave(targets: Targets) -> asyncio.Task[None] | None:
     """End what a call, which is over, has committed statement by statement, without a session.
 
-    Its prefixes and keys go on the sessions that have changes by then; on more than its own at worst.
+    Its prefixes and keys go on the sessions that have changes by then; on more than its own at worst. The call may have
+    changed an object, without a statement, of a session that only other tasks have used.
     """
-    for session in {*targets.seen, *used_here()}:
+    for session in {*targets.seen, *used_here(in_loop=True)}:
         if session.in_transaction() and changed(session):
             targets.join(session)
     over = [intent for found, intent in targets.intents.items() if found.autocommit and found.phase is Phase.OPEN]

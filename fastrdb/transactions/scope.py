@@ -8,7 +8,7 @@ transaction in which its statements ran. A write joins each transaction that wri
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Hashable, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, Literal, Self
@@ -41,7 +41,7 @@ MOST_OBJECTS = 1000
 TOO_MANY_OBJECTS = f"the session holds more than {MOST_OBJECTS:,} objects, any of which may answer the load"
 _CALLS = "fastrdb.calls"  # in Session.info: the calls that use the session
 _calls_on: WeakKeyDictionary[Connection, list[RunningCall]] = WeakKeyDictionary()
-_used: WeakKeyDictionary[asyncio.Task[object], WeakSet[Session]] = WeakKeyDictionary()
+_used: WeakKeyDictionary[asyncio.Task[object] | asyncio.AbstractEventLoop, WeakSet[Session]] = WeakKeyDictionary()
 running: ContextVar[RunningCall | None] = ContextVar("fastrdb_running", default=None)
 """The innermost call, whose `parent`s are around it."""
 
@@ -116,7 +116,7 @@ class RunningLoad(RunningCall):
 
     __slots__ = (
         *("tokens", "follows", "tags", "coarse", "reads", "notes", "unfit", "asking"),
-        *("since", "_schemas", "_seen", "_hidden", "_loaded"),
+        *("since", "_schemas", "_seen", "_held", "_loaded"),
     )
 
     def __init__(
@@ -137,7 +137,7 @@ class RunningLoad(RunningCall):
         self.unfit: str | None = None
         self.asking: Session | Literal[True] | None = True
         self._seen: dict[Transaction, Connection] = {}
-        self._hidden: list[Session] = []
+        self._held: dict[Session, bool] = {}
         self._loaded: dict[Session, list[tuple[InstanceState[Any], object, dict[str, Any]]]] = {}
 
     @property
@@ -151,8 +151,9 @@ class RunningLoad(RunningCall):
         session = self.session  # here without a call, since each miss pays for this
         if session is not None and (session.in_transaction() or isinstance(session.bind, Connection)):
             await self._check()  # now, too: when the load is done, that transaction may be over
+        if session is not None:
+            self.finds_old(session)
         self.__enter__()
-        self._hide_identity_maps()
         return self
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
@@ -162,8 +163,7 @@ class RunningLoad(RunningCall):
                 if self.session is not None and schema_map(self.session) != self._schemas:
                     self.unfit = self.unfit or OTHER_SCHEMAS
         finally:
-            for session in self._hidden:
-                session.__dict__.pop("_identity_lookup", None)
+            self._held.clear()
             self._restore_loaded()
             self.__exit__()
 
@@ -201,13 +201,11 @@ class RunningLoad(RunningCall):
                         set_committed_value(instance, name, values[name])
         self._loaded.clear()
 
-    def _hide_identity_maps(self) -> None:
-        """Rule 3, for Session.get() and many-to-one loads, which read the map before any statement."""
-        sessions = {*used_here(), *([self.session] if self.session is not None else [])}
-        for session in sessions:
-            if len(session.identity_map) > 0 and "_identity_lookup" not in session.__dict__:  # else by a load around
-                session.__dict__["_identity_lookup"] = _found_nothing
-                self._hidden.append(session)
+    def finds_old(self, session: Session) -> bool:
+        """Return True if the session held objects when the load first used it: the rows of these may be old."""
+        if session not in self._held:
+            self._held[session] = len(session.identity_map) > 0
+        return self._held[session]
 
     async def _check(self) -> None:
         if self.unfit is None and self.session is not None:
@@ -278,6 +276,12 @@ def fresh_reads(session: Session | None = None) -> RunningLoad | None:
     return call
 
 
+def hides_identity_map(session: Session) -> bool:
+    """Rule 3, for Session.get() and many-to-one loads, which read the map before any statement."""
+    load = fresh_reads(session)
+    return load is not None and load.finds_old(session)
+
+
 def is_loading() -> bool:
     """Return True inside of a load: its result may be stored for all, so no part of it may be as late as a push."""
     return running.get() is not None and fresh_reads() is not None
@@ -329,21 +333,24 @@ def session_used(session: Session) -> None:
     """Note that this task, and the calls around it that write, use the session."""
     with suppress(RuntimeError):  # no event loop runs in this thread
         if (task := asyncio.current_task()) is not None:
-            _used.setdefault(task, WeakSet()).add(session)
+            for user in (task, task.get_loop()):
+                _used.setdefault(user, WeakSet()).add(session)
     call = running.get()
     while call is not None:
         if call.targets is not None:  # tasks that the call has started have used it, too
             call.targets.seen.add(session)
         if isinstance(call, RunningLoad):
             call.asking = session
+            if call.active:
+                call.finds_old(session)
         call = call.parent
 
 
-def used_here() -> Iterable[Session]:
-    """Return the sessions that this task has used."""
+def used_here(*, in_loop: bool = False) -> Iterable[Session]:
+    """Return the sessions that this task has used; `in_loop`: those of all tasks of its event loop."""
     with suppress(RuntimeError):  # no event loop runs in this thread
         if (task := asyncio.current_task()) is not None:
-            return _used.get(task, ())
+            return _used.get(task.get_loop() if in_loop else task, ())
     return ()
 
 
@@ -378,7 +385,3 @@ def rollback_begins(connection: Connection, transaction: Transaction) -> None:
     if transaction.called and not transaction.wrote and running.get() is not None:
         with suppress(Exception):  # the driver's own: then one may have
             transaction.called = has_written(connection)
-
-
-def _found_nothing(*args: Hashable, **kwargs: Hashable) -> None:
-    return None

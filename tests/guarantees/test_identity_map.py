@@ -18,6 +18,8 @@ from tests.support.world.world import Scenario, World
         sessions.identity_map_by_get,
         sessions.identity_map_by_relationship,
         hidden.identity_map,
+        hidden.identity_map_of_a_task,
+        hidden.own_identity_map,
     ],
     ids=label,
 )

@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from unittest.mock import AsyncMock
 
 import pytest
 import wrapt
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 from redis.asyncio import Redis, RedisCluster
-from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
+from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, create_async_engine
 
 from fastrdb.errors import KeyValueError, MissingKeyFieldError, OptionError, PatternError
 from fastrdb.keys import MISSING, CallPlan, Prefix, add_pairs
@@ -33,6 +34,10 @@ CLIENT: Redis = Redis()
 class Row(BaseModel):
     id: int
     code: str
+
+
+class Shopper:
+    """The session of a user of a shop."""
 
 
 async def get_user(db: AsyncSession, redis: Redis, email: str) -> Any:
@@ -423,6 +428,22 @@ def test_names_count_where_annotations_do_not() -> None:
     assert plan.locate(None, ("a", "b"), {}) == (MISSING, None, "k?redis=b&session=a")
     assert key_of(plan_of(both, "k"), DB, "a") == "k?session=a"
     assert key_of(plan_of(login, "k"), Row(id=1, code="a")) == "k?session=%o[id=1&code=a]"
+
+
+@pytest.mark.parametrize("name", ["db", "session"])
+@pytest.mark.parametrize("annotation", [inspect.Parameter.empty, Shopper])
+def test_what_is_only_called_a_session_is_not_left_out(name: str, annotation: Any) -> None:
+    """An object of a user's session, say, that has no canonical form: two of them would share a key."""
+
+    async def cart(**arguments: Any) -> Any: ...
+
+    keyword = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation)
+    cart.__signature__ = inspect.Signature([keyword])  # type: ignore[attr-defined]
+    plan = plan_of(cart, "k")
+    with pytest.raises(KeyValueError, match=rf"cart: parameter '{name}' of type .*Shopper"):
+        plan.locate(None, (), {name: Shopper()})
+    for handle in (None, DB, AsyncMock(), create_async_engine("sqlite+aiosqlite://").connect()):
+        assert key_of(plan, **{name: handle}) == "k"
 
 
 def test_where_redis_comes_from() -> None:

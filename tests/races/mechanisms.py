@@ -347,12 +347,13 @@ _OF_LOADS = {
     ),
     "loads-skip-near": _function("a load asks Redis, and no near cache", "transactions.scope:is_loading", False),
     "session-claimed": _function("two tasks do not use one session at once", "transactions.scope:RunningCall._claim"),
-    "rule-3-used-sessions": _function(
-        "so it is for sessions that the task has used before", "transactions.scope:used_here", ()
+    "changed-sessions-joined": _function(
+        "a call that invalidates joins the sessions that have changes when it ends", "transactions.scope:used_here", ()
     ),
     "rule-3-identity-lookup": _function(
         "Session.get and many-to-one loads of a load do not look into the identity map",
-        "transactions.scope:RunningLoad._hide_identity_maps",
+        "transactions.scope:hides_identity_map",
+        False,
     ),
     "rule-3-fresh-reads": _function(
         "the statements of a load are not answered by the identity map", "transactions.scope:fresh_reads", None

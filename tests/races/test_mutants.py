@@ -71,6 +71,7 @@ ON_SQLITE: dict[Change, list[Scenario]] = {
     without("lease-has-moment"): [fills.late_copy],
     without("verified-twice"): [reloads.verified_across_a_write],
     without("rule-1-own-writes"): [sessions.own_writes],
+    without("changed-sessions-joined"): [commits.changed_in_another_task],
     without("call-covers-commits"): [commits.hidden_session, commits.connection_inside],
     without("older-transaction-covered"): [commits.older_hidden_session, commits.connection_outside],
     without("all-sessions-of-a-transaction"): [commits.joined_and_open],

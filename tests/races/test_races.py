@@ -26,6 +26,7 @@ RACES: list[Scenario] = [
     commits.joined_and_open,
     commits.text_dml,
     commits.hidden_session,
+    commits.changed_in_another_task,
     commits.older_hidden_session,
     commits.connection_inside,
     commits.connection_outside,

@@ -198,5 +198,5 @@ async def test_without_asking_before_a_rollback(w: World, monkeypatch: pytest.Mo
 
 async def test_without_rule_3(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The identity map of a session that is no argument answers the load."""
-    without("rule-3-used-sessions").apply(monkeypatch.setattr)
-    await lost(hidden.identity_map(w))
+    without("rule-3-identity-lookup").apply(monkeypatch.setattr)
+    await lost(hidden.identity_map_of_a_task(w))

@@ -146,6 +146,21 @@ async def older_hidden_session(w: World) -> None:
     await w.fair()
 
 
+async def changed_in_another_task(w: World) -> None:
+    """Change an object in a task that has not used its session: no statement runs before the caller's commit."""
+    two = w.two
+
+    @two.cache.invalidates("item:{item.id}")
+    async def rename(redis: object, item: Item) -> None:
+        item.name = "new"
+
+    async with two.database.sessions() as db:
+        await spawn(rename(two.client, await db.get_one(Item, 1)))
+        assert await w.one.read() == "old"
+        await carried(w, db.commit())
+    await w.fair()
+
+
 async def connection_inside(w: World) -> None:
     """Write through a connection without any session."""
     two = w.two

@@ -10,7 +10,7 @@ from sqlalchemy import create_engine, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session
 
-from tests.support.world.world import Item, ItemOut, Scenario, World
+from tests.support.world.world import Item, ItemOut, Owner, Scenario, World, spawn
 
 NAME = select(Item.name).where(Item.id == 1)
 NEVER = update(Item).where(Item.id == 1).values(name="never")
@@ -232,6 +232,33 @@ async def identity_map(w: World) -> None:
         await w.two.write("new")
         assert kept.name == "old"
         assert (await cached(w, load)(w.one.client, 1)).name == "new"
+    await w.fair()
+
+
+async def identity_map_of_a_task(w: World) -> None:
+    """R5: another task has used the session."""
+    async with w.one.database.sessions() as db:
+
+        async def load() -> str:
+            return (await db.get_one(Item, 1)).name
+
+        kept = await spawn(db.get_one(Item, 1))
+        await db.commit()
+        await w.two.write("new")
+        assert kept.name == "old"
+        assert (await cached(w, load)(w.one.client, 1)).name == "new"
+    await w.fair()
+
+
+async def own_identity_map(w: World) -> None:
+    """A load finds what it has loaded itself, as without a cache: an attribute that is not awaited sends nothing."""
+    async with w.one.database.sessions() as db:
+
+        async def load() -> str:
+            item, owners = await db.get_one(Item, 1), (await db.scalars(select(Owner))).all()
+            return item.name if item.owner is owners[0] else "another"
+
+        assert (await cached(w, load)(w.one.client, 1)).name == "old"
     await w.fair()
 
 
