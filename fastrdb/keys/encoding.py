@@ -18,7 +18,7 @@ from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from enum import Enum
 from functools import cache, cached_property
-from typing import Any, Final, get_args, get_origin
+from typing import Any, Final, TypeVar, get_args, get_origin
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -27,6 +27,7 @@ from fastrdb.errors import KeyValueError
 from .declared import MAPPINGS, SEQUENCES, members, scalar_base
 
 Encoder = Callable[[Any], str]
+T = TypeVar("T")
 
 NONE: Final = "%none"
 MARK: Final = "%a"
@@ -383,7 +384,7 @@ def _container_encoder(item: Encoder = undeclared, key: Encoder = undeclared, de
     return encode
 
 
-def encode_with(encode: Encoder, value: Any, function: str = "", parameter: str = "") -> str:
+def encode_with(encode: Callable[[Any], T], value: Any, function: str = "", parameter: str = "") -> T:
     """Return what *encode* writes for *value*; errors name *function* and *parameter*.
 
     Raises:

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 
 from .encoding import quote
 
-_OWN_PAIRS = re.compile(r"[?&]%(?:class|v)=")
+_OWN_PAIRS = re.compile(r"[?&]%(?:class|v|schema)=")
 
 
 class Variant:
@@ -62,5 +62,5 @@ class Variant:
 
 
 def without_variant(key: str) -> str:
-    """Return the key without the pairs of its function, and without what stands behind these."""
+    """Return the key without the pairs of its function and its session."""
     return _OWN_PAIRS.split(key, maxsplit=1)[0]

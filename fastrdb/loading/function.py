@@ -307,7 +307,7 @@ class CachedFunction(Entries):
         return 0 if call is None else await self._drop(call, self.keys(values, call.session))
 
     async def _drop(self, call: CallContext, keys: Sequence[str]) -> int | None:
-        keys = [without_variant(key) for key in keys]  # other versions and classes, too
+        keys = [without_variant(key) for key in keys]  # other versions, classes and schemas, too
         for key in keys:
             self.counters.count("invalidation", key)
         prefixes = map(Prefix.variants, keys)
@@ -324,11 +324,12 @@ class CachedFunction(Entries):
             return
         raw, reason = self.encoded(value)
         if raw is None or reason is not None or self.follows:  # which rows it depends on, only a load shows
-            await enlist(self.cache, call.client, call.session, keys=[key])
+            await self._drop(call, [key])
         else:
             tags = declared_tags(self.depends_on, values.arguments, call.session)
             puts = [Put(key, raw, self.ttl_ms(value), tags)]
-            await enlist(self.cache, call.client, call.session, puts=puts)
+            plain = without_variant(key)  # the row is written: the entries of other versions and schemas are old
+            await enlist(self.cache, call.client, call.session, [Prefix.variants(plain)], {plain} - {key}, puts)
 
     async def peek(self, instance: Any, args: Any, kwargs: Any, function: Any = None) -> Stored | None:
         """Return the entry that answers this call now, None without one. With `function`, a share is verified."""

@@ -20,8 +20,10 @@ from fastrdb.errors import CacheUnavailableError, FastRDBError, OptionError, Ses
 from fastrdb.events import Counted
 from fastrdb.protocol import Barred, Busy, Fill, Granted, Hit
 from fastrdb.protocol import Outcome as Answer
+from fastrdb.runtime import DISABLED
 from fastrdb.singleflight import Flight, Watch
 from fastrdb.transactions import (
+    WROTE,
     RunningCall,
     RunningLoad,
     apart,
@@ -122,6 +124,10 @@ class Loading(Reading):
                 self.entries.counters.unstored(key, reason)
         if why and self.call.tags_now is not None:
             hand_on(self.call.declared(self.asked))
+        if self.refresh and kind == "unavailable":
+            self.call.store.miss(self.call.client, why, "a refresh")
+        elif self.refresh and not {WROTE, DISABLED} & {*why.values()}:  # what is written waits for COMMIT
+            await self._drop_old(why)
         if why:
             with RunningCall(self.entries.plan.function, self.entries.plan.session_name, self.call.session):
                 await self._load(why)
@@ -376,10 +382,10 @@ class Loading(Reading):
 
     async def _drop_old(self, left: Collection[str]) -> None:
         """Delete entries in whose place nothing was stored: the database gave another value."""
-        with suppress(CacheUnavailableError):
-            if self.refresh and left:
-                await self.call.store.invalidate(self.call.client, keys=left)
-            elif self.background:
+        if self.refresh and left:
+            await self.call.store.invalidate_soon(self.call.client, keys=left)
+        elif self.background:
+            with suppress(CacheUnavailableError):
                 for key in left:
                     await self.call.store.discard(self.call.client, key, self.seen[key].raw)
 

@@ -317,6 +317,10 @@ class Store:
             self.repairs.add(client, left, barred=False, reason="cancelled")
             raise
 
+    def miss(self, client: Client, keys: Iterable[str], reason: str) -> None:
+        """Have keys deleted as soon as Redis does it: it does not answer now."""
+        self.repairs.add(client, self.keyspace.targets((), keys), barred=False, reason=reason)
+
     def intent(self, client: Client, counters: Counters | None = None) -> Intent:
         """Return a new record of what one transaction will do to the cache; `counters` count what it deletes."""
         return Intent(self._writer, client, counters)

@@ -351,7 +351,7 @@ def _identity_lookup(session: Session, *args: Any, **options: Any) -> Any:
     return None if hides_identity_map(session) else _look_up(session, *args, **options)
 
 
-Session._identity_lookup = _identity_lookup  # type: ignore[method-assign]
+Session._identity_lookup = _identity_lookup  # type: ignore[method-assign, assignment]
 
 
 @event.listens_for(Session, "after_begin")

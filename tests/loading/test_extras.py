@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError, NoResultFound
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from fastrdb import Cache, KeyValueError, Stats, cached, cached_many, no_store
-from fastrdb.testing import GatedClient
+from fastrdb.testing import FaultyClient, GatedClient
 from tests.support.servers.databases import Database
 from tests.support.world.items import Base, Item, Loader, Row
 
@@ -249,7 +249,67 @@ async def test_refresh_that_cannot_wait_leaves_no_older_value(client: Redis, gat
     assert not await client.exists("item:1")
 
 
+@pytest.mark.parametrize("missed", ["acquire", "fill", "all", "skipped"])
+async def test_refresh_that_redis_misses_leaves_no_older_value(client: Redis, missed: str) -> None:
+    """Redis fails at one command or at all, or is skipped after failures: the old entry is deleted later."""
+    loader, faulty = Loader(), FaultyClient(client)
+    cache = Cache(faulty)
+
+    @cache.cached("item:{number}")
+    async def load(number: int) -> Item:
+        return loader.item(number)
+
+    await load(1)
+    loader.name = "b"
+    if missed in ("acquire", "fill"):
+        faulty.fail_with(on=missed, times=1)
+    else:
+        faulty.fail_with()
+    for number in range(2, 6 if missed == "skipped" else 2):
+        await load(number)
+    assert (await load.refresh(1)).name == "b"
+    assert (await load(1)).name == "b"
+    faulty.heal()
+    await cache.aclose()
+    assert await client.get("item:1") in (None, b'{"id":1,"name":"b"}')
+
+
 # --- put
+
+
+@pytest.mark.parametrize("version", [None, 2])
+@pytest.mark.parametrize("mapped", [False, True], ids=["plain", "mapped"])
+@pytest.mark.parametrize("way", ["put", "put nothing", "invalidate"])
+async def test_write_reaches_the_entries_of_other_versions_and_schemas(
+    database: Database, client: Redis, version: int | None, mapped: bool, way: str
+) -> None:
+    """The row is written: what old code, or a session with a schema_translate_map, has of it is old."""
+
+    def load_of(version: int | None) -> Any:
+        @Cache(client).cached("row:{number}", schema=Item, version=version, cache_if=lambda item: item.name != "secret")
+        async def load(db: AsyncSession, number: int) -> Row:
+            return (await db.execute(select(Row).where(Row.id == number))).scalar_one()
+
+        return load
+
+    def session(mapped: bool) -> AsyncSession:
+        options = {"schema_translate_map": {"other": "main"}} if mapped else {}
+        return AsyncSession(database.engine.execution_options(**options))
+
+    for each in (None, 1, 2):
+        for one in (False, True):
+            async with session(one) as db:
+                await load_of(each)(db, 1)
+    assert len(await client.keys("row:*")) == 6
+    async with session(mapped) as db:
+        own = load_of(version).key(db, 1)
+        await rename(db, "b")
+        if way == "invalidate":
+            await load_of(version).invalidate(db, 1)
+        else:
+            await load_of(version).put(Item(id=1, name="b" if way == "put" else "secret"), db, 1)
+        await db.commit()
+    assert await client.keys("row:*") == ([own.encode()] if way == "put" else [])
 
 
 async def test_put_is_stored_when_the_transaction_commits(load: Any, database: Database, client: Redis) -> None:
