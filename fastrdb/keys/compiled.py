@@ -236,7 +236,7 @@ class Recipe:
 
     @cached_property
     def text_of_session(self) -> Callable[[Any], str | None]:
-        """What writes an argument that only its name calls a session; None for one, and where no name does."""
+        """The encoder of an argument that only its name calls a session. It returns None for a session."""
         session = self._session
         encode = sealed(encoder_for(MISSING if session is None else session.declared), self.seal)
 

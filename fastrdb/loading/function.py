@@ -37,7 +37,7 @@ from fastrdb.transactions import (
 from fastrdb.values import Codec, DecodeError
 
 from .entry import MISS, CallContext, Entries
-from .load import BARRED, Loading, own_session
+from .load import BARRED, Loading
 from .policy import Decision, Policy
 from .stored import Peeks, Stored
 from .tagging import declared_tags
@@ -89,7 +89,7 @@ class CachedFunction(Entries):
         self._no_session_for_reloads = bool(why) and plan.session_name is None
         self._peeks = Peeks(self)
         self._named_get = as_coroutine_of(self.get_near if near else self.get, plan.function)
-        self._verifying = Verifying(self, self._named_get, with_argument, own_session) if policy.verify else None
+        self._verifying = Verifying(self, self._named_get, with_argument) if policy.verify else None
         if self._verifying is not None:
             self._named_get = self._verifying.answering()
         self._named_uncached = as_coroutine_of(self._uncached, plan.function)
@@ -327,8 +327,7 @@ class CachedFunction(Entries):
             await self._drop(call, [key])
         else:
             tags = declared_tags(self.depends_on, values.arguments, call.session)
-            puts = [Put(key, raw, self.ttl_ms(value), tags)]
-            plain = without_variant(key)  # the row is written: the entries of other versions and schemas are old
+            puts, plain = [Put(key, raw, self.ttl_ms(value), tags)], without_variant(key)
             await enlist(self.cache, call.client, call.session, [Prefix.variants(plain)], {plain} - {key}, puts)
 
     async def peek(self, instance: Any, args: Any, kwargs: Any, function: Any = None) -> Stored | None:

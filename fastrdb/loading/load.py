@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import replace
 from time import monotonic
 from traceback import format_tb
 from typing import Any, Protocol, cast
 
-from fastrdb.errors import CacheUnavailableError, FastRDBError, OptionError, SessionInUseError
+from fastrdb.errors import CacheUnavailableError, FastRDBError, SessionInUseError
 from fastrdb.events import Counted
 from fastrdb.protocol import Barred, Busy, Fill, Granted, Hit
 from fastrdb.protocol import Outcome as Answer
@@ -38,6 +38,7 @@ from fastrdb.transactions import (
 
 from .entry import CACHE_IF, MISS, NOT_THERE, CallContext, Entries, Reading
 from .tagging import Tags, begin_tags, end_tags, hand_on, written
+from .verifying import own_session
 from .waiting import NESTED, Waiting
 
 logger = logging.getLogger("fastrdb")
@@ -124,7 +125,7 @@ class Loading(Reading):
                 self.entries.counters.unstored(key, reason)
         if why and self.call.tags_now is not None:
             hand_on(self.call.declared(self.asked))
-        if self.refresh and kind == "unavailable":
+        if why and self.refresh and kind == "unavailable":
             self.call.store.miss(self.call.client, why, "a refresh")
         elif self.refresh and not {WROTE, DISABLED} & {*why.values()}:  # what is written waits for COMMIT
             await self._drop_old(why)
@@ -388,19 +389,3 @@ class Loading(Reading):
             with suppress(CacheUnavailableError):
                 for key in left:
                     await self.call.store.discard(self.call.client, key, self.seen[key].raw)
-
-
-@asynccontextmanager
-async def own_session(entries: Entries) -> AsyncIterator[Any]:
-    """Open a session by `session_factory`, or yield None without one. Raises OptionError for what is no session."""
-    factory = entries.policy.session_factory
-    if factory is None:
-        yield None
-        return
-    async with factory() as session:
-        if sync_session(session) is None:
-            function = entries.plan.function
-            raise OptionError(
-                f"{function}: session_factory gave {type(session).__qualname__}, which is not an AsyncSession"
-            )
-        yield session

@@ -9,12 +9,13 @@ goes out before the miss asks for its lease.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from random import random
 from typing import TYPE_CHECKING, Any
 
-from fastrdb.errors import CacheUnavailableError
+from fastrdb.errors import CacheUnavailableError, OptionError
 from fastrdb.runtime import as_coroutine_of, disabling, is_disabled
 from fastrdb.transactions import apart, missing_row, sync_session
 from fastrdb.values import DecodeError, is_missing
@@ -30,8 +31,8 @@ NO_ROW_LEFT, ROW_NOW = "the row is not there any more", "the row is there now"
 class Verifying:
     """The hits of one function, `query`, of which a share is verified, one at a time. `way` answers a call."""
 
-    def __init__(self, query: Any, way: Callable[..., Any], with_argument: Any, own_session: Any) -> None:
-        self._query, self._way, self._with_argument, self._own_session = query, way, with_argument, own_session
+    def __init__(self, query: Any, way: Callable[..., Any], with_argument: Any) -> None:
+        self._query, self._way, self._with_argument = query, way, with_argument
         self._busy = self._logged = False
 
     def answering(self) -> Callable[..., Any]:
@@ -77,7 +78,7 @@ class Verifying:
         raw = await store.get(client, key)
         if raw is None or not ((missing := is_missing(raw)) or self._is_readable(raw)):
             return
-        async with self._own_session(query) as session:
+        async with own_session(query) as session:
             if session is not None:
                 run = self._with_argument(run, str(query.plan.session_name), session)
             if query.keys_now(run, sync_session(session)) != (key,):
@@ -111,3 +112,19 @@ class Verifying:
         except DecodeError:
             return False
         return True
+
+
+@asynccontextmanager
+async def own_session(entries: Any) -> AsyncIterator[Any]:
+    """Open a session by `session_factory`, or yield None without one. Raises OptionError for what is no session."""
+    factory = entries.policy.session_factory
+    if factory is None:
+        yield None
+        return
+    async with factory() as session:
+        if sync_session(session) is None:
+            function = entries.plan.function
+            raise OptionError(
+                f"{function}: session_factory gave {type(session).__qualname__}, which is not an AsyncSession"
+            )
+        yield session

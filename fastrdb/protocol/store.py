@@ -318,7 +318,7 @@ class Store:
             raise
 
     def miss(self, client: Client, keys: Iterable[str], reason: str) -> None:
-        """Have keys deleted as soon as Redis does it: it does not answer now."""
+        """Delete keys as soon as Redis answers, which it does not do now."""
         self.repairs.add(client, self.keyspace.targets((), keys), barred=False, reason=reason)
 
     def intent(self, client: Client, counters: Counters | None = None) -> Intent:

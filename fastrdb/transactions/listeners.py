@@ -34,16 +34,7 @@ from .rules import (
     sqlite_driver,
     stream_begins,
 )
-from .scope import (
-    fresh_reads,
-    hides_identity_map,
-    no_store,
-    rollback_begins,
-    running,
-    session_used,
-    statement_begins,
-    targets_around,
-)
+from .scope import fresh_reads, no_store, rollback_begins, running, session_used, statement_begins, targets_around
 from .sql import Effect, effect, sets_isolation
 from .state import Phase, Transaction, changed, new_transaction, state_of, take_state, transaction_of, write_unclaimed
 
@@ -341,17 +332,6 @@ def _on_orm_execute(execution: ORMExecuteState) -> None:
     execution.update_execution_options(**note_schemas(execution.execution_options))
     if not changed(session) and load.keep_loaded(session):  # never over unflushed changes
         execution.update_execution_options(populate_existing=True)
-
-
-# SQLAlchemy has no event of a look into the identity map. So the class's own method is wrapped.
-_look_up = Session._identity_lookup
-
-
-def _identity_lookup(session: Session, *args: Any, **options: Any) -> Any:
-    return None if hides_identity_map(session) else _look_up(session, *args, **options)
-
-
-Session._identity_lookup = _identity_lookup  # type: ignore[method-assign, assignment]
 
 
 @event.listens_for(Session, "after_begin")

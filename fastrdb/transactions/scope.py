@@ -282,6 +282,16 @@ def hides_identity_map(session: Session) -> bool:
     return load is not None and load.finds_old(session)
 
 
+_look_up = Session._identity_lookup
+
+
+def _identity_lookup(session: Session, *args: Any, **options: Any) -> Any:
+    return None if hides_identity_map(session) else _look_up(session, *args, **options)
+
+
+Session._identity_lookup = _identity_lookup  # type: ignore[method-assign, assignment]  # there is no event of it
+
+
 def is_loading() -> bool:
     """Return True inside of a load: its result may be stored for all, so no part of it may be as late as a push."""
     return running.get() is not None and fresh_reads() is not None

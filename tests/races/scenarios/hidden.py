@@ -251,7 +251,7 @@ async def identity_map_of_a_task(w: World) -> None:
 
 
 async def own_identity_map(w: World) -> None:
-    """A load finds what it has loaded itself, as without a cache: an attribute that is not awaited sends nothing."""
+    """Find what the load itself has loaded, as without a cache: an attribute that is not awaited sends nothing."""
     async with w.one.database.sessions() as db:
 
         async def load() -> str:
