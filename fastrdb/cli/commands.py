@@ -266,6 +266,9 @@ def _run(url: str, work: Callable[[Any], Awaitable[int]], as_json: bool, stopped
     except FastRDBError as error:
         _print_error(str(error), as_json)
         return UNREACHABLE
+    except UnicodeEncodeError:  # of bytes that the shell has handed on
+        _print_error("an argument is not UTF-8: no key of a cache has such bytes", as_json)
+        return UNREACHABLE
 
 
 def _confirm(question: str) -> bool:

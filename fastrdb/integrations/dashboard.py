@@ -182,7 +182,7 @@ async def _body(receive: Receive) -> dict[str, Any]:
             raise RefusedError(413, "The request is too long.")
     try:
         found = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise RefusedError(422, "The request is not JSON.") from None
     return found if isinstance(found, dict) else {}
 

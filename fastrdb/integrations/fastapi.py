@@ -211,6 +211,9 @@ class _Endpoint:
         self.peek = partial(query.peek, getattr(function, "__self__", None), ())
         self._routes: dict[int, Any] = {}  # by identity: routes have no hash
         given = inspect.signature(function, eval_str=True)
+        if next(iter(given.parameters), "") in ("self", "cls"):
+            bound = f"cached_response(items.{self.name.rpartition('.')[2]})"
+            raise OptionError(f"{self.name}: cached_response goes on the method of an instance, as in {bound}")
         self._own = {name: found for name, each in given.parameters.items() if (found := _own_part(each)) is not None}
         shown = [each for name, each in given.parameters.items() if name not in self._own]
         plain = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in shown]

@@ -183,6 +183,12 @@ def test_a_prefix_with_placeholders_is_refused(url: str, command: tuple[str, ...
     assert "has placeholders" in call(*command, "user:{id}", "--url", url, status=2).output
 
 
+@pytest.mark.parametrize("command", ["get", "why", "deps", "who"])
+def test_an_argument_that_is_no_text_is_told(server: EmbeddedServer, command: str) -> None:
+    """A shell hands on any bytes."""
+    assert "is not UTF-8" in found(command, "user:\udcff", "--url", server.url, status=2)["error"]
+
+
 def test_an_empty_prefix_deletes_nothing_and_counts_nothing(url: str) -> None:
     """As in Python, where it reaches no key."""
     assert "'*' is all entries" in found("invalidate", "", "--url", url, status=2)["error"]

@@ -362,6 +362,20 @@ def test_other_json_than_the_model_s_is_refused_at_decoration(kind: Any, reason:
         cached_response(function)
 
 
+async def test_a_method_is_an_endpoint_of_its_instance(shop: Shop) -> None:
+    """Without an instance FastAPI would have to fill `self`."""
+
+    class Items:
+        @shop.cache.cached("items:{number}")
+        async def get(self, number: int, redis: Client) -> int:
+            return number
+
+    with pytest.raises(OptionError, match=r"as in cached_response\(items\.get\)"):
+        cached_response(Items.get)
+    shop.app.get("/items/{number}")(cached_response(Items().get))
+    assert (await shop.get("/items/5")).json() == 5
+
+
 def test_a_function_without_cache_is_refused() -> None:
     """It has no stored JSON; a function of many ids has several."""
 
