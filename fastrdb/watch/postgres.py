@@ -48,6 +48,9 @@ if TYPE_CHECKING:
 _PAGE: Final = 1000
 _MOST_WAITING: Final = 100_000
 """With more rows waiting, everything is invalidated at once."""
+_MOST_KIN: Final = 8
+"""A change of a table with more partitions names its values, and counts as one of any row of them: a poll would take
+seconds to name each value for each partition."""
 _LOCK: Final = 0x66617374  # of advisory locks: the name in hexadecimal digits
 _READER: Final = _LOCK + 1
 _INSTALL: Final = "`fastrdb watch install`"
@@ -57,11 +60,12 @@ _PLACE = text("""
 SELECT (SELECT system_identifier FROM pg_control_system()) || '.' || oid FROM pg_database
 WHERE datname = current_database()
 """)
-# The planner overrates recursion over partitions: JIT compilation would take a second in each poll. And a transaction
-# that is SERIALIZABLE, as a server may have it by default, would make those of writers fail.
-_SESSION = text(
-    "SELECT set_config('jit', 'off', false), set_config('default_transaction_isolation', 'read committed', false)"
-)
+# The planner overrates recursion over partitions. JIT compilation would take a second in each poll, and hash tables for
+# all these rows tens of milliseconds. And a SERIALIZABLE poll would make the transactions of writers fail.
+_SESSION = text("""
+SELECT set_config('jit', 'off', false), set_config('work_mem', '256kB', false),
+    set_config('default_transaction_isolation', 'read committed', false)
+""")
 _TAKE = text("SELECT pg_try_advisory_lock(:ours, hashtext(COALESCE(CAST(:namespace AS text), current_database())))")
 _CLEAN = text("""
 DELETE FROM fastrdb.outbox WHERE tbl <> '' AND xid >= CAST(CAST(:cleaned AS text) AS xid8)
@@ -315,7 +319,14 @@ def _images(rows: Sequence[Any], kin: Sequence[Sequence[Any]]) -> list[Image]:
     others: dict[int, list[str]] = {}
     for root, other in kin:
         others.setdefault(root, []).append(other)
-    return [image(name, values) for _, _, table, rel, values in rows for name in {table, *others.get(rel, ())}]
+    found, any_row = list[Image](), set[str]()
+    for _, _, table, rel, values in rows:
+        names = {table, *others.get(rel, ())}
+        if len(names) > _MOST_KIN:
+            any_row |= names - {table}
+            names = {table}
+        found += [image(name, values) for name in names]
+    return [*found, *map(Image, any_row)]
 
 
 def _note_table(status: Status, table: Table, triggers: Sequence[Any], wanted: Collection[str]) -> None:

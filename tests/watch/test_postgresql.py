@@ -120,11 +120,25 @@ WHERE l.locktype = 'advisory' AND l.objid <> 0 AND d.datname = current_database(
 """
 
 
-async def test_no_poll_is_compiled(watched: Watched) -> None:
+async def test_no_poll_is_compiled_or_takes_memory_for_rows_that_are_not_there(watched: Watched) -> None:
     """The planner takes a walk over partitions for costly, and compiling takes longer than many polls."""
     await watched.install()
     source: Any = watched.source
     assert await source._connection.scalar(text("SHOW jit")) == "off"
+    assert await source._connection.scalar(text("SHOW work_mem")) == "256kB"
+
+
+async def test_changes_of_a_table_with_many_partitions_name_each_partition_once(watched: Watched) -> None:
+    """A poll of 200 changes and as many partitions took 14 seconds, so a watcher fell behind for good."""
+    await watched.write(
+        "CREATE TABLE days (day INTEGER PRIMARY KEY) PARTITION BY RANGE (day)",
+        *(f"CREATE TABLE days_{n} PARTITION OF days FOR VALUES FROM ({n}) TO ({n + 1})" for n in range(9)),
+    )
+    await watched.install()
+    await watched.write(*(f"INSERT INTO days VALUES ({n})" for n in range(9)))
+    _, images = await watched.poll()
+    assert sorted(image.table or "" for image in images) == ["days"] * 9 + [f"days_{n}" for n in range(9)]
+    assert {image.table for image in images if image.columns is None} == {f"days_{n}" for n in range(9)}
 
 
 async def test_no_poll_makes_a_writer_fail_that_is_serializable(watched: Watched) -> None:
