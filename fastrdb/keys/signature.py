@@ -25,7 +25,7 @@ from .declared import MAPPINGS, MISSING, SCALARS, SEQUENCES, is_keyable, members
 Role = Literal["value", "redis", "session", "self"]
 
 _REDIS = frozenset(("Redis", "RedisCluster", "StrictRedis", "Valkey", "ValkeyCluster"))
-_SESSION = frozenset(("AsyncSession", "async_scoped_session"))
+_SESSION = frozenset(("AsyncSession", "async_scoped_session", "AsyncConnection"))
 _SELF = frozenset(("self", "cls", "mcs"))
 _FIXED = frozenset((*SCALARS, NoneType))
 _CLIENTS_AND_SESSIONS = ("redis.", "sqlalchemy.ext.asyncio")  # modules of their types
@@ -193,7 +193,7 @@ def is_redis(value: Any) -> bool:
 
 
 def is_session(value: Any) -> bool:
-    """Return True for an AsyncSession or a scoped one."""
+    """Return True for an AsyncSession, a scoped one, or an AsyncConnection."""
     cls: Any = type(value)
     return _is_session_type(cls)
 

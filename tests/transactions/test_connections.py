@@ -22,8 +22,15 @@ async def w(database: Database, client: Redis) -> AsyncIterator[World]:
         yield made
 
 
-def cached(w: World) -> Any:
+def cached(w: World, *, called_otherwise: bool = False) -> Any:
     """Return a cached function of a connection."""
+    if called_otherwise:
+
+        @w.two.cache.cached("item:{item_id}:name")
+        async def name_by(connection: AsyncConnection, redis: Redis, item_id: int) -> str:
+            return (await connection.execute(select(Item.name).where(Item.id == item_id))).scalar_one()
+
+        return name_by
 
     @w.two.cache.cached("item:{item_id}:name")
     async def name(db: AsyncConnection, redis: Redis, item_id: int) -> str:
@@ -32,9 +39,10 @@ def cached(w: World) -> Any:
     return name
 
 
-async def test_connection_that_has_written_reads_past_the_cache(w: World) -> None:
+@pytest.mark.parametrize("called_otherwise", [False, True], ids=["db", "connection"])
+async def test_connection_that_has_written_reads_past_the_cache(w: World, called_otherwise: bool) -> None:
     """A hit would be older than its own write, and what it loads is not committed yet."""
-    name = cached(w)
+    name = cached(w, called_otherwise=called_otherwise)
     async with w.two.database.engine.connect() as db:
         assert await name(db, w.two.client, 1) == "old"
         assert await name(db, w.two.client, 1) == "old"
