@@ -178,6 +178,8 @@ class Spread:
     def of(self, change: Change) -> Iterator[Image]:
         """Yield the images; one without a table means that anything may have changed."""
         facts = self._facts(change.table)
+        if change.empty and facts.writes == NO_TABLES and change.table.lower() not in self._effects:
+            return
         _distrust(change, facts.changes)
         yield from self._of(change.image(), change.kind, frozenset(change.new), facts)
 

@@ -59,7 +59,9 @@ def look(connection: Connection, context: Any, change: Change, columns: Collecti
 
 def check(cursor: Any, change: Change) -> None:
     """Clear `change.looked` if the statement, which has run, changed another number of rows than were locked."""
-    if change.rows is not None and getattr(cursor, "rowcount", -1) != change.rows:
+    rows = getattr(cursor, "rowcount", -1)
+    change.empty = change.counted and rows == 0
+    if change.rows is not None and rows != change.rows:
         change.looked = {}
     change.rows = None
 

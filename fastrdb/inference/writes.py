@@ -41,6 +41,8 @@ class Change:
     Attributes:
         kind, table: the kind of write, "any" where rows may be updated and deleted, and the name of the table.
         by_row: whether a row is changed depends on its own values only, so that `look` finds the rows.
+        counted: the database counts the rows that the statement changes, before its result is read.
+        empty: it has changed no row. Triggers may have.
         old: for each column that WHERE pins, the texts of its values before.
         new: for each column that is inserted or set, the texts of its values after; None where one is unknown.
         whole: any row may be changed, in any way.
@@ -58,6 +60,8 @@ class Change:
     rows: int | None = None
     likely: frozenset[str] = frozenset()
     by_row: bool = False
+    counted: bool = False
+    empty: bool = False
 
     def take_keys(self, column: Any, values: Sequence[Any], dialect: str) -> None:
         """Add the primary keys that the database has generated for inserted rows."""
@@ -92,6 +96,7 @@ class Writes:
         replaced: for columns of keys that are inserted, the values that the database replaces by others.
         others: the other tables that are written, such as in CTEs.
         by_row: whether a row is changed depends on its own values only.
+        counted: the database counts the rows, and returns none.
         nothing: WHERE is false, as in the UPDATE of no row by which `FastRDB` takes SQLite's write lock.
         functions: those that it may call, which may write more; None where these cannot be known.
     """
@@ -105,6 +110,7 @@ class Writes:
     others: tuple[tuple[Verb, str], ...]
     likely: frozenset[str] = frozenset()
     by_row: bool = False
+    counted: bool = False
     nothing: bool = False
     replaced: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     functions: frozenset[str] | None = frozenset()
@@ -120,6 +126,7 @@ class Writes:
         if self.whole or len(parameter_sets) > MOST_ROWS:
             return Change(self.kind, self.name, whole=True)
         change = Change(self.kind, self.name, likely=self.likely, by_row=self.by_row)
+        change.counted = self.counted and len(parameter_sets) == 1  # of several, a driver may count the last one
         for column, (places, kind) in self.where.items():
             texts = _union(texts_at(places, values, expanded, kind) for values in parameter_sets)
             if texts:
@@ -181,10 +188,11 @@ def _read(compiled: Any, names: Names) -> Writes:
         others.extend((verb, names.of(table)) for table in _other_targets(main))
     besides: tuple[tuple[Verb, str], ...] = tuple(dict.fromkeys(others))
     by_row = not isinstance(main, Insert) and _is_by_row(main, conditions.dialect)
+    counted = compiled.dialect.supports_sane_rowcount and not (isinstance(main, Insert) or compiled.effective_returning)
     likely = frozenset(ranks_of(main.table))
     replaced = {each.name: _replaced(each, conditions.dialect) for each in main.table.c if isinstance(main, Insert)}
     own = _kind(main), main.table, names.of(main.table)
-    return Writes(*own, where, sets, whole, besides, likely, by_row, replaced=replaced, functions=functions)
+    return Writes(*own, where, sets, whole, besides, likely, by_row, counted, replaced=replaced, functions=functions)
 
 
 def _kind(statement: Any) -> Verb:

@@ -322,6 +322,37 @@ def test_a_look_needs_rows_that_decide_alone(where: sa.ColumnElement[bool], by_r
     assert change.by_row is by_row
 
 
+@pytest.mark.parametrize(
+    ("statement", "sets", "counted"),
+    [
+        (sa.delete(TABLE), 1, True),
+        (sa.update(TABLE).values(a=1), 1, True),
+        (sa.update(TABLE).values(a=1), 2, False),  # a driver may count the rows of the last one
+        (sa.delete(TABLE).returning(TABLE.c.a), 1, False),  # SQLite has counted them when the result is read
+        (sa.update(TABLE).values(a=1).return_defaults(TABLE.c.b), 1, False),
+        (sa.insert(TABLE), 1, False),
+    ],
+)
+def test_rows_are_counted_when_the_statement_returns(statement: Any, sets: int, counted: bool) -> None:
+    """A statement that has then changed no row reaches nothing."""
+    compiled = statement.compile(dialect=postgresql.dialect())  # type: ignore[no-untyped-call]
+    (change,) = writes_of(compiled, Names()).of([compiled.params] * sets, {})
+    check(SimpleNamespace(rowcount=0), change)
+    assert change.empty is counted
+
+
+async def test_a_write_of_no_row_reaches_what_its_triggers_write(people: Database, follower: NotingFollower) -> None:
+    """A trigger for each statement runs for no row, too."""
+    async with people.engine.begin() as connection:
+        for statement in TRIGGER:
+            await connection.exec_driver_sql(statement.replace("EACH ROW", "EACH STATEMENT"))
+    follower.images.clear()
+    async with people.sessions() as db:
+        await db.execute(sa.update(Person).where(Person.number == 999).values(score=1))
+        await db.commit()
+    assert Image("stamps") in follower.images
+
+
 def test_another_count_of_rows_makes_the_look_worthless() -> None:
     """A row has come in between the look and the statement: its old values are unknown."""
     for count, looked in ((1, {"org_id": frozenset({"5"})}), (2, {})):

@@ -232,6 +232,34 @@ async def test_an_image_is_wide_where_values_are_unknown(filled: Database, follo
     assert {name for name in COLUMNS if any(known(image, name) is None for image in images)} == unknown
 
 
+@pytest.mark.parametrize("person", [Person.number == 999, Person.score > 10**6], ids=["a value", "a range"])
+async def test_a_write_that_changes_no_row_reaches_nothing(
+    filled: Database, follower: NotingFollower, person: sa.ColumnElement[bool]
+) -> None:
+    """So a periodic task that finds nothing to do drops nothing. A trigger may write all the same."""
+    await played(filled, follower, changed(person, org_id=1))
+    assert not follower.images
+    await played(filled, follower, lambda db: db.execute(sa.delete(Person).where(person)))
+    assert not follower.images
+    follower.effects = {"people": frozenset({"stamps"})}
+    await played(filled, follower, changed(person, org_id=1))
+    assert Image("stamps") in follower.images
+
+
+@pytest.mark.parametrize("keys", [(1, 999), (999, 1)])
+async def test_one_of_several_writes_may_change_no_row(
+    filled: Database, follower: NotingFollower, keys: tuple[int, int]
+) -> None:
+    """A driver may count the rows of one of them."""
+    statement = sa.update(PEOPLE).where(PEOPLE.c.id == sa.bindparam("row")).values(score=5)
+
+    async def write(db: AsyncSession) -> None:
+        await (await db.connection()).execute(statement, [{"row": key} for key in keys])
+
+    assert_covered(await played(filled, follower, write), follower.images)
+    assert follower.images
+
+
 async def test_what_a_session_remembers_is_not_trusted(filled: Database, follower: NotingFollower) -> None:
     """A row that another session has moved since it was loaded is invalidated where it is, and not where it was."""
     async with filled.sessions() as old, filled.sessions() as other:
