@@ -52,7 +52,9 @@ class Following:
     def intent(self) -> tuple[Hashable, Callable[[], Intent]] | None:
         """Return the store and how its intent is made; None, with a line in the log, where no event loop can end it."""
         cache, store = self._cache(), self._store()
-        if cache is None or store is None:
+        if cache is None:  # it has ended since the statement
+            return None
+        if store is None:
             if not self._logged:
                 self._logged = True
                 _log.warning(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -357,6 +358,20 @@ def test_options_of_auto_need_auto(client: Redis) -> None:
     """An option without effect is a mistake."""
     with pytest.raises(OptionError, match="are for auto=True"):
         Cache(client, quiet={Person: ["name"]})
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+async def test_a_cache_that_has_ended_is_not_missed(
+    filled: Database, client: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No line in the log speaks of a thread when its last user lets it go between a write and the commit."""
+    ended = Cache(client, auto=True, namespace="ended")
+    async with filled.sessions() as db:
+        await db.execute(update(Person).where(Person.id == 1).values(name="new"))
+        del ended
+        gc.collect()
+        await db.commit()
+    assert not [each for each in caplog.messages if "could not be followed" in each]
 
 
 async def test_a_function_with_another_client_is_refused(cache: Cache) -> None:
