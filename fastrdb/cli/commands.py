@@ -87,12 +87,7 @@ def keys(
 
 
 @cli.command()
-def get(
-    key: Key,
-    url: Url = URL,
-    namespace: Namespace = "",
-    as_json: AsJson = False,
-) -> None:
+def get(key: Key, url: Url = URL, namespace: Namespace = "", as_json: AsJson = False) -> None:
     """Show an entry: its JSON, TTL and size. Ends with 1 if there is none."""
 
     async def read(client: Any) -> int:
@@ -111,12 +106,7 @@ def get(
 
 
 @cli.command()
-def why(
-    key: Key,
-    url: Url = URL,
-    namespace: Namespace = "",
-    as_json: AsJson = False,
-) -> None:
+def why(key: Key, url: Url = URL, namespace: Namespace = "", as_json: AsJson = False) -> None:
     """Say why a key is answered from Redis now, or why not."""
 
     async def explain(client: Any) -> int:
@@ -260,10 +250,7 @@ def _run(url: str, work: Callable[[Any], Awaitable[int]], as_json: bool, stopped
         return asyncio.run(connect())
     except KeyboardInterrupt:
         return stopped
-    except UnreachableError as error:
-        _print_error(str(error), as_json)
-        return UNREACHABLE
-    except FastRDBError as error:
+    except (UnreachableError, FastRDBError) as error:
         _print_error(str(error), as_json)
         return UNREACHABLE
     except UnicodeEncodeError:  # of bytes that the shell has handed on

@@ -47,7 +47,11 @@ async def connected(url: str) -> AsyncIterator[Any]:
         ) from None
     try:
         try:
-            if await _is_cluster(client):
+            mode = await _mode(client)
+            if mode == "sentinel":
+                advice = "Give the address of the master: `redis-cli -p PORT SENTINEL MASTERS` shows it"
+                raise UnreachableError("that is a Sentinel, and has no entries", advice, _place(url))
+            if mode == "cluster":
                 await client.aclose()
                 client = RedisCluster.from_url(
                     url.removesuffix("/0"), socket_connect_timeout=_CONNECT_S, socket_timeout=_CONNECT_S
@@ -71,23 +75,29 @@ def _refuse_other_text(url: str) -> None:
         raise ValueError
 
 
-async def _is_cluster(client: Any) -> bool:
+async def _mode(client: Any) -> str:
+    """Return what the server is: `standalone`, `cluster` or `sentinel`."""
     await client.execute_command("PING")
     try:
-        info = await client.execute_command("INFO", "cluster")
+        info = await client.execute_command("INFO", "server")
     except (NoPermissionError, ResponseError):  # an ACL without +info: a command of clusters shows it as well
         try:
             await client.execute_command("CLUSTER", "INFO")
         except (NoPermissionError, ResponseError):
-            return False
-        return True
-    return bool(int(info.get("cluster_enabled", 0))) if isinstance(info, dict) else b"cluster_enabled:1" in info
+            return "standalone"
+        return "cluster"
+    found = re.search(r"(?:redis|server)_mode\W+(\w+)", str(info))  # a dict, or the text: Valkey has its own name
+    return found[1] if found else "standalone"
 
 
 def _explained(error: Exception, url: str) -> UnreachableError:
+    return UnreachableError(*_meaning(error, url), _place(url))
+
+
+def _place(url: str) -> str:
     parts = urlsplit(url)
     place = parts.path if parts.scheme == "unix" else f"{parts.hostname or 'localhost'}:{parts.port or 6379}"
-    return UnreachableError(*_meaning(error, url), f"Redis at {place}")
+    return f"Redis at {place}"
 
 
 def _meaning(error: Exception, url: str) -> tuple[str, str]:

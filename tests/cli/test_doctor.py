@@ -14,6 +14,9 @@ from typing import Any
 import pytest
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
+from redis.backoff import ConstantBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.retry import Retry
 from typer.testing import CliRunner
 
 from fastrdb import Cache
@@ -23,6 +26,7 @@ from fastrdb.testing import EmbeddedServer
 from tests.support import ROOT
 from tests.support.servers.certificates import Certificate
 from tests.support.servers.cluster import Cluster
+from tests.support.servers.sentinels import watched
 from tests.support.world.items import Row
 
 ALL = {
@@ -254,6 +258,18 @@ def test_what_is_no_address_is_told(address: str) -> None:
     assert status == 2
     assert "redis://user:password@host:6379/0" in found["error"]["found"]
     assert "s3cret" not in str(found)
+
+
+def test_a_sentinel_is_told(server: EmbeddedServer) -> None:
+    """It has the address of the master, which is what each command needs."""
+    with contextlib.ExitStack() as stack:
+        (port, *_) = watched(stack, server, server, 30_000).sentinels
+        retry = Retry(ConstantBackoff(0.05), 200)
+        with Redis(port=port, retry=retry, retry_on_error=[RedisConnectionError]) as starting:
+            starting.ping()
+        status, found = doctor(f"redis://127.0.0.1:{port}")
+    assert (status, "that is a Sentinel" in found["error"]["found"]) == (2, True)
+    assert "SENTINEL MASTERS" in found["error"]["found"]
 
 
 @pytest.mark.parametrize("address", ["unix:///nothing/redis.sock", "rediss://localhost:1?ssl_ca_certs=/nothing/ca.pem"])
