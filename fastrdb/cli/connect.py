@@ -105,7 +105,9 @@ def _meaning(error: Exception, url: str) -> tuple[str, str]:
     text = f"{error} {error.__cause__ or ''} {error.__context__ or ''}".lower()
     if isinstance(error, AuthenticationError) or "noauth" in text or "wrongpass" in text:
         return "the server asks for another login", "Write redis://user:password@host:6379"
-    if isinstance(error, NoPermissionError) or "noperm" in text:
+    if (
+        isinstance(error, NoPermissionError) or "no permission" in text
+    ):  # of the user, also behind an error of the cache
         return f"the user may not do that ({error})", "`fastrdb docs security` has the line of the ACL"
     if "no such file" in text:
         return "there is no such file", "Check the path of the socket, or of a certificate, in the address"

@@ -143,11 +143,14 @@ async def _number(number: int) -> int:
     return number
 
 
-def test_a_command_that_the_user_may_not_run_is_told() -> None:
+@pytest.mark.parametrize(
+    ("right", "command"), [("-zrangebylex", ("keys",)), ("-evalsha", ("invalidate", "user:*", "--yes"))]
+)
+def test_a_command_that_the_user_may_not_run_is_told(right: str, command: tuple[str, ...]) -> None:
     """The advice is about the user, and not about the server."""
     with running() as (server, admin):
-        admin.acl_setuser("shop", **ALLOWED, commands=["-zrangebylex"])
-        done = CliRunner().invoke(cli, ["keys", "--url", f"redis://shop:secret@127.0.0.1:{server.port}"])
+        admin.acl_setuser("shop", **ALLOWED, commands=[right])
+        done = CliRunner().invoke(cli, [*command, "--url", f"redis://shop:secret@127.0.0.1:{server.port}"])
     assert done.exit_code == 2
     assert "user may not do that" in done.output
     assert "security" in done.output
