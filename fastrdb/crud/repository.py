@@ -149,7 +149,7 @@ class FastRDB(Generic[Model, Create, Update, Response]):
         asked = self._columns.filters(filters, some=True)
         changes = given(self._columns, _given("update", obj_in), only_set=True)
         async with self._write(db, redis) as transaction:
-            [answer] = await transaction.update([await transaction.one(asked)], changes)
+            [answer] = await transaction.update([await transaction.one(asked, changes)], changes)
         return answer
 
     async def delete(self, db: Database, redis: Client = OWN, **filters: Any) -> None:
@@ -275,7 +275,7 @@ class FastRDB(Generic[Model, Create, Update, Response]):
         asked = self._columns.filters(filters, some=True)
         changes = given(self._columns, _given("update_multi", obj_in), only_set=True)
         async with self._write(db, redis) as transaction:
-            return await transaction.update(await transaction.all(asked), changes)
+            return await transaction.update(await transaction.all(asked, changes), changes)
 
     async def delete_multi(self, db: Database, redis: Client = OWN, **filters: Any) -> int:
         """Delete all rows with these values, in one transaction; return their number.

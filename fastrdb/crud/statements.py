@@ -116,9 +116,16 @@ class Statements:
         column = next(iter(table.primary_key))
         return update(table).values({column: column}).where(false())
 
-    def locked(self, asked: Mapping[str, Any], *, limit: int | None = None) -> Select[Any]:
-        """Select and lock the rows, in one order for all transactions, so that two of these never deadlock."""
-        return self._for_update(select(self.model).where(*self.where(asked)).order_by(*self.key).limit(limit))
+    def locked(
+        self, asked: Mapping[str, Any], changed: Collection[str] | None, *, limit: int | None = None
+    ) -> Select[Any]:
+        """Select and lock the rows, in one order for all transactions, so that two of these never deadlock.
+
+        `changed` are the columns that change, None for a DELETE: PostgreSQL has a lock that rows with foreign keys
+        pass, for a change of no key.
+        """
+        rows = select(self.model).where(*self.where(asked)).order_by(*self.key).limit(limit)
+        return self._for_update(rows, key_share=changed is not None and not self.columns.in_key(changed))
 
     def again(self, rows: Sequence[object], dialect: str) -> Iterator[Select[Any]]:
         """Select the rows as the database has them now, each with True if the COMMIT may still change it.
@@ -127,7 +134,7 @@ class Statements:
         """
         pending: ColumnElement[Any] = literal_column(_DEFERRED_TRIGGERS if dialect == "postgresql" else "0")
         for part in self._identities(rows):
-            yield self._for_update(select(self.model).add_columns(pending).where(part))
+            yield self._for_update(select(self.model).add_columns(pending).where(part), key_share=True)
 
     def related(self, rows: Sequence[object]) -> Iterator[Select[Any]]:
         """Select the rows with what the options and the model's eager relationships load, which `again` leaves out."""
@@ -152,13 +159,13 @@ class Statements:
             keys = [first, *(key for key in keys if key.key != first.key)]
         return [key.asc() if ascending else key.desc() for key in keys]
 
-    def _for_update(self, rows: Select[Any]) -> Select[Any]:
+    def _for_update(self, rows: Select[Any], *, key_share: bool) -> Select[Any]:
         # The row alone: `related` loads what the model always joins, after the change. The tables are named, because
         # PostgreSQL refuses to lock the outer side of a join, which `with_polymorphic` makes.
         options = [lazyload("*"), undefer("*")]
         return (
             rows.options(*options)
-            .with_for_update(of=list(self.columns.mapper.tables))
+            .with_for_update(of=list(self.columns.mapper.tables), key_share=key_share)
             .execution_options(populate_existing=True)
         )
 

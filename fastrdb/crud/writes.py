@@ -41,15 +41,18 @@ class RowWrite(Generic[Response]):
         self._invalidated: set[Hashable] = set()
         self._own: Collection[int] = ()  # the ids of the rows that a flush of the write itself is for
 
-    async def one(self, asked: Mapping[str, Any]) -> Any:
-        """Return the one row, locked. Raises NoResultFound, MultipleResultsFound; then nothing has changed."""
-        row = only(await self._locked(asked, limit=2), self.sql.columns.name, asked)
+    async def one(self, asked: Mapping[str, Any], changed: Collection[str] | None = None) -> Any:
+        """Return the one row, locked for a change of these columns, or to be deleted.
+
+        Raises NoResultFound, MultipleResultsFound; then nothing has changed.
+        """
+        row = only(await self._locked(asked, changed, limit=2), self.sql.columns.name, asked)
         await self._invalidate([row])
         return row
 
-    async def all(self, asked: Mapping[str, Any]) -> list[Any]:
-        """Return all rows, locked."""
-        rows = await self._locked(asked)
+    async def all(self, asked: Mapping[str, Any], changed: Collection[str] | None = None) -> list[Any]:
+        """Return all rows, locked like `one`."""
+        rows = await self._locked(asked, changed)
         await self._invalidate(rows)
         return rows
 
@@ -79,7 +82,9 @@ class RowWrite(Generic[Response]):
         begins again after its insert has failed.
         """
         await self._begin()
-        if (await self.db.scalars(self.sql.exists(key))).first() is not None and (found := await self._found(key)):
+        if (await self.db.scalars(self.sql.exists(key))).first() is not None and (
+            found := await self._found(key, changes)
+        ):
             return await self.update(found, changes)
         # PostgreSQL has no savepoints where each statement commits, and a statement that fails undoes itself.
         alone = await self._autocommits()
@@ -95,7 +100,7 @@ class RowWrite(Generic[Response]):
             if self.began or alone:
                 await _roll_back(self.db)
                 self._invalidated.clear()
-            if not (found := await self._found(key)):
+            if not (found := await self._found(key, changes)):
                 raise
             return await self.update(found, changes)
         return await self._flush_and_answer([row])
@@ -177,16 +182,18 @@ class RowWrite(Generic[Response]):
         connection = (await self.db.connection(bind_arguments={"mapper": self.sql.columns.mapper})).sync_connection
         return connection is not None and autocommits(connection)
 
-    async def _found(self, key: Mapping[str, Any]) -> list[Any]:
-        rows = await self._locked(key, limit=2)
+    async def _found(self, key: Mapping[str, Any], changes: Mapping[str, Any]) -> list[Any]:
+        rows = await self._locked(key, changes.keys() - key.keys(), limit=2)
         if rows:
             only(rows, self.sql.columns.name, key)
             await self._invalidate(rows)
         return rows
 
-    async def _locked(self, asked: Mapping[str, Any], *, limit: int | None = None) -> list[Any]:
+    async def _locked(
+        self, asked: Mapping[str, Any], changed: Collection[str] | None, *, limit: int | None = None
+    ) -> list[Any]:
         await self._begin()
-        return list((await self.db.scalars(self.sql.locked(asked, limit=limit))).unique().all())
+        return list((await self.db.scalars(self.sql.locked(asked, changed, limit=limit))).unique().all())
 
     async def _begin(self) -> None:
         await _begin(self.db)

@@ -141,6 +141,10 @@ class Columns:
         """Return whether no two rows share these values: a primary key or unique constraint lies in the columns."""
         return any(key <= set(names) for key in self._unique_keys())
 
+    def in_key(self, names: Collection[str]) -> bool:
+        """Return whether one of these is a column of a primary key or unique constraint."""
+        return any(not key.isdisjoint(names) for key in self._unique_keys())
+
     def spreading(self, action: Literal["ondelete", "onupdate"]) -> frozenset[str]:
         """Return the columns by which foreign keys, with an action, have the database change other rows of the model.
 

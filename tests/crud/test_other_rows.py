@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ConfigDict
 from redis.asyncio import Redis
-from sqlalchemy import Column, ForeignKey, Integer, String, Table, event
+from sqlalchemy import Column, ForeignKey, Integer, String, Table, event, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
@@ -222,3 +222,29 @@ async def test_numbers_of_classes_of_one_table(sqlite: Database, client: Redis) 
                     await dogs.exists(db, client, id=1),
                 ]
                 assert found == expected
+
+
+async def test_an_update_does_not_wait_for_rows_with_foreign_keys(postgresql: Database, client: Redis) -> None:
+    """Else two transactions that insert such rows, and then update the parent, would wait for each other."""
+    await postgresql.create(Base)
+    crud: FastRDB[Any, Any, Any, Any] = FastRDB(Loose, Numbered, "loose:{id}", "loose:{page}:{limit}")
+    locks = list[str]()
+    event.listen(
+        postgresql.engine.sync_engine,
+        "before_cursor_execute",
+        lambda *args: locks.append(args[2].partition("FOR ")[2]) if "FOR " in args[2] else None,
+    )
+    async with postgresql.sessions() as one, postgresql.sessions() as other:
+        await crud.create(one, client, {"id": 1})
+        async with one.begin(), other.begin():
+            other.add(Loose(id=2, under=1))
+            await other.flush()
+            await one.execute(text("SET LOCAL lock_timeout = 1"))  # an error, where it would wait
+            await crud.update(one, client, {"under": None}, id=1)
+        assert {*locks} == {"NO KEY UPDATE OF loose"}
+        locks.clear()
+        await crud.update(one, client, {"id": 3}, id=2)
+        assert locks[0] == "UPDATE OF loose"
+        locks.clear()
+        await crud.delete(one, client, id=3)
+        assert locks[0] == "UPDATE OF loose"
