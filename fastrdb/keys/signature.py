@@ -25,7 +25,8 @@ from .declared import MAPPINGS, MISSING, SCALARS, SEQUENCES, is_keyable, members
 Role = Literal["value", "redis", "session", "self"]
 
 _REDIS = frozenset(("Redis", "RedisCluster", "StrictRedis", "Valkey", "ValkeyCluster"))
-_SESSION = frozenset(("AsyncSession", "async_scoped_session", "AsyncConnection"))
+_SCOPED = "async_scoped_session"  # may be another session when the load begins
+_SESSION = frozenset(("AsyncSession", "AsyncConnection", _SCOPED))
 _SELF = frozenset(("self", "cls", "mcs"))
 _FIXED = frozenset((*SCALARS, NoneType))
 _CLIENTS_AND_SESSIONS = ("redis.", "sqlalchemy.ext.asyncio")  # modules of their types
@@ -320,5 +321,5 @@ class ResultShape:
 def is_fixed(run: partial[Any], copied: int = 0) -> bool:
     """Return True if no argument can change after the call, but for so many of which the load has a copy."""
     kinds = [kind for each in (*run.args, *run.keywords.values()) if (kind := type(each)) not in _FIXED]
-    unfixed = [kind for kind in kinds if not kind.__module__.startswith(_CLIENTS_AND_SESSIONS)]
-    return len(unfixed) <= copied and getattr(run.func, "__self__", None) is None
+    fixed = [kind.__module__.startswith(_CLIENTS_AND_SESSIONS) and kind.__name__ != _SCOPED for kind in kinds]
+    return fixed.count(False) <= copied and getattr(run.func, "__self__", None) is None

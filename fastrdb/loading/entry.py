@@ -49,7 +49,7 @@ _NONE_SEEN, _NO_KEYS = dict[str, Timed](), list[str]()  # shared, and stay empty
 class CallContext:
     """One call of a cached function: where its entries are, its session, and how long to wait for Redis.
 
-    `run` runs the function. `keys_now` returns the keys of `run` with a session, made from its present arguments; None
+    `run` runs the function. `keys_now` returns the keys of `run`, made from its present arguments or a session; None
     if these cannot be looked at. `copied`: the load has a copy of so many arguments. `tags_now` returns the tags that
     the function declares, for each key.
     """
@@ -72,16 +72,16 @@ class CallContext:
         """Return whether a load may be that of other keys by now: see `other_keys`."""
         return self.run is not None and (background or not is_fixed(self.run, self.copied))
 
-    def other_keys(self, asked: Sequence[str]) -> str | None:
+    def other_keys(self, asked: Sequence[str], session: Session | None) -> str | None:
         """Return why a load with the present arguments and session is not that of the keys; else None.
 
-        The keys are made when the function is called. The caller may change a list before its load begins. A reload in
-        the background has a session of its own, which may read the tables of another tenant.
+        The keys are made when the function is called. The caller may change a list before its load begins, or the
+        tenant of its session. A reload in the background has a `session` of its own, which may be another tenant's.
         """
         if self.run is None or self.keys_now is None:
             return None
         try:
-            keys = self.keys_now(self.run, self.session)
+            keys = self.keys_now(self.run, session)
         except UNSAID:
             return OTHER_KEYS
         except Exception:  # noqa: BLE001  # of an object that was loaded when the key was made

@@ -281,8 +281,8 @@ class CachedFunction(Entries):
         """Return the keys of a call, made from its present arguments; None if a look at one would send a statement."""
         if any(map(is_expired, (*run.args, *run.keywords.values()))):
             return None
-        target = getattr(run.func, "__self__", None)
-        return (with_variant(self.plan.locate(target, run.args, run.keywords)[2], session),)
+        _, given, key = self.plan.locate(getattr(run.func, "__self__", None), run.args, run.keywords)
+        return (with_variant(key, session or session_of(given)),)
 
     def _tags_now(self, run: partial[Any], session: Session | None) -> Sequence[Sequence[str]]:
         """Return the tags that the function declares, made from the present arguments of a call."""

@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from time import monotonic
 from traceback import format_tb
 from typing import Any, Protocol, cast
@@ -49,6 +50,7 @@ BARRED = "a write to it is being committed"
 _Answers = Mapping[str, Answer | CacheUnavailableError]
 _NO_WATCHES: dict[str, Watch] = {}  # shared, and stays empty, as the next one
 _NO_TAGS: Tags = {}
+_MAY_BE_MAPPED = ("%schema=", "%h")  # in keys: a schema_translate_map, and the digest of what is too long
 
 
 class Loader(Protocol):
@@ -331,8 +333,11 @@ class Loading(Reading):
                 if self.entries.tagged:
                     self._tags = self.call.declared(self.asked)
                     begin_tags(self._tags, load, leases.values())
-                changing, self._notes = self.call.may_change(background=self.background), load.notes
-                other = self.call.other_keys(self.asked) if changing else None
+                own_or_none = None if session is None else self.call.session
+                self._notes, others = load.notes, partial(self.call.other_keys, self.asked, own_or_none)
+                changing = self.call.may_change(background=self.background)
+                changing = changing or load.schemas is not None or any(map(self.asked[0].__contains__, _MAY_BE_MAPPED))
+                other = others() if changing else None
                 for flight in leases.values():
                     flight.is_connected, flight.started = load.is_connected, load.since
                 try:
@@ -342,7 +347,7 @@ class Loading(Reading):
                 except Exception as raised:  # noqa: BLE001  # raised again when followers have their answer
                     error = raised
                 if changing:
-                    other = other or self.call.other_keys(self.asked)
+                    other = other or others()
             if self.entries.tagged:
                 self.entries.note_reads(self.call.client, load)
                 self._tags, self.entries.coarse = end_tags(self.asked, self._tags, load), tuple(load.coarse)

@@ -158,7 +158,8 @@ class CachedMany(CachedFunction):
         if any(map(is_expired, (*run.args, *run.keywords.values()))):
             return None
         run = with_argument(run, self.parameter, kind(ids))
-        return self.keys(self.plan.bind_many(getattr(run.func, "__self__", None), run.args, run.keywords), session)
+        bound = self.plan.bind_many(getattr(run.func, "__self__", None), run.args, run.keywords)
+        return self.keys(bound, session or session_of(bound.session))
 
     def _tags_of(self, run: partial[Any], ids: list[Any], kind: type, session: Session | None) -> list[Any]:
         """Return the tags that the function declares for each id: the parameter stands for one of them."""

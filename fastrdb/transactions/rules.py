@@ -82,7 +82,7 @@ def session_of(given: object) -> Session | None:
     So the rules for sessions hold for connections, too.
     """
     if isinstance(given, AsyncConnection):
-        return None if given.sync_connection is None else Session(given.sync_connection)
+        return Session(given.sync_connection or given.sync_engine)
     return sync_session(given)
 
 

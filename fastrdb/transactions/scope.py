@@ -111,12 +111,13 @@ class RunningLoad(RunningCall):
     result must not be stored or shared, or is None; it is final when the block is left without an error. `notes` are
     the reasons that the function gave by `no_store`. `tokens` are those of the leases. `asking` is the session
     that was used last, until a statement runs; True before any. With `follows`, each query adds its `tags`, and a
-    sentence to `coarse` for each wide one. `reads` says whether a query was seen. `since` is when it was entered.
+    sentence to `coarse` for each wide one. `reads` says whether a query was seen. `since` is when it was entered,
+    and `schemas` the schema_translate_map by then.
     """
 
     __slots__ = (
         *("tokens", "follows", "tags", "coarse", "reads", "notes", "unfit", "asking"),
-        *("since", "_schemas", "_seen", "_held", "_loaded"),
+        *("since", "schemas", "_seen", "_held", "_loaded"),
     )
 
     def __init__(
@@ -147,7 +148,7 @@ class RunningLoad(RunningCall):
 
     async def __aenter__(self) -> Self:
         self.since = next_order()
-        self._schemas = None if self.session is None else schema_map(self.session)
+        self.schemas = None if self.session is None else schema_map(self.session)
         session = self.session  # here without a call, since each miss pays for this
         if session is not None and (session.in_transaction() or isinstance(session.bind, Connection)):
             await self._check()  # now, too: when the load is done, that transaction may be over
@@ -160,7 +161,7 @@ class RunningLoad(RunningCall):
         try:
             if error is None:
                 await self._check()
-                if self.session is not None and schema_map(self.session) != self._schemas:
+                if self.session is not None and schema_map(self.session) != self.schemas:
                     self.unfit = self.unfit or OTHER_SCHEMAS
         finally:
             self._held.clear()
@@ -221,7 +222,7 @@ class RunningLoad(RunningCall):
         if transaction in self._seen or self.session in transaction.sessions:
             return
         self._seen[transaction] = connection
-        if unnamed_schemas(connection, self._schemas):
+        if unnamed_schemas(connection, self.schemas):
             self.unfit = self.unfit or UNNAMED_SCHEMAS
         try:
             level = known_level(connection) or ask_level(connection)
@@ -231,7 +232,7 @@ class RunningLoad(RunningCall):
 
     def read_under(self, schemas: str) -> None:
         """Note that a cached function inside is read under a schema_translate_map: it may be a hit."""
-        if schemas != self._schemas:
+        if schemas != self.schemas:
             self.unfit = self.unfit or UNNAMED_SCHEMAS
 
     async def _unpublished(self, transaction: Transaction, connection: Connection) -> str | None:

@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict
 from redis.asyncio import Redis
 from sqlalchemy import Connection, event, select, text
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_scoped_session
 from sqlalchemy.orm import DeclarativeBase, Mapped, ORMExecuteState, Session, mapped_column
 
 from fastrdb import FastRDB, cached, cached_many, default_cache, invalidates
@@ -375,6 +375,45 @@ async def test_load_that_changes_its_own_map_is_not_stored(engine: AsyncEngine, 
     async with AsyncSession(engine) as db:
         assert await load(db, client, 1) == "red"
     assert (load.stats.fills, await client.exists("tenant:1")) == (0, 0)
+
+
+async def test_map_that_is_set_before_the_load_begins_is_not_stored(engine: AsyncEngine, client: Redis) -> None:
+    """The key is made when the function is called."""
+    async with AsyncSession(engine) as db:
+        call = body_of(db, client, 1)
+        await db.connection(execution_options={"schema_translate_map": {None: "red"}})
+        assert await call == "red"
+    assert await client.keys("note:*") == []
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["one", "many"])
+async def test_scoped_session_of_another_tenant_by_then_is_not_stored(
+    engine: AsyncEngine, client: Redis, many: bool
+) -> None:
+    """The call has the session of its scope, and the load that of another one."""
+    tenant = "red"
+
+    @cached("scoped:{number}", shared=True)
+    async def one(db: async_scoped_session[AsyncSession], redis: Redis, number: int) -> str:
+        return (await db.scalars(select(Note.body).where(Note.id == number))).one()
+
+    @cached_many("scoped:{numbers}", shared=True)
+    async def several(db: async_scoped_session[AsyncSession], redis: Redis, numbers: list[int]) -> dict[int, str]:
+        return {number: (await db.scalars(select(Note.body).where(Note.id == number))).one() for number in numbers}
+
+    def opened() -> AsyncSession:
+        return AsyncSession(engine.execution_options(schema_translate_map={None: tenant}))
+
+    scoped = async_scoped_session[AsyncSession](opened, lambda: tenant)  # type: ignore[arg-type]
+    call: Any = several(scoped, client, [1]) if many else one(scoped, client, 1)
+    tenant = "blue"
+    assert await call == ({1: "blue"} if many else "blue")
+    assert await client.keys("scoped:*") == []
+    for tenant in TENANTS:
+        for _ in range(2):
+            assert await one(scoped, client, 1) == tenant
+        await scoped.remove()
+    assert one.stats.hits == 2
 
 
 # --- invalidating single keys
