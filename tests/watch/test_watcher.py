@@ -150,6 +150,7 @@ async def test_the_first_watcher_invalidates_everything_and_the_next_goes_on(
     await store_entries(client, {"user:1": (tag("users", "id", 1),), "user:2": (tag("users", "id", 2),)}, cache)
     await watched.write("UPDATE users SET bio = 'while nobody watches' WHERE id = 1")
     second = Watcher(watched.source, cache)
+    await until(watched.source.lead)
     poll = await second.poll()
     assert poll is not None
     assert (poll.lost, poll.found) == ("", 1)
@@ -175,6 +176,7 @@ async def test_a_watcher_killed_before_its_position_is_stored_repeats_the_change
             await watcher.poll()
     await watched.source.close()
     await store_entries(client, {"user:1": (tag("users", "id", 1),)}, cache)
+    await until(watched.source.lead)  # the server ends the session after the client's close
     poll = await Watcher(watched.source, cache).poll()
     assert poll is not None
     assert poll.found == 1
