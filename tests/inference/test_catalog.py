@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
+from sqlalchemy.exc import ProgrammingError
 
 from fastrdb.inference import Catalog, Change, Origins, Spread, declare_views
 from fastrdb.inference import catalog as catalog_module
@@ -248,7 +249,7 @@ async def test_a_question_without_an_answer_is_asked_again(postgres: Database) -
 
     def ask(db: sa.Connection, catalog: Catalog) -> tuple[set[str], bool]:
         catalog.names(db)
-        with pytest.raises(sa.exc.ProgrammingError):
+        with pytest.raises(ProgrammingError):
             db.exec_driver_sql("SELECT nothing")
         failed = [set(catalog.besides(db, depending("large"))[0]), catalog.known("large").reads]
         assert failed == [{ANYTHING}, None]
