@@ -18,7 +18,7 @@ from fastrdb import Cache, FastRDBError, Inspector
 
 from . import pages, show
 from .connect import URL, UnreachableError, connected
-from .doctor import Doctor, worst
+from .doctor import Doctor, counted, worst
 from .live import follow
 from .watching import watch
 
@@ -166,16 +166,18 @@ def invalidate(
         if not prefix:
             _print_error("an empty prefix reaches nothing: '*' is all entries", as_json)
             return UNREACHABLE
-        count = await Inspector(client, namespace).count(prefix)
+        keys = counted(await Inspector(client, namespace).count(prefix), "key")
         if not yes:
             if as_json or not sys.stdin.isatty():
-                _print_error(f"{count} keys under {prefix}: give --yes to delete them", as_json)
+                _print_error(f"{keys} under {prefix}: give --yes to delete what is there", as_json)
                 return 1
-            if not _confirm(f"Delete {count} keys under {prefix}?"):
+            if not _confirm(f"Delete {keys} under {prefix}?"):
                 return 1
         async with Cache(client, namespace=namespace, timeout=10, on_error="raise") as cache:
             deleted = await cache.invalidate(prefix)
-        _print({"deleted": deleted}) if as_json else show.lines(console(), [f"{deleted} entries deleted"])
+        _print({"deleted": deleted}) if as_json else show.lines(
+            console(), [f"{counted(deleted or 0, 'entry')} deleted"]
+        )
         return 0
 
     raise typer.Exit(_run(url, delete, as_json))

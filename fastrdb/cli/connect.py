@@ -17,6 +17,31 @@ from fastrdb import CacheUnavailableError
 
 URL = "redis://localhost:6379"
 _CONNECT_S = 5.0
+_OPTIONS: dict[str, Any] = {
+    "socket_connect_timeout": _CONNECT_S,
+    "socket_timeout": _CONNECT_S,
+    "retry": Retry(NoBackoff(), 0),
+}
+_MET = re.compile(r"(?:connecting to|reading from|writing to) (\S+:\d+)")
+"""Which server an error of redis-py is about."""
+
+
+_MEANINGS = {
+    "cluster is down|not covered": (
+        "slots of the cluster have no master",
+        "`fastrdb doctor` and CLUSTER NODES show which",
+    ),
+    "wrongtype": ("that key is another program's, and no entry", "Give the cache a namespace of its own"),
+    "no such file": ("there is no such file", "Check the path of the socket, or of a certificate, in the address"),
+    "certificate": ("the certificate of the server is not trusted", "Add ?ssl_ca_certs=/path/to/ca.pem to the address"),
+    "ssl|wrong_version_number": ("the server does not speak TLS there", "Write redis:// instead of rediss://"),
+    "name or service|nodename nor servname|name resolution": (
+        "there is no host of that name",
+        "Check the address, and DNS",
+    ),
+    "refused|error 111": ("nothing listens there (connection refused)", "Check host and port; is it running?"),
+}
+"""For words of an error, what the error means, and what to do."""
 
 
 class UnreachableError(Exception):
@@ -35,9 +60,7 @@ async def connected(url: str) -> AsyncIterator[Any]:
     """Open a client for an address, and close it. Raises UnreachableError."""
     try:
         _refuse_other_text(url)
-        client: Any = Redis.from_url(
-            url, socket_connect_timeout=_CONNECT_S, socket_timeout=_CONNECT_S, retry=Retry(NoBackoff(), 0)
-        )
+        client: Any = Redis.from_url(url, **_OPTIONS)
         client.connection_pool.make_connection()  # an option that there is not: TypeError
     except (ValueError, TypeError):  # its text may have a part of the password
         raise UnreachableError(
@@ -53,9 +76,7 @@ async def connected(url: str) -> AsyncIterator[Any]:
                 raise UnreachableError("that is a Sentinel, and has no entries", advice, _place(url))
             if mode == "cluster":
                 await client.aclose()
-                client = RedisCluster.from_url(
-                    url.removesuffix("/0"), socket_connect_timeout=_CONNECT_S, socket_timeout=_CONNECT_S
-                )
+                client = RedisCluster.from_url(url.removesuffix("/0"), **_OPTIONS)
                 await client.initialize()
         except OSError as error:
             raise _explained(error, url) from error
@@ -91,7 +112,8 @@ async def _mode(client: Any) -> str:
 
 
 def _explained(error: Exception, url: str) -> UnreachableError:
-    return UnreachableError(*_meaning(error, url), _place(url))
+    met = _MET.search(str(error))  # of a cluster, it may be another server's
+    return UnreachableError(*_meaning(error, url), f"Redis at {met[1]}" if met else _place(url))
 
 
 def _place(url: str) -> str:
@@ -109,16 +131,9 @@ def _meaning(error: Exception, url: str) -> tuple[str, str]:
         isinstance(error, NoPermissionError) or "no permission" in text
     ):  # of the user, also behind an error of the cache
         return f"the user may not do that ({error})", "`fastrdb docs security` has the line of the ACL"
-    if "no such file" in text:
-        return "there is no such file", "Check the path of the socket, or of a certificate, in the address"
-    if "certificate" in text:
-        return "the certificate of the server is not trusted", "Add ?ssl_ca_certs=/path/to/ca.pem to the address"
-    if "ssl" in text or "wrong_version_number" in text:
-        return "the server does not speak TLS there", "Write redis:// instead of rediss://"
-    if "name or service" in text or "nodename nor servname" in text or "name resolution" in text:
-        return "there is no host of that name", "Check the address, and DNS"
-    if "refused" in text or "error 111" in text:
-        return "nothing listens there (connection refused)", "Check host and port; is it running?"
+    for words, (what, advice) in _MEANINGS.items():
+        if re.search(words, text):
+            return what, advice
     if "closed by server" in text or "reset" in text:
         advice = "Does it want TLS? Write rediss:// instead of redis://" if url.startswith("redis://") else "Try again"
         return "the server closes the connection", advice

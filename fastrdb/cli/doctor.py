@@ -13,7 +13,9 @@ from statistics import median
 from time import monotonic, time
 from typing import Any, Literal
 
-from redis.exceptions import NoPermissionError, RedisError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoPermissionError, RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from fastrdb import Cache, Inspector
 from fastrdb.protocol import is_cluster
@@ -62,7 +64,8 @@ class Doctor:
         self._cluster = is_cluster(client)
         self._inspector = Inspector(client, namespace)
         self._infos: dict[str, dict[str, Any]] = {}
-        self._other_data = False
+        self._silent: dict[str, str] = {}  # masters, with their errors
+        self._other_data = self._down = False
 
     async def examine(self) -> AsyncIterator[Diagnosis]:
         """Yield each finding as it is made. A check that the server refuses is a finding, too."""
@@ -72,6 +75,9 @@ class Doctor:
             *(self.rights, self.near, self.tags, self.clock, self.latency),
         ]
         for check in checks:
+            if check == self.trust and self._down:  # the checks from here on need each slot
+                yield Diagnosis("entries", "warning", "not examined: see slots", "Run this again when slots are well")
+                return
             try:
                 for found in await check():
                     yield found
@@ -81,13 +87,21 @@ class Doctor:
                 yield Diagnosis(check.__name__, "warning", f"not known: {error}", "Run this again")
 
     async def _each(self, *command: Any) -> dict[str, Any]:
-        """Return the reply of each master, by its address."""
+        """Return the reply of each master that answers, by its address. One that does not is asked only once."""
         if not self._cluster:
             return {"": await self._client.execute_command(*command)}
-        masters = self._client.get_primaries()
-        replies = [await self._client.execute_command(*command, target_nodes=node) for node in masters]
-        plain = [next(iter(reply.values())) if _wrapped(reply, masters) else reply for reply in replies]
-        return {node.name: reply for node, reply in zip(masters, plain, strict=True)}
+        masters, found = self._client.get_primaries(), dict[str, Any]()
+        for node in masters:
+            if node.name not in self._silent:
+                try:
+                    reply = await self._client.execute_command(*command, target_nodes=node)
+                except (RedisConnectionError, RedisTimeoutError) as error:
+                    self._silent[node.name] = str(error)
+                else:
+                    found[node.name] = next(iter(reply.values())) if _wrapped(reply, masters) else reply
+        if not found:
+            raise RedisConnectionError("no master answers")
+        return found
 
     # --- the server
 
@@ -95,7 +109,7 @@ class Doctor:
         """Read INFO, on which other checks depend."""
         try:
             self._infos = await self._each("INFO")
-        except RedisError as error:
+        except ResponseError as error:
             advice = "Allow +info: without it a restart with old data and an evicting policy are not noticed"
             return [Diagnosis("info", "warning", f"INFO is refused ({error})", advice)]
         return []
@@ -124,19 +138,23 @@ class Doctor:
                 advice = f"Connect to its master, {master}: a replica may be behind and takes no writes"
                 found.append(Diagnosis("role", "failure", _at(name, "a replica"), advice))
             else:
-                found.append(ok("role", _at(name, f"a master with {info.get('connected_slaves', 0)} replicas")))
+                found.append(
+                    ok("role", _at(name, f"a master with {counted(int(info.get('connected_slaves', 0)), 'replica')}"))
+                )
         return found
 
     async def slots(self) -> list[Diagnosis]:
         """Check that each slot of a cluster has a master, and name the slots that are moving."""
         if not self._cluster:
             return []
-        found = []
+        found, advice = [], "See CLUSTER NODES: slots without a master are bypassed"
         for name, info in (await self._each("CLUSTER", "INFO")).items():
             state = info.get("cluster_state") if isinstance(info, dict) else _field(info, "cluster_state")
             if state != "ok":
-                advice = "See CLUSTER NODES: slots without a master are bypassed"
                 found.append(Diagnosis("slots", "failure", _at(name, f"cluster_state {state}"), advice))
+        for name, error in self._silent.items():
+            found.append(Diagnosis("slots", "failure", _at(name, f"this master does not answer ({error})"), advice))
+        self._down = bool(found)
         moving = await self._moving()
         if moving:
             shown = ", ".join(moving[:8])
@@ -229,8 +247,10 @@ class Doctor:
         index = await self._inspector.index()
         if index.exists and not index.whole:
             advice = "The next write of a prefix scans all keys once. New here, or was the index evicted or deleted?"
-            return [Diagnosis("index", "warning", f"not whole, {index.keys:,} keys", advice)]
-        return [ok("index", f"whole, {index.keys:,} keys" if index.exists else "none yet: nothing is cached here")]
+            return [Diagnosis("index", "warning", f"not whole, {counted(index.keys, 'key')}", advice)]
+        return [
+            ok("index", f"whole, {counted(index.keys, 'key')}" if index.exists else "none yet: nothing is cached here")
+        ]
 
     async def trust(self) -> list[Diagnosis]:
         """Check that the data is the server's own: a restart or a failover may bring back old data."""
@@ -256,7 +276,7 @@ class Doctor:
         if sum(int(size) for size in (await self._each("DBSIZE")).values()) > _MOST_KEYS:
             return [ok("leases", "not counted: there are more than a million keys")]
         found = await self._inspector.leases()
-        return [ok("leases", f"{found} loads are running")]
+        return [ok("leases", f"running: {counted(found, 'load')}")]
 
     async def clock(self) -> list[Diagnosis]:
         """Compare the clocks of masters: barriers are kept by the server's time."""
@@ -313,3 +333,9 @@ def _wrapped(reply: Any, masters: list[Any]) -> bool:
 def _field(text: Any, name: str) -> str:
     lines = (text.decode() if isinstance(text, bytes) else str(text)).splitlines()
     return next((line.partition(":")[2] for line in lines if line.startswith(name)), "?")
+
+
+def counted(count: int, one: str) -> str:
+    """Return a number with its noun."""
+    many = f"{one[:-1]}ies" if one.endswith("ry") else f"{one}es" if one.endswith("s") else f"{one}s"
+    return f"{count:,} {one if count == 1 else many}"

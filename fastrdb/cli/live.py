@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
+from redis.exceptions import RedisError
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.text import Text
 
 from fastrdb import Inspector
 
@@ -19,14 +21,19 @@ async def follow(console: Console, inspector: Inspector, every: float, times: fl
     if not console.is_terminal:
         console.print(await _page(inspector))
         return
+    page = await _page(inspector)
     with Live(console=console, screen=True, auto_refresh=False) as live:
         count = 0
         while True:
-            live.update(await _page(inspector), refresh=True)
+            live.update(page, refresh=True)
             count += 1
             if count >= times:
                 return
             await asyncio.sleep(every)
+            try:
+                page = await _page(inspector)
+            except (RedisError, OSError) as error:  # a server restarts, or a replica takes over
+                page = Text(f"Redis does not answer: {type(error).__name__}", "bold red")
 
 
 async def _page(inspector: Inspector) -> RenderableType:

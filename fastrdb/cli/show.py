@@ -14,7 +14,7 @@ from rich.text import Text
 from fastrdb import Inspector
 from fastrdb.protocol import KeyInfo
 
-from .doctor import Diagnosis, Level
+from .doctor import Diagnosis, Level, counted
 
 _SIGNS: dict[Level, tuple[str, str]] = {
     "ok": ("ok  ", "green"),
@@ -50,11 +50,7 @@ def keys(console: Console, found: Sequence[KeyInfo], limit: int) -> None:
     for each in found:
         table.add_row(plain(each.key), life(each.ttl), size(each.size))
     console.print(table)
-    more = (
-        f"the first {limit}; --limit shows more"
-        if len(found) >= limit
-        else f"{len(found)} entr{'y' if len(found) == 1 else 'ies'}"
-    )
+    more = f"the first {limit}; --limit shows more" if len(found) >= limit else counted(len(found), "entry")
     console.print(Text(more, "dim"))
 
 
@@ -66,11 +62,12 @@ def entry(console: Console, found: KeyInfo, raw: bytes) -> None:
 
 
 def parsed(raw: bytes) -> Any:
-    """Return the value of an entry, or its text if it is no JSON."""
+    """Return the value of an entry, or its text if it is no JSON, such as NaN."""
     try:
-        return json.loads(raw)
+        json.dumps(value := json.loads(raw), allow_nan=False)
     except ValueError:
         return raw.decode("utf-8", "backslashreplace")
+    return value
 
 
 def functions(published: Mapping[str, Any]) -> RenderableType:
@@ -78,7 +75,8 @@ def functions(published: Mapping[str, Any]) -> RenderableType:
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("function", overflow="fold")
     for name in ("calls", "hit ratio", "loads", "load", "Redis", "unstored", "dropped"):
-        table.add_column(name, justify="right")  # may wrap: else a narrow terminal takes all from the names
+        # May wrap: else a narrow terminal takes all from the names. Folded: "37…" could be any number.
+        table.add_column(name, justify="right", overflow="fold")
     found = Inspector.totals(published)
     for name, each in sorted(found.items(), key=lambda item: -sum(map(item[1]["stats"].get, item[1]["stats"]))):
         stats = each["stats"].get
@@ -89,8 +87,10 @@ def functions(published: Mapping[str, Any]) -> RenderableType:
         counts = [f"{stats(kind, 0):,}" for kind in ("unstored", "deleted")]
         table.add_row(plain(name), f"{calls:,}", ratio, f"{stats('loads', 0):,}", *times, *counts)
     pending = [f"{each['host']} pid {each['pid']}" for each in published.values() if each.get("pending")]
-    processes = f"{len(published)} process{'es' if len(published) > 1 else ''}"
-    foot = Text(processes if published else "no process publishes its counts: Cache(publish=True)", "dim")
+    foot = Text(
+        counted(len(published), "process") if published else "no process publishes its counts: Cache(publish=True)",
+        "dim",
+    )
     if pending:
         foot.append(f"   an invalidation is pending in {', '.join(pending)}", "bold red")
     return Group(table, foot)
@@ -112,6 +112,8 @@ def dropped(published: Mapping[str, Any], most: int) -> RenderableType:
 def drops(published: Mapping[str, Any], most: int) -> RenderableType:
     """Return a table of the latest invalidations, the newest first."""
     table = Table("dropped", "by", "entries", box=None, header_style="bold", pad_edge=False)
+    for column in table.columns:
+        column.overflow = "fold"
     every = sorted((drop for each in published.values() for drop in each["drops"]), key=lambda drop: -drop["at"])
     for drop in every[:most]:
         table.add_row(

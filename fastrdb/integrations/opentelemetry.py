@@ -7,6 +7,7 @@ OpenTelemetry's own names; all others begin with `fastrdb.cache`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from opentelemetry import metrics
@@ -41,7 +42,7 @@ def instrument(
     Raises:
         OptionError: the cache has spans of another provider already: a load can be inside of one span alone.
     """
-    measured, traced = _metrics_of(meter_provider or metrics.get_meter_provider()), Spans(tracer_provider, keys)
+    measured, traced = _metrics_of(meter_provider), Spans(tracer_provider, keys)
     before = [each for each in cache.samplers if isinstance(each, Spans)]
     if any((each.provider, each.keys) != (traced.provider, keys) for each in before):
         raise OptionError("opentelemetry.instrument: the cache has spans of another tracer_provider=, or other keys=")
@@ -77,7 +78,7 @@ _BOUNDS = {"redis": (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)}
 class _Metrics(Recorder):
     """The sampler that records the metrics of all caches of one provider."""
 
-    def __init__(self, provider: MeterProvider) -> None:
+    def __init__(self, provider: MeterProvider | None) -> None:
         super().__init__()
         meter = metrics.get_meter(NAME, meter_provider=provider)
         self._record: dict[str, Callable[[float, dict[str, str]], None]] = {}
@@ -112,10 +113,15 @@ class _Metrics(Recorder):
         return found
 
 
-_known: WeakKeyDictionary[MeterProvider, _Metrics] = WeakKeyDictionary()
+_known: WeakKeyDictionary[Any, _Metrics] = WeakKeyDictionary()
 
 
-def _metrics_of(provider: MeterProvider) -> _Metrics:
-    if provider not in _known:
-        _known[provider] = _Metrics(provider)
-    return _known[provider]
+def _metrics_of(provider: MeterProvider | None) -> _Metrics:
+    """Return those of a provider. The global one may be set later than the first cache asks for it, as `metrics`."""
+    current = metrics.get_meter_provider()
+    key: Any = provider or current
+    if key is current and key not in _known:
+        key = metrics
+    if key not in _known:
+        _known[key] = _Metrics(None if key is metrics else key)
+    return _known[key]

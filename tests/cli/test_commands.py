@@ -130,6 +130,23 @@ def test_json_has_nothing_that_a_terminal_would_obey_or_cannot_write(server: Emb
     assert json.loads(shown)["value"] == "\x9b31m\ud800"
 
 
+@pytest.mark.parametrize("value", ['{"a":NaN}', "[1e999]", "-Infinity"])
+def test_what_only_python_reads_as_json_is_shown_as_text(server: EmbeddedServer, value: str) -> None:
+    """A script's parser refuses NaN and Infinity, which another program may have stored."""
+    with redis.Redis(port=server.port) as admin:
+        admin.set("shop:user:1", value)
+    assert found("get", "user:1", "--url", server.url)["value"] == value
+
+
+@pytest.mark.parametrize("command", ["get", "why"])
+def test_a_key_of_another_program_is_told(server: EmbeddedServer, command: str) -> None:
+    """The address is right: the advice is about the namespace."""
+    with redis.Redis(port=server.port) as admin:
+        admin.hset("shop:cart", "item", 1)
+    shown = call(command, "cart", "--url", server.url, status=2).output
+    assert "that key is another program's, and no entry. Give the cache a namespace of its own" in shown
+
+
 def test_why_says_what_there_is(url: str) -> None:
     """An entry, or none and what to ask then."""
     assert found("why", "user:1", "--url", url)["reasons"][0].startswith("there is an entry of 28 bytes")
@@ -141,7 +158,9 @@ def test_invalidate_counts_and_asks(url: str) -> None:
     assert "3 keys under user:*: give --yes" in call("invalidate", "user:*", "--url", url, status=1).output
     assert len(found("keys", "--url", url)) == 3
     assert found("invalidate", "user:1", "--yes", "--url", url) == {"deleted": 1}
-    assert "2 entries deleted" in call("invalidate", "user:*", "-y", "--url", url).stdout
+    assert "1 key under user:2: give --yes" in call("invalidate", "user:2", "--url", url, status=1).output
+    assert "1 entry deleted" in call("invalidate", "user:2", "-y", "--url", url).stdout
+    assert "1 entry deleted" in call("invalidate", "user:*", "-y", "--url", url).stdout
     assert found("keys", "--url", url) == []
 
 
@@ -168,6 +187,18 @@ def test_a_narrow_terminal_shows_which_function_it_is() -> None:
     Console(file=written, width=60).print(show.functions({"one": {"host": "web1", "pid": 7, **counts}}))
     shown = "".join(line.split()[0] for line in written.getvalue().splitlines())
     assert shown.startswith(f"function{name}")
+
+
+@pytest.mark.parametrize("width", [40, 60])
+def test_a_narrow_terminal_shows_whole_numbers(width: int) -> None:
+    """They go on in the next line: a number that is cut off reads as another one."""
+    written = io.StringIO()
+    stats = {"hits": 123_456, "misses": 4, "loads": 654_321, "unstored": 777_888, "deleted": 999_111}
+    counts = {"functions": [{"function": "f", "pattern": "", "stats": stats, "times": {}, "dropped": {}}]}
+    drops = [{"at": 1.0, "function": "rename_a_customer", "key": "customer:of:an:international:firm", "count": 555_444}]
+    published = {"one": {"host": "web1", "pid": 7, "drops": drops, **counts}}
+    Console(file=written, width=width).print(show.functions(published), show.drops(published, 5))
+    assert "…" not in written.getvalue()
 
 
 def test_deps_and_who_read_tags(url: str) -> None:
@@ -300,6 +331,19 @@ def test_top_renews_its_screen(server: EmbeddedServer) -> None:
     assert shown.count("hit ratio") == 1
     terminal.process.send_signal(signal.SIGINT)
     assert terminal.end() == 0
+
+
+def test_top_goes_on_while_redis_is_away() -> None:
+    """A server that restarts does not end it."""
+    with EmbeddedServer() as server:
+        terminal = Terminal("top", "--url", server.url, "--every", "0.1")
+        terminal.until("no process publishes")
+        server.kill()
+        terminal.until("Redis does not answer: ConnectionError")
+        server.start()
+        terminal.until("no process publishes")
+        terminal.process.send_signal(signal.SIGINT)
+        assert terminal.end() == 0
 
 
 def test_invalidate_asks_on_a_terminal(server: EmbeddedServer) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import re
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +29,7 @@ from tests.support import ROOT
 from tests.support.servers.certificates import Certificate
 from tests.support.servers.cluster import Cluster
 from tests.support.servers.sentinels import watched
+from tests.support.waiting import until_found
 from tests.support.world.items import Row
 
 ALL = {
@@ -202,6 +205,30 @@ def test_a_cluster_with_a_slot_that_moves(cluster: Cluster) -> None:
     assert found["slots"]["found"].endswith(f"127.0.0.1:{source.port}: {slot}")
     assert found["rights"]["level"] == "ok"
     assert doctor(url)[1]["slots"]["found"] == "whole, 3 masters, no slot moves"
+
+
+@pytest.mark.parametrize("fault", [signal.SIGSTOP, signal.SIGKILL], ids=lambda fault: fault.name)
+def test_a_cluster_with_a_master_that_does_not_answer(fault: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The master is named, and asked once: each of the other checks would wait for it again."""
+    monkeypatch.setitem(connect._OPTIONS, "socket_timeout", 0.5)
+    with Cluster() as cluster:
+        first, silent, _ = cluster.masters
+        url = f"redis://127.0.0.1:{first.port}"
+        os.kill(silent.server.pid, fault)
+        until_found(lambda: not first.is_well(), "the cluster takes itself for whole")
+        status, found = doctor(url)
+        assert (status, found["version"]["level"]) == (2, "ok")
+        said = json.loads(CliRunner().invoke(cli, ["doctor", url, "--json"]).stdout)
+        found_there = [each["found"] for each in said if each["check"] == "slots"]
+        assert f"127.0.0.1:{first.port}: cluster_state fail" in found_there
+        assert [each.partition(" (")[0] for each in found_there if "answer" in each] == [
+            f"127.0.0.1:{silent.port}: this master does not answer"
+        ]
+        assert [each["check"] for each in said][-1] == "entries"
+        shown = CliRunner().invoke(cli, ["keys", "--url", url])
+        assert (shown.exit_code, "slots of the cluster have no master" in shown.output) == (2, True)
+        published = CliRunner().invoke(cli, ["stats", "--url", f"redis://127.0.0.1:{silent.port}"])
+        assert (published.exit_code, f"Redis at 127.0.0.1:{silent.port}: " in published.output) == (2, True)
 
 
 def test_a_dead_port_is_told() -> None:

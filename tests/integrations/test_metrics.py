@@ -179,6 +179,56 @@ async def test_a_cache_has_the_spans_of_one_provider(client: Redis) -> None:
     assert span.parent is None
 
 
+LATE = """
+import asyncio, sys
+from opentelemetry.metrics import set_meter_provider
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from redis.asyncio import Redis
+from fastrdb import Cache
+from fastrdb.integrations.opentelemetry import instrument
+
+async def main():
+    async with Redis(port=int(sys.argv[1])) as client:
+        caches = [Cache(client, namespace=name) for name in ("first", "second")]
+        instrument(caches[0])
+        reader = InMemoryMetricReader()
+        provider = MeterProvider([reader])
+        set_meter_provider(provider)
+        instrument(caches[1], **({"meter_provider": provider} if sys.argv[2] == "given" else {}))
+        instrument(caches[0])
+        for cache in caches:
+
+            @cache.cached("one:{number}")
+            async def one(number: int) -> int:
+                return number
+
+            assert [await one(1), await one(1)] == [1, 1]
+    (found,) = reader.get_metrics_data().resource_metrics[0].scope_metrics
+    for metric in found.metrics:
+        for point in metric.data.data_points:
+            value = point.value if hasattr(point, "value") else point.count
+            print(metric.name, point.attributes.get("fastrdb.cache.request.type", ""), value)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("way", ["global", "given"])
+def test_a_provider_that_is_set_late_has_the_metrics_of_all_caches_once(
+    server: EmbeddedServer, client: Redis, way: str
+) -> None:
+    """An application makes its caches when it is imported, and sets the global provider when it starts."""
+    command = [sys.executable, "-c", LATE, str(server.port), way]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    lines = done.stdout.splitlines()
+    assert "fastrdb.cache.requests hit 2" in lines
+    assert "fastrdb.cache.requests miss 2" in lines
+    assert "fastrdb.cache.load.duration  2" in lines
+    assert done.stderr == ""  # the SDK warns of a second instrument of one name
+
+
 # --- Prometheus
 
 
