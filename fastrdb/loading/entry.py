@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastrdb.errors import CacheUnavailableError
 from fastrdb.events import Counters
-from fastrdb.keys import ANYTHING, END, UNSAID, CallPlan, is_fixed, members
+from fastrdb.keys import ANYTHING, END, UNSAID, CallPlan, is_fixed
 from fastrdb.orm import Declared, NotPlainError, plain_copy
 from fastrdb.protocol import Budget, Store, Timed
 from fastrdb.registry import Registered
@@ -175,10 +175,9 @@ class Entries:
         except Exception as error:  # noqa: BLE001  # whatever a user's serializer raises: the value is right, its entry is not
             self.unstorable = f"the value cannot be written as JSON: {type(error.__cause__ or error).__name__}"
         if self.unstorable is not None:
-            if is_mapped(type(value)):
-                kind = type(value).__name__
-                wanted = " or ".join(getattr(each, "__name__", str(each)) for each in members(self.codec.type))
-                self.unstorable = f"the function returns a row of {kind}, and declares {wanted}: give schema={wanted}"
+            row = next(iter(value), None) if isinstance(value, list) else value
+            if is_mapped(type(row)):
+                self.unstorable = self.codec.refusal_of_row(row)
             return None, self.unstorable
         if len(raw) > self.cache.max_bytes:
             return raw, f"the entry is larger than max_bytes, {self.cache.max_bytes:,} bytes"

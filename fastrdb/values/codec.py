@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core.core_schema import ErrorType
 
 from fastrdb.errors import OptionError, SchemaError
-from fastrdb.keys import variables
+from fastrdb.keys import members, variables
 
 from . import strict, types
 from .equality import difference
@@ -172,7 +172,17 @@ class Codec:
             if error["type"] == "get_attribute_error":
                 _read_again(result, error["loc"])
         text = f"{self.owner}: the result, {type(result).__name__}, does not fit schema {_name(self.type)}"
-        raise SchemaError(f"{text}: {_first(failure, self._core)}") from failure
+        kind = failure.errors(include_url=False, include_input=False)[0]["type"]
+        hint = "; of a row, pydantic makes models only" if kind in ("dataclass_type", "dict_type") else ""
+        raise SchemaError(f"{text}: {_first(failure, self._core)}{hint}") from failure
+
+    def refusal_of_row(self, row: Any) -> str:
+        """Return why a row of the ORM, or a list of rows, is not what is declared, and what to do."""
+        inner = [kind for each in members(self.type) for kind in get_args(each) or (each,)]
+        wanted = " or ".join(map(_name, inner))
+        models = all(hasattr(kind, "model_validate") for kind in inner)  # pydantic makes nothing else of a row
+        todo = f"give schema={wanted}" if models else "make that of the row before you return it"
+        return f"the function returns a row of {type(row).__name__}, and declares {wanted}: {todo}"
 
 
 def _read_again(result: Any, loc: tuple[int | str, ...]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -28,6 +29,23 @@ async def row(number: int) -> Item:
     return Row(id=number, name="secret")  # type: ignore[return-value]
 
 
+async def rows(number: int) -> list[Item]:
+    """Return rows, without `schema=`."""
+    return [Row(id=number, name="secret")]  # type: ignore[list-item]
+
+
+@dataclass
+class Record:
+    """What pydantic does not make of a row."""
+
+    id: int
+
+
+async def record(number: int) -> Record | None:
+    """Return a row in place of a dataclass."""
+    return Row(id=number, name="secret")  # type: ignore[return-value]
+
+
 async def large(number: int) -> str:
     """Return more than `max_bytes`."""
     return "secret" * 100
@@ -47,6 +65,8 @@ async def plain(number: int) -> int:
 CAUSES: dict[str, tuple[Any, dict[str, Any], int, str]] = {
     "type": (unlike, {}, logging.WARNING, "dict comes back as Item"),
     "row": (row, {}, logging.WARNING, "the function returns a row of Row, and declares Item: give schema=Item"),
+    "rows": (rows, {}, logging.WARNING, "the function returns a row of Row, and declares Item: give schema=Item"),
+    "record": (record, {}, logging.WARNING, "declares Record: make that of the row before you return it"),
     "size": (large, {}, logging.WARNING, "the entry is larger than max_bytes, 100 bytes"),
     "no_store": (noted, {}, logging.INFO, "a preview"),
     "cache_if": (plain, {"cache_if": lambda number: number < 0}, logging.INFO, "cache_if"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import date
+from types import SimpleNamespace
 from typing import Annotated, Any, Literal, Union
 
 import pytest
@@ -107,6 +109,22 @@ def test_the_error_of_a_result_that_does_not_fit_its_schema_does_not_quote_it(
     """The error names type and field; a reload in the background logs its text."""
     with pytest.raises(SchemaError, match=place) as caught:
         Codec(object, schema=annotation, owner="load").convert(result)
+    assert "4111" not in str(caught.value)
+
+
+@dataclass
+class Record:
+    """What pydantic makes of a mapping, and not of a row."""
+
+    kind: str
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_the_error_of_a_row_for_a_dataclass_names_models(*, several: bool) -> None:
+    """Pydantic reads the attributes of a row for a model only."""
+    row = SimpleNamespace(kind=CANARY)
+    with pytest.raises(SchemaError, match=r"does not fit schema .*; of a row, pydantic makes models only$") as caught:
+        Codec(object, schema=list[Record] if several else Record, owner="load").convert([row] if several else row)
     assert "4111" not in str(caught.value)
 
 
