@@ -304,7 +304,7 @@ class Cache:
             OptionError: no Redis anywhere.
         """
         owner = f"{type(self).__name__}.invalidate"
-        given: list[Any] = [what] if isinstance(what, str | Rows | Table | type) else list(what)
+        given: list[Any] = [what] if callable(what) or isinstance(what, str | Rows | Table) else list(what)
         found = [made for text in given if isinstance(text, str) for made in Prefix.plain(text, owner)]
         images = images_of([each for each in given if not isinstance(each, str)], owner)
         client = self.runtime.required(owner) if redis is None else redis

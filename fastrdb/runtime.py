@@ -342,6 +342,8 @@ def checked(client: Any, where: str, *, mocks: bool = False) -> Any:
     `where` names the function and the parameter. With `mocks`, a mock of a client will do: no call reaches it. No
     message has the client's own text, which may hold a password.
     """
+    if isinstance(client, type):
+        raise OptionError(f"{where} is the class {client.__name__}, and must be a client: {client.__name__}(...)")
     kind = type(client)
     bases = {cls.__name__ for cls in kind.__mro__}
     home = kind.__module__.partition(".")[0]

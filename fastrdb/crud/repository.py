@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
 from sqlalchemy.sql.base import ExecutableOption
 
 from fastrdb.cache import Cache, default_cache
+from fastrdb.errors import OptionError
 from fastrdb.options import Seconds
 from fastrdb.orm import Columns
 
@@ -337,7 +338,10 @@ class FastRDB(Generic[Model, Create, Update, Response]):
 
 
 def _session_of(db: Database) -> AsyncSession:
-    return db() if isinstance(db, async_scoped_session) else db
+    found = db() if isinstance(db, async_scoped_session) else db
+    if getattr(found, "sync_session", None) is None:
+        raise OptionError(f"FastRDB: parameter 'db' must be an AsyncSession, not {type(db).__name__}")
+    return found
 
 
 def _given(method: str, value: Any, name: str = "obj_in") -> Any:

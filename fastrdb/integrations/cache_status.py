@@ -39,7 +39,7 @@ class CacheStatus:
         key: show the key, which may hold personal data.
 
     Raises:
-        OptionError: a name that is no token, such as one with a space.
+        OptionError: a name that is no token, such as one with a space; or something else than a cache.
     """
 
     def __init__(
@@ -49,6 +49,8 @@ class CacheStatus:
             raise OptionError(f"CacheStatus: name={name!r} must be a token, such as 'shop'")
         self._app, self._name, self._key = app, name, key
         for each in (cache,) if isinstance(cache, Cache) else cache:
+            if not isinstance(each, Cache):
+                raise OptionError(f"CacheStatus: cache must be a Cache, or several, not {type(cache).__name__}")
             if _note not in each.hooks:
                 each.hooks.append(_note)
                 each.runtime.leaving.append(partial(_events.set, None))

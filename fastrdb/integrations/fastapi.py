@@ -61,7 +61,12 @@ def lifespan(
         redis: an address, or a client, which stays open.
         database: an address, an engine, which stays open, or a factory of sessions.
         also: another lifespan, which runs inside of this one.
+
+    Raises:
+        OptionError: something else than a cache, or than a database.
     """
+
+    _refuse_others(caches, database)
 
     @asynccontextmanager
     async def running(app: Any) -> AsyncIterator[None]:
@@ -86,6 +91,15 @@ def lifespan(
             yield
 
     return running
+
+
+def _refuse_others(caches: Iterable[Any], database: Any) -> None:
+    for each in caches:
+        if not isinstance(each, Cache):
+            raise OptionError(f"lifespan: not for {type(each).__name__}: write FastAPI(lifespan=lifespan(cache, ...))")
+    if not (database is None or isinstance(database, str | AsyncEngine) or callable(database)):
+        kinds = "an address, an AsyncEngine or a factory of sessions"
+        raise OptionError(f"lifespan: database must be {kinds}, not {type(database).__name__}")
 
 
 def _resources(app: Any) -> Resources:
@@ -310,7 +324,9 @@ class _Endpoint:
             raise OptionError(f"{self.name}: cached_response answers as the function's own type, not response_model=")
         for option, same in _SAME_MODEL.items():
             if getattr(route, option, same[0]) not in same:
-                raise OptionError(f"{self.name}: cached_response answers with all of the JSON, without {option}=")
+                raise OptionError(
+                    f"{self.name}: cached_response answers with all of the JSON and 200, without {option}="
+                )
         given = getattr(route, "response_class", JSONResponse)
         kind: Any = getattr(given, "value", given)  # of FastAPI's mark of a default
         if not issubclass(kind, JSONResponse) or kind.__module__.partition(".")[0] not in {"fastapi", "starlette"}:

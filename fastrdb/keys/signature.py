@@ -77,6 +77,11 @@ def inspect_function(fn: Any, decorator: str) -> Inspected:
     """
     function = fn.__func__ if isinstance(fn, classmethod | staticmethod) or inspect.ismethod(fn) else fn
     name = getattr(function, "__qualname__", None) or repr(function)
+    if inspect.isasyncgenfunction(function):
+        raise OptionError(f"@{decorator} on {name}: an async generator; return a list in place of `yield`")
+    if isinstance(function, property):
+        name = getattr(function.fget, "__qualname__", name)
+        raise OptionError(f"@{decorator} on {name}: a property; put @property above @{decorator}")
     if not inspect.iscoroutinefunction(function):
         raise OptionError(f"@{decorator} on {name}: not a coroutine function; declare it with 'async def'")
     signature = _signature(function)

@@ -146,7 +146,9 @@ def _places(entity: Any, owner: str) -> list[_Place]:
     else:
         mapper = _mapper(entity)
         if mapper is None:
-            raise OptionError(f"{owner}: {entity!r} must be a mapped class, a Table or rows(...) of one")
+            name = getattr(entity, "__qualname__", type(entity).__name__)
+            hint = f"; call {name}.invalidate(...)" if hasattr(entity, "invalidate") else ""
+            raise OptionError(f"{owner}: {name} must be a mapped class, a Table or rows(...) of one{hint}")
         tables = [table for table in mapper.tables if isinstance(table, Table)]
     return [(table.schema, table.name) for table in tables]
 

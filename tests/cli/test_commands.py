@@ -191,7 +191,7 @@ def test_a_narrow_terminal_shows_which_function_it_is() -> None:
 
 @pytest.mark.parametrize("width", [40, 60])
 def test_a_narrow_terminal_shows_whole_numbers(width: int) -> None:
-    """They go on in the next line: a number that is cut off reads as another one."""
+    """A number goes on in the next line: one that is cut off reads as another."""
     written = io.StringIO()
     stats = {"hits": 123_456, "misses": 4, "loads": 654_321, "unstored": 777_888, "deleted": 999_111}
     counts = {"functions": [{"function": "f", "pattern": "", "stats": stats, "times": {}, "dropped": {}}]}

@@ -94,6 +94,18 @@ def test_field_that_no_row_has_is_refused() -> None:
     assert crud(Author, Computed)
 
 
+GIVEN: dict[str, dict[str, Any]] = {"get": {"id": 1}, "create": {"obj_in": {"id": 1}}, "count": {}, "get_page": {}}
+
+
+@pytest.mark.parametrize("method", GIVEN)
+async def test_engine_in_place_of_a_session_is_refused(sqlite: Database, method: str) -> None:
+    """The error names the parameter, and not an attribute of a session that the engine lacks."""
+    call = getattr(crud(Author, AuthorOut), method)
+    with pytest.raises(OptionError) as caught:
+        await call(sqlite.engine, None, **GIVEN[method])
+    assert str(caught.value) == "FastRDB: parameter 'db' must be an AsyncSession, not AsyncEngine"
+
+
 @pytest.mark.parametrize("negative_exp", [None, 60])
 async def test_missing_row_is_named(client: Redis, sqlite: Database, negative_exp: int | None) -> None:
     """The error has model and filters, from the database as from a stored answer."""

@@ -599,6 +599,22 @@ async def test_lifespan_opens_what_it_is_given_as_an_address_and_closes_it(serve
     )
 
 
+async def test_what_is_no_cache_or_no_database_is_refused() -> None:
+    """At once, or when the application starts if `lifespan` itself was given."""
+    wrong: Any
+    for wrong in (AsyncSession(), 7):
+        with pytest.raises(OptionError, match=r"database must be .* or a factory of sessions, not \w+$"):
+            lifespan(Cache(), database=wrong)
+    wrong = lifespan
+    app = FastAPI(lifespan=wrong)
+    with pytest.raises(OptionError, match=r"not for FastAPI: write FastAPI\(lifespan=lifespan\(cache, ...\)\)$"):
+        async with app.router.lifespan_context(app):
+            pass
+    wrong = "cache"
+    with pytest.raises(OptionError, match="CacheStatus: cache must be a Cache, or several, not str"):
+        CacheStatus(app, wrong)
+
+
 async def test_dependencies_without_lifespan_say_what_to_do() -> None:
     """The error names the lifespan and its argument."""
     app = FastAPI()

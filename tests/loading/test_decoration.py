@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import pytest
 from pydantic import BaseModel
@@ -53,6 +53,20 @@ def test_only_coroutine_functions_are_decorated(decorator: Callable[[Any], Any],
         decorator(function)
     assert name in str(caught.value)
     assert isinstance(caught.value, TypeError)
+
+
+def test_what_is_to_be_done_with_a_generator_or_a_property_is_said() -> None:
+    """Both are declared with `async def`, which is the advice for all others."""
+    with pytest.raises(OptionError, match=r"generator: an async generator; return a list in place of `yield`$"):
+        cast("Any", cached("item:{number}"))(generator)
+
+    class Named:
+        @property
+        async def name(self) -> str:
+            return "Ann"
+
+    with pytest.raises(OptionError, match=r"@cached on .*Named\.name: a property; put @property above @cached$"):
+        cached("name:{self.name}")(Named.__dict__["name"])
 
 
 def test_a_result_type_is_demanded() -> None:

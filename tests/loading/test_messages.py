@@ -6,7 +6,7 @@ import gc
 import inspect
 import logging
 import warnings
-from typing import Any
+from typing import Any, cast
 from unittest.mock import AsyncMock, MagicMock
 
 import pytest
@@ -101,6 +101,25 @@ async def test_wrong_client_is_refused(given: Any, said: str) -> None:
     with pytest.raises(OptionError) as caught:
         Cache(given)
     assert str(caught.value) == f"Cache: redis {said}"
+
+
+async def test_class_of_a_client_is_refused() -> None:
+    """Instead of a client, whose methods a call would need."""
+    with pytest.raises(OptionError) as caught:
+        Cache(cast("Any", Redis))
+    assert str(caught.value) == "Cache: redis is the class Redis, and must be a client: Redis(...)"
+
+
+async def test_function_that_is_to_be_invalidated_is_refused(client: Redis) -> None:
+    """The message has the call that does it, and no part of a client."""
+    given: Any
+    for given, said in (
+        (get_user, "get_user must be a mapped class, a Table or rows(...) of one; call get_user.invalidate(...)"),
+        ([client], "Redis must be a mapped class, a Table or rows(...) of one"),
+    ):
+        with pytest.raises(OptionError) as caught:
+            await own.invalidate(given, redis=client)
+        assert str(caught.value) == f"Cache.invalidate: {said}"
 
 
 async def test_swapped_session_and_client_are_found(client: Redis) -> None:

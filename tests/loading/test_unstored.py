@@ -36,7 +36,7 @@ async def rows(number: int) -> list[Item]:
 
 @dataclass
 class Record:
-    """What pydantic does not make of a row."""
+    """A dataclass, which pydantic does not make of a row."""
 
     id: int
 

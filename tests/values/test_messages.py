@@ -114,7 +114,7 @@ def test_the_error_of_a_result_that_does_not_fit_its_schema_does_not_quote_it(
 
 @dataclass
 class Record:
-    """What pydantic makes of a mapping, and not of a row."""
+    """A dataclass, which pydantic makes of a mapping, and not of a row."""
 
     kind: str
 
