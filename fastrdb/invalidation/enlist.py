@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastrdb.keys import Image, Prefix
 from fastrdb.runtime import Runtime, is_disabled
-from fastrdb.transactions import has_transaction, intent_on, state_of, wrote
+from fastrdb.transactions import has_transaction, intent_on, partly_committed, state_of, wrote
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -59,7 +59,8 @@ async def enlist(
     store, state = cache.store(client), state_of(session)
     state.declared |= writes
     intent = intent_on(session, store, partial(store.intent, client, counters))
-    if puts and (is_disabled(cache) or state.autocommitted or not wrote(session)):
+    ended = state.autocommitted or (puts and not session.in_transaction() and partly_committed(session))
+    if puts and (is_disabled(cache) or ended or not wrote(session)):
         keys, puts = [*keys, *(put.key for put in puts)], []
     intent.add(prefixes, keys, images)
     for put in puts:

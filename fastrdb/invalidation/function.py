@@ -15,7 +15,17 @@ from fastrdb.keys import VARIANTS, BoundCall, CallPlan, Image, Prefix
 from fastrdb.orm import Declared
 from fastrdb.registry import Registered
 from fastrdb.runtime import Runtime, as_coroutine_of
-from fastrdb.transactions import RunningCall, Targets, has_transaction, leave, schema_maps, sync_session
+from fastrdb.transactions import (
+    RunningCall,
+    Targets,
+    count_as_written,
+    has_transaction,
+    leave,
+    meet,
+    schema_maps,
+    session_of,
+    sync_session,
+)
 
 from .enlist import enlist
 
@@ -54,12 +64,19 @@ class Invalidation:
         )
         if self.touches is not None:
             self._touch(targets, self.touches, call.arguments, session)
+        own = session_of(call.session) if session is None else session  # of a connection: one that has joined it
         if session is not None and has_transaction(session):
             targets.join(session)
+        elif session is None and own is not None:
+            meet(targets, own)
         try:
             with RunningCall(plan.function, plan.session_name, session, targets):
                 result = await function()
         finally:
+            if session is None and own is not None:
+                meet(targets, own)  # its transaction may have begun meanwhile
+            if own is not None and not targets.carried:
+                count_as_written(own)
             ending = leave(targets)
         if ending is not None:
             await asyncio.shield(ending)
@@ -95,5 +112,5 @@ class Invalidation:
         added = targets.add(prefixes, keys, images)
         if (session is not None and has_transaction(session)) or not (targets.covered or added):
             every = [*targets.prefixes, *prefixes], [*targets.keys, *keys]
-            how: dict[str, Any] = {"writes": not targets.carried, "counters": self.counters}
-            await enlist(self.cache, client, session, *every, images=[*targets.images, *images], **how)
+            images = [*targets.images, *images]
+            await enlist(self.cache, client, session, *every, images=images, counters=self.counters)

@@ -1,7 +1,7 @@
 """The face of `fastrdb.transactions`."""
 
 from . import listeners as listeners  # puts the listeners on SQLAlchemy's classes
-from .finish import drain, leave
+from .finish import count_as_written, drain, leave, meet
 from .follow import add_follower
 from .rules import (
     NO_ROW,
@@ -12,6 +12,7 @@ from .rules import (
     is_expired,
     missing_row,
     one_schema_map,
+    partly_committed,
     plain_session,
     schema_map,
     schema_maps,
@@ -46,6 +47,7 @@ __all__ = [
     "add_follower",
     "apart",
     "autocommits",
+    "count_as_written",
     "drain",
     "has_transaction",
     "holds_last_connection",
@@ -56,10 +58,12 @@ __all__ = [
     "leads",
     "leave",
     "loads_around",
+    "meet",
     "missing_row",
     "next_order",
     "no_store",
     "one_schema_map",
+    "partly_committed",
     "plain_session",
     "read_under",
     "running",

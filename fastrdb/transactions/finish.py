@@ -11,13 +11,15 @@ from collections.abc import Callable
 from functools import partial
 
 from sqlalchemy import Connection
+from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
 from fastrdb.protocol import Intent
 
+from .rules import partly_committed
 from .scope import used_here
-from .state import Phase, Targets, Transaction, changed
+from .state import STATE, Phase, SessionState, Targets, Transaction, changed, connections_of, transaction_of
 
 _log = logging.getLogger("fastrdb")
 _ending: set[asyncio.Task[None]] = set()  # the loop itself holds tasks weakly
@@ -61,6 +63,24 @@ def undo(connection: Connection, transaction: Transaction, rollback: Callable[[]
         raise
     finally:
         finish(transaction.take_intents(), committed=transaction.published)
+
+
+def meet(targets: Targets, given: Session) -> None:
+    """Put the targets of a call on the open transaction of the connection that it is given, as a session on that."""
+    if not partly_committed(given):
+        for connection in connections_of(given):
+            if (transaction := transaction_of(connection)) is not None:
+                targets.meet(transaction)
+
+
+def count_as_written(session: Session) -> None:
+    """Count the open transaction as written: what a call writes through the driver is not seen."""
+    state: SessionState | None = session.info.get(STATE)
+    if state is not None:
+        state.declared = True
+    for connection in connections_of(session):
+        if (transaction := transaction_of(connection)) is not None:
+            transaction.wrote = True
 
 
 def leave(targets: Targets) -> asyncio.Task[None] | None:

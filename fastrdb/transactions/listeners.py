@@ -327,7 +327,8 @@ def _on_orm_execute(execution: ORMExecuteState) -> None:
     session = execution.session
     if session.in_transaction():  # else one begins, which is reported
         session_used(session)
-    if not execution.is_select or execution.is_column_load or (load := fresh_reads(session)) is None:
+    reads = execution.is_select or execution.is_from_statement  # of a text, too
+    if not reads or execution.is_column_load or (load := fresh_reads(session)) is None:
         return
     execution.update_execution_options(**note_schemas(execution.execution_options))
     if not changed(session) and load.keep_loaded(session):  # never over unflushed changes

@@ -233,6 +233,15 @@ def wrote(session: Session, connections: Collection[Connection] | None = None) -
     return any(found.wrote for each in used if (found := transaction_of(each)))
 
 
+def partly_committed(session: Session) -> bool:
+    """Return True if a part of the outer transaction may be committed already: by now, another may have written."""
+    for each in connections_of(session):
+        found = transaction_of(each)
+        if (found is not None and (found.published or found.loose)) or (not each.closed and autocommits(each)):
+            return True
+    return False
+
+
 async def why_not_stored(session: Session, since: int) -> str | None:
     """Return why what was loaded after the point `since` must not be stored (rules 1 and 2); None if it may.
 

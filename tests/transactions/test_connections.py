@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from redis.asyncio import Redis
-from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, select
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from tests.races.scenarios.commits import NEW
 from tests.support.servers.databases import Database
@@ -89,5 +90,55 @@ async def test_invalidate_with_a_connection_waits_for_its_commit(w: World) -> No
         await db.commit()
     assert not await w.client.exists("item:1:name")
     async with w.two.database.engine.connect() as db:
+        assert await name(db, w.two.client, 1) == "new"
+    await w.quiet()
+
+
+def by_driver(w: World, kind: Any, *, raises: bool) -> Any:
+    """Return a function that writes through the driver: SQLAlchemy reports no statement."""
+
+    def write(connection: Connection) -> None:
+        connection.connection.cursor().execute("UPDATE item SET name = 'new' WHERE id = 1")
+
+    @w.two.cache.invalidates("item:{item_id}:name")
+    async def change(db: kind, redis: Redis, item_id: int) -> None:
+        connection = db if isinstance(db, AsyncConnection) else await db.connection()
+        await connection.run_sync(write)
+        if raises:
+            raise LookupError
+
+    return change
+
+
+@pytest.mark.parametrize("kind", [AsyncConnection, AsyncSession])
+@pytest.mark.parametrize("raises", [False, True], ids=["returns", "raises"])
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+async def test_write_through_the_driver_counts_until_its_commit(w: World, kind: Any, raises: bool, end: str) -> None:
+    """Others get what is committed, and nothing that was never committed is stored."""
+    name, change = cached(w), by_driver(w, kind, raises=raises)
+    engine = w.two.database.engine
+    async with engine.connect() if kind is AsyncConnection else AsyncSession(engine) as db:
+        await db.execute(select(Item.name).where(Item.id == 1))
+        with suppress(LookupError):
+            await change(db, w.two.client, 1)
+        own = db if isinstance(db, AsyncConnection) else await db.connection()
+        assert await name(own, w.two.client, 1) == "new"
+        assert not await w.client.exists("item:1:name")
+        await w.client.set("item:1:name", '"old"', 60)  # as a reader does in the meantime
+        await (db.commit() if end == "commit" else db.rollback())
+    async with engine.connect() as other:
+        assert await name(other, w.two.client, 1) == ("new" if end == "commit" else "old")
+    await w.quiet()
+
+
+async def test_put_with_a_connection_in_autocommit_only_invalidates(w: World) -> None:
+    """Its statements are committed one by one, so another writer may have come since."""
+    name = cached(w)
+    async with w.two.database.engine.connect() as plain:
+        db = await plain.execution_options(isolation_level="AUTOCOMMIT")
+        await name(db, w.two.client, 1)
+        await db.execute(NEW)
+        await name.put("older", db, w.two.client, 1)
+        await db.commit()
         assert await name(db, w.two.client, 1) == "new"
     await w.quiet()
