@@ -78,15 +78,22 @@ class Dashboard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        if scope["type"] == "lifespan":
-            await _lifespan(receive, send)
-        if scope["type"] != "http":
-            return
+        match scope["type"], scope.get("method"):
+            case "lifespan", _:
+                await _lifespan(receive, send)
+            case "websocket", _:
+                await send({"type": "websocket.close"})
+            case "http", "HEAD":
+                await self._request({**scope, "method": "GET"}, receive, _without_body(send), 0.0)
+            case "http", _:
+                await self._request(scope, receive, send, _STREAM_S)
+
+    async def _request(self, scope: Scope, receive: Receive, send: Send, stream_s: float) -> None:
         root = scope.get("root_path", "")
         path = scope["path"].removeprefix(root)
         try:
             if path == "/events" and scope["method"] == "GET":
-                await self._stream(receive, send)
+                await self._stream(receive, send, stream_s)
             elif path == "":  # the URL of a mount without its slash, which the page's relative links need
                 await _answer(send, 307, b"", {"location": f"{root}/"})
             elif path in _FILES and scope["method"] == "GET":
@@ -140,11 +147,11 @@ class Dashboard:
             return {"count": await self._inspector.count(prefix)}
         return {"deleted": await self._cache.invalidate(prefix, redis=self._client)}
 
-    async def _stream(self, receive: Receive, send: Send) -> None:
+    async def _stream(self, receive: Receive, send: Send, seconds: float) -> None:
         headers = {"content-type": "text/event-stream; charset=utf-8", "x-accel-buffering": "no"}
         await send(_start(200, headers))
         await send({"type": "http.response.body", "body": b"retry: 1000\n\n", "more_body": True})
-        gone, end = asyncio.ensure_future(_disconnected(receive)), monotonic() + _STREAM_S
+        gone, end = asyncio.ensure_future(_disconnected(receive)), monotonic() + seconds
         try:
             while not gone.done() and monotonic() < end:
                 try:
@@ -194,6 +201,15 @@ async def _lifespan(receive: Receive, send: Send) -> None:
         await send({"type": f"{message['type']}.complete"})
         if message["type"] == "lifespan.shutdown":
             return
+
+
+def _without_body(send: Send) -> Send:
+    """Return a function that sends the answer to HEAD: that to GET without its body."""
+
+    async def answer(message: Message) -> None:
+        await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+    return answer
 
 
 async def _json(send: Send, status: int, found: Any) -> None:

@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from redis.asyncio import Redis
 
 from fastrdb import Cache, Inspector, OptionError
+from fastrdb.integrations import dashboard
 from fastrdb.integrations.dashboard import Dashboard
 from fastrdb.testing import EmbeddedServer
 from tests.support.programs.browser import browser, wait_for
@@ -103,6 +104,32 @@ async def test_the_page_loads_nothing_from_elsewhere(client: Redis) -> None:
             assert "innerHTML" not in answer.text
         for method, path in (("GET", "/page.css/../x"), ("GET", "/other"), ("DELETE", "/keys"), ("GET", "/invalidate")):
             assert (await http.request(method, path)).status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/", "/page.js", "/options", "/keys", "/events", "/other"])
+async def test_head_is_answered_as_get_without_a_body(
+    client: Redis, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """A monitor may ask so. The stream is at its end at once."""
+    monkeypatch.setattr(dashboard, "_STREAM_S", 0.0)
+    async with Cache(client) as cache, opened(cache) as http:
+        found, asked = await http.head(path), await http.get(path)
+    assert (found.status_code, dict(found.headers), found.content) == (asked.status_code, dict(asked.headers), b"")
+    assert asked.content
+
+
+async def test_a_websocket_is_closed() -> None:
+    """Without an answer, a client would wait for one."""
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        return {"type": "websocket.connect"}
+
+    await Dashboard(Cache(Redis()))({"type": "websocket", "path": "/events"}, receive, send)
+    assert sent == [{"type": "websocket.close"}]
 
 
 async def test_redis_away_is_an_answer(client: Redis) -> None:
@@ -251,9 +278,14 @@ def test_the_page_in_a_browser(page: tuple[Any, str], tmp_path: Path) -> None:
     )
     assert driver.execute_script("return document.documentElement.scrollWidth") <= 360
     driver.save_screenshot(str(tmp_path / "small.png"))
-    for choice, left in ((Keys.ESCAPE, "3 entries"), (Keys.TAB + Keys.ENTER, "3 entries deleted")):
+    one = "user:ann", "1 key", "1 entry", Keys.ESCAPE
+    rest = "user:*", "3 keys", "3 entries", Keys.TAB + Keys.ENTER
+    for (prefix, keys, entries, choice), said in ((one, ""), (rest, " deleted")):
+        driver.find_element(By.ID, "prefix").clear()
+        driver.find_element(By.ID, "prefix").send_keys(prefix, Keys.ENTER)
+        wait_for(driver, lambda _, left=entries: text("#count") == left)
         driver.find_element(By.ID, "drop").send_keys(Keys.ENTER)
-        wait_for(driver, lambda _: text("#question") == "Delete 3 keys under user:*?")
+        wait_for(driver, lambda _, asked=f"Delete {keys} under {prefix}?": text("#question") == asked)
         driver.switch_to.active_element.send_keys(choice)
-        wait_for(driver, lambda _, left=left: text("#count") == left and not text("#question"))
+        wait_for(driver, lambda _, left=f"{entries}{said}": text("#count") == left and not text("#question"))
     assert text("#list") == ""

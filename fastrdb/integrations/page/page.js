@@ -28,6 +28,7 @@ const calls = (stats) => answered(stats) + (stats.misses ?? 0);
 const percent = (part, whole) => (whole ? `${((100 * part) / whole).toFixed(1)} %` : "–");
 const rate = (count, seconds) => (seconds > 0 ? (count / seconds).toFixed(1) : "–");
 const number = (count) => (count ?? 0).toLocaleString("en");
+const counted = (count, one, many) => `${number(count)} ${count === 1 ? one : many}`;
 
 function time(pair) {
   if (!pair || !pair[0]) return "–";
@@ -160,7 +161,7 @@ function listen() {
     }
     const pending = found.processes.filter((process) => process.pending).length;
     const count = found.processes.length;
-    const text = `live, ${count} ${count === 1 ? "process" : "processes"}`;
+    const text = `live, ${counted(count, "process", "processes")}`;
     state(pending ? `${text}; an invalidation is pending in ${pending}` : text, pending ? "lost" : "live");
     showFunctions(found);
     showDrops(found.drops);
@@ -184,8 +185,8 @@ async function find() {
     return item;
   });
   byId("list").replaceChildren(...rows);
-  const more = found.keys.length >= found.most ? `the first ${found.most}` : `${found.keys.length}`;
-  byId("count").textContent = `${more} entries`;
+  const count = found.keys.length;
+  byId("count").textContent = count >= found.most ? `the first ${count} entries` : counted(count, "entry", "entries");
 }
 
 async function open(key, button) {
@@ -225,7 +226,7 @@ async function change(body) {
 async function drop() {
   const prefix = byId("prefix").value.trim();
   const { count } = await change({ prefix, count: true });
-  byId("question").textContent = `Delete ${number(count)} keys under ${visible(prefix)}?`;
+  byId("question").textContent = `Delete ${counted(count, "key", "keys")} under ${visible(prefix)}?`;
   const dialog = byId("ask");
   dialog.returnValue = "no";
   dialog.showModal();
@@ -234,7 +235,7 @@ async function drop() {
   const { deleted } = await change({ prefix });
   await find();
   const pending = "Redis has not taken it: the invalidation is pending";
-  byId("count").textContent = deleted === null ? pending : `${number(deleted)} entries deleted`;
+  byId("count").textContent = deleted === null ? pending : `${counted(deleted, "entry", "entries")} deleted`;
 }
 
 async function attempt(work) {
