@@ -11,8 +11,9 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from fastapi import Depends, FastAPI, Request
+from fastapi import BackgroundTasks, Depends, FastAPI, Request
 from fastapi import Response as Answer
+from fastapi.middleware.gzip import GZipMiddleware
 from fastapi.responses import JSONResponse, PlainTextResponse
 from httpx import ASGITransport, AsyncClient, Response
 from pydantic import BaseModel, Field, Json, computed_field, field_serializer
@@ -222,6 +223,35 @@ async def test_a_function_may_take_the_request_and_the_response_itself(shop: Sho
     first, second = await shop.get("/own/1"), await shop.get("/own/1")
     assert first.json() == second.json() == "/own/1"
     assert (first.headers.get("x-loaded"), second.headers.get("x-loaded")) == ("yes", None)
+
+
+async def test_background_tasks_of_dependencies_run_for_hits_too(shop: Shop) -> None:
+    """A hit runs the dependencies, and not the function with its own tasks."""
+    done: list[str] = []
+
+    async def noted(tasks: BackgroundTasks) -> None:
+        tasks.add_task(done.append, "dependency")
+
+    @shop.app.get("/tasks/{number}", dependencies=[Depends(noted)])
+    @cached_response
+    @shop.cache.cached("tasks:{number}", ignore=["tasks"])
+    async def tasks(number: int, tasks: BackgroundTasks, redis: Client) -> int:
+        tasks.add_task(done.append, "function")
+        return number
+
+    await shop.get("/tasks/1")
+    assert sorted(done) == ["dependency", "function"]
+    assert (await shop.get("/tasks/1")).json() == 1
+    assert sorted(done) == ["dependency", "dependency", "function"]
+
+
+async def test_a_tag_outlives_compression(shop: Shop) -> None:
+    """Middleware may compress the answer and leave the tag: the tag is still found."""
+    shop.app.add_middleware(GZipMiddleware, minimum_size=1)
+    first = await shop.get("/rows/1")
+    assert first.headers["content-encoding"] == "gzip"
+    again = await shop.get("/rows/1", **{"if-none-match": f"W/{first.headers['etag']}"})
+    assert (again.status_code, again.content) == (304, b"")
 
 
 async def test_hits_that_are_the_stored_json_are_verified(shop: Shop) -> None:

@@ -11,15 +11,12 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
 from redis.asyncio import Redis
-from sqlalchemy import select, update
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from fastrdb import Cache
 from fastrdb.cli.commands import cli
 from fastrdb.demo.cache import get_redis, open_redis
 from fastrdb.demo.database import async_get_db, open_database
 from fastrdb.demo.models import User
-from fastrdb.demo.schemas import UserCreate, UserResponse, UserUpdate
 from fastrdb.events import Kind
 from fastrdb.loading.policy import Policy
 from fastrdb.typing import Options
@@ -76,19 +73,17 @@ async def run(code: str, name: str, names: dict[str, Any]) -> None:
 
 @pytest.fixture
 async def names(server: EmbeddedServer, client: Redis, tmp_path: Path) -> AsyncIterator[dict[str, Any]]:
-    """Yield the names that the pages take for granted: the demo's models, a session, a client."""
+    """Yield the names that the pages take for granted: a session, a client, and what opens them in the demo."""
     async with (
         open_database(f"sqlite+aiosqlite:///{tmp_path / 'documents.db'}"),
         open_redis(server.url),
         get_redis() as redis,
         async_get_db() as db,
     ):
+        assert User.__table__ is not None  # imported, so that its table was made
         yield {
-            **{each.__name__: each for each in (AsyncSession, Redis, User, UserCreate, UserResponse, UserUpdate)},
             "async_get_db": async_get_db,
             "get_redis": get_redis,
-            "select": select,
-            "update": update,
             "db": db,
             "redis": redis,
             "__name__": "page",
