@@ -2,6 +2,7 @@
 
 from .catalog import (
     OWN_STATEMENTS,
+    ROLE,
     Catalog,
     asking,
     catalog_of,
@@ -23,6 +24,7 @@ from .writes import Change, Verb, Writes, changes_of_text, writes_of
 
 __all__ = [
     "OWN_STATEMENTS",
+    "ROLE",
     "SEARCHED",
     "SEARCHES",
     "Catalog",

@@ -33,6 +33,7 @@ T = TypeVar("T")
 _ASKING, _OWN, _PENDING = "fastrdb.asking", "fastrdb.catalog", "fastrdb.pending"
 _LOCALLY = "locally"  # the value of SEARCHES, if what was chosen ends with the transaction
 _SHARED = "fastrdb.shared"  # the catalog of the engine: a lookup here takes half the time of one by the dialect
+ROLE: Final = "fastrdb.role"  # in `Connection.info`: a statement has chosen a role, which may lack rights of the login
 OWN_STATEMENTS: Final = "fastrdb_own_statements"  # the option of an engine that sends none but fastrdb's own
 _SOURCES: Final[Mapping[str, type[Source]]] = {
     "postgresql": PostgreSQL,
@@ -178,7 +179,8 @@ class Catalog:
     def _ask(self, connection: Connection, unknown: Any, ask: Any) -> Any:
         with asking(connection):
             try:
-                return ask()
+                with savepoint(connection):
+                    return ask()
             except ProgrammingError:  # the database has no such catalog, or not for this user
                 return unknown
             except SQLAlchemyError:
@@ -316,6 +318,22 @@ def asking(connection: Connection) -> Iterator[None]:
         yield
     finally:
         info[_ASKING] = outer
+
+
+@contextmanager
+def savepoint(connection: Connection) -> Iterator[None]:
+    """Keep an error inside of the block from the user's transaction, which PostgreSQL would abort."""
+    if connection.dialect.name != "postgresql" or connection._is_autocommit_isolation():
+        yield
+        return
+    connection.exec_driver_sql("SAVEPOINT fastrdb")
+    try:
+        yield
+        connection.exec_driver_sql("RELEASE SAVEPOINT fastrdb")
+    except Exception:
+        with suppress(SQLAlchemyError):  # the connection may be lost
+            connection.exec_driver_sql("ROLLBACK TO SAVEPOINT fastrdb")
+        raise
 
 
 def is_asking(connection: Connection) -> bool:

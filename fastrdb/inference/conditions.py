@@ -70,7 +70,6 @@ class Conditions:
         # By key: the compiler may have made a copy of a parameter.
         self._names: dict[str, str] = {each.key: name for each, name in compiled.bind_names.items()}
         self._made = {name for each, name in compiled.bind_names.items() if each._is_crud}
-        self._escaped: Mapping[str, str] = getattr(compiled, "escaped_bind_names", None) or {}
         self.dialect: str = compiled.dialect.name
 
     def pinned(self, parts: Sequence[Any], outer: Pinned, nullable: frozenset[int]) -> Pinned:
@@ -98,7 +97,7 @@ class Conditions:
         plain = _ungrouped(element)
         if isinstance(plain, BindParameter):
             name = self._names.get(plain.key, plain.key)
-            return (Place("list", name) if plain.expanding else Place("one", self._escaped.get(name, name)),)
+            return (Place("list", name) if plain.expanding else Place("one", name),)
         spot = spot_of(plain)
         return outer.get(spot, ()) if spot is not None else ()
 

@@ -8,7 +8,8 @@ changes as many rows as were locked, no other row has come in between.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, Final
 
 from sqlalchemy import (
     BindParameter,
@@ -23,23 +24,27 @@ from sqlalchemy import (
     select,
     update,
 )
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.sqltypes import TupleType
 
 from fastrdb.keys import value_text
 from fastrdb.orm import exact_type
 
-from .catalog import asking
+from .catalog import ROLE, asking, savepoint
 from .conditions import MOST_VALUES
 from .reads import unique_columns
 from .writes import MOST_ROWS, Change, statement_of
+
+_DENIED: Final = frozenset({"42501", 1142, 1143})
+"""The SQLSTATE of PostgreSQL, and the errors of MariaDB and MySQL, for a right that the user lacks."""
 
 
 def look(connection: Connection, context: Any, change: Change, columns: Collection[str]) -> None:
     """Fill `change.looked` with the present values of these columns; leave it empty where these cannot be known.
 
     Runs a statement in the connection's transaction. An error of the database, such as a lock timeout, is raised
-    unchanged: the statement itself would meet the same one.
+    unchanged: the statement itself would meet the same one. It needs fewer rights than the look.
     """
     statement = statement_of(context.compiled)
     table = getattr(statement, "table", None)
@@ -51,7 +56,13 @@ def look(connection: Connection, context: Any, change: Change, columns: Collecti
     with asking(connection):
         _lock_sqlite(connection, table)
         asked = _select(context, statement, wanted, key_share=not _locks_keys(table, change))
-        rows = connection.execute(asked, execution_options=_options(context)).all()
+        try:
+            with savepoint(connection) if ROLE in connection.info else nullcontext():
+                rows = connection.execute(asked, execution_options=_options(context)).all()
+        except DBAPIError as error:
+            if _DENIED.isdisjoint((getattr(error.orig, "sqlstate", None), *getattr(error.orig, "args", ())[:1])):
+                raise
+            return
     if len(rows) <= MOST_ROWS:
         change.looked = _texts(wanted, rows, connection.dialect.name)
         change.rows = None if _are_all(table, change, len(rows)) else len(rows)
@@ -99,13 +110,12 @@ def _are_all(table: Table, change: Change, rows: int) -> bool:
 def _where(statement: Any, context: Any, values: Mapping[str, Any]) -> list[Any]:
     """Return the statement's WHERE with the values of this execution: it holds those of the first execution."""
     names, expanded = context.compiled.bind_names, context._expanded_parameters or {}
-    escaped = getattr(context.compiled, "escaped_bind_names", None) or {}
 
     def replace(element: Any, **_: Any) -> Any:
         if not isinstance(element, BindParameter):
             return None
         name = names.get(element, element.key)
-        value = [values[each] for each in expanded[name]] if name in expanded else values[escaped.get(name, name)]
+        value = [values[each] for each in expanded[name]] if name in expanded else values[name]
         if element.expanding and isinstance(element.type, TupleType):
             size = len(element.type.types)
             value = [tuple(value[at : at + size]) for at in range(0, len(value), size)]

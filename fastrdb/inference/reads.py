@@ -151,7 +151,7 @@ class _Reader:
         # The final form: with the joins of `joinedload` and of inheritance, which the user's own form lacks.
         statement = getattr(state, "statement", None)
         statement = self._compiled.statement if statement is None else statement
-        if isinstance(statement, sel.TextualSelect):  # text(...).columns(...)
+        if isinstance(statement, sel.TextualSelect) and not statement._independent_ctes:  # text(...).columns(...)
             statement = statement.element
         if isinstance(statement, TextClause):
             return reads_of_text(statement.text, self._conditions.dialect, self._names)

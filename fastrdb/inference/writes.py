@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from sqlalchemy import Alias, ColumnClause, Delete, Insert, Join, Table, Update
+from sqlalchemy import Alias, BindParameter, ColumnClause, Delete, Insert, Join, Table, Update
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.elements import False_, TextClause
 from sqlalchemy.sql.functions import FunctionElement
@@ -47,7 +47,8 @@ class Change:
         new: for each column that is inserted or set, the texts of its values after; None where one is unknown.
         whole: any row may be changed, in any way.
         looked: for each column that `look` has read, the texts of the values before, of all rows.
-        rows: the number of rows that `look` has locked, until `check` compares it with the statement's row count.
+        rows: the number of rows that `look` has locked, until `check` compares it with the statement's row count: then
+            `looked` may be trusted.
         likely: columns by which entries are probably tagged: keys, and columns with an index.
     """
 
@@ -79,7 +80,8 @@ class Change:
         if self.kind in ("insert", "upsert"):
             return Image(self.table, dict(self.new))
         columns: dict[str, Texts | None] = {}
-        for column, before in {**self.old, **self.looked}.items():
+        looked = self.looked if self.rows is None else {}
+        for column, before in {**self.old, **looked}.items():
             after = self.new.get(column, frozenset())
             columns[column] = None if after is None or not before else before | after
         return Image(self.table, columns)
@@ -291,6 +293,8 @@ def _is_by_row(statement: Update | Delete, dialect: str) -> bool:
     The result of a subquery, or of a function such as random(), may change between a look and the statement. A look
     would also lock rows of the other table, which the statement does not.
     """
+    if statement.kwargs or getattr(statement, "_post_criteria_clause", None) is not None:
+        return False  # such as LIMIT, which leaves out rows that a look would lock
     pure = harmless(dialect) - OF_THE_MOMENT - {"DATE", "STRFTIME"}  # SQLite's may be asked for 'now'
     parts: Iterable[Any] = (each for clause in statement._where_criteria for each in visitors.iterate(clause))
     for element in parts:
@@ -302,6 +306,8 @@ def _is_by_row(statement: Update | Delete, dialect: str) -> bool:
                 return False
         elif isinstance(element, ReturnsRows | TextClause) or hasattr(type(element), "_compiler_dispatcher"):
             return False  # a subquery, or SQL that a user's function compiles
+        elif isinstance(element, BindParameter) and element.literal_execute:
+            return False  # the statement is sent with the value, and its parameters lack it
     return True
 
 

@@ -16,6 +16,7 @@ from weakref import WeakSet
 from sqlalchemy import Connection, Engine, Table, event
 
 from fastrdb.inference import (
+    ROLE,
     SEARCHES,
     Change,
     Names,
@@ -95,8 +96,11 @@ def follow(
         note = _writes if context.current_parameters is None else _calls
         note(connection, transaction, statement, context)
         return
-    if _chooses_tables(statement, context):
-        path_is_chosen(connection, statements_in(statement, context.dialect.name))
+    parts = statements_in(statement, context.dialect.name)
+    if any(_CHOOSES.match(part) for part in parts) or _sets("search_path", statement, parts, context):
+        path_is_chosen(connection, parts)
+    if _sets("role", statement, parts, context) or _sets("authorization", statement, parts, context):
+        connection.info[ROLE] = True
     does = effect(statement, connection.dialect.name)
     if does >= Effect.WRITES:
         forget(connection, statement)  # by a migration that is not tracked, too
@@ -107,15 +111,13 @@ def follow(
         _calls(connection, transaction, statement, context)
 
 
-def _chooses_tables(statement: str, context: Any) -> bool:
-    """Return True if another table may have a name without a schema after this statement."""
-    parts, text = statements_in(statement, context.dialect.name), statement.upper()
-    if any(_CHOOSES.match(part) for part in parts):
-        return True
-    if any(part.startswith(("SET", "RESET", "DO")) for part in parts) and "SEARCH_PATH" in text:
+def _sets(name: str, statement: str, parts: Iterable[str], context: Any) -> bool:
+    """Return True if the statement may set this parameter of the connection."""
+    text = statement.lower()
+    if name in text and any(part.startswith(("SET", "RESET", "DO")) for part in parts):
         return True
     given = context.compiled_parameters if context.compiled is not None else ()
-    return "SET_CONFIG" in text and ("SEARCH_PATH" in text or any("search_path" in each.values() for each in given))
+    return "set_config" in text and (name in text or any(name in each.values() for each in given))
 
 
 # --- reads
@@ -176,7 +178,7 @@ def _writes(connection: Connection, transaction: Transaction, statement: str, co
         if count > _MOST_CHANGES:
             continue
         if count == _MOST_CHANGES:
-            change.whole = True
+            change.whole, change.counted = True, False  # whatever number of rows it changes itself
         concerned = tuple(each for each in following if not _is_quiet(each, change))
         if (context.isupdate or context.isdelete) and not (transaction.loose or autocommits(connection)):
             _look(connection, context, change, concerned)
@@ -299,8 +301,7 @@ def _unread(statement: str) -> None:
 
 
 def _written_of(transaction: Transaction) -> Written:
-    if transaction.written is None:
-        transaction.written = Written()
+    transaction.written = transaction.written or Written()
     return transaction.written
 
 
@@ -334,9 +335,8 @@ def _latest(connection: Connection, context: Any) -> list[Change]:
     """Return the changes of the statement that has just run."""
     transaction = transaction_of(connection)
     written = transaction.written if transaction is not None else None
-    if written is None or written.latest is None or written.latest[0] is not context:
-        return []
-    return written.latest[1]
+    latest = written.latest if written is not None else None
+    return latest[1] if latest is not None and latest[0] is context else []
 
 
 def _single_key(context: Any) -> Any:

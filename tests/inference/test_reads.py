@@ -199,6 +199,12 @@ CASES: dict[str, tuple[Query, set[str]]] = {
         lambda db: db.scalars(select(Org).from_statement(sa.text("SELECT * FROM org").columns(Org.id, Org.name))).all(),
         tags("org"),
     ),
+    "text with columns, and a CTE that it reads": (
+        lambda db: db.execute(
+            sa.text("SELECT name FROM c").columns(Org.name).add_cte(select(Org.name).where(Org.id == 1).cte("c"))
+        ).all(),
+        {ANYTHING},
+    ),
     "a part that is text": (
         lambda db: db.execute(select(Org.id, sa.literal_column("(SELECT max(id) FROM post)"))).all(),
         {ANYTHING},

@@ -333,6 +333,23 @@ async def test_the_number_of_changes_is_bounded(filled: Database, follower: Noti
     assert any(image.columns is None for image in follower.images)
 
 
+async def test_the_change_that_stands_for_all_others_may_change_no_row(
+    filled: Database, follower: NotingFollower
+) -> None:
+    """It still means any row of the table."""
+
+    async def many(db: AsyncSession) -> None:
+        for number in range(1, 258):
+            row = {256: 999, 257: 2}.get(number, 1)
+            await db.execute(
+                sa.update(Person).where(Person.id == row).values(score=number), execution_options=UNSYNCHRONIZED
+            )
+
+    changes = await played(filled, follower, many)
+    assert len(changes) == 2
+    assert_covered(changes, follower.images)
+
+
 async def test_each_follower_has_the_table_after_many_changes(filled: Database, follower: NotingFollower) -> None:
     """A follower that does not track the statement that stands for all others gets the later ones."""
     other = NotingFollower({})
