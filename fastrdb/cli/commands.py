@@ -76,7 +76,8 @@ def keys(
     """List entries under a prefix, with TTL and size."""
 
     async def find(client: Any) -> int:
-        found = await Inspector(client, namespace).keys(prefix, limit=limit)
+        found = await (inspector := Inspector(client, namespace)).keys(prefix, limit=limit)
+        await _note_index(inspector)
         if as_json:
             _print([asdict(each) for each in found])
         else:
@@ -166,7 +167,8 @@ def invalidate(
         if not prefix:
             _print_error("an empty prefix reaches nothing: '*' is all entries", as_json)
             return UNREACHABLE
-        keys = counted(await Inspector(client, namespace).count(prefix), "key")
+        keys = counted(await (inspector := Inspector(client, namespace)).count(prefix), "key")
+        await _note_index(inspector)
         if not yes:
             if as_json or not sys.stdin.isatty():
                 _print_error(f"{keys} under {prefix}: give --yes to delete what is there", as_json)
@@ -258,6 +260,11 @@ def _run(url: str, work: Callable[[Any], Awaitable[int]], as_json: bool, stopped
     except UnicodeEncodeError:  # of bytes that the shell has handed on
         _print_error("an argument is not UTF-8: no key of a cache has such bytes", as_json)
         return UNREACHABLE
+
+
+async def _note_index(inspector: Inspector) -> None:
+    if not (await inspector.index()).whole:
+        typer.echo("the index is not whole: there may be entries that it does not have", err=True)
 
 
 def _confirm(question: str) -> bool:

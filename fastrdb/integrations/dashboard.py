@@ -115,7 +115,8 @@ class Dashboard:
                 return {**self._may, "namespace": self._cache.namespace}
             case "GET", "/keys":
                 found = await self._inspector.keys(query.get("prefix", ""), limit=_MOST_KEYS)
-                return {"keys": [asdict(each) for each in found], "most": _MOST_KEYS}
+                whole = (await self._inspector.index()).whole
+                return {"keys": [asdict(each) for each in found], "most": _MOST_KEYS, "whole": whole}
             case "GET", "/entry":
                 return await self._entry(query.get("key", ""))
             case "POST", "/invalidate":

@@ -46,7 +46,10 @@ class BarrierInfo:
 
 @dataclass(frozen=True, slots=True)
 class IndexInfo:
-    """The index: how many keys it has, and whether it has all keys there are. A new namespace has none yet."""
+    """The index: how many keys it has, and whether it has all keys there are. A new namespace has none yet.
+
+    `exists` is True for one that was lost.
+    """
 
     keys: int
     whole: bool
@@ -166,9 +169,12 @@ class Inspector:
         known, whole, exists = 0, True, False
         for shard in self.keyspace.shards:
             there = bool(await self._do("EXISTS", shard.index))
-            known += await self._do("ZLEXCOUNT", shard.index, b"[\1", b"+")
-            whole = whole and (not there or await self._do("ZSCORE", shard.index, COMPLETE) is not None)
-            exists = exists or there
+            marks = await self._do("ZRANGEBYLEX", shard.index, b"-", b"(\1")
+            known += await self._do("ZCARD", shard.index) - len(marks)
+            # An index that was evicted, or deleted by hand, leaves the times until when its entries live.
+            lost = not there and await self._do("ZRANGEBYSCORE", shard.expiry, "-inf", "(inf", "LIMIT", 0, 1)
+            whole = whole and not lost and (not there or await self._do("ZSCORE", shard.index, COMPLETE) is not None)
+            exists = bool(exists or there or lost)
         return IndexInfo(known, whole, exists)
 
     async def barriers(self, key: str | None = None) -> list[BarrierInfo]:

@@ -164,6 +164,20 @@ def test_invalidate_counts_and_asks(url: str) -> None:
     assert found("keys", "--url", url) == []
 
 
+def test_an_index_that_was_lost_is_told(server: EmbeddedServer) -> None:
+    """Fewer entries are listed and counted than there are, and a deletion reaches the rest."""
+    with redis.Redis(port=server.port) as admin:
+        admin.flushall()
+        asyncio.run(_fill(server.port, cluster=False))
+        admin.delete("fastrdb:shop:index")
+        options = ["--url", server.url, "-n", "shop"]
+        note = "the index is not whole: there may be entries that it does not have"
+        assert note in CliRunner().invoke(cli, ["keys", *options]).stderr
+        assert note in CliRunner().invoke(cli, ["invalidate", "user:*", *options]).stderr
+        assert "3 entries deleted" in CliRunner().invoke(cli, ["invalidate", "user:*", "-y", *options]).stdout
+        assert CliRunner().invoke(cli, ["keys", *options]).stderr == ""
+
+
 def test_stats_add_up_processes(url: str) -> None:
     """Two processes have published the same counts; `top` without a terminal prints once."""
     stats = found("stats", "--url", url)

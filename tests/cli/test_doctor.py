@@ -109,8 +109,11 @@ def test_the_documented_user_is_well() -> None:
     [line] = re.findall(r"^ACL SETUSER shop (.*)$", text, re.MULTILINE)
     with running() as (server, admin):
         admin.execute_command("ACL", "SETUSER", "shop", *line.split())
-        status, found = doctor(f"redis://shop:password@127.0.0.1:{server.port}")
+        url = f"redis://shop:password@127.0.0.1:{server.port}"
+        status, found = doctor(url)
+        assert CliRunner().invoke(cli, ["keys", "user:*", "--url", url]).exit_code == 0
     assert status == 0, found
+    assert "not checked" not in found["index"]["found"]
     assert "HSET" in found["tags"]["found"]
     assert "+client|tracking" in found["near"]["found"]
     assert found["processes"]["found"].startswith("not checked, the user lacks the right")

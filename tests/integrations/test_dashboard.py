@@ -55,7 +55,9 @@ async def test_entries_are_shown_without_values(any_client: Any) -> None:
     async with Cache(any_client, namespace="shop") as cache:
         await fill(cache)
         async with opened(cache) as http:
-            listed = (await http.get("/keys", params={"prefix": "user:*"})).json()["keys"]
+            answered = (await http.get("/keys", params={"prefix": "user:*"})).json()
+            listed = answered["keys"]
+            assert answered["whole"]
             assert {each["key"] for each in listed} == {"user:ann", f"user:{MARKUP}"}
             answer = await http.get("/entry", params={"key": "user:ann"})
             assert answer.json()["entry"]["size"] == 14
@@ -104,6 +106,14 @@ async def test_the_page_loads_nothing_from_elsewhere(client: Redis) -> None:
             assert "innerHTML" not in answer.text
         for method, path in (("GET", "/page.css/../x"), ("GET", "/other"), ("DELETE", "/keys"), ("GET", "/invalidate")):
             assert (await http.request(method, path)).status_code == 404
+
+
+async def test_a_list_from_a_lost_index_is_not_all(client: Redis) -> None:
+    """The page says so beside the number."""
+    async with Cache(client) as cache, opened(cache) as http:
+        await fill(cache)
+        await client.delete("fastrdb:index")
+        assert (await http.get("/keys")).json() == {"keys": [], "most": 200, "whole": False}
 
 
 @pytest.mark.parametrize("path", ["/", "/page.js", "/options", "/keys", "/events", "/other"])

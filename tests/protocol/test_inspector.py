@@ -11,7 +11,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from fastrdb import Cache, Inspector, rows
 from fastrdb.keys import row_tag, table_tag
-from fastrdb.protocol import Fill, Granted, Store, is_cluster
+from fastrdb.protocol import Fill, Granted, IndexInfo, Store, is_cluster
 from fastrdb.testing import EmbeddedServer, GatedClient
 from tests.support.waiting import until
 
@@ -164,6 +164,8 @@ async def test_an_index_that_was_lost_is_not_whole(client: Redis) -> None:
         await user(1)
         await client.zrem("fastrdb:index", b"\0")
         assert not (await Inspector(client).index()).whole
+        await client.delete("fastrdb:index")
+        assert await Inspector(client).index() == IndexInfo(0, whole=False, exists=True)
 
 
 async def test_counts_are_published(any_client: Any, namespace: str) -> None:

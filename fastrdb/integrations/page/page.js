@@ -186,7 +186,8 @@ async function find() {
   });
   byId("list").replaceChildren(...rows);
   const count = found.keys.length;
-  byId("count").textContent = count >= found.most ? `the first ${count} entries` : counted(count, "entry", "entries");
+  const shown = count >= found.most ? `the first ${count} entries` : counted(count, "entry", "entries");
+  byId("count").textContent = found.whole ? shown : `${shown}; there may be more, since the index is not whole`;
 }
 
 async function open(key, button) {
