@@ -222,7 +222,8 @@ class _Endpoint:
         self.function, self.query, self.public = function, query, flag(public, name="public", owner=self.name)
         self.max_age = math.inf if max_age is None else seconds(max_age, name="max_age", owner=self.name, zero=True)
         self.run = function.__wrapped__
-        self.peek = partial(query.peek, getattr(function, "__self__", None), ())
+        at = getattr(function, "__self__", None), ()
+        self.peek, self.located = partial(query.peek, *at), partial(query.located, *at)
         self._routes: dict[int, Any] = {}  # by identity: routes have no hash
         given = inspect.signature(function, eval_str=True)
         if next(iter(given.parameters), "") in ("self", "cls"):
@@ -268,13 +269,14 @@ class _Endpoint:
                 self.query.counters.count("hit", stored.key)
                 ttl = b"; ttl=%d" % stored.ttl if stored.ttl < math.inf else b""
                 return self._respond(request, response, stored, HIT + ttl)
+            *_, key = self.located(arguments)  # the function may change its arguments
             if session is None:
                 value = await self.function(**arguments)
             else:
                 async with _new_session(request.app) as arguments[session]:
                     value = await self.function(**arguments)
             stored = await self.peek(arguments) if plain else None
-        if stored is not None:
+        if stored is not None and stored.key == key:
             return self._respond(request, response, stored, b"")
         response.headers["cache-control"] = "no-store"
         return value

@@ -117,3 +117,15 @@ def _hint_of(owner: type, name: str) -> Any:
     except Exception:  # noqa: BLE001 - annotations may name what is not there at run time, or fail in any way of their own
         return MISSING
     return hints.get(name if getter is None else "return", MISSING)
+
+
+def may_be_mapped(cls: type) -> bool:
+    """Return True for a class of an ORM."""
+    return hasattr(cls, "__mapper__") or hasattr(cls, "_sa_class_manager")
+
+
+def hint_for(value: object) -> str:
+    """Return what to give in place of a value that no key can hold."""
+    if may_be_mapped(type(value)):
+        return "give its primary key, or write the attribute into the pattern, like {user.id}"
+    return "give a plain value, or name the parameter in ignore=(...)"

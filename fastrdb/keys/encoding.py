@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
@@ -24,7 +24,7 @@ from zoneinfo import ZoneInfo
 
 from fastrdb.errors import KeyValueError
 
-from .declared import MAPPINGS, SEQUENCES, members, scalar_base
+from .declared import MAPPINGS, SEQUENCES, hint_for, may_be_mapped, members, scalar_base
 
 Encoder = Callable[[Any], str]
 T = TypeVar("T")
@@ -162,6 +162,7 @@ def _write_scalar(value: Any, base: type, own: type | None) -> str:
     kind = _kind(cls, base)
     tag, write = _SCALARS[base]
     text, rest = write(value)
+    rest = f"{rest}{_own_name(value)}" if isinstance(value, Enum) else rest
     if own is None:
         plain = kind in _PLAIN_UNDECLARED and not (kind is str and _reads_otherwise(str.__str__(value)))
     else:
@@ -186,7 +187,7 @@ def _write(value: Any, own: type | None) -> str:
     if base is not None:
         return _write_scalar(value, base, own)
     if isinstance(value, Enum):
-        return f"{_enum_text(value)}{MARK}e{class_name(type(value))}"
+        return f"{_enum_text(value)}{MARK}e{class_name(type(value))}{_own_name(value)}"
     return container(value)
 
 
@@ -195,6 +196,19 @@ def _enum_text(member: Enum) -> str:
         return undeclared(member.value)
     except KeyValueError:
         return f"%k{quote(member.name)}"
+
+
+def _own_name(member: Enum) -> str:
+    """Return the name of a member with whose text another member is written, too; "" for all others."""
+    return f"~{quote(member.name)}" if member.name in _alike(type(member)) else ""
+
+
+@cache
+def _alike(cls: type[Enum]) -> frozenset[str]:
+    base = scalar_base(cls)
+    texts = {each.name: _enum_text(each) if base is None else _SCALARS[base][1](each)[0] for each in cls}
+    several = Counter(texts.values())
+    return frozenset(name for name, text in texts.items() if several[text] > 1)
 
 
 def undeclared(value: Any) -> str:
@@ -226,10 +240,8 @@ def _enum_encoder(declared: type[Enum]) -> Encoder:
     """Return the encoder of a parameter that declares an enum which is not also a str or an int."""
 
     def encode(value: Any) -> str:
-        if isinstance(value, declared):
-            text = _enum_text(value)
-            if text and _has_tag(text) is None:
-                return text
+        if isinstance(value, declared) and (text := _enum_text(value)) and not _has_tag(text) and not _own_name(value):
+            return text
         return _write(value, declared)
 
     return encode
@@ -282,7 +294,7 @@ def container(value: Any, item: Encoder = undeclared, key: Encoder = undeclared,
             return f"%{letter}{name}[{'&'.join(_items(value, item, key))}]{_state(value) if name else ''}"
     fields = _fields(value)
     if fields is None:
-        raise KeyValueError("", "", f"{cls.__module__}.{cls.__qualname__}", _hint(value))
+        raise KeyValueError("", "", f"{cls.__module__}.{cls.__qualname__}", hint_for(value))
     name = "" if cls is declared else class_name(cls)
     shown = {field.removesuffix("*") for field, _ in fields}
     return f"%o{name}[{'&'.join(_pairs(fields))}]{_state(value, shown)}"
@@ -307,7 +319,7 @@ def _pairs(fields: Iterable[tuple[str, Any]]) -> list[str]:
 def _fields(value: Any) -> list[tuple[str, Any]] | None:
     """Return the fields of a dataclass or a pydantic model, None of anything else (ORM objects are something else)."""
     cls = type(value)
-    if isinstance(value, type) or _is_mapped(cls):
+    if isinstance(value, type) or may_be_mapped(cls):
         return None
     if dataclasses.is_dataclass(cls):
         return [(each.name, getattr(value, each.name)) for each in dataclasses.fields(cls) if hasattr(value, each.name)]
@@ -338,16 +350,6 @@ def _state(value: Any, shown: Iterable[str] = ()) -> str:
             raise KeyValueError("", "", f"{cls.__module__}.{cls.__qualname__}", "give a plain dict")
         pairs.append(f"%f={class_name(made)}")
     return f"[{'&'.join(pairs)}]" if pairs else ""
-
-
-def _is_mapped(cls: type) -> bool:
-    return hasattr(cls, "__mapper__") or hasattr(cls, "_sa_class_manager")
-
-
-def _hint(value: Any) -> str:
-    if _is_mapped(type(value)):
-        return "give its primary key, or write the attribute into the pattern, like {user.id}"
-    return "give a plain value, or name the parameter in ignore=(...)"
 
 
 # --- from a declared type to its encoder ------------------------------------------------------------------------------

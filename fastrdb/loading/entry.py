@@ -27,6 +27,7 @@ from fastrdb.transactions import (
     is_loading,
     loads_around,
     missing_row,
+    no_store,
     running,
     session_s_own,
     wrote,
@@ -91,6 +92,7 @@ class CallContext:
 
 logger = logging.getLogger("fastrdb")
 OTHER_CLIENT = "its client is not the one of the cache, which auto=True needs"
+OLD = "a value whose exp is over is a part of it"
 CACHE_IF, NOT_THERE = "cache_if", "it is not there"
 MISS: Any = object()
 """The mark of a key without a value: None is a value."""
@@ -113,12 +115,7 @@ class Entries:
     """
 
     __slots__ = (
-        "cache",
-        "plan",
-        "codec",
-        "policy",
-        "counters",
-        "pace",
+        *("cache", "plan", "codec", "policy", "counters", "pace"),
         *("near", "aged", "registered", "unstorable"),
         *("depends_on", "follows", "logged_anything", "tagged", "coarse"),
     )
@@ -369,6 +366,8 @@ class Reading:
         if decision is Decision.STALE:
             count("stale", key, "it is being reloaded", seconds=self.seconds, size=len(entry.raw))
             self.stale.append(key)
+            if running.get() is not None:
+                no_store(OLD)
         elif decision is Decision.EARLY:
             self.early.append(key)
 
@@ -395,4 +394,5 @@ class Reading:
                 entries.counters.count("hit", key)
             else:
                 entries.counters.count("stale", key, reason)
+                no_store(OLD)
         return True

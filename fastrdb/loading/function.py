@@ -105,12 +105,12 @@ class CachedFunction(Entries):
 
     def answer(self, function: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the coroutine of one call. Raises at once what is wrong with its arguments."""
-        client, session, key = self._located(instance, args, kwargs)
+        client, session, key = self.located(instance, args, kwargs)
         if client is None:
             return self._named_uncached(function, args, kwargs)
         return self._named_get(client, session, key, function, args, kwargs)
 
-    def _located(self, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Session | None, str]:
+    def located(self, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Session | None, str]:
         """Return client, session and key of one call. Raises at once what is wrong with its arguments."""
         client, session, key = self.plan.locate(instance, args, kwargs)
         read_under(session := session_of(session))
@@ -332,7 +332,7 @@ class CachedFunction(Entries):
 
     async def peek(self, instance: Any, args: Any, kwargs: Any, function: Any = None) -> Stored | None:
         """Return the entry that answers this call now, None without one. With `function`, a share is verified."""
-        client, session, key = self._located(instance, args, kwargs)
+        client, session, key = self.located(instance, args, kwargs)
         found = None if client is None else await self._peeks.peek(client, session, key)
         if found is not None and function is not None and self._verifying is not None:
             self._verifying.choose(client, key, partial(function, *args, **kwargs))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fastrdb.errors import OptionError, SchemaError
 from fastrdb.keys import BoundCall, BoundMany, CallPlan, ResultShape
 from fastrdb.runtime import Runtime, as_coroutine_of
-from fastrdb.transactions import is_expired, one_schema_map, session_of
+from fastrdb.transactions import is_expired, no_store, one_schema_map, session_of
 from fastrdb.values import Codec
 
 from .function import CachedFunction, with_argument, with_variant
@@ -21,6 +21,8 @@ from .tagging import arguments_of, declared_tags
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
+
+EQUAL_IDS = "two ids are equal and of two types, and a mapping has one value for both"
 
 
 async def get_many(function: CachedFunction, arguments: Sequence[BoundCall], load: Loader) -> list[Any]:
@@ -144,6 +146,8 @@ class CachedMany(CachedFunction):
         if self.mapping:
             if not isinstance(found, Mapping):
                 raise SchemaError(f"{self.plan.function} gave {type(found).__qualname__} where a mapping is declared")
+            if len({*order}) < len(order):
+                no_store(EQUAL_IDS)
             return [found.get(ids[at]) for at in positions]
         values = list(found) if isinstance(found, Iterable) else []
         if len(values) != len(order):

@@ -24,7 +24,7 @@ from sqlalchemy.exc import (
     OperationalError,
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session
 from sqlalchemy.orm import Mapper, Session
 from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.pool import QueuePool
@@ -77,12 +77,12 @@ def sync_session(session: object) -> Session | None:
 
 
 def session_of(given: object) -> Session | None:
-    """Return what `sync_session` returns; for an `AsyncConnection`, a session that has joined its transaction.
+    """Return what `sync_session` returns; for a connection or an engine, a session that has joined its transaction.
 
     So the rules for sessions hold for connections, too.
     """
-    if isinstance(given, AsyncConnection):
-        return Session(given.sync_connection or given.sync_engine)
+    if isinstance(given, AsyncConnection | AsyncEngine):
+        return Session(getattr(given, "sync_connection", None) or given.sync_engine)
     return sync_session(given)
 
 

@@ -287,7 +287,9 @@ _look_up = Session._identity_lookup
 
 
 def _identity_lookup(session: Session, *args: Any, **options: Any) -> Any:
-    return None if hides_identity_map(session) else _look_up(session, *args, **options)
+    if (running.get() is not None or session.info.get(_CALLS)) and hides_identity_map(session):  # the rest is not felt
+        return None
+    return _look_up(session, *args, **options)
 
 
 Session._identity_lookup = _identity_lookup  # type: ignore[method-assign, assignment]  # there is no event of it

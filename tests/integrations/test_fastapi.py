@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
-from fastapi import BackgroundTasks, Depends, FastAPI, Request
+from fastapi import BackgroundTasks, Body, Depends, FastAPI, Request
 from fastapi import Response as Answer
 from fastapi.middleware.gzip import GZipMiddleware
 from fastapi.responses import JSONResponse, PlainTextResponse
@@ -252,6 +252,21 @@ async def test_a_tag_outlives_compression(shop: Shop) -> None:
     assert first.headers["content-encoding"] == "gzip"
     again = await shop.get("/rows/1", **{"if-none-match": f"W/{first.headers['etag']}"})
     assert (again.status_code, again.content) == (304, b"")
+
+
+async def test_a_function_that_changes_its_argument_answers_for_what_was_asked(shop: Shop) -> None:
+    """The changed argument has another key, under which another answer is stored."""
+
+    @shop.app.post("/sum")
+    @cached_response
+    @shop.cache.cached("sum")
+    async def total(numbers: Annotated[list[int], Body()], redis: Client) -> int:
+        found = sum(numbers)
+        numbers.clear()
+        return found
+
+    for numbers in ([], [1, 2], [3], []):
+        assert (await shop.http.post("/sum", json=numbers)).json() == sum(numbers)
 
 
 async def test_hits_that_are_the_stored_json_are_verified(shop: Shop) -> None:

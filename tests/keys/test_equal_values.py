@@ -8,7 +8,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta, timezone
 from decimal import Decimal
-from typing import Any
+from typing import Any, Self
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -111,6 +111,49 @@ def test_values_that_print_otherwise_have_two_keys(one: Any, other: Any) -> None
     """A function may go by what `==` does not see."""
     for declared in (MISSING, type(one)):
         assert encode_value(one, declared) != encode_value(other, declared)
+
+
+class Status(str, enum.Enum):  # noqa: UP042 - its members are made otherwise
+    """Two members with one text."""
+
+    OPEN = "open", 1
+    REOPENED = "open", 2
+
+    def __new__(cls, text: str, number: int) -> Self:
+        """Make a str of the text, whose value is both."""
+        made = str.__new__(cls, text)
+        made._value_ = f"{text}{number}"
+        return made
+
+
+class Grade(int, enum.Enum):
+    """Two members with one number."""
+
+    LOW = 1, "low"
+    LOWEST = 1, "lowest"
+
+    def __new__(cls, number: int, name: str) -> Self:
+        """Make an int of the number, whose value is the name."""
+        made = int.__new__(cls, number)
+        made._value_ = name
+        return made
+
+
+class Rate(enum.Enum):
+    """Two members with values that print alike."""
+
+    UNKNOWN = float("nan")
+    NONE = float("-nan")
+
+
+@pytest.mark.parametrize("kind", [Status, Grade, Rate])
+def test_members_with_one_text_have_two_keys(kind: type[enum.Enum]) -> None:
+    """A function may go by the member."""
+    one, other = kind
+    for declared in (MISSING, kind, str, int):
+        assert encode_value(one, declared) != encode_value(other, declared)
+        assert encode_value([one], list[declared]) != encode_value([other], list[declared])  # type: ignore[valid-type]
+    assert encode_value(one, kind).partition("%a")[0] == encode_value(other, kind).partition("%a")[0]
 
 
 def test_a_factory_that_has_no_name_is_refused() -> None:

@@ -1237,3 +1237,16 @@ async def test_fail_safe_after_an_invalidation_raises(client: Redis, table: Tabl
     gate.open()
     with pytest.raises(ConnectionRefusedError):
         await call
+
+
+async def test_equal_ids_of_two_types_are_answered_and_not_stored(client: Redis) -> None:
+    """The mapping has one value for both, and the function may give two."""
+
+    @Cache(client).cached_many("kind:{ids}")
+    async def kinds(ids: list[int]) -> dict[int, str]:
+        return {each: type(each).__name__ for each in ids}
+
+    assert await kinds([1, True]) == {1: "bool"}
+    assert await client.keys("kind:*") == []
+    assert await kinds([1]) == {1: "int"}
+    assert await kinds([True]) == {1: "bool"}

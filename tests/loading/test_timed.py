@@ -108,6 +108,26 @@ async def age(client: Redis, left_ms: int, key: str = "item:1") -> None:
 # --- stale
 
 
+@pytest.mark.parametrize("option", ["stale", "fail_safe"])
+async def test_an_old_value_is_stored_in_no_entry_around(client: Redis, source: Source, option: str) -> None:
+    """That entry would keep the old value for its own `exp`."""
+    shop = Shop(source, client, **{option: 60})
+
+    @shop.cache.cached("around")
+    async def around(redis: Redis) -> str:
+        return await shop.get()
+
+    await shop.get()
+    await age(client, 30_000)
+    source.name, source.error = "b", DEAD if option == "fail_safe" else None
+    assert await around(client) == "a"
+    assert not await client.exists("around")
+    source.error = None
+    await shop.settled()
+    assert await around(client) == "b"
+    assert await client.exists("around")
+
+
 async def test_the_old_value_at_once_and_the_new_one_behind_it(client: Redis, source: Source) -> None:
     """Past `exp` no call waits: the first one starts a reload, and later ones get the new value."""
     shop = Shop(source, client, stale=60)

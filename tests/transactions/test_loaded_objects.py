@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from redis.asyncio import Redis
-from sqlalchemy import inspect, select
+from sqlalchemy import inspect, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import defer, joinedload, undefer
 
@@ -53,6 +53,23 @@ async def test_object_of_the_caller_has_what_the_load_has_read(w: World) -> None
         await w.client.flushall()
         assert await cached(w)(db, w.one.client, 1) == "new"
         assert (item.name, item.owner.name) == ("new", "old")
+
+
+async def test_rows_of_a_text_are_as_new_as_the_load(w: World) -> None:
+    """Objects of the session would stand for them."""
+
+    @w.one.cache.cached("item:{item_id}:name", shared=True)
+    async def name(db: AsyncSession, redis: Redis, item_id: int) -> str:
+        rows = select(Item).from_statement(text("SELECT * FROM item WHERE id = 1"))
+        found: str = (await db.scalars(rows)).one().name
+        return found
+
+    async with w.one.database.sessions() as db:
+        item = await db.get_one(Item, 1)
+        await db.commit()
+        await w.two.write("new")
+        await w.client.flushall()
+        assert await name(db, w.one.client, 1) == item.name == "new"
 
 
 async def test_object_that_the_load_has_expired_stays_expired(w: World) -> None:

@@ -471,3 +471,18 @@ async def test_single_key_reaches_the_entries_of_all_tenants(
         await invalidate(db, client)
     assert await client.keys("note:1[?]*") == []
     assert await client.exists("note:10") == 1
+
+
+async def test_tenants_do_not_share_entries_of_an_engine(engine: AsyncEngine, client: Redis) -> None:
+    """The parameter is called like a session, and the function opens a connection by itself."""
+
+    @default_cache.cached("note-by-engine:{number}")
+    async def body(db: AsyncEngine, redis: Redis, number: int) -> str:
+        async with db.connect() as connection:
+            return (await connection.scalars(select(Note.body).where(Note.id == number))).one()
+
+    for _ in range(2):
+        for tenant in TENANTS:
+            mapped = engine.execution_options(schema_translate_map={None: tenant})
+            assert await body(mapped, client, 1) == tenant
+    assert body.stats.hits == len(TENANTS)
