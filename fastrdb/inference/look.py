@@ -36,7 +36,7 @@ from .conditions import MOST_VALUES
 from .reads import unique_columns
 from .writes import MOST_ROWS, Change, statement_of
 
-_DENIED: Final = frozenset({"42501", 1142, 1143})
+_DENIED: Final = ("42501", 1142, 1143)
 """The SQLSTATE of PostgreSQL, and the errors of MariaDB and MySQL, for a right that the user lacks."""
 
 
@@ -60,12 +60,18 @@ def look(connection: Connection, context: Any, change: Change, columns: Collecti
             with savepoint(connection) if ROLE in connection.info else nullcontext():
                 rows = connection.execute(asked, execution_options=_options(context)).all()
         except DBAPIError as error:
-            if _DENIED.isdisjoint((getattr(error.orig, "sqlstate", None), *getattr(error.orig, "args", ())[:1])):
+            if not is_denied(error.orig):
                 raise
             return
     if len(rows) <= MOST_ROWS:
         change.looked = _texts(wanted, rows, connection.dialect.name)
         change.rows = None if _are_all(table, change, len(rows)) else len(rows)
+
+
+def is_denied(error: Any) -> bool:
+    """Return True for a driver's error that a right is missing."""
+    codes = (getattr(error, name, None) for name in ("sqlstate", "pgcode", "errno"))
+    return any(code in _DENIED for code in (*codes, *getattr(error, "args", ())[:1]))
 
 
 def check(cursor: Any, change: Change) -> None:

@@ -97,9 +97,10 @@ def follow(
         note(connection, transaction, statement, context)
         return
     parts = statements_in(statement, context.dialect.name)
-    if any(_CHOOSES.match(part) for part in parts) or _sets("search_path", statement, parts, context):
+    settings = _settings(statement, parts, context)
+    if "search_path" in settings or any(_CHOOSES.match(part) for part in parts):
         path_is_chosen(connection, parts)
-    if _sets("role", statement, parts, context) or _sets("authorization", statement, parts, context):
+    if "role" in settings or "authorization" in settings:
         connection.info[ROLE] = True
     does = effect(statement, connection.dialect.name)
     if does >= Effect.WRITES:
@@ -111,13 +112,12 @@ def follow(
         _calls(connection, transaction, statement, context)
 
 
-def _sets(name: str, statement: str, parts: Iterable[str], context: Any) -> bool:
-    """Return True if the statement may set this parameter of the connection."""
+def _settings(statement: str, parts: Iterable[str], context: Any) -> str:
+    """Return all that a statement says that may set a parameter of the connection, in lower case; else nothing."""
     text = statement.lower()
-    if name in text and any(part.startswith(("SET", "RESET", "DO")) for part in parts):
-        return True
-    given = context.compiled_parameters if context.compiled is not None else ()
-    return "set_config" in text and (name in text or any(name in each.values() for each in given))
+    if "set_config" in text:
+        return f"{text} {context.compiled_parameters if context.compiled is not None else ()}"
+    return text if any(part.startswith(("SET", "RESET", "DO")) for part in parts) else ""
 
 
 # --- reads

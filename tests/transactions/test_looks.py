@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from sqlalchemy.dialects import mysql
 from sqlalchemy.orm import Session, registry
 
 from fastrdb.inference import Change, Names, writes_of
+from fastrdb.inference.look import is_denied
 from fastrdb.inference.postgresql import PostgreSQL
 from fastrdb.transactions import add_follower
 from tests.support.servers.databases import Database, opened
@@ -118,6 +120,24 @@ async def test_a_user_of_mariadb_needs_no_more_rights_than_its_write(
         async with mariadb.engine.begin() as connection:
             for user in users:
                 await connection.execute(text(f"DROP USER IF EXISTS {user}"))
+
+
+@pytest.mark.parametrize(
+    ("error", "denied"),
+    [
+        (SimpleNamespace(sqlstate="42501"), True),  # asyncpg, psycopg
+        (SimpleNamespace(pgcode="42501", args=("permission denied",)), True),  # psycopg2
+        (SimpleNamespace(args=(1143, "SELECT command denied")), True),  # aiomysql, asyncmy, PyMySQL
+        (SimpleNamespace(errno=1142, sqlstate="42000"), True),  # MySQL's own driver
+        (SimpleNamespace(args=({"C": "55P03"},)), False),  # pg8000
+        (SimpleNamespace(sqlstate="55P03"), False),
+        (SimpleNamespace(args=(1205, "Lock wait timeout exceeded")), False),
+        (None, False),
+    ],
+)
+def test_other_errors_of_a_look_are_those_of_its_write(error: Any, denied: bool) -> None:
+    """A timeout of a lock is raised unchanged, whatever a driver puts into its errors."""
+    assert is_denied(error) is denied
 
 
 async def test_a_question_that_fails_leaves_the_transaction(
