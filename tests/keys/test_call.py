@@ -541,8 +541,12 @@ def test_other_mistakes_are_refused() -> None:
     async def generator() -> Any:
         yield 1
 
-    for function in (sync, generator, functools.partial(sync)):
-        with pytest.raises(OptionError, match="async def"):
+    for function, message in (
+        (sync, "async def"),
+        (generator, "async generator"),
+        (functools.partial(sync), "async def"),
+    ):
+        with pytest.raises(OptionError, match=message):
             plan_of(function, "k")
     with pytest.raises(OptionError, match=r"get_user.*'nonsense'.*'email'"):
         plan_of(get_user, "k", ignore=["nonsense"])
