@@ -227,9 +227,9 @@ class Counters:
         self.counts["deleted"] += count
         if self.hooks or self.samplers:
             self._call(Event(self.function, "deleted", key, "", seconds, None, count))
-        prefix, known = key, -1
+        prefix, known, bare = key, -1, key.removesuffix("*")
         for head, goes_on, text in self.prefixes:
-            if len(head) > known and (key == head or (goes_on and key.startswith(head))):
+            if len(head) > known and (bare == head or (goes_on and bare.startswith(head))):
                 prefix, known = text, len(head)
         if prefix not in self.dropped and len(self.dropped) >= _MOST_PREFIXES:
             prefix = _ELSEWHERE

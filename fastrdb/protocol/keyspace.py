@@ -191,12 +191,13 @@ class Keyspace:
         return [*dict.fromkeys([*map(self.under, prefixes), *map(self.exactly, keys)])]
 
     def shown(self, reached: tuple[bytes, bytes]) -> str:
-        """Return the head of a target or range as events have it: without namespace; of tags the table only."""
+        """Return a target or range as events have it: a key, or a head with `*`; of tags the table only."""
         head, filter_ = reached
         if filter_ == TAG:
             return head.strip(TAG).partition(b":")[0].decode("utf-8", "replace") or "*"
-        head = head[:-2] if head[-2:] in _VARIANTS else head
-        return head.removeprefix(self.before).decode("utf-8", "replace")
+        of_key = head[-2:] in _VARIANTS
+        head = head[:-2] if of_key else head
+        return head.removeprefix(self.before).decode("utf-8", "replace") + ("" if of_key or filter_ == EXACTLY else "*")
 
     def known(self, heads: Iterable[str]) -> list[bytes]:
         """Return what names of entries begin with: the namespace, or those of the `heads` of patterns with a text."""

@@ -241,7 +241,7 @@ async def _one_factory(scene: Scene) -> object:
     return cache.check(), both
 
 
-@says("kind='deleted', key='n:', … count=3")
+@says("kind='deleted', key='n:*', … count=3")
 async def _many_deleted(scene: Scene) -> object:
     events: list[Event] = []
     cache = Cache(scene.client, hook=events.append)
