@@ -40,6 +40,7 @@ _MEANINGS: Final = (
     (r"denied|must be owner|readonly|read-only", "the user may not do that", "`fastrdb docs outside` lists the rights"),
     (r"refused|connect call|can't connect|reset|closed", "nothing answers there", "Check host and port; does it run?"),
     (r"not known|resolution|nodename|getaddrinfo", "there is no such host", "Check the name of the host"),
+    (r"statement timeout|max_statement_time", "a statement took longer than the server permits", "Raise its limit"),
     (r"timeout|timed out", "no answer came in time", "Check host and port, the network, a firewall"),
     (r"\block", "another program has locked it", "Try again when its transaction has ended"),
     (r"open database file", "the file cannot be opened", "Check its rights, and those of its folder"),
@@ -79,7 +80,7 @@ async def opened(address: str, *, patient: bool = False) -> AsyncIterator[Change
         try:
             yield source
         except Exception as error:
-            if side_of(error) != "database":
+            if isinstance(error, OptionError) or side_of(error) != "database":
                 raise
             raise explained(error, source.name, engine.dialect.driver) from error
     finally:

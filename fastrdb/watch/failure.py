@@ -9,10 +9,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from fastrdb.errors import CacheUnavailableError
 
+from .source import NotInstalledError
+
 Side = Literal["database", "Redis"]
 
 _REDIS: Final = (RedisError, CacheUnavailableError)
-_DATABASE: Final = (SQLAlchemyError, OSError)  # a driver may raise the error of its socket
+_DATABASE: Final = (SQLAlchemyError, OSError, NotInstalledError)  # a driver may raise the error of its socket
 _DRIVERS: Final = frozenset(("aiomysql", "aiosqlite", "asyncmy", "asyncpg", "psycopg", "pymysql", "sqlite3"))
 """Packages whose own errors SQLAlchemy lets through, before 2.1 those of asyncpg while it connects."""
 _LONGEST: Final = 200  # characters

@@ -10,7 +10,7 @@ from fastrdb.errors import OptionError
 from .binlog import BinlogSource, refusal
 from .lead import named
 from .mysql_outbox import MySQLOutbox, is_installed
-from .source import ChangeSource, Images, Poll, Status
+from .source import ChangeSource, Images, NotInstalledError, Poll, Status
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -42,7 +42,7 @@ class MySQLSource(ChangeSource):
         if self._way is None:
             self._way = await self._chosen()
         if self._way is None:
-            raise OptionError(
+            raise NotInstalledError(
                 f"watch: {self.name} has no fastrdb_outbox, and its binary log cannot be read: {self._refusal}."
                 " Change that, or run `fastrdb watch install`"
             )

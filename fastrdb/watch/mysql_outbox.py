@@ -47,6 +47,7 @@ _CREATED: Final = (
     " COMMENT='Changes for fastrdb watch. The row with the id -1 marks it as whole.'"
 )
 _MARK: Final = f"INSERT IGNORE INTO {OUTBOX} (id, kind, tbl, image) VALUES (-1, '', '', '0')"
+_ANY_ROW: Final = f"INSERT INTO {OUTBOX} (kind, tbl, image) VALUES ('i', {{}}, '')"
 _MARKED = text(f"SELECT image FROM {OUTBOX} WHERE id = -1")
 _COUNT = text(f"SELECT count(*) FROM (SELECT 1 FROM {OUTBOX} WHERE id > 0 LIMIT {_MOST_WAITING}) AS waiting")
 _NEW = text(f"SELECT id, kind, tbl, image FROM {OUTBOX} WHERE id > 0 ORDER BY id LIMIT {_PAGE} FOR UPDATE SKIP LOCKED")
@@ -94,11 +95,14 @@ class MySQLOutbox(ChangeSource):
             found = await tables_of(connection)
             require_tables(tables, found)
             reported = await columns_of(connection, columns)
-            old = (await connection.execute(_TRIGGERS)).all()
+            old, was_there = (await connection.execute(_TRIGGERS)).all(), await is_installed(connection)
         statements = [_CREATED, _MARK]
         for table in tables or found:
             made = _trigger_sql(table, reported.get(table, ()))
             statements += made.values()
+            reporting = [row for row in old if row.tbl == table and f"', {_literal(table)}, JSON_OBJECT" in row.body]
+            if was_there and len(reporting) < len(made):  # any row may have changed without a trigger
+                statements.append(_ANY_ROW.format(_literal(table)))
             statements += [
                 f"DROP TRIGGER IF EXISTS {quoted(row.name)}" for row in old if row.tbl == table and row.name not in made
             ]
@@ -235,7 +239,7 @@ def _stored(mark: str) -> str:
 def _row(found: Any) -> Row:
     try:
         images: dict[str, list[Any]] = json.loads(found.image)
-    except ValueError:  # MariaDB writes zeros in front of a number, for one
+    except ValueError:  # `_ANY_ROW`. And MariaDB writes zeros in front of a number, for one
         return Row(_KINDS[found.kind], found.tbl, None, None)
     values = {column: [*map(_exact, each)] for column, each in images.items()}
     known = {column: each for column, each in values.items() if _UNKNOWN not in each}

@@ -27,11 +27,10 @@ _ENGINES = text(
 # Integers (booleans among them), dates and UUIDs. Readers tag by no text: its collation may take different ones for
 # equal. SQLAlchemy stores UUIDs as CHAR(32) where there is no type of its own. MariaDB's JSON has zeros in front.
 _COLUMNS = text("""
-SELECT c.table_name AS tbl, c.column_name AS name, EXISTS (
-    SELECT 1 FROM information_schema.statistics s
-    WHERE s.table_schema = c.table_schema AND s.table_name = c.table_name AND s.column_name = c.column_name
-) AS indexed
-FROM information_schema.columns c
+SELECT c.table_name AS tbl, c.column_name AS name, s.column_name IS NOT NULL AS indexed
+FROM information_schema.columns c LEFT JOIN (
+    SELECT DISTINCT table_name, column_name FROM information_schema.statistics WHERE table_schema = database()
+) AS s ON s.table_name = c.table_name AND s.column_name = c.column_name
 WHERE c.table_schema = database() AND c.column_type NOT LIKE '%zerofill%'
 AND (c.data_type IN ('tinyint', 'smallint', 'mediumint', 'int', 'bigint', 'date',
     'uuid') OR c.column_type = 'char(32)')

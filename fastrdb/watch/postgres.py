@@ -27,6 +27,7 @@ from fastrdb.errors import OptionError
 from fastrdb.inference import SEARCHED
 from fastrdb.keys import Image
 
+from .failure import reason_of
 from .lead import Lead, named
 from .postgres_tables import (
     INEXACT,
@@ -40,7 +41,7 @@ from .postgres_tables import (
     tables_of,
     trigger_sql,
 )
-from .source import ChangeSource, Images, Poll, Status, execute, image, loss
+from .source import ChangeSource, Images, NotInstalledError, Poll, Status, execute, image, loss
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -54,6 +55,7 @@ seconds to name each value for each partition."""
 _LOCK: Final = 0x66617374  # of advisory locks: the name in hexadecimal digits
 _READER: Final = _LOCK + 1
 _INSTALL: Final = "`fastrdb watch install`"
+_DENIED: Final = "42501"  # the error of PostgreSQL
 _EVENTS: Final = 4  # of each table: INSERT, UPDATE, DELETE, TRUNCATE
 
 _PLACE = text("""
@@ -82,8 +84,7 @@ WITH gone AS (DELETE FROM fastrdb.outbox WHERE tbl = '')
 INSERT INTO fastrdb.outbox (tbl, image) VALUES ('', to_jsonb(CAST(:mark AS text)))
 """)
 _TRIGGERS = text("""
-SELECT t.tgrelid, t.tgname, CAST(t.tgenabled AS text) AS tgenabled, p.proname, p.prosrc,
-    format('%I.%I', s.nspname, c.relname) AS quoted
+SELECT t.tgrelid, CAST(t.tgenabled AS text) AS tgenabled, p.proname, p.prosrc
 FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid JOIN pg_namespace n ON n.oid = p.pronamespace
 JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace s ON s.oid = c.relnamespace
 WHERE n.nspname = 'fastrdb' AND NOT t.tgisinternal ORDER BY s.nspname, c.relname, t.tgname
@@ -158,18 +159,30 @@ class PostgresSource(ChangeSource):
 
     async def uninstall_sql(self) -> list[str]:
         """See `ChangeSource`."""
-        tables: dict[str, list[str]] = {}
         async with self.engine.connect() as connection:
-            for row in await connection.execute(_TRIGGERS):
-                tables.setdefault(row.quoted, []).append(row.tgname)
-        return removal_sql(tables.items())
+            return removal_sql(dict.fromkeys(row.proname for row in await connection.execute(_TRIGGERS)))
 
     async def run(self, statements: Sequence[str]) -> None:
-        """See `ChangeSource`. Each statement commits by itself, so that locks are held on one table at a time."""
+        """See `ChangeSource`. Each statement commits by itself, so that locks are held on one table at a time.
+
+        Raises:
+            OptionError: a right is missing on some tables; all others are done.
+        """
+        denied: list[str] = []
         async with self.engine.connect() as connection:
             await connection.execution_options(isolation_level="AUTOCOMMIT")
-            for statement in statements:
-                await execute(connection, statement)
+            for number, statement in enumerate(statements):
+                try:
+                    await execute(connection, statement)
+                except DBAPIError as error:
+                    if number == 0 or getattr(error.orig, "sqlstate", None) != _DENIED:
+                        raise
+                    denied.append(reason_of(error))
+        if denied:
+            raise OptionError(
+                f"watch: a right is missing ({'; '.join(denied)}). All other tables are done. `fastrdb docs outside`"
+                " lists the rights. Or name the tables by --table"
+            )
 
     # --- changes
 
@@ -183,7 +196,7 @@ class PostgresSource(ChangeSource):
             await connection.execute(_SESSION)
             self._place = str(await connection.scalar(_PLACE))
         if not await self._connection.scalar(_INSTALLED):
-            raise OptionError(f"watch: {self.name} has no fastrdb.outbox: run `fastrdb watch install` first")
+            raise NotInstalledError(f"watch: {self.name} has no fastrdb.outbox: run `fastrdb watch install` first")
         lead = self._lead = self._lead or Lead(self.name, namespace)
         self._leads = await lead.take(
             partial(_locked, self._connection, _READER, namespace), partial(_locked, self._connection, _LOCK, None)

@@ -69,6 +69,13 @@ SELECT a.attrelid, a.attname, {_EXACT},
 FROM pg_attribute a WHERE a.attnum > 0 AND NOT a.attisdropped
 ORDER BY a.attrelid, a.attnum
 """)
+_EVENTS: Final = {
+    "INSERT": "REFERENCING NEW TABLE AS n ",
+    "UPDATE": "REFERENCING OLD TABLE AS o NEW TABLE AS n ",
+    "DELETE": "REFERENCING OLD TABLE AS o ",
+    "TRUNCATE": "",
+}
+"""The events of which each table has a trigger, with the transition tables."""
 _REPORTED = re.compile(r"'((?:[^']|'')*)', jsonb_agg\(")
 KIN: Final = f"""
 down AS (
@@ -181,33 +188,33 @@ def outbox_sql() -> str:
 def trigger_sql(table: Table, searched: Iterable[str]) -> str:
     """Return the statement that makes one table record its changes; tags leave the schemas `searched` out.
 
-    A trigger that is there already stays: to make one locks the table.
+    Triggers that are there already stay: to make one locks the table. Under an outbox that was read, any row of a table
+    without them may have changed.
     """
-    made = [_function(table, ", ".join(map(_literal, searched)))]
-    for event, given in (
-        ("INSERT", "REFERENCING NEW TABLE AS n "),
-        ("UPDATE", "REFERENCING OLD TABLE AS o NEW TABLE AS n "),
-        ("DELETE", "REFERENCING OLD TABLE AS o "),
-        ("TRUNCATE", ""),
-    ):
+    oid, made = f"CAST({_literal(table.quoted)} AS regclass)", ""
+    for event, given in _EVENTS.items():
         trigger, transition = f"fastrdb_{event.lower()}", "" if table.has_foreign else given
-        made.append(f"""IF NOT EXISTS (
-        SELECT FROM pg_trigger WHERE tgrelid = CAST({_literal(table.quoted)} AS regclass) AND tgname = '{trigger}'
-        AND tgfoid = to_regproc('fastrdb.{table.function}') AND tgenabled IN ('O', 'A')
-    ) THEN
+        made += f"""
         DROP TRIGGER IF EXISTS {trigger} ON {table.quoted};
         CREATE TRIGGER {trigger} AFTER {event} ON {table.quoted} {transition}FOR EACH STATEMENT
-            EXECUTE FUNCTION fastrdb.{table.function}();
-    END IF""")
-    return _alone("".join(f"    {each};\n" for each in made))
+            EXECUTE FUNCTION fastrdb.{table.function}();"""
+    active = (
+        f"SELECT count(*) FROM pg_trigger WHERE tgrelid = {oid} AND tgname LIKE 'fastrdb%' AND tgenabled IN ('O', 'A')"
+    )
+    return _alone(f"""    {_function(table, ", ".join(map(_literal, searched)))};
+    IF ({active} AND tgfoid = to_regproc('fastrdb.{table.function}')) < {len(_EVENTS)} THEN
+        INSERT INTO fastrdb.outbox (tbl, rel) SELECT {_literal(table.known_as)}, {oid} FROM fastrdb.outbox
+        WHERE tbl = '' AND image IS NOT NULL AND ({active}) < {len(_EVENTS)};{made}
+    END IF;
+""")
 
 
-def removal_sql(tables: Iterable[tuple[str, Iterable[str]]]) -> list[str]:
-    """Return the statements that remove triggers, given by table, and the outbox."""
-    removed = [
-        _alone("".join(f"    DROP TRIGGER IF EXISTS {_quoted(name)} ON {table};\n" for name in names))
-        for table, names in tables
-    ]
+def removal_sql(functions: Iterable[str]) -> list[str]:
+    """Return the statements that remove functions with their triggers, and the outbox.
+
+    Only the owner of a table may drop a trigger by itself.
+    """
+    removed = [_alone(f"    DROP FUNCTION IF EXISTS fastrdb.{_quoted(name)}() CASCADE;\n") for name in functions]
     return [*removed, _alone("    DROP SCHEMA IF EXISTS fastrdb CASCADE;\n")]
 
 

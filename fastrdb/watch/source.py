@@ -33,6 +33,10 @@ _TRIES: Final = 40
 _LONGEST_PAUSE_S: Final = 1.0
 
 
+class NotInstalledError(OptionError):
+    """Error of a database that records no changes, or no longer: `install` mends that, also under a running watcher."""
+
+
 @dataclass(frozen=True, slots=True)
 class Poll:
     """The result of one poll.
@@ -111,8 +115,8 @@ class ChangeSource(ABC):
             namespace: of the cache. Only watchers of the same namespace wait for the lead.
 
         Raises:
-            OptionError: nothing is installed, a setting permits no watching, or the outbox is read for another
-                namespace.
+            NotInstalledError: nothing is installed, and a setting permits no watching without.
+            OptionError: the outbox is read for another namespace.
         """
 
     @abstractmethod

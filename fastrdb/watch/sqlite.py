@@ -23,7 +23,19 @@ from sqlalchemy.exc import OperationalError
 from fastrdb.errors import OptionError
 from fastrdb.keys import Image
 
-from .source import COLUMNS_NAMED, ROWS_NAMED, ChangeSource, Images, Poll, Status, image, loss, require_tables, turn_of
+from .source import (
+    COLUMNS_NAMED,
+    ROWS_NAMED,
+    ChangeSource,
+    Images,
+    NotInstalledError,
+    Poll,
+    Status,
+    image,
+    loss,
+    require_tables,
+    turn_of,
+)
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -106,6 +118,9 @@ class SQLiteSource(ChangeSource):
                 leftover = [row.name for row in old if row.tbl_name == table and row.name not in names]
                 statements += [f"DROP TRIGGER {_quoted(name)}" for name in leftover]
                 statements += made
+                reporting = any(row.tbl_name == table and f"SELECT {_literal(table)}," in row.sql for row in old)
+                if has_token and not reporting:  # any row may have changed without a trigger
+                    statements.append(f"INSERT INTO fastrdb_outbox (tbl) VALUES ({_literal(table)})")
         return statements
 
     async def uninstall_sql(self) -> list[str]:
@@ -128,7 +143,7 @@ class SQLiteSource(ChangeSource):
             self._connection = await connection.execution_options(isolation_level="AUTOCOMMIT")
             if not (await connection.execute(_INSTALLED)).one()[1]:
                 await self.close()
-                raise OptionError(f"watch: {self.name} has no fastrdb_outbox: run `fastrdb watch install` first")
+                raise NotInstalledError(f"watch: {self.name} has no fastrdb_outbox: run `fastrdb watch install` first")
         return True
 
     async def poll(self, position: str | None, images: Images) -> Poll:

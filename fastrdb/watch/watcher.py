@@ -14,7 +14,7 @@ from fastrdb.options import Seconds, seconds
 from .databases import source_of
 from .failure import kind_of
 from .journal import SILENT_S, Journal, ages
-from .source import ChangeSource, Poll
+from .source import ChangeSource, NotInstalledError, Poll
 from .telemetry import Telemetry
 
 if TYPE_CHECKING:
@@ -156,7 +156,8 @@ class Watcher:
         A cancellation waits for the end of the present poll, at most a second.
 
         Raises:
-            OptionError: nothing is installed, or a setting of the database rules out watching.
+            OptionError: at the start nothing is installed, or a setting of the database rules out watching. Or the
+                outbox is read for another namespace.
         """
         try:
             pause = 0.0
@@ -190,10 +191,10 @@ class Watcher:
             poll = await self.poll()
             if poll is None:
                 await self._wait()
-        except OptionError as error:
-            self._telemetry.refused(error)
-            raise
-        except Exception as error:  # noqa: BLE001  # a watcher that ends leaves stale entries
+        except Exception as error:  # a watcher that ends leaves stale entries
+            if isinstance(error, OptionError) and not (isinstance(error, NotInstalledError) and self._begun.is_set()):
+                self._telemetry.refused(error)
+                raise
             self._telemetry.failed(error)
             self._end(kind_of(error))
             with suppress(Exception):
@@ -227,8 +228,9 @@ class Watcher:
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+            await asyncio.wait({task})  # `await task` would take a cancellation of the caller for the task's own
+            if not task.cancelled():
+                task.result()
 
 
 def _portions(images: Sequence[Image]) -> Iterator[list[Image]]:

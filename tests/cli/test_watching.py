@@ -329,6 +329,7 @@ async def test_a_server_that_refuses_is_explained(served: Database) -> None:
         ("permission denied for schema fastrdb", "the user may not do that"),
         ("[Errno -2] Name or service not known", "there is no such host"),
         ("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed", "the certificate of the server is not trusted"),
+        ("canceling statement due to statement timeout", "a statement took longer than the server permits"),
         ("database is locked", "another program has locked it"),
         ("unable to open database file", "the file cannot be opened"),
         ("something else", "OperationalError: something else. Check the address and the log"),

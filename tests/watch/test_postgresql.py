@@ -212,7 +212,7 @@ async def test_a_table_that_a_subscription_writes_to_is_named(watchable: object)
             await watched.write(
                 "CREATE FUNCTION applied() RETURNS trigger LANGUAGE plpgsql AS"
                 " $$ BEGIN INSERT INTO fastrdb.outbox (tbl) VALUES (TG_TABLE_NAME); RETURN NULL; END $$",
-                "CREATE TRIGGER applied AFTER UPDATE ON orgs FOR EACH ROW EXECUTE FUNCTION applied()",
+                "CREATE TRIGGER applied AFTER INSERT OR UPDATE ON orgs FOR EACH ROW EXECUTE FUNCTION applied()",
                 "ALTER TABLE orgs ENABLE REPLICA TRIGGER applied",
             )
             assert (await watched.source.status(watched.position)).watched == ["orgs"]
@@ -310,6 +310,7 @@ async def test_a_disabled_trigger_is_named_and_made_again(watched: Watched, how:
     await watched.source.run(await watched.source.install_sql())
     unwatched = (await watched.source.status(watched.position)).unwatched
     assert {name for name in unwatched if "." not in name} == set()  # other tests have schemas of their own
+    assert await watched.changes() == {"users": None}  # what was written meanwhile
     await watched.write("UPDATE users SET bio = 'x' WHERE id = 1")
     assert (await watched.changes())["users"]["id"] == {"1"}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from datetime import date
 from functools import partial
 from typing import Any
@@ -10,7 +11,9 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import create_async_engine
 
+from fastrdb import OptionError
 from fastrdb.keys import Image, row_tag
 from fastrdb.watch import source as interface
 from fastrdb.watch import source_of
@@ -248,3 +251,27 @@ async def test_a_migration_keeps_its_own_lock_timeout(watched: Watched) -> None:
         for statement in statements:
             await connection.exec_driver_sql(statement)
         assert await connection.scalar(text("SHOW lock_timeout")) == "7s"
+
+
+async def test_a_table_without_the_right_keeps_no_other_from_being_watched(watched: Watched) -> None:
+    """Such as one of an extension. What a role has installed it can also uninstall, although no table is its own."""
+    role, url = f"installs_{secrets.token_hex(6)}", watched.database.engine.url
+    await watched.write(
+        "CREATE TABLE zone (id INTEGER)",
+        f"CREATE ROLE {role}",
+        f'GRANT CREATE ON DATABASE "{url.database}" TO {role}',
+        f"GRANT USAGE ON SCHEMA public TO {role}",
+        f"GRANT TRIGGER ON orgs, zone TO {role}",
+    )
+    engine = create_async_engine(url, connect_args={"server_settings": {"role": role}})
+    try:
+        source = source_of(engine)
+        with pytest.raises(OptionError, match="permission denied for table users"):
+            await source.run(await source.install_sql())
+        assert {"orgs", "zone"} == set((await watched.source.status(None)).watched)
+        await source.run(await source.uninstall_sql())
+        assert not (await watched.source.status(None)).installed
+        await watched.write("UPDATE orgs SET name = 'x'")
+    finally:
+        await engine.dispose()
+        await watched.write(f"DROP OWNED BY {role}", f"DROP ROLE {role}")

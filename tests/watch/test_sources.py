@@ -151,6 +151,23 @@ async def test_installing_again_changes_nothing(watched: Watched) -> None:
     assert watched.lost == []
 
 
+@with_triggers
+async def test_a_table_made_anew_counts_as_changed_when_it_is_installed_again(watched: Watched) -> None:
+    """Such as by a migration that copies it: a write between that and `install` has fired no trigger."""
+    await watched.install()
+    await watched.write(
+        "CREATE TABLE copied (id INTEGER PRIMARY KEY, org_id INTEGER NULL, email VARCHAR(50) UNIQUE, bio TEXT)",
+        "DROP TABLE users",
+        "ALTER TABLE copied RENAME TO users",
+        "INSERT INTO users VALUES (1, 1, 'a@x', '')",
+    )
+    await watched.source.run(await watched.source.install_sql())
+    assert "users" in (await watched.source.status(watched.position)).watched
+    assert await watched.changes() == {"users": None}
+    await watched.source.run(await watched.source.install_sql())
+    assert await watched.changes() == {}
+
+
 sqlite = pytest.mark.parametrize("watchable", ["sqlite"], indirect=True)
 
 

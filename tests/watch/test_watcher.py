@@ -21,7 +21,7 @@ from fastrdb.protocol import Fill, Store
 from fastrdb.testing import FaultyClient
 from fastrdb.watch import Journal, Poll, Watcher, ages, columns_in_use, source_of
 from fastrdb.watch import watcher as watcher_module
-from fastrdb.watch.source import Images
+from fastrdb.watch.source import Images, NotInstalledError
 from tests.support.waiting import until
 from tests.watch.conftest import Watched
 
@@ -273,6 +273,63 @@ async def test_a_watcher_with_nothing_installed_fails_at_the_start(watched: Watc
     await watched.install()
     async with watcher:
         assert await watcher.journal.position() is not None
+
+
+@pytest.mark.parametrize("watchable", ["sqlite", "postgresql", "mariadb"], indirect=True)
+async def test_a_watcher_outlives_an_uninstallation(
+    watched: Watched, client: Redis, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some migrations of MariaDB and SQLite need one, while applications with watchers run."""
+    monkeypatch.setattr(watcher_module, "_RETRY_S", 0.01)
+    await watched.install()
+    await watched.source.close()
+    async with Watcher(watched.database.engine, cache) as watcher:
+        await watched.source.run(await watched.source.uninstall_sql())
+        refused = asyncio.Event()
+
+        def note(error: Exception) -> None:
+            if isinstance(error, NotInstalledError):
+                refused.set()
+
+        monkeypatch.setattr(watcher._telemetry, "failed", note)
+        await asyncio.wait_for(refused.wait(), 10)
+        await watched.source.run(await watched.source.install_sql())
+        await until(partial(_leads, watcher))
+        await store_entries(client, {"user:1": (tag("users", "id", 1),)}, cache)
+        await watched.write("UPDATE users SET bio = 'x' WHERE id = 1")
+        await until(partial(_is_gone, client, "user:1"))
+
+
+async def _leads(watcher: Watcher) -> bool:
+    return watcher.leads
+
+
+async def _is_gone(client: Redis, key: str) -> bool:
+    return await client.get(key) is None
+
+
+@pytest.mark.parametrize("watchable", ["sqlite"], indirect=True)
+async def test_a_cancellation_at_the_end_of_the_block_is_not_swallowed(watched: Watched, cache: Cache) -> None:
+    """At each moment until the block has ended; the watcher ends all the same."""
+    await watched.install()
+    for moment in range(8):
+        watcher, reached = Watcher(watched.source, cache), asyncio.Event()
+
+        async def block(watcher: Watcher = watcher, reached: asyncio.Event = reached) -> None:
+            async with watcher:
+                reached.set()
+
+        task = asyncio.create_task(block())
+        await reached.wait()
+        background = watcher._task
+        for _ in range(moment):
+            await asyncio.sleep(0)
+        had_ended = task.done()
+        task.cancel()
+        await asyncio.wait({task})
+        assert task.cancelled() or had_ended, moment
+        if background is not None:
+            await asyncio.wait({background})
 
 
 @pytest.mark.parametrize("watchable", ["sqlite"], indirect=True)
