@@ -9,7 +9,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends
 from redis.asyncio import Redis
 from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 from fastrdb import Cache
 from fastrdb.demo.database import async_get_db
@@ -35,10 +35,14 @@ class Outside:
     @asynccontextmanager
     async def watching(self, engine: AsyncEngine) -> AsyncIterator[None]:
         """Watch the database inside of the application. A service would run `fastrdb watch run` beside it."""
-        source = source_of(engine)
-        await source.run(await source.install_sql())
-        async with self.client, self.cache, Watcher(source, self.cache):
-            yield
+        own = create_async_engine(engine.url)  # so that a count of the other one's statements has no polls
+        try:
+            source = source_of(own)
+            await source.run(await source.install_sql())
+            async with self.client, self.cache, Watcher(source, self.cache):
+                yield
+        finally:
+            await own.dispose()
 
 
 def command(engine: AsyncEngine) -> str:

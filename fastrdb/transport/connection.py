@@ -299,8 +299,9 @@ class Connection:
         if sign != self._sign:  # mechanism: exchanges-distinguished
             self._alive_at = now if sign[0] == self._sign[0] else self.began  # mechanism: progress-is-replies
             self._excuses, self._over = 0, False
-        if now - self._due > HELD_UP_S and self._excuses < _EXCUSES:  # mechanism: excuses-bounded
-            blocked = min(now - self._due, self.timeout)
+        late = now - max(self._due, self.began)  # a block before this exchange has not held it up
+        if late > HELD_UP_S and self._excuses < _EXCUSES:  # mechanism: excuses-bounded
+            blocked = min(late, self.timeout)
             self._excuses += 1
             self._alive_at += blocked  # mechanism: blocked-loop-excused
             self.began += blocked

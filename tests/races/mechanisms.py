@@ -407,7 +407,7 @@ _OF_THE_TRANSPORT = {
     "progress-is-replies": _line("a server is not silent as long as replies come", "self._alive_at = self.began"),
     "exchanges-distinguished": _line("each exchange has the timeout for itself", "if False:"),
     "blocked-loop-excused": _line("time that the event loop was blocked is not the server's"),
-    "excuses-bounded": _line("silence is noticed though the event loop is blocked", "if now - self._due > HELD_UP_S:"),
+    "excuses-bounded": _line("silence is noticed though the event loop is blocked", "if late > HELD_UP_S:"),
     "last-look": _line("what came in the turn in which the time is over is read", "if over:"),
     "queue-counts": _line("a caller's time in the queue counts", "if False:"),
     "crowd-goes-together": _line("the callers of a crowd queue for one batch", "if self._busy:"),

@@ -15,6 +15,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from fastrdb.transport import connection as connections
 from fastrdb.transport.connection import Connection
+from fastrdb.transport.timeouts import Budget
 from tests.races.mechanisms import label, without
 from tests.races.seams import Change
 from tests.support.network.lines import CLOSED, Asks, Passing, Pool, Server, Wired, turns
@@ -369,6 +370,24 @@ async def test_time_that_the_event_loop_stood_still_is_not_the_servers(
 ) -> None:
     """A reply that has come meanwhile is read."""
     assert await held_up(line, server, Passing(monkeypatch), 90) == [b"v"]
+
+
+async def test_time_before_an_exchange_excuses_nothing(
+    line: Connection, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The event loop stood still before: a caller that comes afterwards waits no longer because of that."""
+    time = Passing(monkeypatch)
+    await line.exchange([GET])
+    time.passes(30)  # the watchdog's look of that exchange is late
+    budget = Budget(60)
+    budget.start(began := asyncio.get_running_loop().time())
+    gate = server.gates.before("read")
+    asking = spawn(line.exchange([GET], budget))
+    await gate.reached()
+    await turns()
+    assert budget.until == began + 60
+    gate.open()
+    assert await asking == [b"v"]
 
 
 async def test_silence_is_noticed_though_the_event_loop_stands_still(

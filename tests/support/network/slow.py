@@ -78,10 +78,13 @@ class LoopClock:
             await asyncio.sleep(0)
 
     async def _drive(self) -> None:
+        turns = 0  # one after the other in which nothing worked: between two statements there are a few
         while self._sleepers:
-            for _ in range(_TURNS):
-                await asyncio.sleep(0)
-            self.now += 0 if self._working or any(self.unanswered.values()) else STEP
+            await asyncio.sleep(0)
+            turns = 0 if self._working or any(self.unanswered.values()) else turns + 1
+            if turns == _TURNS:
+                self.now += STEP
+                turns = 0
 
 
 @dataclass
