@@ -68,7 +68,7 @@ class Event:
     key: str
     """The key without the namespace. Of an invalidation: what its prefixes begin with, and its keys, with commas.
 
-    Of deleted entries: what their prefix begins with, their keys with commas, or the table that these depended on.
+    Of deleted entries: the head of their prefix and `*`, their keys with commas, or the table that these depended on.
     """
     reason: str = ""
     """Why it happened, in words without any value; "" where there is nothing to say."""
