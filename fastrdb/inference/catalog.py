@@ -323,7 +323,8 @@ def asking(connection: Connection) -> Iterator[None]:
 @contextmanager
 def savepoint(connection: Connection) -> Iterator[None]:
     """Keep an error inside of the block from the user's transaction, which PostgreSQL would abort."""
-    if connection.dialect.name != "postgresql" or connection._is_autocommit_isolation():
+    commits = getattr(connection.connection.dbapi_connection, "autocommit", None) is True  # psycopg's, set by its user
+    if connection.dialect.name != "postgresql" or commits or connection._is_autocommit_isolation():
         yield
         return
     connection.exec_driver_sql("SAVEPOINT fastrdb")

@@ -158,6 +158,21 @@ async def test_a_question_that_fails_leaves_the_transaction(
         assert await connection.scalar(sa.select(PEOPLE.c.score).where(PEOPLE.c.id == 1)) == 5
 
 
+@pytest.mark.parametrize(
+    "options", [{"isolation_level": "AUTOCOMMIT"}, {"connect_args": {"autocommit": True}}], ids=str
+)
+async def test_the_catalog_is_asked_where_each_statement_commits(
+    postgresql: Database, follower: NotingFollower, options: dict[str, Any]
+) -> None:
+    """PostgreSQL has no savepoints there."""
+    await fill(postgresql)
+    url = postgresql.engine.url.set(drivername="postgresql+psycopg")
+    async with opened(url, **options) as database, database.engine.connect() as connection:
+        follower.images.clear()
+        await connection.execute(SCORE)
+    assert_unknown(follower)
+
+
 async def test_a_name_of_a_column_may_have_any_character(database: Database, follower: NotingFollower) -> None:
     """SQLAlchemy gives the parameter of such a column another name in the statement."""
     async with database.engine.begin() as connection:
