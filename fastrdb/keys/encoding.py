@@ -162,7 +162,7 @@ def _write_scalar(value: Any, base: type, own: type | None) -> str:
     kind = _kind(cls, base)
     tag, write = _SCALARS[base]
     text, rest = write(value)
-    rest = f"{rest}{_own_name(value)}" if isinstance(value, Enum) else rest
+    rest = f"{rest}{_own_name(value)}" if issubclass(cls, Enum) else rest
     if own is None:
         plain = kind in _PLAIN_UNDECLARED and not (kind is str and _reads_otherwise(str.__str__(value)))
     else:

@@ -146,7 +146,8 @@ def _places(entity: Any, owner: str) -> list[_Place]:
     else:
         mapper = _mapper(entity)
         if mapper is None:
-            name = getattr(entity, "__qualname__", type(entity).__name__)
+            plain = isinstance(entity, str | int | float | bytes | None)
+            name = repr(entity) if plain else getattr(entity, "__qualname__", type(entity).__name__)
             hint = f"; call {name}.invalidate(...)" if hasattr(entity, "invalidate") else ""
             raise OptionError(f"{owner}: {name} must be a mapped class, a Table or rows(...) of one{hint}")
         tables = [table for table in mapper.tables if isinstance(table, Table)]
