@@ -104,9 +104,9 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests in `SMOKE`."""
+    """Mark the tests in `SMOKE` that are not slow."""
     for item in items:
-        if _in_smoke(item.path):
+        if _in_smoke(item.path) and item.get_closest_marker("slow") is None:
             item.add_marker(pytest.mark.smoke)
 
 
