@@ -71,6 +71,13 @@ _TRIGGERS = text(
 )
 
 
+def _require_version(dialect: Any) -> None:
+    kind, least = ("MariaDB", (10, 6)) if dialect.is_mariadb else ("MySQL", (8, 0, 29))
+    if tuple(found := dialect.server_version_info)[: len(least)] < least:
+        version, needed = (".".join(map(str, each)) for each in (found, least))
+        raise OptionError(f"watch: the outbox needs {kind} {needed} or later, and the server is {version}: upgrade it")
+
+
 async def is_installed(connection: AsyncConnection) -> bool:
     """Return whether the database has an outbox."""
     return bool(await connection.scalar(_INSTALLED, {"name": OUTBOX}))
@@ -92,6 +99,7 @@ class MySQLOutbox(ChangeSource):
         A trigger's name follows from what it does. It is made before an older one is dropped, so no write is lost.
         """
         async with self.engine.connect() as connection:
+            _require_version(connection.dialect)
             found = await tables_of(connection)
             require_tables(tables, found)
             reported = await columns_of(connection, columns)

@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
+from fastrdb import OptionError
 from fastrdb.watch import mysql_outbox
 from fastrdb.watch import source as interface
 from fastrdb.watch.mysql_tables import OUTBOX
@@ -123,3 +124,19 @@ async def test_every_kind_of_write_is_reported(watched: Watched, kind: str) -> N
     await watched.install()
     await watched.write(WRITES[kind])
     assert "1" in (await watched.changes())["users"]["id"]
+
+
+@pytest.mark.parametrize(
+    ("is_mariadb", "version", "says"),
+    [(True, (10, 5, 9), "needs MariaDB 10.6 or later, and the server is 10.5.9"), (False, (8, 0, 28), "MySQL 8.0.29")],
+)
+async def test_a_server_that_is_too_old_is_refused(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch, is_mariadb: bool, version: tuple[int, ...], says: str
+) -> None:
+    """Before anything is made: half of an outbox would report no write."""
+    await watched.write("SELECT 1")
+    dialect = watched.database.engine.dialect
+    monkeypatch.setattr(dialect, "is_mariadb", is_mariadb)
+    monkeypatch.setattr(dialect, "server_version_info", version)
+    with pytest.raises(OptionError, match=says):
+        await watched.source.install_sql()
