@@ -163,7 +163,10 @@ class Recipe:
             if step.encode is scalar_encoder(int) and value.isidentifier():  # which Python writes itself, and sooner
                 encoded = f"{value} if {text.name(type)}({value}) is {text.name(int)} else {encoded}"
             parts += [text.name(step.part.literal), encoded]
-        parts.append(text.name(self.pattern.tail if self.pattern else ""))
+        tail = self.pattern.tail if self.pattern else ""
+        if not lines and self.pattern is not None and (version := self.variant.of_version()):
+            tail += f"?{version[1:]}"  # the same in each call
+        parts.append(text.name(tail))
         if lines and self.pattern is not None:
             parts.append(text.local("query"))
         expression = f'f"{"".join(f"{{{part}}}" for part in parts if text.names.get(part) != "")}"'
@@ -213,10 +216,10 @@ class Recipe:
             ]
         lines, behind = [line for name in sorted(found) for line in found[name]], self._variant_lines(text, instance)
         first = [f"if {query}:", f'    {query} = f"?{{{query}[1:]}}"']
-        if not listed and not lines and len(behind) == 1:  # the version, which is the same in each call
-            return [f"{query} = {text.name('?' + self.variant.of_version()[1:])}"]
+        if not listed and not lines and len(behind) < 2:  # at most the version, of which `_key` makes no line
+            return []
         if not listed:
-            return [f'{query} = ""', *lines, *behind, *first] if lines or behind else []
+            return [f'{query} = ""', *lines, *behind, *first]
         lines += [f"{query} += {text.name(self._keyword_pairs)}({self._kwargs})", f"{query}.sort()"]
         joined = f'{query} = "".join([f"&{{{each}}}" for {each} in {query}])'
         return [f"{query} = []", *lines, joined, *behind, *first]

@@ -12,6 +12,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from math import log, log1p
 from random import random
 from typing import TYPE_CHECKING, Any
 
@@ -36,17 +37,28 @@ class Verifying:
         self._busy = self._logged = False
 
     def answering(self) -> Callable[..., Any]:
-        """Return what answers a call: nearly all of them by `way` itself."""
-        way, chosen, share = (
-            self._way,
-            as_coroutine_of(self._answer_chosen, self._query.plan.function),
-            self._query.policy.verify,
-        )
-        return lambda *call: way(*call) if random() >= share else chosen(*call)
+        """Return what answers a call: nearly all by `way` itself. Each counts down to the next one that is verified."""
+        way, chosen = self._way, as_coroutine_of(self._answer_chosen, self._query.plan.function)
+        left = self._gap()
+
+        def answer(client: Any, session: Any, key: str, function: Any, args: Any, kwargs: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left > 0:
+                return way(client, session, key, function, args, kwargs)
+            left = self._gap()
+            return chosen(client, session, key, function, args, kwargs)
+
+        return answer
+
+    def _gap(self) -> float:
+        """Return, rounded up, how many calls it takes to the next one that is verified, if each has the same chance."""
+        share = self._query.policy.verify
+        return 0 if share >= 1 else log(1 - random()) / log1p(-share)
 
     def choose(self, client: Any, key: str, run: partial[Any]) -> None:
         """Verify the entry that a call was answered with, if that call is one of the share."""
-        if random() < self._query.policy.verify:
+        if self._gap() <= 1:
             self._begin(client, key, run)
 
     async def _answer_chosen(self, client: Any, session: Any, key: str, function: Any, args: Any, kwargs: Any) -> Any:
