@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import URL, NullPool, event, make_url, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
 if TYPE_CHECKING:
@@ -39,13 +39,6 @@ _EMPTY = (
     LOOP EXECUTE format('DROP SCHEMA %I CASCADE', each); END LOOP; END $$""",
     "CREATE SCHEMA public",
 )
-# A connection may end by itself before it is killed: error 1094.
-_KILL_CONNECTIONS = (
-    "BEGIN NOT ATOMIC DECLARE CONTINUE HANDLER FOR 1094 BEGIN END;"
-    " FOR c IN (SELECT id FROM information_schema.processlist WHERE db = '{}') DO KILL c.id; END FOR; END"
-)
-
-
 class NoServerError(Exception):
     """No database server answered; the message says which were tried and why each failed."""
 
@@ -122,7 +115,12 @@ class ServerDatabase:
         if self.admin.get_backend_name() == "postgresql":
             await execute(self.admin, f"DROP DATABASE {name} WITH (FORCE)")
         else:
-            await execute(self.admin, _KILL_CONNECTIONS.format(name), f"DROP DATABASE {name}")
+            async with opened(self.admin) as database, database.engine.connect() as connection:
+                for row in await connection.exec_driver_sql("SHOW PROCESSLIST"):
+                    if row.db == name:
+                        with contextlib.suppress(OperationalError):  # it may end by itself before it is killed
+                            await connection.exec_driver_sql(f"KILL {row.Id}")
+                await connection.exec_driver_sql(f"DROP DATABASE {name}")
 
 
 @contextlib.contextmanager
