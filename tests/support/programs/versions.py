@@ -42,12 +42,16 @@ class Versions:
             await asyncio.sleep(0)
 
     async def read_and_cancel(self) -> str:
-        """Read once, cancel after some steps, and check the outcome."""
+        """Read once, cancel after some steps or not at all, and check the outcome.
+
+        How many steps an answer takes depends on the machine. So a quarter of the reads is left alone.
+        """
         (read, _), key = self.chance.choice(self.functions), self.chance.randrange(5)
         known = self.answered[key]
         task = asyncio.create_task(read(self.client, key))
-        await self.steps(self.chance.choice((6, 20, 60)))
-        task.cancel()
+        if steps := self.chance.choice((6, 20, 60, 0)):
+            await self.steps(steps)
+            task.cancel()
         try:
             found = await task
         except asyncio.CancelledError:

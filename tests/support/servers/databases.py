@@ -39,6 +39,8 @@ _EMPTY = (
     LOOP EXECUTE format('DROP SCHEMA %I CASCADE', each); END LOOP; END $$""",
     "CREATE SCHEMA public",
 )
+
+
 class NoServerError(Exception):
     """No database server answered; the message says which were tried and why each failed."""
 
