@@ -25,6 +25,7 @@ from fastrdb.testing import FaultyClient, GatedClient, TcpProxy
 from fastrdb.testing.server import EmbeddedServer
 from tests.support import ROOT
 from tests.support.servers.databases import Database
+from tests.support.servers.postgresql import free_port
 from tests.support.waiting import until
 from tests.support.world.items import Base, Item, Row
 
@@ -591,6 +592,24 @@ async def _index_in_part(scene: Scene) -> object:
 async def _other_data(scene: Scene) -> object:
     await scene.client.zadd("fastrdb:trusted", {"another server": 0})
     return await doctor(scene.server.url)
+
+
+async def half_a_cluster() -> str:
+    """Return what the doctor finds in a cluster of which half of the slots have no master."""
+    with EmbeddedServer(args=("--cluster-enabled", "yes", "--cluster-port", str(free_port()))) as server:
+        async with Redis(port=server.port) as admin:
+            await admin.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 8191)
+        return await doctor(server.url)
+
+
+@says("slots … cluster_state fail …")
+async def _slots_without_a_master(scene: Scene) -> object:
+    return await half_a_cluster()
+
+
+@says("entries … not examined: see slots …")
+async def _entries_that_are_not_examined(scene: Scene) -> object:
+    return await half_a_cluster()
 
 
 @says("barriers … s left) …")
