@@ -15,7 +15,7 @@ WHOLE = ("fastrdb", "tests", "benchmarks")
 Checker = Callable[..., list[Complaint]]
 
 
-@pytest.mark.timeout(300)  # a first run has no cache of the libraries' types
+@pytest.mark.timeout(1300)  # a first run has no cache of the libraries' types, and a busy machine takes its time
 @pytest.mark.parametrize("checker", [mypy, pyright], ids=lambda checker: checker.__name__)
 def test_types_are_clean_and_refuse_what_they_should(checker: Checker, tmp_path: Path) -> None:
     """Package, tests and benchmarks have no type error. `tests/typing/errors.py` has one on each line that says so.

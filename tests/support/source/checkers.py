@@ -27,7 +27,7 @@ class Complaint(NamedTuple):
 def run(*command: str) -> subprocess.CompletedProcess[str]:
     """Run a module of this interpreter in the project's root."""
     return subprocess.run(
-        [sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, check=False, timeout=240
+        [sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, check=False, timeout=1200
     )
 
 

@@ -16,6 +16,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 import fastrdb
 from fastrdb import Cache, FastRDB
+from fastrdb.loading import CachedFunction
 from tests.support.waiting import until
 
 _PACKAGE = str(Path(fastrdb.__file__).parent) + "/"
@@ -108,7 +109,9 @@ class Flows:
             await db.execute(update(User).where(User.email == email).values(name=name))
             await db.commit()
 
-        self._many, self._rename, self._counts_of_stale = many, rename, self._stale.query.counters.counts
+        self._many, self._rename = many, rename
+        query: CachedFunction = self._stale.query  # type: ignore[attr-defined]
+        self._counts_of_stale = query.counters.counts
         self._crud = FastRDB[User, Change, Change, Out](
             User, Out, "crud:{email}", "crud:page:{page}:limit:{limit}", 600, "crud:*", cache=cache
         )
