@@ -325,6 +325,18 @@ def mariadb_server() -> Iterator[ServerDatabase]:
         yield made
 
 
+@pytest.fixture(scope="session")
+def mysql_server() -> Iterator[ServerDatabase]:
+    """Provide a database on MySQL: the variable's, or a private one. Few machines have its program, so CI needs none.
+
+    With FASTRDB_TEST_MARIADB, all tests on MariaDB run on a MySQL.
+    """
+    if (binary := private_mariadb.find_mysql()) is None and databases.SERVERS["mysql"][0] not in os.environ:
+        pytest.skip("no mysqld of MySQL, and FASTRDB_TEST_MYSQL names no server")
+    with _server("mysql", None if binary is None else private_mariadb.started_mysql(binary)) as made:
+        yield made
+
+
 @pytest.fixture
 async def postgresql(postgresql_server: ServerDatabase) -> AsyncIterator[Database]:
     """Provide an empty PostgreSQL database."""
@@ -336,6 +348,13 @@ async def postgresql(postgresql_server: ServerDatabase) -> AsyncIterator[Databas
 async def mariadb(mariadb_server: ServerDatabase) -> AsyncIterator[Database]:
     """Provide an empty MariaDB database."""
     async with mariadb_server.emptied() as opened:
+        yield opened
+
+
+@pytest.fixture
+async def mysql(mysql_server: ServerDatabase) -> AsyncIterator[Database]:
+    """Provide an empty MySQL database."""
+    async with mysql_server.emptied() as opened:
         yield opened
 
 

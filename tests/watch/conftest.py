@@ -106,9 +106,9 @@ async def binlog(binlog_server: ServerDatabase) -> AsyncIterator[Database]:
         yield database
 
 
-@pytest.fixture(params=["sqlite", "postgresql", "mariadb", "binlog"])
+@pytest.fixture(params=["sqlite", "postgresql", "mariadb", "binlog", "mysql"])
 def watchable(request: pytest.FixtureRequest) -> Database:
-    """Return an empty database of each kind. `mariadb` has no binary log, so that it gets an outbox."""
+    """Return an empty database of each kind. `mariadb` and `mysql` get an outbox: no log can be read there."""
     database: Database = request.getfixturevalue(request.param)
     return database
 

@@ -27,9 +27,9 @@ from tests.support.servers.databases import ServerDatabase, opened
 from tests.support.waiting import until
 from tests.watch.conftest import TABLES, Watched
 
-outbox = pytest.mark.parametrize("watchable", ["mariadb"], indirect=True)
+outbox = pytest.mark.parametrize("watchable", ["mariadb", "mysql"], indirect=True)
 binlog = pytest.mark.parametrize("watchable", ["binlog"], indirect=True)
-both = pytest.mark.parametrize("watchable", ["mariadb", "binlog"], indirect=True)
+both = pytest.mark.parametrize("watchable", ["mariadb", "binlog", "mysql"], indirect=True)
 
 
 @both

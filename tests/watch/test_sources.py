@@ -14,7 +14,7 @@ from fastrdb.watch import sqlite as sqlite_source
 from tests.support.waiting import until
 from tests.watch.conftest import Watched
 
-with_triggers = pytest.mark.parametrize("watchable", ["sqlite", "postgresql", "mariadb"], indirect=True)
+with_triggers = pytest.mark.parametrize("watchable", ["sqlite", "postgresql", "mariadb", "mysql"], indirect=True)
 
 
 async def test_each_kind_of_write_is_reported_with_old_and_new_values(watched: Watched) -> None:

@@ -88,7 +88,7 @@ async def test_many_changes_of_one_poll_name_their_rows(watched: Watched, client
     assert await client.keys("user:*") == [b"user:999"]
 
 
-@pytest.mark.parametrize("watchable", ["postgresql", "mariadb", "binlog"], indirect=True)
+@pytest.mark.parametrize("watchable", ["postgresql", "mariadb", "binlog", "mysql"], indirect=True)
 async def test_one_watcher_leads_and_another_takes_over(watched: Watched) -> None:
     """The lead is a lock of the session, which ends with its connection."""
     await watched.install()
@@ -102,7 +102,7 @@ async def test_one_watcher_leads_and_another_takes_over(watched: Watched) -> Non
         await second.close()
 
 
-@pytest.mark.parametrize("watchable", ["postgresql", "mariadb", "binlog"], indirect=True)
+@pytest.mark.parametrize("watchable", ["postgresql", "mariadb", "binlog", "mysql"], indirect=True)
 async def test_of_two_watchers_one_leads_and_the_other_goes_on(watched: Watched, client: Redis, cache: Cache) -> None:
     """The second begins at the position of the first, so nothing is lost or invalidated twice."""
     await watched.install()
@@ -123,7 +123,7 @@ async def test_of_two_watchers_one_leads_and_the_other_goes_on(watched: Watched,
     assert [(poll.lost, poll.found) for poll in polls] == [("", 1)]
 
 
-@pytest.mark.parametrize("watchable", ["postgresql", "mariadb", "binlog"], indirect=True)
+@pytest.mark.parametrize("watchable", ["postgresql", "mariadb", "binlog", "mysql"], indirect=True)
 async def test_a_slow_transaction_is_not_skipped(watched: Watched) -> None:
     """Its row has the lower id, and is committed after the poll that has read a higher one."""
     await watched.install()
@@ -209,7 +209,7 @@ async def test_without_redis_the_position_stays(watched: Watched, client: Redis,
         assert [poll.found for poll in polls] == [1]
 
 
-@pytest.mark.parametrize("watchable", ["sqlite", "postgresql", "mariadb", "binlog"], indirect=True)
+@pytest.mark.parametrize("watchable", ["sqlite", "postgresql", "mariadb", "binlog", "mysql"], indirect=True)
 async def test_a_watcher_without_redis_for_long_loses_nothing(watched: Watched, client: Redis, cache: Cache) -> None:
     """The position and the heartbeat stay; all changes are handed over when Redis answers again."""
     await watched.install()
@@ -262,7 +262,7 @@ async def test_a_watcher_runs_in_an_application_until_the_block_ends(
     assert await Watcher(watched.source, cache).poll() is not None
 
 
-@pytest.mark.parametrize("watchable", ["sqlite", "postgresql", "mariadb"], indirect=True)
+@pytest.mark.parametrize("watchable", ["sqlite", "postgresql", "mariadb", "mysql"], indirect=True)
 async def test_a_watcher_with_nothing_installed_fails_at_the_start(watched: Watched, cache: Cache) -> None:
     """The error says what to do, and the block does not begin."""
     watcher, begins = Watcher(watched.source, cache), False
@@ -275,7 +275,7 @@ async def test_a_watcher_with_nothing_installed_fails_at_the_start(watched: Watc
         assert await watcher.journal.position() is not None
 
 
-@pytest.mark.parametrize("watchable", ["sqlite", "postgresql", "mariadb"], indirect=True)
+@pytest.mark.parametrize("watchable", ["sqlite", "postgresql", "mariadb", "mysql"], indirect=True)
 async def test_a_watcher_outlives_an_uninstallation(
     watched: Watched, client: Redis, cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -543,7 +543,7 @@ async def test_a_watcher_needs_one_connection_of_the_pool(watched: Watched, cach
     await engine.dispose()
 
 
-@pytest.mark.parametrize("watchable", ["postgresql", "mariadb"], indirect=True)
+@pytest.mark.parametrize("watchable", ["postgresql", "mariadb", "mysql"], indirect=True)
 async def test_an_outbox_is_read_for_one_namespace(watched: Watched, client: Redis) -> None:
     """A watcher of another namespace would delete what the first has not read: it is refused, with what to do."""
     await watched.install()
@@ -557,7 +557,7 @@ async def test_an_outbox_is_read_for_one_namespace(watched: Watched, client: Red
         await second.source.close()
 
 
-@pytest.mark.parametrize("watchable", ["postgresql", "mariadb"], indirect=True)
+@pytest.mark.parametrize("watchable", ["postgresql", "mariadb", "mysql"], indirect=True)
 async def test_a_position_is_lost_after_the_outbox_was_read_for_another_namespace(
     watched: Watched, client: Redis
 ) -> None:

@@ -1,4 +1,4 @@
-"""Databases for the tests: a SQLite file, and a database of its own on a real PostgreSQL or MariaDB."""
+"""Databases for the tests: a SQLite file, and a database of its own on a real PostgreSQL, MariaDB or MySQL."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ SERVERS = {
         [URL.create("postgresql+asyncpg", user, host="127.0.0.1", port=5432) for user in ("postgres", "root")],
     ),
     "mariadb": ("FASTRDB_TEST_MARIADB", [URL.create("mariadb+aiomysql", "root", host="127.0.0.1", port=3306)]),
+    "mysql": ("FASTRDB_TEST_MYSQL", []),
 }
 """The variable of the environment that names each server, and its addresses where the variable is not set."""
 
@@ -54,8 +55,8 @@ class Database:
 
     @property
     def name(self) -> str:
-        """`sqlite`, `postgresql` or `mariadb`."""
-        return self.engine.dialect.name
+        """`sqlite`, `postgresql` or `mariadb`, which MySQL counts as."""
+        return {"mysql": "mariadb"}.get(self.engine.dialect.name, self.engine.dialect.name)
 
     async def create(self, base: type[DeclarativeBase]) -> None:
         """Make all tables of *base*, none of which is there."""
