@@ -1,4 +1,4 @@
-"""The binary log of MariaDB, read by python-mysql-replication. Used in a thread.
+"""The binary log of MariaDB or MySQL, read by python-mysql-replication. Used in a thread.
 
 An event that cannot be decoded or understood counts as any row of its table, or as a change of everything.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from importlib.util import find_spec
@@ -28,8 +28,9 @@ _BEAT_S: Final = 0.25
 """The pause after which the server sends a heartbeat. A heartbeat ends a read if the last events are of other kinds."""
 _READ_TIMEOUT_S: Final = 30
 _FORMAT: Final = 15  # the type of a FormatDescriptionEvent
+_TAGGED: Final = 42  # the type of the name of a transaction with a tag, which the library does not decode
 _GONE: Final = 1236  # the server's error for a place that its log does not have
-_UNREAD: Final = (*range(39, 43), *range(165, 172))
+_UNREAD: Final = (39, 40, *range(165, 172))
 """Types of events that may hold rows and that the library does not decode: partial, packed, compressed."""
 _HARMLESS: Final = re.compile(
     r"BEGIN|COMMIT|ROLLBACK|SAVEPOINT|RELEASE|XA (?!COMMIT)|SET|GRANT|REVOKE|ANALYZE (?:\w+ )?TABLE|FLUSH"
@@ -115,8 +116,10 @@ class Log:
 
     def __init__(self, engine: Engine, place: Place, columns: Mapping[str, frozenset[str]]) -> None:
         from pymysqlreplication import BinLogStreamReader  # noqa: PLC0415  # an extra
+        from pymysqlreplication.event import PreviousGtidsEvent  # noqa: PLC0415
 
         self.place, self._columns, self._reads = place, columns, False
+        self._held: Any = None
         self._database = str(engine.url.database)
         _, options = engine.dialect.create_connect_args(engine.url)
         settings = {name: options[name] for name in _OPTIONS if name in options}
@@ -130,12 +133,13 @@ class Log:
             blocking=True,
             slave_heartbeat=_BEAT_S,
             filter_non_implemented_events=False,
+            ignored_events=[PreviousGtidsEvent],  # not decoded once a name has had a tag, and of no use here
             enable_logging=False,
             pymysql_wrapper=_connect,
         )
 
-    def read(self, end: Place) -> Found:
-        """Return the changes up to `end`, which the log has.
+    def read(self, end: Place, unseen: Collection[str] = ()) -> Found:
+        """Return the changes up to `end`, which the log has, or up to the first transaction of `unseen`.
 
         Raises:
             GoneError: the server no longer has the place: the file was purged, or has another time of its beginning.
@@ -146,7 +150,7 @@ class Log:
         found = Found()
         while self.place.order < end.order:
             try:
-                event = self._stream.fetchone()
+                event, self._held = self._held or self._stream.fetchone(), None
             except pymysql.MySQLError as error:
                 if error.args and error.args[0] == _GONE:
                     raise GoneError from None
@@ -158,6 +162,9 @@ class Log:
                     raise ConnectionError("the binary log cannot be opened") from error
                 found.everything = True
                 continue
+            if unseen and (event.event_type == _TAGGED or getattr(event, "gtid", None) in unseen):
+                self._held = event
+                break
             self._reads, file = True, self._stream.log_file
             begun = self.place.begun if file == self.place.file else 0
             if event.event_type == _FORMAT:  # the first of each file, and of each connection

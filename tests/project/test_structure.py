@@ -28,7 +28,7 @@ MOST_MODULES = 95
 MOST_LINES = 21_800
 MOST_FLOORS = 19
 # Of the rooms beside it, which stand on its public names: modules, lines.
-BESIDE = {"integrations": (7, 1_300), "cli": (9, 1_460), "watch": (16, 2_950)}
+BESIDE = {"integrations": (7, 1_300), "cli": (9, 1_460), "watch": (16, 3_010)}
 LONGEST_FUNCTION = 45
 MOST_DEFINED_TWICE = 0
 MOST_CONTEXT_VARIABLES = 2

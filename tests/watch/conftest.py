@@ -98,6 +98,27 @@ def binlog_server() -> Iterator[ServerDatabase]:
         yield made
 
 
+@pytest.fixture(scope="session")
+def mysql_binlog_server() -> Iterator[ServerDatabase]:
+    """Start a MySQL whose binary log can be read, once for all tests."""
+    if (binary := private_mariadb.find_mysql()) is None:
+        pytest.skip("no mysqld of MySQL, for a private server")
+    settings = private_mariadb.BINLOG | private_mariadb.GTIDS
+    with (
+        private_mariadb.started_mysql(binary, **settings) as url,
+        server_database("FASTRDB_TEST_NO_OTHER", [url]) as made,
+    ):
+        yield made
+
+
+@pytest.fixture
+async def mysql_binlog(mysql_binlog_server: ServerDatabase) -> AsyncIterator[Database]:
+    """Return an empty database of the MySQL whose binary log can be read."""
+    await mysql_binlog_server.clear()
+    async with opened(mysql_binlog_server.url) as database:
+        yield database
+
+
 @pytest.fixture
 async def binlog(binlog_server: ServerDatabase) -> AsyncIterator[Database]:
     """Return an empty database of the server with a binary log."""
@@ -106,7 +127,7 @@ async def binlog(binlog_server: ServerDatabase) -> AsyncIterator[Database]:
         yield database
 
 
-@pytest.fixture(params=["sqlite", "postgresql", "mariadb", "binlog", "mysql"])
+@pytest.fixture(params=["sqlite", "postgresql", "mariadb", "binlog", "mysql", "mysql_binlog"])
 def watchable(request: pytest.FixtureRequest) -> Database:
     """Return an empty database of each kind. `mariadb` and `mysql` get an outbox: no log can be read there."""
     database: Database = request.getfixturevalue(request.param)

@@ -19,6 +19,7 @@ from fastrdb import OptionError
 from fastrdb.cli.commands import cli
 from fastrdb.keys import Image
 from fastrdb.watch import source_of
+from fastrdb.watch.binlog import _written
 from fastrdb.watch.mysql_log import Found, Log
 from tests.support.availability import missing
 from tests.support.servers import databases
@@ -29,6 +30,7 @@ from tests.watch.conftest import TABLES, Watched
 
 outbox = pytest.mark.parametrize("watchable", ["mariadb", "mysql"], indirect=True)
 binlog = pytest.mark.parametrize("watchable", ["binlog"], indirect=True)
+each_binlog = pytest.mark.parametrize("watchable", ["binlog", "mysql_binlog"], indirect=True)
 both = pytest.mark.parametrize("watchable", ["mariadb", "binlog", "mysql"], indirect=True)
 
 
@@ -116,7 +118,7 @@ async def test_a_private_server_keeps_its_temporary_tables_to_itself(binlog_serv
     assert Path(places[0]) == Path(places[1]).parent
 
 
-@binlog
+@each_binlog
 async def test_the_command_says_that_the_log_needs_no_installation(watched: Watched) -> None:
     """Its tables are all of the database; an unknown one is refused all the same."""
     database = ("--database", watched.database.engine.url.render_as_string(hide_password=False))
@@ -270,13 +272,13 @@ def test_a_partition_that_is_exchanged_changes_two_tables(action: str) -> None:
     assert found.everything
 
 
-@binlog
+@each_binlog
 async def test_a_purged_position_is_lost(watched: Watched) -> None:
     """The changes behind it are unknown, so everything is invalidated."""
     await watched.install()
     await watched.write("UPDATE users SET bio = 'x' WHERE id = 1", "FLUSH BINARY LOGS")
     async with watched.database.engine.connect() as connection:
-        last = (await connection.execute(text("SHOW MASTER STATUS"))).one()[0]
+        last = (await _written(connection))[0]
 
         async def purged() -> bool:
             await connection.execute(text(f"PURGE BINARY LOGS TO '{last}'"))  # not while a reader has not left yet
@@ -289,7 +291,7 @@ async def test_a_purged_position_is_lost(watched: Watched) -> None:
     assert (await watched.changes())["users"]["id"] == {"2"}
 
 
-@binlog
+@each_binlog
 async def test_a_log_of_another_server_is_lost(watched: Watched) -> None:
     """As after a failover: a file of the same name holds other changes."""
     await watched.install()
@@ -298,7 +300,7 @@ async def test_a_log_of_another_server_is_lost(watched: Watched) -> None:
     assert "another one" in (await watched.poll())[0].lost
 
 
-@binlog
+@each_binlog
 async def test_the_next_file_of_a_log_is_read_on(watched: Watched) -> None:
     """It has begun at another time than the one before."""
     await watched.install()
@@ -326,7 +328,7 @@ async def test_a_log_that_has_begun_anew_is_lost(watched: Watched) -> None:
 
     async def place_now() -> tuple[str, int]:
         async with watched.database.engine.connect() as connection:
-            found = (await connection.execute(text("SHOW MASTER STATUS"))).one()
+            found = await _written(connection)
         return str(found[0]), int(found[1])
 
     async def is_settled() -> bool:  # the server writes into a new file when it has no need of the one before
@@ -395,7 +397,7 @@ async def test_a_change_is_reported_when_it_is_visible() -> None:
             await watched.source.close()
 
 
-@binlog
+@each_binlog
 async def test_values_that_the_log_lacks_are_unknown(watched: Watched) -> None:
     """With a row image of the key alone, any value of the other columns may have changed."""
     await watched.install()
@@ -404,7 +406,7 @@ async def test_values_that_the_log_lacks_are_unknown(watched: Watched) -> None:
     assert found == {"users": None}
 
 
-@binlog
+@each_binlog
 async def test_a_row_that_is_not_decoded_is_any_row(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
     """The library has no decoder for some types; the changes behind it are read."""
     row_event = pytest.importorskip("pymysqlreplication.row_event")
@@ -418,7 +420,7 @@ async def test_a_row_that_is_not_decoded_is_any_row(watched: Watched, monkeypatc
     assert await watched.changes() == {"users": None, "orgs": {"id": {"3"}}}
 
 
-@binlog
+@each_binlog
 async def test_the_commit_of_a_prepared_transaction_invalidates_everything(watched: Watched) -> None:
     """Its rows were in the log when it was prepared: readers saw the old ones until now."""
     await watched.install()

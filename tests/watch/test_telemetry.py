@@ -214,7 +214,7 @@ async def leads(watcher: Watcher) -> bool:
     return watcher.leads
 
 
-@pytest.mark.parametrize("watchable", ["postgresql", "mariadb", "binlog", "mysql"], indirect=True)
+@pytest.mark.parametrize("watchable", ["postgresql", "mariadb", "binlog", "mysql", "mysql_binlog"], indirect=True)
 async def test_a_watcher_that_waits_says_for_which_other_one(
     watched: Watched, client: Redis, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

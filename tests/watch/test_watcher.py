@@ -88,7 +88,7 @@ async def test_many_changes_of_one_poll_name_their_rows(watched: Watched, client
     assert await client.keys("user:*") == [b"user:999"]
 
 
-@pytest.mark.parametrize("watchable", ["postgresql", "mariadb", "binlog", "mysql"], indirect=True)
+@pytest.mark.parametrize("watchable", ["postgresql", "mariadb", "binlog", "mysql", "mysql_binlog"], indirect=True)
 async def test_one_watcher_leads_and_another_takes_over(watched: Watched) -> None:
     """The lead is a lock of the session, which ends with its connection."""
     await watched.install()
@@ -102,7 +102,7 @@ async def test_one_watcher_leads_and_another_takes_over(watched: Watched) -> Non
         await second.close()
 
 
-@pytest.mark.parametrize("watchable", ["postgresql", "mariadb", "binlog", "mysql"], indirect=True)
+@pytest.mark.parametrize("watchable", ["postgresql", "mariadb", "binlog", "mysql", "mysql_binlog"], indirect=True)
 async def test_of_two_watchers_one_leads_and_the_other_goes_on(watched: Watched, client: Redis, cache: Cache) -> None:
     """The second begins at the position of the first, so nothing is lost or invalidated twice."""
     await watched.install()
@@ -123,7 +123,7 @@ async def test_of_two_watchers_one_leads_and_the_other_goes_on(watched: Watched,
     assert [(poll.lost, poll.found) for poll in polls] == [("", 1)]
 
 
-@pytest.mark.parametrize("watchable", ["postgresql", "mariadb", "binlog", "mysql"], indirect=True)
+@pytest.mark.parametrize("watchable", ["postgresql", "mariadb", "binlog", "mysql", "mysql_binlog"], indirect=True)
 async def test_a_slow_transaction_is_not_skipped(watched: Watched) -> None:
     """Its row has the lower id, and is committed after the poll that has read a higher one."""
     await watched.install()
@@ -157,7 +157,9 @@ async def test_the_first_watcher_invalidates_everything_and_the_next_goes_on(
     assert await client.keys("user:*") == [b"user:2"]
 
 
-@pytest.mark.parametrize("watchable", ["sqlite", "postgresql", "binlog"], indirect=True)  # an outbox is read once
+@pytest.mark.parametrize(
+    "watchable", ["sqlite", "postgresql", "binlog", "mysql_binlog"], indirect=True
+)  # an outbox is read once
 async def test_a_watcher_killed_before_its_position_is_stored_repeats_the_change(
     watched: Watched, client: Redis, cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,7 +211,9 @@ async def test_without_redis_the_position_stays(watched: Watched, client: Redis,
         assert [poll.found for poll in polls] == [1]
 
 
-@pytest.mark.parametrize("watchable", ["sqlite", "postgresql", "mariadb", "binlog", "mysql"], indirect=True)
+@pytest.mark.parametrize(
+    "watchable", ["sqlite", "postgresql", "mariadb", "binlog", "mysql", "mysql_binlog"], indirect=True
+)
 async def test_a_watcher_without_redis_for_long_loses_nothing(watched: Watched, client: Redis, cache: Cache) -> None:
     """The position and the heartbeat stay; all changes are handed over when Redis answers again."""
     await watched.install()
@@ -586,7 +590,7 @@ async def ended_lead(watcher: Watcher) -> Poll:
     return polls[0]
 
 
-@pytest.mark.parametrize("watchable", ["binlog"], indirect=True)
+@pytest.mark.parametrize("watchable", ["binlog", "mysql_binlog"], indirect=True)
 async def test_a_binary_log_is_read_for_any_number_of_namespaces(watched: Watched, client: Redis) -> None:
     """No watcher deletes from the log, so each namespace has a leader and a position of its own."""
     async with Cache(client, namespace="one") as one, Cache(client, namespace="two") as two:
