@@ -120,6 +120,8 @@ def explained(error: Exception, name: str, driver: str) -> UnreachableError:
     """Return the error of a database in words."""
     reason, where = reason_of(error), f"Database {name}"
     if side_of(error) is None:
+        if "'cryptography'" in str(error):  # MySQL's own kind of login, without TLS
+            return UnreachableError(f"the driver {driver} cannot log in ({error})", "pip install cryptography", where)
         advice = "Write ?ssl=require instead of ?sslmode=require" if "sslmode" in str(error) else "Correct the address"
         return UnreachableError(f"the driver {driver} refuses an option of the address ({error})", advice, where)
     for pattern, meaning, advice in _MEANINGS:

@@ -359,3 +359,11 @@ def test_an_address_that_cannot_be_shows_no_part_of_it(address: str) -> None:
     done = CliRunner().invoke(cli, ["doctor", "redis://host:ss-word"])
     assert "Redis: not an address, or an option" in done.output
     assert "ss-word" not in done.output
+
+
+def test_a_login_that_needs_a_package_names_it() -> None:
+    """A login of MySQL needs it without TLS; the address is right."""
+    error = RuntimeError("'cryptography' package is required for sha256_password or caching_sha2_password auth methods")
+    assert str(explained(error, "mysql:db:3306/shop", "aiomysql")) == (
+        f"Database mysql:db:3306/shop: the driver aiomysql cannot log in ({error}). pip install cryptography"
+    )
