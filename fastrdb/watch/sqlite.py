@@ -110,15 +110,17 @@ class SQLiteSource(ChangeSource):
             require_tables(tables, found)
             there, has_token = (await connection.execute(_INSTALLED)).one()
             statements = [*(["DROP TABLE fastrdb_outbox"] if there and not has_token else []), _OUTBOX, _FIRST]
-            old = (await connection.execute(_TRIGGERS)).all()
+            old: dict[str, list[Any]] = {}
+            for row in await connection.execute(_TRIGGERS):
+                old.setdefault(row.tbl_name, []).append(row)
             for table in tables or found:
                 made = _trigger_sql(table, *await _columns(connection, table, wanted))
                 # Drops triggers from before a rename of the table, which report its old name.
                 names = {f"fastrdb_{event}_{table}" for event in _EVENTS}
-                leftover = [row.name for row in old if row.tbl_name == table and row.name not in names]
+                leftover = [row.name for row in old.get(table, ()) if row.name not in names]
                 statements += [f"DROP TRIGGER {_quoted(name)}" for name in leftover]
                 statements += made
-                reporting = any(row.tbl_name == table and f"SELECT {_literal(table)}," in row.sql for row in old)
+                reporting = any(f"SELECT {_literal(table)}," in row.sql for row in old.get(table, ()))
                 if has_token and not reporting:  # any row may have changed without a trigger
                     statements.append(f"INSERT INTO fastrdb_outbox (tbl) VALUES ({_literal(table)})")
         return statements
@@ -130,10 +132,14 @@ class SQLiteSource(ChangeSource):
             return [*(f"DROP TRIGGER {_quoted(name)}" for name in names), "DROP TABLE IF EXISTS fastrdb_outbox"]
 
     async def run(self, statements: Sequence[str]) -> None:
-        """See `ChangeSource`."""
+        """See `ChangeSource`. A trigger that is right is left alone: writers would wait until it is made again."""
         async with self.engine.begin() as connection:
+            wanted = set(statements)
+            right = [row for row in await connection.execute(_TRIGGERS) if row.sql in wanted]
+            done = {text for row in right for text in (row.sql, f"DROP TRIGGER IF EXISTS {_quoted(row.name)}")}
             for statement in statements:
-                await connection.exec_driver_sql(statement)
+                if statement not in done:
+                    await connection.exec_driver_sql(statement)
 
     async def lead(self, namespace: str = "") -> bool:
         """See `ChangeSource`. Every watcher of a file leads: an invalidation that is done twice does no harm."""
