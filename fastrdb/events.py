@@ -17,6 +17,9 @@ from typing import Literal, Protocol, get_args
 
 logger = logging.getLogger("fastrdb")
 
+UNANSWERED, REPAIRING = "Redis has not answered lately", "a commit that Redis has missed is being repaired"
+"""Reasons of a bypass: Redis is away, or was."""
+
 Counted = Literal[
     "near",  # answered from this process
     "hit",  # answered from Redis, within `exp`

@@ -25,5 +25,5 @@ def main() -> None:
 def _require(needed: Mapping[str, str], extra: str) -> None:
     missing = [package for module, package in needed.items() if find_spec(module) is None]
     if missing:
-        print(f'Not installed: {", ".join(missing)}. Install them: pip install "fastrdb[{extra}]"', file=sys.stderr)
+        print(f'Not installed: {", ".join(missing)}. Install them: pip install -e ".[{extra}]"', file=sys.stderr)
         raise SystemExit(1)

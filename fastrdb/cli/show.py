@@ -87,10 +87,8 @@ def functions(published: Mapping[str, Any]) -> RenderableType:
         counts = [f"{stats(kind, 0):,}" for kind in ("unstored", "deleted")]
         table.add_row(plain(name), f"{calls:,}", ratio, f"{stats('loads', 0):,}", *times, *counts)
     pending = [f"{each['host']} pid {each['pid']}" for each in published.values() if each.get("pending")]
-    foot = Text(
-        counted(len(published), "process") if published else "no process publishes its counts: Cache(publish=True)",
-        "dim",
-    )
+    none = "no process publishes its counts in this namespace: Cache(publish=True)"
+    foot = Text(counted(len(published), "process") if published else none, "dim")
     if pending:
         foot.append(f"   an invalidation is pending in {', '.join(pending)}", "bold red")
     return Group(table, foot)

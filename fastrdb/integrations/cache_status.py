@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from fastrdb import Cache, Event, OptionError, default_cache
+from fastrdb.events import REPAIRING, UNANSWERED
 
 from .recording import LOOKUPS
 
@@ -103,7 +104,8 @@ def describe(events: Sequence[Event]) -> tuple[list[str], list[Event]]:
         return [event for event in events if event.kind in wanted]
 
     if past := found("unavailable") or found("bypass"):
-        return ["fwd=bypass", *(["detail=unavailable"] if "unavailable" in kinds else [])], past
+        away = "unavailable" in kinds or any(event.reason in (REPAIRING, UNANSWERED) for event in past)
+        return ["fwd=bypass", *(["detail=unavailable"] if away else [])], past
     if missed := found("miss", "load"):
         stored = "fill" in kinds and "unstored" not in kinds
         return ["fwd=miss", *(["stored"] if stored else []), *(["collapsed"] if "load" not in kinds else [])], missed

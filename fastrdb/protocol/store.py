@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, NamedTuple, overload
 
 from fastrdb.errors import CacheUnavailableError
+from fastrdb.events import REPAIRING, UNANSWERED
 from fastrdb.keys import Reach, hiding
 from fastrdb.near import Near, NearCache, Token, Tracking
 from fastrdb.transport import OTHER_DATA, Budget, Client, Health
@@ -125,14 +126,14 @@ class Store:
         if not self.obstacles:
             return None
         if self._link.closed_for(client):
-            return "Redis has not answered lately"
+            return UNANSWERED
         if self._backend.trust.other_data:  # before any repair: it cannot succeed without
             self._tracking.stop()  # changes may have come from another server
             self._backend.heal(client)
             return OTHER_DATA
         if self.repairs.has_pending:
             self.repairs.start()
-            return "a commit that Redis has missed is being repaired"
+            return REPAIRING
         if self.watched is not None and self.watched in self.obstacles:
             return self.watched.start(client)
         return None

