@@ -9,6 +9,7 @@ The private attributes of SQLAlchemy that are read here are pinned by a test.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
@@ -27,6 +28,9 @@ from .names import Names, OncePerForm
 from .reads import ranks_of
 from .text import OF_THE_MOMENT, Named, harmless, named_in, sent
 
+_MYSQL: Final = ("mysql", "mariadb")
+_SEVERAL_TARGETS: Final = re.compile(r"\s*DELETE\b.*\bUSING\b", re.IGNORECASE | re.DOTALL)  # read as one by sqlglot
+_WORD: Final = re.compile(r"\w+")
 MOST_ROWS: Final = 64
 """Rows of one statement whose values are kept apart. A write of more rows reaches its whole table."""
 Verb = Literal["insert", "upsert", "update", "delete", "any"]
@@ -142,19 +146,19 @@ class Writes:
 def changes_of_text(text: str, dialect: str, names: Names) -> tuple[list[Change] | None, Named]:
     """Return the changes of hand-written SQL, None if one cannot be known, and what the text names."""
     named = named_in(text, dialect)
-    if not named.sure or not named.writes:
+    if not named.sure or not named.writes or (dialect in _MYSQL and _SEVERAL_TARGETS.match(text)):
         return None, named
     kind = _kind_of_text(text)
     return [Change(kind, names.plain(name), whole=True) for name in sorted(named.writes)], named
 
 
 def _kind_of_text(text: str) -> Verb:
-    words = text.upper().split()
-    if "REPLACE" in words:  # it deletes the rows that are in its way
-        return "any"
-    if words[0] == "INSERT":
+    first, words = text.upper().split()[0], set(_WORD.findall(text.upper()))
+    if "REPLACE" in words or ";" in text.rstrip().removesuffix(";"):  # it deletes the rows that are in its way
+        return "any"  # and of several statements, each may be of another kind
+    if first == "INSERT":
         return "update" if "UPDATE" in words else "insert"
-    return "update" if words[0] == "UPDATE" else "delete" if words[0] == "DELETE" else "any"
+    return "update" if first == "UPDATE" else "delete" if first == "DELETE" else "any"
 
 
 def statement_of(compiled: Any) -> Any:

@@ -129,3 +129,13 @@ def hint_for(value: object) -> str:
     if may_be_mapped(type(value)):
         return "give its primary key, or write the attribute into the pattern, like {user.id}"
     return "give a plain value, or name the parameter in ignore=(...)"
+
+
+def full_name(cls: type) -> str:
+    """Return module and qualified name of a class, and those of the arguments of a generic of pydantic.
+
+    Its own name has the arguments without their modules, which two models of one name may have.
+    """
+    arguments = (getattr(cls, "__pydantic_generic_metadata__", None) or {}).get("args", ())
+    named = ",".join(full_name(each) if isinstance(each, type) else repr(each) for each in arguments)
+    return f"{cls.__module__}.{cls.__qualname__}" + (f"[{named}]" if named else "")

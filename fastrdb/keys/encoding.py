@@ -24,7 +24,7 @@ from zoneinfo import ZoneInfo
 
 from fastrdb.errors import KeyValueError
 
-from .declared import MAPPINGS, SEQUENCES, hint_for, may_be_mapped, members, scalar_base
+from .declared import MAPPINGS, SEQUENCES, full_name, hint_for, may_be_mapped, members, scalar_base
 
 Encoder = Callable[[Any], str]
 T = TypeVar("T")
@@ -65,7 +65,7 @@ def has_meaningful(text: str, allowed: str = "") -> str | None:
 
 def class_name(cls: type) -> str:
     """Return module and qualified name of a class, as written in a key."""
-    return quote(f"{cls.__module__}.{cls.__qualname__}")
+    return quote(full_name(cls))
 
 
 # --- scalars: a tag for each type, the text that a value is equal by, and what that text does not say ----------------

@@ -9,6 +9,7 @@ import re
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from .declared import full_name
 from .encoding import quote
 
 _OWN_PAIRS = re.compile(r"[?&]%(?:class|v|schema)=")
@@ -53,7 +54,7 @@ class Variant:
             return ""
         text = self._texts.get(cls)
         if text is None:
-            text = self._texts[cls] = f"&%class={quote(f'{cls.__module__}.{cls.__qualname__}')}"
+            text = self._texts[cls] = f"&%class={quote(full_name(cls))}"
         return text
 
     def of_version(self) -> str:

@@ -281,8 +281,8 @@ def _is_quiet(follower: Follower, change: Change) -> bool:
 
 
 def _is_declared() -> bool:
-    """Return True inside of a call that declares which tables it writes."""
-    return any(targets.images or targets.wide_images for targets in targets_around())
+    """Return True inside of a call that declares which tables it writes, while it lasts: a task may outlive it."""
+    return any(targets.images or targets.wide_images for targets in targets_around(active=True))
 
 
 _logged: set[str] = set()

@@ -247,11 +247,11 @@ class RunningLoad(RunningCall):
 # --- the chain of calls around the code that runs
 
 
-def targets_around() -> list[Targets]:
-    """Return what the calls around this code invalidate, the innermost first, those that have ended included."""
+def targets_around(*, active: bool = False) -> list[Targets]:
+    """Return what the calls around this code invalidate, the innermost first; with `active`, of none that has ended."""
     found, call = list[Targets](), running.get()
     while call is not None:
-        if call.targets is not None:
+        if call.targets is not None and (call.active or not active):
             found.append(call.targets)
         call = call.parent
     return found

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from redis.asyncio import Redis
-from sqlalchemy import func, select, update
+from sqlalchemy import func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from fastrdb import Cache
@@ -192,3 +192,32 @@ async def test_objects_that_were_loaded_before_do_not_answer(client: Redis, fill
         await rename(filled)
         assert loaded.name == "old"
         assert await person(db) == "new"
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+async def test_a_task_that_outlives_a_call_has_not_declared_its_writes(filled: Database, following: Cache) -> None:
+    """A statement that cannot be read counts as any write again once the call has ended."""
+    over = asyncio.Event()
+
+    @following.cached("outlived:name")
+    async def cached(db: AsyncSession) -> str:
+        return str(await db.scalar(NAME))
+
+    async def later() -> None:
+        await over.wait()
+        async with filled.sessions() as db:
+            await db.execute(text("WITH q AS (SELECT 1 AS id) UPDATE people SET name = 'new' WHERE id IN q"))
+            await db.commit()
+
+    @following.invalidates(touches=[Club])
+    async def begin(db: AsyncSession) -> asyncio.Task[None]:
+        return asyncio.create_task(later())
+
+    async with filled.sessions() as db:
+        task = await begin(db)
+    async with filled.sessions() as db:
+        assert await cached(db) == "old"
+    over.set()
+    await task
+    async with filled.sessions() as db:
+        assert await cached(db) == "new"

@@ -7,14 +7,14 @@ import inspect
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Optional, TypeVar
 from unittest.mock import AsyncMock
 
 import pytest
 import wrapt
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel
+from pydantic import BaseModel, create_model
 from redis.asyncio import Redis, RedisCluster
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, create_async_engine
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Db = Annotated[AsyncSession, "depends"]
 S = TypeVar("S", bound=AsyncSession)
+Chosen = TypeVar("Chosen")
 
 DB = AsyncSession()
 CLIENT: Redis = Redis()
@@ -589,3 +590,20 @@ def test_no_return_type_is_told_apart_from_none() -> None:
 
     assert plan_of(nothing).return_type is MISSING
     assert plan_of(none).return_type is type(None)
+
+
+def test_generics_of_two_models_with_one_name_have_keys_of_their_own() -> None:
+    """The name of such a class has its arguments without their modules."""
+
+    class Filter(BaseModel, Generic[Chosen]):
+        limit: int = 1
+
+    billing, auth = (create_model("Row", __module__=module, number=(int, 1)) for module in ("billing", "auth"))
+
+    async def rows(chosen: Any) -> None: ...
+
+    keys = {
+        key_of(plan_of(rows, "rows:{chosen}"), Filter[row]())  # type: ignore[valid-type]
+        for row in (billing, auth, Optional[billing], Optional[auth])  # noqa: UP045
+    }
+    assert len(keys) == 4

@@ -25,7 +25,7 @@ LONGEST_MODULE = 400
 MOST_NAMES = 25
 # Of the library itself. These come down as packages are rebuilt: to 62, 11,600, 14, 45, none and 2.
 MOST_MODULES = 95
-MOST_LINES = 21_600
+MOST_LINES = 21_620
 MOST_FLOORS = 19
 # Of the rooms beside it, which stand on its public names: modules, lines.
 BESIDE = {"integrations": (7, 1_150), "cli": (8, 1_460), "watch": (16, 3_010)}

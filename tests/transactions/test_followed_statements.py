@@ -14,7 +14,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import DBAPIError
 
-from fastrdb.inference import Change, Names, Spread, check, writes_of
+from fastrdb.inference import Change, Names, Spread, changes_of_text, check, writes_of
 from fastrdb.inference.facts import Facts, Link
 from fastrdb.keys import Image
 from fastrdb.transactions import add_follower
@@ -382,3 +382,20 @@ def test_a_computed_column_is_unknown() -> None:
     (change,) = writes_of(compiled, Names()).of([compiled.params], {})
     assert change.old == {"b": frozenset({"1"})}
     assert (change.image().columns or {})["b"] is None
+
+
+@pytest.mark.parametrize(
+    ("written", "dialect", "kinds"),
+    [
+        ("UPDATE log SET x = 1; DELETE FROM par WHERE id = 1", "mysql", {"any"}),
+        ("INSERT INTO log VALUES (1); DELETE FROM par WHERE id = 1", "mysql", {"any"}),
+        ("DELETE FROM par WHERE id = 1;", "mysql", {"delete"}),
+        ("INSERT INTO par VALUES (1) ON CONFLICT (id)DO/**/UPDATE SET id = 9", "postgresql", {"update"}),
+        ("DELETE FROM ta.*, tb.* USING ta JOIN tb ON ta.id = tb.id", "mysql", None),
+        ("DELETE FROM ta, tb USING ta JOIN tb ON ta.id = tb.id", "mariadb", None),
+    ],
+)
+def test_a_text_is_of_the_widest_kind_that_it_may_be(written: str, dialect: str, kinds: set[str] | None) -> None:
+    """Several statements in one text, an upsert without spaces, and a DELETE from several tables."""
+    changes, _ = changes_of_text(written, dialect, Names())
+    assert (changes and {change.kind for change in changes}) == kinds
