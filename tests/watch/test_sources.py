@@ -37,7 +37,9 @@ async def test_a_cascade_is_reported(watched: Watched) -> None:
     assert found["orgs"] == {"id": {"1"}}
     if watched.has_texts:
         assert found["users"] == {"id": {"1", "2"}, "org_id": {"1"}, "email": {"a@x", "b@x"}}
-    else:  # worked out from the foreign key: the other columns are unknown. The log of MySQL 9.6 has them besides
+    elif watched.database.engine.dialect.name == "mariadb":  # by the foreign key: the other columns are unknown
+        assert found["users"] == {"org_id": {"1"}}
+    else:  # the log of MySQL 9.6 has them
         assert found["users"]["org_id"] == {"1"}
         assert found["users"].get("id") in (None, {"1", "2"})
 
