@@ -19,7 +19,6 @@ from fastrdb import Cache, FastRDBError, Inspector
 from . import pages, show
 from .connect import URL, UnreachableError, connected
 from .doctor import Doctor, counted, worst
-from .live import follow
 from .watching import watch
 
 cli = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -210,7 +209,7 @@ def top(
     """Watch functions, hit ratio, loads and what is dropped, of all processes that publish their counts."""
 
     async def watch(client: Any) -> int:
-        await follow(console(), Inspector(client, namespace), every, times or math.inf)
+        await show.top(console(), Inspector(client, namespace), every, times or math.inf)
         return 0
 
     raise typer.Exit(_run(url, watch, False, stopped=0))

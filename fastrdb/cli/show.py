@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from redis.exceptions import RedisError
 from rich.console import Console, Group, RenderableType
 from rich.json import JSON
+from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
@@ -21,6 +24,7 @@ _SIGNS: dict[Level, tuple[str, str]] = {
     "warning": ("warn", "yellow"),
     "failure": ("FAIL", "bold red"),
 }
+_MOST_DROPS = _MOST_PREFIXES = 5
 _ANSWERED = ("near", "hits", "stale")
 
 
@@ -140,3 +144,28 @@ def size(count: int) -> str:
 
 def _mean(times: Sequence[float] | None) -> str:
     return "-" if not times or not times[0] else f"{times[1] / times[0] * 1000:.1f} ms"
+
+
+async def top(console: Console, inspector: Inspector, every: float, times: float) -> None:
+    """Show the counts in the whole terminal, `times` times, `every` seconds apart."""
+    if not console.is_terminal:
+        console.print(await _page(inspector))
+        return
+    page = await _page(inspector)
+    with Live(console=console, screen=True, auto_refresh=False) as live:
+        count = 0
+        while True:
+            live.update(page, refresh=True)
+            count += 1
+            if count >= times:
+                return
+            await asyncio.sleep(every)
+            try:
+                page = await _page(inspector)
+            except (RedisError, OSError) as error:  # a server restarts, or a replica takes over
+                page = Text(f"Redis does not answer: {type(error).__name__}", "bold red")
+
+
+async def _page(inspector: Inspector) -> RenderableType:
+    published = await inspector.published()
+    return Group(functions(published), "", dropped(published, _MOST_PREFIXES), "", drops(published, _MOST_DROPS))

@@ -1,9 +1,8 @@
 """The face of `fastrdb.keys`: from a call to its key, from a template to what it reaches."""
 
 from .call import UNSAID, BoundCall, BoundMany, CallPlan
-from .declared import MISSING, members
+from .declared import MISSING, filled, members, open_in, type_in, variables
 from .encoding import quote
-from .generic import filled, open_in, type_in, variables
 from .pattern import Pattern, Seal, add_pairs, hashed
 from .prefix import VARIANTS, Prefix, PrefixTemplates, Reached, fingerprint
 from .signature import Inspected, ResultShape, inspect_function, is_fixed

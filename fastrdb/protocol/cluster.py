@@ -21,11 +21,10 @@ from typing import Any
 
 from fastrdb.transport import Budget, Client, Command, Health, Met, RedisClient
 
-from .cluster_scan import ClusterScan
-from .cluster_sweeper import IndexSweeper
+from .cluster_index import ClusterScan, IndexSweeper
 from .cluster_writers import ClusterWriters
-from .interface import DEAD_PER_FILL, GONE, Ask, Barred, Busy, Entry, Granted, Hit, Limits, Outcome, Tagged, Write
-from .keyspace import ClusterKeyspace, Keyspace, Shard, portions
+from .interface import DEAD_PER_FILL, Ask, Barred, Busy, Entry, Granted, Hit, Limits, Outcome, Tagged, Write
+from .keyspace import GONE, ClusterKeyspace, Keyspace, Shard, portions
 from .lua import load_script
 from .trust import Trust
 

@@ -17,7 +17,7 @@ from redis.exceptions import TryAgainError
 from fastrdb.errors import CacheUnavailableError
 from fastrdb.transport import OTHER_DATA, Budget, Client, Command
 
-from .cluster_scan import ClusterScan
+from .cluster_index import ClusterScan
 from .interface import Backend, NamedRows, Sweep, Swept, Write
 from .keyspace import (
     EXACTLY,

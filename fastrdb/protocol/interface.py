@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from .keyspace import Keyspace, Target
     from .trust import Trust
 
-GONE = -2
-"""The reply of PTTL for a key that does not exist."""
 DEAD_PER_FILL = 10
 """So many dead index members each fill or release removes: more than it adds, so that the index does not grow."""
 

@@ -27,6 +27,8 @@ INCOMPLETE = b"\0\0"
 """What members begin with that only say that there is an index."""
 NO_BARRIER = b"0" * 32 + b"\0\n"
 """A barrier that covers no key. Where it is missing, barriers were lost."""
+GONE = -2
+"""The reply of PTTL for a key that does not exist."""
 SHARDS = 16
 """With more, each write of a prefix has more shards to ask; with fewer, some masters of a large cluster have none."""
 _VARIANTS = (b"?%", b"&%")

@@ -19,7 +19,6 @@ from fastrdb.transport import Argument, Budget, Client, Command, Health, RedisCl
 
 from .interface import (
     DEAD_PER_FILL,
-    GONE,
     Ask,
     Backend,
     Barred,
@@ -34,7 +33,7 @@ from .interface import (
     Tagged,
     Write,
 )
-from .keyspace import TAG, Keyspace, Range, Target, batches, divide, lists
+from .keyspace import GONE, TAG, Keyspace, Range, Target, batches, divide, lists
 from .lua import load_script
 from .trust import Trust
 

@@ -20,8 +20,8 @@ from fastrdb.transport import OTHER_DATA, Budget, Client, Health
 
 from .cluster import ClusterBackend
 from .intent import Intent, OnError, Writer, columns_named
-from .interface import GONE, Ask, Backend, Entry, Limits, Outcome, Sweep, Tagged, Timed, Write
-from .keyspace import named
+from .interface import Ask, Backend, Entry, Limits, Outcome, Sweep, Tagged, Timed, Write
+from .keyspace import GONE, named
 from .readiness import Readiness, readiness
 from .server import ServerBackend
 from .watched import BoundedHealth, WatchedBound

@@ -2,12 +2,11 @@
 
 from .client import RedisClient, address_of
 from .cluster import Met
+from .commands import SLOTS, Argument, Command, Script, hash_tag, slot_of, tags, whole
 from .connection import Greeting, own_connection
 from .health import OTHER_DATA, Breaker, Health, ended, redacted
 from .passthrough import Client, is_cluster
-from .scripts import Argument, Command, Script, whole
 from .sentinel import is_master
-from .slots import SLOTS, hash_tag, slot_of, tags
 from .timeouts import Budget
 
 __all__ = [

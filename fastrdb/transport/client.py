@@ -19,11 +19,11 @@ from redis.exceptions import NoScriptError
 from fastrdb.errors import CacheUnavailableError
 
 from .cluster import ClusterTransport, Met
+from .commands import Command, name_of, whole
 from .connection import Greeting
 from .health import OTHER_DATA, Breaker, Health
 from .passthrough import Client, Passthrough, is_cluster, is_plain
 from .pipeline import Pipeline
-from .scripts import Command, name_of, whole
 from .sentinel import has_sentinels, left_by_all
 from .timeouts import Budget
 

@@ -23,11 +23,10 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from fastrdb.errors import CacheUnavailableError
 
+from .commands import Command, key_of, redirected, slot_of
 from .connection import Greeting
 from .health import OTHER_DATA, Breaker, Health, ended, redacted
 from .pipeline import Pipeline
-from .scripts import Command
-from .slots import key_of, redirected, slot_of
 from .timeouts import Budget, used_up
 
 logger = logging.getLogger("fastrdb")

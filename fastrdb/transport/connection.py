@@ -22,7 +22,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import InvalidResponse
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from .scripts import Command
+from .commands import Command
 from .sentinel import GREETING_S, has_sentinels, is_master
 from .timeouts import Budget, used_up
 

@@ -20,10 +20,9 @@ from redis.exceptions import MovedError, ResponseError
 
 from fastrdb.errors import CacheUnavailableError
 
+from .commands import Command, key_of, redirected, slot_of
 from .connection import Greeting
 from .health import OTHER_DATA, Breaker, Health
-from .scripts import Command
-from .slots import key_of, redirected, slot_of
 from .timeouts import Budget, used_up
 
 _SCRIPTS = ("EVALSHA", "EVAL")

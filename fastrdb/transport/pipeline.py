@@ -20,9 +20,9 @@ from redis.exceptions import AskError
 
 from fastrdb.errors import CacheUnavailableError
 
+from .commands import Command
 from .connection import Connection, Greeting
 from .health import OTHER_DATA, Breaker, Health
-from .scripts import Command
 from .timeouts import Budget, used_up
 
 _MOST_GETS = 1024

@@ -18,10 +18,9 @@ from pydantic_core.core_schema import ErrorType
 from fastrdb.errors import OptionError, SchemaError
 from fastrdb.keys import members, variables
 
-from . import strict, types
+from . import types
 from .equality import difference
-from .fingerprint import schema_digest
-from .response import unlike_response
+from .schema import Schema, compile_exact, exact, field_names, schema_digest, unlike_response
 
 _KNOWN_ERRORS: Final = frozenset(get_args(ErrorType))  # a validator of the user's has types and texts of its own
 _QUOTING: Final = {"error", "tag", "encoding_error"}  # what a text of pydantic's quotes: another text, or the value
@@ -73,9 +72,9 @@ class Codec:
             text = str(exc).partition("\n")[0]
             raise SchemaError(f"{owner}: {_name(self.type)} cannot be cached as JSON: {text}") from exc
         types.refuse(core, owner)
-        entry = strict.exact(core)
+        entry = exact(core)
         self.shared = types.is_immutable(entry)
-        validator, serializer = strict.compile_exact(entry)
+        validator, serializer = compile_exact(entry)
         self._load = partial(validator.validate_json, strict=True)
         self._dump = serializer.to_json
         self.optional = self._takes_none()
@@ -100,7 +99,7 @@ class Codec:
             return False
 
     @property
-    def _core(self) -> strict.Schema:
+    def _core(self) -> Schema:
         return dict(self._adapter.core_schema)
 
     def version(self, version: object) -> str:
@@ -196,12 +195,12 @@ def _read_again(result: Any, loc: tuple[int | str, ...]) -> None:
             return
 
 
-def _first(exc: BaseException | None, core: strict.Schema) -> str:
+def _first(exc: BaseException | None, core: Schema) -> str:
     """Return the first error of a validation, for a log: without values, keys of dicts and texts of validators."""
     if not isinstance(exc, ValidationError):
         return type(exc).__name__
     error = exc.errors(include_url=False, include_input=False)[0]
-    names = set(strict.field_names(core))
+    names = set(field_names(core))
     place = ".".join(str(part) if part in names else "*" for part in error["loc"])
     plain = error["type"] in _KNOWN_ERRORS and not _QUOTING & error.get("ctx", {}).keys()
     text = error["msg"] if plain else error["type"].replace("_", " ")

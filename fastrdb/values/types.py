@@ -11,7 +11,7 @@ from typing import Annotated, Any, Optional, Union, get_args, get_origin
 
 from fastrdb.errors import SchemaError
 
-from .strict import Schema, kind_of, parts
+from .schema import Schema, kind_of, parts
 
 _LISTS = (list, Sequence, MutableSequence, Collection, Iterable)
 _SCALARS = frozenset({

@@ -1,6 +1,5 @@
 """Writes from outside: a watcher invalidates what any program commits to the database."""
 
-from .databases import source_of as source_of
 from .journal import SILENT_S as SILENT_S
 from .journal import Journal as Journal
 from .journal import ages as ages
@@ -9,3 +8,4 @@ from .source import ChangeSource as ChangeSource
 from .source import Poll as Poll
 from .source import Status as Status
 from .watcher import Watcher as Watcher
+from .watcher import source_of as source_of

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from fastrdb.errors import CacheUnavailableError, OptionError
+from fastrdb.inference import OWN_STATEMENTS
 from fastrdb.keys import Image
 from fastrdb.options import Seconds, seconds
 
-from .databases import source_of
 from .failure import kind_of
 from .journal import SILENT_S, Journal, ages
+from .mysql import MySQLSource
+from .postgres import PostgresSource
 from .source import ChangeSource, NotInstalledError, Poll
+from .sqlite import SQLiteSource
 from .telemetry import Telemetry
 
 if TYPE_CHECKING:
@@ -245,3 +248,19 @@ def _portions(images: Sequence[Image]) -> Iterator[list[Image]]:
         names = more
     if part:
         yield part
+
+
+def source_of(engine: Any) -> ChangeSource:
+    """Return the source for an `AsyncEngine`, by its dialect. A cache with `auto=True` does not follow its statements.
+
+    Raises:
+        OptionError: there is no source for this database.
+    """
+    dialect, engine = engine.dialect.name, engine.execution_options(**{OWN_STATEMENTS: True})
+    if dialect == "postgresql":
+        return PostgresSource(engine)
+    if dialect == "sqlite":
+        return SQLiteSource(engine)
+    if dialect in ("mysql", "mariadb"):
+        return MySQLSource(engine)
+    raise OptionError(f"watch: databases are PostgreSQL, MariaDB, MySQL and SQLite, and this is {dialect}")

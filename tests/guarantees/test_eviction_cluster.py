@@ -14,7 +14,7 @@ from fastrdb.keys.prefix import Prefix
 from fastrdb.protocol import Store
 from fastrdb.protocol.interface import Barred, Granted
 from fastrdb.protocol.keyspace import COMPLETE, ClusterKeyspace
-from fastrdb.transport.slots import slot_of
+from fastrdb.transport.commands import slot_of
 from tests.guarantees.test_eviction import KEYS, PADDING, Crowd
 from tests.guarantees.test_lost_index_cluster import USERS, left, put_entries
 from tests.races.mechanisms import label, without

@@ -9,7 +9,7 @@ from redis.asyncio.cluster import RedisCluster
 
 from fastrdb.errors import CacheUnavailableError
 from fastrdb.protocol import Store
-from fastrdb.protocol.cluster_scan import one_of_each_master
+from fastrdb.protocol.cluster_index import one_of_each_master
 from fastrdb.protocol.interface import Barred, Granted
 from tests.guarantees.test_lost_index import TTL, under
 from tests.races.mechanisms import label, without

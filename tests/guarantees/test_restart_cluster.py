@@ -14,7 +14,7 @@ from fastrdb.protocol import Granted, Store
 from fastrdb.protocol.cluster import ClusterBackend
 from fastrdb.protocol.keyspace import ClusterKeyspace
 from fastrdb.testing.server import find_binaries
-from fastrdb.transport.slots import slot_of
+from fastrdb.transport.commands import slot_of
 from tests.races.mechanisms import label, without
 from tests.races.seams import Change
 from tests.support.availability import missing

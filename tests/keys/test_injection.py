@@ -198,14 +198,14 @@ async def test_a_range_has_every_byte(client: Redis) -> None:
 # --- S3: no search by the server
 
 SCANS = {
-    "slots.py",
+    "commands.py",
     "shared.lua",
     "greet.lua",
     "search.lua",
     "scan.lua",
-    "cluster_scan.py",
+    "cluster_index.py",
     "inspector.py",
-}  # slots.py has commands without a key
+}  # commands.py has commands without a key
 """Files that may scan the keyspace: the documented way of servers that evict the index, and what people look with."""
 
 

@@ -17,7 +17,7 @@ from fastrdb.near.cache import Near
 from fastrdb.near.tracking import Tracking
 from fastrdb.protocol import Store
 from fastrdb.testing.server import find_binaries
-from fastrdb.transport.slots import slot_of
+from fastrdb.transport.commands import slot_of
 from tests.races.mechanisms import without
 from tests.support.availability import missing
 from tests.support.servers.cluster import Cluster

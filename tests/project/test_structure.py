@@ -24,11 +24,11 @@ from tests.support.source.modules import (
 LONGEST_MODULE = 400
 MOST_NAMES = 25
 # Of the library itself. These come down as packages are rebuilt: to 62, 11,600, 14, 45, none and 2.
-MOST_MODULES = 95
+MOST_MODULES = 89
 MOST_LINES = 21_620
 MOST_FLOORS = 19
 # Of the rooms beside it, which stand on its public names: modules, lines.
-BESIDE = {"integrations": (7, 1_150), "cli": (8, 1_460), "watch": (16, 3_010)}
+BESIDE = {"integrations": (7, 1_150), "cli": (7, 1_450), "watch": (15, 3_000)}
 LONGEST_FUNCTION = 45
 MOST_DEFINED_TWICE = 0
 MOST_CONTEXT_VARIABLES = 2

@@ -17,7 +17,7 @@ from fastrdb.protocol import Busy, Store
 from fastrdb.protocol import trust as trust_module
 from fastrdb.protocol.keyspace import ClusterKeyspace, Keyspace
 from fastrdb.testing import EmbeddedServer
-from fastrdb.transport.scripts import Command
+from fastrdb.transport.commands import Command
 from tests.races.mechanisms import label, without
 from tests.races.seams import Change
 from tests.support.servers.sentinels import AT_ONCE, follow, synced

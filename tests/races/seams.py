@@ -28,7 +28,7 @@ from types import CodeType, FunctionType, MemberDescriptorType, ModuleType
 from typing import Any, NamedTuple
 
 import fastrdb
-from fastrdb.transport.scripts import Script
+from fastrdb.transport.commands import Script
 
 PACKAGE = Path(fastrdb.__file__).parent
 MARKER = re.compile(r"^(?P<indent>[ \t]*)(?P<line>.*?)[ \t]*(?:--|#) mechanism: (?P<name>[a-z0-9-]+)$", re.MULTILINE)

@@ -14,7 +14,7 @@ from redis.asyncio.cluster import RedisCluster
 from fastrdb import CacheUnavailableError
 from fastrdb.protocol.keyspace import ClusterKeyspace
 from fastrdb.testing.server import find_binaries
-from fastrdb.transport.slots import slot_of
+from fastrdb.transport.commands import slot_of
 from tests.support.availability import missing
 from tests.support.programs.versions import Versions
 from tests.support.servers.cluster import Cluster

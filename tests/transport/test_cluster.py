@@ -22,8 +22,8 @@ from fastrdb.protocol import Granted, Hit, Store
 from fastrdb.protocol.keyspace import ClusterKeyspace
 from fastrdb.testing.server import find_binaries
 from fastrdb.transport.cluster import ClusterTransport
+from fastrdb.transport.commands import SLOTS, redirected, slot_of
 from fastrdb.transport.passthrough import Passthrough
-from fastrdb.transport.slots import SLOTS, redirected, slot_of
 from tests.support.availability import missing
 from tests.support.servers.cluster import Cluster, Node
 from tests.support.waiting import until

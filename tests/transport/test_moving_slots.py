@@ -19,7 +19,7 @@ from fastrdb import Cache
 from fastrdb.keys.prefix import Prefix
 from fastrdb.protocol.keyspace import ClusterKeyspace
 from fastrdb.testing import Gates
-from fastrdb.transport.slots import slot_of
+from fastrdb.transport.commands import slot_of
 from tests.support.network.recorder import tapped
 from tests.support.servers.cluster import HOST, Cluster
 from tests.support.waiting import until

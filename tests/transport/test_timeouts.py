@@ -23,7 +23,7 @@ from fastrdb.keys.prefix import Prefix
 from fastrdb.loading.load import Loading
 from fastrdb.protocol import Store
 from fastrdb.transport.cluster import ClusterTransport
-from fastrdb.transport.slots import slot_of
+from fastrdb.transport.commands import slot_of
 from tests.races.mechanisms import label, without
 from tests.races.seams import Change
 from tests.support.network.slow import STEP, LoopClock, Pace, ports_of, slowed

@@ -13,7 +13,7 @@ import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from fastrdb.testing import Gates
-from fastrdb.transport.scripts import Command
+from fastrdb.transport.commands import Command
 
 CLOSED = object()
 """In place of a reply: the server closes the connection."""

@@ -15,8 +15,8 @@ import pytest
 from redis.asyncio.connection import AbstractConnection
 from redis.crc import key_slot
 
+from fastrdb.transport.commands import Command
 from fastrdb.transport.connection import Wire
-from fastrdb.transport.scripts import Command
 from tests.support.servers.cluster import HOST, SLOTS, Cluster
 
 Words = tuple[bytes, ...]

@@ -1,19 +1,19 @@
-"""The exact schema of a type: it accepts only the JSON that its values are stored as.
+"""The core schema that pydantic makes of a type: its exact form, its digest, and how a response would differ.
 
-These functions change pydantic's core schema: nested dicts, each with a "type". None runs when a value is read or
-written.
+The exact schema accepts only the JSON that the type's values are stored as. A core schema is nested dicts, each with
+a "type". None of these functions runs when a value is read or written.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from enum import Enum
+from hashlib import blake2b
+from typing import Any
 
 from pydantic_core import SchemaSerializer, SchemaValidator
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 Schema = dict[str, Any]
 
@@ -135,3 +135,77 @@ def _rebuilt(classes: set[type]) -> Iterator[None]:
     finally:
         for cls in marked:
             type.__setattr__(cls, "__pydantic_complete__", True)
+
+
+_SCALARS = (str, int, float, bool, type(None))
+_NAMES = frozenset({
+    *("ref", "schema_ref", "cls_name", "model_name", "dataclass_name", "title", "generic_origin", "function_name"),
+    *("type", "custom_init", "root_model", "slots"),
+})  # fmt: skip
+"""Parts of a core schema that change no value: names, and settings such as titles."""
+
+
+def schema_digest(schema: Schema) -> str:
+    """Return eight hexadecimal digits for a core schema of pydantic.
+
+    Names of classes make no difference: no entry holds one. A new version of pydantic may give another
+    digest for the same type.
+    """
+    return blake2b(repr(_shape(schema, {})).encode(), digest_size=4).hexdigest()
+
+
+def _shape(schema: Schema, known: dict[str, int]) -> Any:
+    """Return the kinds, fields and limits of a schema. `known` numbers definitions, whose names hold addresses."""
+    kind = kind_of(schema)
+    if kind == "definition-ref":
+        return kind, known.setdefault(schema["schema_ref"], len(known))
+    number = known.setdefault(schema["ref"], len(known)) if "ref" in schema else None
+    limits = sorted((key, repr(value)) for key, value in schema.items() if key not in _NAMES and _is_plain(value))
+    values = [repr(_value(each)) for each in (*schema.get("members", ()), *schema.get("expected", ()))]
+    return kind, number, limits, values, [(name, _shape(part, known)) for part, name in parts(schema)]
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, _SCALARS)
+
+
+def _value(member: Any) -> Any:
+    return member.value if isinstance(member, Enum) else member
+
+
+# The settings that decide how a kind of value is written, and the settings' values that entries are written with.
+_SETTINGS: dict[str, tuple[str, set[str | None]]] = {
+    "bytes": ("ser_json_bytes", {"base64"}),
+    "timedelta": ("ser_json_timedelta", {None, "iso8601"}),
+    "float": ("ser_json_inf_nan", {None, "null"}),
+}
+_TEMPORAL = {"date", "time", "datetime", "timedelta"}
+
+
+def unlike_response(schema: Schema, where: str = "the value", settings: Schema | None = None) -> str | None:
+    """Return the first part that a response model would write otherwise than an entry, and why; None if all agree."""
+    settings = {**(settings or {}), **schema.get("config", {})}
+    kind = kind_of(schema)
+    if (reason := _reason(schema, kind, settings)) is not None:
+        return f"{where} {reason}"
+    name = getattr(schema.get("cls"), "__name__", where)
+    found = (unlike_response(part, f"{name}.{field}" if field else name, settings) for part, field in parts(schema))
+    return next((reason for reason in found if reason is not None), None)
+
+
+def _reason(schema: Schema, kind: str, settings: Schema) -> str | None:
+    setting, same = _SETTINGS.get(kind, ("", {None}))
+    function = schema.get("serialization", {}).get("function")
+    if (alias := schema.get("serialization_alias")) is not None:
+        return f"has the alias {alias!r} in a response"
+    if schema.get("computed_fields"):
+        return "has a computed field, which is no part of an entry"
+    if kind == "json":
+        return "is text in an entry, and what the text holds in a response"
+    if function is not None and not str(getattr(function, "__module__", "")).startswith("pydantic"):
+        return "has a serializer of its own"
+    if settings.get(setting) not in same or (
+        kind in _TEMPORAL and settings.get("ser_json_temporal") not in {None, "iso8601"}
+    ):
+        return f"is of type {kind}, which its model's settings write in another way"
+    return None
