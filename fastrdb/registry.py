@@ -73,7 +73,7 @@ class Registered:
         of_subclass: a method of a generic class, in a subclass. Its keys are those of the method, which has a place
             of its own.
         code: of the function; a factory gives all that it makes one code.
-        defaults: of its parameters.
+        fixed: defaults of its parameters, and the object that a method is bound to.
         plan: of a function that has keys.
     """
 
@@ -92,7 +92,7 @@ class Registered:
     reads: set[str] = field(default_factory=set)
     of_subclass: bool = False
     code: CodeType | None = None
-    defaults: Any = None
+    fixed: Any = None
     plan: CallPlan | None = None
 
     @property
@@ -181,7 +181,7 @@ class Registry:
     def _of_one_factory(self) -> Iterable[Finding]:
         """Yield a finding for each factory whose functions have the same keys, and may differ.
 
-        What differs is a closure, a default or a class.
+        What differs is a closure, a default, a class, or the object that a method is bound to.
         """
 
         def made() -> Iterator[tuple[Registered, int]]:
@@ -190,7 +190,7 @@ class Registry:
                 if None not in (each.code, each.pattern, each.plan) and not each.shared and not each.of_subclass:
                     found[each.code, each.function, each.form].append(each)
             for (code, *_), same in found.items():
-                ways = {(repr(each.defaults), *each.plan.variant.plain) for each in same if each.plan is not None}
+                ways = {(repr(each.fixed), *each.plan.variant.plain) for each in same if each.plan is not None}
                 if len(same) > 1 and (code.co_freevars or len(ways) > 1):
                     yield same[0], len(same)
 

@@ -278,7 +278,10 @@ def register(
             query.codec.type,
             of_subclass=plan.function != found.name,
             code=getattr(plain, "__code__", None),
-            defaults=[getattr(plain, name, None) for name in ("__defaults__", "__kwdefaults__")],
+            fixed=(
+                *(getattr(plain, name, None) for name in ("__defaults__", "__kwdefaults__")),
+                id(getattr(function, "__self__", None)),
+            ),
             shared=shared,
             ends=query.tagged or endless or query.policy.exp_ms <= SHORT_S * 1000,
             plan=plan,

@@ -308,6 +308,34 @@ def test_a_factory_makes_classes_that_answer_for_each_other(bound: Any) -> None:
     del one, two
 
 
+@pytest.mark.parametrize("by_class", [False, True])
+def test_bound_methods_of_two_objects_answer_for_each_other(by_class: bool) -> None:
+    """A pattern has no attribute of the object, or of the class, that a method was bound to before decoration."""
+    cache = Cache()
+
+    class Plans:
+        async def find(self, number: int) -> str:
+            return f"{id(self)} {number}"
+
+        @classmethod
+        async def of_class(cls, number: int) -> str:
+            return f"{cls.__name__} {number}"
+
+    class Others(Plans):
+        pass
+
+    def made(plans: Any) -> Any:
+        return cache.cached("plan:{number}", never_invalidated=True)(plans.of_class if by_class else plans.find)
+
+    one, another = (Plans, Others) if by_class else (Plans(), Plans())
+    alike = made(one), made(one)
+    assert not cache.check()
+    other = made(another)
+    (finding,) = cache.check()
+    assert finding.what == "3 functions that one factory has made have the same keys, 'plan:{}'"
+    del alike, other
+
+
 # --- functions and their counts
 
 
