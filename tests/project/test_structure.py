@@ -24,7 +24,7 @@ from tests.support.source.modules import (
 LONGEST_MODULE = 400
 MOST_NAMES = 25
 # Of the library itself. These come down as packages are rebuilt: to 62, 11,600, 14, 45, none and 2.
-MOST_MODULES = 89
+MOST_MODULES = 90
 MOST_LINES = 21_620
 MOST_FLOORS = 19
 # Of the rooms beside it, which stand on its public names: modules, lines.
