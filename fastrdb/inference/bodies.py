@@ -37,15 +37,18 @@ NO_FUNCTION: Final = Function(None, None)
 """There is no function of that name."""
 
 
-def tables_in(
+def facts_in(
     body: str,
     tables: Mapping[str, Iterable[tuple[str | None, str]]],
     function: Callable[[str], Function],
     dialect: str,
     homes: Collection[str | None] | None = None,
     modes: str = "",
-) -> Tables:
-    """Return the tables that the text of a view, trigger or function may touch: perhaps too many, never too few.
+) -> Function:
+    """Return the facts of the text of a view, trigger or function: perhaps too many tables, never too few.
+
+    It reads each table that it may touch, since no verb is looked for. It writes what the functions write that it
+    calls.
 
     Args:
         body: SQL, or a language around SQL.
@@ -57,7 +60,7 @@ def tables_in(
     """
     found = tokens(body, dialect, modes)
     if found is None or _is_dynamic(found):
-        return None
+        return UNKNOWN_FUNCTION
     words = {token.text.lower() for token in found if token.is_name}
     named = {
         name
@@ -65,6 +68,7 @@ def tables_in(
         for schema, name in tables[word]
         if homes is None or schema in homes or (schema or "").lower() in words
     }
+    written = set[str]()
     for name, before, is_word in calls(found):
         is_table = name.rpartition(".")[2] in tables
         is_harmless = is_word and (name in CONTROL or name.upper() in harmless(dialect))
@@ -74,9 +78,10 @@ def tables_in(
         if called is NO_FUNCTION and is_table:  # a table before its columns
             continue
         if called.reads is None or called.writes is None:
-            return None
-        named |= called.reads | called.writes
-    return frozenset(named)
+            return UNKNOWN_FUNCTION
+        written |= called.writes
+        named |= called.reads
+    return Function(frozenset(named | written), frozenset(written))
 
 
 def columns_set_in(body: str, dialect: str, modes: str = "") -> Tables:

@@ -20,7 +20,7 @@ from sqlalchemy.exc import ProgrammingError, SQLAlchemyError
 
 from fastrdb.keys import ANYTHING, table_tag
 
-from .bodies import NO_FUNCTION, UNKNOWN_FUNCTION, Function, Tables, tables_in
+from .bodies import NO_FUNCTION, UNKNOWN_FUNCTION, Function, Tables, facts_in
 from .facts import UNKNOWN_TABLE, Facts, Source, joined, links_of
 from .names import SEARCHES, Names, SchemaMap, names_in
 from .postgresql import PostgreSQL
@@ -159,14 +159,20 @@ class Catalog:
     def named_in(
         self, connection: Connection, body: str, homes: Collection[str | None] | None = None, modes: str = ""
     ) -> Tables:
-        """Return the tables that the text of a view, trigger or function may touch. See `tables_in` for the rest."""
+        """Return the tables that the text of a view, trigger or function may touch. See `facts_in` for the rest."""
+        return self.of_text(connection, body, homes, modes).reads
+
+    def of_text(
+        self, connection: Connection, body: str, homes: Collection[str | None] | None = None, modes: str = ""
+    ) -> Function:
+        """Return the facts of the text of a view, trigger or function. See `facts_in`."""
         if not self._tables and self._source is not None:
             found: dict[str, list[tuple[str | None, str]]] = {}
             for schema, name in self._source.tables(connection):
                 found.setdefault(name.lower(), []).append((schema, self.known_names.joined(schema, name)))
             self._tables = found
         function = partial(self._function_in, connection, homes)
-        return tables_in(body, self._tables, function, connection.dialect.name, homes, modes)
+        return facts_in(body, self._tables, function, connection.dialect.name, homes, modes)
 
     def _function_in(self, connection: Connection, homes: Collection[str | None] | None, name: str) -> Function:
         """Return the facts of a function that is called by a text whose names without a schema are in these."""

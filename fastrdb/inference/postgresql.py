@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, text
 
-from .bodies import CONTROL, NO_FUNCTION, NO_TABLES, Function, Tables, columns_set_in
+from .bodies import CONTROL, NO_FUNCTION, NO_TABLES, UNKNOWN_FUNCTION, Function, Tables, columns_set_in
 from .facts import UNKNOWN_TABLE, Facts, Link, Source, joined, merged
 from .lexer import BACKSLASHES
 from .names import SEARCHED, SEARCHES, Names, names_in
@@ -167,9 +167,12 @@ class PostgreSQL(Source):
         for volatile, language, is_harmless, source in rows:
             if is_harmless or _letter(volatile) == "i":
                 continue
-            tables = self.named_in(connection, source) if language in ("sql", "plpgsql") else None
-            touched.append(tables)
-            written.append(tables if _letter(volatile) == "v" else NO_TABLES)
+            is_known, found = language in ("sql", "plpgsql"), UNKNOWN_FUNCTION
+            if is_known:
+                found = self.catalog.of_text(connection, source, modes=_modes(connection))
+            touched.append(found.reads)
+            # A STABLE function of a known language may not write, but may call one that does.
+            written.append(found.reads if _letter(volatile) == "v" else found.writes if is_known else NO_TABLES)
         return Function(self.through(connection, joined(touched)), joined(written))
 
     def tables(self, connection: Connection) -> Iterable[tuple[str, str]]:

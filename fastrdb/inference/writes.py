@@ -30,6 +30,8 @@ from .text import OF_THE_MOMENT, Named, harmless, named_in, sent
 
 _MYSQL: Final = ("mysql", "mariadb")
 _SEVERAL_TARGETS: Final = re.compile(r"\s*DELETE\b.*\bUSING\b", re.IGNORECASE | re.DOTALL)  # read as one by sqlglot
+_TRIGGERS_BY_ROW: Final = frozenset({"sqlite", *_MYSQL})
+"""Databases whose triggers run for rows alone, so that a write of no row changes nothing."""
 _WORD: Final = re.compile(r"\w+")
 MOST_ROWS: Final = 64
 """Rows of one statement whose values are kept apart. A write of more rows reaches its whole table."""
@@ -103,7 +105,8 @@ class Writes:
         others: the other tables that are written, such as in CTEs.
         by_row: whether a row is changed depends on its own values only.
         counted: the database counts the rows, and returns none.
-        nothing: WHERE is false, as in the UPDATE of no row by which `FastRDB` takes SQLite's write lock.
+        nothing: no row is written, and no trigger runs: WHERE is false, as in the UPDATE of no row by which `FastRDB`
+            takes SQLite's write lock.
         functions: those that it may call, which may write more; None where these cannot be known.
     """
 
@@ -180,7 +183,8 @@ def _read(compiled: Any, names: Names) -> Writes:
     functions = None if found is None else found[1]
     if main is None:
         return Writes("update", None, "", {}, {}, False, tuple(dict.fromkeys(others)), functions=functions)
-    if not others and any(isinstance(part, False_) for part in parts_of(getattr(main, "_where_criteria", ()))):
+    is_empty = any(isinstance(part, False_) for part in parts_of(getattr(main, "_where_criteria", ())))
+    if is_empty and not others and compiled.dialect.name in _TRIGGERS_BY_ROW:
         return Writes(_kind(main), None, "", {}, {}, False, (), nothing=True)
     conditions, sets = Conditions(compiled), dict[str, tuple[tuple[str, ...], type | None]]()
     where: dict[str, tuple[Places, type]] = {}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
-from fastrdb.inference.bodies import NO_FUNCTION, UNKNOWN_FUNCTION, Function, columns_set_in, tables_in
+from fastrdb.inference.bodies import NO_FUNCTION, UNKNOWN_FUNCTION, Function, columns_set_in, facts_in
 from fastrdb.inference.lexer import BACKSLASHES, calls, tokens
 
 READ: dict[str, list[tuple[str, str, str]]] = {
@@ -65,7 +67,7 @@ def test_each_database_has_its_own_quotes_and_comments(dialect: str, case: tuple
 def test_a_text_without_an_end_is_not_read(dialect: str, text: str) -> None:
     """A guess could take a name for a part of a string, or a name that the database cuts for the whole."""
     assert tokens(text, dialect) is None
-    assert tables_in(text, {}, lambda name: Function(), dialect) is None
+    assert facts_in(text, {}, lambda name: Function(), dialect) is UNKNOWN_FUNCTION
     assert columns_set_in(text, dialect) is None
 
 
@@ -85,13 +87,16 @@ def test_a_function_that_has_the_name_of_a_table_counts() -> None:
     """A table before its columns does not."""
     tables = {"orders": [("public", "orders")], "notes": [("public", "notes")]}
     calling, inserting = "PERFORM orders(1)", "INSERT INTO orders (id) SELECT 1"
-    by_name = {"orders": Function(frozenset({"notes"}))}
-    assert tables_in(calling, tables, by_name.__getitem__, "postgresql") == frozenset({"orders", "notes"})
-    assert tables_in(calling, tables, lambda name: UNKNOWN_FUNCTION, "postgresql") is None
-    assert tables_in("WITH orders (id) AS (SELECT 1) x", tables, lambda name: NO_FUNCTION, "postgresql") == frozenset(
-        {"orders"}
-    )
-    assert tables_in(inserting, tables, by_name.__getitem__, "postgresql") == frozenset({"orders"})
+    by_name = {"orders": Function(frozenset({"notes"}), frozenset({"stamps"}))}
+
+    def found(text: str, function: Callable[[str], Function]) -> Function:
+        return facts_in(text, tables, function, "postgresql")
+
+    both = frozenset({"orders", "notes", "stamps"})
+    assert found(calling, by_name.__getitem__) == Function(both, frozenset({"stamps"}))
+    assert found(calling, lambda name: UNKNOWN_FUNCTION) is UNKNOWN_FUNCTION
+    assert found("WITH orders (id) AS (SELECT 1) x", lambda name: NO_FUNCTION).reads == frozenset({"orders"})
+    assert found(inserting, by_name.__getitem__) == Function(frozenset({"orders"}))
 
 
 EXACT = {

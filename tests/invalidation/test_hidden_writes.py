@@ -226,6 +226,31 @@ CASES: dict[str, Case] = {
         },
         ("postgresql",),
     ),
+    "a STABLE function that calls one that writes": Case(
+        ORG,
+        sa.select(sa.func.outer_one(1)),
+        {
+            "postgresql": (
+                """CREATE FUNCTION inner_one(n int) RETURNS int LANGUAGE sql
+                AS 'UPDATE orgs SET name = ''new'' WHERE id = n RETURNING id'""",
+                """CREATE FUNCTION outer_one(n int) RETURNS int STABLE LANGUAGE plpgsql
+                AS 'BEGIN RETURN inner_one(n); END'""",
+            )
+        },
+        ("postgresql",),
+    ),
+    "a write of no row for certain, and a trigger for each statement": Case(
+        ORG,
+        sa.update(POSTS).where(sa.false()).values(org_id=1),
+        {
+            "postgresql": (
+                """CREATE FUNCTION renaming() RETURNS trigger LANGUAGE plpgsql
+                AS 'BEGIN UPDATE orgs SET name = ''new'' WHERE id = 1; RETURN NULL; END'""",
+                "CREATE TRIGGER each AFTER UPDATE ON posts FOR EACH STATEMENT EXECUTE FUNCTION renaming()",
+            )
+        },
+        ("postgresql",),
+    ),
     "EXPLAIN ANALYZE of a write": Case(
         ORG, sa.text("EXPLAIN ANALYZE UPDATE orgs SET name = 'new'"), {}, ("postgresql",)
     ),
