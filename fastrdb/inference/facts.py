@@ -106,6 +106,12 @@ class Asker(Protocol):
         """Return the facts of a function."""
         ...
 
+    def of_text(
+        self, connection: Connection, body: str, homes: Collection[str | None] | None = None, modes: str = ""
+    ) -> Function:
+        """Return the facts of the text of a view, trigger or function."""
+        ...
+
     def named_in(
         self, connection: Connection, body: str, homes: Collection[str | None] | None = None, modes: str = ""
     ) -> Tables:
