@@ -334,7 +334,7 @@ class Cache:
 
         Call it when all modules with decorated functions are imported. It finds: prefixes that reach no function's
         keys; functions that nothing invalidates; prefixes that drop a class's entries at each write; functions of which
-        no result was ever stored.
+        no result was ever stored; functions that share their keys, also with another cache.
         """
         return self.runtime.registry.findings()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import CodeType, NoneType
 from typing import Any, get_args
@@ -109,7 +109,9 @@ class Registered:
 class Registry:
     """The decorated functions of one cache, in the order of decoration."""
 
-    def __init__(self) -> None:
+    def __init__(self, beside: Callable[[], Iterable[Registry]] = tuple) -> None:
+        """Take `beside`, which returns the registries of other caches whose functions may have the same keys."""
+        self._beside = beside
         self._functions: WeakValueDictionary[int, Registered] = WeakValueDictionary()
         self._next = 0
 
@@ -118,23 +120,42 @@ class Registry:
 
     def add(self, new: Registered) -> Registered:
         """Take a function, and say once what is wide. Raises PatternError for the keys of another function."""
-        if self._refusal(new) is not None:
-            gc.collect()  # the other function may be gone already: wrappers and their classes refer to each other
-            if (refusal := self._refusal(new)) is not None:
-                raise refusal
+        found = self._same_keys(new, lambda: [self])
+        if found is not None:
+            raise PatternError(f"{found.function}: {found.what}: {found.advice}")
         self._functions[self._next] = new
         self._next += 1
         patterns = new.prefixes or ([] if new.pattern is None else [new.pattern])
         new.counters.prefixes = [(_literal(each), bool(each.parts), each.text) for each in patterns]
         for text in new.wide:
             logger.info("%s", _wide(new, text))
+        self.warn(new)
         return new
 
-    def _refusal(self, new: Registered) -> PatternError | None:
-        if new.of_subclass:
+    def warn(self, new: Registered | None = None) -> None:
+        """Say of this function, or of each one, that a function of another cache has the same keys.
+
+        That is no error: a cache that is made anew, as in each test, may have functions of the one before for a while.
+        """
+        for found in self._same_elsewhere(self if new is None else [new]):
+            logger.warning("%s", found)
+
+    def _same_elsewhere(self, functions: Iterable[Registered]) -> Iterator[Finding]:
+        if any(True for _ in self._beside()):
+            yield from filter(None, (self._same_keys(each, self._beside) for each in functions))
+
+    def _same_keys(self, function: Registered, registries: Callable[[], Iterable[Registry]]) -> Finding | None:
+        """Return the first function there that makes the keys of this one, too."""
+
+        def first() -> Finding | None:
+            others = ((other, registry is self) for registry in registries() for other in registry)
+            of_keys = ((each, here) for each, here in others if each.pattern is not None and not each.of_subclass)
+            return next((found for each in of_keys if (found := _same_keys(function, *each)) is not None), None)
+
+        if function.of_subclass or function.pattern is None or first() is None:
             return None
-        others = (each for each in self if None not in (new.pattern, each.pattern) and not each.of_subclass)
-        return next((found for each in others if (found := _same_keys(new, each)) is not None), None)
+        gc.collect()  # the other function may be gone already: wrappers and their classes refer to each other
+        return first()
 
     def infos(self) -> list[FunctionInfo]:
         """Return what there is to say of each function."""
@@ -159,7 +180,7 @@ class Registry:
 
     def findings(self) -> list[Finding]:
         """Return what is likely to be a mistake."""
-        found = [*self._of_one_factory()]  # before others: these hold functions that may be gone
+        found = [*self._of_one_factory(), *self._same_elsewhere(self)]  # first: others hold functions that may be gone
         reached = [prefix for each in self for prefix in each.prefixes]
         for each in self:
             if each.prefixes:
@@ -231,24 +252,26 @@ def _literal(prefix: Pattern) -> str:
     return prefix.head.partition("*")[0].partition("?")[0]
 
 
-def _same_keys(new: Registered, other: Registered) -> PatternError | None:
+def _same_keys(new: Registered, other: Registered, here: bool) -> Finding | None:
     # The same function may be reloaded, or made once more by a factory.
     if (new.module, new.function) == (other.module, other.function):
         return None
-    what = f"{new.function}: {_text(new)} makes the same keys as {_text(other)} of {other.function}"
+    key = None
     if other.form != new.form:
         key = None if new.plan is None or other.plan is None else new.plan.shares(other.plan)
         if key is None:
             return None
-        what = f"{new.function}: {_text(new)} makes the key {key!r}, and so does {_text(other)} of {other.function}"
+    theirs = f"{_text(other)} of {other.function}" + ("" if here else " in another cache")
+    what = f"{_text(new)} makes the same keys as {theirs}"
+    if key is not None:
+        what = f"{_text(new)} makes the key {key!r}, and so does {theirs}"
+    advice = "give one of the two another pattern" + ("" if here else ", or one of the two caches a namespace")
     if _bare(new.type) != _bare(other.type):
-        return PatternError(f"{what}, whose values have another type: give one of the two another pattern")
-    if not (new.shared and other.shared):
-        return PatternError(
-            f"{what}, so that one answers for the other: give one of the two another pattern, or say shared=True on "
-            "both if both give the same values"
-        )
-    return None
+        return Finding(new.function, f"{what}, whose values have another type", advice)
+    if new.shared and other.shared:
+        return None
+    advice += ", or say shared=True on both if both give the same values"
+    return Finding(new.function, f"{what}, so that one answers for the other", advice)
 
 
 def _text(function: Registered) -> str:

@@ -8,7 +8,6 @@ the next loop. A child process leaves all connections to its parent: it would se
 from __future__ import annotations
 
 import asyncio
-import inspect
 import os
 from collections.abc import AsyncGenerator, Callable, Coroutine, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -26,7 +25,8 @@ from .near import Near
 from .protocol import OnError, Publisher, Store, Target, is_cluster
 from .registry import Registry
 from .singleflight import Flights
-from .transport import ended
+from .transport import checked as checked
+from .transport import ended, server_of
 
 DISABLED = "the cache is disabled"
 _LOOP_END_S = 1.0  # the longest that the end of an event loop waits for background tasks
@@ -149,7 +149,7 @@ class Runtime:
         self.near_heads: set[str] = set()  # the heads of keys that functions keep in this process
         self.owned: set[str] = set()  # the heads of the keys of all functions
         self.counted: list[Counters] = []
-        self.registry = Registry()
+        self.registry = Registry(self._beside)
         self.own_counters = self.counters(owner)
         self.follower: Any = None  # see `follow_with`
         self._publisher = Publisher(self.counted, self.registry) if publish else None
@@ -204,10 +204,11 @@ class Runtime:
         pool = getattr(client, "connection_pool", None) or self._checked(client, plan)
         store = state.by_pool.get(pool)
         if store is None:
-            server = _server(self._checked(client, plan), pool)
+            server = server_of(self._checked(client, plan), pool)
             store = state.stores.get(server)
             if store is None:
                 store = state.stores[server] = self._new_store(cluster=is_cluster(client))
+                self.registry.warn()  # the server is known only now, where the client comes with the calls
                 store.repairs.join(self._repairs.setdefault(server, WeakValueDictionary()))
                 store.add_pending(client, state.pending.pop(server, {}))
                 if self._publisher is not None and state.publisher is None:
@@ -238,6 +239,21 @@ class Runtime:
         count = self.own_counters.count  # not a method of this cache: its stores may outlive it for a moment
         store.obstacles.listeners.append(lambda kind, reason: count(kind, "", reason))
         return store
+
+    def _servers(self) -> set[Hashable]:
+        """Return the identities of the servers that this cache has, or has had a call for."""
+        of_calls = {server for state in list(self._states.values()) for server in list(state.stores)}
+        if self.redis is None:
+            return of_calls
+        return {*of_calls, server_of(self.redis, getattr(self.redis, "connection_pool", None) or self.redis)}
+
+    def _beside(self) -> Iterator[Registry]:
+        """Yield the registries of other caches of this process whose keys are names on the same server."""
+        servers = self._servers()
+        for other in list(_runtimes) if servers else ():
+            alike = other.namespace == self.namespace and other.seal is self.seal is None
+            if other is not self and alike and other._servers() & servers:
+                yield other.registry
 
     def bypass_reason(self, store: Store, client: Any) -> str | None:
         """Return why entries may not be read for now, or None."""
@@ -331,60 +347,6 @@ def _forgive(task: asyncio.Task[Any]) -> None:
     error = None if task.cancelled() else task.exception()
     if error is not None and not isinstance(error, CacheUnavailableError):
         raise error
-
-
-_CLUSTERS = ("RedisCluster", "ValkeyCluster")
-
-
-def checked(client: Any, where: str, *, mocks: bool = False) -> Any:
-    """Return the client. Raises OptionError for what cannot be one, or reads from replicas.
-
-    `where` names the function and the parameter. With `mocks`, a mock of a client will do: no call reaches it. No
-    message has the client's own text, which may hold a password.
-    """
-    if isinstance(client, type):
-        raise OptionError(f"{where} is the class {client.__name__}, and must be a client: {client.__name__}(...)")
-    kind = type(client)
-    bases = {cls.__name__ for cls in kind.__mro__}
-    home = kind.__module__.partition(".")[0]
-    name = kind.__name__ if home == "builtins" else f"{home}.{kind.__name__}"
-    article = "an" if kind.__name__[0] in "AEIOU" else "a"
-    if kind.__module__ == "unittest.mock" and not (mocks and hasattr(client, "execute_command")):
-        instead = "use fastrdb.testing.FaultyClient, redis=None or cache.disabled()"
-        raise OptionError(f"{where} is {article} {kind.__name__}: {instead}")
-    if bases & {"AsyncSession", "async_scoped_session", "Session"}:
-        raise OptionError(f"{where} is {article} {kind.__name__}: are db and redis swapped?")
-    if not getattr(getattr(client, "connection_pool", None), "is_master", True):
-        raise OptionError(f"{where} reads from replicas, which may be behind: give it master_for(...)")
-    for option in ("read_from_replicas", "load_balancing_strategy"):
-        if (value := getattr(client, option, None)) not in (None, False):
-            raise OptionError(f"{where} has {option}={value!r}: replicas may be behind, read from masters")
-    if not inspect.iscoroutinefunction(getattr(client, "execute_command", None)):
-        instead = "RedisCluster" if bases & set(_CLUSTERS) else "Redis"
-        if bases & {"Redis", "Valkey", *_CLUSTERS}:
-            raise OptionError(f"{where} is a {name}, which is synchronous; use redis.asyncio.{instead}")
-        raise OptionError(f"{where} is a {name}, and must be a client of redis.asyncio")
-    if bases & set(_CLUSTERS) and not is_cluster(client):
-        raise OptionError(f"{where} is a {name}, and not the cluster client of redis.asyncio")
-    return client
-
-
-def _server(client: Any, pool: Any) -> Hashable:
-    """Return an identity of the server's data: two clients with the same one share a store."""
-    known: dict[str, Any] = getattr(pool, "connection_kwargs", {})
-    database = known.get("db", 0)
-    service = getattr(pool, "service_name", None)
-    if service is not None:
-        manager = getattr(pool, "sentinel_manager", None)  # two groups may have given their masters one name
-        sentinels = (each.connection_pool.connection_kwargs for each in getattr(manager, "sentinels", ()))
-        return ("sentinel", frozenset((each.get("host"), each.get("port")) for each in sentinels), service, database)
-    if "path" in known:
-        return ("unix", known["path"], database)
-    if is_cluster(client):
-        return ("cluster", *sorted(client.nodes_manager.startup_nodes))
-    if pool is client:
-        return ref(client)  # its id may be another's when it is gone
-    return (known.get("host", "localhost"), known.get("port", 6379), database)
 
 
 _runtimes: WeakSet[Runtime] = WeakSet()

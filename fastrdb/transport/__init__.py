@@ -5,7 +5,7 @@ from .cluster import Met
 from .commands import SLOTS, Argument, Command, Script, hash_tag, slot_of, tags, whole
 from .connection import Greeting, own_connection
 from .health import OTHER_DATA, Breaker, Health, ended, redacted
-from .passthrough import Client, is_cluster
+from .passthrough import Client, checked, is_cluster, server_of
 from .sentinel import is_master
 from .timeouts import Budget
 
@@ -23,12 +23,14 @@ __all__ = [
     "RedisClient",
     "Script",
     "address_of",
+    "checked",
     "ended",
     "hash_tag",
     "is_cluster",
     "is_master",
     "own_connection",
     "redacted",
+    "server_of",
     "slot_of",
     "tags",
     "whole",

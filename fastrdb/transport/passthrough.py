@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from typing import Any, Protocol
 from weakref import ref
 
@@ -18,7 +18,7 @@ from redis.client import NEVER_DECODE
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import MovedError, ResponseError
 
-from fastrdb.errors import CacheUnavailableError
+from fastrdb.errors import CacheUnavailableError, OptionError
 
 from .commands import Command, key_of, redirected, slot_of
 from .connection import Greeting
@@ -65,6 +65,60 @@ def is_plain(client: Any) -> bool:
     connect = getattr(getattr(pool, "connection_class", None), "_connect", None)
     sockets = connect is None or connect.__module__.startswith("redis.")
     return kind is RedisCluster or (type(pool).__module__.startswith("redis.") and sockets)
+
+
+_CLUSTERS = ("RedisCluster", "ValkeyCluster")
+
+
+def checked(client: Any, where: str, *, mocks: bool = False) -> Any:
+    """Return the client. Raises OptionError for what cannot be one, or reads from replicas.
+
+    `where` names the function and the parameter. With `mocks`, a mock of a client will do: no call reaches it. No
+    message has the client's own text, which may hold a password.
+    """
+    if isinstance(client, type):
+        raise OptionError(f"{where} is the class {client.__name__}, and must be a client: {client.__name__}(...)")
+    kind = type(client)
+    bases = {cls.__name__ for cls in kind.__mro__}
+    home = kind.__module__.partition(".")[0]
+    name = kind.__name__ if home == "builtins" else f"{home}.{kind.__name__}"
+    article = "an" if kind.__name__[0] in "AEIOU" else "a"
+    if kind.__module__ == "unittest.mock" and not (mocks and hasattr(client, "execute_command")):
+        instead = "use fastrdb.testing.FaultyClient, redis=None or cache.disabled()"
+        raise OptionError(f"{where} is {article} {kind.__name__}: {instead}")
+    if bases & {"AsyncSession", "async_scoped_session", "Session"}:
+        raise OptionError(f"{where} is {article} {kind.__name__}: are db and redis swapped?")
+    if not getattr(getattr(client, "connection_pool", None), "is_master", True):
+        raise OptionError(f"{where} reads from replicas, which may be behind: give it master_for(...)")
+    for option in ("read_from_replicas", "load_balancing_strategy"):
+        if (value := getattr(client, option, None)) not in (None, False):
+            raise OptionError(f"{where} has {option}={value!r}: replicas may be behind, read from masters")
+    if not inspect.iscoroutinefunction(getattr(client, "execute_command", None)):
+        instead = "RedisCluster" if bases & set(_CLUSTERS) else "Redis"
+        if bases & {"Redis", "Valkey", *_CLUSTERS}:
+            raise OptionError(f"{where} is a {name}, which is synchronous; use redis.asyncio.{instead}")
+        raise OptionError(f"{where} is a {name}, and must be a client of redis.asyncio")
+    if bases & set(_CLUSTERS) and not is_cluster(client):
+        raise OptionError(f"{where} is a {name}, and not the cluster client of redis.asyncio")
+    return client
+
+
+def server_of(client: Any, pool: Any) -> Hashable:
+    """Return an identity of the server's data: two clients with the same one share a store."""
+    known: dict[str, Any] = getattr(pool, "connection_kwargs", {})
+    database = known.get("db", 0)
+    service = getattr(pool, "service_name", None)
+    if service is not None:
+        manager = getattr(pool, "sentinel_manager", None)  # two groups may have given their masters one name
+        sentinels = (each.connection_pool.connection_kwargs for each in getattr(manager, "sentinels", ()))
+        return ("sentinel", frozenset((each.get("host"), each.get("port")) for each in sentinels), service, database)
+    if "path" in known:
+        return ("unix", known["path"], database)
+    if is_cluster(client):
+        return ("cluster", *sorted(client.nodes_manager.startup_nodes))
+    if pool is client:
+        return ref(client)  # its id may be another's when it is gone
+    return (known.get("host", "localhost"), known.get("port", 6379), database)
 
 
 class Passthrough:

@@ -336,6 +336,75 @@ def test_bound_methods_of_two_objects_answer_for_each_other(by_class: bool) -> N
     del alike, other
 
 
+# --- two caches
+
+
+def _plan_of(cache: Cache, name: str, **options: Any) -> Any:
+    async def plan(number: int) -> str:
+        return f"{name} {number}"
+
+    plan.__qualname__ = name
+    return cache.cached("plan:{number}", never_invalidated=True, **options)(plan)
+
+
+SAME = (
+    "'plan:{number}' makes the same keys as 'plan:{number}' of one in another cache, so that one answers for the other"
+)
+
+
+async def test_functions_of_two_caches_answer_for_each_other(client: Redis, caplog: pytest.LogCaptureFixture) -> None:
+    """The caches have one server and one namespace: that is logged at decoration, and is a finding."""
+    first, second = Cache(client), Cache(client)
+    one, two = _plan_of(first, "one"), _plan_of(second, "two")
+    (finding,) = second.check()
+    assert (finding.function, finding.what) == ("two", SAME)
+    assert finding.advice == (
+        "give one of the two another pattern, or one of the two caches a namespace, "
+        "or say shared=True on both if both give the same values"
+    )
+    assert [record.getMessage() for record in caplog.records] == [str(finding)]
+    assert await one(1) == await two(1)
+    del one
+    assert not second.check()
+
+
+@pytest.mark.parametrize(
+    ("options", "of_function"),
+    [({"namespace": "apart"}, {}), ({"hash_keys": b"secret"}, {}), ({}, {"shared": True})],
+    ids=["namespace", "hash_keys", "shared"],
+)
+async def test_caches_whose_keys_differ_are_apart(
+    client: Redis, options: Any, of_function: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """So are functions that share their keys on purpose."""
+    first, second = Cache(client), Cache(client, **options)
+    kept = _plan_of(first, "one", **of_function), _plan_of(second, "two", **of_function)
+    assert not second.check()
+    assert not caplog.records
+    del kept
+
+
+async def test_caches_whose_clients_come_with_calls_are_found(client: Redis, caplog: pytest.LogCaptureFixture) -> None:
+    """Their servers are unknown until the first call."""
+    caches = Cache(), Cache()
+
+    def made(cache: Cache, name: str) -> Any:
+        async def plan(number: int, redis: Redis) -> str:
+            return f"{name} {number}"
+
+        plan.__qualname__ = name
+        return cache.cached("plan:{number}", never_invalidated=True)(plan)
+
+    one, two = made(caches[0], "one"), made(caches[1], "two")
+    assert not caches[1].check()
+    await one(1, client)
+    assert not caplog.records
+    await two(1, client)
+    (finding,) = caches[1].check()
+    assert (finding.function, finding.what) == ("two", SAME)
+    assert [record.getMessage() for record in caplog.records] == [str(finding)]
+
+
 # --- functions and their counts
 
 

@@ -227,6 +227,23 @@ async def _wide_prefix(scene: Scene) -> object:
     return cache.check()
 
 
+@says("'plan:{number}' makes the same keys as 'plan:{number}' of plan in another cache")
+async def _two_caches(scene: Scene) -> object:
+    caches = Cache(scene.client), Cache(scene.client)
+
+    async def plan(number: int) -> str:
+        return "a plan"
+
+    async def other(number: int) -> str:
+        return "another one"
+
+    for each, name in ((plan, "plan"), (other, "other")):
+        each.__qualname__ = name
+    kept = [cache.cached("plan:{number}")(each) for cache, each in zip(caches, (plan, other), strict=True)]
+    assert len(kept) == 2
+    return caches[1].check()
+
+
 @says("2 functions that one factory has made have the same keys, 'plan:{}'")
 async def _one_factory(scene: Scene) -> object:
     cache = Cache(scene.client)
