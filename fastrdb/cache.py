@@ -369,7 +369,7 @@ class Cache:
         Clients stay open, since the caller has made them.
         """
         await drain()
-        await self.runtime.here().aclose(limit)
+        await self.runtime.aclose(limit)
 
     async def __aenter__(self) -> Self:
         return self

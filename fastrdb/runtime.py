@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from threading import get_ident
 from types import FunctionType, MethodType
 from typing import Any
-from weakref import ReferenceType, WeakKeyDictionary, WeakSet, WeakValueDictionary, ref
+from weakref import ReferenceType, WeakKeyDictionary, WeakSet, WeakValueDictionary, finalize, ref
 
 from .errors import CacheUnavailableError, NoEventLoopError, OptionError
 from .events import Counters, Hook, context_without
@@ -25,6 +25,7 @@ from .near import Near
 from .protocol import OnError, Publisher, Store, Target, is_cluster
 from .registry import Registry
 from .singleflight import Flights
+from .transactions import lost
 from .transport import checked as checked
 from .transport import ended, server_of
 
@@ -64,7 +65,8 @@ def is_disabled(owner: object) -> bool:
 class LoopState:
     """The part of a cache in one event loop: flights, tasks, and a store for each server."""
 
-    def __init__(self) -> None:
+    def __init__(self, cache: ReferenceType[Runtime]) -> None:
+        self._cache = cache
         self.flights = Flights()
         self.stores: dict[Hashable, Store] = {}
         self.by_pool: WeakKeyDictionary[Any, Store] = WeakKeyDictionary()
@@ -100,6 +102,8 @@ class LoopState:
             yield
         finally:
             await self.aclose(_LOOP_END_S)
+            if (cache := self._cache()) is not None:
+                _kept.discard(cache)  # else each test that closes none would leave one more that follows all writes
 
     def inherit(self, ended: LoopState) -> None:
         """Take over the invalidations that a loop which has ended could not bring to Redis."""
@@ -152,6 +156,7 @@ class Runtime:
         self.registry = Registry(self._beside)
         self.own_counters = self.counters(owner)
         self.follower: Any = None  # see `follow_with`
+        self._lost: finalize[..., Any] | None = None
         self._publisher = Publisher(self.counted, self.registry) if publish else None
         if self._publisher is not None:
             self.samplers.append(self._publisher.tally)
@@ -274,7 +279,7 @@ class Runtime:
         return state
 
     def _begin(self, loop: asyncio.AbstractEventLoop) -> LoopState:
-        state = LoopState()
+        state = LoopState(ref(self))
         # Other threads begin loops of theirs meanwhile, and take over from those that have ended.
         for known in self._states.keyrefs():
             other = known()
@@ -327,6 +332,21 @@ class Runtime:
             task = self.background(store.invalidate_soon(client, prefixes, keys, counted, images))
         return await asyncio.shield(task)
 
+    def keep(self) -> None:
+        """Live without any reference, until `aclose` or the end of an event loop in which the cache was used.
+
+        A process that only writes may refer to its cache nowhere.
+        """
+        _kept.add(self)
+        self._lost = finalize(self, lost.append, self.owner)
+
+    async def aclose(self, limit: float) -> None:
+        """End the work in this event loop. From now on, live as long as something refers to the cache."""
+        await self.here().aclose(limit)
+        _kept.discard(self)
+        if self._lost is not None:
+            self._lost.detach()
+
     def leave(self) -> None:
         """Forget all, in a child process: the connections are the parent's."""
         # Kept, and never closed: that would take their sockets off the selector, which the parent has, too.
@@ -350,6 +370,7 @@ def _forgive(task: asyncio.Task[Any]) -> None:
 
 
 _runtimes: WeakSet[Runtime] = WeakSet()
+_kept: set[Runtime] = set()
 _parents: list[Any] = []
 
 

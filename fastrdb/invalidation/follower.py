@@ -136,6 +136,7 @@ def follow_with(
         views={name.lower(): _all_names(owner, "views", given) for name, given in views.items()},
     )
     add_follower(made)
+    cache.keep()
     return made
 
 

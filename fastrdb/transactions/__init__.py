@@ -2,7 +2,7 @@
 
 from . import listeners as listeners  # puts the listeners on SQLAlchemy's classes
 from .finish import count_as_written, drain, leave, meet
-from .follow import add_follower
+from .follow import add_follower, lost
 from .rules import (
     NO_ROW,
     WROTE,
@@ -58,6 +58,7 @@ __all__ = [
     "leads",
     "leave",
     "loads_around",
+    "lost",
     "meet",
     "missing_row",
     "next_order",

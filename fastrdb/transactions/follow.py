@@ -74,6 +74,8 @@ _log = logging.getLogger("fastrdb")
 
 followers: WeakSet[Follower] = WeakSet()
 """The caches with `auto=True` that are alive."""
+lost: list[str] = []
+"""The names of those that have gone without an end, until a write that nothing follows is logged."""
 
 
 def add_follower(cache: Follower) -> None:
@@ -83,6 +85,17 @@ def add_follower(cache: Follower) -> None:
             event.listen(Engine, name, listener)
     followers.add(cache)
     declare_views(cache.views)
+
+
+def log_lost() -> None:
+    """Log that a write is not followed, since the caches have gone that would."""
+    _log.warning(
+        "%s: a write is not followed: the cache with auto=True has gone, since nothing refers to it after the event "
+        "loop in which it was used. Keep it in a variable of a module, or call its aclose() when writes may go "
+        "unfollowed",
+        lost.pop(),
+    )
+    lost.clear()
 
 
 def follow(

@@ -23,7 +23,7 @@ from fastrdb.inference import is_asking, transaction_begins, transaction_commits
 from fastrdb.protocol import Intent
 
 from .finish import abandon, awaitable, finish, undo
-from .follow import attach, follow, followers
+from .follow import attach, follow, followers, log_lost, lost
 from .rules import (
     EVENT_SCHEMAS,
     GIVEN_MAP,
@@ -165,6 +165,8 @@ def _calls_and_commits(connection: Connection, transaction: Transaction) -> bool
 
 def _on_write(connection: Connection, transaction: Transaction) -> None:
     transaction.wrote = True
+    if lost and not followers:
+        log_lost()
     _drop_values(transaction)  # what was put before this may be what it changes
     if transaction.phase is not Phase.OUTCOME_UNKNOWN:
         transaction.phase = Phase.OPEN  # again, where a pool gives the same connection to all, and another has ended it

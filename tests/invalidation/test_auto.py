@@ -12,10 +12,12 @@ import pytest
 import sqlalchemy as sa
 from redis.asyncio import Redis
 from sqlalchemy import select, text, update
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Mapped, mapped_column
 
 from fastrdb import Cache, OptionError
+from fastrdb.testing.server import EmbeddedServer
+from fastrdb.transactions.follow import followers, lost
 from tests.support.servers.databases import Database
 
 from .tables import Base, Club, Person
@@ -218,6 +220,56 @@ async def test_a_process_that_only_writes_drops(filled: Database, functions: Fun
         await db.commit()
     async with filled.sessions() as db:
         assert await functions.person(db, 1) == "worked"
+
+
+async def test_a_cache_to_which_nothing_refers_follows(filled: Database, functions: Functions, client: Redis) -> None:
+    """A process that only writes makes a cache where it starts, and has no function of its."""
+    for follower in list(followers):
+        followers.discard(follower)  # as if the readers' cache were in another process
+
+    def set_up() -> None:
+        Cache(client, auto=True)
+
+    set_up()
+    gc.collect()
+    (follower,) = followers
+    async with filled.sessions() as db:
+        (await db.get_one(Person, 1)).name = "new"
+        await db.commit()
+    cache: Any = follower
+    await cache._cache().aclose(1.0)
+    assert await functions.reloaded(filled) >= OF_ONE
+
+
+@pytest.mark.parametrize("closes", [False, True])
+def test_a_cache_that_is_lost_is_logged_at_the_next_write(
+    server: EmbeddedServer, caplog: pytest.LogCaptureFixture, closes: bool
+) -> None:
+    """It was used in an event loop that has ended, and nothing refers to it. One that was closed may go."""
+    gc.collect()
+    lost.clear()
+
+    async def job(cache: Cache) -> None:
+        assert await cache.ready()
+        if closes:
+            await cache.aclose()
+        assert isinstance(cache.redis, Redis)
+        await cache.redis.aclose()
+
+    async def write() -> None:
+        engine = create_async_engine("sqlite+aiosqlite://")
+        async with engine.begin() as connection:
+            await connection.execute(text("CREATE TABLE t (id INTEGER)"))
+        await engine.dispose()
+
+    asyncio.run(job(Cache(Redis(port=server.port), auto=True)))
+    gc.collect()
+    assert not followers
+    assert not caplog.records
+    asyncio.run(write())
+    assert [each.getMessage().partition(": the")[0] for each in caplog.records] == (
+        [] if closes else ["Cache: a write is not followed"]
+    )
 
 
 async def test_autocommit_drops_at_each_statement(filled: Database, functions: Functions) -> None:
