@@ -42,7 +42,7 @@ from fastrdb.protocol import Intent
 from .finish import finish
 from .rules import autocommits, has_written
 from .scope import RunningCall, RunningLoad, targets_around
-from .sql import Effect, effect, plain, statements_in
+from .sql import Effect, effect, is_rowless, plain, statements_in
 from .state import Follower, Transaction, Written, state_of, transaction_of
 
 _MOST_CHANGES = 256
@@ -50,19 +50,6 @@ _MOST_CHANGES = 256
 stands for all that follow: it means any rows of the table."""
 _MAP = "schema_translate_map"
 _QUERIES = ("SELECT", "WITH", "VALUES", "TABLE")
-_ROWLESS = (
-    *("SET", "RESET", "SHOW", "USE", "PRAGMA", "LOCK", "UNLOCK", "ANALYZE", "VACUUM", "OPTIMIZE", "EXPLAIN", "DISCARD"),
-    *("BEGIN", "START", "COMMIT", "END", "ROLLBACK", "ABORT", "PREPARE", "XA", "SAVEPOINT", "RELEASE", "DEALLOCATE"),
-    *("CREATE", "DECLARE", "FETCH", "CLOSE", "LISTEN", "UNLISTEN", "NOTIFY", "COMMENT", "GRANT", "REVOKE", "KILL"),
-)
-"""Statements that change no row of a table."""
-_RUNS = re.compile(
-    r"(?:EXPLAIN|ANALYZE)\b.*\b(?:INSERT|UPDATE|DELETE|MERGE|REPLACE)\b|CREATE\s+(?:OR|ROLE|USER|GROUP|SCHEMA)\b"
-    r"|COMMIT\s+PREPARED\b|XA\s+COMMIT\b",
-    re.DOTALL,
-)
-"""An EXPLAIN ANALYZE of a write, which writes. The replacement of a view or a function, which changes answers. A role
-or a schema, after which other tables are found. The second phase of a commit, which publishes the writes of others."""
 _CHOOSES = re.compile(
     r"SET\s+(?:SESSION\s+|LOCAL\s+)?SCHEMA\b|USE\s"
     r"|CREATE\s+(?:OR\s+REPLACE\s+)?(?:(?:LOCAL|GLOBAL)\s+)?TEMP(?:ORARY)?\s+(?:RECURSIVE\s+)?(?:VIEW|TRIGGER)\b"
@@ -235,10 +222,10 @@ def _changes(
     touches, translated = context.execution_options.get("fastrdb_touches"), context.execution_options.get(_MAP)
     declared: Collection[Image] = () if touches is None else images_of(touches, "fastrdb_touches", [translated])
     if context.isddl:
-        return [], () if _is_rowless(statement, context.dialect.name) else (Image(None),)
+        return [], () if is_rowless(statement, context.dialect.name) else (Image(None),)
     compiled: Any = context.compiled
     is_text = compiled is None or context.is_text
-    if is_text and (touches is not None or _is_rowless(statement, context.dialect.name)):
+    if is_text and (touches is not None or is_rowless(statement, context.dialect.name)):
         return [], declared
     catalog = catalog_of(connection)
     names = catalog.names(connection, translated)
@@ -247,7 +234,7 @@ def _changes(
     if not is_text:
         found = writes_of(compiled, names)
         changes = found.of(context.compiled_parameters, context._expanded_parameters or {})
-        if changes or found.nothing or touches is not None or _is_rowless(statement, context.dialect.name):
+        if changes or found.nothing or touches is not None or is_rowless(statement, context.dialect.name):
             is_open = bool(changes) and touches is None and not _is_declared()
             more = _called(connection, statement, found.functions) if is_open else []
             if more is None:
@@ -272,14 +259,6 @@ def _called(connection: Connection, statement: str, functions: Collection[str] |
         _unread(statement)
         return None
     return [Change("any", table, whole=True) for table in sorted(found)]
-
-
-def _is_rowless(statement: str, dialect: str) -> bool:
-    """Return True if none of the statements in a text changes a row."""
-    parts = statements_in(statement, dialect)
-    if dialect != "postgresql" and parts and parts[0].startswith("CREATE"):
-        parts = parts[:1]  # what follows is the body of a trigger or procedure, without quotes
-    return all(part.startswith(_ROWLESS) and not _RUNS.match(part) for part in parts)
 
 
 def _look(connection: Connection, context: Any, change: Change, following: Iterable[Follower]) -> None:

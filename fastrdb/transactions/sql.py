@@ -46,6 +46,29 @@ _STAYS = (
     *("PREPARE", "DEALLOCATE", "KILL", "SIGNAL", "RESIGNAL", "GET DIAGNOSTICS"),
 )
 _SET_COMMITS = re.compile(r"\b(?:AUTOCOMMIT|PASSWORD|STATEMENT)\b")
+_ROWLESS = (
+    *("SET", "RESET", "SHOW", "USE", "PRAGMA", "LOCK", "UNLOCK", "ANALYZE", "VACUUM", "OPTIMIZE", "EXPLAIN", "DISCARD"),
+    *("BEGIN", "START", "COMMIT", "END", "ROLLBACK", "ABORT", "PREPARE", "XA", "SAVEPOINT", "RELEASE", "DEALLOCATE"),
+    *("CREATE", "DECLARE", "FETCH", "CLOSE", "LISTEN", "UNLISTEN", "NOTIFY", "COMMENT", "GRANT", "REVOKE", "KILL"),
+)
+"""Statements that change no row of a table."""
+_RUNS = re.compile(
+    r"(?:EXPLAIN|ANALYZE)\b.*\b(?:INSERT|UPDATE|DELETE|MERGE|REPLACE)\b|CREATE\s+(?:OR|ROLE|USER|GROUP|SCHEMA|POLICY|CAST|OPERATOR)\b"
+    r"|COMMIT\s+PREPARED\b|XA\s+COMMIT\b",
+    re.DOTALL,
+)
+"""An EXPLAIN ANALYZE of a write, which writes. The replacement of a view or a function, or a policy, which changes
+answers. A role or a schema, after which other tables are found. The second phase of a commit, which publishes the
+writes of others."""
+_MAY_RUN = ("SET", "BEGIN", "CREATE", "DECLARE")
+"""Those of them that may hold a query or a block, which runs."""
+_RUNS_LATER = re.compile(
+    r"CREATE\s+(?:(?:OR\s+REPLACE|(?:DEFINER|ALGORITHM)\s*=\s*\S+|SQL\s+SECURITY\s+\w+|TEMP(?:ORARY)?|CONSTRAINT"
+    r"|RECURSIVE)\s+)*(?:TRIGGER|FUNCTION|PROCEDURE|EVENT|RULE|VIEW)\b"
+)
+_OF_STATEMENT = re.compile(r"SET\s+STATEMENT\b.*?\bFOR\s+(.*)", re.DOTALL)  # of MariaDB: settings for what follows
+_NO_VERB = re.compile(r"\bFOR\s+(?:NO\s+KEY\s+)?UPDATE\b|\bON\s+(?:UPDATE|DELETE)\b")
+_QUERY = re.compile(r"\b(?:SELECT|EXECUTE|AS\s+VALUES)\b.*", re.DOTALL)
 
 
 @lru_cache(maxsize=512)
@@ -67,6 +90,28 @@ def sets_isolation(statement: str) -> bool:
     """Return True if the isolation level may be another one after it, in this transaction or in all that follow."""
     text = plain(statement)
     return text.startswith(("SET", *_BEGINS)) and "ISOLATION" in text
+
+
+@lru_cache(maxsize=512)
+def is_rowless(statement: str, dialect: str) -> bool:
+    """Return True if none of the statements in a text changes a row."""
+    parts = statements_in(statement, dialect)
+    if dialect != "postgresql" and parts and parts[0].startswith("CREATE"):
+        parts = parts[:1]  # what follows is the body of a trigger or procedure, without quotes
+    return all(part.startswith(_ROWLESS) and not _RUNS.match(part) and not _runs(part, dialect) for part in parts)
+
+
+def _runs(part: str, dialect: str) -> bool:
+    """Return True if a statement runs a query or a block that may write."""
+    if not part.startswith(_MAY_RUN) or _RUNS_LATER.match(part):
+        return False
+    if (inner := _OF_STATEMENT.match(part)) is not None:
+        return _effect(inner[1], dialect) is not Effect.NOTHING
+    if _CHANGES.search(_NO_VERB.sub("", part)):
+        return True
+    query = _QUERY.search(part) if part.startswith(("CREATE", "DECLARE")) else part
+    run = query[0] if isinstance(query, re.Match) else query or ""
+    return not harmless(dialect).issuperset(_CALLED.findall(run)) or "EXECUTE" in run
 
 
 def plain(statement: str) -> str:
