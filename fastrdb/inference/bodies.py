@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from typing import Final
 
-from .lexer import Lexeme, calls, tokens
+from .lexer import Call, Lexeme, attributes, calls, tokens
 from .text import harmless
 
 Tables = frozenset[str] | None
@@ -44,6 +44,7 @@ def facts_in(
     dialect: str,
     homes: Collection[str | None] | None = None,
     modes: str = "",
+    of_rows: Collection[str] = (),
 ) -> Function:
     """Return the facts of the text of a view, trigger or function: perhaps too many tables, never too few.
 
@@ -57,6 +58,7 @@ def facts_in(
         dialect: the SQLAlchemy name of the database.
         homes: the schemas that a name without one may be in; None for any.
         modes: the modes of `tokens`.
+        of_rows: functions that may be called as attributes.
     """
     found = tokens(body, dialect, modes)
     if found is None or _is_dynamic(found):
@@ -69,7 +71,8 @@ def facts_in(
         if homes is None or schema in homes or (schema or "").lower() in words
     }
     written = set[str]()
-    for name, before, is_word in calls(found):
+    of_attributes = (Call(name, "", False) for name in sorted(attributes(found).intersection(of_rows)))
+    for name, before, is_word in (*calls(found), *of_attributes):
         is_table = name.rpartition(".")[2] in tables
         is_harmless = is_word and (name in CONTROL or name.upper() in harmless(dialect))
         if is_harmless or (is_table and before == "into"):

@@ -125,7 +125,9 @@ class Catalog:
 
     def _ask_besides(self, connection: Connection, origins: Origins) -> tuple[frozenset[str], tuple[str, ...]]:
         tags, coarse = set[str](), list[str]()
-        functions = origins.functions | (self._source.unnamed if self._source is not None else frozenset())
+        functions = origins.functions
+        if self._source is not None:
+            functions |= self._source.unnamed | (origins.attributes & self._source.attributes)
         named = [(f"{name}()", self.called(connection, name).reads) for name in sorted(functions)]
         named += [(name, self._reads(connection, name)) for name in sorted(origins.tables)]
         for name, tables in named:
@@ -172,7 +174,8 @@ class Catalog:
                 found.setdefault(name.lower(), []).append((schema, self.known_names.joined(schema, name)))
             self._tables = found
         function = partial(self._function_in, connection, homes)
-        return facts_in(body, self._tables, function, connection.dialect.name, homes, modes)
+        of_rows = frozenset() if self._source is None else self._source.attributes
+        return facts_in(body, self._tables, function, connection.dialect.name, homes, modes, of_rows)
 
     def _function_in(self, connection: Connection, homes: Collection[str | None] | None, name: str) -> Function:
         """Return the facts of a function that is called by a text whose names without a schema are in these."""

@@ -124,6 +124,7 @@ class Source(ABC):
 
     def __init__(self, catalog: Asker) -> None:
         self.catalog = catalog
+        self.attributes = frozenset[str]()  # functions that a statement may call as if these were columns
         self.unnamed = frozenset[str]()  # functions that a statement may call without their names
 
     def names(self, connection: Connection) -> Names | None:

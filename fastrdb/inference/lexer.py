@@ -171,3 +171,12 @@ def calls(found: Sequence[Lexeme]) -> Iterator[Call]:
         before = found[first - 1].text if first and found[first - 1].kind == "word" else ""
         if following == "(" or before == "call":
             yield Call(name.lower(), before, first == at and token.kind == "word")
+
+
+def attributes(found: Sequence[Lexeme]) -> frozenset[str]:
+    """Return the names behind a dot, in lower case, that are no calls: columns, or functions as PostgreSQL allows."""
+    return frozenset(
+        token.text.lower()
+        for before, token, behind in zip(found, found[1:], [*found[2:], None], strict=False)
+        if before.text == "." and token.is_name and (behind is None or behind.text not in ("(", "."))
+    )

@@ -27,7 +27,8 @@ class PostgreSQL(Source):
     """The queries for PostgreSQL."""
 
     # The schemas that are searched, and the functions of operators, of casts, and with the names of harmless ones. What
-    # is compiled and a part of an extension counts as harmless there: one operator would widen all answers.
+    # is compiled and a part of an extension counts as harmless there: one operator would widen all answers. And the
+    # functions of a row, which may be called as its attributes: `users.post_count`.
     _ENGINE = text(
         f"""SELECT s.nspname, false FROM ({SEARCHED}) s
         UNION SELECT n.nspname || '.' || p.proname, true FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
@@ -36,7 +37,10 @@ class PostgreSQL(Source):
         AND NOT (l.lanname = 'c' AND EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_proc'::regclass
             AND d.objid = p.oid AND d.deptype = 'e'))
         AND (lower(p.proname) = ANY (CAST(:known AS text[])) OR p.oid IN (SELECT oprcode FROM pg_operator)
-            OR p.oid IN (SELECT castfunc FROM pg_cast))"""  # noqa: S608
+            OR p.oid IN (SELECT castfunc FROM pg_cast))
+        UNION SELECT lower(p.proname), NULL FROM pg_proc p WHERE p.oid >= 16384 AND p.provolatile <> 'i'
+        AND p.pronargs > 0 AND p.pronargs - p.pronargdefaults <= 1 AND p.proargtypes[0] IN (
+            SELECT oid FROM pg_type WHERE typtype IN ('c', 'p'))"""  # noqa: S608
     )
     _TABLE = text(
         """SELECT c.oid, c.relkind, c.relrowsecurity, has_table_privilege(c.oid, 'SELECT')
@@ -114,7 +118,8 @@ class PostgreSQL(Source):
         given = {"known": sorted({name.lower() for name in harmless("postgresql") | OF_THE_MOMENT} | CONTROL)}
         rows = connection.execute(self._ENGINE, given).all()
         self.unnamed = frozenset(name for name, is_function in rows if is_function)
-        searched = frozenset(name for name, is_function in rows if not is_function)
+        self.attributes = frozenset(name for name, is_function in rows if is_function is None)
+        searched = frozenset(name for name, is_function in rows if is_function is False)
         return Names(searched | names_in(connection.dialect).searched)
 
     def facts(self, connection: Connection, table: str) -> Facts:

@@ -25,6 +25,7 @@ from fastrdb.keys import ANYTHING, END, row_tag, table_tag
 from fastrdb.orm import unique_keys
 
 from .conditions import MOST_VALUES, Conditions, Pinned, Place, Places, parts_of, texts_at
+from .lexer import attributes
 from .names import Names, OncePerForm
 from .text import OF_THE_MOMENT, named_in, reads_nothing, sent
 
@@ -37,6 +38,7 @@ class Origins(NamedTuple):
 
     tables: frozenset[str] = frozenset()
     functions: frozenset[str] = frozenset()
+    attributes: frozenset[str] = frozenset()
 
 
 class TagColumn(NamedTuple):
@@ -103,7 +105,7 @@ def reads_of_text(text: str, dialect: str, names: Names) -> ReadRows:
         return NOTHING_KNOWN
     tables = frozenset(names.plain(name) for name in named.reads)
     coarse = tuple(f"{table}: any row, because the statement is text" for table in sorted(tables))
-    return ReadRows(frozenset(map(table_tag, tables)), (), Origins(tables, named.functions), coarse)
+    return ReadRows(frozenset(map(table_tag, tables)), (), Origins(tables, named.functions, named.attributes), coarse)
 
 
 class _Around(NamedTuple):
@@ -140,7 +142,7 @@ class _Reader:
         self._conditions = Conditions(compiled)
         self._tags = set[str]()
         self._asked: dict[tuple[Places, type], list[TagColumn]] = {}
-        self._tables, self._functions = set[str](), frozenset[str]()
+        self._tables, self._functions, self._attributes = set[str](), frozenset[str](), frozenset[str]()
         self._coarse: dict[str, None] = {}
         self._seen = set[int]()  # the CTEs that were read
         self._has_nested_orm = False
@@ -164,7 +166,7 @@ class _Reader:
         return ReadRows(
             frozenset(self._tags),
             tuple(Asked(*values, tuple(columns)) for values, columns in self._asked.items()),
-            Origins(frozenset(self._tables), self._functions),
+            Origins(frozenset(self._tables), self._functions, self._attributes),
             tuple(self._coarse),
         )
 
@@ -305,7 +307,7 @@ class _Reader:
         if found is None or sum(token[:2] == ("word", "select") for token in found[0]) > self._selects:
             self._anything("a part of the statement is text")
         else:
-            self._functions = found[1]
+            self._functions, self._attributes = found[1], attributes(found[0])
 
     def _read_criteria(self, statement: Any) -> None:
         """Read `with_loader_criteria`, which SQLAlchemy adds to nested SELECTs only as it compiles them."""

@@ -15,7 +15,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Final
 
-from .lexer import Lexeme, calls, tokens
+from .lexer import Lexeme, attributes, calls, tokens
 
 _WORDS = (
     # words that stand before a parenthesis
@@ -82,13 +82,14 @@ _DIALECTS = {"postgresql": "postgres", "mariadb": "mysql"}
 class Named:
     """The tables that a text names, as `schema.table` or `table`, and the functions that it calls.
 
-    `sure` is False where the text may touch other tables than these.
+    `sure` is False where the text may touch other tables than these. `attributes` are the names behind a dot.
     """
 
     reads: frozenset[str] = frozenset()
     writes: frozenset[str] = frozenset()
     functions: frozenset[str] = frozenset()
     sure: bool = True
+    attributes: frozenset[str] = frozenset()
 
 
 UNREADABLE: Final = Named(sure=False)
@@ -223,7 +224,7 @@ def _named_by(trees: list[Any], found: Sequence[Lexeme]) -> Named:
         placed += [each.name for each in tree.find_all(exp.TableAlias) if each.columns]
         known = isinstance(tree, exp.Query | exp.Insert | exp.Update | exp.Delete | exp.Merge)
         sure = sure and known and not any(True for _ in tree.find_all(exp.Command))
-    return Named(frozenset(reads), frozenset(writes), called_in(found, placed), sure)
+    return Named(frozenset(reads), frozenset(writes), called_in(found, placed), sure, attributes(found))
 
 
 def _joined_targets(statement: Any, exp: Any) -> list[Any]:

@@ -47,6 +47,16 @@ def _renames_org(name: str) -> dict[str, tuple[str, ...]]:
     }
 
 
+OF_A_ROW = {
+    "postgresql": (
+        """CREATE FUNCTION org_name(posts) RETURNS text STABLE LANGUAGE sql
+        AS 'SELECT name FROM orgs WHERE id = $1.org_id'""",
+        """CREATE FUNCTION twice(posts) RETURNS text STABLE LANGUAGE sql AS 'SELECT $1.org_name || $1.org_name'""",
+    )
+}
+"""Functions that a query may call as if they were columns."""
+
+
 class Decorated(TypeDecorator[str]):
     """A type whose values a function of the database makes."""
 
@@ -140,6 +150,15 @@ CASES = {
         )
         for name in KNOWN[:4]
     },
+    "a text has a function of a row as an attribute": Case(
+        sa.text("SELECT p.org_name FROM posts p WHERE p.id = 1"), RENAME, OF_A_ROW, POSTGRESQL
+    ),
+    "a statement has a function of a row as a column": Case(
+        sa.select(sa.literal_column("posts.Org_Name"), POSTS.c.id).where(POSTS.c.id == 1), RENAME, OF_A_ROW, POSTGRESQL
+    ),
+    "a function of a row has another one as an attribute": Case(
+        sa.text("SELECT twice(p) FROM posts p WHERE p.id = 1"), RENAME, OF_A_ROW, POSTGRESQL
+    ),
     "an INSERT calls a function that writes": Case(
         ORG, sa.insert(PRICES).values(id=3, net=sa.func.first(1)), _renames_org("first"), POSTGRESQL + MARIADB
     ),

@@ -75,6 +75,12 @@ def _upserts(changed: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+RENAMING = {
+    "postgresql": (
+        """CREATE FUNCTION renaming(n int) RETURNS int LANGUAGE sql
+        AS 'UPDATE orgs SET name = ''new'' WHERE id = n RETURNING id'""",
+    )
+}
 COMMENT = sa.select(COMMENTS.c.id).where(COMMENTS.c.post_id == 1)
 RENAME = sa.update(ORGS).where(ORGS.c.id == 1).values(name="new")
 ORG = sa.select(ORGS.c.name).where(ORGS.c.id == 1)
@@ -250,6 +256,41 @@ CASES: dict[str, Case] = {
             )
         },
         ("postgresql",),
+    ),
+    "a block of MariaDB": Case(
+        ORG, sa.text("BEGIN NOT ATOMIC UPDATE orgs SET name = 'new' WHERE id = 1; END"), {}, ("mariadb",)
+    ),
+    "a write with settings of its own": Case(
+        ORG,
+        sa.text("SET STATEMENT max_statement_time=10 FOR UPDATE orgs SET name = 'new' WHERE id = 1"),
+        {},
+        ("mariadb",),
+    ),
+    "a variable that a function gives": Case(
+        ORG,
+        sa.text("SET @x = renaming(1)"),
+        {
+            "mariadb": (
+                """CREATE FUNCTION renaming(n int) RETURNS int MODIFIES SQL DATA
+                BEGIN UPDATE orgs SET name = 'new' WHERE id = n; RETURN 30; END""",
+            )
+        },
+        ("mariadb",),
+    ),
+    "a table that is made of what a write returns": Case(
+        ORG,
+        sa.text(
+            "CREATE TABLE gone AS WITH moved AS (UPDATE orgs SET name = 'new' WHERE id = 1 RETURNING *)"
+            " SELECT * FROM moved"
+        ),
+        {},
+        ("postgresql",),
+    ),
+    "a table that is made of what a function returns": Case(
+        ORG, sa.text("CREATE TEMP TABLE made AS SELECT renaming(1)"), RENAMING, ("postgresql",)
+    ),
+    "a function in a cursor": Case(
+        ORG, sa.text("DECLARE c CURSOR WITH HOLD FOR SELECT renaming(1)"), RENAMING, ("postgresql",)
     ),
     "EXPLAIN ANALYZE of a write": Case(
         ORG, sa.text("EXPLAIN ANALYZE UPDATE orgs SET name = 'new'"), {}, ("postgresql",)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fastrdb.transactions.sql import Effect, effect, sets_isolation
+from fastrdb.transactions.sql import Effect, effect, is_rowless, sets_isolation
 
 READS = [
     "SELECT a FROM t",
@@ -34,6 +34,53 @@ WRITES = [
 ENDS = ["COMMIT", "commit and chain", "END", "SELECT 1; COMMIT", "COMMIT PREPARED 'x'", "XA  COMMIT 'x'"]
 ENDS += ["ROLLBACK", "ROLLBACK TO SAVEPOINT a", "ABORT", "XA ROLLBACK 'x'", "PREPARE TRANSACTION 'x'"]
 IMPLICIT = ["CREATE TABLE x (a int)", "TRUNCATE t", "CALL p()", "BEGIN", "SET autocommit = 1", "LOCK TABLES t WRITE"]
+
+
+ROWLESS = [
+    ("postgresql", "BEGIN"),
+    ("postgresql", "BEGIN ISOLATION LEVEL SERIALIZABLE"),
+    ("mariadb", "START TRANSACTION READ ONLY"),
+    ("postgresql", "SET LOCAL app.tenant = 'update'"),
+    ("mariadb", "SET @x = coalesce(@x, 0) + 1"),
+    ("mariadb", "SET STATEMENT max_statement_time=10 FOR SELECT a FROM t"),
+    ("postgresql", "CREATE TEMP TABLE x AS SELECT lower(a) FROM t"),
+    ("postgresql", "CREATE TABLE x (a int CHECK (a > own(1)), b int REFERENCES t ON DELETE CASCADE)"),
+    ("mariadb", "CREATE TABLE x (a datetime ON UPDATE now())"),
+    ("mariadb", "CREATE DEFINER=root@localhost TRIGGER r AFTER UPDATE ON t FOR EACH ROW DELETE FROM u"),
+    ("postgresql", "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'UPDATE t SET a = 1 RETURNING a'"),
+    ("postgresql", "CREATE VIEW v AS SELECT own(a) FROM t"),
+    ("postgresql", "CREATE INDEX i ON t (own(a))"),
+    ("postgresql", "DECLARE c CURSOR FOR SELECT a FROM t FOR UPDATE"),
+    ("postgresql", "GRANT INSERT, UPDATE ON t TO x"),
+]
+RUNNING = [
+    ("mariadb", "BEGIN NOT ATOMIC UPDATE t SET a = 1; END"),
+    ("mariadb", "BEGIN NOT ATOMIC SELECT own(1); END"),
+    ("mariadb", "SET STATEMENT max_statement_time=10 FOR UPDATE t SET a = 1"),
+    ("mariadb", "SET STATEMENT max_statement_time=10 FOR SELECT own(1)"),
+    ("mariadb", "SET @x = own(1)"),
+    ("mariadb", "CREATE TABLE x (a int) SELECT own(1) AS a"),
+    ("postgresql", "CREATE TABLE x AS WITH q AS (DELETE FROM t RETURNING *) SELECT * FROM q"),
+    ("postgresql", "CREATE TABLE x AS SELECT own(1)"),
+    ("postgresql", "CREATE TABLE x AS VALUES (own(1))"),
+    ("postgresql", "CREATE TABLE x AS EXECUTE prepared"),
+    ("postgresql", "CREATE MATERIALIZED VIEW x AS SELECT own(1)"),
+    ("postgresql", "DECLARE c CURSOR FOR SELECT own(1)"),
+    ("postgresql", "CREATE POLICY p ON t USING (a > 1)"),
+    ("postgresql", "EXPLAIN ANALYZE UPDATE t SET a = 1"),
+]
+
+
+@pytest.mark.parametrize(("dialect", "statement"), ROWLESS)
+def test_what_changes_no_row(dialect: str, statement: str) -> None:
+    """Neither bodies that run later, nor locks, nor the functions of a definition."""
+    assert is_rowless(statement, dialect)
+
+
+@pytest.mark.parametrize(("dialect", "statement"), RUNNING)
+def test_what_may_run_a_write(dialect: str, statement: str) -> None:
+    """A block, a query or an expression inside of a statement whose first word changes no row."""
+    assert not is_rowless(statement, dialect)
 
 
 @pytest.mark.parametrize("statement", READS)
