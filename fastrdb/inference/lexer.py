@@ -27,7 +27,7 @@ _FAMILIES: Final = {
     "postgresql": {
         "space": rf"{_SPACE}|--[^\n\r]*",
         "nested": r"/\*",
-        "literal": rf"[eE]{_ESCAPED}|(?:[uU]&|[bBnNxX])?%(text)s|(?P<quote>{_DOLLAR}).*?(?P=quote)|{_NUMBER}",
+        "literal": rf"[eE]{_ESCAPED}|(?:[uU]&|[bBnNxX])?%(text)s|(?P<quote>{_DOLLAR}).*?(?P=quote)|\$\d+|{_NUMBER}",
         "name": _DOUBLE,
         "unread": rf"[uU]&\"|[eEbBnNxX]?'|\"|{_DOLLAR}",
         "word": rf"[{_L}][{_L}0-9$]*",
@@ -96,7 +96,7 @@ def blanked(text: str, dialect: str) -> str | None:
     if parts is None:
         return None
     return "".join(
-        " " if kind == "space" else "''" if kind == "literal" and not part[0].isdigit() else part
+        " " if kind == "space" else "''" if kind == "literal" and not (part[0].isdigit() or part[-1].isdigit()) else part
         for kind, part, _ in parts
     )
 

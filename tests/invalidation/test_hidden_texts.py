@@ -54,7 +54,7 @@ OF_A_ROW = {
         """CREATE FUNCTION twice(posts) RETURNS text STABLE LANGUAGE sql AS 'SELECT $1.org_name || $1.org_name'""",
     )
 }
-"""Functions that a query may call as if they were columns."""
+"""Functions that a query may call by the names of columns."""
 
 
 class Decorated(TypeDecorator[str]):
