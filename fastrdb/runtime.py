@@ -25,7 +25,6 @@ from .near import Near
 from .protocol import OnError, Publisher, Store, Target, is_cluster
 from .registry import Registry
 from .singleflight import Flights
-from .transactions import lost
 from .transport import checked as checked
 from .transport import ended, server_of
 
@@ -332,13 +331,13 @@ class Runtime:
             task = self.background(store.invalidate_soon(client, prefixes, keys, counted, images))
         return await asyncio.shield(task)
 
-    def keep(self) -> None:
+    def keep(self, lost: Callable[[str], object]) -> None:
         """Live without any reference, until `aclose` or the end of an event loop in which the cache was used.
 
-        A process that only writes may refer to its cache nowhere.
+        A process that only writes may refer to its cache nowhere. If the cache goes later, `lost` gets its name.
         """
         _kept.add(self)
-        self._lost = finalize(self, lost.append, self.owner)
+        self._lost = finalize(self, lost, self.owner)
 
     async def aclose(self, limit: float) -> None:
         """End the work in this event loop. From now on, live as long as something refers to the cache."""

@@ -96,7 +96,7 @@ def blanked(text: str, dialect: str) -> str | None:
     if parts is None:
         return None
     return "".join(
-        " " if kind == "space" else "''" if kind == "literal" and not (part[0].isdigit() or part[-1].isdigit()) else part
+        " " if kind == "space" else "''" if kind == "literal" and part[-1] in "'\"$" else part
         for kind, part, _ in parts
     )
 

@@ -14,7 +14,7 @@ from fastrdb.keys import Inspected
 from fastrdb.orm import Table, table_names
 from fastrdb.protocol import Intent, Store
 from fastrdb.runtime import Runtime, is_disabled
-from fastrdb.transactions import add_follower
+from fastrdb.transactions import add_follower, lost
 
 PRECISIONS: Final = ("rows", "tables")
 _log = logging.getLogger("fastrdb")
@@ -136,7 +136,7 @@ def follow_with(
         views={name.lower(): _all_names(owner, "views", given) for name, given in views.items()},
     )
     add_follower(made)
-    cache.keep()
+    cache.keep(lost.append)
     return made
 
 
