@@ -63,14 +63,7 @@ def facts_in(
     found = tokens(body, dialect, modes)
     if found is None or _is_dynamic(found):
         return UNKNOWN_FUNCTION
-    words = {token.text.lower() for token in found if token.is_name}
-    named = {
-        name
-        for word in words & tables.keys()
-        for schema, name in tables[word]
-        if homes is None or schema in homes or (schema or "").lower() in words
-    }
-    written = set[str]()
+    named, written = _tables_named(found, tables, homes), set[str]()
     of_attributes = (Call(name, "", False) for name in sorted(attributes(found).intersection(of_rows)))
     for name, before, is_word in (*calls(found), *of_attributes):
         is_table = name.rpartition(".")[2] in tables
@@ -85,6 +78,20 @@ def facts_in(
         written |= called.writes
         named |= called.reads
     return Function(frozenset(named | written), frozenset(written))
+
+
+def _tables_named(
+    found: Iterable[Lexeme],
+    tables: Mapping[str, Iterable[tuple[str | None, str]]],
+    homes: Collection[str | None] | None,
+) -> set[str]:
+    words = {token.text.lower() for token in found if token.is_name}
+    return {
+        name
+        for word in words & tables.keys()
+        for schema, name in tables[word]
+        if homes is None or schema in homes or (schema or "").lower() in words
+    }
 
 
 def columns_set_in(body: str, dialect: str, modes: str = "") -> Tables:
