@@ -202,7 +202,8 @@ _views: dict[str, frozenset[str]] = {}
 
 def declare_views(views: Mapping[str, frozenset[str]]) -> None:
     """Declare the tables that views read, for all catalogs: names of views in lower case, each with its tables."""
-    _views.update(views)
+    for name, tables in views.items():  # of several caches, which may be on several databases: all count
+        _views[name] = _views.get(name, frozenset()) | tables
     for catalog in _catalogs.values():
         catalog.forget_queries()
 

@@ -196,7 +196,9 @@ class Spread:
         self._seen.add((table, kind))
         for relative in facts.relatives:
             yield Image(relative, image.columns)
-        besides: Tables = self._effects.get(table.lower(), facts.writes)
+        besides, declared = facts.writes, self._effects.get(table.lower())
+        if declared is not None:
+            besides = declared | (besides or NO_TABLES)  # it stands for what cannot be read, and for no more
         if besides is None:
             yield Image(None)
             return

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 from weakref import WeakSet
 
@@ -21,6 +21,7 @@ from fastrdb.inference import (
     Change,
     Names,
     Spread,
+    Verb,
     catalog_of,
     changes_of_text,
     check,
@@ -42,7 +43,7 @@ from fastrdb.protocol import Intent
 from .finish import finish
 from .rules import autocommits, has_written
 from .scope import RunningCall, RunningLoad, targets_around
-from .sql import Effect, effect, is_rowless, plain, statements_in
+from .sql import CHOOSES, Effect, effect, is_rowless, plain, settings_in, statements_in
 from .state import Follower, Transaction, Written, state_of, transaction_of
 
 _MOST_CHANGES = 256
@@ -50,11 +51,8 @@ _MOST_CHANGES = 256
 stands for all that follow: it means any rows of the table."""
 _MAP = "schema_translate_map"
 _QUERIES = ("SELECT", "WITH", "VALUES", "TABLE")
-_CHOOSES = re.compile(
-    r"SET\s+(?:SESSION\s+|LOCAL\s+)?SCHEMA\b|USE\s"
-    r"|CREATE\s+(?:OR\s+REPLACE\s+)?(?:(?:LOCAL|GLOBAL)\s+)?TEMP(?:ORARY)?\s+(?:RECURSIVE\s+)?(?:VIEW|TRIGGER)\b"
-)
-"""Another form of SET search_path; and what one session alone has, while the facts of tables are those of all."""
+_VERBS: Mapping[str, Verb] = {"INSERT": "insert", "UPDATE": "update", "DELETE": "delete"}
+_SEVERAL_VERBS = re.compile(r"\b(?:CONFLICT|DUPLICATE|REPLACE)\b")
 _ELSEWHERE = frozenset({ANYTHING}), ("anything: the connection has another search_path",)
 _log = logging.getLogger("fastrdb")
 
@@ -97,8 +95,8 @@ def follow(
         note(connection, transaction, statement, context)
         return
     parts = statements_in(statement, context.dialect.name)
-    settings = _settings(statement, parts, context)
-    if "search_path" in settings or any(_CHOOSES.match(part) for part in parts):
+    settings = settings_in(statement, parts, context)
+    if "search_path" in settings or any(CHOOSES.match(part) for part in parts):
         path_is_chosen(connection, parts)
     if "role" in settings or "authorization" in settings:
         connection.info[ROLE] = True
@@ -110,14 +108,6 @@ def follow(
         _reads(connection, statement, context, calls)
     if does is Effect.CALLS:
         _calls(connection, transaction, statement, context)
-
-
-def _settings(statement: str, parts: Iterable[str], context: Any) -> str:
-    """Return all that a statement says that may set a parameter of the connection, in lower case; else nothing."""
-    text = statement.lower()
-    if "set_config" in text:
-        return f"{text} {context.compiled_parameters if context.compiled is not None else ()}"
-    return text if any(part.startswith(("SET", "RESET", "DO")) for part in parts) else ""
 
 
 # --- reads
@@ -168,7 +158,7 @@ def _writes(connection: Connection, transaction: Transaction, statement: str, co
     if connection.info.get(SEARCHES) and any("." not in change.table for change, _ in changes):
         covered = [*covered, Image(None)]
     for image in covered:
-        written.changes.append((image, following))
+        written.changes.append((_declared(connection, statement, image, following), following))
     kept = list[Change]()
     for change, declared in changes:
         catalog = catalog_of(connection)
@@ -186,6 +176,18 @@ def _writes(connection: Connection, transaction: Transaction, statement: str, co
             written.changes.append((change, concerned))
             kept.append(change)
     written.latest = (context, kept)
+
+
+def _declared(connection: Connection, statement: str, image: Image, following: Collection[Follower]) -> Change | Image:
+    """Return the change that stands for rows which a statement is said to write: the database may write more then."""
+    if image.table is None:
+        return image
+    catalog_of(connection).warm(connection, image.table, effects=[each.effects for each in following])
+    parts = statements_in(statement, connection.dialect.name)
+    is_plain = len(parts) == 1 and not _SEVERAL_VERBS.search(parts[0])
+    verb = _VERBS.get(parts[0].split()[0], "any") if is_plain else "any"
+    texts = {name: each for name, each in (image.columns or {}).items() if each is not None}
+    return Change(verb, image.table, old=texts, new={**texts}, whole=image.columns is None)
 
 
 def _following() -> tuple[Follower, ...]:

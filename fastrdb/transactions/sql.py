@@ -7,8 +7,10 @@ function of unknown name may have written.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from enum import IntEnum
 from functools import lru_cache
+from typing import Any
 
 from fastrdb.inference import blanked, harmless
 
@@ -60,6 +62,11 @@ _RUNS = re.compile(
 """An EXPLAIN ANALYZE of a write, which writes. The replacement of a view or a function, or a policy, which changes
 answers. A role or a schema, after which other tables are found. The second phase of a commit, which publishes the
 writes of others."""
+CHOOSES = re.compile(
+    r"SET\s+(?:SESSION\s+|LOCAL\s+)?SCHEMA\b|USE\s"
+    r"|CREATE\s+(?:OR\s+REPLACE\s+)?(?:(?:LOCAL|GLOBAL)\s+)?TEMP(?:ORARY)?\s+(?:RECURSIVE\s+)?(?:VIEW|TRIGGER)\b"
+)
+"""Another form of SET search_path; and what one session alone has, while the facts of tables are those of all."""
 _MAY_RUN = ("SET", "BEGIN", "CREATE", "DECLARE")
 """Those of them that may hold a query or a block, which runs."""
 _RUNS_LATER = re.compile(
@@ -146,3 +153,11 @@ def _effect_of_query(text: str, dialect: str) -> Effect:
     if _INTO.search(text) or (not selects and _CHANGES.search(_LOCKS.sub("", text))):
         return Effect.WRITES
     return Effect.NOTHING if harmless(dialect).issuperset(_CALLED.findall(text)) else Effect.CALLS
+
+
+def settings_in(statement: str, parts: Iterable[str], context: Any) -> str:
+    """Return all that a statement says that may set a parameter of the connection, in lower case; else nothing."""
+    text = statement.lower()
+    if "set_config" in text:
+        return f"{text} {context.compiled_parameters if context.compiled is not None else ()}"
+    return text if any(part.startswith(("SET", "RESET", "DO")) for part in parts) else ""

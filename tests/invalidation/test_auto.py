@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Mapped, mapped_column
 
 from fastrdb import Cache, OptionError
+from fastrdb.inference.catalog import _views
 from fastrdb.testing.server import EmbeddedServer
 from fastrdb.transactions.follow import followers, lost
 from tests.support.servers.databases import Database
@@ -382,6 +383,47 @@ async def test_a_search_path_makes_names_doubtful(postgresql: Database, cache: C
             assert await clubs(db) == 0
             await db.commit()
             assert (await clubs.explain(db)).depends_on == ("anything",)
+
+
+RENAMING = {
+    "sqlite": ["CREATE TRIGGER renamed AFTER UPDATE ON people BEGIN UPDATE clubs SET name = 'by a trigger'; END"],
+    "mariadb": ["CREATE TRIGGER renamed AFTER UPDATE ON people FOR EACH ROW UPDATE clubs SET name = 'by a trigger'"],
+    "postgresql": [
+        (
+            "CREATE FUNCTION renaming() RETURNS trigger LANGUAGE plpgsql AS"
+            " $$ BEGIN UPDATE clubs SET name = 'by a trigger'; RETURN NULL; END $$"
+        ),
+        "CREATE TRIGGER renamed AFTER UPDATE ON people FOR EACH ROW EXECUTE FUNCTION renaming()",
+    ],
+}
+
+
+async def test_effects_add_to_the_triggers_that_can_be_read(filled: Database, client: Redis) -> None:
+    """A table with declared effects has a plain trigger besides, which is followed."""
+    async with filled.sessions() as db:
+        for statement in RENAMING[filled.name]:
+            await db.execute(text(statement))
+        await db.commit()
+    async with Cache(client, auto=True, effects={Person: [Audit]}) as cache:
+
+        @cache.cached("effects:{club_id}")
+        async def club(db: AsyncSession, club_id: int) -> str:
+            return (await db.get_one(Club, club_id)).name
+
+        async with filled.sessions() as db:
+            assert await club(db, 1) == "club1"
+        async with filled.sessions() as db:
+            await db.execute(update(Person).where(Person.id == 1).values(name="new"))
+            await db.commit()
+        async with filled.sessions() as db:
+            assert await club(db, 1) == "by a trigger"
+
+
+def test_views_of_several_caches_all_count(client: Redis) -> None:
+    """Two databases may have a view of one name: a tag too many is never stale."""
+    kept = [Cache(client, auto=True, namespace=each.__name__, views={"Totals": [each]}) for each in (Person, Club)]
+    assert _views["totals"] == {Person.__tablename__, Club.__tablename__}
+    assert len(kept) == 2
 
 
 def test_auto_needs_a_client() -> None:

@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 
-from fastrdb import Cache
+from fastrdb import Cache, rows
 from tests.support.servers.databases import Database, execute
 
 from . import bodies
@@ -256,6 +256,15 @@ CASES: dict[str, Case] = {
             )
         },
         ("postgresql",),
+    ),
+    "a text that says which rows it writes, and a key cascades": Case(
+        COMMENT,
+        sa.text("DELETE FROM posts WHERE id = 1").execution_options(fastrdb_touches=[rows(POSTS, id=1)]),
+    ),
+    "a text that says which table it writes, and a trigger": Case(
+        ORG,
+        sa.text("UPDATE posts SET org_id = 1 WHERE id = 1").execution_options(fastrdb_touches=[POSTS]),
+        _trigger("AFTER UPDATE ON posts", "UPDATE orgs SET name = 'new' WHERE id = 1"),
     ),
     "a block of MariaDB": Case(
         ORG, sa.text("BEGIN NOT ATOMIC UPDATE orgs SET name = 'new' WHERE id = 1; END"), {}, ("mariadb",)
