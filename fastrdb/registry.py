@@ -253,8 +253,10 @@ def _literal(prefix: Pattern) -> str:
 
 
 def _same_keys(new: Registered, other: Registered, here: bool) -> Finding | None:
-    # The same function may be reloaded, or made once more by a factory.
-    if (new.module, new.function) == (other.module, other.function):
+    # The same function may be reloaded; or made once more by a factory, or decorated once more, with the same type.
+    if (new.module, new.function) == (other.module, other.function) and (
+        new.code is not other.code or _bare(new.type) == _bare(other.type)
+    ):
         return None
     key = None
     if other.form != new.form:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Connection, text
 
-from .bodies import UNKNOWN_FUNCTION, Function, columns_set_in
+from .bodies import NO_TABLES, UNKNOWN_FUNCTION, Function, columns_set_in
 from .facts import Facts, Link, Source, joined, merged
 from .lexer import tokens
 from .names import Names
+
+_CONTENT: Final = re.compile(r"^CREATE\s+VIRTUAL\b.*\bcontent\s*=\s*['\"`\[]?([\w.]+)", re.IGNORECASE | re.DOTALL)
+"""The table that holds the rows of a full-text index of SQLite."""
 
 
 def _split(table: str) -> tuple[str | None, str]:
@@ -136,11 +140,15 @@ class SQLite(Source):
             return Facts(reads=bases, writes=joined([bases, writes]), changes=None, may_lock=False)
         generated = text("SELECT name FROM pragma_table_xinfo(:name, :schema) WHERE hidden IN (2, 3)")
         changes = connection.scalars(generated, {"name": name, "schema": schema})
-        return Facts(writes=writes, changes=frozenset(changes), links=self._links(connection, place, schema, name))
+        links = self._links(connection, place, schema, name)
+        virtual = next((each for kind, each, of in made if kind == "table" and of == name.lower()), None)
+        reads = self.catalog.named_in(connection, " ".join(_CONTENT.findall(virtual or "")))
+        return Facts(reads, writes, changes=frozenset(changes), links=links)
 
     def function(self, connection: Connection, name: str) -> Function:
         """See `Source`."""
-        return Function()  # written in C, or in the program: neither reads a table of the connection
+        # Written in C, or in the program: neither reads a table. But a virtual table may have arguments: `found('x')`.
+        return Function(self.through(connection, self.catalog.named_in(connection, name) or NO_TABLES))
 
     def tables(self, connection: Connection) -> Iterable[tuple[str, str]]:
         """See `Source`."""

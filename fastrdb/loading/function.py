@@ -247,7 +247,7 @@ class CachedFunction(Entries):
     async def refresh(self, run: partial[Any], values: Any) -> Any:
         """Load now, whatever is in Redis, and store; return the value."""
         call = self.call(values)
-        if call is None or not one_schema_map(call.session, self.plan.other_sessions, lambda: values.arguments):
+        if call is None or not self._has_one_map(call, values):
             return self.codec.convert(await run())
         key = self.key(values, call.session)
         call.run, call.keys_now = run, self.keys_now
@@ -272,6 +272,9 @@ class CachedFunction(Entries):
         store, session = self.cache.store(client, self.plan), session_of(values.session)
         read_under(session)
         return CallContext(client, store, session, store.budget(client, keys))
+
+    def _has_one_map(self, call: CallContext, values: BoundCall) -> bool:
+        return one_schema_map(call.session, self.plan.other_sessions, lambda: values.arguments)
 
     def key(self, values: BoundCall, session: Session | None = None) -> str:
         """Return the key without the namespace."""
@@ -299,10 +302,7 @@ class CachedFunction(Entries):
         return f"{self.cache.namespace}:{key}" if self.cache.namespace else key
 
     async def invalidate(self, values: BoundCall | BoundMany) -> int | None:
-        """Delete the entries: when the session's open transaction commits, or now where there is none.
-
-        Return their number, 0 where Redis is given as None; None if that is to come.
-        """
+        """Delete the entries at the commit of the open transaction, or now. Return their number; None if to come."""
         call = self.call(values)
         return 0 if call is None else await self._drop(call, self.keys(values, call.session))
 
@@ -319,11 +319,9 @@ class CachedFunction(Entries):
         if call is None:
             return
         key = self.key(values, call.session)
-        if call.session is None or not has_transaction(call.session):
-            await self._drop(call, [key])
-            return
-        raw, reason = self.encoded(value)
-        if raw is None or reason is not None or self.follows:  # which rows it depends on, only a load shows
+        can = call.session is not None and has_transaction(call.session) and self._has_one_map(call, values)
+        raw, reason = self.encoded(value) if can and not self.follows else (None, None)  # its rows only a load shows
+        if raw is None or reason is not None:
             await self._drop(call, [key])
         else:
             tags = declared_tags(self.depends_on, values.arguments, call.session)
@@ -346,8 +344,9 @@ class CachedFunction(Entries):
         key = self.key(values, call.session)
         watched = None if call.store.watched is None else await call.store.watched.check(call.client)
         found = Explanation(call.store.name(key), "bypass", None, (), watched=watched)
-        if (reason := self.bypass_reason(call.store, call.client, call.session)) is not None:
-            return replace(found, reasons=(reason,))
+        reason = self.bypass_reason(call.store, call.client, call.session)
+        if reason is not None or not self._has_one_map(call, values):
+            return replace(found, reasons=(reason or "its sessions have several schema maps",))
         try:
             entry = await call.store.inspect(call.client, key)
             if entry.leased and (ending := self.cache.here().tasks):  # such as a load that gives its lease back

@@ -12,6 +12,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from fastrdb.errors import CacheUnavailableError
+from fastrdb.transactions import no_store
 from fastrdb.values import DecodeError
 
 from .policy import Decision
@@ -80,6 +81,7 @@ class Peeks:
         chance, left = 1 - random.random(), over - monotonic()
         if entries.policy.decide(left * 1000, load_ms=entries.pace.ms, random=chance) is not Decision.FRESH:
             return None
+        no_store("it shows what peek() returned, and what that depends on is not known")  # to a load around this
         return Stored(key, raw, digest.hexdigest(), left)
 
     def _note(self, key: str, digest: bytes, over: float) -> None:

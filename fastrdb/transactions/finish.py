@@ -105,7 +105,7 @@ def finish(intents: list[Intent], *, committed: bool) -> asyncio.Task[None] | No
         return None
     task = asyncio.get_running_loop().create_task(_end(mine, committed=committed))
     _ending.add(task)
-    task.add_done_callback(_ending.discard)
+    task.add_done_callback(partial(_ended, mine))
     if in_greenlet():
         await_only(asyncio.shield(task))
     return task
@@ -133,6 +133,14 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return asyncio.get_running_loop()
     except RuntimeError:
         return None
+
+
+def _ended(intents: list[Intent], task: asyncio.Task[None]) -> None:
+    """Hand what a cancelled task has left to the repairs, which the end of an event loop waits for."""
+    _ending.discard(task)
+    if task.cancelled():
+        for intent in intents:
+            intent.abandon()
 
 
 async def _end(intents: list[Intent], *, committed: bool) -> None:

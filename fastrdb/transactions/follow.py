@@ -179,7 +179,7 @@ def _writes(connection: Connection, transaction: Transaction, statement: str, co
 
 
 def _declared(connection: Connection, statement: str, image: Image, following: Collection[Follower]) -> Change | Image:
-    """Return the change that stands for rows which a statement is said to write: the database may write more then."""
+    """Return the change that stands for the declared rows of a statement: the database may write more because of it."""
     if image.table is None:
         return image
     catalog_of(connection).warm(connection, image.table, effects=[each.effects for each in following])

@@ -35,7 +35,7 @@ from .rules import (
     stream_begins,
 )
 from .scope import fresh_reads, no_store, rollback_begins, running, session_used, statement_begins, targets_around
-from .sql import Effect, effect, sets_isolation
+from .sql import Effect, effect, releases, sets_isolation
 from .state import Phase, Transaction, changed, new_transaction, state_of, take_state, transaction_of, write_unclaimed
 
 _SENT = "fastrdb.sent"  # in `Connection.info`, which belongs to the driver's connection: the transaction of a COMMIT
@@ -141,7 +141,7 @@ def _on_statement(
     if context is not None and (context.isinsert or context.isupdate or context.isdelete):
         _on_write(connection, transaction)
         return
-    does = effect(statement, connection.dialect.name)
+    does = _effect(connection, statement, context)
     if does is Effect.CALLS:
         transaction.called = True
     if does is Effect.CONTROLS:
@@ -154,6 +154,11 @@ def _on_statement(
         if sets_isolation(statement):
             level_is_set(connection)
         _on_write(connection, transaction)
+
+
+def _effect(connection: Connection, statement: str, context: Any) -> Effect:
+    name, is_text = connection.dialect.name, context is None or context.compiled is None or context.is_text
+    return Effect.CONTROLS if is_text and releases(statement, name) else effect(statement, name)
 
 
 def _calls_and_commits(connection: Connection, transaction: Transaction) -> bool:

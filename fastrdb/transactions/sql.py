@@ -67,7 +67,7 @@ CHOOSES = re.compile(
     r"|CREATE\s+(?:OR\s+REPLACE\s+)?(?:(?:LOCAL|GLOBAL)\s+)?TEMP(?:ORARY)?\s+(?:RECURSIVE\s+)?(?:VIEW|TRIGGER)\b"
 )
 """Another form of SET search_path; and what one session alone has, while the facts of tables are those of all."""
-_MAY_RUN = ("SET", "BEGIN", "CREATE", "DECLARE")
+_MAY_RUN = ("SET", "BEGIN", "CREATE", "DECLARE", "ANALYZE")
 """Those of them that may hold a query or a block, which runs."""
 _RUNS_LATER = re.compile(
     r"CREATE\s+(?:(?:OR\s+REPLACE|(?:DEFINER|ALGORITHM)\s*=\s*\S+|SQL\s+SECURITY\s+\w+|TEMP(?:ORARY)?|CONSTRAINT"
@@ -100,6 +100,12 @@ def sets_isolation(statement: str) -> bool:
 
 
 @lru_cache(maxsize=512)
+def releases(statement: str, dialect: str) -> bool:
+    """Return True if a text releases a savepoint of SQLite, which commits if that was made outside of a transaction."""
+    return dialect == "sqlite" and any(part.startswith("RELEASE") for part in statements_in(statement, dialect))
+
+
+@lru_cache(maxsize=512)
 def is_rowless(statement: str, dialect: str) -> bool:
     """Return True if none of the statements in a text changes a row."""
     parts = statements_in(statement, dialect)
@@ -116,7 +122,7 @@ def _runs(part: str, dialect: str) -> bool:
         return _effect(inner[1], dialect) is not Effect.NOTHING
     if _CHANGES.search(_NO_VERB.sub("", part)):
         return True
-    query = _QUERY.search(part) if part.startswith(("CREATE", "DECLARE")) else part
+    query = _QUERY.search(part) if part.startswith(("CREATE", "DECLARE", "ANALYZE")) else part
     run = query[0] if isinstance(query, re.Match) else query or ""
     return not harmless(dialect).issuperset(_CALLED.findall(run)) or "EXECUTE" in run
 

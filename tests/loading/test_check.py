@@ -35,6 +35,13 @@ class UserOut(BaseModel, from_attributes=True):
     email: str
 
 
+class Masked(BaseModel, from_attributes=True):
+    """An answer with less."""
+
+    id: int
+    email: str
+
+
 def crud(cache: Cache, prefix: str) -> Any:
     """Return the CRUD of the users."""
     return FastRDB[User, UserOut, UserOut, UserOut](
@@ -306,6 +313,37 @@ def test_a_factory_makes_classes_that_answer_for_each_other(bound: Any) -> None:
     (finding,) = cache.check()
     assert finding.what == "2 functions that one factory has made have the same keys, 'plan:{}'"
     del one, two
+
+
+def test_one_function_is_not_decorated_with_two_schemas() -> None:
+    """The answers of the one would answer for the other: with the same code, types must be equal."""
+    cache = Cache()
+
+    async def load(number: int) -> User:
+        return User(id=number, email="a@b")
+
+    def made(schema: Any) -> Any:
+        return cache.cached("user:{number}", schema=schema, never_invalidated=True)(load)
+
+    kept = made(UserOut), made(UserOut)
+    with pytest.raises(PatternError, match="whose values have another type: give one of the two another pattern"):
+        made(Masked)
+    del kept
+
+
+def test_two_cruds_of_one_model_with_two_schemas_are_refused() -> None:
+    """The private column of the one would be in the answers of the other."""
+    cache = Cache()
+
+    def made(schema: Any) -> Any:
+        return FastRDB[User, UserOut, UserOut, Any](
+            User, schema, pattern="user:{id}", list_pattern="users:{page}:{limit}", cache=cache
+        )
+
+    kept = made(UserOut), made(UserOut)
+    with pytest.raises(PatternError, match="whose values have another type: give one of the two another pattern"):
+        made(Masked)
+    del kept
 
 
 @pytest.mark.parametrize("by_class", [False, True])

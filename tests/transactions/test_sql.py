@@ -52,6 +52,7 @@ ROWLESS = [
     ("postgresql", "CREATE INDEX i ON t (own(a))"),
     ("postgresql", "DECLARE c CURSOR FOR SELECT a FROM t FOR UPDATE"),
     ("postgresql", "GRANT INSERT, UPDATE ON t TO x"),
+    ("postgresql", "ANALYZE t (a, b)"),
 ]
 RUNNING = [
     ("mariadb", "BEGIN NOT ATOMIC UPDATE t SET a = 1; END"),
@@ -59,6 +60,7 @@ RUNNING = [
     ("mariadb", "SET STATEMENT max_statement_time=10 FOR UPDATE t SET a = 1"),
     ("mariadb", "SET STATEMENT max_statement_time=10 FOR SELECT own(1)"),
     ("mariadb", "SET @x = own(1)"),
+    ("mariadb", "ANALYZE SELECT own(1)"),
     ("mariadb", "CREATE TABLE x (a int) SELECT own(1) AS a"),
     ("postgresql", "CREATE TABLE x AS WITH q AS (DELETE FROM t RETURNING *) SELECT * FROM q"),
     ("postgresql", "CREATE TABLE x AS SELECT own(1)"),
