@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +16,7 @@ from typing import Annotated, Any, TypeVar, get_args, overload
 from fastapi import Depends, Request, Response
 from fastapi.params import Depends as DependsMark
 from fastapi.responses import JSONResponse
+from fastapi.security.base import SecurityBase
 from redis.asyncio import Redis, from_url
 from sqlalchemy.exc import IntegrityError, NoResultFound
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
@@ -224,7 +225,7 @@ class _Endpoint:
         self.run = function.__wrapped__
         at = getattr(function, "__self__", None), ()
         self.peek, self.located = partial(query.peek, *at), partial(query.located, *at)
-        self._routes: dict[int, Any] = {}  # by identity: routes have no hash
+        self._routes: dict[int, tuple[Any, bytes]] = {}  # by identity: routes have no hash; each with its `Vary`
         given = inspect.signature(function, eval_str=True)
         if next(iter(given.parameters), "") in ("self", "cls"):
             bound = f"cached_response(items.{self.name.rpartition('.')[2]})"
@@ -307,8 +308,8 @@ class _Endpoint:
             headers.append((b"cache-control", self._control(stored.ttl).encode()))
         if status:
             headers.append((b"cache-status", status))
-        if not self.public:
-            headers.append((b"vary", b"Authorization, Cookie"))
+        if vary := self._routes[id(request.scope.get("route"))][1]:
+            headers.append((b"vary", vary))
         headers += [each for each in response.raw_headers if each[0] != b"etag"]
         known = (value for name, value in request.scope["headers"] if name == b"if-none-match")
         same = request.method in ("GET", "HEAD") and any(matches(each, tag) for each in known)
@@ -333,7 +334,21 @@ class _Endpoint:
         kind: Any = getattr(given, "value", given)  # of FastAPI's mark of a default
         if not issubclass(kind, JSONResponse) or kind.__module__.partition(".")[0] not in {"fastapi", "starlette"}:
             raise OptionError(f"{self.name}: cached_response answers with plain JSON, without response_class=")
-        self._routes[id(route)] = route
+        names = {*_varying(getattr(route, "dependant", None)), *(() if self.public else ("authorization", "cookie"))}
+        self._routes[id(route)] = route, ", ".join(name.title() for name in sorted(names)).encode()
+
+
+def _varying(dependant: Any) -> Iterator[str]:
+    """Yield the headers, in lower case, that an endpoint and its dependencies read: another one is another request."""
+    if dependant is not None:
+        if isinstance(dependant.call, SecurityBase):
+            model = dependant.call.model
+            places = {"header": str(getattr(model, "name", "")).lower(), "cookie": "cookie", "query": "authorization"}
+            yield places[getattr(getattr(model, "in_", None), "value", "query")]
+        yield from (each.alias.lower() for each in dependant.header_params)
+        yield from ("cookie" for _ in dependant.cookie_params)
+        for each in dependant.dependencies:
+            yield from _varying(each)
 
 
 async def _overriding(override: Callable[[], Any], stack: AsyncExitStack) -> Any:

@@ -11,10 +11,11 @@ from datetime import datetime, timedelta
 from typing import Annotated, Any
 
 import pytest
-from fastapi import BackgroundTasks, Body, Depends, FastAPI, Request
+from fastapi import BackgroundTasks, Body, Depends, FastAPI, Header, Request
 from fastapi import Response as Answer
 from fastapi.middleware.gzip import GZipMiddleware
 from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.security import APIKeyHeader
 from httpx import ASGITransport, AsyncClient, Response
 from pydantic import BaseModel, Field, Json, computed_field, field_serializer
 from redis.asyncio import Redis
@@ -223,6 +224,28 @@ async def test_a_function_may_take_the_request_and_the_response_itself(shop: Sho
     first, second = await shop.get("/own/1"), await shop.get("/own/1")
     assert first.json() == second.json() == "/own/1"
     assert (first.headers.get("x-loaded"), second.headers.get("x-loaded")) == ("yes", None)
+
+
+@pytest.mark.parametrize("public", [False, True])
+async def test_vary_names_the_headers_that_the_endpoint_reads(shop: Shop, public: bool) -> None:
+    """Another header is another key in Redis, and has to be another answer for browsers and proxies."""
+
+    def tenant(x_tenant: Annotated[str, Header()], key: Annotated[str, Depends(APIKeyHeader(name="X-Key"))]) -> str:
+        return x_tenant
+
+    @shop.app.get("/greeting")
+    @cached_response(public=public)
+    @shop.cache.cached("greeting:{lang}:{tenant}")
+    async def greeting(
+        redis: Client, lang: Annotated[str, Header(alias="accept-language")], tenant: Annotated[str, Depends(tenant)]
+    ) -> str:
+        return f"{tenant}/{lang}"
+
+    asked = {"accept_language": "de", "x_tenant": "a", "x_key": "k"}
+    for answer in (await shop.get("/greeting", **asked), await shop.get("/greeting", **asked)):
+        assert answer.json() == "a/de"
+        of_the_user = [] if public else ["Authorization", "Cookie"]
+        assert answer.headers["vary"].split(", ") == sorted(["Accept-Language", "X-Key", "X-Tenant", *of_the_user])
 
 
 async def test_background_tasks_of_dependencies_run_for_hits_too(shop: Shop) -> None:
