@@ -230,14 +230,14 @@ async def test_a_function_may_take_the_request_and_the_response_itself(shop: Sho
 async def test_vary_names_the_headers_that_the_endpoint_reads(shop: Shop, public: bool) -> None:
     """Another header is another key in Redis, and has to be another answer for browsers and proxies."""
 
-    def tenant(x_tenant: Annotated[str, Header()], key: Annotated[str, Depends(APIKeyHeader(name="X-Key"))]) -> str:
+    def tenant_of(x_tenant: Annotated[str, Header()], key: Annotated[str, Depends(APIKeyHeader(name="X-Key"))]) -> str:
         return x_tenant
 
     @shop.app.get("/greeting")
     @cached_response(public=public)
     @shop.cache.cached("greeting:{lang}:{tenant}")
     async def greeting(
-        redis: Client, lang: Annotated[str, Header(alias="accept-language")], tenant: Annotated[str, Depends(tenant)]
+        redis: Client, lang: Annotated[str, Header(alias="accept-language")], tenant: str = Depends(tenant_of)
     ) -> str:
         return f"{tenant}/{lang}"
 
