@@ -28,7 +28,7 @@ MOST_MODULES = 90
 MOST_LINES = 21_900
 MOST_FLOORS = 19
 # Of the rooms beside it, which stand on its public names: modules, lines.
-BESIDE = {"integrations": (7, 1_150), "cli": (7, 1_450), "watch": (15, 3_000)}
+BESIDE = {"integrations": (7, 1_165), "cli": (7, 1_450), "watch": (15, 3_000)}
 LONGEST_FUNCTION = 45
 MOST_DEFINED_TWICE = 0
 MOST_CONTEXT_VARIABLES = 2
