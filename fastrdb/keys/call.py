@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from .encoding import encode_with, encoder_for
 from .overlap import Made, attribute_of_instance, language_of, shared_key
 from .pattern import Part, Pattern, Seal, sealed
 from .prefix import RESULT, PrefixTemplates, Template, attribute, part_encoder, reader
-from .signature import IdList, Inspected, Parameter, inspect_function
+from .signature import SESSIONS, IdList, Inspected, Parameter, inspect_function
 from .variant import Variant
 
 UNSAID = (ValueError, AttributeError, KeyError, RecursionError, TypeError)
@@ -50,7 +50,7 @@ class CallPlan:
         function: the function's name.
         return_type: its return annotation, MISSING without one.
         session_name: the parameter that takes its session, or None.
-        other_sessions: further parameters that take one.
+        may_have_more_sessions: a call may have more than one.
         where_client: how messages call its client.
         redis_optional: its parameter for Redis has the default None.
         pattern: of its keys, or None.
@@ -96,7 +96,8 @@ class CallPlan:
             self.where_client = f"{found.name}: parameter '{by_role['redis'].name}'"
         self.session_name = by_role["session"].name if "session" in by_role else None
         sessions = [each.name for each in found.parameters if each.role == "session"]
-        self.other_sessions = tuple(name for name in sessions if name != self.session_name)
+        self._other_sessions = tuple(name for name in sessions if name != self.session_name)
+        self.may_have_more_sessions = bool(self._other_sessions) or (self._kwargs is not None and not sessions)
         self.redis_optional = "redis" in by_role and by_role["redis"].default is None
         self.pattern = parsed
         self.head = "" if parsed is None else parsed.head
@@ -259,6 +260,12 @@ class CallPlan:
         """
         found: tuple[Any, Any, str] = self._run(instance, args, kwargs, partial=partial)
         return found
+
+    def other_sessions(self, given: Collection[str]) -> tuple[str, ...]:
+        """Return the names of the arguments that may be further sessions, of a call with these keyword arguments."""
+        if self._other_sessions or not self.may_have_more_sessions:
+            return self._other_sessions
+        return SESSIONS if all(name in given for name in SESSIONS) else ()
 
     def bind_many(
         self, instance: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, partial: bool = False

@@ -18,7 +18,7 @@ from fastrdb.errors import KeyValueError
 from .declared import MISSING, SCALARS
 from .encoding import Encoder, encoder_for, quote, scalar_encoder
 from .pattern import RESERVED_HEAD, SURE, Part, Pattern, Seal, fit, guard, sealed
-from .signature import IdList, Parameter, acts_as_session, db_of, is_redis, is_session, redis_of
+from .signature import SESSIONS, IdList, Parameter, acts_as_session, db_of, is_redis, is_session, redis_of
 from .variant import Variant
 
 Twin = Callable[..., Any]
@@ -289,7 +289,7 @@ class Recipe:
             return True
         if name == "redis" and self._redis is None:
             return value is None or is_redis(value)
-        return name in ("db", "session") and self._session is None and is_session(value)
+        return name in SESSIONS and self._session is None and is_session(value)
 
     def _name(self, keyword: str) -> str:
         """Return the name of a keyword argument: that of a positional-only parameter is another argument's."""
@@ -308,7 +308,7 @@ class Recipe:
         return found if found is None or is_redis(found) else MISSING
 
     def _keyword_session(self, kwargs: Mapping[str, Any]) -> Any:
-        return next((kwargs[name] for name in ("db", "session") if is_session(kwargs.get(name))), None)
+        return next((kwargs[name] for name in SESSIONS if is_session(kwargs.get(name))), None)
 
 
 class _Text:

@@ -10,7 +10,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -27,9 +27,12 @@ Role = Literal["value", "redis", "session", "self"]
 _REDIS = frozenset(("Redis", "RedisCluster", "StrictRedis", "Valkey", "ValkeyCluster"))
 _SCOPED = "async_scoped_session"  # may be another session when the load begins
 _SESSION = frozenset(("AsyncSession", "AsyncConnection", _SCOPED))
+SESSIONS = ("db", "session")
+"""Names that a session has where no annotation says what it is, and among keyword arguments."""
 _SELF = frozenset(("self", "cls", "mcs"))
 _FIXED = frozenset((*SCALARS, NoneType))
 _CLIENTS_AND_SESSIONS = ("redis.", "sqlalchemy.ext.asyncio")  # modules of their types
+_SEVERAL = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -89,7 +92,12 @@ def inspect_function(fn: Any, decorator: str) -> Inspected:
     declared = {each.name: hints.resolve(each.annotation) for each in signature.parameters.values()}
     first = next((each.name for each in signature.parameters.values() if each.kind in _POSITIONAL), None)
     takes = _takes_instance(fn, name, first, declared)
-    roles, by_name = _roles(declared, first if takes else None)
+    named = {each.name for each in signature.parameters.values() if each.kind not in _SEVERAL}
+    roles, by_name = _roles(declared, named, first if takes else None)
+    for each in signature.parameters.values():
+        if each.kind in _SEVERAL and (role := roles[each.name]) in ("redis", "session"):
+            several = f"parameter '{str(each).partition(':')[0]}' takes any number of arguments"
+            raise OptionError(f"@{decorator} on {name}: {several}, and one of them is its {role}; name each of them")
     parameters = tuple(
         Parameter(each.name, each.kind, default, declared[each.name], roles[each.name], each.name in by_name)
         for each in signature.parameters.values()
@@ -156,13 +164,18 @@ def _locals_of_callers(module: dict[str, Any]) -> dict[str, Any]:
 # --- roles ------------------------------------------------------------------------------------------------------------
 
 
-def _roles(declared: Mapping[str, Any], instance: str | None) -> tuple[dict[str, Role], set[str]]:
-    """Return the role of each parameter, and which have it by name alone: only where no annotation gives that role."""
+def _roles(
+    declared: Mapping[str, Any], single: Collection[str], instance: str | None
+) -> tuple[dict[str, Role], set[str]]:
+    """Return the role of each parameter, and which have it by name alone: only where no annotation gives that role.
+
+    No name gives a role to a parameter that is not `single`.
+    """
     roles: dict[str, Role] = {name: _annotated_role(each) for name, each in declared.items()}
     by_name: set[str] = set()
-    pairs: tuple[tuple[Role, tuple[str, ...]], ...] = (("redis", ("redis",)), ("session", ("db", "session")))
+    pairs: tuple[tuple[Role, tuple[str, ...]], ...] = (("redis", ("redis",)), ("session", SESSIONS))
     for role, names in pairs:
-        named = next((name for name in names if name in roles and not is_keyable(declared[name])), None)
+        named = next((name for name in names if name in single and not is_keyable(declared[name])), None)
         if role not in roles.values() and named is not None and roles[named] == "value":
             roles[named] = role
             by_name.add(named)

@@ -83,9 +83,7 @@ class CachedFunction(Entries):
                 f"'{plan.session_name}', may be closed: give session_factory="
             )
         if policy.session_factory is not None and plan.session_name is None:
-            raise OptionError(
-                f"{plan.function}: session_factory= is of no use to it: it has no parameter for a session"
-            )
+            raise OptionError(f"{plan.function}: session_factory= is of no use: it has no parameter for a session")
         self._no_session_for_reloads = bool(why) and plan.session_name is None
         self._peeks = Peeks(self)
         self._named_get = as_coroutine_of(self.get_near if near else self.get, plan.function)
@@ -115,14 +113,15 @@ class CachedFunction(Entries):
         client, session, key = self.plan.locate(instance, args, kwargs)
         read_under(session := session_of(session))
         key, bind = with_variant(key, session), partial(self.plan.bind, instance, args, kwargs)
-        if not one_schema_map(session, self.plan.other_sessions, lambda: bind().arguments):
+        if not one_schema_map(session, self.plan.other_sessions(kwargs), lambda: bind().arguments):
             return None, session, key
         return self.cache.own(self.plan) if client is MISSING else client, session, key
 
     def answering(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return what stands for the function where no instance is bound to it: `answer` by the shortest way."""
         target, quick, cache, get = getattr(function, "__self__", None), self.plan.quick, self.cache, self._named_get
-        if target is not None or self.plan.other_sessions:
+        more_sessions = self.plan.may_have_more_sessions
+        if target is not None or self.plan.other_sessions(()):
             return lambda *args, **kwargs: self.answer(function, target, args, kwargs)
 
         def answer(*args: Any, **kwargs: Any) -> Any:
@@ -130,9 +129,10 @@ class CachedFunction(Entries):
                 client, session, key = quick(*args, **kwargs)
             except UNSAID:
                 return self.answer(function, None, args, kwargs)  # says what is wrong
-            if client is MISSING:
-                client = cache.redis
+            client = cache.redis if client is MISSING else client
             if client is None or (session is not None and (session := plain_session(session)) is None):
+                return self.answer(function, None, args, kwargs)
+            if more_sessions and self.plan.other_sessions(kwargs):
                 return self.answer(function, None, args, kwargs)
             return get(client, session, key, function, args, kwargs)
 
@@ -274,7 +274,8 @@ class CachedFunction(Entries):
         return CallContext(client, store, session, store.budget(client, keys))
 
     def _has_one_map(self, call: CallContext, values: BoundCall) -> bool:
-        return one_schema_map(call.session, self.plan.other_sessions, lambda: values.arguments)
+        others = self.plan.other_sessions(values.arguments)
+        return one_schema_map(call.session, others, lambda: values.arguments)
 
     def key(self, values: BoundCall, session: Session | None = None) -> str:
         """Return the key without the namespace."""

@@ -105,7 +105,7 @@ class CachedMany(CachedFunction):
         ids = list(values.ids)
         session = session_of(values.session)
         self.refuse_session(session)
-        if not one_schema_map(session, self.plan.other_sessions, partial(arguments_of, run)):
+        if not one_schema_map(session, self.plan.other_sessions(run.keywords), partial(arguments_of, run)):
             values = values._replace(client=None)
         return self._named_answer(values, ids, self.keys(values, session), run, refresh)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from inspect import signature
+from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any
 
 from fastrdb.keys import END, shown
@@ -72,9 +72,12 @@ def written(tag: bytes) -> str:
 
 
 def arguments_of(run: Any) -> dict[str, Any]:
-    """Return the arguments of a call by name, those with defaults included."""
+    """Return the arguments of a call by name, those with defaults and other keywords included."""
     bound = signature(run.func).bind(*run.args, **run.keywords)
     bound.apply_defaults()
     found = dict(bound.arguments)
+    for name, parameter in bound.signature.parameters.items():
+        if parameter.kind is Parameter.VAR_KEYWORD:
+            found = {**found.pop(name), **found}
     target = getattr(run.func, "__self__", None)
     return found if target is None else {"self": target, **found}

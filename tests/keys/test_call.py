@@ -607,3 +607,42 @@ def test_generics_of_two_models_with_one_name_have_keys_of_their_own() -> None:
         for row in (billing, auth, Optional[billing], Optional[auth])  # noqa: UP045
     }
     assert len(keys) == 4
+
+
+async def of_sessions(*dbs: AsyncSession) -> int:
+    """Take any number of sessions."""
+    return 0
+
+
+async def of_more_sessions(**dbs: AsyncSession | None) -> int:
+    """Take any number of sessions, by names."""
+    return 0
+
+
+async def of_clients(*clients: Redis) -> int:
+    """Take any number of clients."""
+    return 0
+
+
+@pytest.mark.parametrize(
+    ("function", "parameter", "role"),
+    [
+        (of_sessions, r"\*dbs", "session"),
+        (of_more_sessions, r"\*\*dbs", "session"),
+        (of_clients, r"\*clients", "redis"),
+    ],
+)
+def test_any_number_of_sessions_is_refused(function: Any, parameter: str, role: str) -> None:
+    """Which of them counts for the key, no one could say."""
+    said = f"@cached on {function.__name__}: parameter '{parameter}' takes any number of arguments, .* its {role}; "
+    with pytest.raises(OptionError, match=said):
+        CallPlan.of(function, pattern="x", decorator="cached")
+
+
+def test_any_number_of_arguments_may_be_called_like_a_session() -> None:
+    """A name alone makes no session of several values."""
+
+    async def f(*db: Any, **session: Any) -> int:
+        return 0
+
+    assert CallPlan.of(f, pattern="x", decorator="cached").locate(None, (1,), {"a": 2})[2] == "x?a=2&db=%t[1]"

@@ -486,3 +486,34 @@ async def test_tenants_do_not_share_entries_of_an_engine(engine: AsyncEngine, cl
             mapped = engine.execution_options(schema_translate_map={None: tenant})
             assert await body(mapped, client, 1) == tenant
     assert body.stats.hits == len(TENANTS)
+
+
+def reading_second(many: bool) -> Any:
+    """Return a cached function that reads by the second of its sessions, which are keyword arguments."""
+
+    @cached("second:{number}")
+    async def body(redis: Redis, number: int, **given: Any) -> str:
+        db: AsyncSession = given["session"]
+        return (await db.scalars(select(Note.body).where(Note.id == number))).one()
+
+    @cached_many("seconds:{numbers}")
+    async def bodies(redis: Redis, numbers: list[int], **given: Any) -> list[str]:
+        db: AsyncSession = given["session"]
+        return [*(await db.scalars(select(Note.body).where(Note.id.in_(numbers))))]
+
+    return bodies if many else body
+
+
+@pytest.mark.parametrize("many", [False, True])
+async def test_second_session_among_keyword_arguments_counts(engine: AsyncEngine, client: Redis, many: bool) -> None:
+    """Its map is not that of the first one: the call is answered without the cache."""
+    read, ids = reading_second(many), [1] if many else 1
+    found = []
+    for tenant in ("red", "red", "blue"):
+        mapped = {each: engine.execution_options(schema_translate_map={None: each}) for each in ("red", tenant)}
+        async with AsyncSession(mapped["red"]) as first, AsyncSession(mapped[tenant]) as second:
+            found.append(await read(client, ids, db=first, session=second))
+            if not many:
+                assert await read.refresh(client, ids, db=first, session=second) == tenant
+    assert found == ([["red"], ["red"], ["blue"]] if many else ["red", "red", "blue"])
+    assert read.stats.hits == 1
