@@ -44,6 +44,7 @@ SMOKE = {
         "values/test_codec.py",
         "values/test_equality.py",
         "values/test_fingerprint.py",
+        "values/test_held.py",
         "values/test_hidden_state.py",
         "values/test_messages.py",
         "values/test_missing.py",

@@ -1,98 +1,169 @@
 """A comparison of two values, type for type: `1`, `1.0` and `True` are equal in Python, and not the same here.
 
-It includes what `==` leaves out: attributes beside the fields, a deque's bound, the sign of a zero. Other objects are
-compared by the state that `pickle` would take. Left out are values that a `cached_property` has stored, and the order
-of a dict: a TypedDict comes back in the order of its declaration.
+It includes what `==` leaves out: all attributes that an object holds, fields or not, a deque's bound, the sign of a
+zero. Objects that are not data are also compared by what `pickle` would take of them. Left out are values that a
+`cached_property` has stored, and the order of a dict: a TypedDict comes back in the order of its declaration.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections import defaultdict, deque
+from collections import deque
+from contextlib import suppress
 from datetime import date, datetime, time, tzinfo
 from decimal import Decimal
-from functools import cached_property
-from types import NoneType
+from functools import cached_property, lru_cache
+from types import MemberDescriptorType, NoneType
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from pydantic import BaseModel
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
 _ABSENT = object()
-_PLAIN = frozenset({str, int, bool, NoneType, bytes, date, UUID})  # same type and equal is the same
-_SCALARS = _PLAIN | {float, Decimal, datetime, time}
+_class_of: Callable[[object], Any] = type  # for the checker, to which a class cannot be hashed
+_PLAIN = frozenset({str, int, bool, NoneType, bytes, date})  # same type and equal is the same
+_SCALARS = _PLAIN | {float, Decimal, datetime, time, UUID}
+_CONTAINERS = (dict, list, tuple, set, frozenset, deque)
+_NUMBERS = (float, Decimal, datetime, time)  # compared by more than `==`, and by less than what `pickle` takes
+_MADE_BY_PYTHON = 1 << 9  # Py_TPFLAGS_HEAPTYPE
+_OWN_PICKLE = frozenset({"__reduce__", "__reduce_ex__", "__getstate__"})
 
 
 def difference(left: Any, right: Any, where: str = "value") -> str | None:
     """Return the first place where `left` is not the same as `right`, in words without the values; None if nowhere."""
-    kind, found = type(right), None
-    if isinstance(right, UUID) and left == right:
-        return None  # drivers give UUIDs of classes of their own (asyncpg), which have the same methods
-    if type(left) is not kind:
+    kind = _class_of(right)
+    found = None
+    if left is right:
+        return None
+    if kind is not _class_of(left):
+        if isinstance(right, UUID) and left == right:
+            return None  # drivers give UUIDs of classes of their own (asyncpg), which have the same methods
         return f"{where}: {kind.__name__} comes back as {type(left).__name__}"
-    if kind in _SCALARS:
-        found = _in_scalar(left, right, where)
+    if kind in _SCALARS or not (is_data(kind) or isinstance(right, _CONTAINERS)):
+        return None if _same_object(left, right) else f"{where}: another {kind.__name__} comes back"
+    if isinstance(right, _CONTAINERS):
+        found = _in_container(left, right, where)
     elif isinstance(right, BaseModel):
-        found = _in_model(left, right, where)
-    elif dataclasses.is_dataclass(right) and not isinstance(right, type):
-        found = _in_fields(_attributes(left), _attributes(right), where, kind)
-    elif _settings(left) != _settings(right):
-        found = f"{where}: {kind.__name__} comes back with another maxlen or default_factory"
-    elif isinstance(right, dict):
-        found = _in_dict(left, right, where)
-    elif isinstance(right, list | tuple | deque):
-        found = _in_items(left, right, where)
-    elif isinstance(right, set | frozenset):
-        found = _in_items(_matched(left, right), right, where) if left == right else f"{where}: other members come back"
-    else:
-        found = _in_scalar(left, right, where)
+        private, extra = right.__pydantic_private__, right.__pydantic_extra__
+        if private or extra or left.__pydantic_private__ or left.__pydantic_extra__:
+            found = _in_hidden(left, right, where)
+    return found if found is not None or kind in _CONTAINERS else _in_attributes(left, right, where)
+
+
+# --- attributes
+
+
+def held(value: Any) -> dict[str, Any]:
+    """Return all attributes that an object holds: those of its `__dict__`, and the slots of all its classes."""
+    found = dict(getattr(value, "__dict__", ()))
+    for name, slot in slots_of(_class_of(value)).items():
+        with suppress(AttributeError):  # never set
+            found[name] = slot.__get__(value)
     return found
 
 
-def _settings(value: Any) -> Any:
-    """Return the settings of a container that `==` does not compare, such as a deque's maxlen."""
-    if isinstance(value, deque):
-        return value.maxlen
-    return value.default_factory if isinstance(value, defaultdict) else None
+@lru_cache(1_000)
+def slots_of(kind: type) -> dict[str, MemberDescriptorType]:
+    """Return the slots of a class and of its bases, also those that one of the same name hides.
+
+    If a class that is no data has a pickle of its own, that stands for its slots and those of its bases.
+    """
+    found: dict[str, MemberDescriptorType] = {}
+    by_pickle = not is_data(kind) and not issubclass(kind, _CONTAINERS)
+    for base in kind.__mro__:
+        if base is BaseModel:  # of its own slots, `_in_hidden` looks at those that count
+            continue
+        if by_pickle and _OWN_PICKLE & vars(base).keys():
+            break
+        for name, slot in vars(base).items():
+            if isinstance(slot, MemberDescriptorType):
+                found[f"{base.__name__}.{name}" if name in found else name] = slot
+    return found
 
 
-def _in_scalar(left: Any, right: Any, where: str) -> str | None:
-    same = left is right or _same_scalar(left, right)
-    return None if same else f"{where}: another {type(right).__name__} comes back"
+@lru_cache(1_000)
+def is_data(kind: type) -> bool:
+    """Return whether objects of a class are nothing but attributes: models, and dataclasses without a base in C."""
+    declared = issubclass(kind, BaseModel) or dataclasses.is_dataclass(kind)
+    return declared and all(base.__flags__ & _MADE_BY_PYTHON for base in kind.__mro__[:-1])
+
+
+def _in_attributes(left: Any, right: Any, where: str) -> str | None:
+    kind = _class_of(right)
+    if slots_of(kind) or not hasattr(right, "__dict__"):
+        return _in_names(held(left), held(right), where, kind)
+    return _in_names(left.__dict__, right.__dict__, where, kind)  # the usual class, at little cost
+
+
+def _in_names(left: dict[str, Any], right: dict[str, Any], where: str, kind: type) -> str | None:
+    if left.keys() != right.keys():
+        left, right = _without_memos(left, kind), _without_memos(right, kind)
+        if left.keys() != right.keys():
+            return f"{where}: other attributes come back"
+    return _first([left[name] for name in right], right.values(), right, (f"{where}.", ""))
+
+
+def _without_memos(found: dict[str, Any], kind: type) -> dict[str, Any]:
+    """Return attributes without values that a `cached_property` has stored."""
+    return {name: each for name, each in found.items() if not isinstance(getattr(kind, name, None), cached_property)}
+
+
+def _in_hidden(left: BaseModel, right: BaseModel, where: str) -> str | None:
+    """Compare the private attributes of two models, and their extras, whose names are data."""
+    own, private = left.__pydantic_private__ or {}, right.__pydantic_private__ or {}
+    found = _in_names(own, private, where, type(right))
+    return found or _in_dict(left.__pydantic_extra__ or {}, right.__pydantic_extra__ or {}, f"{where} (extra)")
+
+
+# --- scalars and other objects
+
+
+def _same_object(left: Any, right: Any) -> bool:
+    """Return whether two objects are equal, `pickle` takes the same of both, and both hold the same besides."""
+    kind = type(right)
+    if kind in _SCALARS or not _same_scalar(left, right):
+        return kind in _SCALARS and _same_scalar(left, right)
+    one, other = _pickled(left), _pickled(right)
+    if _in_names(one, other, "", kind) is not None:
+        return False
+    own, places = ({id(part): place for place, part in parts.items()} for parts in (one, other))
+    mine, theirs = (_without_memos(held(each), kind) for each in (left, right))
+    return mine.keys() == theirs.keys() and all(  # what has been compared in the same place is not compared again
+        own.get(id(mine[name]), "") == places.get(id(theirs[name])) or difference(mine[name], theirs[name]) is None
+        for name in theirs
+    )
 
 
 def _same_scalar(left: Any, right: Any) -> bool:
     if isinstance(right, float):
-        return repr(left) == repr(right)  # -0.0 is not 0.0
+        return float.__repr__(left) == float.__repr__(right)  # -0.0 is not 0.0
     if isinstance(right, Decimal):
-        return bool(left.as_tuple() == right.as_tuple())  # 1.0 is not 1.00
+        return Decimal.as_tuple(left) == Decimal.as_tuple(right)  # 1.0 is not 1.00
     if isinstance(right, datetime | time):
         return bool(left == right and left.fold == right.fold and _same_zone(left.tzinfo, right.tzinfo))
-    return bool(left == right) and (type(right) in _PLAIN or _same_state(left, right))
+    return bool(left == right) and (type(right) is not UUID or left.is_safe is right.is_safe)
 
 
-def _same_state(left: Any, right: Any) -> bool:
-    """Return True if `pickle` would take the same state of both, or cannot pickle the kind (functions, classes)."""
+def _pickled(value: Any) -> dict[str, Any]:
+    """Return what `pickle` takes of an object, by place; nothing of what it refuses (functions, classes)."""
+    if isinstance(value, _NUMBERS):
+        return {}
     try:
-        one, other = left.__reduce_ex__(4), right.__reduce_ex__(4)
+        reduced = value.__reduce_ex__(4)
     except TypeError:
-        return True
-    if isinstance(one, str) or isinstance(other, str):
-        return bool(one == other)
-    (_, args, *parts), (_, own_args, *own) = one, other
-    state, own_state = (_without_memos(each[0] if each else None, type(right)) for each in (parts, own))
-    items, own_items = ([list(each or ()) for each in more[1:]] for more in (parts, own))
-    return difference((args, state, items), (own_args, own_state, own_items)) is None
-
-
-def _without_memos(state: Any, kind: type) -> Any:
-    """Return an object's attributes, without values that a `cached_property` has stored."""
-    if not isinstance(state, dict):
-        return state
-    return {name: each for name, each in state.items() if not isinstance(getattr(kind, name, None), cached_property)}
+        return {}
+    if isinstance(reduced, str):
+        return {"name": reduced}
+    _, args, state, *items = (*reduced, None, None, None)[:5]
+    found = {f"argument {number}": each for number, each in enumerate(args)}
+    found["items"] = [list(each or ()) for each in items]
+    for number, part in enumerate(state if isinstance(state, tuple) else (state,)):
+        named = _without_memos(part, type(value)) if isinstance(part, dict) else {"": part}
+        found.update({f"state {number} {name}": each for name, each in named.items()})
+    return found
 
 
 def _same_zone(left: tzinfo | None, right: tzinfo | None) -> bool:
@@ -106,24 +177,22 @@ def _same_zone(left: tzinfo | None, right: tzinfo | None) -> bool:
     return offset is not None and offset == left.utcoffset(None) and name in (own, f"UTC{own}")
 
 
-def _in_model(left: Any, right: Any, where: str) -> str | None:
-    """Compare fields, what else is among the attributes, private attributes, and extras, whose names are data."""
-    private, extra = right.__pydantic_private__ or {}, right.__pydantic_extra__ or {}
-    own_private, own_extra = left.__pydantic_private__ or {}, left.__pydantic_extra__ or {}
-    found = _in_fields(left.__dict__, right.__dict__, where, type(right))
-    if found is None and (private or own_private):
-        found = _in_fields(own_private, private, where, type(right))
-    if found is None and (extra or own_extra):
-        found = _in_dict(own_extra, extra, f"{where} (extra)")
-    return found
+# --- containers
 
 
-def _in_fields(left: dict[str, Any], right: dict[str, Any], where: str, kind: type) -> str | None:
-    if left.keys() != right.keys():
-        left, right = _without_memos(left, kind), _without_memos(right, kind)
-        if left.keys() != right.keys():
-            return f"{where}: other attributes come back"
-    return _first([left[name] for name in right], right.values(), right, (f"{where}.", ""))
+def _in_container(left: Any, right: Any, where: str) -> str | None:
+    """Compare what a container holds, whatever its own class gives for it, and the bound of a deque."""
+    if isinstance(right, dict):
+        return _in_dict(dict(dict.items(left)), dict(dict.items(right)), where)
+    if isinstance(right, deque) and left.maxlen != right.maxlen:
+        return f"{where}: {type(right).__name__} comes back with another maxlen"
+    base: Any = next(each for each in _CONTAINERS if isinstance(right, each))
+    own, items = list(base.__iter__(left)), list(base.__iter__(right))
+    if isinstance(right, set | frozenset):
+        if set(own) != set(items):
+            return f"{where}: other members come back"
+        own = _matched(own, items)
+    return _in_items(own, items, where)
 
 
 def _in_dict(left: dict[Any, Any], right: dict[Any, Any], where: str) -> str | None:
@@ -154,10 +223,3 @@ def _matched(left: Iterable[Any], right: Iterable[Any]) -> list[Any]:
     """Return the members of `left` that equal those of `right`, in the order of `right`."""
     own = {member: member for member in left}
     return [own.get(member, _ABSENT) for member in right]
-
-
-def _attributes(value: Any) -> dict[str, Any]:
-    """Return the fields of a dataclass, in slots or not, and all other attributes that were set."""
-    own: dict[str, Any] = getattr(value, "__dict__", {})
-    slots = {name: getattr(value, name, _ABSENT) for name in value.__dataclass_fields__ if name not in own}
-    return {**slots, **own} if slots else own
