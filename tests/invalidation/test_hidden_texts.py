@@ -47,6 +47,13 @@ def _renames_org(name: str) -> dict[str, tuple[str, ...]]:
     }
 
 
+FOUND = {
+    "sqlite": (
+        "CREATE VIRTUAL TABLE found USING fts5(name)",
+        "INSERT INTO found (name) VALUES ('name old')",
+        "CREATE VIRTUAL TABLE of_orgs USING fts5(name, content = 'orgs', content_rowid = 'id')",
+    )
+}
 OF_A_ROW = {
     "postgresql": (
         """CREATE FUNCTION org_name(posts) RETURNS text STABLE LANGUAGE sql
@@ -150,6 +157,18 @@ CASES = {
         )
         for name in KNOWN[:4]
     },
+    "a full-text table as a function": Case(
+        sa.text("SELECT name FROM found('name')"), sa.text("UPDATE found SET name = 'name new'"), FOUND, SQLITE
+    ),
+    "a full-text table as a function of a statement": Case(
+        sa.select(sa.func.found("name").table_valued("name").c.name),
+        sa.text("UPDATE found SET name = 'name new'"),
+        FOUND,
+        SQLITE,
+    ),
+    "a full-text table without rows of its own": Case(
+        sa.text("SELECT name FROM of_orgs WHERE rowid = 1"), RENAME, FOUND, SQLITE
+    ),
     "a text has a function of a row as an attribute": Case(
         sa.text("SELECT p.org_name FROM posts p WHERE p.id = 1"), RENAME, OF_A_ROW, POSTGRESQL
     ),

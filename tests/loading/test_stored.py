@@ -43,6 +43,24 @@ async def test_peek_gives_what_is_stored_and_counts_nothing(any_client: Any) -> 
     assert load.stats == before
 
 
+async def test_what_shows_a_peek_is_not_stored(client: Redis) -> None:
+    """The entry that was looked at may be dropped by a write that would not reach the answer made of it."""
+    cache = Cache()
+    load = decorated(cache)
+
+    @cache.cached("outer:{number}")
+    async def outer(redis: Redis, number: int) -> str:
+        found = await load.peek(redis, number)
+        return "nothing" if found is None else found.json.decode()
+
+    assert await outer(client, 1) == "nothing"
+    assert await client.delete("outer:1") == 1
+    await load(client, 1)
+    assert await outer(client, 1) == '{"id":1}'
+    assert not await client.exists("outer:1")
+    assert outer.stats.fills == 1
+
+
 async def test_peek_at_a_known_entry_is_one_get(client: Redis) -> None:
     """The first look at these bytes decodes them and asks for the TTL; the next one does neither."""
     cache, sent = Cache(), list[str]()

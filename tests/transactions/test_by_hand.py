@@ -44,6 +44,25 @@ async def maria(mariadb: Database, client: Redis) -> AsyncIterator[World]:
         yield made
 
 
+async def test_a_savepoint_by_text_that_sqlite_commits_at_its_release(w: World) -> None:
+    """Made outside of a transaction, it is one: a rollback behind the release takes nothing back."""
+    if w.database.name != "sqlite":
+        pytest.skip("a savepoint is always inside of a transaction there")
+    assert (await w.one.read(), await w.two.read()) == ("old", "old")
+    async with w.database.sessions() as db:
+
+        @w.one.cache.invalidates("item:*")
+        async def rename(db: AsyncSession, redis: Any) -> None:
+            await db.execute(text("SAVEPOINT a"))
+            await db.execute(text("UPDATE item SET name = 'new'"))
+            await db.execute(text("RELEASE SAVEPOINT a"))
+
+        await rename(db, w.one.client)
+        await db.rollback()
+    assert (await w.truth(), await w.two.read()) == ("new", "new")
+    await w.quiet()
+
+
 @asynccontextmanager
 async def reading_old(w: World) -> AsyncIterator[Gate]:
     """Load the old row as a reader, and go on when all is done: the row must not have been stored then."""

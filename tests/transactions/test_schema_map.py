@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ConfigDict
 from redis.asyncio import Redis
-from sqlalchemy import Connection, event, select, text
+from sqlalchemy import Connection, delete, event, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_scoped_session
 from sqlalchemy.orm import DeclarativeBase, Mapped, ORMExecuteState, Session, mapped_column
 
@@ -243,6 +243,27 @@ async def test_each_session_of_a_call_counts(engine: AsyncEngine, client: Redis)
     for _ in range(2):
         assert await in_each(engine, by_engine, read) == [[tenant] * 4 for tenant in TENANTS]
     assert (second.stats.hits, several.stats.hits) == (1, 1), "of the calls whose two sessions have one map"
+
+
+async def test_put_counts_each_session_too(engine: AsyncEngine, client: Redis) -> None:
+    """What was made under two maps is stored under the key of neither, and `explain` says why."""
+
+    @cached("put:{number}")
+    async def both(db: AsyncSession, tenant: AsyncSession, redis: Redis, number: int) -> list[str]:
+        query = select(Note.body).where(Note.id == number)
+        return [(await each.scalars(query)).one() for each in (db, tenant)]
+
+    first, second = (engine.execution_options(schema_translate_map={None: tenant}) for tenant in TENANTS[:2])
+    async with AsyncSession(first) as one, AsyncSession(second) as two:
+        one.add(Note(id=7, body="new"))
+        await one.flush()
+        await both.put(["a", "b"], db=one, tenant=two, redis=client, number=7)
+        await one.commit()
+        assert not [key for key in await client.keys() if key.startswith(b"put:")]
+        found = await both.explain(db=one, tenant=two, redis=client, number=7)
+        assert (found.state, found.reasons) == ("bypass", ("its sessions have several schema maps",))
+        await one.execute(delete(Note).where(Note.id == 7))
+        await one.commit()
 
 
 class Repository:

@@ -9,12 +9,15 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, Engine, create_engine, text, update
+from redis.asyncio import Redis
+from sqlalchemy import Connection, Engine, create_engine, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
+from fastrdb import Cache
+from fastrdb.testing.server import EmbeddedServer
 from fastrdb.transactions.state import Transaction, transaction_of
-from tests.support.world.world import PATIENT, Item, World
+from tests.support.world.world import PATIENT, Base, Item, Owner, World
 
 
 @pytest.fixture
@@ -89,6 +92,39 @@ async def test_a_commit_in_a_thread_after_the_call(w: World, engine: Engine) -> 
         assert await w.two.read() == "new"
         gate.open()
     await w.quiet()
+
+
+def test_the_end_of_an_event_loop_waits_for_a_commit_before_it(server: EmbeddedServer, tmp_path: Path) -> None:
+    """A script ends right behind the commit of a synchronous session, which cannot wait for Redis itself."""
+    engine = create_engine(f"sqlite:///{tmp_path / 'script.db'}")
+    Base.metadata.create_all(engine)
+    namespace = "script"
+
+    async def run(name: str | None) -> str:
+        client = Redis(port=server.port)
+        cache = Cache(client, namespace=namespace)
+
+        @cache.cached("item")
+        async def item() -> str:
+            with Session(engine) as db:
+                return db.scalars(select(Item.name)).one()
+
+        @cache.invalidates("item*")
+        async def rename(db: Any) -> None:
+            db.execute(update(Item).values(name=name))
+
+        found = await item()
+        if name is not None:
+            with Session(engine) as db:
+                await rename(db)
+                db.commit()  # and the loop ends: no await is left
+        return found
+
+    with Session(engine) as db:
+        db.add(Item(id=1, name="old", owner=Owner(id=1, name="ann")))
+        db.commit()
+    assert [asyncio.run(run(name)) for name in ("new", None)] == ["old", "new"]
+    engine.dispose()
 
 
 def test_transactions_of_other_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
