@@ -27,6 +27,8 @@ _HEAD_LIMIT_BYTES: Final = 460  # a little less than what is kept of a long key:
 _MOST_BYTES: Final = 4  # of one character in UTF-8
 _WILDCARDS = re.compile(r"[*?]")
 _PLAIN = frozenset((str, int, bool, float, Decimal, UUID, bytes, datetime, date, time, timedelta, NoneType))
+_MOST_ELEMENTS: Final = 256
+"""A list with more elements reaches whatever stands in its place."""
 _NOTHING: Final = object()  # the attribute of a value that is None
 
 Arguments = Mapping[str, Any]
@@ -320,6 +322,15 @@ class Template:
                 raise KeyValueError(self._function, source.part.field, "NoneType")
             return (NIL,)
         encode_with(source.check, value, self._function, source.part.field)
+        found = self._spelled(source, value)
+        if type(value) in (list, tuple, set, frozenset):  # each element, as in the keys of `cached_many`, and the whole
+            if len(value) > _MOST_ELEMENTS:
+                return ("*",)
+            found = (*found, *chain(*(self._spelled(source, each) for each in value)))
+        return found
+
+    @staticmethod
+    def _spelled(source: _Source, value: Any) -> tuple[str, ...]:
         texts = [spellings(source.write(form), source.part) for form in forms_of(value)]
         return (*chain(*texts), *(f"{text}{MARK}*" for text in texts[0])) if texts else ("%*",)
 

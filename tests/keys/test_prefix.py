@@ -143,6 +143,19 @@ def test_functions_may_declare_differently(value: Any, declared: Any, given_as: 
         assert any(prefix.matches(key) for prefix in filled("user:{x}", [given_as], x=value))
 
 
+@pytest.mark.parametrize("kind", [list, tuple, set, frozenset])
+def test_a_list_reaches_each_element_and_the_whole(kind: type) -> None:
+    """The pattern of `cached_many` has one element where its function takes the list."""
+    keys = "user:1", "user:2:x", "user:3", "user:12"
+    assert reached("user:{ids}", *keys, ids=kind([1, 2])) == ["user:1", "user:2:x"]
+    assert reached("user:{ids}:x", *keys, ids=kind([1, 2])) == ["user:2:x"]
+    assert reached("user:{ids}", f"user:{encode_value(kind([1, 2]))}", ids=kind([1, 2]))
+    assert reached("user:{ids}", *keys, ids=kind(range(4, 400))) == [*keys], "too many to name each"
+    assert not reached("user:{ids}", *keys, ids=kind())
+    single = Template(Pattern.parse("user:{ids}", owner="f", kind="pattern"), None, "f")
+    assert {"user:1", "user:2"} <= {*single.keys({"ids": kind([1, 2])}).keys}
+
+
 def test_what_is_not_known_cuts_the_prefix() -> None:
     """More is reached, never less: the text before the first placeholder that cannot be filled is the prefix."""
     assert filled("list:{a}:{b}:x", a=1.5) == [Prefix("list:1.5:"), Prefix("list:1.5%a", "*:*")]

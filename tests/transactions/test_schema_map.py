@@ -246,7 +246,7 @@ async def test_each_session_of_a_call_counts(engine: AsyncEngine, client: Redis)
 
 
 async def test_put_counts_each_session_too(engine: AsyncEngine, client: Redis) -> None:
-    """What was made under two maps is stored under the key of neither, and `explain` says why."""
+    """A value that was made under two maps is stored under the key of neither, and `explain` says why."""
 
     @cached("put:{number}")
     async def both(db: AsyncSession, tenant: AsyncSession, redis: Redis, number: int) -> list[str]:
