@@ -322,17 +322,15 @@ class Template:
                 raise KeyValueError(self._function, source.part.field, "NoneType")
             return (NIL,)
         encode_with(source.check, value, self._function, source.part.field)
-        found = self._spelled(source, value)
-        if type(value) in (list, tuple, set, frozenset):  # each element, as in the keys of `cached_many`, and the whole
+        several, found = [value], list[str]()
+        if type(value) in (list, tuple, set, frozenset):  # the whole, and each element, as `cached_many` has keys of it
             if len(value) > _MOST_ELEMENTS:
                 return ("*",)
-            found = (*found, *chain(*(self._spelled(source, each) for each in value)))
-        return found
-
-    @staticmethod
-    def _spelled(source: _Source, value: Any) -> tuple[str, ...]:
-        texts = [spellings(source.write(form), source.part) for form in forms_of(value)]
-        return (*chain(*texts), *(f"{text}{MARK}*" for text in texts[0])) if texts else ("%*",)
+            several += value
+        for each in several:
+            texts = [spellings(source.write(form), source.part) for form in forms_of(each)]
+            found += (*chain(*texts), *(f"{text}{MARK}*" for text in texts[0])) if texts else ("%*",)
+        return tuple(found)
 
 
 def _joined(parts: Sequence[Part], texts: Sequence[Sequence[str]], rest: str) -> Iterable[str]:
