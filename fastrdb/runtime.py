@@ -64,8 +64,7 @@ def is_disabled(owner: object) -> bool:
 class LoopState:
     """The part of a cache in one event loop: flights, tasks, and a store for each server."""
 
-    def __init__(self, cache: ReferenceType[Runtime]) -> None:
-        self._cache = cache
+    def __init__(self) -> None:
         self.flights = Flights()
         self.stores: dict[Hashable, Store] = {}
         self.by_pool: WeakKeyDictionary[Any, Store] = WeakKeyDictionary()
@@ -101,8 +100,6 @@ class LoopState:
             yield
         finally:
             await self.aclose(_LOOP_END_S)
-            if (cache := self._cache()) is not None:
-                _kept.discard(cache)  # else each test that closes none would leave one more that follows all writes
 
     def inherit(self, ended: LoopState) -> None:
         """Take over the invalidations that a loop which has ended could not bring to Redis."""
@@ -278,7 +275,7 @@ class Runtime:
         return state
 
     def _begin(self, loop: asyncio.AbstractEventLoop) -> LoopState:
-        state = LoopState(ref(self))
+        state = LoopState()
         # Other threads begin loops of theirs meanwhile, and take over from those that have ended.
         for known in self._states.keyrefs():
             other = known()
@@ -331,18 +328,13 @@ class Runtime:
             task = self.background(store.invalidate_soon(client, prefixes, keys, counted, images))
         return await asyncio.shield(task)
 
-    def keep(self, lost: Callable[[str], object]) -> None:
-        """Live without any reference, until `aclose` or the end of an event loop in which the cache was used.
-
-        A process that only writes may refer to its cache nowhere. If the cache goes later, `lost` gets its name.
-        """
-        _kept.add(self)
+    def report_loss(self, lost: Callable[[str], object]) -> None:
+        """Have `lost` called with the cache's name if the cache goes without an `aclose`."""
         self._lost = finalize(self, lost, self.owner)
 
     async def aclose(self, limit: float) -> None:
-        """End the work in this event loop. From now on, live as long as something refers to the cache."""
+        """End the work in this event loop."""
         await self.here().aclose(limit)
-        _kept.discard(self)
         if self._lost is not None:
             self._lost.detach()
 
@@ -369,7 +361,6 @@ def _forgive(task: asyncio.Task[Any]) -> None:
 
 
 _runtimes: WeakSet[Runtime] = WeakSet()
-_kept: set[Runtime] = set()
 _parents: list[Any] = []
 
 

@@ -136,7 +136,7 @@ def follow_with(
         views={name.lower(): _all_names(owner, "views", given) for name, given in views.items()},
     )
     add_follower(made)
-    cache.keep(lost.append)
+    cache.report_loss(lost.append)
     return made
 
 

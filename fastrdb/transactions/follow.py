@@ -75,9 +75,8 @@ def add_follower(cache: Follower) -> None:
 def log_lost() -> None:
     """Log that a write is not followed, since the caches have gone that would."""
     _log.warning(
-        "%s: a write is not followed: the cache with auto=True has gone, since nothing refers to it after the event "
-        "loop in which it was used. Keep it in a variable of a module, or call its aclose() when writes may go "
-        "unfollowed",
+        "%s: a write is not followed: the cache with auto=True has gone, since nothing refers to it. Keep it in a "
+        "variable of a module, or call its aclose() where writes need not be followed any more",
         lost.pop(),
     )
     lost.clear()

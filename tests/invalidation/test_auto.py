@@ -223,30 +223,11 @@ async def test_a_process_that_only_writes_drops(filled: Database, functions: Fun
         assert await functions.person(db, 1) == "worked"
 
 
-async def test_a_cache_to_which_nothing_refers_follows(filled: Database, functions: Functions, client: Redis) -> None:
-    """A process that only writes makes a cache where it starts, and has no function of its."""
-    for follower in list(followers):
-        followers.discard(follower)  # as if the readers' cache were in another process
-
-    def set_up() -> None:
-        Cache(client, auto=True)
-
-    set_up()
-    gc.collect()
-    (follower,) = followers
-    async with filled.sessions() as db:
-        (await db.get_one(Person, 1)).name = "new"
-        await db.commit()
-    cache: Any = follower
-    await cache._cache().aclose(1.0)
-    assert await functions.reloaded(filled) >= OF_ONE
-
-
 @pytest.mark.parametrize("closes", [False, True])
 def test_a_cache_that_is_lost_is_logged_at_the_next_write(
     server: EmbeddedServer, caplog: pytest.LogCaptureFixture, closes: bool
 ) -> None:
-    """It was used in an event loop that has ended, and nothing refers to it. One that was closed may go."""
+    """A process that only writes may refer to its cache nowhere. One that was closed may go."""
     gc.collect()
     lost.clear()
 
