@@ -329,7 +329,7 @@ class Runtime:
         return await asyncio.shield(task)
 
     def report_loss(self, lost: Callable[[str], object]) -> None:
-        """Have `lost` called with the cache's name if the cache goes without an `aclose`."""
+        """Call `lost` with the name of the cache if the cache goes without an `aclose`."""
         self._lost = finalize(self, lost, self.owner)
 
     async def aclose(self, limit: float) -> None:
