@@ -219,7 +219,8 @@ class Entries:
     def keep(self, store: Store, ticket: Token | None, entry: Timed, value: Any, left_ms: float) -> None:
         """Keep an entry in this process for as long as its `exp` lasts, if `ticket` says that it may be kept."""
         if ticket is not None:
-            kept = (own_copy(value), self.codec) if self.codec.shared else (entry.raw, None)
+            shared = self.codec.shared and self.codec.shares(value)
+            kept = (own_copy(value), self.codec) if shared else (entry.raw, None)
             store.near.keep(ticket, *kept, size=len(entry.raw), ttl_ms=whole_ms(left_ms))
 
     async def read(
@@ -275,7 +276,8 @@ class Entries:
             except NotPlainError:
                 return raw, reason, Alone()
             return raw, reason, Landed(b"", partial(plain_copy, kept))
-        return raw, reason, Landed(raw, partial(own_copy, own_copy(value)) if self.codec.shared else None)
+        shared = self.codec.shared and self.codec.shares(value)
+        return raw, reason, Landed(raw, partial(own_copy, own_copy(value)) if shared else None)
 
     def failed(
         self, error: Exception, why: str | None, *, many: bool, of_several: bool

@@ -20,7 +20,7 @@ from fastrdb.keys import members, variables
 
 from . import types
 from .equality import difference
-from .schema import Schema, compile_exact, exact, field_names, schema_digest, unlike_response
+from .schema import Schema, classes_in, compile_exact, exact, field_names, schema_digest, unlike_response
 
 _KNOWN_ERRORS: Final = frozenset(get_args(ErrorType))  # a validator of the user's has types and texts of its own
 _QUOTING: Final = {"error", "tag", "encoding_error"}  # what a text of pydantic's quotes: another text, or the value
@@ -55,11 +55,11 @@ class Codec:
     Attributes:
         type: the type of a call's answer: the annotation, or the schema in its shape.
         converts: the function's results are converted to a schema.
-        shared: one value may be handed to many callers, since none of them can change it.
+        shared: one value may be handed to many callers, if it holds only its fields: see `shares`.
         optional: None is one of the values.
     """
 
-    __slots__ = ("_adapter", "_dump", "_load", "_schema", "converts", "optional", "owner", "shared", "type")
+    __slots__ = ("_adapter", "_classes", "_dump", "_load", "_schema", "converts", "optional", "owner", "shared", "type")
 
     def __init__(self, annotation: Any, *, schema: Any = None, owner: str) -> None:
         self.owner = owner
@@ -74,6 +74,7 @@ class Codec:
         types.refuse(core, owner)
         entry = exact(core)
         self.shared = types.is_immutable(entry)
+        self._classes = frozenset(classes_in(entry))
         validator, serializer = compile_exact(entry)
         self._load = partial(validator.validate_json, strict=True)
         self._dump = serializer.to_json
@@ -153,6 +154,10 @@ class Codec:
             return f"it does not come back from JSON: {_first(exc.__cause__, self._core)}"
         except Exception as exc:  # noqa: BLE001 (an own __eq__ raises what it likes)
             return f"it cannot be compared with what comes back from JSON: {type(exc).__name__}"
+
+    def shares(self, value: Any) -> bool:
+        """Return whether a value of a shared type holds only its fields, so that it may indeed be handed to many."""
+        return types.holds_only_fields(value, self._classes)
 
     def convert(self, result: Any) -> Any:
         """Return the call's answer for the function's `result`: converted to `schema=`, or else the result itself.

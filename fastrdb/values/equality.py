@@ -12,6 +12,7 @@ from collections import deque
 from contextlib import suppress
 from datetime import date, datetime, time, tzinfo
 from decimal import Decimal
+from enum import Enum
 from functools import cached_property, lru_cache
 from types import MemberDescriptorType, NoneType
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
 _ABSENT = object()
-_class_of: Callable[[object], Any] = type  # for the checker, to which a class cannot be hashed
+class_of: Callable[[object], Any] = type  # for the checker, to which a class cannot be hashed
 _PLAIN = frozenset({str, int, bool, NoneType, bytes, date})  # same type and equal is the same
 _SCALARS = _PLAIN | {float, Decimal, datetime, time, UUID}
 _CONTAINERS = (dict, list, tuple, set, frozenset, deque)
@@ -34,11 +35,11 @@ _OWN_PICKLE = frozenset({"__reduce__", "__reduce_ex__", "__getstate__"})
 
 def difference(left: Any, right: Any, where: str = "value") -> str | None:
     """Return the first place where `left` is not the same as `right`, in words without the values; None if nowhere."""
-    kind = _class_of(right)
+    kind = class_of(right)
     found = None
     if left is right:
         return None
-    if kind is not _class_of(left):
+    if kind is not class_of(left):
         if isinstance(right, UUID) and left == right:
             return None  # drivers give UUIDs of classes of their own (asyncpg), which have the same methods
         return f"{where}: {kind.__name__} comes back as {type(left).__name__}"
@@ -59,7 +60,7 @@ def difference(left: Any, right: Any, where: str = "value") -> str | None:
 def held(value: Any) -> dict[str, Any]:
     """Return all attributes that an object holds: those of its `__dict__`, and the slots of all its classes."""
     found = dict(getattr(value, "__dict__", ()))
-    for name, slot in slots_of(_class_of(value)).items():
+    for name, slot in slots_of(class_of(value)).items():
         with suppress(AttributeError):  # never set
             found[name] = slot.__get__(value)
     return found
@@ -87,12 +88,12 @@ def slots_of(kind: type) -> dict[str, MemberDescriptorType]:
 @lru_cache(1_000)
 def is_data(kind: type) -> bool:
     """Return whether objects of a class are nothing but attributes: models, and dataclasses without a base in C."""
-    declared = issubclass(kind, BaseModel) or dataclasses.is_dataclass(kind)
+    declared = issubclass(kind, BaseModel) or (dataclasses.is_dataclass(kind) and not issubclass(kind, Enum))
     return declared and all(base.__flags__ & _MADE_BY_PYTHON for base in kind.__mro__[:-1])
 
 
 def _in_attributes(left: Any, right: Any, where: str) -> str | None:
-    kind = _class_of(right)
+    kind = class_of(right)
     if slots_of(kind) or not hasattr(right, "__dict__"):
         return _in_names(held(left), held(right), where, kind)
     return _in_names(left.__dict__, right.__dict__, where, kind)  # the usual class, at little cost

@@ -109,15 +109,16 @@ def exact(schema: Schema, config: Schema | None = None) -> Schema:
 
 def compile_exact(schema: Schema) -> tuple[SchemaValidator, SchemaSerializer]:
     """Return the validator and the serializer of an exact schema."""
-    with _building, _rebuilt(set(_classes(schema))):
+    with _building, _rebuilt(set(classes_in(schema))):
         return SchemaValidator(schema, _JSON), SchemaSerializer(schema, _JSON)  # type: ignore[arg-type]
 
 
-def _classes(schema: Schema) -> Iterator[type]:
+def classes_in(schema: Schema) -> Iterator[type]:
+    """Yield the classes of all models and dataclasses in a schema."""
     if kind_of(schema) in ("model", "dataclass"):
         yield schema["cls"]
     for part, _ in parts(schema):
-        yield from _classes(part)
+        yield from classes_in(part)
 
 
 @contextmanager

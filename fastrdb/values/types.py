@@ -6,11 +6,19 @@ import enum
 import functools
 import inspect
 from collections.abc import Collection, Iterable, Iterator, MutableSequence, Sequence
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from fractions import Fraction
 from types import NoneType, UnionType
 from typing import Annotated, Any, Optional, Union, get_args, get_origin
+from uuid import UUID
+
+from pydantic import BaseModel
+from pydantic_core import MultiHostUrl, Url
 
 from fastrdb.errors import SchemaError
 
+from .equality import class_of, held, is_data, slots_of
 from .schema import Schema, kind_of, parts
 
 _LISTS = (list, Sequence, MutableSequence, Collection, Iterable)
@@ -22,6 +30,11 @@ _FROZEN_IF_PARTS_ARE = frozenset({
     *("nullable", "union", "tagged-union", "tuple", "frozenset", "function-before", "model-fields", "model-field"),
     *("dataclass-args", "dataclass-field", "named-tuple", "named-tuple-field"),
 })  # fmt: skip
+_UNCHANGEABLE = frozenset({
+    *(NoneType, bool, int, float, complex, str, bytes, date, time, datetime, timedelta, Decimal, Fraction, UUID),
+    *(Url, MultiHostUrl),
+})  # fmt: skip
+"""What the kinds of _SCALARS are in Python, but for the members of an enum."""
 _WITHOUT_JSON = {
     "callable": "a callable",
     "is-subclass": "a class",
@@ -158,41 +171,65 @@ def is_immutable(schema: Schema, known: dict[str, Schema] | None = None, *, insi
         known |= {definition["ref"]: definition for definition in schema["definitions"]}
         return is_immutable(schema["schema"], known, inside=inside)
     if kind == "definition-ref":
-        # While it is being checked, a type that holds itself counts as immutable, unless it is a model.
+        # While it is being checked, a type that holds itself counts as immutable, unless it is copied.
         definition, ref = known.get(schema["schema_ref"], _NOTHING), schema["schema_ref"]
-        known[ref] = _ANYTHING if _holds(definition, "model") else _NOTHING
+        known[ref] = _ANYTHING if _is_copied(definition) else _NOTHING
         return is_immutable(definition, known, inside=inside)
     if kind in _SCALARS:
         return True
     if kind in ("function-after", "function-wrap"):  # the function gives the value; around a model it gives the model
-        return _holds(schema, "model", "dataclass") and is_immutable(schema["schema"], known, inside=inside)
-    if not _is_frozen_container(schema, kind) or (inside and kind == "model"):
+        called = kind_of(_called_on(schema)) in ("model", "dataclass")
+        return called and is_immutable(schema["schema"], known, inside=inside)
+    if not _is_frozen_container(schema, kind) or (inside and _is_copied(schema)):
         return False
     inside = inside or kind not in ("nullable", "union", "tagged-union", "function-before")
     return all(is_immutable(part, known, inside=inside) for part, _ in parts(schema))
 
 
-def own_copy(value: Any) -> Any:
-    """Return an immutable value for one of many callers: a copy of a frozen model, with its own `model_fields_set`.
+def holds_only_fields(value: Any, classes: Collection[type]) -> bool:
+    """Return whether callers can change nothing in such a value: objects of these classes that hold only their fields.
 
-    The caller can change `model_fields_set` even of a frozen model. The fields themselves are shared.
+    The type does not say so: a validator, or `__post_init__`, may leave in an object what it likes.
     """
-    fields = getattr(value, "__pydantic_fields_set__", None)
-    if fields is None:
+    kind = class_of(value)
+    if kind is frozenset or (isinstance(value, tuple) and not kind.__dictoffset__):  # a tuple has no slots
+        return all(holds_only_fields(each, classes) for each in value)
+    if kind not in classes:
+        return kind in _UNCHANGEABLE or isinstance(value, enum.Enum)
+    fields = kind.__pydantic_fields__ if issubclass(kind, BaseModel) else kind.__dataclass_fields__
+    found = held(value)
+    return found.keys() <= fields.keys() and all(holds_only_fields(each, classes) for each in found.values())
+
+
+def own_copy(value: Any) -> Any:
+    """Return a shared value for one of many callers: of a frozen model or dataclass a copy, which shares the fields.
+
+    Frozen are the fields. The caller can add attributes, and change `model_fields_set`.
+    """
+    attributes = getattr(value, "__dict__", None)
+    kind = class_of(value)
+    if attributes is None or not is_data(kind):
         return value
-    made, put = object.__new__(type(value)), object.__setattr__
-    put(made, "__dict__", value.__dict__)
-    put(made, "__pydantic_fields_set__", fields.copy())
-    put(made, "__pydantic_extra__", None)
-    put(made, "__pydantic_private__", None)
+    made, put = object.__new__(kind), object.__setattr__
+    put(made, "__dict__", attributes.copy())
+    fields = getattr(value, "__pydantic_fields_set__", None)
+    if fields is not None:
+        put(made, "__pydantic_fields_set__", fields.copy())
+        put(made, "__pydantic_extra__", None)
+        put(made, "__pydantic_private__", None)
     return made
 
 
-def _holds(schema: Schema, *kinds: str) -> bool:
-    """Return whether a type is of one of these kinds, perhaps inside of functions."""
+def _called_on(schema: Schema) -> Schema:
+    """Return the schema inside of functions."""
     while kind_of(schema).startswith("function-") and "schema" in schema:
         schema = schema["schema"]
-    return kind_of(schema) in kinds
+    return schema
+
+
+def _is_copied(schema: Schema) -> bool:
+    """Return whether `own_copy` makes a copy for each caller, which it does not do of what is inside."""
+    return bool(getattr(_called_on(schema).get("cls"), "__dictoffset__", 0))
 
 
 def _is_frozen_container(schema: Schema, kind: str) -> bool:
@@ -202,15 +239,10 @@ def _is_frozen_container(schema: Schema, kind: str) -> bool:
         standard = getattr(cls, "__dataclass_params__", None)  # pydantic ignores the standard library's frozen=
         frozen = settings.get("frozen") or (standard is not None and standard.frozen)
         loose = schema["schema"].get("extra_behavior") == "allow" or getattr(cls, "__private_attributes__", None)
-        return bool(frozen) and not loose and not _has_memo(cls) and not _has_slots(cls)
+        slots = cls.__dictoffset__ and slots_of(cls)  # of which `own_copy` makes no copy
+        return bool(frozen) and is_data(cls) and not (loose or slots or _has_memo(cls))
     return kind in _FROZEN_IF_PARTS_ARE
 
 
 def _has_memo(cls: type) -> bool:
     return any(isinstance(item, functools.cached_property) for base in cls.__mro__ for item in vars(base).values())
-
-
-def _has_slots(cls: type) -> bool:
-    """Return whether a pydantic model has slots besides pydantic's own, of which `own_copy` makes no copy."""
-    own = (vars(base).get("__slots__") for base in cls.__mro__ if base.__module__ != "pydantic.main")
-    return hasattr(cls, "__pydantic_fields_set__") and any(own)

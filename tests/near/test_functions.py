@@ -132,7 +132,7 @@ async def test_what_cannot_be_changed_is_handed_out_as_it_is(cache: Cache, gated
 
 
 async def test_the_fields_set_of_a_frozen_model_are_its_callers_own(cache: Cache, gated: GatedClient) -> None:
-    """A caller that empties the set empties its own, also the one whose answer is kept. All share the fields."""
+    """A caller that empties the set empties its own, also the one whose answer is kept."""
 
     @cache.cached("point:{x}")
     async def get(x: int) -> Point | None:
@@ -149,8 +149,7 @@ async def test_the_fields_set_of_a_frozen_model_are_its_callers_own(cache: Cache
     found = await get(1)
     assert found == Point(x=1)
     assert found is not None
-    assert vars(found) is vars(await get(1))
-    assert get.stats.near == 3
+    assert get.stats.near == 2
 
 
 def renumber(found: Loose) -> None:

@@ -29,6 +29,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, mapped_co
 
 from fastrdb.errors import SchemaError
 from fastrdb.values.codec import Codec
+from fastrdb.values.types import holds_only_fields
 
 T = TypeVar("T")
 
@@ -208,10 +209,32 @@ class Loosely:
     a: int
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Point:
     a: int
     b: Point | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Alone:
+    a: int
+    b: Point | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain:
+    a: int
+    b: Chain | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Both(Point):
+    c: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Grown(list[int]):
+    a: int
 
 
 class Flat(BaseModel):
@@ -228,20 +251,29 @@ class Row(NamedTuple):
     a: int
 
 
-@pytest.mark.parametrize("kind", [int, str | None, Flat, tuple[Point, ...], Flat | None, Point, Absent, bytes])
+@pytest.mark.parametrize(
+    "kind",
+    [int, str | None, Flat, tuple[Point, ...], Flat | None, Point, Alone, Alone | None, Absent, bytes],
+)
 def test_what_nobody_can_change_is_shared(kind: Any) -> None:
-    """Frozen all the way down, with a model at the top only, since each caller gets fields set of its own."""
+    """Frozen all the way down, with attributes at the top only, since each caller gets a dict of these of its own."""
     assert Codec(kind, owner="load").shared
 
 
 @pytest.mark.parametrize(
     "kind",
     [Thawed, list[Frozen], tuple[Thawed, ...], WithList, WithPrivate, WithExtras, WithMemo, WithFunction, Loosely,
-     dict[str, int], Frozen | Thawed, Frozen, Pair, tuple[Flat, ...], WithSlot],
+     dict[str, int], Frozen | Thawed, Frozen, Pair, tuple[Flat, ...], WithSlot, tuple[Alone, ...], Chain, Both, Grown],
 )  # fmt: skip
 def test_what_somebody_can_change_is_not_shared(kind: Any) -> None:
-    """One mutable part anywhere, a model inside, a memo, private state or extras: each caller gets its own."""
+    """One mutable part anywhere, attributes inside, a memo, private state or extras: each caller gets its own."""
     assert not Codec(kind, owner="load").shared
+
+
+@pytest.mark.parametrize(("value", "holds"), [(Row(1), True), (Row([1]), False), (type("Sub", (Row,), {})(1), False)])  # type: ignore[arg-type]
+def test_a_named_tuple_holds_its_items_only_if_it_has_room_for_no_more(value: Any, holds: bool) -> None:
+    """Which versions of pydantic take the type for immutable differs."""
+    assert holds_only_fields(value, ()) is holds
 
 
 @pytest.mark.parametrize(
