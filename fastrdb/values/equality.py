@@ -29,6 +29,7 @@ _PLAIN = frozenset({str, int, bool, NoneType, bytes, date})  # same type and equ
 _SCALARS = _PLAIN | {float, Decimal, datetime, time, UUID}
 _CONTAINERS = (dict, list, tuple, set, frozenset, deque)
 _NUMBERS = (float, Decimal, datetime, time)  # compared by more than `==`, and by less than what `pickle` takes
+_DRIVER = "asyncpg"  # its UUIDs are of a class of its own, which has the methods of UUID
 _MADE_BY_PYTHON = 1 << 9  # Py_TPFLAGS_HEAPTYPE
 _OWN_PICKLE = frozenset({"__reduce__", "__reduce_ex__", "__getstate__"})
 
@@ -40,8 +41,8 @@ def difference(left: Any, right: Any, where: str = "value") -> str | None:
     if left is right:
         return None
     if kind is not class_of(left):
-        if isinstance(right, UUID) and left == right:
-            return None  # drivers give UUIDs of classes of their own (asyncpg), which have the same methods
+        if class_of(left) is UUID and kind.__module__.partition(".")[0] == _DRIVER and left == right:
+            return None
         return f"{where}: {kind.__name__} comes back as {type(left).__name__}"
     if kind in _SCALARS or not (is_data(kind) or isinstance(right, _CONTAINERS)):
         return None if _same_object(left, right) else f"{where}: another {kind.__name__} comes back"

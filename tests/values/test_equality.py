@@ -9,8 +9,10 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import pytest
+from asyncpg.pgproto import pgproto
 from pydantic import BaseModel, TypeAdapter
 
+from fastrdb.values import Codec
 from fastrdb.values.equality import difference
 
 EAST = timezone(timedelta(hours=2))
@@ -88,12 +90,24 @@ def test_the_place_is_named_without_the_values() -> None:
     assert difference(Item(a=[Item(a="secret")]), Item(a=[Item(a="other")])) == "value.a[0].a: another str comes back"
 
 
+TEXT = "6ba7b810-9dad-11d1-80b4-00c04fd430c8"
+
+
 def test_a_drivers_own_uuid_is_a_uuid() -> None:
     """asyncpg gives UUIDs of a class of its own, which are stored and come back as the standard library's."""
+    assert difference(UUID(TEXT), pgproto.UUID(TEXT)) is None
+    assert difference(UUID(TEXT), pgproto.UUID(TEXT.replace("6", "7"))) is not None
 
-    class DriverUUID(UUID):
-        pass
 
-    text = "6ba7b810-9dad-11d1-80b4-00c04fd430c8"
-    assert difference(UUID(text), DriverUUID(text)) is None
-    assert difference(UUID(text), DriverUUID(text.replace("6", "7"))) is not None
+class OwnUUID(UUID):
+    """An application's own, which writes itself in another way."""
+
+    def __str__(self) -> str:
+        return f"user_{self.hex}"
+
+
+@pytest.mark.parametrize(("kind", "wrap"), [(UUID, lambda value: value), (list[UUID], lambda value: [value])])
+def test_an_applications_own_uuid_is_not_stored_as_a_uuid(kind: Any, wrap: Any) -> None:
+    """A hit would be of another class, with other methods."""
+    codec, value = Codec(kind, owner="f"), wrap(OwnUUID(TEXT))
+    assert "comes back as UUID" in str(codec.verify(codec.encode(value), value))
