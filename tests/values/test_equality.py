@@ -85,6 +85,22 @@ def test_a_fixed_offset_is_the_same_whatever_its_class(zone: tzinfo, value: Any)
     assert difference(kind.validate_json(kind.dump_json(value)), value) is None
 
 
+@pytest.mark.parametrize(
+    ("zone", "name"),
+    [(UTC, "UTC"), (ZoneInfo("UTC"), "UTC"), (EAST, "+02:00"), (timezone(-timedelta(hours=1)), "-01:00")],
+)
+def test_a_hit_has_the_offset_of_the_miss(zone: tzinfo, name: str) -> None:
+    """The zone is an object of pydantic's, with that offset and a name of its own."""
+    codec, value = Codec(datetime, owner="f"), NOON.replace(tzinfo=zone)
+    raw = codec.encode(value)
+    found = codec.decode(raw)
+    assert codec.verify(raw, value) is None
+    assert (found, found.isoformat(), found.utcoffset()) == (value, value.isoformat(), value.utcoffset())
+    assert (type(found.tzinfo).__name__, found.tzname()) == ("TzInfo", name)
+    assert isinstance(zone, ZoneInfo) or found.tzinfo == zone
+    assert found.astimezone(UTC).tzinfo is UTC
+
+
 def test_the_place_is_named_without_the_values() -> None:
     """The text leads to the field and keeps what is in it to itself."""
     assert difference(Item(a=[Item(a="secret")]), Item(a=[Item(a="other")])) == "value.a[0].a: another str comes back"
