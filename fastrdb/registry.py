@@ -135,21 +135,27 @@ class Registry:
     def warn(self, new: Registered | None = None) -> None:
         """Say of this function, or of each one, that a function of another cache has the same keys.
 
-        That is no error: a cache that is made anew, as in each test, may have functions of the one before for a while.
+        That is no error: a cache that is made anew may have functions of the one before for a while. Functions inside
+        of other functions are left out, such as those of a test: these come and go with their caches.
         """
         for found in self._same_elsewhere(self if new is None else [new]):
             logger.warning("%s", found)
 
     def _same_elsewhere(self, functions: Iterable[Registered]) -> Iterator[Finding]:
         if any(True for _ in self._beside()):
-            yield from filter(None, (self._same_keys(each, self._beside) for each in functions))
+            lasting = (each for each in functions if "<locals>" not in each.function)
+            yield from filter(None, (self._same_keys(each, self._beside) for each in lasting))
 
     def _same_keys(self, function: Registered, registries: Callable[[], Iterable[Registry]]) -> Finding | None:
         """Return the first function there that makes the keys of this one, too."""
 
         def first() -> Finding | None:
             others = ((other, registry is self) for registry in registries() for other in registry)
-            of_keys = ((each, here) for each, here in others if each.pattern is not None and not each.of_subclass)
+            of_keys = (
+                (each, here)
+                for each, here in others
+                if each.pattern is not None and not each.of_subclass and (here or "<locals>" not in each.function)
+            )
             return next((found for each in of_keys if (found := _same_keys(function, *each)) is not None), None)
 
         if function.of_subclass or function.pattern is None or first() is None:

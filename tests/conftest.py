@@ -14,11 +14,12 @@ from hypothesis import HealthCheck, settings
 from redis.asyncio.cluster import RedisCluster
 
 from fastrdb import Cache, default_cache
+from fastrdb.invalidation.follower import Following
 from fastrdb.protocol import Store
 from fastrdb.registry import Registry
 from fastrdb.testing import GatedClient
 from fastrdb.testing.server import EmbeddedServer, find_binaries
-from fastrdb.transactions.follow import followers
+from fastrdb.transactions.follow import followers, lost
 from tests.support.availability import missing
 from tests.support.servers import databases
 from tests.support.servers import mariadb as private_mariadb
@@ -82,6 +83,10 @@ def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(default_cache.runtime, "registry", Registry())
     for each in set(followers) - of_modules:
         followers.discard(each)
+        cache = each._cache() if isinstance(each, Following) else None
+        if cache is not None and cache._lost is not None:
+            cache._lost.detach()  # else a later test would log that this one's cache has gone
+    lost.clear()
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
