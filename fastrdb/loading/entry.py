@@ -200,7 +200,7 @@ class Entries:
         missing = decode_missing(raw, NO_ROW)
         if missing is not None:
             self.counters.count("hit", key)
-            raise missing
+            raise missing from None
         if raw != ABSENT:  # else `cached_many` has stored that there is no such row
             self.counters.count("corrupt", key, str(error))
         with suppress(CacheUnavailableError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 from collections.abc import Callable
 from itertools import count
 from types import ModuleType
@@ -188,3 +189,22 @@ async def test_a_hit_raises_what_the_miss_has_raised(client: Redis) -> None:
             await load("lost")
     assert (load.stats.loads, load.stats.hits) == (3, 1)
     assert reasons == ["Local would not come back as it is"] * 2
+
+
+@pytest.mark.parametrize("fail_safe", [0, 60])
+async def test_a_hit_raises_the_error_without_its_cause(client: Redis, fail_safe: float) -> None:
+    """Neither the cause that the miss has, nor how fastrdb has read the entry, is in the traceback of a hit."""
+
+    @Cache(client).cached("caused:{user_id}", negative_exp=30, fail_safe=fail_safe)
+    async def load(user_id: int) -> str:
+        raise WithId(user_id) from KeyError("row")
+
+    with pytest.raises(WithId) as miss:
+        await load(1)
+    with pytest.raises(WithId) as hit:
+        await load(1)
+    assert (load.stats.loads, load.stats.hits) == (1, 1)
+    assert (type(miss.value.__cause__), hit.value.__cause__) == (KeyError, None)
+    shown = "".join(traceback.format_exception(hit.value))
+    assert "no user 1" in shown
+    assert "DecodeError" not in shown
