@@ -178,6 +178,28 @@ async def test_what_a_caller_changes_is_its_own(
     assert get.stats.near == 2
 
 
+class Inner(BaseModel):
+    x: int
+
+
+class Outer(BaseModel):
+    model_config = ConfigDict(frozen=True)
+    inner: Inner
+
+
+async def test_what_a_caller_changes_inside_is_its_own(cache: Cache, gated: GatedClient) -> None:
+    """A frozen model may hold one that is not."""
+
+    @cache.cached("outer:{x}")
+    async def get(x: int) -> Outer:
+        return Outer(inner=Inner(x=x))
+
+    await warm(cache.runtime.store(gated), gated, "outer:1", lambda: get(1))
+    (await get(1)).inner.x = 9
+    assert await get(1) == Outer(inner=Inner(x=1))
+    assert get.stats.near == 2
+
+
 async def test_two_functions_one_key(cache: Cache, gated: GatedClient) -> None:
     """Two functions share the entry and not its objects: each gets its own type, as in two versions of one function."""
 

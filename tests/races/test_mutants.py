@@ -392,4 +392,4 @@ async def test_near_race_is_lost_when_mutable_objects_are_shared(
     """The next caller gets what the one before has changed."""
     without("immutable-shared-only").apply(monkeypatch.setattr)
     async with Cache(both_near.one.client, near=True, timeout=5) as cache:
-        await lost(whole.test_what_a_caller_changes_is_its_own(cache, both_near.one.client, whole.label))
+        await lost(whole.test_what_a_caller_changes_inside_is_its_own(cache, both_near.one.client))
