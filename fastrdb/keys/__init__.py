@@ -3,11 +3,10 @@
 from .call import UNSAID, BoundCall, BoundMany, CallPlan
 from .declared import MISSING, filled, members, open_in, type_in, variables
 from .encoding import quote
-from .pattern import Pattern, Seal, add_pairs, hashed
+from .pattern import Pattern, Seal, add_pairs, hashed, without_variant
 from .prefix import VARIANTS, Prefix, PrefixTemplates, Reached, fingerprint
 from .signature import Inspected, ResultShape, inspect_function, is_fixed
 from .tag import ANYTHING, END, EVERYTHING, Image, Reach, asked, bounded, hiding, row_tag, shown, table_tag, value_text
-from .variant import without_variant
 
 __all__ = [
     "ANYTHING",

@@ -10,13 +10,12 @@ from typing import Any, NamedTuple
 from fastrdb.errors import KeyValueError, MissingKeyFieldError, OptionError, PatternError
 
 from .compiled import Pair, Recipe, Step, Twin
-from .declared import MISSING, attribute_type, lacks
-from .encoding import encode_with, encoder_for
+from .declared import MISSING, attribute_type, lacks, or_none
+from .encoders import encode_with, encoder_for, home_of
 from .overlap import Made, attribute_of_instance, language_of, shared_key
-from .pattern import Part, Pattern, Seal, sealed
+from .pattern import Part, Pattern, Seal, Variant, sealed
 from .prefix import RESULT, PrefixTemplates, Template, attribute, part_encoder, reader
 from .signature import SESSIONS, IdList, Inspected, Parameter, inspect_function
-from .variant import Variant
 
 UNSAID = (ValueError, AttributeError, KeyError, RecursionError, TypeError)
 """What is wrong with a call's arguments, without the name of the parameter."""
@@ -193,23 +192,25 @@ class CallPlan:
         if pattern is not None:
             for part in pattern.parts:
                 found = self._parameters.get(part.root) or self._parameters.get(self._kwargs or "")
-                declared = MISSING if found is None else attribute_type(found.type, part.path)
-                steps.append(Step(part, reader(part.path), part_encoder(part, declared, self._seal), declared))
+                declared = MISSING if found is None else attribute_type(_type_of(found), part.path)
+                encode = part_encoder(part, declared, home_of(pattern.text, part.field, declared), self._seal)
+                steps.append(Step(part, reader(part.path), encode, declared))
             aside = pattern.names | self._ignored | {self._kwargs}
             left = [each for each in self._parameters.values() if each.role == "value" and each.name not in aside]
-            query = [self._pair(each) for each in sorted(left, key=lambda each: each.name)]
+            query = [self._pair(each, pattern) for each in sorted(left, key=lambda each: each.name)]
         return Recipe(
             self.function, self._parameters, self._ignored, pattern, steps, query, self.ids, self._seal, self.variant
         )
 
-    def _pair(self, parameter: Parameter) -> Pair:
-        encode = sealed(encoder_for(parameter.type), self._seal)
+    def _pair(self, parameter: Parameter, pattern: Pattern) -> Pair:
+        declared = _type_of(parameter)
+        encode = sealed(encoder_for(declared, home_of(pattern.text, parameter.name, declared)), self._seal)
         default = () if parameter.kind is inspect.Parameter.VAR_POSITIONAL else parameter.default
         try:
             text = None if default is MISSING else encode(default)
         except (KeyValueError, RecursionError):  # a sentinel of the function's own: only itself is left out
             text = None
-        return Pair(parameter.name, encode, default, text, parameter.type)
+        return Pair(parameter.name, encode, default, text, declared)
 
     def shares(self, other: CallPlan) -> str | None:
         """Return a key that calls of this function and of the other can both have; None if there is none."""
@@ -311,3 +312,8 @@ class CallPlan:
         for name, value in values.items():
             if name not in self._parameters and not recipe.is_aside(name, value):
                 encode_with(recipe.keyword_encoder, value, function, name)
+
+
+def _type_of(parameter: Parameter) -> Any:
+    """Return the declared type of an argument; None is a value of it where it is the default."""
+    return or_none(parameter.type) if parameter.default is None else parameter.type

@@ -16,10 +16,10 @@ from typing import Any
 from fastrdb.errors import KeyValueError
 
 from .declared import MISSING, SCALARS
-from .encoding import Encoder, encoder_for, quote, scalar_encoder
-from .pattern import RESERVED_HEAD, SURE, Part, Pattern, Seal, fit, guard, sealed
+from .encoders import encoder_for, home_of, is_for_int
+from .encoding import Encoder, quote
+from .pattern import RESERVED_HEAD, SURE, Part, Pattern, Seal, Variant, fit, guard, sealed
 from .signature import SESSIONS, IdList, Parameter, acts_as_session, db_of, is_redis, is_session, redis_of
-from .variant import Variant
 
 Twin = Callable[..., Any]
 _VAR_POSITIONAL, _VAR_KEYWORD = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
@@ -160,7 +160,7 @@ class Recipe:
             if step.read is not None:
                 value = f"{text.name(step.read)}({value})"
             encoded = f"{text.name(step.encode)}({value})"
-            if step.encode is scalar_encoder(int) and value.isidentifier():  # which Python writes itself, and sooner
+            if is_for_int(step.encode) and value.isidentifier():  # which Python writes itself, and sooner
                 encoded = f"{value} if {text.name(type)}({value}) is {text.name(int)} else {encoded}"
             parts += [text.name(step.part.literal), encoded]
         tail = self.pattern.tail if self.pattern else ""
@@ -278,7 +278,8 @@ class Recipe:
     def keyword_encoder(self) -> Encoder:
         """The encoder of keyword arguments without a parameter of their own."""
         declared = self.parameters[self._kwargs].declared if self._kwargs else MISSING
-        return sealed(encoder_for(declared), self.seal)
+        home = home_of(self.pattern.text, "**", declared) if self.pattern else ""
+        return sealed(encoder_for(declared, home), self.seal)
 
     def is_aside(self, name: str, value: Any) -> bool:
         """Return True if a keyword argument is no part of the query: ignored, in the pattern, a Redis or a session.

@@ -87,8 +87,23 @@ def is_keyable(declared: Any) -> bool:
 def _is_value_type(member: Any) -> bool:
     if not isinstance(member, type):
         return False
-    model = is_dataclass(member) or hasattr(member, "__pydantic_fields__")
-    return model or scalar_base(member) is not None or issubclass(member, Enum | list | tuple | set | frozenset | dict)
+    return (
+        is_model(member)
+        or scalar_base(member) is not None
+        or issubclass(member, Enum | list | tuple | set | frozenset | dict)
+    )
+
+
+def is_model(cls: type) -> bool:
+    """Return True for a dataclass or a pydantic model."""
+    return is_dataclass(cls) or hasattr(cls, "__pydantic_fields__")
+
+
+def or_none(declared: Any) -> Any:
+    """Return the type with None as a value."""
+    with suppress(TypeError):  # what stands in an annotation may be no type at all
+        return declared if declared is MISSING else Union[declared, None]  # noqa: UP007 - of whatever there is
+    return declared
 
 
 def attribute_type(declared: Any, path: tuple[str, ...]) -> Any:

@@ -18,23 +18,23 @@ from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from enum import Enum
 from functools import cache, cached_property
-from typing import Any, Final, TypeVar, get_args, get_origin
+from typing import Any, Final
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from fastrdb.errors import KeyValueError
 
-from .declared import MAPPINGS, SEQUENCES, full_name, hint_for, may_be_mapped, members, scalar_base
+from .declared import full_name, hint_for, may_be_mapped, scalar_base
 
 Encoder = Callable[[Any], str]
-T = TypeVar("T")
 
 NONE: Final = "%none"
 MARK: Final = "%a"
 """Between the text that a value is equal by, and what differs in other values with that text."""
 _MOST_DIGITS: Final = 320  # enough for all floats; a Decimal beyond is written with its exponent
 _MEANINGFUL = re.compile(r"[:?&=%*\[\]\\{}\s\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-_search = _MEANINGFUL.search
+_no_zone = re.compile(r"[^\w/+~-]", re.ASCII)
+search = _MEANINGFUL.search
 _WIDE = 1 << 63  # larger numbers may have more digits than Python writes
 # What the other plainly written types look like. A str that reads so is marked where no type is declared.
 _reads_otherwise = re.compile(
@@ -43,7 +43,6 @@ _reads_otherwise = re.compile(
     r"|[0-9]{4}-[0-9]{2}-[0-9]{2}(T.*)?|[0-9]{2}:[0-9]{2}.*",
     re.ASCII | re.DOTALL,
 ).fullmatch
-_has_tag = re.compile("%[a-z]").search
 
 
 def percent(text: str) -> str:
@@ -53,7 +52,7 @@ def percent(text: str) -> str:
 
 def quote(text: str) -> str:
     """Return the text with all that means something in a key percent-encoded."""
-    if _search(text) is None:
+    if search(text) is None:
         return text
     return _MEANINGFUL.sub(lambda match: percent(match.group()), text)
 
@@ -111,11 +110,16 @@ def _write_datetime(value: datetime) -> tuple[str, str]:
         with suppress(OverflowError):  # the first and the last day there are
             text = datetime.isoformat(datetime.astimezone(value, UTC)) if datetime.utcoffset(value) is not None else own
     offset = "" if text == own else own[len(datetime.isoformat(datetime.replace(value, tzinfo=None))) :]
-    return quote(text), quote(f"{offset}{_zone(value.tzinfo)}{'~1' if value.fold else ''}")
+    return quote(text), f"{quote(offset)}{_zone_and_fold(value)}"
 
 
 def _write_time(value: time) -> tuple[str, str]:
-    return quote(time.isoformat(value)), quote(f"{_zone(value.tzinfo)}{'~1' if value.fold else ''}")
+    return quote(time.isoformat(value)), _zone_and_fold(value)
+
+
+def _zone_and_fold(value: datetime | time) -> str:
+    text = f"{_zone(value.tzinfo)}{'~1' if value.fold else ''}"
+    return f"[{_no_zone.sub(lambda match: percent(match.group()), text)}]" if text else ""
 
 
 def _zone(zone: tzinfo | None) -> str:
@@ -151,23 +155,24 @@ _SCALARS: dict[type, tuple[str, Callable[[Any], tuple[str, str]]]] = {
 _PLAIN_UNDECLARED = frozenset((str, bool, int, float, UUID, datetime, date, time))
 
 
-def _kind(cls: type, base: type) -> type:
+def kind_of(cls: type, base: type) -> type:
     """Return the class that values of *cls* count as: itself, but drivers give UUIDs of classes of their own."""
     return base if base is UUID else cls
 
 
-def _write_scalar(value: Any, base: type, own: type | None) -> str:
+def _write_scalar(value: Any, base: type, own: type | None, home: str) -> str:
     """Return the text of a scalar; without a mark if it is of the kind *own*, or plain where no kind is declared."""
     cls = type(value)
-    kind = _kind(cls, base)
-    tag, write = _SCALARS[base]
-    text, rest = write(value)
-    rest = f"{rest}{_own_name(value)}" if issubclass(cls, Enum) else rest
+    kind = kind_of(cls, base)
+    tag, parts = _SCALARS[base]
+    text, rest = parts(value)
+    rest = f"{rest}{own_name(value)}" if issubclass(cls, Enum) else rest
     if own is None:
         plain = kind in _PLAIN_UNDECLARED and not (kind is str and _reads_otherwise(str.__str__(value)))
     else:
         plain = kind is own
-    if plain and not rest:
+    state = "" if kind is base or isinstance(value, Enum) else _state(value)
+    if plain and not rest and not state:
         return text
     if base is bool:
         text = "1" if value else "0"
@@ -176,29 +181,40 @@ def _write_scalar(value: Any, base: type, own: type | None) -> str:
     name = "" if kind is base or kind is own else f"~{class_name(cls)}"
     if kind is not base and not isinstance(value, Enum):
         shown = quote(repr(value)) if cls.__repr__ is not base.__repr__ else ""
-        name = f"{name}~{shown}{_state(value)}"
-    return f"{text}{MARK}{tag}{rest}{name}"
+        name = f"{name}~{shown}{state}"
+    return f"{text}{MARK}{tag}{rest}{name}{'' if kind is own else home}"
 
 
-def _write(value: Any, own: type | None) -> str:
+def write(value: Any, own: type | None, home: str = "") -> str:
+    """Return the text of a value where the type *own* is declared; None for a type that has no scalars.
+
+    Args:
+        value: the value.
+        own: the scalar type of which values have no mark; None if none is declared.
+        home: what stands behind the mark of any other value.
+
+    Raises:
+        KeyValueError: the value has no canonical form.
+    """
     if value is None:
-        return NONE
+        return f"{NONE}{MARK}{home}" if home else NONE
     base = scalar_base(type(value))
     if base is not None:
-        return _write_scalar(value, base, own)
+        return _write_scalar(value, base, own, home)
     if isinstance(value, Enum):
-        return f"{_enum_text(value)}{MARK}e{class_name(type(value))}{_own_name(value)}"
-    return container(value)
+        return f"{enum_text(value)}{MARK}e{class_name(type(value))}{own_name(value)}{home}"
+    return f"{container(value)}{MARK}{home}" if home else container(value)
 
 
-def _enum_text(member: Enum) -> str:
+def enum_text(member: Enum) -> str:
+    """Return the text of the value of a member, or of its name if its value has none."""
     try:
         return undeclared(member.value)
     except KeyValueError:
         return f"%k{quote(member.name)}"
 
 
-def _own_name(member: Enum) -> str:
+def own_name(member: Enum) -> str:
     """Return the name of a member with whose text another member is written, too; "" for all others."""
     return f"~{quote(member.name)}" if member.name in _alike(type(member)) else ""
 
@@ -206,7 +222,7 @@ def _own_name(member: Enum) -> str:
 @cache
 def _alike(cls: type[Enum]) -> frozenset[str]:
     base = scalar_base(cls)
-    texts = {each.name: _enum_text(each) if base is None else _SCALARS[base][1](each)[0] for each in cls}
+    texts = {each.name: enum_text(each) if base is None else _SCALARS[base][1](each)[0] for each in cls}
     several = Counter(texts.values())
     return frozenset(name for name, text in texts.items() if several[text] > 1)
 
@@ -217,34 +233,7 @@ def undeclared(value: Any) -> str:
     Raises:
         KeyValueError: the value has no canonical form.
     """
-    return _write(value, None)
-
-
-@cache
-def scalar_encoder(declared: type) -> Encoder:
-    """Return the encoder of a parameter that declares a scalar type, or a class built on one."""
-    base = scalar_base(declared) or declared
-    own = _kind(declared, base)
-    if declared is str:
-        # The commonest by far, and the regular expression alone decides: no call but one.
-        def encode_str(value: Any) -> str:
-            if type(value) is str:
-                return value if _search(value) is None else quote(value)
-            return _write(value, str)
-
-        return encode_str
-    return lambda value: _write(value, own)
-
-
-def _enum_encoder(declared: type[Enum]) -> Encoder:
-    """Return the encoder of a parameter that declares an enum which is not also a str or an int."""
-
-    def encode(value: Any) -> str:
-        if isinstance(value, declared) and (text := _enum_text(value)) and not _has_tag(text) and not _own_name(value):
-            return text
-        return _write(value, declared)
-
-    return encode
+    return write(value, None)
 
 
 def forms_of(value: Any) -> tuple[str, ...]:
@@ -350,51 +339,3 @@ def _state(value: Any, shown: Iterable[str] = ()) -> str:
             raise KeyValueError("", "", f"{cls.__module__}.{cls.__qualname__}", "give a plain dict")
         pairs.append(f"%f={class_name(made)}")
     return f"[{'&'.join(pairs)}]" if pairs else ""
-
-
-# --- from a declared type to its encoder ------------------------------------------------------------------------------
-
-
-def encoder_for(declared: Any) -> Encoder:
-    """Return the function that writes a value declared so. Whatever cannot be made out counts as undeclared."""
-    found = members(declared)
-    return _encoder_of(found[0]) if len(found) == 1 else undeclared
-
-
-def _encoder_of(member: Any) -> Encoder:
-    origin, args = get_origin(member), get_args(member)
-    if origin in MAPPINGS and len(args) == 2:
-        return _container_encoder(encoder_for(args[1]), encoder_for(args[0]))
-    if (origin in SEQUENCES and len(args) == 1) or (origin is tuple and len(args) == 2 and args[1] is Ellipsis):
-        return _container_encoder(encoder_for(args[0]))
-    cls = member if origin is None else origin
-    if not isinstance(cls, type):
-        return undeclared
-    if origin is None and scalar_base(cls) is not None:
-        return scalar_encoder(cls)
-    if origin is None and issubclass(cls, Enum):
-        return _enum_encoder(cls)
-    return _container_encoder(declared=cls)
-
-
-def _container_encoder(item: Encoder = undeclared, key: Encoder = undeclared, declared: type | None = None) -> Encoder:
-    def encode(value: Any) -> str:
-        if isinstance(value, list | tuple | set | frozenset | dict) or type(value) is declared:
-            return container(value, item, key, declared)
-        return undeclared(value)
-
-    return encode
-
-
-def encode_with(encode: Callable[[Any], T], value: Any, function: str = "", parameter: str = "") -> T:
-    """Return what *encode* writes for *value*; errors name *function* and *parameter*.
-
-    Raises:
-        KeyValueError: the value has no canonical form, or is a container that holds itself.
-    """
-    try:
-        return encode(value)
-    except KeyValueError as error:
-        raise KeyValueError(function, parameter, error.value_type, error.hint) from None
-    except RecursionError:
-        raise KeyValueError(function, parameter, type(value).__qualname__, "it is nested too deeply") from None

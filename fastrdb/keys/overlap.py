@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import is_dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
-from enum import Enum
+from enum import Enum, Flag
 from functools import lru_cache
 from itertools import zip_longest
 from types import NoneType
@@ -19,7 +18,8 @@ from typing import Any, Final, Literal, NamedTuple, get_args, get_origin
 from uuid import UUID
 
 from .declared import members, scalar_base
-from .encoding import CONTAINERS, MARK, NONE, encoder_for, has_meaningful, percent
+from .encoders import encoder_for, is_container_type
+from .encoding import MARK, NONE, has_meaningful, percent
 from .pattern import NIL, SEALED, Pattern
 
 
@@ -109,6 +109,8 @@ def shared_key(one: Made, other: Made) -> str | None:
 
 _LETTERS: Final = frozenset("abcdefghijklmnopqrstuvwxyz")
 _DIGITS, _HEX = frozenset("0123456789"), frozenset("0123456789abcdef")
+_WRITTEN, _OFFSET = _DIGITS | {*".+-eENaInfsity%DB"}, _DIGITS | {*"+-%ADB"}  # `%2D` is an escaped minus
+_ZONE = _LETTERS | _DIGITS | {*map(str.upper, _LETTERS), *"_/+-~%"}
 _WHOLE = (Chars(_DIGITS - {"0"}), Chars(_DIGITS, repeated=True))
 _ENDING: Final = frozenset(":?*\\{}")
 _ESCAPES: Final = frozenset(percent(chr(code)) for code in range(128) if has_meaningful(chr(code)))
@@ -121,16 +123,23 @@ _CLASSES: Final[dict[str, Form]] = {
     "^": (Chars(_LETTERS),),
     "$": (Chars(_ENDING | {*"&=%[]"}, others=True, repeated=True, escapes=_ESCAPES),),
     "*": (Chars(_ENDING, others=True, repeated=True),),
+    ",": (Chars(_WRITTEN), Chars(_WRITTEN, repeated=True)),
+    ";": (Chars(_OFFSET), Chars(_OFFSET, repeated=True)),
+    "@": (Chars(_ZONE, repeated=True),),
 }
-"""What a character in the forms below stands for, if not for itself: `$` for a str, and `*` for what is behind `%`."""
+"""What a character in the forms below stands for, if not for itself.
+
+`$` is a str, `*` what is behind `%`, `,` a number as it was written, and `;` and `@` the offset and the name of a zone.
+"""
 _CLOCKS = ("99%3A99%3A99", "99%3A99%3A99.999999")
 _INTS, _FRACTIONS = ("0", "#", "-#"), ("0.!", "-0.!", "#.!", "-#.!")
+_POWERS = [f"{number}E{sign}#" for number in ("9", "-9", "9.~", "-9.~") for sign in "+-"]
 _SCALARS: Final[Mapping[type, Sequence[str]]] = {
     str: ("$",),
     bool: ("true", "false"),
     int: _INTS,
-    float: (*_FRACTIONS, "0.0", "#.0", "-#.0", "nan", "inf", "-inf"),
-    Decimal: (*_INTS, *_FRACTIONS),
+    float: (*_FRACTIONS, "0.0", "#.0", "-#.0", "nan", "inf", "-inf", *(f"{number}{MARK}f," for number in _INTS)),
+    Decimal: (*_INTS, *_FRACTIONS, "nan", "inf", "-inf", *_POWERS),
     UUID: ("-".join("h" * size for size in (8, 4, 4, 4, 12)),),
     date: ("9999-99-99",),
     datetime: tuple(f"9999-99-99T{clock}{zone}" for clock in _CLOCKS for zone in ("", "+00%3A00")),
@@ -138,6 +147,13 @@ _SCALARS: Final[Mapping[type, Sequence[str]]] = {
     timedelta: tuple(f"P{days}DT{seconds}.999999S" for days in _INTS for seconds in ("0", "#")),
     bytes: ("0x~",),
 }
+_BEHIND: Final[Mapping[type, Sequence[str]]] = {
+    float: (f"{MARK}f,",),
+    Decimal: (f"{MARK}q,",),
+    datetime: (f"{MARK}p;", f"{MARK}p[@]", f"{MARK}p;[@]"),
+    time: (f"{MARK}c[@]",),
+}
+"""Behind values of exactly the declared type, of which several have one text."""
 _OPAQUE: Final = "\0"
 _UNDECLARED: Final = ("$", "$%^*")
 
@@ -165,6 +181,7 @@ def attribute_of_instance(field: str) -> Language:
 
 
 def _forms(declared: Any) -> Iterator[Form]:
+    """Yield the forms of the values of a type. What is of another type has a mark that no other function has."""
     kinds = members(declared, whole=True)
     several = len([kind for kind in kinds if kind not in (None, NoneType)]) > 1
     for kind in kinds:
@@ -179,17 +196,17 @@ def _forms_of(kind: Any, declared: Any) -> Iterable[Form]:
         return [_text(NONE)]
     if get_origin(kind) is Literal:
         return [_text(encoder_for(declared)(each)) for each in get_args(kind)]
-    cls = get_origin(kind) or kind
-    if not isinstance(cls, type):
+    if is_container_type(kind):
+        return [_form("%^*]")]
+    if not isinstance(kind, type) or get_origin(kind) is not None:
         return map(_form, _UNDECLARED)
-    if issubclass(cls, Enum) and [*cls]:
-        return [_text(encoder_for(declared)(each)) for each in cls]
-    if (base := scalar_base(cls)) is not None:
-        return map(_form, _SCALARS[base])
-    letters = [letter for base, letter in CONTAINERS if issubclass(cls, base)]
-    if letters or is_dataclass(cls) or hasattr(cls, "__pydantic_fields__"):
-        return [_form(f"%{letters[0] if letters else 'o'}[*]")]
-    return map(_form, _UNDECLARED)
+    if issubclass(kind, Enum) and [*kind]:
+        named = [_text(encoder_for(declared)(each)) for each in kind]
+        return [*named, *map(_form, _SCALARS[int])] if issubclass(kind, Flag) else named
+    if (base := scalar_base(kind)) is None:
+        return map(_form, _UNDECLARED)
+    behind = _BEHIND.get(base, ()) if kind is base else (f"{MARK}*",)
+    return [_form(text + more) for text in _SCALARS[base] for more in ("", *behind)]
 
 
 def _text(text: str) -> Form:
@@ -205,8 +222,12 @@ def _escaped(form: Form, also: str) -> Iterator[Chars]:
     for chars in form:
         if also and chars.escapes:
             yield chars._replace(of=chars.of | {also}, escapes=chars.escapes | {percent(also)})
-        elif chars.of == {also}:
+        elif chars.of == {also} and not chars.others:
             yield from _text(percent(also))
+        elif also and chars.repeated and chars.others:
+            yield chars._replace(of=chars.of | {also})
+        elif also in chars.of and chars.repeated:
+            yield chars._replace(of=chars.of - {also}, escapes=chars.escapes | {percent(also)})
         else:
             yield chars
 

@@ -12,9 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Final, Literal
+from weakref import WeakKeyDictionary
 
 from fastrdb.errors import OptionError, PatternError
 
+from .declared import full_name
 from .encoding import MARK, Encoder, has_meaningful, percent, quote
 
 Seal = Callable[[str], str]
@@ -32,6 +34,7 @@ _HASH_BYTES: Final = 16  # two values have one hash by chance once in 2**64 valu
 NIL: Final = "%nil"
 """Text of `{user.id}` where `user` itself is None, which is not the same as an id of None."""
 
+_OWN_PAIRS = re.compile(r"[?&]%(?:class|v|schema)=")
 _TOKENS = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]|[^{}]+")
 _BRACES = {
     "pattern": re.compile(r"[^{}]*(\{[^{}]+\}[^{}]*)?"),
@@ -254,3 +257,59 @@ def sealed(encode: Encoder, seal: Seal | None) -> Encoder:
         return f"{seal(text)}{mark}{seal(rest)}" if mark else seal(text)
 
     return encode_sealed
+
+
+# --- what a function puts behind all of its keys ----------------------------------------------------------------------
+# A prefix, and the list of single keys of an invalidation, reach a key with all its variants.
+
+
+class Variant:
+    """The pairs of one function.
+
+    Two classes that inherit one method may give two results for the same arguments. So only the class that defines
+    the method has the keys of the pattern, and each other class has a name in its keys.
+
+    Attributes:
+        version: of the values; "" for none.
+        shared: all classes that inherit the method use the same keys.
+        plain: the classes whose keys are those of the pattern.
+        home: module and qualified name of the class that defines the method.
+    """
+
+    __slots__ = ("version", "shared", "plain", "home", "_texts")
+
+    def __init__(self) -> None:
+        self.version, self.shared, self.home = "", True, ("", "")  # until `settle`
+        self.plain: set[type] = set()
+        self._texts: WeakKeyDictionary[type, str] = WeakKeyDictionary()
+
+    def settle(self, module: str, function: str, version: str, *, shared: bool) -> None:
+        """Take what is known when the function has been inspected. No key may have been made before."""
+        self.home, self.version, self.shared = (module, function.rpartition(".")[0]), version, shared
+
+    def belongs_to(self, owner: type) -> None:
+        """Note that the function stands in the body of a class: of the first one, if there are several."""
+        if not self.plain:
+            self.plain.add(owner)
+
+    def of_class(self, instance: Any) -> str:
+        """Return the pair of the class of an instance, or of a class itself, with its separator; "" for none."""
+        cls = instance if isinstance(instance, type) else type(instance)
+        if cls in self.plain:
+            return ""
+        if (cls.__module__, cls.__qualname__) == self.home:  # defined here, or made anew by a class decorator
+            self.plain.add(cls)
+            return ""
+        text = self._texts.get(cls)
+        if text is None:
+            text = self._texts[cls] = f"&%class={quote(full_name(cls))}"
+        return text
+
+    def of_version(self) -> str:
+        """Return the pair of the version, with its separator; "" for none."""
+        return f"&%v={quote(self.version)}" if self.version else ""
+
+
+def without_variant(key: str) -> str:
+    """Return the key without the pairs of its function and its session."""
+    return _OWN_PAIRS.split(key, maxsplit=1)[0]

@@ -16,7 +16,8 @@ from uuid import UUID
 from fastrdb.errors import KeyValueError, MissingKeyFieldError, PatternError
 
 from .declared import MISSING
-from .encoding import MARK, Encoder, encode_with, encoder_for, forms_of
+from .encoders import encode_with, encoder_for
+from .encoding import MARK, Encoder, forms_of
 from .pattern import DIGEST_MARK, NIL, Part, Pattern, Seal, cut, escaping, fit, guard, sealed, spellings
 
 VARIANTS: Final = ("?%", MARK)
@@ -367,9 +368,9 @@ def attribute(read: Callable[[Any], Any] | None, source: Any, function: str, par
         raise KeyValueError(function, part.field, type(source).__qualname__, hint) from None
 
 
-def part_encoder(part: Part, declared: Any, seal: Seal | None = None) -> Encoder:
+def part_encoder(part: Part, declared: Any, home: str, seal: Seal | None = None) -> Encoder:
     """Return the encoder of what a placeholder stands for, *declared* as it is; an attribute of None is `%nil`."""
-    encode = escaping(sealed(encoder_for(declared), seal), part.also)
+    encode = escaping(sealed(encoder_for(declared, home), seal), part.also)
     if not part.path:
         return encode
     return lambda value: NIL if value is _NOTHING else encode(value)

@@ -10,7 +10,7 @@ import pytest
 from redis.asyncio import Redis
 
 from fastrdb import Cache, OptionError
-from fastrdb.keys.encoding import encoder_for
+from fastrdb.keys.encoders import encoder_for
 from fastrdb.keys.pattern import hashed, sealed
 from fastrdb.testing import GatedClient
 from tests.support.servers.databases import Database

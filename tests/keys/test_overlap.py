@@ -6,14 +6,16 @@ import enum
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from random import Random
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import pytest
+from pydantic import BaseModel
 
 from fastrdb.keys import CallPlan, hashed
 
@@ -28,6 +30,15 @@ class Kind(enum.StrEnum):
 class Rank(enum.Enum):
     FIRST = 1
     ALL = "all"
+
+
+class Bit(enum.Flag):
+    ONE = 1
+    TWO = 2
+
+
+class Point(BaseModel):
+    x: int = 1
 
 
 TYPES: dict[str, tuple[Any, Sequence[Any]]] = {
@@ -178,6 +189,117 @@ def test_an_overlap_is_found_exactly() -> None:
                 made = makes(first, ones, key), makes(second, others, key)
                 assert made == (True, True), (one, ones, other, others, key)
     assert overlaps > 100
+
+
+def key_of(declared: Any, value: Any, pattern: str = "k:{a}", **default: Any) -> str:
+    """Return the key of a function with a parameter of this type."""
+
+    async def function(**values: Any) -> int:
+        return 0
+
+    parameters = [inspect.Parameter("a", inspect.Parameter.KEYWORD_ONLY, annotation=declared, **default)]
+    function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return CallPlan.of(function, pattern=pattern, decorator="cached").locate(None, (), {"a": value})[2]
+
+
+OTHERS: list[tuple[Any, list[Any], list[Any]]] = [
+    (list[str], [["me"], [], ("me",), {"me"}], ["me", 5, None, Kind.ME]),
+    (dict[str, int], [{"a": 1}], ["me", None]),
+    (Point, [Point()], ["me", None, 5]),
+    (Literal["a", "b"], ["a", "b"], ["c", 1, None, Kind.ME, [1]]),
+    (Literal[1, "a"], [1, "a"], ["1", True, "1-a", 1.0]),
+    (Literal["a"] | int, ["a", 5], ["c", None, True]),
+    (int | str, [5, "me"], [date(2024, 1, 2), None, True, Kind.ME, [1]]),
+    (int | UUID | None, [5, ID, None], ["me", 5.0]),
+    (UUID, [ID], [str(ID), None, 5, [ID]]),
+    (Rank, [Rank.FIRST, Rank.ALL], [1, "all", None, Kind.ME]),
+    (str, ["me", ""], [5, None, Kind.ME, ["me"], Point()]),
+]
+
+
+@pytest.mark.parametrize(("declared", "own", "others"), OTHERS, ids=str)
+@pytest.mark.parametrize("pattern", ["k:{a}", "k"])
+def test_value_of_another_type_has_a_mark_of_its_pattern(
+    declared: Any, own: list[Any], others: list[Any], pattern: str
+) -> None:
+    """A function of another pattern, or of another type, has other marks; what is declared has none."""
+    assert not [value for value in own if "%a" in key_of(declared, value, pattern)]
+    assert all(re.search("%a.*~[0-9a-f]{8}$", key_of(declared, value, pattern)) for value in others)
+    several = ((declared, pattern), (declared, "n:{a}"), (bytes, pattern))
+    marks = [key_of(each, others[0], more)[-8:] for each, more in several]
+    assert len({*marks}) == 3
+
+
+def test_none_that_is_the_default_is_declared() -> None:
+    """Whatever the annotation says."""
+    assert key_of(int, None, default=None) == key_of(int | None, None) == "k:%none"
+
+
+MORE_TYPES: list[Any] = [
+    *(declared for declared, _ in TYPES.values()),
+    *(Literal[1, "a"], Literal["a"] | None, Literal["me"] | int, Bit, Kind | None, Rank | date, Point, Point | None),
+    *(list[str], Sequence[int], dict[str, int], tuple[int, str], list[int] | str, Decimal | None, float | UUID),
+]
+ANYTHING: list[Any] = [
+    *(value for _, values in TYPES.values() for value in values),
+    *("a", "1", "1-a", "a-1", "a:b", "a.b", "5-5", "-", "1.0", "0x01", "2026", "%", "%none", "none", "5%as", "nil"),
+    *(Decimal("5.00"), Decimal("-0"), Decimal("1E+400"), Decimal("NaN"), -0.0, float("inf"), 1.0, 5.0, 10**400),
+    *(
+        ["a"],
+        ["me"],
+        [5],
+        (1,),
+        (),
+        {"a": 1},
+        {5},
+        frozenset([5]),
+        [[]],
+        Point(),
+        Point(x=2),
+        Bit.ONE,
+        Bit.ONE | Bit.TWO,
+    ),
+    *(datetime(2024, 1, 2, tzinfo=ZoneInfo("Europe/Berlin")), datetime(2024, 1, 2, fold=1), time(1, fold=1)),  # noqa: DTZ001
+    *(datetime(2024, 1, 2, tzinfo=timezone(timedelta(hours=-5))), time(1, tzinfo=timezone(timedelta(hours=2), "x"))),
+]
+
+
+def test_accepted_functions_share_no_key_whatever_they_are_given() -> None:
+    """Python enforces no types. A value of another type than declared has no key of another pattern."""
+    random, accepted = Random(5), 0
+    for _ in range(1_000):
+        plans = [_any_pattern(random) for _ in range(2)]
+        if plans[0].shares(plans[1]) is not None:
+            continue
+        accepted += 1
+        keys: list[dict[str, Any]] = [{}, {}]
+        for plan, found in zip(plans, keys, strict=True):
+            for _ in range(120 if plan.pattern and plan.pattern.fields else 1):
+                values = {name: random.choice(ANYTHING) for name in (plan.pattern.names if plan.pattern else ())}
+                found[plan.locate(None, (), values)[2]] = values
+        shared = {*keys[0]} & {*keys[1]}
+        assert not shared, [
+            (plan.pattern, [found[key] for key in shared]) for plan, found in zip(plans, keys, strict=True)
+        ]
+    assert accepted > 500
+
+
+def _any_pattern(random: Random) -> CallPlan:
+    text, parameters = "k", list[inspect.Parameter]()
+    for name in "ab"[: random.choice([0, 1, 1, 2])]:
+        text += f"{random.choice([':', ':', '-', ':a-', ':1-', '.', ':me'])}{{{name}}}"
+        parameters.append(_parameter(name, random.choice(MORE_TYPES)))
+    text += random.choice(["", "", "", "-a", ":x", "-1", ".5"]) if parameters else random.choice([":me", ":5", ":1-a"])
+
+    async def function(**values: Any) -> int:
+        return 0
+
+    function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return CallPlan.of(function, pattern=text, decorator="cached")
+
+
+def _parameter(name: str, declared: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=declared)
 
 
 def _pattern(random: Random) -> tuple[str, dict[str, str]]:

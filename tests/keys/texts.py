@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastrdb.keys import MISSING
-from fastrdb.keys.encoding import encode_with, encoder_for
+from fastrdb.keys.encoders import encode_with, encoder_for
 from fastrdb.keys.pattern import escaping
 
 
