@@ -35,6 +35,8 @@ _MOST_DIGITS: Final = 320  # enough for all floats; a Decimal beyond is written 
 _MEANINGFUL = re.compile(r"[:?&=%*\[\]\\{}\s\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _no_zone = re.compile(r"[^\w/+~-]", re.ASCII)
 search = _MEANINGFUL.search
+_ZONES = ("pytz", "dateutil.", "pendulum.")
+"""The modules of time zones whose names say all."""
 _WIDE = 1 << 63  # larger numbers may have more digits than Python writes
 # What the other plainly written types look like. A str that reads so is marked where no type is declared.
 _reads_otherwise = re.compile(
@@ -132,7 +134,9 @@ def _zone(zone: tzinfo | None) -> str:
     name = zone.key if isinstance(zone, ZoneInfo) else f"{cls.__module__}.{zone}"
     if not name or " at 0x" in name:
         raise KeyValueError("", "", f"{cls.__module__}.{cls.__qualname__}", "use a time zone that has a name")
-    return name
+    if cls in (timezone, ZoneInfo) or cls.__module__.startswith(_ZONES):
+        return name
+    return f"{name}~{class_name(cls)}{_state(zone)}"  # an own class may have rules of which its name says nothing
 
 
 def _write_timedelta(value: timedelta) -> tuple[str, str]:
@@ -285,8 +289,9 @@ def container(value: Any, item: Encoder = undeclared, key: Encoder = undeclared,
     if fields is None:
         raise KeyValueError("", "", f"{cls.__module__}.{cls.__qualname__}", hint_for(value))
     name = "" if cls is declared else class_name(cls)
-    shown = {field.removesuffix("*") for field, _ in fields}
-    return f"%o{name}[{'&'.join(_pairs(fields))}]{_state(value, shown)}"
+    shown = {field.removesuffix("%2A") for field, _ in fields}
+    texts = [f"{field}={_item(undeclared, each)}" for field, each in fields]
+    return f"%o{name}[{'&'.join(texts)}]{_state(value, shown)}"
 
 
 def _item(encode: Encoder, value: Any) -> str:
@@ -306,20 +311,26 @@ def _pairs(fields: Iterable[tuple[str, Any]]) -> list[str]:
 
 
 def _fields(value: Any) -> list[tuple[str, Any]] | None:
-    """Return the fields of a dataclass or a pydantic model, None of anything else (ORM objects are something else)."""
+    """Return what a dataclass or a pydantic model has, None of anything else (ORM objects are something else).
+
+    Behind a mark, an extra value or a private attribute may be called as a field is.
+    """
     cls = type(value)
     if isinstance(value, type) or may_be_mapped(cls):
         return None
     if dataclasses.is_dataclass(cls):
-        return [(each.name, getattr(value, each.name)) for each in dataclasses.fields(cls) if hasattr(value, each.name)]
+        names = [each.name for each in dataclasses.fields(cls)]
+        return [(name, getattr(value, name)) for name in names if hasattr(value, name)]
     known: Mapping[str, Any] | None = getattr(cls, "__pydantic_fields__", None)
     if known is None or not hasattr(cls, "model_fields"):
         return None
     given: set[str] = value.__pydantic_fields_set__
     data: dict[str, Any] = value.__dict__
     # `exclude_unset` sees whether a field was given: the same values, given or not, can give different results.
-    own = [(name if name in given else f"{name}*", data[name]) for name in known if name in data]
-    return [*own, *(value.__pydantic_extra__ or {}).items(), *(value.__pydantic_private__ or {}).items()]
+    found = [(name if name in given else f"{name}%2A", data[name]) for name in known if name in data]
+    for mark, others in (("%x", value.__pydantic_extra__), ("%p", value.__pydantic_private__)):
+        found += [(f"{mark}{quote(name)}", each) for name, each in (others or {}).items()]
+    return found
 
 
 def _state(value: Any, shown: Iterable[str] = ()) -> str:

@@ -6,12 +6,13 @@ import enum
 import itertools
 from collections import defaultdict
 from dataclasses import dataclass
-from datetime import UTC, datetime, time, timedelta, timezone
+from datetime import UTC, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from typing import Any, Self
 from zoneinfo import ZoneInfo
 
 import pytest
+from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 from fastrdb import KeyValueError
 from fastrdb.keys import MISSING, CallPlan, Pattern, Prefix
@@ -170,6 +171,65 @@ def test_hidden_state_is_part_of_a_value() -> None:
     euro, dollar = Money(5), Money(5)
     dollar.currency = "USD"
     assert encode_value(euro, Decimal) != encode_value(dollar, Decimal)
+
+
+def test_hidden_state_of_the_declared_class_is_part_of_a_value() -> None:
+    """A subclass of a plain type may be what is declared."""
+    euro, dollar = Money(5), Money(5)
+    dollar.currency = "USD"
+    assert encode_value(euro, Money) == "5"
+    assert encode_value(dollar, Money) != "5"
+
+
+class Loose(BaseModel):
+    """A model that takes more than its fields, and has a private attribute."""
+
+    model_config = ConfigDict(extra="allow")
+    x: int = 0
+    _note: int = PrivateAttr()
+
+
+def test_extra_values_are_no_private_attributes() -> None:
+    """Nor are they fields that were not given, however they are called."""
+    private = Loose()
+    private._note = 1
+    alike = [Loose(_note=1), private, Loose(), Loose(**{"x*": 0}), Loose(x=0), Loose(**{"x%2A": 0})]  # type: ignore[call-arg]
+    assert len({encode_value(each) for each in alike}) == len(alike)
+
+
+class Rule(tzinfo):
+    """A time zone whose text says nothing of its rule."""
+
+    def __init__(self, summer: timedelta) -> None:
+        self.summer = summer
+
+    def utcoffset(self, _: datetime | None) -> timedelta:
+        """Return the same for all moments of these tests."""
+        return timedelta(hours=1)
+
+    def dst(self, _: datetime | None) -> timedelta:
+        """Return the rule."""
+        return self.summer
+
+    def tzname(self, _: datetime | None) -> str:
+        """Return one name for all."""
+        return "rule"
+
+    def __repr__(self) -> str:
+        return "rule"
+
+
+class OtherRule(Rule):
+    """Another class with the same text."""
+
+
+@pytest.mark.parametrize("declared", [MISSING, datetime, str])
+def test_state_of_a_time_zone_is_part_of_a_value(declared: Any) -> None:
+    """A function may go by a rule that no offset shows; the class counts, too."""
+    zones = [Rule(timedelta()), Rule(timedelta(hours=1)), OtherRule(timedelta()), timezone(timedelta(hours=1), "rule")]
+    texts = [encode_value(NOON.replace(tzinfo=zone), declared) for zone in zones]
+    assert len({*texts}) == len(zones)
+    assert encode_value(NOON.replace(tzinfo=Rule(timedelta())), declared) == texts[0]
 
 
 def test_a_name_alone_makes_no_session() -> None:

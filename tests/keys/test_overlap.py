@@ -267,7 +267,7 @@ ANYTHING: list[Any] = [
 def test_accepted_functions_share_no_key_whatever_they_are_given() -> None:
     """Python enforces no types. A value of another type than declared has no key of another pattern."""
     random, accepted = Random(5), 0
-    for _ in range(1_000):
+    for _ in range(500):
         plans = [_any_pattern(random) for _ in range(2)]
         if plans[0].shares(plans[1]) is not None:
             continue
@@ -281,7 +281,7 @@ def test_accepted_functions_share_no_key_whatever_they_are_given() -> None:
         assert not shared, [
             (plan.pattern, [found[key] for key in shared]) for plan, found in zip(plans, keys, strict=True)
         ]
-    assert accepted > 500
+    assert accepted > 250
 
 
 def _any_pattern(random: Random) -> CallPlan:
