@@ -37,6 +37,8 @@ _no_zone = re.compile(r"[^\w/+~-]", re.ASCII)
 search = _MEANINGFUL.search
 _ZONES = ("pytz", "dateutil.", "pendulum.")
 """The modules of time zones whose names say all."""
+_DRIVERS = ("asyncpg.",)
+"""The modules of classes that drivers have for values of a plain type."""
 _WIDE = 1 << 63  # larger numbers may have more digits than Python writes
 # What the other plainly written types look like. A str that reads so is marked where no type is declared.
 _reads_otherwise = re.compile(
@@ -161,7 +163,7 @@ _PLAIN_UNDECLARED = frozenset((str, bool, int, float, UUID, datetime, date, time
 
 def kind_of(cls: type, base: type) -> type:
     """Return the class that values of *cls* count as: itself, but drivers give UUIDs of classes of their own."""
-    return base if base is UUID else cls
+    return base if base is UUID and cls.__module__.startswith(_DRIVERS) else cls
 
 
 def _write_scalar(value: Any, base: type, own: type | None, home: str) -> str:
@@ -175,7 +177,7 @@ def _write_scalar(value: Any, base: type, own: type | None, home: str) -> str:
         plain = kind in _PLAIN_UNDECLARED and not (kind is str and _reads_otherwise(str.__str__(value)))
     else:
         plain = kind is own
-    state = "" if kind is base or isinstance(value, Enum) else _state(value)
+    state = "" if kind is base or isinstance(value, Enum) else _state(value, vars(base).get("__slots__", ()))
     if plain and not rest and not state:
         return text
     if base is bool:

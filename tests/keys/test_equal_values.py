@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from typing import Any, Self
+from uuid import UUID
 from zoneinfo import ZoneInfo
 
+import asyncpg
 import pytest
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 
@@ -230,6 +232,24 @@ def test_state_of_a_time_zone_is_part_of_a_value(declared: Any) -> None:
     texts = [encode_value(NOON.replace(tzinfo=zone), declared) for zone in zones]
     assert len({*texts}) == len(zones)
     assert encode_value(NOON.replace(tzinfo=Rule(timedelta())), declared) == texts[0]
+
+
+class UserId(UUID):
+    """An id with a class of its own."""
+
+
+class OrgId(UUID):
+    """Another one."""
+
+
+def test_ids_with_classes_of_their_own_are_apart() -> None:
+    """A function may go by the class; but a driver's class is no one's own."""
+    text = "00000000-0000-0000-0000-000000000001"
+    values = UUID(text), UserId(text), OrgId(text)
+    for declared in (MISSING, UUID, UserId, UserId | OrgId, str):
+        assert len({encode_value(each, declared) for each in values}) == 3
+    assert encode_value(UserId(text), UserId) == encode_value(asyncpg.pgproto.pgproto.UUID(text), UUID) == text
+    assert [Prefix.of(f"k:{text}", whole=True).matches(f"k:{encode_value(each)}") for each in values] == [True] * 3  # type: ignore[union-attr]
 
 
 def test_a_name_alone_makes_no_session() -> None:
