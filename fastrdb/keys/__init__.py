@@ -1,6 +1,7 @@
 """The face of `fastrdb.keys`: from a call to its key, from a template to what it reaches."""
 
 from .call import UNSAID, BoundCall, BoundMany, CallPlan
+from .compiled import cannot_change
 from .declared import MISSING, filled, members, open_in, type_in, variables
 from .encoding import quote
 from .pattern import Pattern, Seal, add_pairs, hashed, without_variant
@@ -30,6 +31,7 @@ __all__ = [
     "add_pairs",
     "asked",
     "bounded",
+    "cannot_change",
     "filled",
     "fingerprint",
     "hashed",

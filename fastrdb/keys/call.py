@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from fastrdb.errors import KeyValueError, MissingKeyFieldError, OptionError, PatternError
 
-from .compiled import Pair, Recipe, Step, Twin
+from .compiled import Pair, Recipe, Step, Twin, cannot_change
 from .declared import MISSING, attribute_type, lacks, or_none
 from .encoders import encode_with, encoder_for, home_of
 from .overlap import Made, attribute_of_instance, language_of, shared_key
@@ -51,6 +51,7 @@ class CallPlan:
         session_name: the parameter that takes its session, or None.
         may_have_more_sessions: a call may have more than one.
         where_client: how messages call its client.
+        default_may_change: a default of an argument is a list, say, which the function may find changed.
         redis_optional: its parameter for Redis has the default None.
         pattern: of its keys, or None.
         variant: what stands behind all of its keys. Settled before the first key is made.
@@ -97,6 +98,11 @@ class CallPlan:
         sessions = [each.name for each in found.parameters if each.role == "session"]
         self._other_sessions = tuple(name for name in sessions if name != self.session_name)
         self.may_have_more_sessions = bool(self._other_sessions) or (self._kwargs is not None and not sessions)
+        self.default_may_change = any(
+            not (each.default is MISSING or each.name in self._ignored or cannot_change(each.default))
+            for each in found.parameters
+            if each.role == "value"
+        )
         self.redis_optional = "redis" in by_role and by_role["redis"].default is None
         self.pattern = parsed
         self.head = "" if parsed is None else parsed.head

@@ -335,7 +335,7 @@ class Loading(Reading):
                     begin_tags(self._tags, load, leases.values())
                 own_or_none = None if session is None else self.call.session
                 self._notes, others = load.notes, partial(self.call.other_keys, self.asked, own_or_none)
-                changing = self.call.may_change(background=self.background)
+                changing = self.call.may_change(background=self.background) or plan.default_may_change
                 changing = changing or load.schemas is not None or any(map(self.asked[0].__contains__, _MAY_BE_MAPPED))
                 other = others() if changing else None
                 for flight in leases.values():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -199,3 +200,41 @@ async def test_argument_that_changes_without_the_mechanism_is_stored(
     batch.clear()
     await task
     assert await total([1, 2]) == 0
+
+
+@dataclass
+class Point:
+    """An id that can change."""
+
+    x: int
+
+
+async def test_id_that_changes_is_not_stored(cache: Cache) -> None:
+    """The list of ids is copied, and its elements are not."""
+
+    @cache.cached_many("square:{points}")
+    async def squares(points: list[Point]) -> list[int]:
+        return [point.x**2 for point in points]
+
+    point = Point(1)
+    task = asyncio.create_task(squares([point]))
+    point.x = 2
+    assert await task == [4]
+    assert await squares([Point(1)]) == [1]
+
+
+async def test_default_that_changes_is_not_stored(cache: Cache) -> None:
+    """A default that is not given is an argument, too."""
+    numbers = [1]
+
+    @cache.cached("total")
+    async def total(of: list[int] = numbers) -> int:
+        return sum(of)
+
+    call = total()
+    numbers.append(2)
+    assert await call == 3
+    numbers.pop()
+    assert await total() == 1
+    assert await total() == 1
+    assert (total.stats.hits, total.stats.fills) == (1, 1)
