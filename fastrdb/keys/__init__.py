@@ -6,13 +6,14 @@ from .declared import MISSING, filled, members, open_in, type_in, variables
 from .encoding import quote
 from .pattern import Pattern, Seal, add_pairs, hashed, without_variant
 from .prefix import VARIANTS, Prefix, PrefixTemplates, Reached, fingerprint
-from .signature import Inspected, ResultShape, inspect_function, is_fixed
+from .signature import FIXED, Inspected, ResultShape, inspect_function, is_fixed
 from .tag import ANYTHING, END, EVERYTHING, Image, Reach, asked, bounded, hiding, row_tag, shown, table_tag, value_text
 
 __all__ = [
     "ANYTHING",
     "END",
     "EVERYTHING",
+    "FIXED",
     "MISSING",
     "UNSAID",
     "VARIANTS",

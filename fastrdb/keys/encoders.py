@@ -1,8 +1,8 @@
 """Encoders: from the declared type of a parameter to what writes its values.
 
 Python enforces no types, so an argument may be of any other. Its mark ends in the `home` of the parameter then, a
-digest of pattern, name and type. So a key with such a value is made by functions of this very pattern only, and what
-the keys of two functions have in common is known from their types (see `overlap`).
+digest of pattern, place and type. Only functions of this very pattern make a key with such a value. So the types alone
+say which keys two functions have in common: see `overlap`.
 """
 
 from __future__ import annotations
@@ -12,13 +12,16 @@ from collections.abc import Callable
 from enum import Enum
 from hashlib import blake2b
 from types import NoneType
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 from weakref import WeakSet
 
 from fastrdb.errors import KeyValueError
 
 from .declared import MAPPINGS, SEQUENCES, is_model, members, scalar_base
 from .encoding import CONTAINERS, Encoder, container, enum_text, kind_of, own_name, quote, search, undeclared, write
+
+if TYPE_CHECKING:
+    from .pattern import Pattern
 
 T = TypeVar("T")
 
@@ -29,9 +32,13 @@ _has_tag = re.compile("%[a-z]").search
 _of_ints: WeakSet[Encoder] = WeakSet()
 
 
-def home_of(pattern: str, name: str, declared: Any) -> str:
-    """Return what ends the marks of values of other types than declared, for one parameter under one pattern."""
-    text = "\n".join([pattern, name, *map(repr, members(declared, whole=True))])
+def home_of(pattern: Pattern, place: str, declared: Any) -> str:
+    """Return what ends the marks of values of other types than declared, at one place of the keys of one pattern.
+
+    Names of placeholders do not count: a function of one id may have the keys of one that takes many.
+    """
+    literals = [*(part.literal for part in pattern.parts), pattern.tail]
+    text = "\n".join(["{}".join(literals), place, *map(repr, members(declared, whole=True))])
     return f"~{blake2b(text.encode('utf-8', 'surrogatepass'), digest_size=_HOME_BYTES).hexdigest()}"
 
 
@@ -75,7 +82,7 @@ def is_container_type(kind: Any) -> bool:
 
 
 def _test_of(kind: Any) -> Callable[[Any], bool] | None:
-    """Return what tells whether a value is of a type; None for a type that says too little."""
+    """Return a test of whether a value is of a type; None for a type that says too little."""
     if get_origin(kind) is Literal:
         given = {(type(each), each) for each in get_args(kind)}
         types = {cls for cls, _ in given}

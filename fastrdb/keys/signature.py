@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from types import FrameType, NoneType
-from typing import Any, ForwardRef, Literal, get_args, get_origin
+from typing import Any, Final, ForwardRef, Literal, get_args, get_origin
 
 from fastrdb.errors import OptionError, PatternError, SchemaError
 
@@ -30,7 +30,8 @@ _SESSION = frozenset(("AsyncSession", "AsyncConnection", _SCOPED))
 SESSIONS = ("db", "session")
 """Names that a session has where no annotation says what it is, and among keyword arguments."""
 _SELF = frozenset(("self", "cls", "mcs"))
-_FIXED = frozenset((*SCALARS, NoneType))
+FIXED: Final = frozenset((*SCALARS, NoneType))
+"""Types of which no value can change."""
 _CLIENTS_AND_SESSIONS = ("redis.", "sqlalchemy.ext.asyncio")  # modules of their types
 _SEVERAL = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -338,6 +339,6 @@ class ResultShape:
 
 def is_fixed(run: partial[Any], copied: int = 0) -> bool:
     """Return True if no argument can change after the call, but for so many of which the load has a copy."""
-    kinds = [kind for each in (*run.args, *run.keywords.values()) if (kind := type(each)) not in _FIXED]
+    kinds = [kind for each in (*run.args, *run.keywords.values()) if (kind := type(each)) not in FIXED]
     fixed = [kind.__module__.startswith(_CLIENTS_AND_SESSIONS) and kind.__name__ != _SCOPED for kind in kinds]
     return fixed.count(False) <= copied and getattr(run.func, "__self__", None) is None

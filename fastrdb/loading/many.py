@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fastrdb.errors import OptionError, SchemaError
-from fastrdb.keys import BoundCall, BoundMany, CallPlan, ResultShape, cannot_change
+from fastrdb.keys import FIXED, BoundCall, BoundMany, CallPlan, ResultShape, cannot_change
 from fastrdb.runtime import Runtime, as_coroutine_of
 from fastrdb.transactions import is_expired, no_store, one_schema_map, session_of
 from fastrdb.values import Codec
@@ -123,7 +123,7 @@ class CachedMany(CachedFunction):
         else:
             reason = self.bypass_reason(call.store, call.client, call.session)
             call.run, call.keys_now = run, partial(self._keys_of, ids, type(values.ids))
-            call.copied = int(all(map(cannot_change, ids)))
+            call.copied = int(FIXED.issuperset(map(type, ids)) or all(map(cannot_change, ids)))
             if self.depends_on is not None:
                 call.tags_now = partial(self._tags_of, *given)
             found = await Loading(self, call, keys, load, refresh=refresh).resolve(reason, look=not refresh)
