@@ -199,7 +199,7 @@ class CallPlan:
             for at, part in enumerate(pattern.parts):
                 found = self._parameters.get(part.root) or self._parameters.get(self._kwargs or "")
                 declared = MISSING if found is None else attribute_type(_type_of(found), part.path)
-                encode = part_encoder(part, declared, home_of(pattern, str(at), declared), self._seal)
+                encode = part_encoder(part, declared, home_of(pattern.shape, str(at), declared), self._seal)
                 steps.append(Step(part, reader(part.path), encode, declared))
             aside = pattern.names | self._ignored | {self._kwargs}
             left = [each for each in self._parameters.values() if each.role == "value" and each.name not in aside]
@@ -210,7 +210,7 @@ class CallPlan:
 
     def _pair(self, parameter: Parameter, pattern: Pattern) -> Pair:
         declared = _type_of(parameter)
-        encode = sealed(encoder_for(declared, home_of(pattern, parameter.name, declared)), self._seal)
+        encode = sealed(encoder_for(declared, home_of(pattern.shape, parameter.name, declared)), self._seal)
         default = () if parameter.kind is inspect.Parameter.VAR_POSITIONAL else parameter.default
         try:
             text = None if default is MISSING else encode(default)

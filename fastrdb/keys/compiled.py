@@ -278,7 +278,7 @@ class Recipe:
     def keyword_encoder(self) -> Encoder:
         """The encoder of keyword arguments without a parameter of their own."""
         declared = self.parameters[self._kwargs].declared if self._kwargs else MISSING
-        home = home_of(self.pattern, "**", declared) if self.pattern else ""
+        home = home_of(self.pattern.shape, "**", declared) if self.pattern else ""
         return sealed(encoder_for(declared, home), self.seal)
 
     def is_aside(self, name: str, value: Any) -> bool:

@@ -12,16 +12,13 @@ from collections.abc import Callable
 from enum import Enum
 from hashlib import blake2b
 from types import NoneType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 from weakref import WeakSet
 
 from fastrdb.errors import KeyValueError
 
 from .declared import MAPPINGS, SEQUENCES, is_model, members, scalar_base
-from .encoding import CONTAINERS, Encoder, container, enum_text, kind_of, own_name, quote, search, undeclared, write
-
-if TYPE_CHECKING:
-    from .pattern import Pattern
+from .encoding import CONTAINERS, Encoder, container, counts_as, enum_text, own_name, quote, search, text_as, undeclared
 
 T = TypeVar("T")
 
@@ -32,13 +29,12 @@ _has_tag = re.compile("%[a-z]").search
 _of_ints: WeakSet[Encoder] = WeakSet()
 
 
-def home_of(pattern: Pattern, place: str, declared: Any) -> str:
-    """Return what ends the marks of values of other types than declared, at one place of the keys of one pattern.
+def home_of(shape: str, place: str, declared: Any) -> str:
+    """Return what ends the marks of values of other types than declared, at one place of the keys of a pattern.
 
     Names of placeholders do not count: a function of one id may have the keys of one that takes many.
     """
-    literals = [*(part.literal for part in pattern.parts), pattern.tail]
-    text = "\n".join(["{}".join(literals), place, *map(repr, members(declared, whole=True))])
+    text = "\n".join([shape, place, *map(repr, members(declared, whole=True))])
     return f"~{blake2b(text.encode('utf-8', 'surrogatepass'), digest_size=_HOME_BYTES).hexdigest()}"
 
 
@@ -47,7 +43,7 @@ def encoder_for(declared: Any, home: str = "") -> Encoder:
 
     Args:
         declared: the type.
-        home: of the parameter; "" where no other function's keys are to be told apart.
+        home: of the parameter; "" where no other function may have the key.
     """
     found, kinds = members(declared), members(declared, whole=True)
     takes_none = any(kind in _NONE or (get_origin(kind) is Literal and None in get_args(kind)) for kind in kinds)
@@ -61,7 +57,7 @@ def encoder_for(declared: Any, home: str = "") -> Encoder:
 
     def encode(value: Any) -> str:
         if value is None:
-            return write(None, None, none_home)
+            return text_as(None, None, none_home)
         return plain(value) if any(test is not None and test(value) for test in tests) else _other(value, home)
 
     return encode
@@ -92,8 +88,8 @@ def _test_of(kind: Any) -> Callable[[Any], bool] | None:
     if not isinstance(kind, type) or get_origin(kind) is not None:
         return None
     if (base := scalar_base(kind)) is not None:
-        own = kind_of(kind, base)
-        return lambda value: (other := scalar_base(type(value))) is not None and kind_of(type(value), other) is own
+        own = counts_as(kind, base)
+        return lambda value: (other := scalar_base(type(value))) is not None and counts_as(type(value), other) is own
     return (lambda value: isinstance(value, kind)) if issubclass(kind, Enum) else None
 
 
@@ -103,7 +99,7 @@ def _is_container(value: Any) -> bool:
 
 def _other(value: Any, home: str) -> str:
     """Return the text of a value of another type than declared."""
-    return write(value, _NO_SCALAR, home)
+    return text_as(value, _NO_SCALAR, home)
 
 
 def _encoder_of(member: Any, home: str, none_home: str) -> Encoder:
@@ -122,18 +118,18 @@ def _encoder_of(member: Any, home: str, none_home: str) -> Encoder:
 
 def _scalar_encoder(declared: type, home: str, none_home: str) -> Encoder:
     """Return the encoder of a parameter that declares a scalar type, or a class built on one."""
-    own = kind_of(declared, scalar_base(declared) or declared)
+    own = counts_as(declared, scalar_base(declared) or declared)
     if declared is str:
         # The commonest by far, and the regular expression alone decides: no call but one.
         def encode_str(value: Any) -> str:
             if type(value) is str:
                 return value if search(value) is None else quote(value)
-            return write(value, str, home if value is not None else none_home)
+            return text_as(value, str, home if value is not None else none_home)
 
         return encode_str
 
     def encode(value: Any) -> str:
-        return write(value, own, home if value is not None else none_home)
+        return text_as(value, own, home if value is not None else none_home)
 
     if declared is int:
         _of_ints.add(encode)
@@ -147,7 +143,7 @@ def _enum_encoder(declared: type[Enum], home: str, none_home: str) -> Encoder:
         if not isinstance(value, declared):
             return _other(value, home if value is not None else none_home)
         text = enum_text(value)
-        return write(value, declared) if _has_tag(text) or own_name(value) else text
+        return text_as(value, declared) if _has_tag(text) or own_name(value) else text
 
     return encode
 

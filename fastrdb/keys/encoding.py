@@ -161,7 +161,7 @@ _SCALARS: dict[type, tuple[str, Callable[[Any], tuple[str, str]]]] = {
 _PLAIN_UNDECLARED = frozenset((str, bool, int, float, UUID, datetime, date, time))
 
 
-def kind_of(cls: type, base: type) -> type:
+def counts_as(cls: type, base: type) -> type:
     """Return the class that values of *cls* count as: itself, but drivers give UUIDs of classes of their own."""
     return base if base is UUID and cls.__module__.startswith(_DRIVERS) else cls
 
@@ -169,7 +169,7 @@ def kind_of(cls: type, base: type) -> type:
 def _write_scalar(value: Any, base: type, own: type | None, home: str) -> str:
     """Return the text of a scalar; without a mark if it is of the kind *own*, or plain where no kind is declared."""
     cls = type(value)
-    kind = kind_of(cls, base)
+    kind = counts_as(cls, base)
     tag, parts = _SCALARS[base]
     text, rest = parts(value)
     rest = f"{rest}{own_name(value)}" if issubclass(cls, Enum) else rest
@@ -191,7 +191,7 @@ def _write_scalar(value: Any, base: type, own: type | None, home: str) -> str:
     return f"{text}{MARK}{tag}{rest}{name}{'' if kind is own else home}"
 
 
-def write(value: Any, own: type | None, home: str = "") -> str:
+def text_as(value: Any, own: type | None, home: str = "") -> str:
     """Return the text of a value where the type *own* is declared; None for a type that has no scalars.
 
     Args:
@@ -239,7 +239,7 @@ def undeclared(value: Any) -> str:
     Raises:
         KeyValueError: the value has no canonical form.
     """
-    return write(value, None)
+    return text_as(value, None)
 
 
 def forms_of(value: Any) -> tuple[str, ...]:

@@ -107,6 +107,11 @@ class Pattern:
         return frozenset(part.root for part in self.parts)
 
     @property
+    def shape(self) -> str:
+        """The text without the names of the placeholders."""
+        return "{}".join([*(part.literal for part in self.parts), self.tail])
+
+    @property
     def head(self) -> str:
         """The literal text before the first placeholder."""
         return self.parts[0].literal if self.parts else self.tail

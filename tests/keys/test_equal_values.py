@@ -192,7 +192,7 @@ class Loose(BaseModel):
 
 
 def test_extra_values_are_no_private_attributes() -> None:
-    """Nor are they fields that were not given, however they are called."""
+    """Nor are these fields that were not given, whatever their names."""
     private = Loose()
     private._note = 1
     alike = [Loose(_note=1), private, Loose(), Loose(**{"x*": 0}), Loose(x=0), Loose(**{"x%2A": 0})]  # type: ignore[call-arg]
