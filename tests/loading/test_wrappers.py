@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import pickle
 import typing
@@ -230,3 +231,22 @@ async def test_what_an_async_function_would_refuse_is_not_stored(client: Redis) 
     assert await client.get(hidden.key(1)) is None
     assert len(reasons) == 1
     assert "cache_if is async" in reasons[0]
+
+
+async def test_wrapper_with_another_default_declares_it(client: Redis) -> None:
+    """A call without the argument is not a call with the default of the inner function then."""
+
+    async def page(redis: Redis, limit: int = 10) -> int:
+        return limit
+
+    @functools.wraps(page)
+    async def wrapper(*args: Any, **kwargs: Any) -> int:
+        kwargs.setdefault("limit", 50)
+        return await page(*args, **kwargs)
+
+    signature = inspect.signature(page)
+    limit = signature.parameters["limit"].replace(default=50)
+    wrapper.__signature__ = signature.replace(parameters=[signature.parameters["redis"], limit])  # type: ignore[attr-defined]
+    read = cached("page")(wrapper)
+    assert [await read(client), await read(client, limit=10), await read(client, limit=50)] == [50, 10, 50]
+    assert read.stats.hits == 1
