@@ -156,7 +156,6 @@ class Runtime:
         self._publisher = Publisher(self.counted, self.registry) if publish else None
         if self._publisher is not None:
             self.samplers.append(self._publisher.tally)
-        _runtimes.add(self)
 
     def move(self, namespace: str, redis: Any) -> None:
         """Go on in another namespace, with another client, and forget all else: for tests."""
@@ -166,6 +165,7 @@ class Runtime:
         self._latest: _Latest = (_dead, None)
         # The client of the latest call, its thread, loop and store: get_running_loop() costs more than all the rest.
         self._recent: _Recent = (_dead, 0, _dead, None)
+        _runtimes.add(self)  # only now: others look at what is set here
 
     def counters(self, function: str) -> Counters:
         """Return the counters of one more decorated function."""

@@ -443,6 +443,16 @@ async def test_caches_whose_clients_come_with_calls_are_found(client: Redis, cap
     assert [record.getMessage() for record in caplog.records] == [str(finding)]
 
 
+@pytest.mark.parametrize("wrong", [{"redis": object()}, {"verify": 2}], ids=["client", "verify"])
+def test_a_cache_that_was_refused_is_no_other_cache(client: Redis, wrong: Any) -> None:
+    """Its error holds it, and may be kept."""
+    with pytest.raises((TypeError, OptionError)) as kept:
+        Cache(**wrong)
+    assert not Cache(client).check()
+    _plan_of(Cache(client), "one")
+    del kept
+
+
 # --- functions and their counts
 
 
