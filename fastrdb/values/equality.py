@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 _ABSENT = object()
 class_of: Callable[[object], Any] = type  # for the checker, to which a class cannot be hashed
-_PLAIN = frozenset({str, int, bool, NoneType, bytes, date})  # same type and equal is the same
-_SCALARS = _PLAIN | {float, Decimal, datetime, time, UUID}
+_PLAIN = frozenset({str, int, bool, NoneType, bytes, date, UUID})  # same type and equal is the same
+_SCALARS = _PLAIN | {float, Decimal, datetime, time}
 _CONTAINERS = (dict, list, tuple, set, frozenset, deque)
 _NUMBERS = (float, Decimal, datetime, time)  # compared by more than `==`, and by less than what `pickle` takes
 _DRIVER = "asyncpg"  # its UUIDs are of a class of its own, which has the methods of UUID
@@ -146,7 +146,7 @@ def _same_scalar(left: Any, right: Any) -> bool:
         return Decimal.as_tuple(left) == Decimal.as_tuple(right)  # 1.0 is not 1.00
     if isinstance(right, datetime | time):
         return bool(left == right and left.fold == right.fold and _same_zone(left.tzinfo, right.tzinfo))
-    return bool(left == right) and (type(right) is not UUID or left.is_safe is right.is_safe)
+    return bool(left == right)  # of a UUID not is_safe, which pydantic 2.11 sets whatever it was
 
 
 def _pickled(value: Any) -> dict[str, Any]:
