@@ -12,8 +12,8 @@ from typing import Any, Self
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-import asyncpg
 import pytest
+from asyncpg.pgproto import pgproto
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 from fastrdb import KeyValueError
@@ -248,7 +248,7 @@ def test_ids_with_classes_of_their_own_are_apart() -> None:
     values = UUID(text), UserId(text), OrgId(text)
     for declared in (MISSING, UUID, UserId, UserId | OrgId, str):
         assert len({encode_value(each, declared) for each in values}) == 3
-    assert encode_value(UserId(text), UserId) == encode_value(asyncpg.pgproto.pgproto.UUID(text), UUID) == text
+    assert encode_value(UserId(text), UserId) == encode_value(pgproto.UUID(text), UUID) == text
     assert [Prefix.of(f"k:{text}", whole=True).matches(f"k:{encode_value(each)}") for each in values] == [True] * 3  # type: ignore[union-attr]
 
 
