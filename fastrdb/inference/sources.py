@@ -142,7 +142,8 @@ class SQLite(Source):
         changes = connection.scalars(generated, {"name": name, "schema": schema})
         links = self._links(connection, place, schema, name)
         virtual = next((each for kind, each, of in made if kind == "table" and of == name.lower()), None)
-        reads = self.catalog.named_in(connection, " ".join(_CONTENT.findall(virtual or "")))
+        content = _CONTENT.match(virtual or "")
+        reads = NO_TABLES if content is None else self.catalog.named_in(connection, content[1])
         return Facts(reads, writes, changes=frozenset(changes), links=links)
 
     def function(self, connection: Connection, name: str) -> Function:

@@ -160,7 +160,7 @@ def _pickled(value: Any) -> dict[str, Any]:
     if isinstance(reduced, str):
         return {"name": reduced}
     _, args, state, *items = (*reduced, None, None, None)[:5]
-    found = {f"argument {number}": each for number, each in enumerate(args)}
+    found: dict[str, Any] = {f"argument {number}": each for number, each in enumerate(args or ())}
     found["items"] = [list(each or ()) for each in items]
     for number, part in enumerate(state if isinstance(state, tuple) else (state,)):
         named = _without_memos(part, type(value)) if isinstance(part, dict) else {"": part}

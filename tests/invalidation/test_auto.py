@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Mapped, mapped_column
 
 from fastrdb import Cache, OptionError
-from fastrdb.inference.catalog import _views
+from fastrdb.inference import catalog
 from fastrdb.testing.server import EmbeddedServer
 from fastrdb.transactions.follow import followers, lost
 from tests.support.servers.databases import Database
@@ -229,6 +229,8 @@ def test_a_cache_that_is_lost_is_logged_at_the_next_write(
 ) -> None:
     """A process that only writes may refer to its cache nowhere. One that was closed may go."""
     gc.collect()
+    of_modules = {*followers}
+    followers.clear()
     lost.clear()
 
     async def job(cache: Cache) -> None:
@@ -249,6 +251,7 @@ def test_a_cache_that_is_lost_is_logged_at_the_next_write(
     assert not followers
     assert not caplog.records
     asyncio.run(write())
+    followers.update(of_modules)
     assert [each.getMessage().partition(": the")[0] for each in caplog.records] == (
         [] if closes else ["Cache: a write is not followed"]
     )
@@ -400,10 +403,11 @@ async def test_effects_add_to_the_triggers_that_can_be_read(filled: Database, cl
             assert await club(db, 1) == "by a trigger"
 
 
-def test_views_of_several_caches_all_count(client: Redis) -> None:
+def test_views_of_several_caches_all_count(client: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two databases may have a view of one name: a tag too many is never stale."""
+    monkeypatch.setattr(catalog, "_views", {})
     kept = [Cache(client, auto=True, namespace=each.__name__, views={"Totals": [each]}) for each in (Person, Club)]
-    assert _views["totals"] == {Person.__tablename__, Club.__tablename__}
+    assert catalog._views["totals"] == {Person.__tablename__, Club.__tablename__}
     assert len(kept) == 2
 
 
