@@ -8,8 +8,7 @@ images, and each following cache invalidates what these reach.
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 from weakref import WeakSet
 
@@ -21,7 +20,6 @@ from fastrdb.inference import (
     Change,
     Names,
     Spread,
-    Verb,
     catalog_of,
     changes_of_text,
     check,
@@ -51,8 +49,6 @@ _MOST_CHANGES = 256
 stands for all that follow: it means any rows of the table."""
 _MAP = "schema_translate_map"
 _QUERIES = ("SELECT", "WITH", "VALUES", "TABLE")
-_VERBS: Mapping[str, Verb] = {"INSERT": "insert", "UPDATE": "update", "DELETE": "delete"}
-_SEVERAL_VERBS = re.compile(r"\b(?:CONFLICT|DUPLICATE|REPLACE)\b")
 _ELSEWHERE = frozenset({ANYTHING}), ("anything: the connection has another search_path",)
 _log = logging.getLogger("fastrdb")
 
@@ -157,7 +153,7 @@ def _writes(connection: Connection, transaction: Transaction, statement: str, co
     if connection.info.get(SEARCHES) and any("." not in change.table for change, _ in changes):
         covered = [*covered, Image(None)]
     for image in covered:
-        written.changes.append((_declared(connection, statement, image, following), following))
+        written.changes.append((_declared(connection, image, following), following))
     kept = list[Change]()
     for change, declared in changes:
         catalog = catalog_of(connection)
@@ -177,16 +173,13 @@ def _writes(connection: Connection, transaction: Transaction, statement: str, co
     written.latest = (context, kept)
 
 
-def _declared(connection: Connection, statement: str, image: Image, following: Collection[Follower]) -> Change | Image:
+def _declared(connection: Connection, image: Image, following: Collection[Follower]) -> Change | Image:
     """Return the change that stands for the declared rows of a statement: the database may write more because of it."""
     if image.table is None:
         return image
     catalog_of(connection).warm(connection, image.table, effects=[each.effects for each in following])
-    parts = statements_in(statement, connection.dialect.name)
-    is_plain = len(parts) == 1 and not _SEVERAL_VERBS.search(parts[0])
-    verb = _VERBS.get(parts[0].split()[0], "any") if is_plain else "any"
     texts = {name: each for name, each in (image.columns or {}).items() if each is not None}
-    return Change(verb, image.table, old=texts, new={**texts}, whole=image.columns is None)
+    return Change("any", image.table, old=texts, new={**texts}, whole=image.columns is None)
 
 
 def _following() -> tuple[Follower, ...]:
